@@ -20,6 +20,10 @@ class Status(IntEnum):
     INTERRUPTED = 130
 
 
+FULL_BROKER = "make room on its disk or in its memory: it accepts jobs again by itself"
+"""What to do about a broker that takes no writes."""
+
+
 class Failure(Exception):
     """A command failed; the message is the line that the user sees."""
 

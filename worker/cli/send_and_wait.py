@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from worker.cli.errors import Failure, Status
+from worker.cli.errors import FULL_BROKER, Failure, Status
 from worker.cli.outcome import Outcome, outcome_from_client, outcome_of
 from worker.cli.output import note
 from worker.cli.progress import Bar, await_end, bar
@@ -59,7 +59,7 @@ class Sender:
         try:
             return self.client.submit(spec, request, job_id=job_id)
         except BrokerUnavailable as error:
-            raise BrokerUnavailable(f"{error}; {_way_out(self.session.settings)}") from error
+            raise BrokerUnavailable(f"{error}; {way_out_of_broker(self.session.settings, error)}") from error
         except KeyboardInterrupt:
             note(f"job {job_id} may have been sent: `zot-artifacts jobs {job_id}` shows it")
             raise
@@ -109,7 +109,12 @@ def request_of(spec: TaskSpec[Any, Any], **fields: object) -> Any:
         raise Failure(f"{spec.kind}: {faults}", Status.USAGE, type_="InvalidRequest") from None
 
 
-def _way_out(settings: Settings) -> str:
+def way_out_of_broker(settings: Settings, error: Exception) -> str:
+    """Return what to do about a broker that a command could not send to."""
+    from zot_artifact_client.connection import takes_no_writes  # it imports Celery
+
+    if takes_no_writes(error):
+        return FULL_BROKER
     if settings.broker is None:
         return f"`zot-artifacts up` on {settings.home} was killed, start it again"
     return "start it, or correct ZOT_BROKER"

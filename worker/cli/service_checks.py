@@ -8,13 +8,14 @@ from celery import Celery
 from kombu.connection import Connection
 
 from worker.beat_scheduler import last_tick
+from worker.cli.errors import FULL_BROKER
 from worker.cli.rejected_messages import describe_counts, open_rejected
 from worker.limits.circuit_breaker import CircuitBreaker
 from worker.limits.expiring_counters import Counters
 from worker.limits.shared_redis import SharedRedis, result_backend
 from worker.settings.model import NoBroker, Settings
 from zot_artifact_client.broker_urls import parse_result_url, parse_url, redis_client
-from zot_artifact_client.connection import is_rabbitmq, is_redis, without_credentials
+from zot_artifact_client.connection import is_rabbitmq, is_redis, takes_no_writes, without_credentials
 from zot_artifact_client.contract import Queue
 from zot_artifact_client.errors import BrokerUnavailable
 
@@ -61,6 +62,8 @@ def broker_checks(settings: Settings) -> Iterator[Check]:
             yield _result_backend(settings.results_url)
     except redis.RedisError as error:
         way_out = "start `zot-artifacts up`" if settings.broker is None else "start it, or correct ZOT_BROKER"
+        if takes_no_writes(error):
+            way_out = FULL_BROKER
         yield Check("broker", "unknown", f"{name}: {_first_line(error)}", way_out)
         return
     yield from _rejected(settings)

@@ -1,27 +1,23 @@
 """Wait for a broker that is full: out of memory, or with a disk that takes no more of its append-only file."""
 
 import logging
-import re
 import time
 from collections.abc import Callable
 
 import redis
 from celery.worker import state
 
+from zot_artifact_client.connection import is_write_refused
 from zot_artifact_client.text_escaping import bounded
 
 logger = logging.getLogger(__name__)
 
 _WAIT = 1.0
-_FULL = re.compile(r"(?:^|caused error: )(OOM|MISCONF|NOREPLICAS|READONLY)\b")
-"""What a Redis answers that takes no writes for now, alone and in a pipeline, where redis-py puts the command first."""
 
 
 def is_full(error: BaseException | None) -> bool:
     """Return whether Redis refused a write that it will accept when it has room again."""
-    if isinstance(error, redis.OutOfMemoryError):
-        return True
-    return isinstance(error, redis.ResponseError) and _FULL.search(str(error)) is not None
+    return is_write_refused(error)
 
 
 def wait_for_room(write: Callable[[], None], what: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from celery import Celery
 from celery.exceptions import BackendError
 from kombu.exceptions import KombuError
-from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import AuthenticationError, OutOfMemoryError, RedisError, ResponseError
 
 from zot_artifact_client.broker_urls import RABBITMQ_SCHEMES, REDIS_SCHEMES, parse_result_url
 from zot_artifact_client.errors import BrokerUnavailable
@@ -25,6 +25,8 @@ RETRY_POLICY = {"max_retries": 1, "interval_start": 0.1, "interval_step": 0.2, "
 
 _UNREACHABLE = (OSError, RuntimeError, RedisError, KombuError, BackendError)
 # RuntimeError is how Celery's result consumer says that it gave up to reconnect.
+_FULL = re.compile(r"(?:^|caused error: )(OOM|MISCONF|NOREPLICAS|READONLY)\b")
+"""What a Redis answers that takes no writes for now, alone and in a pipeline, where redis-py puts the command first."""
 
 
 def celery_app(backend: str, **settings: Any) -> Celery:
@@ -78,18 +80,34 @@ def broker_errors(what: str, url: str) -> Iterator[None]:
         reason = error.__cause__ if silent and error.__cause__ else error
         line = next(iter(str(reason).strip().splitlines()), type(reason).__name__)
         line = line.partition(" : <redis.")[0].rstrip(".")  # a Sentinel's error shows the client with all its options
-        fault = "refuses the user or password" if _is_refused_login(error) else "cannot be reached"
+        refused = "refuses the user or password" if _is_refused_login(error) else "cannot be reached"
+        fault = "takes no writes now" if takes_no_writes(error) else refused
         msg = f"{what} {without_credentials(url)} {fault}: {bounded(line)}"
         raise BrokerUnavailable(msg) from error
 
 
+def takes_no_writes(error: BaseException | None) -> bool:
+    """Return whether this error, or one that caused it, is Redis refusing what it accepts when it has room again."""
+    return any(is_write_refused(each) for each in _causes(error))
+
+
+def is_write_refused(error: BaseException | None) -> bool:
+    """Return whether this error itself is Redis refusing what it accepts when it has room again."""
+    if isinstance(error, OutOfMemoryError):
+        return True
+    return isinstance(error, ResponseError) and _FULL.search(str(error)) is not None
+
+
 def _is_refused_login(error: BaseException | None) -> bool:
     """Return whether this error, or one that caused it, is Redis refusing a user or password."""
+    return any(isinstance(each, AuthenticationError) for each in _causes(error))
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and those that caused it."""
     while error is not None:
-        if isinstance(error, AuthenticationError):
-            return True
+        yield error
         error = error.__cause__ or error.__context__
-    return False
 
 
 class PerProcess(Generic[MadeT]):

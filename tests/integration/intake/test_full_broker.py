@@ -17,6 +17,11 @@ from tests.servers import Valkey
 from tests.servers.worker import Worker
 from tests.waiting import until
 from worker.catalogue import Catalogue
+from worker.cli.send_and_wait import way_out_of_broker
+from worker.cli.service_checks import broker_checks
+from worker.settings import load_settings
+from zot_artifact_client import ArtifactClient
+from zot_artifact_client.errors import BrokerUnavailable
 
 FIELDS = {"bucket": "releases", "key": "absent.tgz"}
 JOBS = 8
@@ -133,6 +138,24 @@ def test_a_full_disk_of_the_broker_loses_no_job_and_ends_no_worker(tmp_path: Pat
         assert worker.pid == pid
         assert worker.running
         catalogue.close()
+
+
+def test_a_broker_that_takes_no_writes_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service and `doctor` read that the broker takes no writes, and to make room, not to start it again."""
+    monkeypatch.setenv("ZOT_HOME", str(tmp_path / "home"))
+    with SmallDisk(tmp_path / "valkey") as server, redis.Redis.from_url(server.url) as broker:
+        monkeypatch.setenv("ZOT_BROKER", server.url)
+        server.fill()
+        until(lambda: "MISCONF" in _refusal(broker))
+        with (
+            ArtifactClient(server.url, server.url) as client,
+            pytest.raises(BrokerUnavailable, match="takes no writes now: MISCONF") as refused,
+        ):
+            client.verify("releases", "absent.tgz")
+        assert way_out_of_broker(load_settings(), refused.value).startswith("make room")
+        [check] = [each for each in broker_checks(load_settings()) if each.name == "broker"]
+        assert (check.outcome, str(check.way_out).startswith("make room")) == ("unknown", True)
+        server.make_room()
 
 
 def test_a_message_that_no_broker_could_record_outlives_its_worker(tmp_path: Path) -> None:
