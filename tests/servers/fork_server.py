@@ -9,6 +9,7 @@ Run as `python -m tests.servers.fork_server DESCRIPTOR`, the descriptor of a con
 
 # ruff: noqa: F401 - the forks use what is imported here; nothing among it reads a setting when it is imported
 
+import atexit
 import gc
 import importlib
 import json
@@ -17,12 +18,20 @@ import pkgutil
 import random
 import runpy
 import select
+import signal
 import socket
 import sys
+import threading
+import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import NoReturn
 
 import alembic.runtime.migration
+import boto3.session
+import botocore.handlers
+import botocore.httpsession
+import botocore.signers
 import celery.__main__
 import celery.app.task
 import celery.apps.beat
@@ -54,6 +63,10 @@ import worker.jobs.shutdown_flag
 import worker.metrics.totals_sender
 import worker.schedule
 import worker.settings
+import worker.storage.azure.driver
+import worker.storage.filesystem.driver
+import worker.storage.gcs.driver
+import worker.storage.s3.driver
 import zot_artifact_client
 from tests.servers.process import die_with_parent
 
@@ -126,9 +139,36 @@ def enter(arguments: Sequence[str], environment: Mapping[str, str], directory: s
         importlib.reload(module)
 
 
+def run(module: str) -> NoReturn:
+    """Run a module, and end with its status as Python does, without the tidying of memory.
+
+    Python would touch everything that was imported, so that the kernel copies all of it for the fork.
+    """
+    status = 1
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        status = 0
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException:  # noqa: BLE001 - of whatever kind, it ends the program
+        traceback.print_exc()
+    finally:
+        threading._shutdown()
+        atexit._run_exitfuncs()
+        with suppress(OSError):  # nothing reads it any more
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+
+
 if __name__ == "__main__":
     for found in pkgutil.walk_packages(tasks.__path__, "tasks."):
         importlib.import_module(found.name)
     gc.freeze()  # a fork would copy what a collection touches
     serve(socket.socket(fileno=int(sys.argv[1])))
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    run(sys.argv[0])

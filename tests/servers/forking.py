@@ -8,17 +8,15 @@ they have the command line of the fork server.
 import atexit
 import gc
 import os
-import runpy
 import signal
 import subprocess
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tests.servers.fork_server import enter
+from tests.servers.fork_server import enter, run
 
 HAVE_THREADS = frozenset({"celery"})
 """The modules that start processes beside threads of their own: what one of these forks needs an `exec`."""
@@ -39,12 +37,11 @@ class ForkingPopen(_Popen):  # type: ignore[type-arg]
 def _run_as_child(
     arguments: Sequence[str], environment: Mapping[str, str], kept: Sequence[int], prepare: Callable[[], None] | None
 ) -> NoReturn:
-    """Run a module where `Popen` would run a program, and end with its status.
+    """Run a module where `Popen` would run a program.
 
-    The streams and the working directory are those of the child already. Nothing of the parent's is on the way out:
-    an exception would run the `finally` blocks of its frames.
+    The streams and the working directory are those of the child already. It never returns to the frames of its parent,
+    whose `finally` blocks are not its own.
     """
-    status = 1
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -55,21 +52,14 @@ def _run_as_child(
         enter(arguments, environment, str(Path.cwd()), kept)
         if arguments[0] in HAVE_THREADS:
             subprocess.Popen = _Popen  # type: ignore[misc]
-        runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
-        status = 0
-    except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:  # noqa: BLE001 - as Python does at the end of a program
+        run(arguments[0])
+    except BaseException:  # noqa: BLE001 - run does not return
         traceback.print_exc()
     finally:
-        threading._shutdown()
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        os._exit(1)
 
 
 if __name__ == "__main__":
     del sys.argv[0]
     subprocess.Popen = ForkingPopen  # type: ignore[misc]
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    run(sys.argv[0])
