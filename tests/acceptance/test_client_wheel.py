@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tools.environments import Installer
+
 ROOT = Path(__file__).resolve().parents[2]
 
 USE_IT = """
@@ -53,8 +55,8 @@ def metadata(wheel: Path) -> Message:
 
 @pytest.fixture
 def empty_python(tmp_path: Path) -> Path:
-    """Make an environment that holds nothing but pip, and return its interpreter."""
-    venv.create(tmp_path / "empty", with_pip=True)
+    """Make an environment that holds nothing, and return its interpreter."""
+    venv.create(tmp_path / "empty")
     return tmp_path / "empty" / "bin" / "python"
 
 
@@ -90,7 +92,9 @@ def test_nothing_is_required_but_celery_and_pydantic(metadata: Message) -> None:
 def test_the_client_works_alone_in_an_empty_environment(wheel: Path, empty_python: Path, tmp_path: Path) -> None:
     """Installed with its dependencies only, every module of the client imports and a request can be made."""
     pins = _locked_versions(tmp_path / "constraints.txt")
-    _run(empty_python, "-m", "pip", "install", "--quiet", "--no-compile", "--constraint", pins, wheel, cwd=tmp_path)
+    Installer(Path(sys.executable)).install(
+        "install the client", ["--constraint", pins, wheel], print, into=empty_python
+    )
     where, present = _run(empty_python, "-I", "-c", USE_IT, cwd=tmp_path).splitlines()
     assert Path(where).is_relative_to(tmp_path / "empty")
     assert not present

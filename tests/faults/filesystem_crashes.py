@@ -4,6 +4,7 @@ The kernel copies the page tables of a process that forks. For the process of th
 takes several times as long as for one that has imported the store alone, and hundreds of writers have to die.
 """
 
+import gc
 import hashlib
 import io
 import itertools
@@ -53,6 +54,7 @@ def start(work: Callable[[], None]) -> int:
     child = os.fork()
     if child:
         return child
+    gc.disable()  # a collection would copy all that this process shares with its parent
     try:
         work()
     except BaseException as error:  # noqa: BLE001 - nothing of pytest may run on in the child

@@ -69,6 +69,8 @@ import worker.storage.gcs.driver
 import worker.storage.s3.driver
 import zot_artifact_client
 from tests.servers.process import die_with_parent
+from worker.storage.config import S3Config
+from worker.storage.s3.providers import make_client
 
 IN_SHARED_MEMORY = (worker.jobs.shutdown_flag,)
 """The modules whose memory a process shares with those that it forks; each fork here needs one of its own."""
@@ -166,9 +168,17 @@ def run(module: str) -> NoReturn:
         os._exit(status)
 
 
+def read_what_sdks_read() -> None:
+    """Let the SDK of S3 read its description of that, which all forks then have."""
+    keys = {"access_key_id": "none", "secret_access_key": "none"}
+    config = S3Config.model_validate({"bucket": "none", "endpoint": "http://127.0.0.1", **keys})
+    make_client("none", config).close()
+
+
 if __name__ == "__main__":
     for found in pkgutil.walk_packages(tasks.__path__, "tasks."):
         importlib.import_module(found.name)
+    read_what_sdks_read()
     gc.freeze()  # a fork would copy what a collection touches
     serve(socket.socket(fileno=int(sys.argv[1])))
     run(sys.argv[0])
