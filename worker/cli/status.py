@@ -35,7 +35,7 @@ from worker.cli.session import Session, opened
 from worker.cli.stores import unconfigured
 from worker.storage.config import FilesystemConfig
 from worker.storage.errors import StorageError
-from zot_artifact_client.contract import SWEEP_LEFTOVERS, SWEEP_PROBE, TASKS
+from zot_artifact_client.contract import SWEEP_LEFTOVERS, SWEEP_PROBE, TASKS, JobState
 
 _RECENT = timedelta(days=1)
 """The reads of this time give the rate of the forecast."""
@@ -70,6 +70,7 @@ def status(as_json: AsJson = False) -> None:
 
     The exit status is 1 if something is open, 3 if that is unknown, and otherwise 0.
     Open are findings that are not acknowledged, dead letters, open circuit breakers and failed probes of stores.
+    A sweep whose last run failed is open until a run succeeds.
     A queue without a worker, a beat that does not tick, and less than 1 GiB of free disk are open too.
     A pause is shown but is not open, because an operator began it.
 
@@ -102,7 +103,7 @@ def document_of(session: Session) -> dict[str, Any]:
         broken = breakers.result()
         checks = [*asked.result(), *(Check(f"store {name}", "bad", str(each)) for name, each in broken.items())]
         checks += _probed(runs.get(SWEEP_PROBE.kind), [name for name in session.settings.stores if name not in broken])
-        checks += [*_disks(session), *_log(session)]
+        checks += [*_failed(runs), *_disks(session), *_log(session)]
     return {
         "status": _status(findings, dead, checks),
         "at": now,
@@ -246,6 +247,19 @@ def _probed(run: LastRun | None, names: list[str]) -> Iterator[Check]:
                 f"its last probe failed: {fault}",
                 "repair it, then run `zot-artifacts sweep probe`",
             )
+
+
+def _failed(runs: Mapping[str, LastRun]) -> Iterator[Check]:
+    """Yield the sweeps whose last run failed: what they look for is not known since then."""
+    for kind, run in runs.items():
+        if run.state == JobState.FAILED:
+            message = (run.error or {}).get("message", "")
+            way_out = f"see `zot-artifacts jobs {run.job}`; its next run that succeeds ends this"
+            yield Check(f"sweep {_sweep_name(kind)}", "bad", f"its last run failed: {message}", way_out)
+
+
+def _sweep_name(kind: str) -> str:
+    return "cleanup" if kind == SWEEP_LEFTOVERS.kind else kind.removeprefix("sweep.")
 
 
 def _log(session: Session) -> Iterator[Check]:
@@ -407,8 +421,7 @@ def _sweep_cells(run: Mapping[str, Any], now: datetime) -> tuple[object, ...]:
     took = None if run["seconds"] is None else f"{run['seconds']:.1f} s"
     told = "; ".join(f"{name} {flat(value)}" for name, value in (run["result"] or {}).items() if value)
     error = (run["error"] or {}).get("message")
-    name = "cleanup" if run["sweep"] == SWEEP_LEFTOVERS.kind else run["sweep"].removeprefix("sweep.")
-    return name, began, took, f"{run['state']}: {error or told or 'nothing to do'}"
+    return _sweep_name(run["sweep"]), began, took, f"{run['state']}: {error or told or 'nothing to do'}"
 
 
 def _sum(findings: list[Mapping[str, Any]]) -> str:

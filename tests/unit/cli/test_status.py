@@ -179,6 +179,25 @@ def test_a_store_that_failed_its_last_probe_is_open(catalogue: Catalogue, zot: Z
     assert probed("second", {}) == {}
 
 
+def test_a_sweep_whose_last_run_failed_is_open(catalogue: Catalogue, zot: Zot) -> None:
+    """Where a sweep fails for good nothing is found any more, which is no good state; the next good run ends it."""
+
+    def ran(job: str, state: JobState, error: dict[str, Any] | None = None) -> dict[str, Any]:
+        begun = catalogue.ledger.acquire(
+            job, "sweep.leftovers", {}, owner="here", holds=None, parent=None, now=clock.now(),
+            lease=timedelta(seconds=30), queue="sweep",
+        )  # fmt: skip
+        assert isinstance(begun, Leased)
+        catalogue.ledger.finish(job, begun.record.fence, state, now=clock.now(), result={}, error=error)
+        _, document = zot("status")
+        return {each["name"]: each for each in document["checks"] if each["name"].startswith("sweep ")}
+
+    broken = ran("first", JobState.FAILED, {"type": "AccessDenied", "message": "dr: listing is denied"})
+    assert {name: each["outcome"] for name, each in broken.items()} == {"sweep cleanup": "bad"}
+    assert "dr: listing is denied" in broken["sweep cleanup"]["detail"]
+    assert ran("second", JobState.SUCCEEDED) == {}
+
+
 def test_sweeps_have_the_names_that_the_command_takes(catalogue: Catalogue, capsys: pytest.CaptureFixture[str]) -> None:
     """The last run of `sweep cleanup` is shown as `cleanup`, although its job has another kind."""
     begun = catalogue.ledger.acquire(
