@@ -9,6 +9,7 @@ import io
 import os
 import re
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -146,6 +147,7 @@ class Identity:
         self._unmarked_until = 0.0
         self._looked_below = False
         self._own_buckets: set[str] = set()
+        self._first_use = threading.Lock()
 
     def check(self, *, write: bool, fresh: bool = False) -> None:
         """Raise unless the store is the one that was used before; the result is reused for some minutes.
@@ -167,20 +169,16 @@ class Identity:
         self._checked = None
         known = self._own_known()
         found = self._read(known)
-        if found is None and known is None:
-            if not write:
-                self._unmarked_until = time.monotonic() + _UNMARKED_SECONDS
-                return
-            found = self._create()
+        if found is None and known is None and not write:
+            self._unmarked_until = time.monotonic() + _UNMARKED_SECONDS
+            return
+        if known is None:
+            with self._first_use:
+                known, found = self._introduce(write=write)
         if known is not None and found != known:
             self._refuse_other(known, found)
         if found is not None:
             self._refuse_same(found, write=write)
-        if found is not None and known is None:
-            self._known.put(self._driver.name, found)
-            known = self._own_known()
-            if known not in {None, found}:  # another machine was faster, with another disk
-                self._refuse_other(known, found)
         if write:
             self._refuse_nested(found, below=fresh or not self._looked_below)
             self._refuse_one_server(found)
@@ -245,8 +243,27 @@ class Identity:
             raise OtherStore(f"{where} is no marker of a store; remove it if it is not needed")
         return found[1].decode()
 
-    def _create(self) -> str | None:
-        store_id = secrets.token_hex(16)
+    def _introduce(self, *, write: bool) -> tuple[str | None, str | None]:
+        """Record the id of a store that is new here, and return the recorded id and that of its marker.
+
+        A store without conditional writes keeps the last of two markers that are written at one time, while the first
+        id to be recorded counts: the process that was slower writes the recorded one into the store.
+        """
+        known = self._own_known()
+        found = self._read(known)
+        created = found is None and known is None
+        if created:
+            found = self._create(secrets.token_hex(16))
+        if found is None or known is not None:
+            return known, found
+        self._refuse_same(found, write=write)
+        self._known.put(self._driver.name, found)
+        known = self._own_known()
+        if created and known not in {None, found} and not self._driver.capabilities.conditional_writes:
+            found = self._create(str(known))
+        return known, found
+
+    def _create(self, store_id: str) -> str | None:
         content = f"zot-store {store_id}\n".encode()
         body = VerifyingReader(io.BytesIO(content))
         info = WriteInfo(len(content), _sha256(content))

@@ -1,14 +1,19 @@
 """The catalogue knows which store was used under a name, so that a new machine knows it too."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.conformance.bodies import source
+from tests.memory_driver import MemoryDriver
+from tests.waiting import WITHIN
 from worker.catalogue import Catalogue
-from worker.storage import FilesystemConfig, Stores
+from worker.storage import Capabilities, FilesystemConfig, Store, Stores
 from worker.storage.errors import NotFound
-from worker.storage.identity import OtherStore
+from worker.storage.identity import MARKER_KEY, Identity, OtherStore
 
 DATA = b"bytes"
 
@@ -46,6 +51,53 @@ def test_two_machines_that_begin_at_once_keep_one_of_two_disks(catalogue, tmp_pa
     assert known.get("disk") == "1" * 32
     with pytest.raises(OtherStore):
         _machine(catalogue, tmp_path / "run", disk=other)["disk"].write_object("b", "k", source(DATA))
+
+
+class _Unconditional(MemoryDriver):
+    """A store that keeps the last of two writes. The first markers are written once all processes miss one."""
+
+    def __init__(self, processes: int) -> None:
+        super().__init__("s3")
+        self._begun = threading.Barrier(processes)
+        self._first = threading.local()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return replace(super().capabilities, conditional_writes=False)
+
+    def put(self, bucket, key, body, info, *, condition=None):
+        if key == MARKER_KEY and not getattr(self._first, "done", False):
+            self._first.done = True
+            self._begun.wait(WITHIN)
+        return super().put(bucket, key, body, info, condition=condition)
+
+
+def test_processes_that_begin_at_once_agree_on_one_marker(catalogue, tmp_path):
+    """Also where a store cannot refuse a second marker, the id that is recorded is that of the store in the end."""
+    driver, known = _Unconditional(2), catalogue.store_identities(["s3"], tmp_path)
+
+    def begin(key: str) -> None:
+        Store(driver, identity=Identity(driver, known)).write_object("b", key, source(DATA))
+
+    with ThreadPoolExecutor(2) as processes:
+        for done in [processes.submit(begin, "one"), processes.submit(begin, "two")]:
+            done.result(WITHIN)
+    begin("three")
+
+
+def test_threads_that_begin_at_once_make_one_marker(catalogue, tmp_path):
+    """A page of many threads may be what a store sees first."""
+    driver = _Unconditional(1)
+    store = Store(driver, identity=Identity(driver, catalogue.store_identities(["s3"], tmp_path)))
+    together = threading.Barrier(8)
+
+    def write(number: int) -> None:
+        together.wait(WITHIN)
+        store.write_object("b", f"{number}", source(DATA))
+
+    with ThreadPoolExecutor(8) as threads:
+        for done in [threads.submit(write, number) for number in range(8)]:
+            done.result(WITHIN)
 
 
 def test_the_files_of_a_version_before_still_count(catalogue, tmp_path, disk):
