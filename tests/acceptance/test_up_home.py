@@ -7,7 +7,6 @@ import pytest
 
 from tests.acceptance.commands import Zot
 from tests.acceptance.forked_up import running
-from worker.embedded import up_subprocess
 
 
 def test_any_name_of_the_data_directory_works(tmp_path: Path) -> None:
@@ -17,7 +16,7 @@ def test_any_name_of_the_data_directory_works(tmp_path: Path) -> None:
     source = tmp_path / "app.tgz"
     source.write_bytes(b"release one")
     zot = Zot(home)
-    with up_subprocess.running(home, "--no-beat", "--no-flower"):
+    with running(home, "--no-beat", "--no-flower"):
         assert zot("upload", source, "releases/app.tgz").status == 0
     assert (home / "catalogue.sqlite3").exists()
     assert zot("ls", "--json").document["artifacts"][0]["key"] == "app.tgz"

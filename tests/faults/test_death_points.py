@@ -281,7 +281,8 @@ class Scene:
 
     def come_to_rest(self, jobs: Sequence[Job[Any]]) -> None:
         """Wait until all jobs have ended and no message is left, not even one that comes twice; sweep the stores."""
-        until(lambda: all(JobState(self.record(job).state).terminal for job in jobs))
+        for job in jobs:
+            until(lambda job=job: JobState(self.record(job).state).terminal)
         until(lambda: not self._messages())
         self._staged = [str(path) for path in (self.worker.home / "staging").iterdir()]  # a sweep would find it too
         self.client.submit(SWEEP_LEFTOVERS, SweepLeftoversRequest()).wait(WITHIN)

@@ -94,7 +94,8 @@ class Scene:
         return self.client.batch(verb, BUCKET, f"{prefix}/", **more)
 
     def come_to_rest(self, jobs: list[Job[Any]]) -> None:
-        until(lambda: all(self._ended(job) for job in jobs))
+        for job in jobs:
+            until(lambda job=job: self._ended(job))
         until(lambda: not self._messages())
 
     def _ended(self, job: Job[Any]) -> bool:
