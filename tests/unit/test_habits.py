@@ -8,7 +8,9 @@ import sys
 import tokenize
 import tomllib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -40,11 +42,11 @@ SENTENCE_END = re.compile(r"[.:?!][)*_\"]*$")
 PIN = re.compile(r"^([a-z0-9][a-z0-9.-]*)==(\S+?)(?: ; [^\\]+)? \\$")
 
 
-def _tests() -> Iterator[tuple[str, ast.FunctionDef]]:
+def _tests() -> Iterator[tuple[str, str]]:
+    """Yield the name of each test and its docstring."""
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-                yield f"{path.relative_to(ROOT)}::{node.name}", node
+        for name, docstring in _source(path).tests:
+            yield f"{path.relative_to(ROOT)}::{name}", docstring
 
 
 def _python() -> Iterator[Path]:
@@ -59,24 +61,41 @@ def _markdown() -> Iterator[Path]:
     yield from (path for path in sorted([*found, *(ROOT / folder / "README.md" for folder in CODE)]) if path.is_file())
 
 
-def _prose_of_python(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield each comment and string with its line; of tests no string but docstrings, because the others are data."""
+@dataclass(frozen=True)
+class Source:
+    """What a Python file tells its readers.
+
+    Attributes:
+        docstring: of the module.
+        prose: each comment and string with its line; of tests no string but docstrings, because the others are data.
+        tests: the name and the docstring of each test.
+    """
+
+    docstring: str
+    prose: tuple[tuple[int, str], ...]
+    tests: tuple[tuple[str, str], ...]
+
+
+@cache
+def _source(path: Path) -> Source:
+    """Return what a file tells, without its syntax tree: those of all files would fill the memory."""
     source = path.read_text()
     tree = ast.parse(source)
-    owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    docstrings = {
-        id(node.body[0].value)
-        for node in ast.walk(tree)
-        if isinstance(node, owners) and node.body and isinstance(node.body[0], ast.Expr)
-    }
+    docstrings, strings, tests = set[int](), list[ast.Constant](), list[tuple[str, str]]()
     for node in ast.walk(tree):
-        if not isinstance(node, ast.Constant) or not isinstance(node.value, str) or " " not in node.value:
-            continue
-        if id(node) in docstrings or not path.is_relative_to(ROOT / "tests"):
-            yield node.lineno, node.value
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            yield token.start[0], token.string
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            if node.body and isinstance(node.body[0], ast.Expr):
+                docstrings.add(id(node.body[0].value))
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                tests.append((node.name, ast.get_docstring(node) or ""))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
+            strings.append(node)
+    data = path.is_relative_to(ROOT / "tests")
+    prose = [(each.lineno, str(each.value)) for each in strings if id(each) in docstrings or not data]
+    if "#" in source:
+        tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+        prose += [(token.start[0], token.string) for token in tokens if token.type == tokenize.COMMENT]
+    return Source(ast.get_docstring(tree) or "", tuple(prose), tuple(tests))
 
 
 def _prose_of_markdown(path: Path, hide: tuple[str, ...] = ("|", "<", "[")) -> Iterator[tuple[int, str]]:
@@ -91,7 +110,7 @@ def _prose_of_markdown(path: Path, hide: tuple[str, ...] = ("|", "<", "[")) -> I
         yield number, "" if marker or hidden or text.startswith(hide) else text
 
 
-def _banned(path: Path, prose: Iterator[tuple[int, str]]) -> Iterator[str]:
+def _banned(path: Path, prose: Iterable[tuple[int, str]]) -> Iterator[str]:
     for number, text in prose:
         for match in BANNED.finditer(QUOTED.sub("", text)):
             yield f"{path.relative_to(ROOT)}:{number}: {match[0]}"
@@ -99,7 +118,7 @@ def _banned(path: Path, prose: Iterator[tuple[int, str]]) -> Iterator[str]:
 
 def test_prose_uses_the_words_of_the_glossary() -> None:
     """Docstrings, comments, messages, help texts and Markdown hold no word that the glossary replaces."""
-    found = [hit for path in _python() for hit in _banned(path, _prose_of_python(path))]
+    found = [hit for path in _python() for hit in _banned(path, _source(path).prose)]
     found += [hit for path in _markdown() for hit in _banned(path, _prose_of_markdown(path, ("<",)))]
     found += [name for name, _ in _tests() if BANNED.search(name.split("::")[1].replace("_", " "))]
     assert found == []
@@ -107,7 +126,7 @@ def test_prose_uses_the_words_of_the_glossary() -> None:
 
 def test_a_module_says_in_one_sentence_what_it_holds() -> None:
     """The first line of a module's docstring is one sentence, with its full stop."""
-    lines = {path: (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0] for path in _python()}
+    lines = {path: _source(path).docstring.split("\n")[0] for path in _python()}
     wrong = [
         f"{path.relative_to(ROOT)}: {line}"
         for path, line in lines.items()
@@ -135,7 +154,7 @@ def test_markdown_has_one_sentence_a_line() -> None:
 
 def test_every_test_says_what_it_promises() -> None:
     """Each test has a docstring, so that a red one says what no longer holds."""
-    silent = [name for name, node in _tests() if not ast.get_docstring(node)]
+    silent = [name for name, docstring in _tests() if not docstring]
     assert silent == []
 
 

@@ -80,10 +80,10 @@ def test_a_budget_is_used_up_however_seldom_the_sweep_runs(every: timedelta) -> 
     state, read = BudgetState(at=NOON), 0
     for run in range(1, 4 * DAY // every + 1):
         now = NOON + run * every
-        wanted = most(state, 1, budget, FREE, now, every=every)
+        wanted = most(state, 60, budget, FREE, now, every=every)
         assert wanted is not None
-        state, count = take(state, [1] * wanted, budget, FREE, now, every=every)
-        read += count
+        state, count = take(state, [60] * wanted, budget, FREE, now, every=every)
+        read += 60 * count
     assert 0.95 < read / (4 * 86_400) <= 1
 
 
