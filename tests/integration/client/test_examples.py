@@ -21,7 +21,8 @@ import pytest
 from celery import Celery
 
 from tests.servers import Valkey
-from tests.servers.process import REPOSITORY, Server, free_port
+from tests.servers.forks import PythonServer
+from tests.servers.process import REPOSITORY, free_port
 from tests.servers.worker import Worker
 from tests.waiting import WITHIN
 from zot_artifact_client import ArtifactClient
@@ -46,7 +47,7 @@ def broker(valkey: Valkey, source: str, tmp_path_factory: pytest.TempPathFactory
         yield valkey.url
 
 
-class Service(Server):
+class Service(PythonServer):
     """A service of `examples/`, as its own process."""
 
     name = "service"
