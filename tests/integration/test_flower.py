@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import pytest
 from celery import Celery
 
 from tests.servers import Valkey
-from tests.servers.process import REPOSITORY, free_port
+from tests.servers.process import REPOSITORY
 from tests.servers.worker import Worker
 from tests.waiting import WITHIN, until
 from zot_artifact_client import ArtifactClient
@@ -35,26 +35,30 @@ def started(url: str, directory: Path, *options: str, **more: object) -> "subpro
     return subprocess.Popen(command, env=environment, cwd=directory, text=True, **more)
 
 
+class Flower(Worker):
+    """Flower of the worker's application, with a password."""
+
+    name = "flower"
+
+    def command(self) -> Sequence[str]:
+        options = ("--address=127.0.0.1", f"--port={self.port}", "--basic-auth=a:b")
+        return (sys.executable, "-m", "celery", "-A", "worker.app", "flower", *options)
+
+    def probe(self) -> None:
+        try:
+            httpx.get(f"http://127.0.0.1:{self.port}/healthcheck", trust_env=False)
+        except httpx.TransportError as error:
+            raise ConnectionError(str(error)) from error
+
+
 @contextmanager
 def flower(url: str, directory: Path) -> Iterator[httpx.Client]:
-    port = free_port()
     with (
-        (directory / "flower.log").open("w") as log,
-        started(url, directory, f"--port={port}", "--basic-auth=a:b", stdout=log, stderr=log) as process,
+        Flower(directory, url) as server,
+        httpx.Client(base_url=f"http://127.0.0.1:{server.port}", trust_env=False, timeout=WITHIN) as web,
     ):
-        try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=WITHIN) as web:
-                until(lambda: _answers(web))
-                yield web
-        finally:
-            process.terminate()
-
-
-def _answers(web: httpx.Client) -> bool:
-    try:
-        return bool(web.get("/healthcheck").status_code)
-    except httpx.TransportError:
-        return False
+        yield web
+        server.stop()  # it keeps its tasks at an orderly end
 
 
 def test_flower_without_authentication_does_not_start(url, tmp_path):
