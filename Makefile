@@ -105,7 +105,7 @@ release-dry-run: dev-environment ## Build what a release delivers into dist/: wh
 	.venv-servers/audit/bin/cyclonedx-py environment build/image/bin/python --pyproject pyproject.toml \
 		--mc-type application --output-reproducible --output-format JSON --output-file dist/sbom.cdx.json
 	cd dist && sha256sum *.whl *.tar.gz requirements.lock sbom.cdx.json > SHA256SUMS && cat SHA256SUMS
-	$(BIN)/python tools/trial_signature.py dist/SHA256SUMS
+	$(BIN)/python tools/dry_run_signature.py dist/SHA256SUMS
 
 # Our own client is in no registry, so it is offered as a wheel and left out of what is locked.
 # UPGRADE=--upgrade moves everything, UPGRADE="-P celery" one package.

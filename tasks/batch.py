@@ -45,7 +45,7 @@ from worker.catalogue import (
     PageCounts,
 )
 from worker.context import Context, JobContext
-from worker.jobs.cancellation import request_cancel
+from worker.jobs.cancel_jobs import request_cancel
 from worker.jobs.outbox import Outbox
 from worker.jobs.running_job import Continue, RunningJob
 from worker.jobs.task import artifact_task

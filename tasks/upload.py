@@ -5,9 +5,9 @@ from contextlib import AbstractContextManager
 
 from worker import clock
 from worker.artifacts.artifact_copies import ArtifactJob, Records
+from worker.artifacts.parts_staged_in_store import assembled, is_staged_in_store, remove_parts
 from worker.artifacts.per_store import check_storage_classes, for_each_store
 from worker.artifacts.sources import HashedSource, Source, open_source, remove_partial, remove_staged
-from worker.artifacts.staged_parts import assembled, is_staged_in_store, remove_parts
 from worker.context import Context, JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task

@@ -23,7 +23,7 @@ from worker.flower.setup import set_up
 from worker.jobs import shutdown_flag
 from worker.jobs.redis_keys_of_wrong_type import move_wrong_types
 from worker.jobs.result_backend import use_atomic_result_backend
-from worker.limits.pauses import mirror_queues
+from worker.limits.check_pauses import mirror_queues
 from worker.limits.shared_redis import result_backend
 from worker.log_escaping import make_safe, quieten_celery
 from worker.metrics.totals_sender import Sender
@@ -276,7 +276,7 @@ def _configured_app() -> Celery:
         logging.basicConfig(format="[%(asctime)s: %(levelname)s] %(message)s")
         make_safe(logging.getLogger(), as_json=settings.log.format == "json")
     if settings.log.format == "json":
-        from worker.celery_output import print_only_json  # loads Celery's worker, which a command does not need
+        from worker.celery_output_as_json import print_only_json  # loads Celery's worker, which a command does not need
 
         print_only_json(made)
     return made

@@ -5,7 +5,7 @@ import logging
 from worker.app import app
 from worker.catalogue import CatalogueError
 from worker.context import current
-from worker.jobs.cancellation import cancel_waiting_jobs
+from worker.jobs.cancel_jobs import cancel_waiting_jobs
 from worker.jobs.task import clean_up
 
 logger = logging.getLogger(__name__)

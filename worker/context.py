@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from worker.catalogue import Artifact, Catalogue
 from worker.limits.admission import Admission
+from worker.limits.check_pauses import PauseCheck
 from worker.limits.limited_store import Job, LimitedStores
-from worker.limits.pauses import PauseCheck
 from worker.limits.shared_redis import SharedRedis
 from worker.settings import Settings
 from worker.storage import Stores

@@ -14,9 +14,9 @@ from celery import current_app
 from kombu.exceptions import OperationalError
 
 from worker import clock
+from worker.artifacts.parts_staged_in_store import is_staged_in_store, old_uploads, read_source
 from worker.artifacts.per_store import SingleFailures, for_each_store
 from worker.artifacts.quarantined_bytes import purge, quarantined
-from worker.artifacts.staged_parts import is_staged_in_store, old_uploads, read_source
 from worker.catalogue import OpenTransfer, UploadIntent
 from worker.context import JobContext
 from worker.jobs.outbox import Outbox

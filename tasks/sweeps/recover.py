@@ -11,14 +11,14 @@ from tasks.batch import UNSEEN, end_batch_items
 from worker import clock
 from worker.catalogue import CatalogueUnavailable, JobRecord
 from worker.context import Context, current
-from worker.counters_in_memory import RESENT
-from worker.jobs.cancellation import cancel_waiting_jobs
+from worker.jobs.cancel_jobs import cancel_waiting_jobs
 from worker.jobs.outbox import Outbox
 from worker.jobs.redis_keys_of_wrong_type import move_wrong_types
-from worker.jobs.republish_ends import republish_ends
+from worker.jobs.republish_results import republish_results
 from worker.jobs.task import MORE_DELAY, clean_up
-from worker.limits.pauses import mirror_queues
+from worker.limits.check_pauses import mirror_queues
 from worker.limits.snooze import LONGEST_PAUSE
+from worker.metric_counters import RESENT
 from worker.settings import Settings
 from zot_artifact_client.contract import SWEEP_RECOVER, SWEEP_WEBHOOKS, TASKS, SweepRecoverResult
 
@@ -51,7 +51,7 @@ def recover(context: Context, app: Celery) -> SweepRecoverResult:
     jobs = _step("overdue jobs", lambda: _resend_overdue(context, app))
     RESENT.add("message lost", count=messages)
     RESENT.add("job silent", count=jobs)
-    _step("result backend", lambda: republish_ends(context, app))
+    _step("result backend", lambda: republish_results(context, app))
     _step("removed webhooks", lambda: _see_removed_webhooks(context))
     _step("old jobs and findings", lambda: _prune(context))
     return SweepRecoverResult(messages=messages, jobs=jobs, cancelled=cancelled)

@@ -58,9 +58,9 @@ def serve(listener: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    from worker.artifacts import staged_parts
+    from worker.artifacts import parts_staged_in_store
 
-    staged_parts.PART = 1 << 20
+    parts_staged_in_store.PART = 1 << 20
     for name, (target, side) in POINTS.items():
         wrap(target, lambda call, name=name, side=side: _here(Path(sys.argv[2]) / "order", name, side, call))
     with socket.create_server(("127.0.0.1", int(sys.argv[1])), backlog=64) as shared:

@@ -23,7 +23,7 @@ from tests.faults.fleet import QUICK
 from tests.servers import Ministack, Valkey
 from tests.servers.worker import Worker
 from tests.waiting import WITHIN, until
-from worker.artifacts.staged_parts import source_of
+from worker.artifacts.parts_staged_in_store import source_of
 from worker.catalogue import Catalogue, JobRecord
 from worker.storage import Stores
 from worker.storage.config import FilesystemConfig, S3Config

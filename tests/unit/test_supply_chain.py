@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tools.audit import audit, read
-from tools.trial_signature import signed_and_verified
+from tools.dry_run_signature import signed_and_verified
 
 ROOT = Path(__file__).resolve().parents[2]
 PINS = re.findall(r"^([a-z0-9][a-z0-9.-]*)==", (ROOT / "requirements.lock").read_text(), flags=re.MULTILINE)

@@ -7,8 +7,8 @@ from typing import Any
 
 from worker.alarms import mail, webhook
 from worker.alarms.backoff import backoff
-from worker.alarms.digest_text import text_of
 from worker.alarms.errors import AlarmUndelivered
+from worker.alarms.message_text import text_of
 from worker.catalogue import Alarms, FindingKind, Findings
 from worker.settings.alarms import AlarmSettings
 

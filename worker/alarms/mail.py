@@ -8,8 +8,8 @@ from email.message import EmailMessage
 from email.utils import format_datetime
 from typing import Any
 
-from worker.alarms.digest_text import subject_of, text_of
 from worker.alarms.errors import AlarmUndelivered
+from worker.alarms.message_text import subject_of, text_of
 from worker.settings.alarms import EmailSettings
 from zot_artifact_client.text_escaping import bounded
 

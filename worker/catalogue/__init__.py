@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
-from worker.catalogue.alarms import Alarms, ChannelState, PendingDigest
+from worker.catalogue.alarm_digests import Alarms, ChannelState, PendingDigest
 from worker.catalogue.artifact_locks import ArtifactLocks
 from worker.catalogue.artifacts import Artifacts, FinishedCopy, NewVersion, Recorded, Superseded
 from worker.catalogue.backup_times import BackupTimes
@@ -29,7 +29,6 @@ from worker.catalogue.checks_without_reading import (
     RecordedEvidence,
 )
 from worker.catalogue.companion_artifacts import Companions, NamedCompanion, WrongCompanion
-from worker.catalogue.copy_claims import AHEAD, GRACE, SweepClaims
 from worker.catalogue.coverage import Coverage, CoverageQueries, LastRun, OverdueCopy
 from worker.catalogue.database import (
     CatalogueError,
@@ -43,7 +42,6 @@ from worker.catalogue.delete_approvals import ApprovalState, CannotDecide, Delet
 from worker.catalogue.deletions import Deletions, KeptTombstone, NotDeleted, Tombstone
 from worker.catalogue.export import ExportSummary, Sink, count_rows, export
 from worker.catalogue.fencing import FencedDatabase, LostLease
-from worker.catalogue.figures import EndedJob, Figures, ResolvedFinding
 from worker.catalogue.findings import COPY_KINDS, FindingCount, FindingRecord, Findings, NewFinding
 from worker.catalogue.history import Event, History
 from worker.catalogue.holds import Hold, Holds, HoldTooLate, OnHold
@@ -51,17 +49,19 @@ from worker.catalogue.job_admin import JobAdmin
 from worker.catalogue.job_webhooks import JobWebhooks, PendingWebhook, ReceiverState
 from worker.catalogue.ledger import EndNotDurable, Finished, Held, Leased, Ledger, OtherRequest, last_cause
 from worker.catalogue.load_export import BadExport, NotEmpty, load_export
+from worker.catalogue.metrics_queries import EndedJob, Figures, ResolvedFinding
 from worker.catalogue.multipart_uploads import OpenTransfer, Transfers, UploadIntent
 from worker.catalogue.pages import Group, Page, PageCopy, PageOutcome, Pages, PlannedPage
 from worker.catalogue.pauses import Pause, Pauses, Scope
 from worker.catalogue.rebuilding import FoundKey, FoundObject, KnownKey, Rebuilding, Rebuilt, Rules
 from worker.catalogue.reconciliation import ReconcileRun, Reconciliations, RecordedCopy, SettledFinding, Sighting
+from worker.catalogue.recorded_stores import ForgottenStore, StoreRecords
 from worker.catalogue.records import BAD, Artifact, Copy, CopyState, Finding, FindingKind, JobRecord, LogHead
 from worker.catalogue.repairable_copies import Repairs, UntrustedStore
 from worker.catalogue.store_identities import StoreIdentities
-from worker.catalogue.stores import ForgottenStore, StoreRecords
+from worker.catalogue.sweep_claims import AHEAD, GRACE, SweepClaims
 from worker.catalogue.tokens import AccessToken, AccessTokens
-from worker.catalogue.verifications import Outcome, VerdictRow, Verifications
+from worker.catalogue.verification_log import Outcome, VerdictRow, Verifications
 from worker.storage.identity import KnownIdFiles
 
 __all__ = [

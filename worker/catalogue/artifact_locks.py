@@ -10,8 +10,8 @@ from datetime import datetime, timedelta
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from worker.catalogue.compiled_statements import Prepared
 from worker.catalogue.database import Database
-from worker.catalogue.prepared import Prepared
 from worker.catalogue.tables import artifact_locks, jobs
 from zot_artifact_client.contract import JobState
 

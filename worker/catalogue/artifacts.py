@@ -10,10 +10,10 @@ from sqlalchemy import Connection, Row
 
 from worker import clock
 from worker.catalogue.bulk import by_bucket
+from worker.catalogue.compiled_statements import Prepared
 from worker.catalogue.database import CatalogueError, Database
 from worker.catalogue.findings import note_deletes, note_tombstones, note_writes
 from worker.catalogue.holds import OnHold, check_hold
-from worker.catalogue.prepared import Prepared
 from worker.catalogue.records import BAD, Artifact, Copy, CopyState
 from worker.catalogue.tables import CURRENT, artifacts, canaries, copies, manifests
 from worker.storage import Digest

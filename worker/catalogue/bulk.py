@@ -19,7 +19,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeEngine
 
-from worker.catalogue.prepared import execute
+from worker.catalogue.compiled_statements import execute
 from worker.catalogue.types import UtcDateTime
 
 _MOMENT = UtcDateTime()

@@ -9,9 +9,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from worker.catalogue.artifacts import FIRST_READS, SPREADS
-from worker.catalogue.copy_claims import NOT_ARCHIVED
 from worker.catalogue.database import Database
 from worker.catalogue.records import BAD, CopyState
+from worker.catalogue.sweep_claims import NOT_ARCHIVED
 from worker.catalogue.tables import BAD_VERDICT, SWEEPS, artifacts, copies, findings, jobs, verifications
 from worker.storage import Verdict
 from worker.storage.keys import CANARY_BUCKET

@@ -18,7 +18,7 @@ from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from worker.catalogue import postgresql, sqlite
-from worker.counters_in_memory import TRANSACTIONS
+from worker.metric_counters import TRANSACTIONS
 
 logger = logging.getLogger(__name__)
 

@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from worker.catalogue.compiled_statements import Prepared
 from worker.catalogue.database import CatalogueError, Database
-from worker.catalogue.prepared import Prepared
 from worker.catalogue.tables import jobs
 from zot_artifact_client.contract import JobState
 

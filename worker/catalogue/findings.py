@@ -12,8 +12,8 @@ from sqlalchemy import Connection, Row
 from sqlalchemy.dialects import postgresql, sqlite
 
 from worker.catalogue.bulk import by_bucket
+from worker.catalogue.compiled_statements import Prepared
 from worker.catalogue.database import Database
-from worker.catalogue.prepared import Prepared
 from worker.catalogue.records import BAD, CopyState, FindingKind
 from worker.catalogue.tables import CURRENT, artifacts, canaries, copies, findings
 from worker.catalogue.types import Text, without_nul
@@ -22,7 +22,7 @@ from worker.storage.keys import CANARY_BUCKET
 
 if TYPE_CHECKING:
     from worker.catalogue.records import Artifact, Copy
-    from worker.catalogue.verifications import VerdictRow
+    from worker.catalogue.verification_log import VerdictRow
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from worker.catalogue.database import Database
 from worker.catalogue.tables import artifacts, copies, evidence_checks, findings, holds, jobs, tombstones, verifications
-from worker.catalogue.verifications import row_fits
+from worker.catalogue.verification_log import row_fits
 
 READ = "all bytes read"
 CLAIMED = "what the store says, no byte read"

@@ -11,11 +11,11 @@ from sqlalchemy import Connection, Row
 from worker import clock
 from worker.catalogue.artifact_locks import lock_holder
 from worker.catalogue.artifacts import FinishedCopy, finish_copies
+from worker.catalogue.compiled_statements import Prepared
 from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Database
 from worker.catalogue.fencing import LostLease
 from worker.catalogue.job_webhooks import want_webhooks
 from worker.catalogue.pauses import Pause, pauses_of_job
-from worker.catalogue.prepared import Prepared
 from worker.catalogue.records import JobRecord
 from worker.catalogue.tables import SWEEPS, artifact_locks, batch_items, batches, job_webhooks, jobs
 from zot_artifact_client.contract import BATCH_JOB_ID, JobState

@@ -7,8 +7,8 @@ from enum import StrEnum
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from worker.catalogue.compiled_statements import Prepared
 from worker.catalogue.database import Database
-from worker.catalogue.prepared import Prepared
 from worker.catalogue.tables import pauses
 
 _GET = Prepared(sa.select(pauses).where(pauses.c.scope == sa.bindparam("of"), pauses.c.name == sa.bindparam("called")))

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
-from worker.catalogue.prepared import execute
+from worker.catalogue.compiled_statements import execute
 
 LOCK_SECONDS = 30
 """How long a writer waits for the lock, as in SQLite."""

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
-from worker.catalogue.prepared import execute
+from worker.catalogue.compiled_statements import execute
 
 BUSY_SECONDS = 30
 """How long a writer waits for the lock, unless the URL says otherwise: `?timeout=SECONDS`."""

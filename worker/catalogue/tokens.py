@@ -7,8 +7,8 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy import Row
 
+from worker.catalogue.compiled_statements import Prepared
 from worker.catalogue.database import Database
-from worker.catalogue.prepared import Prepared
 from worker.catalogue.tables import access_tokens
 
 _GET = Prepared(sa.select(access_tokens).where(access_tokens.c.id == sa.bindparam("token")))

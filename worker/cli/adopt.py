@@ -14,7 +14,7 @@ from worker.artifacts.verify_layouts.checked_prefix import CheckedPrefix, Claim
 from worker.artifacts.verify_layouts.sha256sums import claims_of, is_list, lists_above, sort_lists
 from worker.cli.arguments import ArtifactPath, IdempotencyKey, NoWait, Timeout
 from worker.cli.errors import Failure, Status
-from worker.cli.outcome import Outcome, finish
+from worker.cli.job_outcome import Outcome, finish
 from worker.cli.output import AsJson, complain, note, print_json, say
 from worker.cli.send_and_wait import Sender, request_of, sender
 from worker.cli.session import Session, opened

@@ -7,8 +7,8 @@ import typer
 
 from worker import clock
 from worker.alarms.delivery import deliver
-from worker.alarms.digest_text import test_digest
 from worker.alarms.errors import AlarmUndelivered
+from worker.alarms.message_text import test_digest
 from worker.cli.errors import Failure, Status
 from worker.cli.output import AsJson, complain, print_json, print_table, say
 from worker.cli.session import opened

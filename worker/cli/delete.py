@@ -17,7 +17,7 @@ from worker.cli.arguments import (
     Timeout,
 )
 from worker.cli.errors import Failure, Status
-from worker.cli.outcome import finish
+from worker.cli.job_outcome import finish
 from worker.cli.output import AsJson, note
 from worker.cli.replicate_verify_delete import Selection, run_verb
 from worker.cli.session import Session, opened

@@ -19,7 +19,7 @@ from worker import clock
 from worker.catalogue import Copy
 from worker.cli.errors import Failure
 from worker.cli.get import fetch
-from worker.cli.outcome import Outcome
+from worker.cli.job_outcome import Outcome
 from worker.cli.output import size, word
 from worker.cli.send_and_wait import request_of, sender
 from worker.cli.session import Session, opened

@@ -15,7 +15,7 @@ from worker.catalogue import Catalogue, CatalogueError
 from worker.cli.errors import Status
 from worker.cli.output import AsJson, print_json, say
 from worker.cli.service_checks import beat_check, result_client
-from worker.limits.pauses import paused_queues
+from worker.limits.check_pauses import paused_queues
 from worker.settings import Settings, load_settings
 from worker.settings.model import NoBroker
 from zot_artifact_client.broker_urls import ServerUrl, parse_url, redis_client

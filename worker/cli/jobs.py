@@ -11,6 +11,7 @@ from worker import clock
 from worker.catalogue import JobRecord
 from worker.cli.arguments import Timeout
 from worker.cli.errors import Failure, Status
+from worker.cli.job_outcome import finish, outcome_of
 from worker.cli.jobs_output import print_job, print_jobs
 from worker.cli.jobs_retry import send_again, why_not
 from worker.cli.jobs_selection import (
@@ -23,7 +24,6 @@ from worker.cli.jobs_selection import (
     chosen_states,
     having,
 )
-from worker.cli.outcome import finish, outcome_of
 from worker.cli.output import AsJson, moment, note, print_json, say
 from worker.cli.session import Session, opened
 from worker.settings.model import load_settings

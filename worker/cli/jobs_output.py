@@ -5,7 +5,7 @@ from typing import Any
 
 from worker import clock
 from worker.catalogue import JobRecord
-from worker.cli.outcome import outcome_of
+from worker.cli.job_outcome import outcome_of
 from worker.cli.output import age, flat, moment, out, print_json, print_table, say, size
 from zot_artifact_client.contract import BATCH, PAGE, JobState
 from zot_artifact_client.text_escaping import without_secrets

@@ -10,8 +10,8 @@ from worker.cli.output import note
 from worker.cli.service_checks import result_client
 from worker.cli.session import has_catalogue
 from worker.limits.admission import Admission
+from worker.limits.check_pauses import PauseCheck
 from worker.limits.limited_store import LimitedStores
-from worker.limits.pauses import PauseCheck
 from worker.limits.shared_redis import SharedRedis
 from worker.limits.snooze import Paused
 from worker.limits.waiting_store import WaitingStore

@@ -151,7 +151,7 @@ def _tell_workers(session: Session) -> None:
     import redis
     from celery import Celery
 
-    from worker.limits.pauses import mirror_queues
+    from worker.limits.check_pauses import mirror_queues
     from worker.limits.shared_redis import result_backend
 
     try:

@@ -15,7 +15,7 @@ from worker.cli.arguments import ArtifactPath
 from worker.cli.atomic_file import complete_file
 from worker.cli.errors import Failure, Status
 from worker.cli.get import STDOUT, check_output, file_at
-from worker.cli.outcome import finish
+from worker.cli.job_outcome import finish
 from worker.cli.output import AsJson, note, print_json, print_table, say, size
 from worker.cli.send_and_wait import request_of, sender
 from worker.cli.session import Session, opened

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from worker.cli.arguments import All, ArtifactsArgument, IdempotencyKey, InFlight, KeysFrom, Notify, NoWait, Timeout
-from worker.cli.outcome import finish
+from worker.cli.job_outcome import finish
 from worker.cli.output import AsJson
 from worker.cli.replicate_verify_delete import Selection, run_verb
 from worker.cli.session import opened

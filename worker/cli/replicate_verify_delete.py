@@ -7,7 +7,7 @@ from typing import Any
 
 from worker.cli.arguments import ArtifactPath
 from worker.cli.errors import Failure, Status
-from worker.cli.outcome import Outcome
+from worker.cli.job_outcome import Outcome
 from worker.cli.send_and_wait import Sender, request_of, sender
 from worker.cli.session import Session
 from worker.cli.stage_file import check_file, stage, within_roots

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from worker.cli.errors import FULL_BROKER, Failure, Status
-from worker.cli.outcome import Outcome, outcome_from_client, outcome_of
+from worker.cli.job_outcome import Outcome, outcome_from_client, outcome_of
 from worker.cli.output import note
 from worker.cli.progress import Bar, await_end, bar
 from worker.cli.session import Session

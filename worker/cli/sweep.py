@@ -13,7 +13,7 @@ from worker import clock
 from worker.catalogue import JobRecord
 from worker.cli.arguments import NoWait, Timeout
 from worker.cli.errors import Failure, Status, suggestion
-from worker.cli.outcome import Outcome, print_outcome
+from worker.cli.job_outcome import Outcome, print_outcome
 from worker.cli.output import AsJson, complain, note, print_json, print_table, say
 from worker.cli.send_and_wait import Sender, request_of, sender
 from worker.cli.session import Session, opened

@@ -11,7 +11,7 @@ import typer
 from worker.artifacts.directory_listing import DirectoryListing, Filters
 from worker.cli.arguments import ArtifactPath, IdempotencyKey, Notify, NoWait, Stores, Timeout
 from worker.cli.errors import Failure, Status
-from worker.cli.outcome import Outcome, finish
+from worker.cli.job_outcome import Outcome, finish
 from worker.cli.output import AsJson
 from worker.cli.send_and_wait import Sender, request_of, sender
 from worker.cli.session import opened

@@ -12,7 +12,7 @@ from typing import Any
 from worker.artifacts.directory_listing import DirectoryListing, Filters
 from worker.artifacts.upload_lists import ListedFile
 from worker.cli.errors import Failure, Status
-from worker.cli.outcome import Outcome
+from worker.cli.job_outcome import Outcome
 from worker.cli.output import complain, note, print_json, say, size
 from worker.cli.send_and_wait import Sender, request_of, sender
 from worker.cli.session import Session

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from worker import clock
-from worker.artifacts.staged_parts import source_of
+from worker.artifacts.parts_staged_in_store import source_of
 from worker.gateway.problems import Problem
 from worker.settings import Settings
 from worker.settings.private_data_directory import open_own

@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from worker import clock
-from worker.artifacts.staged_parts import PartRange, StagedParts, remove_parts, source_of
+from worker.artifacts.parts_staged_in_store import PartRange, StagedParts, remove_parts, source_of
 from worker.gateway.access import TokenVerb
 from worker.gateway.jobs import IdempotencyKey
 from worker.gateway.problems import ERRORS, Problem

@@ -13,7 +13,7 @@ import redis
 from celery.utils.time import maybe_iso8601
 
 from worker import clock
-from worker.intake.timer_step import RedisTimerStep
+from worker.intake.timer_bootstep import RedisTimerStep
 from zot_artifact_client.contract import Queue
 from zot_artifact_client.contract.queues import UNROUTED
 from zot_artifact_client.text_escaping import bounded

@@ -18,7 +18,7 @@ from uuid import uuid4
 from kombu.transport.redis import Channel
 
 from worker import context
-from worker.intake.timer_step import RedisTimerStep
+from worker.intake.timer_bootstep import RedisTimerStep
 from zot_artifact_client.contract import MAX_MESSAGE
 
 logger = logging.getLogger(__name__)

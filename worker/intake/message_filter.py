@@ -27,9 +27,9 @@ from kombu.transport import virtual
 from kombu.utils.uuid import uuid
 
 from worker import clock
+from worker.intake.celery_event_rules import CHANNEL, check_events
 from worker.intake.delayed import delay
 from worker.intake.deliveries_kept_on_disk import discard, keep
-from worker.intake.event_rules import CHANNEL, check_events
 from worker.intake.full_broker import is_full, pause, wait_for_room
 from worker.intake.message_rules import (
     InvalidMessage,

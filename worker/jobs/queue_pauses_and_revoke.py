@@ -10,9 +10,9 @@ from celery.utils.functional import maybe_list
 from celery.worker import control, state
 from kombu.exceptions import OperationalError
 
-from worker.intake.timer_step import TimerStep
-from worker.jobs.cancellation import call_recovery, request_cancel
-from worker.limits.pauses import paused_queues
+from worker.intake.timer_bootstep import TimerStep
+from worker.jobs.cancel_jobs import call_recovery, request_cancel
+from worker.limits.check_pauses import paused_queues
 from worker.limits.shared_redis import SharedRedis, result_backend
 from zot_artifact_client.cancellation import CANCEL_REQUESTS
 from zot_artifact_client.contract import JOB_ID

@@ -14,9 +14,9 @@ from kombu.transport.redis import Channel
 from worker.intake.delayed import DELAYED
 from worker.intake.rejected import COUNTS, LATEST
 from worker.jobs.outbox import RESENDS
-from worker.jobs.republish_ends import CURSOR
+from worker.jobs.republish_results import CURSOR
 from worker.jobs.unacked import UNACKED, UNACKED_INDEX
-from worker.limits.pauses import PAUSED_QUEUES
+from worker.limits.check_pauses import PAUSED_QUEUES
 from zot_artifact_client.cancellation import CANCEL_REQUESTS
 from zot_artifact_client.contract import Queue
 from zot_artifact_client.contract.queues import UNROUTED

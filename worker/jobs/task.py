@@ -38,15 +38,15 @@ from worker.catalogue import (
     last_cause,
 )
 from worker.context import Context, JobContext, current
-from worker.counters_in_memory import LEASE_RECOVERIES, RETRIES, SNOOZES
 from worker.intake.message_rules import problems_of
-from worker.jobs.cancellation import cause, end_writes
+from worker.jobs.cancel_jobs import cause, end_writes
 from worker.jobs.outbox import Outbox
 from worker.jobs.progress import CeleryReporter
 from worker.jobs.result_backend import fence_request
 from worker.jobs.running_job import Cancelled, Continue, Requeue, RunningJob
 from worker.limits.snooze import Paused, Snooze
 from worker.log_fields import during
+from worker.metric_counters import LEASE_RECOVERIES, RETRIES, SNOOZES
 from worker.storage.errors import PermanentError, StorageError, TransientError
 from zot_artifact_client.contract import PAGE, JobError, JobState, Message, Queue, TaskSpec, is_batch_job
 from zot_artifact_client.errors import JobFailed

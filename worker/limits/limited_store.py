@@ -7,10 +7,10 @@ from contextlib import ExitStack, contextmanager
 from typing import Protocol, Self, Unpack
 
 from worker import tracing
-from worker.counters_in_memory import STORE_BYTES, STORE_ERRORS, STORE_OBJECTS, STORE_SECONDS
 from worker.limits.admission import Admission
 from worker.limits.concurrency import Slot
 from worker.limits.snooze import Snooze
+from worker.metric_counters import STORE_BYTES, STORE_ERRORS, STORE_OBJECTS, STORE_SECONDS
 from worker.storage import (
     Digest,
     ListedObject,

@@ -15,10 +15,10 @@ from worker.intake.delayed import DELAYED
 from worker.intake.message_rules import Reason
 from worker.intake.rejected import RejectedMessages
 from worker.jobs.unacked import UNACKED_INDEX
+from worker.limits.check_pauses import paused_queues
 from worker.limits.circuit_breaker import CircuitBreaker
 from worker.limits.concurrency import DistributedSemaphore
 from worker.limits.expiring_counters import Counters
-from worker.limits.pauses import paused_queues
 from worker.limits.shared_redis import SharedRedis, result_backend
 from worker.metrics.family_builders import Sample, counter, gauge
 from worker.metrics.totals import totals

@@ -8,7 +8,7 @@ from typing import Any
 from prometheus_client import Metric
 from redis import Redis
 
-from worker.counters_in_memory import LEASE_RECOVERIES, METERS, SEPARATOR, STORE_ERRORS, Meter
+from worker.metric_counters import LEASE_RECOVERIES, METERS, SEPARATOR, STORE_ERRORS, Meter
 from worker.metrics.family_builders import Histogram, counter, histogram
 from worker.metrics.totals_sender import TOTALS
 from worker.storage.errors import AccessDenied, OutOfSpace

@@ -6,7 +6,7 @@ import threading
 import redis
 from celery import Celery
 
-from worker import counters_in_memory
+from worker import metric_counters
 from worker.limits.shared_redis import PREFIX, result_backend
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Sender:
 
     def send(self) -> None:
         """Send what was counted since the last time; what Redis does not take is sent the next time."""
-        counted = counters_in_memory.drain()
+        counted = metric_counters.drain()
         if not counted:
             return
         try:
@@ -49,7 +49,7 @@ class Sender:
                     pipeline.hincrbyfloat(TOTALS, field, count)
                 pipeline.execute()
         except (redis.RedisError, OSError) as error:
-            counters_in_memory.restore(counted)
+            metric_counters.restore(counted)
             logger.debug("metrics are sent later: Redis: %s", type(error).__name__)
 
     def _run(self) -> None:

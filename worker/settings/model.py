@@ -24,7 +24,6 @@ from pydantic_settings import SettingsError as SourceError
 
 from worker.settings.alarms import AlarmSettings, JobReceiverSettings, JobWebhookSettings
 from worker.settings.budgets import Budget, Prices
-from worker.settings.original_store_config import OriginalRefused, translate
 from worker.settings.private_data_directory import OWN_FOLDERS, make_files_private, no_file, out_of_place, tighten
 from worker.settings.section_models import (
     BatchSettings,
@@ -45,6 +44,7 @@ from worker.settings.section_models import (
     SweepSettings,
     VerificationLogSettings,
 )
+from worker.settings.translate_config_of_original_store import OriginalRefused, translate
 from worker.storage.config import FilesystemConfig, S3Config, StoreConfig
 from worker.storage.identity import contains, overlapping
 from zot_artifact_client.broker_urls import parse_result_url, parse_url

@@ -24,7 +24,7 @@ from tests.servers import Azurite, FakeGcs, Valkey
 from tests.servers.s3 import RcloneS3
 from tests.unit.gateway.conftest import serving
 from worker import clock
-from worker.artifacts import staged_parts
+from worker.artifacts import parts_staged_in_store
 from worker.artifacts.sources import SourceRefused
 from worker.catalogue import Leased
 from worker.context import Context
@@ -86,7 +86,7 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path, valkey: Valkey) -> 
 def context(
     settings: Settings, make_tables: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Context]:
-    monkeypatch.setattr(staged_parts, "PART", MIB)
+    monkeypatch.setattr(parts_staged_in_store, "PART", MIB)
     settings.prepare()
     make_tables(settings.catalogue_url)
     opened = Context.open(settings)
@@ -203,7 +203,7 @@ def test_parts_above_the_announced_size_are_not_spooled(
     if not listed:
         monkeypatch.setattr(LimitedStore, "list_objects", lambda *_, **__: iter(before))
     written: list[int] = []
-    monkeypatch.setattr(staged_parts, "write_at", lambda *given: written.append(given[2] + len(given[1])))
+    monkeypatch.setattr(parts_staged_in_store, "write_at", lambda *given: written.append(given[2] + len(given[1])))
     with pytest.raises(SizeMismatch, match="announced were"):
         run(context, job.id, upload, sent(context, job.id))
     assert max(written, default=0) <= len(CONTENT)
@@ -212,16 +212,16 @@ def test_parts_above_the_announced_size_are_not_spooled(
 
 def test_a_source_of_an_earlier_version_is_read() -> None:
     """The source of a job that an earlier version has sent has no size, and names the same parts."""
-    assert staged_parts.read_source("staged://cloud/some-upload") == ("cloud", "some-upload", None)
-    made = staged_parts.source_of("cloud", "some-upload", 5)
-    assert staged_parts.read_source(made) == ("cloud", "some-upload", 5)
+    assert parts_staged_in_store.read_source("staged://cloud/some-upload") == ("cloud", "some-upload", None)
+    made = parts_staged_in_store.source_of("cloud", "some-upload", 5)
+    assert parts_staged_in_store.read_source(made) == ("cloud", "some-upload", 5)
 
 
 @pytest.mark.parametrize("settings", ["s3", "azure"], indirect=True)  # fake-gcs-server checks no signatures
 def test_a_url_is_for_one_part_alone(context: Context, client: ArtifactClient) -> None:
     """A URL writes its part alone: with the key of another upload in it, the store refuses it."""
     del client
-    parts = staged_parts.StagedParts("some-upload", 5)
+    parts = parts_staged_in_store.StagedParts("some-upload", 5)
     put = parts.sign(context.stores["cloud"], parts.all()[0], 60)
     url = urlsplit(put.url)
 
@@ -246,7 +246,7 @@ def test_what_is_not_completed_expires(client: ArtifactClient, context: Context,
         waits.id, "upload", sent(context, waits.id).payload(), owner="test", holds=None, parent=None, now=clock.now(),
         lease=context.settings.jobs.lease,
     )  # fmt: skip
-    parts = staged_parts.StagedParts("left", 2 * MIB)
+    parts = parts_staged_in_store.StagedParts("left", 2 * MIB)
     put = parts.sign(context.stores["cloud"], parts.all()[0], 60)
     with file.open("rb", buffering=0) as handle:
         signed_parts._put(handle, signed_parts._Part(0, MIB, put.url, put.headers), signed_parts._Told(0, MIB, None))

@@ -15,7 +15,7 @@ from tests.waiting import WITHIN
 from worker import clock
 from worker.catalogue import CatalogueUnavailable, Held, Leased
 from worker.context import Context
-from worker.jobs.cancellation import request_cancel
+from worker.jobs.cancel_jobs import request_cancel
 from worker.settings import Settings
 from worker.settings.section_models import SourceSettings
 from worker.storage.config import FilesystemConfig

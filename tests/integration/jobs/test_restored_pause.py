@@ -12,7 +12,7 @@ from tests.servers.worker import Worker
 from tests.waiting import until
 from worker import clock
 from worker.catalogue import Catalogue, Scope
-from worker.limits.pauses import paused_queues
+from worker.limits.check_pauses import paused_queues
 
 FIELDS = {"bucket": "releases", "key": "absent.tgz"}
 

@@ -19,8 +19,8 @@ from tests.servers.proxy import Delay, Fault, FaultyProxy, Lose, Request, Say
 from tests.waiting import WITHIN
 from worker.jobs.interrupt_signal import at_most
 from worker.storage import Store, Verdict
-from worker.storage.cloud import small_reads
-from worker.storage.cloud.small_reads import SMALL
+from worker.storage.cloud import small_reads_by_obstore
+from worker.storage.cloud.small_reads_by_obstore import SMALL
 from worker.storage.config import StoreConfig
 from worker.storage.configured_stores import open_driver
 from worker.storage.driver import Match, ObjectProperties
@@ -196,7 +196,7 @@ def test_a_slow_answer_is_waited_for(
     through: Callable[..., tuple[Store, FaultyProxy]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An answer that takes longer than obstore waits is no dead store: the SDK waits for it."""
-    monkeypatch.setattr(small_reads, "PATIENCE", 1)
+    monkeypatch.setattr(small_reads_by_obstore, "PATIENCE", 1)
     store, _ = through(lambda request: Delay(1.5) if "/app" in request.path or "%2Fapp" in request.path else None)
     assert verdict(store) is Verdict.VERIFIED
     store.write_object(BUCKET, "app", source(b"new"))
@@ -214,7 +214,7 @@ def test_a_signal_ends_the_wait_for_a_silent_store(
     through: Callable[..., tuple[Store, FaultyProxy]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A job that is to stop does not wait for a request of obstore, which returns to Python only at its end."""
-    monkeypatch.setattr(small_reads, "PATIENCE", 60)
+    monkeypatch.setattr(small_reads_by_obstore, "PATIENCE", 60)
     store, _ = through(lambda request: Delay(20) if request.method == "GET" else None)
     begun = time.monotonic()
     with pytest.raises(TimeoutError), at_most(1):

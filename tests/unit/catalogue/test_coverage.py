@@ -7,9 +7,9 @@ import pytest
 import sqlalchemy as sa
 
 from tests.unit.catalogue.test_catalogue import DIGEST, PERIOD
-from tests.unit.catalogue.test_stores import copied
+from tests.unit.catalogue.test_recorded_stores import copied
 from worker import clock
-from worker.catalogue import Catalogue, Finding, FindingKind, NewVersion, prepared
+from worker.catalogue import Catalogue, Finding, FindingKind, NewVersion, compiled_statements
 from zot_artifact_client.contract import JobState
 
 RECENT = timedelta(hours=6)
@@ -104,13 +104,13 @@ def test_no_question_about_a_store_reads_the_whole_table(sqlite_catalogue, monke
             rows = connection.connection.driver_connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
             plans.extend(row[3] for row in rows)
 
-    unplanned = prepared.execute
+    unplanned = compiled_statements.execute
 
     def execute(connection, text, values, **more):
         plan(connection, None, text, values)
         return unplanned(connection, text, values, **more)
 
-    monkeypatch.setattr("worker.catalogue.prepared.execute", execute)
+    monkeypatch.setattr("worker.catalogue.compiled_statements.execute", execute)
     catalogue.close()  # so that its next connection has the listener
     sa.event.listen(sa.engine.Engine, "before_cursor_execute", plan)
     try:

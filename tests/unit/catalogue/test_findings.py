@@ -7,9 +7,9 @@ import pytest
 import sqlalchemy as sa
 
 from tests.unit.catalogue.test_coverage import judged
-from tests.unit.catalogue.test_stores import copied
+from tests.unit.catalogue.test_recorded_stores import copied
 from worker import clock
-from worker.catalogue import BAD, Finding, FindingKind, Group, Outcome, VerdictRow, prepared
+from worker.catalogue import BAD, Finding, FindingKind, Group, Outcome, VerdictRow, compiled_statements
 from worker.storage import Digest
 
 HOUR = timedelta(hours=1)
@@ -157,13 +157,13 @@ def test_right_reads_ask_once_a_group_and_write_no_finding(catalogue, catalogue_
     def listen(_connection, _cursor, statement, *_):
         seen.append(statement)
 
-    unheard = prepared.execute
+    unheard = compiled_statements.execute
 
     def execute(connection, text, values, **more):
         seen.append(text)
         return unheard(connection, text, values, **more)
 
-    monkeypatch.setattr("worker.catalogue.prepared.execute", execute)
+    monkeypatch.setattr("worker.catalogue.compiled_statements.execute", execute)
     catalogue.close()  # so that its next connection has the listener
     sa.event.listen(sa.engine.Engine, "before_cursor_execute", listen)
     try:

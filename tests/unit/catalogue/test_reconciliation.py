@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from tests.unit.catalogue.test_stores import copied
+from tests.unit.catalogue.test_recorded_stores import copied
 from worker import clock
 from worker.catalogue import FindingKind, NewFinding, Sighting, reconciliation
 

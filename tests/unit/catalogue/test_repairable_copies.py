@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from tests.unit.catalogue.test_coverage import judged
-from tests.unit.catalogue.test_stores import copied
+from tests.unit.catalogue.test_recorded_stores import copied
 from worker import clock
 from worker.storage import Digest
 

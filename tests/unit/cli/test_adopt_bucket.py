@@ -11,7 +11,7 @@ import pytest
 
 from worker.cli import adopt as cli
 from worker.cli.errors import Failure, Status
-from worker.cli.outcome import Outcome
+from worker.cli.job_outcome import Outcome
 from worker.cli.session import Session, open_session
 from worker.settings import Settings
 from worker.storage.config import FilesystemConfig

@@ -14,7 +14,7 @@ from celery import Celery
 from prometheus_client import Metric
 
 from tests.servers import Valkey
-from worker import clock, counters_in_memory
+from worker import clock, metric_counters
 from worker.beat_scheduler import Scheduler
 from worker.catalogue import Catalogue, EvidenceCheck, Finding, FindingKind
 from worker.metrics.background_groups import Group
@@ -62,8 +62,8 @@ def families(valkey: Valkey, tmp_path_factory: pytest.TempPathFactory) -> list[M
     settings.prepare()
     _fill_catalogue(settings)
     app = Celery("filling", backend=url, set_as_current=False)
-    counters_in_memory.drain()
-    for meter in counters_in_memory.METERS.values():
+    metric_counters.drain()
+    for meter in metric_counters.METERS.values():
         labels = ["dr" if label == "store" else "x" for label in meter.labels]
         meter.observe(*labels, value=1) if meter.buckets else meter.add(*labels)
     Sender(app).send()

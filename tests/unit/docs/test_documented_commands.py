@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tools.docs_site import cli_reference, on_page_markdown
+from tools.mkdocs_hooks import cli_reference, on_page_markdown
 from worker.cli.commands import COMMANDS
 from worker.settings import Settings
 

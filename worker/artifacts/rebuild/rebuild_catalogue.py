@@ -12,7 +12,7 @@ from itertools import groupby
 from operator import itemgetter
 
 from worker import clock
-from worker.artifacts.rebuild.kept_tombstones import KeptTombstones
+from worker.artifacts.rebuild.tombstones_in_stores import KeptTombstones
 from worker.artifacts.reconcile import in_order
 from worker.artifacts.sanitize_metadata import encoded_tags, valid_metadata
 from worker.catalogue import Catalogue, FoundKey, FoundObject, KnownKey, OnHold, Rebuilt, Rules

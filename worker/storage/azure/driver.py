@@ -39,7 +39,7 @@ from worker.storage.azure.object_stat import (
     version_of,
 )
 from worker.storage.azure.parts import MAX_PART, MAX_PARTS, Parts, Target, limits
-from worker.storage.azure.small_reads import fast_path
+from worker.storage.azure.small_reads_by_obstore import fast_path
 from worker.storage.azure.small_writes import headers_of, small_writes
 from worker.storage.azure.sorted_listing import ByteOrder, safe_start
 from worker.storage.azure.upload import Upload
@@ -51,7 +51,7 @@ from worker.storage.cloud.metadata import UNKNOWN_TIME, set_properties
 from worker.storage.cloud.object_tags import decode_tags
 from worker.storage.cloud.reader import CloudReader, empty_reader
 from worker.storage.cloud.response_body import HttpBody
-from worker.storage.cloud.small_reads import SMALL, RealObject
+from worker.storage.cloud.small_reads_by_obstore import SMALL, RealObject
 from worker.storage.config import AzureConfig
 from worker.storage.driver import (
     Body,

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 from worker.storage.cloud.error_mapping import Origin, missing_bucket
-from worker.storage.cloud.small_reads import FastPath, RealObject
+from worker.storage.cloud.small_reads_by_obstore import FastPath, RealObject
 from worker.storage.config import CloudConfig
 from worker.storage.driver import WholeObject
 from worker.storage.errors import BucketNotEmpty, NotFound, PermanentError, StorageError

@@ -25,7 +25,7 @@ from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3.util.wait import wait_for_read
 
 from worker.storage.cloud.error_mapping import Origin, Translate
-from worker.storage.cloud.small_reads import CA_BUNDLES, KEPT_BUCKETS, SMALL, RealObject, is_plain_name
+from worker.storage.cloud.small_reads_by_obstore import CA_BUNDLES, KEPT_BUCKETS, SMALL, RealObject, is_plain_name
 from worker.storage.errors import TransientError
 from worker.storage.transfer.send_in_slices import SLICE, SlicedBody
 

@@ -20,7 +20,7 @@ from worker.storage.cloud.metadata import NO_PROPERTIES, UNKNOWN_TIME, set_prope
 from worker.storage.cloud.object_tags import encode_tags
 from worker.storage.cloud.reader import CloudReader, empty_reader
 from worker.storage.cloud.response_body import HttpBody
-from worker.storage.cloud.small_reads import PROPERTIES, SMALL, RealObject
+from worker.storage.cloud.small_reads_by_obstore import PROPERTIES, SMALL, RealObject
 from worker.storage.config import S3Config
 from worker.storage.driver import (
     Body,
@@ -40,10 +40,9 @@ from worker.storage.driver import (
 )
 from worker.storage.errors import NotFound, PermanentError, StorageError, UnexpectedAnswer
 from worker.storage.exception_boundary import exception_boundary
+from worker.storage.s3.check_free_keys_by_listing import FreeKeys
 from worker.storage.s3.errors import code_of, is_missing, translate, translated
-from worker.storage.s3.free_keys import FreeKeys
 from worker.storage.s3.object_stat import METADATA, header_name, to_stat, version_of
-from worker.storage.s3.plain_reads import plain_reads
 from worker.storage.s3.providers import (
     COMMIT_TIMEOUT,
     GIB,
@@ -53,7 +52,8 @@ from worker.storage.s3.providers import (
     profile_of,
     realm_of,
 )
-from worker.storage.s3.small_reads import fast_path
+from worker.storage.s3.small_reads_by_obstore import fast_path
+from worker.storage.s3.small_reads_by_plain_request import plain_reads
 from worker.storage.s3.small_writes import small_writes
 from worker.storage.s3.upload import COPY_PART, DAMAGED, MAX_PART, MAX_PARTS, MIN_PART, Address, S3Write, Upload
 from worker.storage.transfer.server_copy import Begun, Between

@@ -105,7 +105,7 @@ def test_a_job_waits_with_its_batch(context, pause):
 def test_the_pauses_that_came_with_a_lease_count_at_its_start_only(context, pause, monkeypatch):
     """A pause that was read with the lease holds the job without another read; a later one is read a moment after."""
     now = [time.monotonic()]
-    monkeypatch.setattr("worker.limits.pauses.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("worker.limits.check_pauses.time.monotonic", lambda: now[0])
     pause("dr")
     context.pauses.leased(context.catalogue.pauses.all())
     context.catalogue.pauses.end(Scope.STORE, "dr")

@@ -10,7 +10,7 @@ import pytest
 from tests.waiting import WITHIN
 from worker.storage.cloud import small_writes
 from worker.storage.cloud.error_mapping import Origin
-from worker.storage.cloud.small_reads import RealObject
+from worker.storage.cloud.small_reads_by_obstore import RealObject
 from worker.storage.cloud.small_writes import Answer, Place, Provider, SmallWrites
 from worker.storage.errors import StorageError
 from worker.storage.transfer.send_in_slices import SLICE

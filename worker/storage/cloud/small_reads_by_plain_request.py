@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from socket import socket
 
-from worker.storage.cloud import small_reads
+from worker.storage.cloud import small_reads_by_obstore
 from worker.storage.cloud.metadata import sha256_of
-from worker.storage.cloud.small_reads import RealObject, is_plain_name
+from worker.storage.cloud.small_reads_by_obstore import RealObject, is_plain_name
 from worker.storage.cloud.small_writes import Place, Places, request_head
 from worker.storage.driver import WholeObject
 
@@ -77,7 +77,7 @@ def _get(place: Place, url: str, size: int) -> PlainAnswer | None:
     answer = None
     try:
         connection.sendall(head)
-        answer = _receive(connection, size, time.monotonic() + small_reads.PATIENCE)
+        answer = _receive(connection, size, time.monotonic() + small_reads_by_obstore.PATIENCE)
     finally:
         if answer is None or answer.headers.get("connection", "keep-alive").lower() != "keep-alive":
             connection.close()  # what else it may hold would count as the next answer

@@ -7,8 +7,8 @@ import pytest
 from celery import Celery
 
 from tests.servers import Valkey
-from worker import counters_in_memory
-from worker.counters_in_memory import RETRIES, STORE_SECONDS, Meter
+from worker import metric_counters
+from worker.metric_counters import RETRIES, STORE_SECONDS, Meter
 from worker.metrics import totals_sender as sender
 from worker.metrics.totals import totals
 from worker.metrics.totals_sender import TOTALS, Sender
@@ -18,9 +18,9 @@ from zot_artifact_client.broker_urls import redis_client
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
     """Begin without counts of other tests."""
-    counters_in_memory.drain()
+    metric_counters.drain()
     yield
-    counters_in_memory.drain()
+    metric_counters.drain()
 
 
 @pytest.fixture
@@ -97,13 +97,13 @@ def test_a_forked_process_does_not_send_what_its_parent_counted():
     RETRIES.add("upload", "Timeout")
     readable, writable = os.pipe()
     if os.fork() == 0:
-        os.write(writable, f"{len(counters_in_memory.drain())}".encode())
+        os.write(writable, f"{len(metric_counters.drain())}".encode())
         os._exit(0)
     os.close(writable)
     with os.fdopen(readable) as told:
         assert told.read() == "0"
     os.wait()
-    assert list(counters_in_memory.drain().values()) == [1]
+    assert list(metric_counters.drain().values()) == [1]
 
 
 def test_a_process_that_ends_sends_its_last_counts(url, monkeypatch):
@@ -127,5 +127,5 @@ def test_a_wrong_number_of_labels_is_an_error():
 def test_no_meter_has_a_label_without_bounds():
     """Labels are kinds, stores, verbs, classes, verdicts and modes; none is a key, a URL or an id."""
     allowed = {"kind", "error", "store", "verb", "mode", "verdict", "reason"}
-    assert {label for meter in counters_in_memory.METERS.values() for label in meter.labels} <= allowed
-    assert all(isinstance(meter, Meter) for meter in counters_in_memory.METERS.values())
+    assert {label for meter in metric_counters.METERS.values() for label in meter.labels} <= allowed
+    assert all(isinstance(meter, Meter) for meter in metric_counters.METERS.values())

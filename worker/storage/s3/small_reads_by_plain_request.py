@@ -4,15 +4,15 @@ import hashlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from worker.storage.cloud import small_reads
+from worker.storage.cloud import small_reads_by_obstore
 from worker.storage.cloud.metadata import SHA256
-from worker.storage.cloud.plain_reads import PlainReads, whole_object
+from worker.storage.cloud.small_reads_by_plain_request import PlainReads, whole_object
 from worker.storage.cloud.small_writes import Headers, Place
 from worker.storage.config import S3Config
 from worker.storage.s3.errors import SDK_ERRORS
 from worker.storage.s3.object_stat import version_of
 from worker.storage.s3.signature import PAYLOAD, Signer
-from worker.storage.s3.small_reads import fetcher, is_reachable, reach
+from worker.storage.s3.small_reads_by_obstore import fetcher, is_reachable, reach
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -40,4 +40,4 @@ def _locate(config: S3Config, real: str, client: "S3Client") -> Place | None:
         path = f"/{url.split('/', 3)[3]}"
         return signer.sign(path, {**headers, **_NOTHING}, fetch(), method="GET")
 
-    return Place(reached.url, sign, timeout=small_reads.PATIENCE)
+    return Place(reached.url, sign, timeout=small_reads_by_obstore.PATIENCE)

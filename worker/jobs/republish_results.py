@@ -25,7 +25,7 @@ _OVERLAP = timedelta(minutes=2)
 _LONGEST = timedelta(days=1)
 
 
-def republish_ends(context: Context, app: Celery) -> int:
+def republish_results(context: Context, app: Celery) -> int:
     """Compare a page of the ledger's latest ends with the result backend, and store the ends that are missing there.
 
     Only a stored state that is not an end is replaced, because some jobs store no result.

@@ -11,9 +11,9 @@ import pytest
 
 from tests.servers.tls import Authority, TlsProxy
 from tests.waiting import WITHIN
-from worker.storage.cloud import small_reads
-from worker.storage.cloud.plain_reads import PlainReads, whole_object
-from worker.storage.cloud.small_reads import RealObject
+from worker.storage.cloud import small_reads_by_obstore
+from worker.storage.cloud.small_reads_by_obstore import RealObject
+from worker.storage.cloud.small_reads_by_plain_request import PlainReads, whole_object
 from worker.storage.cloud.small_writes import Place
 
 BODY = b"x" * 5000
@@ -125,7 +125,7 @@ def test_a_certificate_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_slow_answer_is_left_to_the_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
     """An object that comes in many small pieces takes no longer than PATIENCE."""
-    monkeypatch.setattr(small_reads, "PATIENCE", -1)
+    monkeypatch.setattr(small_reads_by_obstore, "PATIENCE", -1)
     with serving(lambda _: [PLAIN[:20], PLAIN[20:], BODY]) as (reads, _):
         assert reads.read(OBJECT, len(BODY)) is None
 

@@ -12,9 +12,9 @@ from sqlalchemy import Connection
 from worker.catalogue.artifacts import FIRST_READS, SPREADS, artifact_of, begins_with, ensure_copy, listed
 from worker.catalogue.bulk import one_of_ids
 from worker.catalogue.companion_keys import PLACED_AS, with_owners
+from worker.catalogue.compiled_statements import Prepared
 from worker.catalogue.database import Database
 from worker.catalogue.findings import NewFinding, see
-from worker.catalogue.prepared import Prepared
 from worker.catalogue.records import Artifact, CopyState, FindingKind
 from worker.catalogue.tables import artifacts, copies, sweep_cursors
 from worker.storage import Verdict

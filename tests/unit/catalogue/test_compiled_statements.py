@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from worker.catalogue import Catalogue, CatalogueError
-from worker.catalogue.prepared import Prepared
+from worker.catalogue.compiled_statements import Prepared
 from worker.catalogue.tables import jobs
 
 ROW = {"kind": "upload", "state": "queued", "attempts": 0, "fence": 0, "crashes": 0}

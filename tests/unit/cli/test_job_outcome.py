@@ -2,7 +2,7 @@
 
 import pytest
 
-from worker.cli.outcome import Outcome, print_outcome
+from worker.cli.job_outcome import Outcome, print_outcome
 from zot_artifact_client import JobState
 
 

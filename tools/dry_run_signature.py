@@ -1,4 +1,4 @@
-"""Sign a file with a key of this run alone and verify it as a user does: `python tools/trial_signature.py FILE`.
+"""Sign a file with a key of this run alone and verify it as a user does: `python tools/dry_run_signature.py FILE`.
 
 A release signs SHA256SUMS with the maintainer's SSH key, the one that signs the tag. A dry run has no such key.
 """

@@ -14,13 +14,13 @@ from sqlalchemy import Connection, Row
 
 from worker.catalogue.artifacts import FIRST_READS, SPREADS
 from worker.catalogue.bulk import BulkStatement, Given, insert
+from worker.catalogue.compiled_statements import Prepared
 from worker.catalogue.database import Database
 from worker.catalogue.findings import note_verdicts
-from worker.catalogue.prepared import Prepared
 from worker.catalogue.records import BAD, Artifact, Copy, CopyState, Finding, LogHead
 from worker.catalogue.tables import copies, verifications
 from worker.catalogue.types import UtcDateTime, without_nul
-from worker.counters_in_memory import DETECTION, VERDICTS
+from worker.metric_counters import DETECTION, VERDICTS
 from worker.storage import Verdict
 
 _FIRST = "0" * 64

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from worker.storage.errors import Unavailable
-from worker.storage.s3 import free_keys
-from worker.storage.s3.free_keys import FreeKeys
+from worker.storage.s3 import check_free_keys_by_listing
+from worker.storage.s3.check_free_keys_by_listing import FreeKeys
 
 BUCKET = "releases"
 KEYS = [f"d/{number:02d}" for number in range(10)]
@@ -56,7 +56,7 @@ def test_a_key_is_free_once() -> None:
 def test_an_old_listing_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """What another program has written is found as soon as the listing is a second old."""
     listing, now = Listing(), [0.0]
-    monkeypatch.setattr(free_keys.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(check_free_keys_by_listing.time, "monotonic", lambda: now[0])
     asked = FreeKeys(listing)
     asked.expect(BUCKET, KEYS)
     assert asked.is_free(BUCKET, KEYS[0])
@@ -67,7 +67,7 @@ def test_an_old_listing_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_listing_that_ends_early_is_continued(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a listing with more rows only the keys up to its last row are known, and the next key takes another one."""
-    monkeypatch.setattr(free_keys, "_ROWS", 3)
+    monkeypatch.setattr(check_free_keys_by_listing, "_ROWS", 3)
     listing = Listing("d/00", "d/01", "d/02", "d/06", "d/07")
     assert _free(listing) == ["d/03", "d/04", "d/05", "d/08", "d/09"]
     assert len(listing.asked) == 2

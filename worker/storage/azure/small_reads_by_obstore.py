@@ -14,7 +14,14 @@ from worker.storage.azure.client import is_signed
 from worker.storage.azure.errors import CODES, SDK_ERRORS, translate
 from worker.storage.azure.object_stat import version_of
 from worker.storage.cloud.error_mapping import Origin
-from worker.storage.cloud.small_reads import Client, Dialect, FastPath, KeptCredentials, client_options, retry_config
+from worker.storage.cloud.small_reads_by_obstore import (
+    Client,
+    Dialect,
+    FastPath,
+    KeptCredentials,
+    client_options,
+    retry_config,
+)
 from worker.storage.config import AzureConfig
 
 DIALECT = Dialect(CODES, lambda meta: version_of(meta["e_tag"]), SDK_ERRORS, translate)

@@ -11,7 +11,7 @@ from botocore.exceptions import ClientError
 from obstore.store import S3Store
 
 from worker.storage.cloud.error_mapping import Origin
-from worker.storage.cloud.small_reads import (
+from worker.storage.cloud.small_reads_by_obstore import (
     Client,
     Dialect,
     FastPath,

@@ -12,7 +12,14 @@ from google.auth.transport.requests import Request
 from obstore.store import GCSStore
 
 from worker.storage.cloud.error_mapping import Origin
-from worker.storage.cloud.small_reads import Client, Dialect, FastPath, KeptCredentials, client_options, retry_config
+from worker.storage.cloud.small_reads_by_obstore import (
+    Client,
+    Dialect,
+    FastPath,
+    KeptCredentials,
+    client_options,
+    retry_config,
+)
 from worker.storage.config import GcsConfig
 from worker.storage.gcs.errors import REASONS, SDK_ERRORS, translate
 
