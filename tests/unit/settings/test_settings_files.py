@@ -109,12 +109,19 @@ def test_the_embedded_catalogue_is_in_the_data_directory(name: str, tmp_path: Pa
     assert make_url(settings.catalogue_url).database == str(settings.catalogue_file)
 
 
-@pytest.mark.parametrize("name", ["", "staging", "run"])
-def test_a_data_directory_that_is_a_file_is_named(name: str, tmp_path: Path) -> None:
-    """The error names the file that is in the place of a directory."""
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("", "there is another kind of file; set ZOT_HOME to one that can"),
+        ("staging", "is no directory, and a directory belongs there: move it away"),
+        ("run", "is no directory, and a directory belongs there: move it away"),
+    ],
+)
+def test_a_data_directory_that_is_a_file_is_named(name: str, told: str, tmp_path: Path) -> None:
+    """The error names the file that is in the place of a directory, and says what to do."""
     settings = load_settings(home=tmp_path / "home")
     path = settings.home / name
     path.parent.mkdir(exist_ok=True)
     path.touch()
-    with pytest.raises(SettingsError, match=rf"{name}.*there is another kind of file; set ZOT_HOME to one that can"):
+    with pytest.raises(SettingsError, match=f"{name}.*{told}"):
         settings.prepare()
