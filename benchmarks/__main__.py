@@ -31,12 +31,12 @@ from benchmarks import (
     verifying,
 )
 from benchmarks.harness.machine import facts
-from benchmarks.harness.measured import FAILURES, Line, Missing, NotMeasured
-from benchmarks.harness.scene import Scene
+from benchmarks.harness.result_rows import FAILURES, Line, Missing, NotMeasured
 from benchmarks.harness.table import brief, exchange, keep, markdown
+from benchmarks.harness.testbed import Testbed
 from tests.servers import Valkey
 
-MEASUREMENTS: dict[str, Callable[[Scene], Iterable[Line]]] = {
+MEASUREMENTS: dict[str, Callable[[Testbed], Iterable[Line]]] = {
     "latency": latency.measure,
     "throughput": throughput.measure,
     "enqueue": enqueue.measure,
@@ -52,7 +52,7 @@ MEASUREMENTS: dict[str, Callable[[Scene], Iterable[Line]]] = {
     "sweep-paging": sweep_paging.measure,
     "rebuild": rebuild.measure,
 }
-LONG: dict[str, Callable[[Scene], Iterable[Line]]] = {
+LONG: dict[str, Callable[[Testbed], Iterable[Line]]] = {
     "stores": store_transfers.measure,
     "memory-stores": memory_by_store.measure,
     "upload-dir": upload_dir.measure,
@@ -103,7 +103,7 @@ def _measured(options: argparse.Namespace) -> Iterator[Line]:
                 tempfile.TemporaryDirectory(prefix="zot-bench-", dir=options.dir, ignore_cleanup_errors=True) as made,
                 Valkey(Path(made) / "valkey") as valkey,
             ):
-                yield from ALL[name](Scene(Path(made), valkey, options.quick, options.only, options.pairs))
+                yield from ALL[name](Testbed(Path(made), valkey, options.quick, options.only, options.pairs))
         except FAILURES as error:
             yield Missing(name, str(error))
 

@@ -20,8 +20,8 @@ import redis
 import sqlalchemy as sa
 from celery import Celery
 
-from benchmarks.harness.measured import NotMeasured, Row, Samples, Target
-from benchmarks.harness.scene import GIB, MIB, Scene
+from benchmarks.harness.result_rows import NotMeasured, Row, Samples, Target
+from benchmarks.harness.testbed import GIB, MIB, Testbed
 from tasks.batch import _PAGES_AT_ONCE, step
 from worker import clock
 from worker.catalogue import Catalogue, Leased
@@ -76,16 +76,16 @@ class _NullReporter:
         return False
 
 
-def measure(scene: Scene) -> Iterator[Row]:
+def measure(testbed: Testbed) -> Iterator[Row]:
     """Plan in a process of its own, so that its memory holds nothing else."""
-    count = FEW if scene.quick else MANY
-    scene.need(3 * GIB if count == MANY else GIB)
+    count = FEW if testbed.quick else MANY
+    testbed.need(3 * GIB if count == MANY else GIB)
     command = [
         sys.executable,
         "-m",
         "benchmarks.batch_planning",
-        scene.directory / "planning",
-        scene.valkey.url,
+        testbed.directory / "planning",
+        testbed.valkey.url,
         str(count),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -12,8 +12,8 @@ from itertools import count
 import sqlalchemy as sa
 
 from benchmarks import sweep
-from benchmarks.harness.measured import NotMeasured, Row, Samples, Target
-from benchmarks.harness.scene import GIB, KIB, WAIT, Scene
+from benchmarks.harness.result_rows import NotMeasured, Row, Samples, Target
+from benchmarks.harness.testbed import GIB, KIB, WAIT, Testbed
 from tests.servers.worker import Worker
 from worker import clock
 from worker.catalogue import Catalogue
@@ -40,31 +40,31 @@ class _SweepWorker(_UserWorker):
     queues = (Queue.SWEEP,)
 
 
-def measure(scene: Scene) -> Iterator[Row]:
+def measure(testbed: Testbed) -> Iterator[Row]:
     """Upload alone and beside a sweep in turn, and compare the 99th percentiles."""
-    files, rounds, each = (sweep.FEW, 2, 50) if scene.quick else (sweep.MANY, 4, 100)
-    scene.need(GIB)
-    place, home = scene.directory / "beside", scene.directory / "beside-home"
+    files, rounds, each = (sweep.FEW, 2, 50) if testbed.quick else (sweep.MANY, 4, 100)
+    testbed.need(GIB)
+    place, home = testbed.directory / "beside", testbed.directory / "beside-home"
     settings = {
         "stores": json.dumps({"primary": {"type": "filesystem", "root": str(place), "verify_cached": True}}),
         "placement": '["primary"]', "home": str(home), "sweep__verify__enabled": "false",
-        "sources__roots": json.dumps([str(scene.incoming)]),
+        "sources__roots": json.dumps([str(testbed.incoming)]),
     }  # fmt: skip
     alone: list[float] = []
     beside: list[float] = []
     with ExitStack() as stack:
         for kind in (_UserWorker, _SweepWorker):
-            stack.enter_context(kind(scene.directory / kind.__name__, scene.valkey.url, concurrency=1, **settings))
-        client = stack.enter_context(scene.client())
+            stack.enter_context(kind(testbed.directory / kind.__name__, testbed.valkey.url, concurrency=1, **settings))
+        client = stack.enter_context(testbed.client())
         catalogue = Catalogue(f"sqlite:///{home / 'catalogue.sqlite3'}")
         stack.callback(catalogue.close)
         sweep._fill(catalogue, place / sweep.BUCKET, files)
-        upload = _uploads(scene, client)
+        upload = _uploads(testbed, client)
         for _ in range(_WARMING):
             upload()
         for _ in range(rounds):
             alone += [upload() for _ in range(each)]
-            with _swept(scene, catalogue):
+            with _swept(testbed, catalogue):
                 beside += [upload() for _ in range(each)]
     what = f"1 KiB upload beside a sweep of {files:,} files, enqueue to done, against the same alone"
     worst = Samples([_percentile(beside, 99)], " ms", 1), Samples([_percentile(alone, 99)], " ms", 1)
@@ -72,9 +72,9 @@ def measure(scene: Scene) -> Iterator[Row]:
     yield Row(f"{what}: each", Samples(beside, " ms", 1), Samples(alone, " ms", 1))
 
 
-def _uploads(scene: Scene, client: ArtifactClient) -> Callable[[], float]:
+def _uploads(testbed: Testbed, client: ArtifactClient) -> Callable[[], float]:
     """Return a function that uploads new bytes under a new key and returns the milliseconds."""
-    source, numbers = scene.incoming / "beside", count()
+    source, numbers = testbed.incoming / "beside", count()
 
     def upload() -> float:
         source.write_bytes(os.urandom(KIB))
@@ -86,12 +86,12 @@ def _uploads(scene: Scene, client: ArtifactClient) -> Callable[[], float]:
 
 
 @contextmanager
-def _swept(scene: Scene, catalogue: Catalogue) -> Iterator[None]:
+def _swept(testbed: Testbed, catalogue: Catalogue) -> Iterator[None]:
     """Keep sweeps running in the block, and wait for the last one."""
     ending = threading.Event()
 
     def keep() -> None:
-        with scene.client() as client:
+        with testbed.client() as client:
             while not ending.is_set():
                 if _due(catalogue) < _AGAIN_BELOW:
                     sweep._make_due(catalogue)

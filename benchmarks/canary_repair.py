@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 
-from benchmarks.harness.measured import NotMeasured, Row, Samples, Target
-from benchmarks.harness.scene import Scene
+from benchmarks.harness.result_rows import NotMeasured, Row, Samples, Target
+from benchmarks.harness.testbed import Testbed
 from worker import clock
 from worker.catalogue import CanaryTimes, Catalogue
 from worker.embedded.up_subprocess import running
@@ -20,9 +20,9 @@ _WITHIN = 1200.0
 TARGET = Target(600, unit=" s")
 
 
-def measure(scene: Scene) -> Iterator[Row]:
+def measure(testbed: Testbed) -> Iterator[Row]:
     """Start `zot-artifacts up`, damage a canary in each of its two stores, and wait until both are repaired."""
-    home = scene.directory / "canary"
+    home = testbed.directory / "canary"
     with running(home):
         environment = {**os.environ, "ZOT_HOME": str(home)}
         command = [sys.executable, "-m", "worker.cli", "sweep", "canary"]

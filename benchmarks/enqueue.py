@@ -7,8 +7,8 @@ from itertools import count
 import redis
 
 from benchmarks.harness import bare_celery
-from benchmarks.harness.measured import Row, Samples, Target
-from benchmarks.harness.scene import Scene
+from benchmarks.harness.result_rows import Row, Samples, Target
+from benchmarks.harness.testbed import Testbed
 from zot_artifact_client.contract import UPLOAD, UploadRequest
 
 ONE_BY_ONE, MANY = "one by one", "many at once (submit_many)"
@@ -16,19 +16,19 @@ TARGETS = {ONE_BY_ONE: Target(0.8, at_least=True), MANY: Target(5, at_least=True
 _BARE = "send_task"
 
 
-def measure(scene: Scene) -> Iterator[Row]:
+def measure(testbed: Testbed) -> Iterator[Row]:
     """Send jobs in turn without a worker, and delete them after each turn.
 
     The bare application sends no arguments, and has no result backend: with one, it would subscribe to each result.
     """
-    rounds, jobs = (4, 200) if scene.quick else (20, 1000)
-    broker = f"redis://127.0.0.1:{scene.valkey.port}/1"
+    rounds, jobs = (4, 200) if testbed.quick else (20, 1000)
+    broker = f"redis://127.0.0.1:{testbed.valkey.port}/1"
     numbers = count()
 
     def request() -> UploadRequest:
         return UploadRequest(source="/srv/incoming/build.tgz", bucket="enqueue", key=f"{next(numbers)}/build.tgz")
 
-    with scene.client() as client, bare_celery.make_app(broker, results=False) as app:
+    with testbed.client() as client, bare_celery.make_app(broker, results=False) as app:
         kinds: dict[str, Callable[[], object]] = {
             _BARE: lambda: [app.send_task(bare_celery.NOOP) for _ in range(jobs)],
             ONE_BY_ONE: lambda: [client.submit(UPLOAD, request()) for _ in range(jobs)],
@@ -38,7 +38,7 @@ def measure(scene: Scene) -> Iterator[Row]:
         for _ in range(1 + rounds):  # the first one connects, and does not count
             for kind, run in kinds.items():
                 rates[kind].append(jobs / _seconds(run))
-                _throw_away(scene)
+                _throw_away(testbed)
     samples = {kind: Samples(values[1:], " jobs/s") for kind, values in rates.items()}
     for kind, target in TARGETS.items():
         yield Row(f"uploads sent {kind}, against send_task of bare Celery", samples[kind], samples[_BARE], target)
@@ -50,6 +50,6 @@ def _seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - begun
 
 
-def _throw_away(scene: Scene) -> None:
-    with redis.Redis.from_url(scene.valkey.url) as client:
+def _throw_away(testbed: Testbed) -> None:
+    with redis.Redis.from_url(testbed.valkey.url) as client:
         client.flushall()

@@ -9,8 +9,8 @@ from pathlib import Path
 import httpx
 
 from benchmarks.harness.bare_celery import sync
-from benchmarks.harness.measured import Row, Samples
-from benchmarks.harness.scene import GIB, MIB, WAIT, Scene, shown
+from benchmarks.harness.result_rows import Row, Samples
+from benchmarks.harness.testbed import GIB, MIB, WAIT, Testbed, shown
 from benchmarks.harness.transfer_tools import S5cmd
 from tests.conformance.targets import make_s3_bucket
 from tests.servers.gateway import GatewayProcess
@@ -40,35 +40,35 @@ class RcloneHttp(S3Server):
         return (find_server("rclone"), "serve", "http", "--addr", address, "--read-only", str(self._served))
 
 
-def measure(scene: Scene) -> Iterator[Row]:
+def measure(testbed: Testbed) -> Iterator[Row]:
     """Serve a large artifact and the same file, enqueue jobs over the gateway, and read from a warm cache."""
-    size = 64 * MIB if scene.quick else GIB
-    scene.need(4 * size)
+    size = 64 * MIB if testbed.quick else GIB
+    testbed.need(4 * size)
     with (
-        scene.worker("clients", 2) as worker,
-        scene.file("large.bin", size) as file,
-        scene.client() as broker,
-        GatewayProcess(scene.directory / "gateway", worker.home, scene.valkey.url) as gateway,
-        RcloneHttp(scene.directory / "rclone-http", scene.incoming) as plain,
+        testbed.worker("clients", 2) as worker,
+        testbed.file("large.bin", size) as file,
+        testbed.client() as broker,
+        GatewayProcess(testbed.directory / "gateway", worker.home, testbed.valkey.url) as gateway,
+        RcloneHttp(testbed.directory / "rclone-http", testbed.incoming) as plain,
     ):
         broker.upload(str(file), "bench", "large.bin", stores=["primary"]).wait(WAIT)
         headers = {"Authorization": f"Bearer {_token(worker.home)}"}
         what = f"gateway: download of {shown(size)}, verified by chunk, against rclone serve http"
         yield _download(what, f"{gateway.url}/v1/objects/bench/large.bin", headers, f"{plain.endpoint}/large.bin", size)
-        yield _enqueue(gateway.url, headers, 200 if scene.quick else 2000)
-        yield from _cache(scene, gateway.url, headers["Authorization"].partition(" ")[2], file, size)
-    yield _staged(scene, 64 * MIB if scene.quick else GIB)
+        yield _enqueue(gateway.url, headers, 200 if testbed.quick else 2000)
+        yield from _cache(testbed, gateway.url, headers["Authorization"].partition(" ")[2], file, size)
+    yield _staged(testbed, 64 * MIB if testbed.quick else GIB)
 
 
-def _staged(scene: Scene, size: int) -> Row:
+def _staged(testbed: Testbed, size: int) -> Row:
     """Send a file to signed URLs of a store, past the gateway, against `s5cmd cp` of it to the same server.
 
     Ours computes the SHA-256 first, in the same time, and returns once the gateway has sent the upload job.
     """
     with (
-        scene.worker("staged", 1) as worker,
-        scene.file("staged.bin", size) as file,
-        RcloneS3(scene.directory / "rclone-s3") as server,
+        testbed.worker("staged", 1) as worker,
+        testbed.file("staged.bin", size) as file,
+        RcloneS3(testbed.directory / "rclone-s3") as server,
     ):
         worker.stop()  # the parts stay where they are: it would read them at the same time
         secrets = {
@@ -80,7 +80,7 @@ def _staged(scene: Scene, size: int) -> Row:
             "access_key_id": server.access_key_id, "secret_access_key": server.secret_access_key,
         }  # fmt: skip
         gateway = GatewayProcess(
-            scene.directory / "staging-gateway", worker.home, scene.valkey.url,
+            testbed.directory / "staging-gateway", worker.home, testbed.valkey.url,
             stores=json.dumps({"cloud": cloud}), placement='["cloud"]', gateway__staging_store="cloud",
         )  # fmt: skip
         tool = S5cmd(f"s3://{_BUCKET}", server.endpoint, secrets)
@@ -139,9 +139,9 @@ def _enqueue(url: str, headers: dict[str, str], count: int) -> Row:
     return Row(f"gateway: p99 of {count} enqueues in turn", Samples([p99], " ms", 1))
 
 
-def _cache(scene: Scene, url: str, token: str, file: Path, size: int) -> Iterator[Row]:
+def _cache(testbed: Testbed, url: str, token: str, file: Path, size: int) -> Iterator[Row]:
     """Read a warm cache in one thread, against plain reads of the same file; both come from the page cache."""
-    cache = ChunkCache(scene.directory / "cache", max_size=2 * size, min_free=0)
+    cache = ChunkCache(testbed.directory / "cache", max_size=2 * size, min_free=0)
     ours, plain = [], []
     with ArtifactClient(gateway=url, token=token, cache=cache) as client:
         client.warm("bench", "large.bin")

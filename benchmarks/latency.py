@@ -11,8 +11,8 @@ from pathlib import Path
 from celery import Celery
 
 from benchmarks.harness import bare_celery
-from benchmarks.harness.measured import Row, Samples, Target
-from benchmarks.harness.scene import KIB, WAIT, Scene
+from benchmarks.harness.result_rows import Row, Samples, Target
+from benchmarks.harness.testbed import KIB, WAIT, Testbed
 from tests.servers.process import REPOSITORY, Server
 from zot_artifact_client import ArtifactClient
 
@@ -46,11 +46,11 @@ class BareWorker(Server):
                 raise ConnectionError("no worker answers")
 
 
-def measure(scene: Scene) -> list[Row]:
+def measure(testbed: Testbed) -> list[Row]:
     """Run the three kinds in turn, one job at a time, and compare each upload with the task that ran beside it."""
-    rounds = 40 if scene.quick else 200
-    with _bare(scene) as noop, scene.worker("latency", POOL), scene.client() as client:
-        kinds = {NOOP: noop, ONE: _upload(scene, client, ["primary"]), TWO: _upload(scene, client, None)}
+    rounds = 40 if testbed.quick else 200
+    with _bare(testbed) as noop, testbed.worker("latency", POOL), testbed.client() as client:
+        kinds = {NOOP: noop, ONE: _upload(testbed, client, ["primary"]), TWO: _upload(testbed, client, None)}
         took: dict[str, list[float]] = {kind: [] for kind in kinds}
         for _ in range(WARMING + rounds):
             for kind, run in kinds.items():
@@ -68,16 +68,16 @@ def measure(scene: Scene) -> list[Row]:
 
 
 @contextmanager
-def _bare(scene: Scene) -> Iterator[Callable[[], object]]:
-    broker = f"redis://127.0.0.1:{scene.valkey.port}/1"  # another database of the same server: queues do not meet
-    with BareWorker(scene.directory / "bare", broker), bare_celery.make_app(broker) as app:
+def _bare(testbed: Testbed) -> Iterator[Callable[[], object]]:
+    broker = f"redis://127.0.0.1:{testbed.valkey.port}/1"  # another database of the same server: queues do not meet
+    with BareWorker(testbed.directory / "bare", broker), bare_celery.make_app(broker) as app:
         yield lambda: app.send_task(bare_celery.NOOP).get(WAIT)
 
 
-def _upload(scene: Scene, client: ArtifactClient, stores: list[str] | None) -> Callable[[], object]:
+def _upload(testbed: Testbed, client: ArtifactClient, stores: list[str] | None) -> Callable[[], object]:
     """Return a function that uploads new bytes under a new key."""
     folder = "-".join(stores or ["default"])
-    source = scene.incoming / folder
+    source = testbed.incoming / folder
     numbers = count()
 
     def run() -> object:

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.harness.measured import NotMeasured, Row, Samples, Target
+from benchmarks.harness.result_rows import NotMeasured, Row, Samples, Target
 from benchmarks.harness.running_stores import HashingOnceS3
-from benchmarks.harness.scene import GIB, MIB, WAIT, Scene, shown
+from benchmarks.harness.testbed import GIB, MIB, WAIT, Testbed, shown
 from benchmarks.harness.transfer_in_process import high_water
 
 SMALL = 64 * MIB
@@ -23,29 +23,31 @@ class Peak(NamedTuple):
     main: float
 
 
-def measure_filesystem(scene: Scene) -> list[Row]:
+def measure_filesystem(testbed: Testbed) -> list[Row]:
     """Measure on a store in a directory."""
-    return _compare(scene, "filesystem", lambda: {"type": "filesystem", "root": str(_made(scene.directory / "disk"))})
+    return _compare(
+        testbed, "filesystem", lambda: {"type": "filesystem", "root": str(_made(testbed.directory / "disk"))}
+    )
 
 
-def measure_s3(scene: Scene) -> list[Row]:
+def measure_s3(testbed: Testbed) -> list[Row]:
     """Measure on a store that an S3 server keeps in another process."""
-    with HashingOnceS3(scene.directory / "rclone") as server:
+    with HashingOnceS3(testbed.directory / "rclone") as server:
         (server.files / "artifacts").mkdir()
         config = {
             "type": "s3", "bucket": "artifacts", "endpoint": server.endpoint,
             "access_key_id": server.access_key_id, "secret_access_key": server.secret_access_key,
         }  # fmt: skip
-        return _compare(scene, "s3", lambda: config)
+        return _compare(testbed, "s3", lambda: config)
 
 
-def _compare(scene: Scene, kind: str, config: Callable[[], dict[str, str]]) -> list[Row]:
-    large, rounds = (2 * GIB, 1) if scene.quick else (8 * GIB, 2)
-    scene.need(2 * large + SMALL)
+def _compare(testbed: Testbed, kind: str, config: Callable[[], dict[str, str]]) -> list[Row]:
+    large, rounds = (2 * GIB, 1) if testbed.quick else (8 * GIB, 2)
+    testbed.need(2 * large + SMALL)
     peaks: dict[int, list[Peak]] = {SMALL: [], large: []}
     for _ in range(rounds):
         for size, seen in peaks.items():
-            seen.append(_peak(scene, kind, config(), size))
+            seen.append(_peak(testbed, kind, config(), size))
     child = {size: Samples([peak.child for peak in seen], " MiB") for size, seen in peaks.items()}
     main = {size: Samples([peak.main for peak in seen], " MiB") for size, seen in peaks.items()}
     what = f"{kind}: peak memory, upload and verify {shown(large)}"
@@ -56,13 +58,13 @@ def _compare(scene: Scene, kind: str, config: Callable[[], dict[str, str]]) -> l
     ]
 
 
-def _peak(scene: Scene, kind: str, config: dict[str, str], size: int) -> Peak:
+def _peak(testbed: Testbed, kind: str, config: dict[str, str], size: int) -> Peak:
     """Upload and verify one file in a new worker, and measure its processes."""
     key = f"{size}.bin"
     with (
-        scene.file(key, size) as source,
-        scene.worker(f"memory-{kind}", 1, stores=json.dumps({STORE: config})) as worker,
-        scene.client() as client,
+        testbed.file(key, size) as source,
+        testbed.worker(f"memory-{kind}", 1, stores=json.dumps({STORE: config})) as worker,
+        testbed.client() as client,
     ):
         client.upload(source, "memory", key).wait(WAIT)
         source.unlink()

@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.harness import running_stores, transfer_in_process
-from benchmarks.harness.measured import FAILURES, Line, Missing, NotMeasured, Row, Samples, Target
+from benchmarks.harness.result_rows import FAILURES, Line, Missing, NotMeasured, Row, Samples, Target
 from benchmarks.harness.running_stores import RunningStore
-from benchmarks.harness.scene import GIB, MIB, Scene, shown
+from benchmarks.harness.testbed import GIB, MIB, Testbed, shown
 from tests.servers.process import REPOSITORY
 
 SMALL = 64 * MIB
@@ -31,19 +31,19 @@ COMPOSING = 4.5
 """How many times the size of an object must be free for fake-gcs-server, which took 4.1 to compose one in files."""
 
 
-def measure(scene: Scene) -> Iterator[Line]:
+def measure(testbed: Testbed) -> Iterator[Line]:
     """Compare the two sizes on each store, a new process for each transfer, because the mark never goes down."""
-    large = GIB if scene.quick else 8 * GIB
-    scene.need(3 * large)
+    large = GIB if testbed.quick else 8 * GIB
+    testbed.need(3 * large)
     with ExitStack() as stack:
         files: dict[int, Path] = {}
         for name in STORES:
-            if not scene.wants(f"{name}: peak memory"):
+            if not testbed.wants(f"{name}: peak memory"):
                 continue
             size = _sized_to_memory(name, large)
             for needed in {SMALL, size} - files.keys():
-                files[needed] = stack.enter_context(scene.file(f"{needed}.bin", needed))
-            yield from _on(scene.directory / "place", name, files[SMALL], files[size])
+                files[needed] = stack.enter_context(testbed.file(f"{needed}.bin", needed))
+            yield from _on(testbed.directory / "place", name, files[SMALL], files[size])
 
 
 def _sized_to_memory(place: str, size: int) -> int:

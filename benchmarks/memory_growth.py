@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from benchmarks.harness.measured import NotMeasured, Row, Samples, Target
-from benchmarks.harness.scene import KIB, WAIT, Scene
+from benchmarks.harness.result_rows import NotMeasured, Row, Samples, Target
+from benchmarks.harness.testbed import KIB, WAIT, Testbed
 from tests.servers.worker import Worker
 from zot_artifact_client import ArtifactClient, JobFailed
 from zot_artifact_client.contract import DeleteRequest, Message, UploadRequest, VerifyRequest
@@ -16,13 +16,13 @@ _PAGE = 20
 """Objects of a page, so that a hundred pages need few objects."""
 
 
-def measure(scene: Scene) -> list[Row]:
+def measure(testbed: Testbed) -> list[Row]:
     """Measure the memory that the child has not given back at the end, against the same after a tenth of the jobs."""
-    jobs, pages = (1_000, 20) if scene.quick else (10_000, 100)
+    jobs, pages = (1_000, 20) if testbed.quick else (10_000, 100)
     with (
-        scene.file("growth.bin", 16 * KIB) as source,
-        scene.worker("growth", 1, page__objects=str(_PAGE)) as worker,
-        scene.client() as client,
+        testbed.file("growth.bin", 16 * KIB) as source,
+        testbed.worker("growth", 1, page__objects=str(_PAGE)) as worker,
+        testbed.client() as client,
     ):
         _run_jobs(client, source, 0, jobs // 10)
         before = _held(worker)

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
-from benchmarks.harness.measured import NotMeasured, Row, Samples
-from benchmarks.harness.scene import GIB, Scene
+from benchmarks.harness.result_rows import NotMeasured, Row, Samples
+from benchmarks.harness.testbed import GIB, Testbed
 from worker.artifacts.rebuild.rebuild_catalogue import Rebuild
 from worker.catalogue import Catalogue, Rules, load_export
 from worker.settings.section_models import PageSettings
@@ -24,11 +24,11 @@ _SIZE = 1024
 _PER_DIRECTORY = 100
 
 
-def measure(scene: Scene) -> Iterator[Row]:
+def measure(testbed: Testbed) -> Iterator[Row]:
     """Rebuild a catalogue of small objects, with all bytes read and with digests believed; then load its export."""
-    count = FEW if scene.quick else MANY
-    scene.need(2 * GIB)
-    place = scene.directory / "rebuilt"
+    count = FEW if testbed.quick else MANY
+    testbed.need(2 * GIB)
+    place = testbed.directory / "rebuilt"
     try:
         for name in _NAMES:
             _fill(place / name, count // len(_NAMES))

@@ -19,8 +19,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.measured import NotMeasured, Row, Samples, Target
-from benchmarks.harness.scene import GIB, MIB, Scene
+from benchmarks.harness.result_rows import NotMeasured, Row, Samples, Target
+from benchmarks.harness.testbed import GIB, MIB, Testbed
 from benchmarks.sweep_paging import _fill, _Null, _take
 from tasks.sweeps.reconcile import sweep_reconcile
 from worker import clock
@@ -45,20 +45,20 @@ class Reconciled:
     peak: int
 
 
-def measure(scene: Scene) -> Iterator[Row]:
+def measure(testbed: Testbed) -> Iterator[Row]:
     """Compare many objects and fewer, each in a process of its own."""
-    many = _QUICK if scene.quick else MANY
-    scene.need(2 * GIB)
+    many = _QUICK if testbed.quick else MANY
+    testbed.need(2 * GIB)
     for way in ("listing", "inventory"):
-        large, small = (_in_process(scene, way, count) for count in (many, FEW))
+        large, small = (_in_process(testbed, way, count) for count in (many, FEW))
         what = f"reconcile {many:,} objects with the catalogue, from the {way}"
         yield Row(what, Samples([large.speed], " objects/s"))
         gained = (large.peak - small.peak) / MIB
         yield Row(f"{what}: peak memory above that of {FEW:,}", Samples([gained], " MiB", 1), target=_GROWTH)
 
 
-def _in_process(scene: Scene, way: str, count: int) -> Reconciled:
-    home = str(scene.directory / f"reconcile-{time.time_ns()}")
+def _in_process(testbed: Testbed, way: str, count: int) -> Reconciled:
+    home = str(testbed.directory / f"reconcile-{time.time_ns()}")
     command = [sys.executable, "-m", "benchmarks.reconciling", home, way, str(count)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

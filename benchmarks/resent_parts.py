@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.harness.measured import NotMeasured, Row, Samples, Target
-from benchmarks.harness.scene import GIB, MIB, WAIT, Scene, shown
+from benchmarks.harness.result_rows import NotMeasured, Row, Samples, Target
+from benchmarks.harness.testbed import GIB, MIB, WAIT, Testbed, shown
 from tests.conformance.targets import make_s3_bucket
 from tests.servers import Ministack
 from tests.servers.kill_during_upload import Killing
@@ -19,25 +19,25 @@ REAL, BUCKET = "artifacts", "resent"
 TARGET = Target(2, unit=" parts")
 
 
-def measure(scene: Scene) -> Iterator[Row]:
+def measure(testbed: Testbed) -> Iterator[Row]:
     """Upload to a server behind a proxy that counts the parts; kill -9 the worker when half of them have arrived."""
-    size, rounds = (128 * MIB, 1) if scene.quick else (GIB, 2)
-    scene.need(size)
-    with Ministack(scene.directory / "ministack") as server, scene.file("resent.bin", size) as source:
+    size, rounds = (128 * MIB, 1) if testbed.quick else (GIB, 2)
+    testbed.need(size)
+    with Ministack(testbed.directory / "ministack") as server, testbed.file("resent.bin", size) as source:
         make_s3_bucket(server, REAL)
-        again = [_sent(scene, server, source, f"{number}.bin") - size for number in range(rounds)]
+        again = [_sent(testbed, server, source, f"{number}.bin") - size for number in range(rounds)]
     what = f"s3: sent again after kill -9 at half of an upload of {shown(size)} in parts of {shown(PART)}"
     yield Row(f"{what}, most of {rounds}", Samples([max(again) / PART], " parts", 1), target=TARGET)
 
 
-def _sent(scene: Scene, server: Ministack, source: Path, key: str) -> int:
+def _sent(testbed: Testbed, server: Ministack, source: Path, key: str) -> int:
     """Return how many bytes two workers sent until the object was complete. A part that was cut off counts in full."""
     size = source.stat().st_size
     killing = Killing(at=size // PART // 2)
     with (
         FaultyProxy(server.port, killing) as proxy,
-        scene.worker("resent", 1, stores=_stores(server, proxy), jobs__lease="2s") as worker,
-        scene.client() as client,
+        testbed.worker("resent", 1, stores=_stores(server, proxy), jobs__lease="2s") as worker,
+        testbed.client() as client,
     ):
         killing.worker = worker
         _upload_twice(client, worker, source, key)

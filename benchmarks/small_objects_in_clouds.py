@@ -10,9 +10,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
 
-from benchmarks.harness.measured import FAILURES, Line, Missing, NotMeasured, Row, Samples, Target
+from benchmarks.harness.result_rows import FAILURES, Line, Missing, NotMeasured, Row, Samples, Target
 from benchmarks.harness.running_stores import STORES, RunningStore, filesystem, s3_ministack, s3_rclone
-from benchmarks.harness.scene import KIB, WAIT, Scene
+from benchmarks.harness.testbed import KIB, WAIT, Testbed
 from benchmarks.harness.transfer_in_process import BUCKET
 from benchmarks.harness.transfer_tools import Rclone
 from benchmarks.sweep import processor_seconds
@@ -31,28 +31,28 @@ _PAIRS = {
 }
 
 
-def measure_verify(scene: Scene) -> Iterator[Line]:
+def measure_verify(testbed: Testbed) -> Iterator[Line]:
     """Verify a batch in each cloud store, let rclone download and hash the same objects, compare within each round."""
-    count, rounds = (FEW, scene.pairs or 2) if scene.quick else (VERIFIED, scene.pairs or 5)
+    count, rounds = (FEW, testbed.pairs or 2) if testbed.quick else (VERIFIED, testbed.pairs or 5)
     for name in STORES:
         what = f"verify {count:,} objects of 16 KiB in {name}"
-        if name == "filesystem" or not scene.wants(what):
+        if name == "filesystem" or not testbed.wants(what):
             continue
         try:
-            yield from _verified(scene, what, name, count, rounds)
+            yield from _verified(testbed, what, name, count, rounds)
         except FAILURES as error:
             yield Missing(what, str(error))
 
 
-def _verified(scene: Scene, what: str, name: str, count: int, rounds: int) -> Iterator[Row]:
+def _verified(testbed: Testbed, what: str, name: str, count: int, rounds: int) -> Iterator[Row]:
     ours: list[float] = []
     best: list[float] = []
     used: list[float] = []
     with ExitStack() as stack:
-        home = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=scene.directory)))
+        home = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=testbed.directory)))
         place = stack.enter_context(STORES[name](home))
-        worker, client = _worker(scene, stack, {"place": place.config}, ["place"])
-        _fill(scene, client, count)
+        worker, client = _worker(testbed, stack, {"place": place.config}, ["place"])
+        _fill(testbed, client, count)
         for _ in range(rounds + 1):
             best.append(max(count / _hashed(place, number) for number in CHECKERS))
             before, begun = processor_seconds(worker), perf_counter()
@@ -65,32 +65,32 @@ def _verified(scene: Scene, what: str, name: str, count: int, rounds: int) -> It
     yield Row(f"{what}: processor time of each copy", Samples(used[1:], " ms", 3), target=Target(0.4, unit=" ms"))
 
 
-def measure_replicate(scene: Scene) -> Iterator[Line]:
+def measure_replicate(testbed: Testbed) -> Iterator[Line]:
     """Replicate a batch between stores, let rclone copy and check the same objects, and compare within each round."""
-    count, rounds = (FEW, scene.pairs or 2) if scene.quick else (REPLICATED, scene.pairs or 5)
+    count, rounds = (FEW, testbed.pairs or 2) if testbed.quick else (REPLICATED, testbed.pairs or 5)
     for name in _PAIRS:
         what = f"replicate {count:,} objects of 16 KiB from {name}"
-        if not scene.wants(what):
+        if not testbed.wants(what):
             continue
         try:
-            yield from _replicated(scene, what, name, count, rounds)
+            yield from _replicated(testbed, what, name, count, rounds)
         except FAILURES as error:
             yield Missing(what, str(error))
 
 
-def _replicated(scene: Scene, what: str, name: str, count: int, rounds: int) -> Iterator[Row]:
+def _replicated(testbed: Testbed, what: str, name: str, count: int, rounds: int) -> Iterator[Row]:
     ours: list[float] = []
     yardstick: list[float] = []
     used: list[float] = []
     with ExitStack() as stack:
         first, second = (
-            stack.enter_context(opened(Path(stack.enter_context(tempfile.TemporaryDirectory(dir=scene.directory)))))
+            stack.enter_context(opened(Path(stack.enter_context(tempfile.TemporaryDirectory(dir=testbed.directory)))))
             for opened in _PAIRS[name]
         )
-        worker, client = _worker(scene, stack, {"from": first.config, "to": second.config}, ["from"])
+        worker, client = _worker(testbed, stack, {"from": first.config, "to": second.config}, ["from"])
         for number in range(rounds + 1):
             prefix = f"filled-{number}"
-            _fill(scene, client, count, prefix)
+            _fill(testbed, client, count, prefix)
             yardstick.append(count / _copied_and_checked(first, second, prefix))
             before, begun = processor_seconds(worker), perf_counter()
             wanted = BatchRequest(verb="replicate", bucket=BUCKET, prefix=f"{prefix}/", to=("to",))
@@ -147,15 +147,15 @@ def _hashed(place: RunningStore, checkers: int) -> float:
 
 
 def _worker(
-    scene: Scene, stack: ExitStack, stores: Mapping[str, object], placement: Sequence[str]
+    testbed: Testbed, stack: ExitStack, stores: Mapping[str, object], placement: Sequence[str]
 ) -> tuple[Worker, ArtifactClient]:
     settings = {"stores": json.dumps(stores), "placement": json.dumps(placement)}
-    return stack.enter_context(scene.worker("bulk", 2, **settings)), stack.enter_context(scene.client())
+    return stack.enter_context(testbed.worker("bulk", 2, **settings)), stack.enter_context(testbed.client())
 
 
-def _fill(scene: Scene, client: ArtifactClient, count: int, prefix: str = "filled") -> None:
+def _fill(testbed: Testbed, client: ArtifactClient, count: int, prefix: str = "filled") -> None:
     """Upload so many files below a prefix."""
-    directory = scene.incoming / prefix
+    directory = testbed.incoming / prefix
     directory.mkdir()
     try:
         for number in range(count):

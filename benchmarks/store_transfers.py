@@ -12,9 +12,9 @@ from pathlib import Path
 from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
 from statistics import median
 
-from benchmarks.harness.measured import FAILURES, Line, Missing, NotMeasured, Row, Samples, Target
+from benchmarks.harness.result_rows import FAILURES, Line, Missing, NotMeasured, Row, Samples, Target
 from benchmarks.harness.running_stores import STORES
-from benchmarks.harness.scene import GIB, KIB, MIB, Scene, shown
+from benchmarks.harness.testbed import GIB, KIB, MIB, Testbed, shown
 from benchmarks.harness.transfer_in_process import BUCKET, open_configured
 from benchmarks.harness.transfer_tools import SYNCED, VERIFIED, Ours, Rclone, SyncedRclone, TransferTool, VerifiedRclone
 from worker.storage import Store
@@ -71,22 +71,22 @@ class Bench:
     got: Path
 
 
-def measure(scene: Scene) -> Iterator[Line]:
+def measure(testbed: Testbed) -> Iterator[Line]:
     """Let each tool have its turn with each load on each store, and compare neighbours.
 
     Each load has a server of its own, so that deleted objects of one, in memory or on disk, slow down no other.
     """
-    sizes = (16 * MIB, 64 * MIB) if scene.quick else (64 * MIB, GIB)
-    scene.need(8 * sizes[-1])
+    sizes = (16 * MIB, 64 * MIB) if testbed.quick else (64 * MIB, GIB)
+    testbed.need(8 * sizes[-1])
     with ExitStack() as stack:
-        loads = [stack.enter_context(_file(scene, size)) for size in sizes]
-        loads.append(stack.enter_context(_small_files(scene)))
+        loads = [stack.enter_context(_file(testbed, size)) for size in sizes]
+        loads.append(stack.enter_context(_small_files(testbed)))
         for place in STORES:
             for load in loads:
                 verbs = (GET, PUT) if load.many else (GET, VERIFY, PUT)
-                asked = [verb for verb in verbs if scene.wants(f"{place}: {verb} {load.what}")]
+                asked = [verb for verb in verbs if testbed.wants(f"{place}: {verb} {load.what}")]
                 if asked:
-                    yield from _on(scene.directory / "place", place, load, asked, loads[0].path)
+                    yield from _on(testbed.directory / "place", place, load, asked, loads[0].path)
 
 
 def _on(directory: Path, place: str, load: Load, asked: Sequence[str], first: Path) -> Iterator[Line]:
@@ -112,22 +112,22 @@ def _on(directory: Path, place: str, load: Load, asked: Sequence[str], first: Pa
 
 
 @contextmanager
-def _file(scene: Scene, size: int) -> Iterator[Load]:
-    rounds = 1 if scene.quick else 3 if size >= GIB else 5
-    with scene.file(f"{size}.bin", size) as path:
+def _file(testbed: Testbed, size: int) -> Iterator[Load]:
+    rounds = 1 if testbed.quick else 3 if size >= GIB else 5
+    with testbed.file(f"{size}.bin", size) as path:
         yield Load(shown(size), path, size, size / MIB, " MiB/s", rounds)
 
 
 @contextmanager
-def _small_files(scene: Scene) -> Iterator[Load]:
-    number = 200 if scene.quick else 2000
-    directory = scene.incoming / "small"
+def _small_files(testbed: Testbed) -> Iterator[Load]:
+    number = 200 if testbed.quick else 2000
+    directory = testbed.incoming / "small"
     directory.mkdir()
     try:
         for name in range(number):
             (directory / f"{name:04}.bin").write_bytes(os.urandom(SMALL))
         what = f"{number:,} objects of {shown(SMALL)}"
-        yield Load(what, directory, number * SMALL, number, " objects/s", 1 if scene.quick else LEAST)
+        yield Load(what, directory, number * SMALL, number, " objects/s", 1 if testbed.quick else LEAST)
     finally:
         shutil.rmtree(directory)
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from benchmarks.harness.measured import NotMeasured, Row, Samples, Target
-from benchmarks.harness.scene import GIB, KIB, WAIT, Scene
+from benchmarks.harness.result_rows import NotMeasured, Row, Samples, Target
+from benchmarks.harness.testbed import GIB, KIB, WAIT, Testbed
 from tests.servers.process import find_server
 from tests.servers.worker import Worker
 from worker import clock
@@ -41,12 +41,12 @@ class _Sweep:
     processor: float
 
 
-def measure(scene: Scene) -> Iterator[Row]:
+def measure(testbed: Testbed) -> Iterator[Row]:
     """Sweep the files, let rclone hash them with few and with many checkers, and compare within each round."""
-    count, rounds = (FEW, 3) if scene.quick else (MANY, 5)
-    scene.need(GIB)
+    count, rounds = (FEW, 3) if testbed.quick else (MANY, 5)
+    testbed.need(GIB)
     for cached in (True, False):
-        sweeps, best = _rounds(scene, count, rounds, cached=cached)
+        sweeps, best = _rounds(testbed, count, rounds, cached=cached)
         where = "from the page cache" if cached else "from the disk"
         what = f"a sweep of {count:,} files of 16 KiB {where}"
         rates = Samples([each.rate for each in sweeps], " a second")
@@ -56,12 +56,12 @@ def measure(scene: Scene) -> Iterator[Row]:
             yield Row(f"{what}: processor time of each copy", times, target=_PROCESSOR)
 
 
-def _rounds(scene: Scene, count: int, rounds: int, *, cached: bool) -> tuple[list[_Sweep], list[float]]:
+def _rounds(testbed: Testbed, count: int, rounds: int, *, cached: bool) -> tuple[list[_Sweep], list[float]]:
     sweeps, best = [], []
-    place = scene.directory / "swept"
+    place = testbed.directory / "swept"
     config = {"type": "filesystem", "root": str(place), "verify_cached": cached}
     settings = {"stores": json.dumps({"primary": config}), "placement": '["primary"]'}
-    with scene.worker("sweep", 2, **settings) as worker, scene.client() as client:
+    with testbed.worker("sweep", 2, **settings) as worker, testbed.client() as client:
         root = place / BUCKET
         catalogue = Catalogue(f"sqlite:///{worker.home / 'catalogue.sqlite3'}")
         _fill(catalogue, root, count)

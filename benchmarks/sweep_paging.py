@@ -15,8 +15,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from benchmarks.harness.measured import NotMeasured, Row, Samples, Target
-from benchmarks.harness.scene import GIB, MIB, Scene
+from benchmarks.harness.result_rows import NotMeasured, Row, Samples, Target
+from benchmarks.harness.testbed import GIB, MIB, Testbed
 from tasks.page import page
 from tasks.sweeps.verify import sweep
 from worker import clock
@@ -63,11 +63,11 @@ class _Null:
         return set(ids)
 
 
-def measure(scene: Scene) -> Iterator[Row]:
+def measure(testbed: Testbed) -> Iterator[Row]:
     """Page many copies and few, in processes of their own."""
-    many = _QUICK if scene.quick else MANY
-    scene.need(2 * GIB)
-    large, small = ([_in_process(scene, count) for _ in range(rounds)] for count, rounds in ((many, 1), (FEW, 3)))
+    many = _QUICK if testbed.quick else MANY
+    testbed.need(2 * GIB)
+    large, small = ([_in_process(testbed, count) for _ in range(rounds)] for count, rounds in ((many, 1), (FEW, 3)))
     what = f"a sweep of {many:,} due copies, planned and paged, reads replaced"
     few = Samples([sorted(each.processor for each in small)[1]], " us", 1)
     yield Row(f"{what}: processor time of each copy, to {FEW:,}", Samples([large[0].processor], " us", 1), few, _COST)
@@ -75,12 +75,12 @@ def measure(scene: Scene) -> Iterator[Row]:
     yield Row(f"{what}: memory gained from the first tenth to the end", Samples([growth], " MiB", 1), target=_GROWTH)
 
 
-def _in_process(scene: Scene, count: int) -> Paged:
+def _in_process(testbed: Testbed, count: int) -> Paged:
     command = [
         sys.executable,
         "-m",
         "benchmarks.sweep_paging",
-        str(scene.directory / f"paging-{time.time_ns()}"),
+        str(testbed.directory / f"paging-{time.time_ns()}"),
         str(count),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.harness.measured import NotMeasured, Row, Samples, Target
-from benchmarks.harness.scene import MIB, Scene
+from benchmarks.harness.result_rows import NotMeasured, Row, Samples, Target
+from benchmarks.harness.testbed import MIB, Testbed
 from tests.servers.worker import Worker
 from worker.catalogue import Catalogue, JobRecord
 from worker.settings import Settings
@@ -25,19 +25,19 @@ _POLL = 0.05
 _WITHIN = 180.0
 
 
-def measure(scene: Scene) -> Iterator[Row]:
+def measure(testbed: Testbed) -> Iterator[Row]:
     """Give each of some workers one long job, start another with the sweeps, and kill the first at random moments."""
-    kills, lease = 1 if scene.quick else _KILLS, JobSettings().lease.total_seconds()
-    home = scene.directory / "fleet"
+    kills, lease = 1 if testbed.quick else _KILLS, JobSettings().lease.total_seconds()
+    home = testbed.directory / "fleet"
     with ExitStack() as stack:
-        source = stack.enter_context(scene.file("long.bin", 32 * MIB))
-        client = stack.enter_context(scene.client())
-        workers = [stack.enter_context(_worker(scene, f"taken-over-{n}", home)) for n in range(kills)]
-        catalogue = Catalogue(Settings(home=home, broker=scene.valkey.url).catalogue_url)
+        source = stack.enter_context(testbed.file("long.bin", 32 * MIB))
+        client = stack.enter_context(testbed.client())
+        workers = [stack.enter_context(_worker(testbed, f"taken-over-{n}", home)) for n in range(kills)]
+        catalogue = Catalogue(Settings(home=home, broker=testbed.valkey.url).catalogue_url)
         stack.callback(catalogue.close)
         jobs = [client.upload(source, "taken-over", f"{n}.bin", stores="primary").id for n in range(kills)]
         running = [_until(lambda job=job: _running(catalogue, job, attempt=1)) for job in jobs]  # type: ignore[misc]
-        stack.enter_context(_worker(scene, "taken-over-next", home, concurrency=kills, beat=True))
+        stack.enter_context(_worker(testbed, "taken-over-next", home, concurrency=kills, beat=True))
         took = _kill(catalogue, _held(running, workers))
     what = f"kill -9 of a whole worker until its job runs again, lease {lease:.0f} s, worst of {kills}"
     yield Row(what, Samples([max(took)], " s", 1), target=TARGET)
@@ -82,9 +82,9 @@ def _until(found: Callable[[], JobRecord | None]) -> JobRecord:
     raise NotMeasured("a job was not begun")
 
 
-def _worker(scene: Scene, name: str, home: Path, *, concurrency: int = 1, beat: bool = False) -> Worker:
-    roots = json.dumps([str(scene.incoming)])
+def _worker(testbed: Testbed, name: str, home: Path, *, concurrency: int = 1, beat: bool = False) -> Worker:
+    roots = json.dumps([str(testbed.incoming)])
     return Worker(
-        scene.directory / name, scene.valkey.url, concurrency=concurrency, beat=beat,
+        testbed.directory / name, testbed.valkey.url, concurrency=concurrency, beat=beat,
         home=str(home), sources__roots=roots, **_SLOW,
     )  # fmt: skip

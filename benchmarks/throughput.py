@@ -13,8 +13,8 @@ import redis
 from celery import Celery
 
 from benchmarks.harness import bare_celery
-from benchmarks.harness.measured import NotMeasured, Row, Samples, Target
-from benchmarks.harness.scene import KIB, WAIT, Scene
+from benchmarks.harness.result_rows import NotMeasured, Row, Samples, Target
+from benchmarks.harness.testbed import KIB, WAIT, Testbed
 from benchmarks.latency import NOOP, ONE, POOL, TWO, BareWorker
 from tests.servers.process import Server
 from zot_artifact_client import ArtifactClient
@@ -70,12 +70,12 @@ class Load:
         return str(json.loads(kept)["status"]) if isinstance(kept, bytes) else "PENDING"
 
 
-def measure(scene: Scene) -> Iterator[Row]:
+def measure(testbed: Testbed) -> Iterator[Row]:
     """Run each kind alone in turn, each time with a full queue."""
-    alone = _samples(scene, 1, (NOOP, ONE))
+    alone = _samples(testbed, 1, (NOOP, ONE))
     what = f"1 KiB uploads {ONE}, 1 worker process, against no-ops of bare Celery with 1"
     yield Row(what, alone[ONE], alone[NOOP], ALONE)
-    samples = _samples(scene, POOL, (NOOP, KEPT, ONE, TWO))
+    samples = _samples(testbed, POOL, (NOOP, KEPT, ONE, TWO))
     for kind in (ONE, TWO):
         what = f"1 KiB uploads {kind}, {POOL} worker processes, against no-ops of bare Celery"
         yield Row(what, samples[kind], samples[NOOP], TARGET)
@@ -84,11 +84,11 @@ def measure(scene: Scene) -> Iterator[Row]:
     yield Row(f"1 KiB uploads {ONE}, {POOL} worker processes, against {least}", samples[ONE], samples[KEPT])
 
 
-def _samples(scene: Scene, pool: int, kinds: Sequence[str]) -> dict[str, Samples]:
+def _samples(testbed: Testbed, pool: int, kinds: Sequence[str]) -> dict[str, Samples]:
     """Measure each kind alone in turn, with so many worker processes."""
-    rounds, jobs = (2, 100) if scene.quick else (5, 500)
+    rounds, jobs = (2, 100) if testbed.quick else (5, 500)
     rates: dict[str, list[float]] = {kind: [] for kind in kinds}
-    with _loads(scene, pool) as loads:
+    with _loads(testbed, pool) as loads:
         for kind in kinds:
             loads[kind].rate(jobs // 5)  # every child opens its catalogue and connects once
         for _ in range(rounds):
@@ -98,49 +98,49 @@ def _samples(scene: Scene, pool: int, kinds: Sequence[str]) -> dict[str, Samples
 
 
 @contextmanager
-def _loads(scene: Scene, pool: int) -> Iterator[dict[str, Load]]:
-    broker = f"redis://127.0.0.1:{scene.valkey.port}/1"  # another database of the same server: queues do not meet
+def _loads(testbed: Testbed, pool: int) -> Iterator[dict[str, Load]]:
+    broker = f"redis://127.0.0.1:{testbed.valkey.port}/1"  # another database of the same server: queues do not meet
     with (
-        BareWorker(scene.directory / f"bare-{pool}", broker, pool) as bare_worker,
-        scene.worker(f"throughput-{pool}", pool) as worker,
-        scene.client() as client,
+        BareWorker(testbed.directory / f"bare-{pool}", broker, pool) as bare_worker,
+        testbed.worker(f"throughput-{pool}", pool) as worker,
+        testbed.client() as client,
         bare_celery.make_app(broker) as app,
         redis.Redis.from_url(broker) as theirs,
-        redis.Redis.from_url(scene.valkey.url) as ours,
+        redis.Redis.from_url(testbed.valkey.url) as ours,
     ):
         yield {
             NOOP: Load(
                 bare_worker, theirs, lambda jobs: [str(app.send_task(bare_celery.NOOP).id) for _ in range(jobs)]
             ),
-            KEPT: Load(bare_worker, theirs, _keeper(scene, app, pool)),
-            ONE: Load(worker, ours, _sender(scene, client, ("primary",))),
-            TWO: Load(worker, ours, _sender(scene, client, None)),
+            KEPT: Load(bare_worker, theirs, _keeper(testbed, app, pool)),
+            ONE: Load(worker, ours, _sender(testbed, client, ("primary",))),
+            TWO: Load(worker, ours, _sender(testbed, client, None)),
         }
 
 
-def _keeper(scene: Scene, app: Celery, pool: int) -> Callable[[int], Sequence[str]]:
+def _keeper(testbed: Testbed, app: Celery, pool: int) -> Callable[[int], Sequence[str]]:
     """Return a function that makes the bare application keep new files."""
-    root = scene.directory / f"kept-{pool}"
+    root = testbed.directory / f"kept-{pool}"
     root.mkdir()
     bare_celery.open_database(str(root))
     numbers = count()
 
     def send() -> str:
-        source = scene.incoming / f"kept-{next(numbers)}.bin"
+        source = testbed.incoming / f"kept-{next(numbers)}.bin"
         source.write_bytes(os.urandom(KIB))
         return str(app.send_task(bare_celery.KEEP, (str(source), str(root))).id)
 
     return lambda jobs: [send() for _ in range(jobs)]
 
 
-def _sender(scene: Scene, client: ArtifactClient, stores: tuple[str, ...] | None) -> Callable[[int], Sequence[str]]:
+def _sender(testbed: Testbed, client: ArtifactClient, stores: tuple[str, ...] | None) -> Callable[[int], Sequence[str]]:
     """Return a function that sends uploads of new bytes under new keys."""
     folder = "-".join(stores or ["default"])
     numbers = count()
 
     def request() -> UploadRequest:
         name = f"{folder}-{next(numbers)}.bin"
-        source = scene.incoming / name
+        source = testbed.incoming / name
         source.write_bytes(os.urandom(KIB))
         return UploadRequest(source=str(source), bucket="throughput", key=name, stores=stores)
 

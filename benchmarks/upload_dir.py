@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
-from benchmarks.harness.measured import FAILURES, Line, Missing, NotMeasured, Row, Samples, Target
+from benchmarks.harness.result_rows import FAILURES, Line, Missing, NotMeasured, Row, Samples, Target
 from benchmarks.harness.running_stores import azure, filesystem, s3_rclone
-from benchmarks.harness.scene import KIB, MIB, WAIT, Scene, shown
+from benchmarks.harness.testbed import KIB, MIB, WAIT, Testbed, shown
 from benchmarks.harness.transfer_in_process import BUCKET
 from benchmarks.harness.transfer_tools import Rclone, SyncedRclone, TransferTool
 from zot_artifact_client import ArtifactClient
@@ -34,35 +34,35 @@ class _Load:
     rounds: int
 
 
-def measure(scene: Scene) -> Iterator[Line]:
+def measure(testbed: Testbed) -> Iterator[Line]:
     """Upload a directory with each of them in turn, and compare within each round."""
-    count, rounds = (FEW, scene.pairs or 2) if scene.quick else (FILES, scene.pairs or 5)
+    count, rounds = (FEW, testbed.pairs or 2) if testbed.quick else (FILES, testbed.pairs or 5)
     for size in SIZES:
         for place in _PLACES:
             what = f"upload of {count:,} files of {shown(size)} to {place}"
-            if not scene.wants(what):
+            if not testbed.wants(what):
                 continue
             try:
-                scene.need(6 * count * size)
-                with _files(scene, count, size) as directory:
-                    yield _row(scene, what, place, _Load(directory, count, rounds))
+                testbed.need(6 * count * size)
+                with _files(testbed, count, size) as directory:
+                    yield _row(testbed, what, place, _Load(directory, count, rounds))
             except FAILURES as error:
                 yield Missing(what, str(error))
 
 
-def _row(scene: Scene, what: str, name: str, load: _Load) -> Row:
+def _row(testbed: Testbed, what: str, name: str, load: _Load) -> Row:
     place, changes, least = _PLACES[name]
     ours: list[float] = []
     best: list[float] = []
-    with place(scene.directory / "place") as there:
+    with place(testbed.directory / "place") as there:
         config = {**there.config, **changes}
         settings = {"stores": json.dumps({"place": config}), "placement": '["place"]'}
-        with scene.worker("upload-dir", 2, **settings) as _, scene.client() as client:
+        with testbed.worker("upload-dir", 2, **settings) as _, testbed.client() as client:
             for number in range(load.rounds + 1):
                 best.append(max(_rate(tool, load, number) for tool in _tools(there.tools)))
                 os.sync()
                 ours.append(_upload(client, load, f"ours-{number}"))
-    shutil.rmtree(scene.directory / "place", ignore_errors=True)
+    shutil.rmtree(testbed.directory / "place", ignore_errors=True)
     ours, best = ours[1:], best[1:]  # the first round has warmed the worker and the cache
     against = "rclone copy and fsync" if least == 1.0 else "the best of rclone copy and s5cmd"
     target = Target(least, at_least=True)
@@ -102,8 +102,8 @@ def _upload(client: ArtifactClient, load: _Load, prefix: str) -> float:
 
 
 @contextmanager
-def _files(scene: Scene, count: int, size: int) -> Iterator[Path]:
-    directory = scene.incoming / f"files-{size}"
+def _files(testbed: Testbed, count: int, size: int) -> Iterator[Path]:
+    directory = testbed.incoming / f"files-{size}"
     directory.mkdir()
     try:
         for number in range(count):

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks.harness.measured import NotMeasured, Row, Samples, Target
-from benchmarks.harness.scene import GIB, MIB, WAIT, Scene, shown
+from benchmarks.harness.result_rows import NotMeasured, Row, Samples, Target
+from benchmarks.harness.testbed import GIB, MIB, WAIT, Testbed, shown
 from zot_artifact_client import ArtifactClient
 
 FILES = 4
@@ -29,12 +29,12 @@ class Reader:
     cached: bool
 
 
-def measure(scene: Scene) -> list[Row]:
+def measure(testbed: Testbed) -> list[Row]:
     """Let each reader read the same files in turn, several times, and compare neighbours."""
-    size, rounds = (256 * MIB, 3) if scene.quick else (GIB, 5)
-    scene.need((FILES + 1) * size)
-    with scene.worker("verifying", 2) as worker, scene.client() as client:
-        keys = [_stored(scene, client, number, size) for number in range(FILES)]
+    size, rounds = (256 * MIB, 3) if testbed.quick else (GIB, 5)
+    testbed.need((FILES + 1) * size)
+    with testbed.worker("verifying", 2) as worker, testbed.client() as client:
+        keys = [_stored(testbed, client, number, size) for number in range(FILES)]
         files = [worker.home / "stores" / "primary" / "verifying" / key for key in keys]
         readers = _readers(client, keys, files)
         rates: dict[str, list[float]] = {reader.name: [] for reader in readers}
@@ -49,9 +49,9 @@ def measure(scene: Scene) -> list[Row]:
     ]
 
 
-def _stored(scene: Scene, client: ArtifactClient, number: int, size: int) -> str:
+def _stored(testbed: Testbed, client: ArtifactClient, number: int, size: int) -> str:
     key = f"{number}.bin"
-    with scene.file(key, size) as source:
+    with testbed.file(key, size) as source:
         client.upload(source, "verifying", key, stores=["primary"]).wait(WAIT)
     return key
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks.harness.measured import Line, Missing, NotMeasured
+from benchmarks.harness.result_rows import Line, Missing, NotMeasured
 
 README = Path(__file__).parent.with_name("README.md")
 _HEAD = ("what", "ours", "yardstick", "ratio", "pairs", "target", "met")

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from benchmarks.harness import transfer_in_process
 from benchmarks.harness.bare_celery import sync
-from benchmarks.harness.measured import NotMeasured
+from benchmarks.harness.result_rows import NotMeasured
 from tests.servers.process import find_server
 from worker.storage import Store
 

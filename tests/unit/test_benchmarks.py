@@ -9,7 +9,7 @@ import pytest
 from benchmarks import __main__ as program
 from benchmarks import store_transfers
 from benchmarks.harness import table
-from benchmarks.harness.measured import Missing, NotMeasured, Row, Samples, Target
+from benchmarks.harness.result_rows import Missing, NotMeasured, Row, Samples, Target
 from benchmarks.store_transfers import Bench, Load
 from tests.memory_driver import MemoryDriver
 from worker.storage import Store

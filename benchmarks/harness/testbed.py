@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.harness.measured import NotMeasured
+from benchmarks.harness.result_rows import NotMeasured
 from tests.servers.valkey import Valkey
 from tests.servers.worker import Worker
 from zot_artifact_client import ArtifactClient
@@ -20,7 +20,7 @@ _BLOCK = 8 * MIB
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
+class Testbed:
     """The directory and servers of a measurement, whether it is a quick one, and which lines are selected.
 
     `pairs`: how many of each line, in place of its own number.
