@@ -1,4 +1,4 @@
-"""A digest as text: its subject, and the lines that people read."""
+"""The text of an alarm's message: its subject, and the lines that people read."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime

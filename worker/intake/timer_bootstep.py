@@ -1,4 +1,4 @@
-"""Steps of a worker's consumer that repeat something in its main process while it is connected."""
+"""Bootsteps of a worker's consumer that repeat something in its main process while it is connected."""
 
 import logging
 from typing import Any, ClassVar

@@ -52,7 +52,7 @@ from worker.storage.s3.providers import (
     profile_of,
     realm_of,
 )
-from worker.storage.s3.small_reads_by_obstore import fast_path
+from worker.storage.s3.requests_without_sdk import fast_path
 from worker.storage.s3.small_reads_by_plain_request import plain_reads
 from worker.storage.s3.small_writes import small_writes
 from worker.storage.s3.upload import COPY_PART, DAMAGED, MAX_PART, MAX_PARTS, MIN_PART, Address, S3Write, Upload

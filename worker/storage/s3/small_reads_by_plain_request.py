@@ -11,8 +11,8 @@ from worker.storage.cloud.small_writes import Headers, Place
 from worker.storage.config import S3Config
 from worker.storage.s3.errors import SDK_ERRORS
 from worker.storage.s3.object_stat import version_of
+from worker.storage.s3.requests_without_sdk import fetcher, is_reachable, reach
 from worker.storage.s3.signature import PAYLOAD, Signer
-from worker.storage.s3.small_reads_by_obstore import fetcher, is_reachable, reach
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

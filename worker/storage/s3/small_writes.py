@@ -12,8 +12,8 @@ from worker.storage.cloud.error_mapping import Origin
 from worker.storage.cloud.small_writes import Answer, Headers, Place, Provider, SmallWrites
 from worker.storage.config import S3Config
 from worker.storage.s3.errors import SDK_ERRORS, code_of, translate
+from worker.storage.s3.requests_without_sdk import fetcher, is_reachable, reach
 from worker.storage.s3.signature import PAYLOAD, Signer
-from worker.storage.s3.small_reads_by_obstore import fetcher, is_reachable, reach
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

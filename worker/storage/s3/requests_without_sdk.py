@@ -1,4 +1,4 @@
-"""Ask an S3 store about objects with obstore, and reach it without the SDK, if its configuration allows it."""
+"""Ask an S3 store about objects by obstore, and tell how a bucket is reached without the SDK."""
 
 import re
 from collections.abc import Mapping
