@@ -34,10 +34,11 @@ class Authority:
         made = made.add_extension(identity, critical=False)
         self.path.write_bytes(made.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
 
-    def context(self) -> ssl.SSLContext:
-        """Return what a server on 127.0.0.1 needs."""
+    def context(self, *, expired: bool = False) -> ssl.SSLContext:
+        """Return what a server on 127.0.0.1 needs; with `expired`, its certificate ended an hour ago."""
         key = ec.generate_private_key(ec.SECP256R1())
-        made = self._begin(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "server")]), key)
+        left = -dt.timedelta(hours=1) if expired else dt.timedelta(1)
+        made = self._begin(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "server")]), key, left)
         address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
         made = made.add_extension(address, critical=False)
         issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
@@ -52,7 +53,9 @@ class Authority:
         context.load_cert_chain(both)
         return context
 
-    def _begin(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+    def _begin(
+        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, left: dt.timedelta = dt.timedelta(1)
+    ) -> x509.CertificateBuilder:
         now = dt.datetime.now(dt.UTC)
         return x509.CertificateBuilder(
             self._name,
@@ -60,7 +63,7 @@ class Authority:
             key.public_key(),
             x509.random_serial_number(),
             now - dt.timedelta(1),
-            now + dt.timedelta(1),
+            now + left,
         )
 
 

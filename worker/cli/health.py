@@ -14,8 +14,9 @@ from kombu.exceptions import OperationalError
 from worker.catalogue import Catalogue, CatalogueError
 from worker.cli.errors import Status
 from worker.cli.output import AsJson, print_json, say
-from worker.cli.service_checks import beat_check, result_client
+from worker.cli.service_checks import beat_check
 from worker.limits.check_pauses import paused_queues
+from worker.limits.shared_redis import redis_of_results
 from worker.settings import Settings, load_settings
 from worker.settings.model import NoBroker
 from zot_artifact_client.broker_urls import ServerUrl, parse_url, redis_client
@@ -169,7 +170,7 @@ def _heads(client: "redis.Redis", state: State) -> dict[str, bytes]:
 
 
 def _paused(settings: Settings) -> set[str]:
-    client = result_client(settings)
+    client = redis_of_results(settings.results_url)
     return paused_queues(client) if client is not None else set()
 
 

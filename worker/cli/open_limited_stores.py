@@ -7,12 +7,11 @@ from uuid import uuid4
 from worker.catalogue import Catalogue, CatalogueError
 from worker.cli.errors import Failure, Status
 from worker.cli.output import note
-from worker.cli.service_checks import result_client
 from worker.cli.session import has_catalogue
 from worker.limits.admission import Admission
 from worker.limits.check_pauses import PauseCheck
 from worker.limits.limited_store import LimitedStores
-from worker.limits.shared_redis import SharedRedis
+from worker.limits.shared_redis import SharedRedis, redis_of_results
 from worker.limits.snooze import Paused
 from worker.limits.waiting_store import WaitingStore
 from worker.settings.model import NoBroker, Settings
@@ -49,7 +48,7 @@ def stores_within_limits(
     for name in names:
         stores[name]  # its error knows the nearest name
     try:
-        client = result_client(settings)
+        client = redis_of_results(settings.results_url)
     except NoBroker:
         client = None
         alone = {name: _for_one(settings.store_limits.get(name, StoreLimits())) for name in names}

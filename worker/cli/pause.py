@@ -149,14 +149,12 @@ def _full_id(session: Session, name: str) -> str:
 def _tell_workers(session: Session) -> None:
     """Tell the workers at once; where that fails, `sweep.recover` does it."""
     import redis
-    from celery import Celery
 
     from worker.limits.check_pauses import mirror_queues
-    from worker.limits.shared_redis import result_backend
+    from worker.limits.shared_redis import redis_of_results
 
     try:
-        app = Celery("zot-artifacts-pausing", backend=session.settings.results_url, set_as_current=False)
-        client = result_backend(app)
+        client = redis_of_results(session.settings.results_url)
         if client is None:
             note("the result backend is no Redis: queues cannot be paused, only stores and jobs")
             return

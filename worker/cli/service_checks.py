@@ -12,10 +12,16 @@ from worker.cli.errors import FULL_BROKER
 from worker.cli.rejected_messages import describe_counts, open_rejected
 from worker.limits.circuit_breaker import CircuitBreaker
 from worker.limits.expiring_counters import Counters
-from worker.limits.shared_redis import SharedRedis, result_backend
+from worker.limits.shared_redis import SharedRedis, redis_of_results
 from worker.settings.model import NoBroker, Settings
-from zot_artifact_client.broker_urls import parse_result_url, parse_url, redis_client
-from zot_artifact_client.connection import is_rabbitmq, is_redis, takes_no_writes, without_credentials
+from zot_artifact_client.broker_urls import parse_url, redis_client
+from zot_artifact_client.connection import (
+    broker_tls_fault,
+    is_rabbitmq,
+    is_redis,
+    takes_no_writes,
+    without_credentials,
+)
 from zot_artifact_client.contract import Queue
 from zot_artifact_client.errors import BrokerUnavailable
 
@@ -61,10 +67,7 @@ def broker_checks(settings: Settings) -> Iterator[Check]:
         if settings.results is not None and is_redis(settings.results_url):
             yield _result_backend(settings.results_url)
     except redis.RedisError as error:
-        way_out = "start `zot-artifacts up`" if settings.broker is None else "start it, or correct ZOT_BROKER"
-        if takes_no_writes(error):
-            way_out = FULL_BROKER
-        yield Check("broker", "unknown", f"{name}: {_first_line(error)}", way_out)
+        yield _unreachable("broker", url, error, "ZOT_BROKER" if settings.broker else "")
         return
     yield from _rejected(settings)
     yield _workers(url)
@@ -88,7 +91,7 @@ def _rabbitmq(url: str, name: str) -> Check:
         with Connection(parse_url(url, "broker").text, connect_timeout=3) as connection:
             version = connection.connection.server_properties.get("version", "of an unknown version")
     except Exception as error:  # noqa: BLE001 - each transport raises other errors
-        return Check("broker", "unknown", f"{name}: {_first_line(error)}", "start it, or correct ZOT_BROKER")
+        return _unreachable("broker", url, error, "ZOT_BROKER")
     return Check("broker", "good", f"{name}: RabbitMQ {version} answers; its consumer_timeout cannot be read")
 
 
@@ -98,8 +101,19 @@ def _result_backend(url: str) -> Check:
         with redis_client(url, socket_timeout=3, socket_connect_timeout=3) as client:
             client.ping()
     except redis.RedisError as error:
-        return Check("result backend", "unknown", f"{name}: {_first_line(error)}", "start it, or correct ZOT_RESULTS")
+        return _unreachable("result backend", url, error, "ZOT_RESULTS")
     return Check("result backend", "good", f"{name} answers")
+
+
+def _unreachable(title: str, url: str, error: Exception, setting: str) -> Check:
+    """Return the check of a server that does not answer; `setting` is empty for the broker of `zot-artifacts up`."""
+    name = without_credentials(url)
+    if fault := broker_tls_fault(error, url):
+        return Check(title, "unknown", f"{name}: {fault}")
+    way_out = f"start it, or correct {setting}" if setting else "start `zot-artifacts up`"
+    if takes_no_writes(error):
+        way_out = FULL_BROKER
+    return Check(title, "unknown", f"{name}: {_first_line(error)}", way_out)
 
 
 def _rejected(settings: Settings) -> Iterator[Check]:
@@ -137,23 +151,11 @@ def _workers(url: str) -> Check:
     return Check("workers", "good", f"{detail}; every queue is served")
 
 
-def _result_app(settings: Settings) -> Celery:
-    server = parse_result_url(settings.results_url, "results")
-    app = Celery("zot-artifacts-doctor", backend=server.text, set_as_current=False)
-    app.conf.result_backend_transport_options = server.transport_options
-    return app
-
-
-def result_client(settings: Settings) -> "redis.Redis | None":
-    """Return the Redis that all workers share; None if the result backend is none."""
-    return result_backend(_result_app(settings))
-
-
 def beat_check(settings: Settings) -> Check:
     """Check that beat ticks: without it no copy is verified again, and no lost job is recovered."""
     way_out = "start `zot-artifacts up`, or one `celery -A worker.app beat`"
     try:
-        client = result_client(settings)
+        client = redis_of_results(settings.results_url)
         passed = None if client is None else last_tick(client)
     except NoBroker as error:
         return Check("beat", "unknown", str(error))
@@ -169,10 +171,10 @@ def beat_check(settings: Settings) -> Check:
 def open_breakers(settings: Settings) -> dict[str, OpenBreaker]:
     """Return the stores whose circuit breaker is open."""
     try:
-        app = _result_app(settings)
+        url = settings.results_url
     except NoBroker:
         return {}
-    counters = Counters(SharedRedis(lambda: result_backend(app)))
+    counters = Counters(SharedRedis(lambda: redis_of_results(url)))
     breakers = {name: CircuitBreaker(name, counters, settings.breaker) for name in settings.stores}
     left = {name: breaker.seconds_open() for name, breaker in breakers.items()}
     return {name: OpenBreaker(seconds, breakers[name].reason()) for name, seconds in left.items() if seconds}

@@ -19,6 +19,7 @@ from worker.catalogue import check_file
 from worker.embedded import valkey
 from worker.embedded.processes import Children, Program, StopRequested
 from worker.settings import Settings, SettingsError
+from zot_artifact_client.broker_urls import parse_url
 from zot_artifact_client.contract import Queue
 from zot_artifact_client.contract.queues import queues
 
@@ -203,7 +204,9 @@ def _node(settings: Settings, role: str = "worker") -> str:
 
 
 def _await_worker(settings: Settings, children: Children, logs: Path) -> None:
-    app = Celery("zot-artifacts-up", broker=settings.broker_url, set_as_current=False)
+    server = parse_url(settings.broker_url, "broker")
+    app = Celery("zot-artifacts-up", broker=server.text, set_as_current=False)
+    app.conf.broker_transport_options = server.transport_options
     node = _node(settings)
 
     def pong() -> bool:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from http import HTTPStatus
 from typing import TypeVar
 
@@ -18,7 +19,7 @@ from worker.catalogue import Artifact
 from worker.context import Context
 from worker.gateway.problems import Problem
 from worker.jobs.outbox import Outbox
-from worker.limits.shared_redis import SharedRedis, result_backend
+from worker.limits.shared_redis import SharedRedis, redis_of_results
 from worker.settings import Settings
 from worker.settings.model import NoBroker
 from worker.storage.errors import StorageError
@@ -53,7 +54,6 @@ class Services:
         self._reads = anyio.CapacityLimiter(_READS)
         self._fetches = anyio.CapacityLimiter(settings.gateway.downloads)
         self._slots = anyio.CapacityLimiter(settings.gateway.downloads)
-        self._closing: set[asyncio.Future[object]] = set()
         self._lock = threading.Lock()
         self._client: ArtifactClient | None = None
         self._outbox: Outbox | None = None
@@ -92,10 +92,19 @@ class Services:
         if close is None:
             self._slots.release_on_behalf_of(slot)
             return
-        closing = asyncio.ensure_future(self.fetch(close))
-        self._closing.add(closing)
-        closing.add_done_callback(self._closing.discard)
-        closing.add_done_callback(lambda _: self._slots.release_on_behalf_of(slot))
+        loop = asyncio.get_running_loop()
+
+        def close_and_free() -> None:
+            try:
+                close()
+            except Exception:
+                logger.exception("a download was not closed")
+            finally:
+                with suppress(RuntimeError):  # the loop has ended, and the gateway with it
+                    loop.call_soon_threadsafe(self._slots.release_on_behalf_of, slot)
+
+        # No task: one that begins while the loop ends would leave a thread behind that the process waits for.
+        threading.Thread(target=close_and_free, name="close-download", daemon=True).start()
 
     @property
     def client(self) -> ArtifactClient:
@@ -124,10 +133,9 @@ class Services:
     def _shared_redis(self) -> "redis.Redis | None":
         """Return the Redis in which all workers count what they ask of each store; None if there is none."""
         try:
-            app = Celery("zot-artifacts-gateway", backend=self.settings.results_url, set_as_current=False)
+            return redis_of_results(self.settings.results_url)
         except NoBroker:
             return None
-        return result_backend(app)
 
     def waiting_job(self, job_id: str) -> Outgoing | None:
         """Return a job that no worker has taken yet, if the outbox has its request.

@@ -11,6 +11,8 @@ from celery.app.backends import by_url
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from zot_artifact_client.broker_urls import parse_result_url
+
 logger = logging.getLogger(__name__)
 
 AnswerT = TypeVar("AnswerT")
@@ -38,6 +40,17 @@ def result_backend(app: Celery = current_app) -> "redis.Redis | None":
         Retry(NoBackoff(), 1)
     )  # redis' own retries take seconds, in which a transfer would make no progress
     return client
+
+
+def redis_of_results(url: str) -> "redis.Redis | None":
+    """Return the same for a program that is no worker, from the URL of the result backend as settings have it.
+
+    Celery itself reads no `rediss://` without `ssl_cert_reqs`, and no `sentinel://`.
+    """
+    server = parse_result_url(url, "results")
+    app = Celery("zot-artifacts-results", backend=server.text, set_as_current=False)
+    app.conf.result_backend_transport_options = server.transport_options
+    return result_backend(app)
 
 
 class SharedRedis:

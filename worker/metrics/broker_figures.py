@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from celery import Celery
 from kombu.connection import Connection
 from prometheus_client import Metric
 from redis import Redis
@@ -19,11 +18,11 @@ from worker.limits.check_pauses import paused_queues
 from worker.limits.circuit_breaker import CircuitBreaker
 from worker.limits.concurrency import DistributedSemaphore
 from worker.limits.expiring_counters import Counters
-from worker.limits.shared_redis import SharedRedis, result_backend
+from worker.limits.shared_redis import SharedRedis, redis_of_results
 from worker.metrics.family_builders import Sample, counter, gauge
 from worker.metrics.totals import totals
 from worker.settings import Settings
-from zot_artifact_client.broker_urls import parse_result_url, parse_url, redis_client
+from zot_artifact_client.broker_urls import parse_url, redis_client
 from zot_artifact_client.contract import Queue
 from zot_artifact_client.contract.queues import UNROUTED
 from zot_artifact_client.outgoing_messages import MESSAGES, ORDER
@@ -101,10 +100,7 @@ class SharedFigures:
 
     def collect(self) -> Iterator[Metric]:
         """Yield the figures; raise RedisError if there is no answer."""
-        server = parse_result_url(self._settings.results_url, "results")
-        app = Celery("zot-artifacts-metrics", backend=server.text, set_as_current=False)
-        app.conf.result_backend_transport_options = server.transport_options
-        client = result_backend(app)
+        client = redis_of_results(self._settings.results_url)
         if client is None:
             return
         try:
@@ -119,7 +115,6 @@ class SharedFigures:
             yield gauge("queue_paused", "Whether a queue is paused.", queues, ["queue"])
         finally:
             client.close()
-            app.close()
 
     def _limits(self, client: "Redis") -> Iterator[Metric]:
         shared, names = SharedRedis(lambda: client), list(self._settings.stores)

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
+from urllib.parse import parse_qsl
 
 from celery import Celery
 from celery.exceptions import BackendError
@@ -15,6 +16,7 @@ from redis.exceptions import AuthenticationError, OutOfMemoryError, RedisError, 
 from zot_artifact_client.broker_urls import RABBITMQ_SCHEMES, REDIS_SCHEMES, parse_result_url
 from zot_artifact_client.errors import BrokerUnavailable
 from zot_artifact_client.text_escaping import bounded
+from zot_artifact_client.tls_faults import tls_fault
 
 MadeT = TypeVar("MadeT")
 
@@ -82,6 +84,8 @@ def broker_errors(what: str, url: str) -> Iterator[None]:
         line = line.partition(" : <redis.")[0].rstrip(".")  # a Sentinel's error shows the client with all its options
         refused = "refuses the user or password" if _is_refused_login(error) else "cannot be reached"
         fault = "takes no writes now" if takes_no_writes(error) else refused
+        if tls := broker_tls_fault(error, url):
+            line = tls
         msg = f"{what} {without_credentials(url)} {fault}: {bounded(line)}"
         raise BrokerUnavailable(msg) from error
 
@@ -96,6 +100,18 @@ def is_write_refused(error: BaseException | None) -> bool:
     if isinstance(error, OutOfMemoryError):
         return True
     return isinstance(error, ResponseError) and _FULL.search(str(error)) is not None
+
+
+def broker_tls_fault(error: BaseException, url: str) -> str | None:
+    """Return what is wrong with the TLS of a broker, and what to do; None if the error is about something else."""
+    query = dict(parse_qsl(url.partition("?")[2]))
+    where = "of its URL"
+    return tls_fault(
+        error,
+        trust=f"ssl_ca_certs {where}",
+        path=query.get("ssl_ca_certs"),
+        own=f"ssl_certfile and ssl_keyfile {where}",
+    )
 
 
 def _is_refused_login(error: BaseException | None) -> bool:

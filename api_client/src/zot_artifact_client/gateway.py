@@ -27,6 +27,7 @@ from zot_artifact_client.errors import (
 )
 from zot_artifact_client.http_final_response import PlainConnection, SecureConnection
 from zot_artifact_client.text_escaping import bounded
+from zot_artifact_client.tls_faults import TRUST, tls_fault
 
 AnswerT = TypeVar("AnswerT")
 
@@ -235,7 +236,7 @@ class Gateway:
                 time.sleep(min(_LONGEST_PAUSE, asked.seconds if asked.seconds is not None else pause))
             except (OSError, http.client.HTTPException, json.JSONDecodeError) as error:
                 if closed or number >= tries:
-                    line = next(iter(str(error).splitlines()), "") or type(error).__name__
+                    line = tls_fault(error, trust=TRUST) or next(iter(str(error).splitlines()), type(error).__name__)
                     raise GatewayUnavailable(f"gateway {self.url} cannot be reached: {bounded(line)}") from error
                 time.sleep(pause)
             pause = min(_LONGEST_PAUSE, 2 * pause)

@@ -16,6 +16,7 @@ from zot_artifact_client.contract import Progress
 from zot_artifact_client.errors import ClientError, GatewayUnavailable
 from zot_artifact_client.gateway import TIMEOUT, Gateway
 from zot_artifact_client.http_final_response import PlainConnection, SecureConnection
+from zot_artifact_client.tls_faults import TRUST, tls_fault
 
 _TOGETHER = 4
 _PIECE = 1024 * 1024
@@ -124,6 +125,7 @@ def _put(file: FileIO, part: _Part, told: _Told) -> None:
             raise GatewayUnavailable(f"{where} answers {answer.status}")
     except (OSError, http.client.HTTPException) as error:
         told.add(-sent)
-        raise GatewayUnavailable(f"{where} cannot be reached: {type(error).__name__}") from None
+        reason = tls_fault(error, trust=TRUST) or type(error).__name__
+        raise GatewayUnavailable(f"{where} cannot be reached: {reason}") from None
     finally:
         connection.close()

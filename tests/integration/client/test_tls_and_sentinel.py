@@ -11,6 +11,7 @@ from tests.servers.tls import Authority, TlsProxy
 from tests.servers.worker import Worker
 from tests.waiting import WITHIN
 from worker import cli
+from worker.limits.shared_redis import redis_of_results
 from zot_artifact_client import ArtifactClient, AsyncArtifactClient, BrokerUnavailable, JobFailed
 
 
@@ -38,8 +39,19 @@ async def assert_a_job_ends_asynchronously(url: str) -> None:
 
 async def assert_refused(url: str) -> None:
     async with AsyncArtifactClient(url) as client:
-        with pytest.raises(BrokerUnavailable, match="certificate verify failed"):
+        with pytest.raises(BrokerUnavailable, match="authority of its certificate is not trusted"):
             await client.verify("releases", "absent.tgz")
+
+
+def assert_pauses(home: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Expect that the commands which use the Redis of the results can: they read its URL themselves."""
+    monkeypatch.setenv("ZOT_HOME", str(home))
+    monkeypatch.setenv("ZOT_BROKER", url)
+    for command in ("pause", "resume"):
+        assert cli.run([command, "queue", "transfer"]) == 0
+    client = redis_of_results(url)
+    assert client is not None
+    assert client.ping()
 
 
 def test_a_broker_behind_tls_is_verified(valkey: Valkey, tmp_path: Path, monkeypatch, capsys):
@@ -51,10 +63,11 @@ def test_a_broker_behind_tls_is_verified(valkey: Valkey, tmp_path: Path, monkeyp
         with Worker(tmp_path / "worker", good, concurrency=1):
             assert_a_job_ends(good)
             assert_a_job_ends(f"{bare}?ssl_cert_reqs=none")
+            assert_pauses(tmp_path / "worker" / "home", good, monkeypatch)
         for wrong in (bare, f"{bare}?ssl_ca_certs={other.path}"):
             with ArtifactClient(wrong) as client, pytest.raises(BrokerUnavailable) as refused:
                 client.verify("releases", "absent.tgz")
-            assert "certificate verify failed" in str(refused.value)
+            assert "authority of its certificate is not trusted" in str(refused.value)
             assert "\n" not in str(refused.value)
             asyncio.run(assert_refused(wrong))
             monkeypatch.setenv("ZOT_HOME", str(tmp_path / "worker" / "home"))
@@ -63,9 +76,10 @@ def test_a_broker_behind_tls_is_verified(valkey: Valkey, tmp_path: Path, monkeyp
             assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_broker_behind_a_sentinel_is_found(valkey: Valkey, tmp_path: Path):
+def test_a_broker_behind_a_sentinel_is_found(valkey: Valkey, tmp_path: Path, monkeypatch):
     """Worker and client ask the Sentinel for the master, for messages and results alike."""
     with Sentinel(tmp_path / "sentinel", valkey.port) as sentinel:
         url = f"sentinel://127.0.0.1:{sentinel.port}/0?master_name={MASTER}"
         with WorkerBehindSentinel(tmp_path / "worker", url, concurrency=1):
             assert_a_job_ends(url)
+            assert_pauses(tmp_path / "worker" / "home", url, monkeypatch)

@@ -46,6 +46,8 @@ from worker.storage.errors import (
 SDK_ERRORS = (sdk.AzureError, sdk.SerializationError, sdk.DeserializationError, RequestException, HTTPError)
 """Everything that a call of the SDK, or reading a body, can raise on account of the store."""
 
+TRUST = "REQUESTS_CA_BUNDLE"
+"""The environment variable that names the certificates of authorities for the SDK."""
 _KEYS = "correct `account_key`, `sas_token` or `connection_string`, or what DefaultAzureCredential finds"
 _CONTAINER_RULE = "a container has 3 to 63 lower-case letters, digits and single '-', and begins with no '-'"
 _LEASE = "another client holds a lease on it; wait for its end, or break it"
@@ -227,7 +229,7 @@ def translate(error: Exception, origin: Origin, what: str) -> StorageError:
     """
     if isinstance(error, sdk.HttpResponseError) and error.status_code:
         return _translate_answer(error, origin, what)
-    return by_class(error, CLASSES, origin, what)
+    return by_class(error, CLASSES, origin, what, trust=TRUST)
 
 
 translated = translator(SDK_ERRORS, translate)

@@ -1,11 +1,14 @@
 """Translate the errors of SDKs into StorageErrors, in the same words for all clouds."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from worker.storage.errors import NotFound, PermanentError, StorageError, Throttled, Unavailable, UnexpectedAnswer
+from zot_artifact_client.tls_faults import no_authorities, tls_fault
 
 Kind = type[StorageError]
 ClassRow = tuple[Kind, str, tuple[type[BaseException], ...]]
@@ -74,8 +77,13 @@ def by_code(
     return error
 
 
-def by_class(error: Exception, rows: Iterable[ClassRow], origin: Origin, what: str) -> StorageError:
-    """Return the StorageError for an exception without an answer, from the first row with a matching class."""
+def by_class(error: Exception, rows: Iterable[ClassRow], origin: Origin, what: str, *, trust: str) -> StorageError:
+    """Return the StorageError for an exception without an answer, from the first row with a matching class.
+
+    `trust` is the environment variable that names the certificates of authorities for this SDK.
+    """
+    if fault := tls_fault(error, trust=trust):
+        return Unavailable(f"{origin.store}: {what}: {origin.endpoint}: {fault} ({type(error).__name__})")
     kind, reason = next(
         ((kind, reason) for kind, reason, classes in rows if isinstance(error, classes)),
         (Unavailable, "the connection failed")
@@ -83,6 +91,16 @@ def by_class(error: Exception, rows: Iterable[ClassRow], origin: Origin, what: s
         else (UnexpectedAnswer, "the SDK did not understand the answer"),
     )
     return kind(f"{origin.store}: {what}: {origin.endpoint}: {reason} ({type(error).__name__})")
+
+
+def check_authorities(store: str, endpoint: str, trust: str) -> None:
+    """Raise Unavailable if the file of authorities that this environment variable names does not exist.
+
+    Each SDK has an error of its own for it, at the first request, and two of them a plain OSError.
+    """
+    path = os.environ.get(trust)
+    if path and not endpoint.startswith("http://") and not Path(path).exists():
+        raise Unavailable(f"{store}: {no_authorities(trust, path)}")
 
 
 def translator(

@@ -17,9 +17,10 @@ from google.cloud import storage
 from google.cloud.storage.retry import DEFAULT_RETRY
 from requests.exceptions import InvalidJSONError
 
-from worker.storage.cloud.error_mapping import shown_url
+from worker.storage.cloud.error_mapping import check_authorities, shown_url
 from worker.storage.config import GcsConfig
 from worker.storage.errors import AccessDenied
+from worker.storage.gcs.errors import TRUST
 from worker.storage.transfer.send_in_slices import mount_sliced_body
 
 GOOGLE = "https://storage.googleapis.com"
@@ -94,9 +95,11 @@ def connect(name: str, config: GcsConfig) -> Connection:
 
     Raises:
         AccessDenied: the credentials file cannot be read.
+        Unavailable: the certificates that the environment names do not exist.
         google.auth.exceptions.GoogleAuthError: there are no usable credentials.
     """
     endpoint = (config.endpoint or GOOGLE).rstrip("/")
+    check_authorities(name, endpoint, TRUST)
     _warn_of_emulator(name, endpoint)
     credentials, project = _credentials(name, config)
     session = AuthorizedSession(credentials)

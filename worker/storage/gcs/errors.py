@@ -59,6 +59,8 @@ SDK_ERRORS = (
 
 _ADDRESS = re.compile(r"^[A-Z]+ \S+://\S+: |\S+://\S+")
 
+TRUST = "REQUESTS_CA_BUNDLE"
+"""The environment variable that names the certificates of authorities for the library."""
 _KEYS = "correct `credentials_file`, or the application default credentials"
 _CMEK = "the encryption key cannot be used; check `kms_key` and the key's permissions"
 
@@ -182,7 +184,7 @@ def translate(error: Exception, origin: Origin, what: str) -> StorageError:
     found = _innermost(error)
     if status_of(found):
         return _translate_answer(found, origin, what)
-    return by_class(found, CLASSES, origin, what)
+    return by_class(found, CLASSES, origin, what, trust=TRUST)
 
 
 translated = translator(SDK_ERRORS, translate)

@@ -45,6 +45,8 @@ from worker.storage.errors import (
 SDK_ERRORS = (sdk.ClientError, sdk.BotoCoreError, ResponseParserError, HTTPError)
 """Everything that a call of the SDK, or reading a body, can raise on account of the store."""
 
+TRUST = "AWS_CA_BUNDLE"
+"""The environment variable that names the certificates of authorities for the SDK."""
 _KEYS = "correct the store's keys, or what the SDK's chain finds"
 _REGION = "correct `region` or `endpoint`"
 
@@ -203,7 +205,7 @@ def translate(error: Exception, origin: Origin, what: str) -> StorageError:
     """
     if isinstance(error, sdk.ClientError):
         return _translate_answer(error, origin, what)
-    return by_class(error, CLASSES, origin, what)
+    return by_class(error, CLASSES, origin, what, trust=TRUST)
 
 
 translated = translator(SDK_ERRORS, translate)

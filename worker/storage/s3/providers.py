@@ -16,11 +16,12 @@ from botocore.parsers import ResponseParserError
 from botocore.utils import parse_timestamp
 from pydantic import SecretStr
 
-from worker.storage.cloud.error_mapping import shown_url
+from worker.storage.cloud.error_mapping import check_authorities, shown_url
 from worker.storage.cloud.listing import check_size, is_document, without_malformed
 from worker.storage.cloud.metadata import UNKNOWN_TIME
 from worker.storage.config import S3Config
 from worker.storage.errors import PermanentError
+from worker.storage.s3.errors import TRUST
 from worker.storage.transfer.send_in_slices import as_sliced_body
 from worker.storage.transfer.upload_intents import request_begins
 
@@ -130,8 +131,10 @@ def make_client(
 
     Raises:
         PermanentError: the endpoint is no URL.
+        Unavailable: the certificates that the environment names do not exist.
         botocore.exceptions.BotoCoreError: the profile does not exist, or cannot be read.
     """
+    check_authorities(name, endpoint_of(config), TRUST)
     core = botocore.session.Session(profile=config.profile)
     core.register_component("data_loader", _data_loader(core.get_config_variable("data_path")))
     # Otherwise one object whose time is in the year 30345 would make the whole page of a listing unreadable.
