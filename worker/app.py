@@ -16,6 +16,7 @@ from celery import Celery, signals
 
 from worker import context, tracing
 from worker.beat_scheduler import LONGEST_SLEEP
+from worker.bounded_exit import end_within, end_within_after_signals
 from worker.catalogue import Catalogue, CatalogueError
 from worker.embedded.parent_death import die_with_parent
 from worker.flower.require_authentication import check_authentication, is_flower
@@ -223,6 +224,17 @@ def _send_metrics(**_: Any) -> None:
 @signals.worker_shutting_down.connect
 def _drain(**_: Any) -> None:
     shutdown_flag.announce()
+    signals.worker_shutdown.connect(_end_in_time)
+
+
+def _end_in_time(sender: Any, **_: Any) -> None:
+    """End a worker that has drained, although a thread of it or of a library has not ended."""
+    end_within(status=sender.exitcode or 0)
+
+
+@signals.beat_init.connect
+def _end_beat_in_time(**_: Any) -> None:
+    end_within_after_signals()
 
 
 @signals.worker_init.connect

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from worker.bounded_exit import end_within
 from worker.cli.commands import LazyGroup
 from worker.cli.errors import Failure, Status, failure_of
 from worker.cli.output import complain, print_json
@@ -57,7 +58,9 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # a caller may have replaced the stream
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    sys.exit(_flushed(run(sys.argv[1:])))
+    status = _flushed(run(sys.argv[1:]))
+    end_within(status=status)
+    sys.exit(status)
 
 
 def _flushed(status: int) -> int:

@@ -5,7 +5,7 @@ import base64
 import hashlib
 import re
 import threading
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncGenerator, Generator
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated
@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Header, Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Send
 
 from worker.artifacts.verified_download import VerifiedDownload
 from worker.catalogue import Artifact
@@ -170,7 +171,20 @@ async def _send(
     except BaseException:
         services.free_slot(slot, pieces.close if pieces else None)
         raise
-    return StreamingResponse(_stream(services, slot, pieces, first), status, headers)
+    return _Download(_stream(services, slot, pieces, first), status, headers)
+
+
+class _Download(StreamingResponse):
+    """An answer whose source is closed as soon as it ends: a generator alone waits for the garbage collector."""
+
+    body_iterator: AsyncGenerator[memoryview]  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    async def stream_response(self, send: Send) -> None:
+        """Send the bytes; free the slot of the download, also if the client goes away."""
+        try:
+            await super().stream_response(send)
+        finally:
+            await self.body_iterator.aclose()
 
 
 class _Pieces:
@@ -203,7 +217,7 @@ def _digest(piece: memoryview) -> str:
     return base64.b64encode(hashlib.sha256(piece).digest()).decode()
 
 
-async def _stream(services: Services, slot: object, pieces: _Pieces, first: memoryview) -> AsyncIterator[memoryview]:
+async def _stream(services: Services, slot: object, pieces: _Pieces, first: memoryview) -> AsyncGenerator[memoryview]:
     """Yield the pieces; the next one is read and verified while one is sent."""
     piece: memoryview | None = first
     try:

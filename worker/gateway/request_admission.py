@@ -66,7 +66,8 @@ class Guard:
                 await self._app(scope, still.checked(body.receive), answer.checked(still))
             finally:
                 self._running[caller.id] -= 1
-        except Exception as error:  # noqa: BLE001 - every error is an answer
+        except Exception as raised:  # noqa: BLE001 - every error is an answer
+            error = _told(raised)
             if answer.status is None:
                 await response_of(problem_of(error) or unexpected(error))(scope, receive, answer.send)
             elif not answer.complete:  # the server closes the connection when this returns
@@ -110,6 +111,11 @@ class Guard:
 def _too_many(detail: str, seconds: float) -> Problem:
     retry = {"Retry-After": str(max(1, round(seconds)))}
     return Problem(HTTPStatus.TOO_MANY_REQUESTS, "TooManyRequests", detail, headers=retry)
+
+
+def _told(error: Exception) -> Exception:
+    """Return the Problem behind an error: the framework raises another one when an answer has begun."""
+    return error.__cause__ if isinstance(error.__cause__, Problem) else error
 
 
 def _path(scope: Scope) -> str:

@@ -99,6 +99,10 @@ def serving(settings: Settings, address: Address | None = None, services: Servic
         server.should_exit = True
         thread.join()
         listener.close()
+        for each in threading.enumerate():
+            if each.name == "AnyIO worker thread" and each.loop.is_closed():  # type: ignore[attr-defined]
+                each.join(10)
+                assert not each.is_alive(), "a thread is left, for which the process of the gateway would wait"
 
 
 @pytest.fixture

@@ -281,7 +281,9 @@ def test_a_delete_that_cannot_be_undone_needs_a_verb_of_its_own(gateway: Gateway
     assert gateway.client(verbs=(TokenVerb.PURGE,), name="p").post("/v1/jobs/delete", json=one).status_code == 403
 
 
-def test_a_revoked_token_ends_what_still_runs(gateway_with_broker: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_revoked_token_ends_what_still_runs(
+    gateway_with_broker: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """A download and a stream of events end when their token is revoked, without the bytes that follow."""
     gateway = gateway_with_broker
     monkeypatch.setattr(request_admission, "_CHECK_EVERY", 0.0)
@@ -304,6 +306,8 @@ def test_a_revoked_token_ends_what_still_runs(gateway_with_broker: Gateway, monk
         with pytest.raises(httpx.RemoteProtocolError):
             list(lines)
     assert count + sum(rest) < len(content)
+    broken_off = [line for line in caplog.messages if "the answer was broken off" in line]
+    assert [line.endswith("the token was revoked, or has expired, meanwhile") for line in broken_off] == [True, True]
 
 
 def test_one_token_has_a_limit_of_open_bytes(settings: Settings, open_gateway: Any) -> None:
