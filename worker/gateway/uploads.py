@@ -267,14 +267,22 @@ def _check_version(tus: str | None) -> None:
 
 
 def _fields_of(length: str, metadata: str) -> dict[str, Any]:
-    """Return the fields of an upload from the headers of tus: names, each with its value in base64."""
-    fields: dict[str, Any] = {"size": length}
+    """Return the fields of an upload from the headers of tus: names, each with its value in base64.
+
+    Raises:
+        InvalidRequest: a value is none, or its `size` is not the length that the request announces.
+    """
+    fields: dict[str, Any] = {}
     for pair in filter(None, (each.strip() for each in metadata.split(","))):
         name, _, value = pair.partition(" ")
         try:
             fields[name] = base64.b64decode(value, validate=True).decode()
         except (binascii.Error, UnicodeDecodeError):
             raise InvalidRequest(f"upload: Upload-Metadata: the value of {name[:64]!r} is no base64 of UTF-8") from None
+    if fields.setdefault("size", length) != length:
+        raise InvalidRequest(
+            f"upload: Upload-Metadata: size is {fields['size'][:20]!r}, the length is {length}: leave it out"
+        )
     fields.pop("filename", None)  # what clients in browsers add by themselves
     if (kind := fields.pop("filetype", None)) and "content_type" not in fields:
         fields["content_type"] = kind

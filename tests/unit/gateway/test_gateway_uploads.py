@@ -252,6 +252,27 @@ def test_both_forms_take_every_field_of_an_upload(gateway: Gateway) -> None:
         assert (refused.status_code, "tags" in refused.text) == (400, True)
 
 
+def test_a_size_beside_another_length_is_refused(gateway: Gateway) -> None:
+    """The length that a request announces is the size: a tus upload or a PUT whose metadata says another is 400."""
+    client, digest = gateway.client(), hashlib.sha256(CONTENT).digest()
+
+    def metadata(**fields: str) -> str:
+        return ",".join(f"{name} {base64.b64encode(value.encode()).decode()}" for name, value in fields.items())
+
+    named = {"bucket": "releases", "key": "app.tgz", "sha256": digest.hex()}
+    tus = {"Tus-Resumable": "1.0.0", "Upload-Length": str(len(CONTENT))}
+    put = {"Repr-Digest": f"sha-256=:{base64.b64encode(digest).decode()}:"}
+    for size in ("1", "0", "3000001", "x"):
+        wrong = client.post("/v1/uploads", headers={**tus, "Upload-Metadata": metadata(**named, size=size)})
+        also = client.put(
+            "/v1/objects/releases/a", content=CONTENT, headers={**put, "Upload-Metadata": metadata(size=size)}
+        )
+        assert [(each.status_code, "size is" in each.json()["detail"]) for each in (wrong, also)] == [(400, True)] * 2
+    assert list(gateway.settings.staging_dir.glob("*/source")) == []
+    same = client.post("/v1/uploads", headers={**tus, "Upload-Metadata": metadata(**named, size=str(len(CONTENT)))})
+    assert (same.status_code, same.headers["Upload-Length"]) == (201, str(len(CONTENT)))
+
+
 def test_an_empty_upload_is_complete_at_once(gateway: Gateway) -> None:
     """No byte has to be sent for none."""
     made = gateway.client().post("/v1/uploads", json=asked(b""))
