@@ -2,17 +2,19 @@
 
 import hashlib
 import os
-import threading
 import unicodedata
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from worker.catalogue import Artifact
 from worker.cli.errors import Failure, Status
 from worker.cli.get import fetch
 from worker.cli.output import complain, print_json, say, size
+from worker.cli.placed_files import PlacedFiles
 from worker.cli.progress import Bar
 from worker.cli.session import Session
 from worker.storage.errors import InvalidKey, StorageError
@@ -46,13 +48,19 @@ class FetchCounts:
             self.failures.append((path, reason))
 
 
+class Reading(NamedTuple):
+    """An artifact that is read now, and its key as a disk may have it that tells neither case nor normal forms."""
+
+    artifact: Artifact
+    name: str
+
+
 @dataclass(slots=True)
 class Target:
     """The directory, and the key of each file in it: no two keys may have the same file."""
 
     root: Path
-    placed: dict[tuple[int, int], str] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    placed: PlacedFiles = field(default_factory=PlacedFiles)
 
     def path_of(self, relative: str) -> Path:
         """Return the path of an artifact's file; its directory is made.
@@ -86,10 +94,19 @@ class Target:
             found = path.stat()
         except FileNotFoundError:
             return
-        with self.lock:
-            owner = self.placed.setdefault((found.st_dev, found.st_ino), relative)
-        if owner != relative:
+        owner = self.placed.owner(found.st_dev, found.st_ino, relative)
+        if owner == relative:
+            return
+        if self._is_at(owner, found):
             raise Refused(f"the disk does not tell its name from that of {owner}")
+        self.placed.replace(found.st_dev, found.st_ino, relative)
+
+    def _is_at(self, relative: str, file: os.stat_result) -> bool:
+        """Return whether a file is still that of another key, and not a new one with the numbers of a replaced one."""
+        try:
+            return os.path.samestat(self.root.joinpath(*relative.split("/")).stat(), file)
+        except OSError:
+            return False
 
 
 def get_directory(session: Session, source: str, dest: str, shown: Bar) -> FetchCounts:
@@ -108,16 +125,15 @@ def get_directory(session: Session, source: str, dest: str, shown: Bar) -> Fetch
     target = Target(_made(dest))
     shown.expect(total, f"reading {count} artifacts")
     done = FetchCounts()
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="get") as pool:
-        waiting: dict[Future[bool], Artifact] = {}
-        names: set[int] = set()
+    with closing(target.placed), ThreadPoolExecutor(_THREADS, thread_name_prefix="get") as pool:
+        waiting: dict[Future[bool], Reading] = {}
         for artifact in _artifacts(session, bucket, prefix):
             relative = artifact.key[len(prefix) :]
-            name = hash(unicodedata.normalize("NFC", relative).casefold())
-            while len(waiting) >= 4 * _THREADS or (waiting and name in names):  # the disk may take two keys for one
+            name = unicodedata.normalize("NFC", relative).casefold()
+            # Two keys that the disk may take for one are read one after the other, so that the second finds the first.
+            while len(waiting) >= 4 * _THREADS or any(name == each.name for each in waiting.values()):
                 _collect(waiting, done)
-            names.add(name)
-            waiting[pool.submit(_get_one, session, artifact, target, relative, shown)] = artifact
+            waiting[pool.submit(_get_one, session, artifact, target, relative, shown)] = Reading(artifact, name)
         while waiting:
             _collect(waiting, done)
     return done
@@ -182,10 +198,10 @@ def _has(path: Path, artifact: Artifact) -> bool:
     return digest.hexdigest() == artifact.digest.sha256
 
 
-def _collect(waiting: dict[Future[bool], Artifact], done: FetchCounts) -> None:
+def _collect(waiting: dict[Future[bool], Reading], done: FetchCounts) -> None:
     """Count the artifacts that have ended; wait for one at least."""
     for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-        artifact = waiting.pop(future)
+        artifact = waiting.pop(future).artifact
         try:
             written = future.result()
         except Failure as error:
