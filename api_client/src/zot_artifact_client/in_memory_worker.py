@@ -162,6 +162,9 @@ class InMemoryWorker:
             msg = f"{request.source} has the SHA-256 {sha256}, expected {request.sha256}"
             raise JobFailed(msg, "DigestMismatch")
         targets = self._known(request.stores or tuple(self.stores))
+        if elsewhere := sorted(set(request.storage_classes) - set(targets)):
+            msg = f"storage_classes names {elsewhere[0]!r}, which the upload does not go to"
+            raise JobFailed(msg, "UnknownStore")
         if request.companion_of is not None:
             self._name_companion(request, request.companion_of)
         artifact = self._artifacts.setdefault((request.bucket, request.key), _Artifact())

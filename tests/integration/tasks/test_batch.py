@@ -23,7 +23,7 @@ from worker.context import Context
 from worker.jobs.outbox import Outbox
 from worker.jobs.running_job import Continue, RunningJob
 from worker.storage.configured_stores import UnknownStore
-from worker.storage.errors import NotFound, StorageError
+from worker.storage.errors import NotFound, PermanentError, StorageError
 from zot_artifact_client.contract import (
     BatchRequest,
     BatchResult,
@@ -211,6 +211,20 @@ def test_what_a_store_does_not_keep_beside_the_bytes_is_named(run, source, drive
         run(upload, UploadRequest(bucket="releases", key=key, source=source(key.encode()), **more))
     result = drive(BatchRequest(verb="replicate", bucket="releases", to=("cold",))).finish()
     assert (result.outcomes, result.not_kept) == ({"stored": 3}, {"cold": ("cache_control", "metadata")})
+
+
+@pytest.mark.parametrize("content", [b"x", None])
+def test_a_batch_refuses_a_storage_class_for_a_store_that_has_none(drive, source_root, content, stored):
+    """A directory with a file or without any is refused before it is listed, as a single upload is."""
+    if content:
+        (source_root / "app.tgz").write_bytes(content)
+    asked = BatchRequest(
+        verb="upload", directory=str(source_root), bucket="releases", stores=("primary",),
+        storage_classes={"primary": "STANDARD_IA"},
+    )  # fmt: skip
+    with pytest.raises(PermanentError, match="primary: the store has no storage classes; leave it out"):
+        drive(asked).finish()
+    assert not stored("primary").exists()
 
 
 @pytest.mark.parametrize("point", ["before it is recorded", "before its messages", "after its messages"])

@@ -91,6 +91,7 @@ def test_the_same_bytes_again_change_nothing(uploaded: InMemoryArtifactClient) -
         (lambda c: c.upload("/in/app.tgz", "releases", "app.tgz", sha256="0" * 64), "DigestMismatch"),
         (lambda c: c.upload("/in/nowhere", "releases", "new"), "NotFound"),
         (lambda c: c.upload("/in/app.tgz", "releases", "new", stores="tape"), "UnknownStore"),
+        (lambda c: c.upload("/in/app.tgz", "releases", "new", storage_classes={"tape": "COLD"}), "UnknownStore"),
         (lambda c: c.replicate("releases", "nothing", to="dr"), "NotFound"),
         (lambda c: c.verify("releases", "nothing"), "NotFound"),
         (lambda c: c.verify("releases", "app.tgz", version=7), "NotFound"),
