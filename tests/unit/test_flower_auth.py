@@ -1,8 +1,11 @@
 """Flower does not start without authentication."""
 
 import pytest
+from flower import command
 
+from tests.servers.tls import Authority
 from worker.flower.require_authentication import check_authentication, is_flower
+from worker.flower.setup import _check_certificate
 
 
 def test_flower_without_authentication_is_refused(tmp_path):
@@ -46,3 +49,19 @@ def test_a_comment_in_the_file_is_no_authentication(tmp_path):
         file.write_text(text)
         with pytest.raises(SystemExit, match="FLOWER_BASIC_AUTH"):
             check_authentication(["flower", f"--conf={file}"], {}, tmp_path)
+
+
+def test_a_certificate_without_its_key_is_refused(tmp_path, monkeypatch):
+    """Flower does not start with the key of another certificate, or with a file that is none: each is one line."""
+    one, other = Authority(tmp_path, "one"), Authority(tmp_path, "other")
+    one.context()
+    pair = (tmp_path / "server.pem").rename(tmp_path / "pair.pem")
+    other.context()
+    monkeypatch.setattr(command, "extract_settings", lambda: None)
+    _check_certificate()
+    for certificate, key in ((pair, tmp_path / "server.pem"), (tmp_path / "absent.pem", pair)):
+        monkeypatch.setitem(command.settings, "ssl_options", {"certfile": certificate, "keyfile": key})
+        with pytest.raises(SystemExit, match="--certfile .* no certificate chain with its key"):
+            command.extract_settings()
+    monkeypatch.setitem(command.settings, "ssl_options", {"certfile": pair, "keyfile": pair})
+    command.extract_settings()

@@ -62,17 +62,10 @@ def serve(
 
 def _check_certificate(certificate: Path, key: Path) -> None:
     """Return if a server can use these files. Raise Failure, which holds nothing of them."""
-    import ssl
+    from worker.certificate_files import NO_PAIR, is_chain_with_key
 
-    try:
-        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key, password="")
-    except OSError:  # ssl.SSLError is one
-        raise Failure(
-            f"--certificate {certificate}, --key {key}: they are no certificate chain with its key, both in PEM and "
-            "without a password",
-            Status.USAGE,
-            type_="UsageError",
-        ) from None
+    if not is_chain_with_key(certificate, key):
+        raise Failure(f"--certificate {certificate}, --key {key}: {NO_PAIR}", Status.USAGE, type_="UsageError")
 
 
 def _is_loopback(host: str) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 from celery import Celery
 from celery.states import FAILURE
 
+from worker.certificate_files import NO_PAIR, is_chain_with_key
 from worker.flower.require_authentication import has_passwords
 from worker.flower.tasks import BAD_STATES, TaskFormatter
 from worker.settings import Settings
@@ -34,8 +35,25 @@ def set_up(app: Celery, settings: Settings) -> None:
     options.purge_offline_workers = _FORGET_WORKERS
     formatter = TaskFormatter(app)
     options.format_task = lambda task: formatter.format(task)  # noqa: PLW0108 - the option takes no method
+    _check_certificate()
     _guard_every_route()
     _find_by_shown_state(formatter)
+
+
+def _check_certificate() -> None:
+    """Have Flower end if it cannot serve TLS with its files: with the key of another certificate it would start."""
+    from flower import command
+
+    before = command.extract_settings
+
+    def extract() -> None:
+        before()
+        files = command.settings.get("ssl_options")
+        if files and not is_chain_with_key(files["certfile"], files["keyfile"]):
+            names = f"--certfile {files['certfile']}, --keyfile {files['keyfile']}"
+            raise SystemExit(f"zot-artifacts: flower: {names}: {NO_PAIR}")
+
+    command.extract_settings = extract
 
 
 def _find_by_shown_state(formatter: TaskFormatter) -> None:
