@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from celery import Celery, signals
 
 from worker import context, tracing
 from worker.beat_scheduler import LONGEST_SLEEP
-from worker.bounded_exit import end_within, end_within_after_signals
+from worker.bounded_exit import end_unless, end_within, end_within_after_signals
 from worker.catalogue import Catalogue, CatalogueError
 from worker.embedded.parent_death import die_with_parent
 from worker.flower.require_authentication import check_authentication, is_flower
@@ -37,6 +38,8 @@ from zot_artifact_client.text_escaping import bounded
 
 logger = logging.getLogger(__name__)
 
+_NOTICED_WITHIN = 20.0
+"""Seconds, beyond `jobs.grace`, within which the main loop of a worker that works notices a signal."""
 TASK_MODULES = (
     "tasks.upload",
     "tasks.replicate",
@@ -225,6 +228,23 @@ def _send_metrics(**_: Any) -> None:
 def _drain(**_: Any) -> None:
     shutdown_flag.announce()
     signals.worker_shutdown.connect(_end_in_time)
+    seconds = context.configured().jobs.grace.total_seconds() + _NOTICED_WITHIN
+    end_unless(_is_ending, seconds, "the broker does not answer, other workers get the jobs when their leases end")
+
+
+def _is_ending() -> bool:
+    """Return whether Celery's main loop has noticed that the worker is to end.
+
+    It does not while it waits for a broker that is silent, which it does without a limit.
+    """
+    from celery.worker import WorkController
+
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)  # noqa: SLF001 - documented for this
+    while frame is not None:
+        if frame.f_code in {WorkController.stop.__code__, WorkController.terminate.__code__}:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _end_in_time(sender: Any, **_: Any) -> None:

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,18 @@ def end_within(seconds: float = SECONDS, status: int = 0) -> None:
     # Each in a thread of its own, because a log that hangs must not keep the process either.
     threading.Thread(target=_tell, args=(seconds,), name="bounded-exit-log", daemon=True).start()
     threading.Thread(target=_end, args=(seconds + _LOG_WITHIN, status), name="bounded-exit", daemon=True).start()
+
+
+def end_unless(ends: Callable[[], bool], seconds: float, reason: str) -> None:
+    """End this process after so many seconds, with `reason` in the log, unless it is ending by then; return at once."""
+
+    def check() -> None:
+        time.sleep(seconds)
+        if not ends():
+            threading.Thread(target=logger.error, args=("the process ends now: %s", reason), daemon=True).start()
+            _end(_LOG_WITHIN, 1)
+
+    threading.Thread(target=check, name="bounded-exit", daemon=True).start()
 
 
 def end_within_after_signals(seconds: float = SECONDS) -> None:
