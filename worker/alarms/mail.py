@@ -12,6 +12,7 @@ from worker.alarms.errors import AlarmUndelivered
 from worker.alarms.message_text import subject_of, text_of
 from worker.settings.alarms import EmailSettings
 from zot_artifact_client.text_escaping import bounded
+from zot_artifact_client.tls_faults import tls_fault
 
 
 def message_of(payload: Mapping[str, Any], settings: EmailSettings, *, at: datetime) -> EmailMessage:
@@ -45,9 +46,10 @@ def send(payload: Mapping[str, Any], settings: EmailSettings, *, at: datetime) -
     except smtplib.SMTPResponseException as error:
         said = bounded(error.smtp_error.decode(errors="replace") if isinstance(error.smtp_error, bytes) else "", 200)
         raise AlarmUndelivered(f"e-mail {settings.server}: it answered {error.smtp_code} {said}") from None
-    except ssl.SSLError as error:
-        raise AlarmUndelivered(f"e-mail {settings.server}: no TLS: {error.reason or 'not trusted'}") from None
     except (smtplib.SMTPException, OSError) as error:
+        ca_file = str(settings.ca_file) if settings.ca_file else None
+        if fault := tls_fault(error, trust="alarms.email.ca_file", path=ca_file):
+            raise AlarmUndelivered(f"e-mail {settings.server}: {fault}") from None
         said = bounded(getattr(error, "strerror", None) or error, 200)
         raise AlarmUndelivered(f"e-mail {settings.server}: {type(error).__name__}: {said}") from None
     return f"it refused {', '.join(sorted(refused))}" if refused else None

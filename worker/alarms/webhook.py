@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import json
+import os
 from base64 import b64encode
 from collections.abc import Mapping
 from datetime import datetime
@@ -11,7 +12,10 @@ from typing import Any
 
 from worker.alarms.errors import AlarmUndelivered
 from worker.settings.alarms import WebhookSettings, key_of
+from zot_artifact_client.tls_faults import tls_fault
 
+_TRUST = "REQUESTS_CA_BUNDLE"
+"""The environment variable that names the certificates of authorities for `requests`."""
 _SUCCESS = range(200, 300)
 
 
@@ -71,8 +75,9 @@ def post(
 def _reason(error: Exception, setting: str) -> str:
     import requests
 
+    if fault := tls_fault(error, trust=_TRUST, path=os.environ.get(_TRUST)):
+        return fault
     reasons = {
-        requests.exceptions.SSLError: "its certificate is not trusted, or it speaks no TLS",
         requests.exceptions.ProxyError: "the proxy refused the connection",
         requests.exceptions.ConnectTimeout: f"no connection within {setting}.timeout",
         requests.exceptions.ReadTimeout: f"no answer within {setting}.timeout",

@@ -176,9 +176,12 @@ def test_a_mail_arrives_encrypted_and_with_the_password(payload, authority: Auth
 def test_a_mail_server_that_is_not_trusted_gets_nothing(payload, authority: Authority) -> None:
     """Neither one with another certificate, nor one without TLS, nor a wrong password."""
     mailbox = Mailbox()
-    untrusted = pytest.raises(AlarmUndelivered, match="no TLS: CERTIFICATE_VERIFY_FAILED")
+    untrusted = pytest.raises(AlarmUndelivered, match="certificate is not trusted; .* in alarms.email.ca_file")
     with smtp_receiver(mailbox, authority.context()) as server, untrusted:
         deliver(payload, "email", email(server), at=clock.now())
+    absent = authority.path.with_name("absent.pem")
+    with smtp_receiver(mailbox, authority.context()) as server, pytest.raises(AlarmUndelivered, match="does not exist"):
+        deliver(payload, "email", email(server, ca_file=absent), at=clock.now())
     with smtp_receiver(mailbox, None) as server, pytest.raises(AlarmUndelivered, match="STARTTLS"):
         deliver(payload, "email", email(server, ca_file=authority.path), at=clock.now())
     with smtp_receiver(mailbox, authority.context(), password=b"pw") as server:
