@@ -43,6 +43,8 @@ class RcloneS3(S3Server):
         self.files = directory / "files"
         self.access_key_id = secrets.token_hex(8)
         self.secret_access_key = secrets.token_hex(16)
+        self.next_key = (secrets.token_hex(8), secrets.token_hex(16))
+        """Another key of the same account, as there are two while one is rotated."""
 
     def command(self) -> Sequence[str]:
         self.files.mkdir(parents=True, exist_ok=True)
@@ -52,5 +54,5 @@ class RcloneS3(S3Server):
 
     def environment(self) -> Mapping[str, str]:
         # Not as an argument, which every process can see. In quotes, because rclone reads this one as a list.
-        keys = f'"{self.access_key_id},{self.secret_access_key}"'
+        keys = ",".join(f'"{id_},{key}"' for id_, key in ((self.access_key_id, self.secret_access_key), self.next_key))
         return {"RCLONE_CONFIG": "/dev/null", "RCLONE_AUTH_KEY": keys}

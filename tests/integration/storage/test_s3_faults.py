@@ -13,7 +13,7 @@ from tests.servers import Ministack, RcloneS3
 from tests.servers.proxy import Cut, Damage, Fault, FaultyProxy, Lose, Request, Say
 from worker.storage import Condition, Match, S3Config, Store, Verdict
 from worker.storage.configured_stores import open_driver
-from worker.storage.driver import ObjectProperties
+from worker.storage.driver import ObjectProperties, WriteInfo
 from worker.storage.errors import AccessDenied, AlreadyExists, PermanentError, Throttled, TransientError, Unavailable
 from worker.storage.s3 import driver as s3_driver
 from worker.storage.transfer.resumable_read import AHEAD, WINDOW
@@ -207,6 +207,28 @@ class TestConfiguration:
             assert "not-the-secret" not in str(caught.value)
             assert rclone.access_key_id not in str(caught.value)
         assert store.verify_object(BUCKET, "app").verdict is Verdict.UNREADABLE
+        store.close()
+
+    def test_rotated_key(self, rclone: RcloneS3) -> None:
+        """The next key continues an upload that the last one has begun, and reads and replaces what it wrote."""
+        name = f"real-{uuid.uuid4().hex[:8]}"
+        (rclone.files / name).mkdir()
+        config = s3_config(rclone, bucket=name, conditional_writes=False)
+        id_, secret = rclone.next_key
+        rotated = s3_config(rclone, bucket=name, conditional_writes=False, access_key_id=id_, secret_access_key=secret)
+        last, after = s3_driver.S3Driver("primary", config), s3_driver.S3Driver("primary", rotated)
+        data = some_bytes(PART + 1)
+        info = WriteInfo(len(data), digest_of(data).sha256)
+        token = last.begin_upload(BUCKET, "app", info)
+        last.upload_part(BUCKET, "app", token, 1, data[:PART])
+        [begun] = after.list_parts(BUCKET, "app", token)
+        rest = after.upload_part(BUCKET, "app", token, 2, data[PART:])
+        after.complete_upload(BUCKET, "app", token, [begun, rest], info)
+        store = Store(after)
+        assert store.verify_object(BUCKET, "app", digest_of(data)).verdict is Verdict.VERIFIED
+        store.write_object(BUCKET, "app", source(b"next"))
+        assert (rclone.files / name / BUCKET / "app").read_bytes() == b"next"
+        last.close()
         store.close()
 
     def test_no_credentials(self, rclone: RcloneS3) -> None:
