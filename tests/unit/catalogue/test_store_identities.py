@@ -14,6 +14,7 @@ from worker.catalogue import Catalogue
 from worker.storage import Capabilities, FilesystemConfig, Store, Stores
 from worker.storage.errors import NotFound
 from worker.storage.identity import MARKER_KEY, Identity, OtherStore
+from worker.storage.keys import MARKER_BUCKET
 
 DATA = b"bytes"
 
@@ -54,27 +55,44 @@ def test_two_machines_that_begin_at_once_keep_one_of_two_disks(catalogue, tmp_pa
 
 
 class _Unconditional(MemoryDriver):
-    """A store that keeps the last of two writes. The first markers are written once all processes miss one."""
+    """A store that keeps the last of two writes."""
 
-    def __init__(self, processes: int) -> None:
+    def __init__(self, processes: int, *, meet: str) -> None:
+        """Let so many threads wait for each other when they first call the method `meet` for the marker."""
         super().__init__("s3")
+        self._meet = meet
         self._begun = threading.Barrier(processes)
-        self._first = threading.local()
+        self._met = threading.local()
+        self.markers: list[str] = []
 
     @property
     def capabilities(self) -> Capabilities:
         return replace(super().capabilities, conditional_writes=False)
 
+    def open(self, bucket, key, **how):
+        self._wait("open", key)
+        return super().open(bucket, key, **how)
+
     def put(self, bucket, key, body, info, *, condition=None):
-        if key == MARKER_KEY and not getattr(self._first, "done", False):
-            self._first.done = True
-            self._begun.wait(WITHIN)
+        self._wait("put", key)
+        if key == MARKER_KEY:
+            self.markers.append(bucket)
         return super().put(bucket, key, body, info, condition=condition)
+
+    def marker(self) -> str:
+        """Return the id in the marker."""
+        with super().open(MARKER_BUCKET, MARKER_KEY) as reader:
+            return reader.read(1024).decode().split()[1]
+
+    def _wait(self, method: str, key: str) -> None:
+        if (method, key) == (self._meet, MARKER_KEY) and not getattr(self._met, "done", False):
+            self._met.done = True
+            self._begun.wait(WITHIN)
 
 
 def test_processes_that_begin_at_once_agree_on_one_marker(catalogue, tmp_path):
-    """Also where a store cannot refuse a second marker, the id that is recorded is that of the store in the end."""
-    driver, known = _Unconditional(2), catalogue.store_identities(["s3"], tmp_path)
+    """Also where a store cannot refuse a second marker, the recorded id is that of its marker in the end."""
+    driver, known = _Unconditional(2, meet="put"), catalogue.store_identities(["s3"], tmp_path)
 
     def begin(key: str) -> None:
         Store(driver, identity=Identity(driver, known)).write_object("b", key, source(DATA))
@@ -82,22 +100,22 @@ def test_processes_that_begin_at_once_agree_on_one_marker(catalogue, tmp_path):
     with ThreadPoolExecutor(2) as processes:
         for done in [processes.submit(begin, "one"), processes.submit(begin, "two")]:
             done.result(WITHIN)
-    begin("three")
+    assert driver.marker() == known.get("s3")
 
 
 def test_threads_that_begin_at_once_make_one_marker(catalogue, tmp_path):
-    """A page of many threads may be what a store sees first."""
-    driver = _Unconditional(1)
-    store = Store(driver, identity=Identity(driver, catalogue.store_identities(["s3"], tmp_path)))
-    together = threading.Barrier(8)
+    """Threads of one process that all miss the marker write it once, and none of them is refused."""
+    driver, known = _Unconditional(8, meet="open"), catalogue.store_identities(["s3"], tmp_path)
+    store = Store(driver, identity=Identity(driver, known))
 
     def write(number: int) -> None:
-        together.wait(WITHIN)
         store.write_object("b", f"{number}", source(DATA))
 
     with ThreadPoolExecutor(8) as threads:
         for done in [threads.submit(write, number) for number in range(8)]:
             done.result(WITHIN)
+    assert driver.markers == [MARKER_BUCKET]
+    assert driver.marker() == known.get("s3")
 
 
 def test_the_files_of_a_version_before_still_count(catalogue, tmp_path, disk):
