@@ -112,6 +112,12 @@ class MemoryDriver:
     def stat(self, bucket: str, key: str) -> ObjectStat:
         return self._held(bucket, key).stat
 
+    def find_version(self, bucket: str, key: str) -> str | None:
+        try:
+            return self.stat(bucket, key).version
+        except NotFound:
+            return None
+
     def delete(self, bucket: str, key: str, *, condition: Match | None = None) -> bool:
         with self._lock:
             if key not in self._buckets.get(bucket, {}):

@@ -342,6 +342,10 @@ class Driver(Protocol):
 
     def stat(self, bucket: str, key: str) -> ObjectStat: ...
 
+    def find_version(self, bucket: str, key: str) -> str | None:
+        """Return the version of the object that is there, None if there is none; an absent bucket is no error."""
+        ...
+
     def delete(self, bucket: str, key: str, *, condition: Match | None = None) -> bool:
         """Delete an object; return whether anything was there. An absent object or bucket is no error.
 

@@ -487,11 +487,8 @@ class Store:
         self._check_identity(write=True, bucket=bucket)
         if not self._driver.delete(bucket, key, condition=condition):
             return False
-        try:
-            left = self._driver.stat(bucket, key)
-        except NotFound:
-            return True
-        if condition is not None and left.version != condition.version:
+        left = self._driver.find_version(bucket, key)
+        if left is None or (condition is not None and left != condition.version):
             return True
         if all(row.key != key for row in islice(self._driver.iter_objects(bucket, key), 1)):
             return True  # what was asked for is the object of a key that differs only in how its letters are encoded

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from worker.storage.cloud.error_mapping import Origin, missing_bucket
 from worker.storage.cloud.small_reads_by_obstore import FastPath, RealObject
 from worker.storage.config import CloudConfig
-from worker.storage.driver import WholeObject
+from worker.storage.driver import ObjectStat, WholeObject
 from worker.storage.errors import BucketNotEmpty, NotFound, PermanentError, StorageError
 from worker.storage.keys import RESERVED_BUCKET, RESERVED_PREFIX, RESERVED_SEGMENT
 
@@ -105,6 +105,16 @@ class CloudDriver(ABC):
             return self._fast.read(RealObject(real, start + key, f"{bucket}/{key}"), size)
         except NotFound as error:
             raise self._missing_object(bucket, key, error.code) from None
+
+    @abstractmethod
+    def stat(self, bucket: str, key: str) -> ObjectStat: ...
+
+    def find_version(self, bucket: str, key: str) -> str | None:
+        """Return the version of the object that is there, None if there is none; an absent bucket is no error."""
+        try:
+            return self.stat(bucket, key).version
+        except NotFound:
+            return None
 
     def _missing_object(self, bucket: str, key: str, code: str) -> StorageError:
         """Return the error for a missing object, or bucket where the code of the answer shows that."""

@@ -129,6 +129,12 @@ class FilesystemDriver:
         os.close(found.fd)
         return object_stat(path, found.stat, found.sha256)
 
+    def find_version(self, bucket: str, key: str) -> str | None:
+        try:
+            return self.stat(bucket, key).version
+        except NotFound:
+            return None
+
     def delete(self, bucket: str, key: str, *, condition: Match | None = None) -> bool:
         path = ObjectPath(bucket, key)
         try:

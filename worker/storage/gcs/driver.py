@@ -141,6 +141,11 @@ class GcsDriver(CloudDriver):
     def stat(self, bucket: str, key: str) -> ObjectStat:
         return to_stat(self._name, bucket, key, self._look(bucket, key))
 
+    def find_version(self, bucket: str, key: str) -> str | None:
+        with self._errors(f"{bucket}/{key}"):
+            found = look(self._connected(), self._object(bucket, key))
+        return None if found is None else to_stat(self._name, bucket, key, found).version
+
     def delete(self, bucket: str, key: str, *, condition: Match | None = None) -> bool:
         for _ in range(TRIES):
             try:

@@ -170,6 +170,10 @@ class S3Driver(CloudDriver):
         # Of the digests, obstore returns only the one in the metadata.
         return found if found and found.sha256 else to_stat(self._name, bucket, key, self._head(bucket, key))
 
+    def find_version(self, bucket: str, key: str) -> str | None:
+        # The SDK's path also asks for the bucket, which makes no difference here.
+        return None if self._is_missing_by_fast_path(bucket, key) else super().find_version(bucket, key)
+
     def delete(self, bucket: str, key: str, *, condition: Match | None = None) -> bool:
         try:
             found = version_of(self._head(bucket, key).get("ETag"))
