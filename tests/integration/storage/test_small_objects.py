@@ -171,6 +171,14 @@ def test_where_nothing_is_the_fast_path_says_so_before_a_write(rclone: RcloneS3,
     store.close()
 
 
+def test_one_request_confirms_a_delete(through: Callable[..., tuple[Store, FaultyProxy]]) -> None:
+    """After a delete the store is asked once for the object, and not for the bucket, which it has just used."""
+    store, proxy = through()
+    assert store.delete_object(BUCKET, "app")
+    methods = [request.method for request in proxy.requests]
+    assert len(methods[methods.index("DELETE") :]) == 2
+
+
 def test_many_new_keys_are_asked_for_with_one_listing(rclone: RcloneS3, tmp_path: Path) -> None:
     """A store without conditions is not asked for each of many keys; an object that is there stays all the same."""
     store = targets.s3_rclone(rclone, tmp_path).store

@@ -105,6 +105,9 @@ def connect(name: str, config: GcsConfig) -> Connection:
     session = AuthorizedSession(credentials)
     mount_sliced_body(session)
     _read_environment_once(session)
+    # Otherwise a thread of the library asks for each bucket, for tracing: outside of all limits, and with each request
+    # again while the store is down.
+    os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
     client = storage.Client(
         project=config.project or project,
         credentials=credentials,
