@@ -60,6 +60,7 @@ def post(
             for scheme in ("http://", "https://"):
                 session.mount(scheme, FinalResponseAdapter())
             session.trust_env = False  # a netrc file could add a password to the request
+            session.verify = _authorities() or True  # without that, requests does not ask the environment for them
             answer = session.post(
                 url, data=body, headers=headers, allow_redirects=False, stream=True,
                 timeout=settings.timeout.total_seconds(), proxies=requests.utils.get_environ_proxies(url),
@@ -67,15 +68,21 @@ def post(
             status = answer.status_code
             answer.close()
     except (requests.RequestException, ValueError, OSError) as error:  # their messages contain the address
-        raise AlarmUndelivered(f"webhook {settings.host}: {_reason(error, setting)}") from None
+        authorities = _authorities() if url.lower().startswith("https:") else None
+        raise AlarmUndelivered(f"webhook {settings.host}: {_reason(error, setting, authorities)}") from None
     if status not in _SUCCESS:
         raise AlarmUndelivered(f"webhook {settings.host}: it answered with status {status}")
 
 
-def _reason(error: Exception, setting: str) -> str:
+def _authorities() -> str | None:
+    """Return the file or directory of certificates of authorities that the environment names."""
+    return os.environ.get(_TRUST) or os.environ.get("CURL_CA_BUNDLE")
+
+
+def _reason(error: Exception, setting: str, authorities: str | None) -> str:
     import requests
 
-    if fault := tls_fault(error, trust=_TRUST, path=os.environ.get(_TRUST)):
+    if fault := tls_fault(error, trust=_TRUST, path=authorities):
         return fault
     reasons = {
         requests.exceptions.ProxyError: "the proxy refused the connection",

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from tests.servers.tls import Authority
+from tests.servers.tls import Authority, TlsProxy
 from tests.unit.alarms.receivers import Mailbox, http_receiver, smtp_receiver
 from worker import clock
 from worker.alarms.delivery import deliver, deliver_pending
@@ -138,6 +138,25 @@ def test_a_redirect_is_not_followed(payload) -> None:
     ):
         deliver(payload, "webhook", webhook(url), at=clock.now())
     assert reached == []
+
+
+def test_a_webhook_trusts_the_authority_that_its_error_asks_for(
+    payload, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error names a variable; with the authority's certificate in it the digest arrives."""
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
+    with http_receiver() as (url, received), TlsProxy(int(url.rpartition(":")[2]), authority.context()) as tls:
+        settings = webhook(f"https://127.0.0.1:{tls.port}")
+        with pytest.raises(AlarmUndelivered, match="authority's certificate in REQUESTS_CA_BUNDLE"):
+            deliver(payload, "webhook", settings, at=clock.now())
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority.path))
+        deliver(payload, "webhook", settings, at=clock.now())
+        assert len(received) == 1
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/absent.pem")
+        with pytest.raises(AlarmUndelivered, match="REQUESTS_CA_BUNDLE names /absent.pem, which does not exist"):
+            deliver(payload, "webhook", settings, at=clock.now())
+    with pytest.raises(AlarmUndelivered, match="refused or closed the connection"):
+        deliver(payload, "webhook", webhook(url), at=clock.now())
 
 
 def test_no_error_shows_the_address_or_a_secret(payload) -> None:
