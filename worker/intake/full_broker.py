@@ -15,11 +15,6 @@ logger = logging.getLogger(__name__)
 _WAIT = 1.0
 
 
-def is_full(error: BaseException | None) -> bool:
-    """Return whether Redis refused a write that it will accept when it has room again."""
-    return is_write_refused(error)
-
-
 def wait_for_room(write: Callable[[], None], what: str) -> None:
     """Write, and try again while the broker is full, until the worker shuts down.
 
@@ -31,7 +26,7 @@ def wait_for_room(write: Callable[[], None], what: str) -> None:
         try:
             write()
         except redis.ResponseError as error:
-            if not is_full(error) or state.should_stop is not None or state.should_terminate is not None:
+            if not is_write_refused(error) or state.should_stop is not None or state.should_terminate is not None:
                 raise
             if not logged:
                 logged = True

@@ -30,7 +30,7 @@ from worker import clock
 from worker.intake.celery_event_rules import CHANNEL, check_events
 from worker.intake.delayed import delay
 from worker.intake.deliveries_kept_on_disk import discard, keep
-from worker.intake.full_broker import is_full, pause, wait_for_room
+from worker.intake.full_broker import pause, wait_for_room
 from worker.intake.message_rules import (
     InvalidMessage,
     Reason,
@@ -43,6 +43,7 @@ from worker.intake.message_rules import (
     rejection_of,
 )
 from worker.intake.rejected import RejectedMessage, rejected_messages
+from zot_artifact_client.connection import is_write_refused
 from zot_artifact_client.contract import QUERIES, QUERY_ID, TASKS, Queue
 from zot_artifact_client.contract.queues import UNROUTED
 from zot_artifact_client.text_escaping import bounded, without_secrets
@@ -213,7 +214,7 @@ class _PatientQoS(kombu_redis.QoS):
                     pipe.zadd(self.unacked_index_key, {delivery_tag: time.time()})
                     pipe.hset(self.unacked_key, delivery_tag, entry).execute()
             except redis.ResponseError as error:
-                if not is_full(error) or not self._record_beyond_memory(delivery_tag, entry):
+                if not is_write_refused(error) or not self._record_beyond_memory(delivery_tag, entry):
                     raise
             else:
                 self._ended.clear()
@@ -223,7 +224,7 @@ class _PatientQoS(kombu_redis.QoS):
             record()
         except (redis.RedisError, OSError) as error:
             keep(message.delivery_info["routing_key"], message._raw)  # noqa: SLF001 - as it was delivered
-            if not is_full(error):
+            if not is_write_refused(error):
                 raise
             wait_for_room(record, "a delivered message")
             discard()
@@ -260,7 +261,11 @@ class _PatientQoS(kombu_redis.QoS):
                 self._remove(pipe)
                 pipe.execute()
         except (redis.RedisError, OSError) as error:
-            why = "the broker is full" if is_full(error) else f"the broker does not answer: {type(error).__name__}"
+            why = (
+                "the broker is full"
+                if is_write_refused(error)
+                else f"the broker does not answer: {type(error).__name__}"
+            )
             logger.warning("a message is not acknowledged, and is delivered again later: %s", why)
         self._ended.clear()
 
@@ -278,7 +283,7 @@ class _PatientQoS(kombu_redis.QoS):
         try:
             return super().restore_visible(*args, **kwargs)  # type: ignore[no-untyped-call]
         except redis.ResponseError as error:
-            if not is_full(error):
+            if not is_write_refused(error):
                 raise
             return None
 
@@ -370,7 +375,7 @@ class Consumer(CeleryConsumer):
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         super().on_connection_error_after_connected(exc)
         self._check_type(exc)
-        if is_full(exc):  # Celery would reconnect at once and for ever
+        if is_write_refused(exc):  # Celery would reconnect at once and for ever
             logger.error("the broker is full: this worker waits for room")
             pause(_FULL_WAIT)
 

@@ -20,8 +20,8 @@ from redis.exceptions import RedisError
 
 from worker import clock
 from worker.catalogue import JobRecord
-from worker.intake.full_broker import is_full
 from worker.intake.message_filter import send_record
+from zot_artifact_client.connection import is_write_refused
 from zot_artifact_client.contract import ANSWER_KEPT, BATCH_JOB_ID, CANCEL_KEY, QUERY_ID, TASKS, JobState
 from zot_artifact_client.errors import JobFailed
 from zot_artifact_client.text_escaping import bounded
@@ -169,7 +169,7 @@ class _AtomicStore:
     def exception_safe_to_retry(self, exc: Exception) -> bool:
         """Return whether to wait and store again: also while the backend is full."""
         safe: bool = super().exception_safe_to_retry(exc)  # type: ignore[misc]
-        return safe or is_full(exc)
+        return safe or is_write_refused(exc)
 
     @cached_property
     def _store(self) -> Any:
@@ -249,7 +249,7 @@ class _RetriesOncePerMinute(logging.Filter):
             return False
         self._passed = record.created
         error = record.exc_info[1] if record.exc_info else None
-        text = bounded(error, 200) if is_full(error) else type(error).__name__ if error else "it failed"
+        text = bounded(error, 200) if is_write_refused(error) else type(error).__name__ if error else "it failed"
         record.msg, record.args = "states and results of jobs wait for the result backend: %s", (text,)
         record.exc_info = None
         return True
