@@ -229,7 +229,7 @@ def _drain(**_: Any) -> None:
     shutdown_flag.announce()
     signals.worker_shutdown.connect(_end_in_time)
     seconds = context.configured().jobs.grace.total_seconds() + _NOTICED_WITHIN
-    end_unless(_is_ending, seconds, "the broker does not answer, other workers get the jobs when their leases end")
+    end_unless(_is_ending, seconds, "the broker does not answer; other workers get the jobs when their leases end")
 
 
 def _is_ending() -> bool:

@@ -16,23 +16,26 @@ from types import FrameType
 logger = logging.getLogger(__name__)
 
 SECONDS = 10.0
-"""For which a process that has done its work waits for its threads."""
+"""How long a process that has done its work waits for its threads."""
 _LOG_WITHIN = 1.0
+"""Seconds that a line of the log may take: a log that hangs must not keep the process either."""
 
 
 def end_within(seconds: float = SECONDS, status: int = 0) -> None:
-    """End this process after so many seconds if it has not ended by itself by then; return at once."""
-    # Each in a thread of its own, because a log that hangs must not keep the process either.
-    threading.Thread(target=_tell, args=(seconds,), name="bounded-exit-log", daemon=True).start()
+    """Return at once; end this process with `status` after `seconds`, if it has not ended by then.
+
+    The log then names the threads that have not ended.
+    """
+    threading.Thread(target=_log_threads, args=(seconds,), name="bounded-exit-log", daemon=True).start()
     threading.Thread(target=_end, args=(seconds + _LOG_WITHIN, status), name="bounded-exit", daemon=True).start()
 
 
-def end_unless(ends: Callable[[], bool], seconds: float, reason: str) -> None:
-    """End this process after so many seconds, with `reason` in the log, unless it is ending by then; return at once."""
+def end_unless(is_ending: Callable[[], bool], seconds: float, reason: str) -> None:
+    """Return at once; after `seconds`, end this process with status 1 and `reason` in the log, unless `is_ending()`."""
 
     def check() -> None:
         time.sleep(seconds)
-        if not ends():
+        if not is_ending():
             threading.Thread(target=logger.error, args=("the process ends now: %s", reason), daemon=True).start()
             _end(_LOG_WITHIN, 1)
 
@@ -40,7 +43,7 @@ def end_unless(ends: Callable[[], bool], seconds: float, reason: str) -> None:
 
 
 def end_within_after_signals(seconds: float = SECONDS) -> None:
-    """Have SIGTERM and SIGINT do what they do now, and end this process after so many seconds."""
+    """Return at once; from now on SIGTERM and SIGINT also call `end_within`, besides what they do already."""
     for number in (signal.SIGTERM, signal.SIGINT):
         before = signal.getsignal(number)
 
@@ -52,7 +55,8 @@ def end_within_after_signals(seconds: float = SECONDS) -> None:
         signal.signal(number, bounded)
 
 
-def _tell(seconds: float) -> None:
+def _log_threads(seconds: float) -> None:
+    """Log after `seconds` which threads Python would wait for, and where each of them is."""
     time.sleep(seconds)
     frames, left = sys._current_frames(), []  # noqa: SLF001 - documented for this
     for thread in threading.enumerate():

@@ -270,7 +270,7 @@ def _fields_of(length: str, metadata: str) -> dict[str, Any]:
     """Return the fields of an upload from the headers of tus: names, each with its value in base64.
 
     Raises:
-        InvalidRequest: a value is none, or its `size` is not the length that the request announces.
+        InvalidRequest: a value is no base64 of UTF-8, or `size` is not the length that the request announces.
     """
     fields: dict[str, Any] = {}
     for pair in filter(None, (each.strip() for each in metadata.split(","))):

@@ -43,9 +43,10 @@ def result_backend(app: Celery = current_app) -> "redis.Redis | None":
 
 
 def redis_of_results(url: str) -> "redis.Redis | None":
-    """Return the same for a program that is no worker, from the URL of the result backend as settings have it.
+    """Return the Redis of a result backend by its URL in the settings, or None as `result_backend`.
 
-    Celery itself reads no `rediss://` without `ssl_cert_reqs`, and no `sentinel://`.
+    It is for programs without the worker's application. Celery itself accepts no `rediss://` without `ssl_cert_reqs`,
+    and no `sentinel://`.
     """
     server = parse_result_url(url, "results")
     app = Celery("zot-artifacts-results", backend=server.text, set_as_current=False)

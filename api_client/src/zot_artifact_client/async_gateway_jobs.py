@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
-from zot_artifact_client.async_job import OnAsyncProgress, end_within
+from zot_artifact_client.async_job import OnAsyncProgress, end_before_timeout
 from zot_artifact_client.connection import PerProcess
 from zot_artifact_client.contract import JobState, Message, Progress, RequestT, ResultT, TaskSpec
 from zot_artifact_client.gateway import Gateway
@@ -68,7 +68,7 @@ class AsyncGatewayResults:
     async def wait_for_end(self, job_id: str, timeout: float | None, on_progress: OnAsyncProgress | None) -> Snapshot:  # noqa: ASYNC109 - the same as of the other client
         self._waits += 1
         try:
-            return await end_within(self, job_id, timeout, self._until_end(job_id, on_progress))
+            return await end_before_timeout(self, job_id, timeout, self._until_end(job_id, on_progress))
         finally:
             self._waits -= 1
 

@@ -37,13 +37,13 @@ class AsyncResults(Protocol):
         ...
 
 
-async def end_within(
+async def end_before_timeout(
     results: AsyncResults,
     job_id: str,
     timeout: float | None,  # noqa: ASYNC109 - as above
     end: Awaitable[Snapshot],
 ) -> Snapshot:
-    """Return the end of a job that is awaited for at most `timeout` seconds, or that one last read finds after them.
+    """Return how a job ended, which `end` waits for. After `timeout` seconds its state is read once more.
 
     Raise WaitTimeout, UnknownJob, BrokerUnavailable, and what `end` raises.
     """

@@ -10,7 +10,7 @@ from typing import Any
 from celery.backends.base import KeyValueStoreBackend
 
 from zot_artifact_client import cancellation
-from zot_artifact_client.async_job import OnAsyncProgress, end_within
+from zot_artifact_client.async_job import OnAsyncProgress, end_before_timeout
 from zot_artifact_client.async_redis import AsyncRedis
 from zot_artifact_client.connection import celery_app
 from zot_artifact_client.contract import JobState
@@ -50,7 +50,7 @@ class AsyncResultBackend:
         return Snapshot(JobState.UNKNOWN) if found.is_absent else found
 
     async def wait_for_end(self, job_id: str, timeout: float | None, on_progress: OnAsyncProgress | None) -> Snapshot:  # noqa: ASYNC109 - the same as of the other client
-        return await end_within(self, job_id, timeout, self._until_end(job_id, on_progress))
+        return await end_before_timeout(self, job_id, timeout, self._until_end(job_id, on_progress))
 
     async def answer(self, query_id: str, timeout: float) -> Snapshot:  # noqa: ASYNC109 - as above
         """Return the answer to a query, or what is stored of it after `timeout` seconds. Raise BrokerUnavailable."""
