@@ -40,8 +40,8 @@ def running(home: Path, *options: str, **environment: str) -> Iterator[Up]:
         for descriptor in (nothing, writing, log):
             os.close(descriptor)
     up = Up(cast("subprocess.Popen[bytes]", process), {})  # a fork has what it uses of that
-    try:
-        with os.fdopen(reading, "rb") as stdout:
+    with os.fdopen(reading, "rb") as stdout:
+        try:
             yield Up(up.process, await_ready(stdout, home / "up.log"))
-    finally:
-        up.stop()
+        finally:
+            up.stop()

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from tests.faults.killed_at_steps import steps
-from tests.unit.artifacts.rebuild.test_rebuild import NAMES, copies, kept_rebuild, put, rebuild, stores  # noqa: F401
+from tests.unit.artifacts.conftest import stores  # noqa: F401
+from tests.unit.artifacts.rebuild.test_rebuild import NAMES, copies, kept_rebuild, put, rebuild
 from worker import clock
 from worker.artifacts.catalogue_backup import back_up, backups, rehearse, restore_newest
 from worker.artifacts.rebuild.tombstones_in_stores import keep_tombstones

@@ -26,15 +26,6 @@ NAMES = ("primary", "dr")
 
 
 @pytest.fixture
-def stores(tmp_path: Path) -> Iterator[Stores]:
-    for name in NAMES:
-        (tmp_path / name).mkdir()
-    opened = Stores({name: FilesystemConfig(root=tmp_path / name) for name in NAMES}, spool_dir=tmp_path)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
 def kept(tmp_path: Path, make_tables) -> Iterator[Catalogue]:
     url = f"sqlite:///{tmp_path / 'catalogue.sqlite3'}"
     make_tables(url)

@@ -27,15 +27,6 @@ BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
-def stores(tmp_path: Path) -> Iterator[Stores]:
-    for name in NAMES:
-        (tmp_path / name).mkdir()
-    opened = Stores({name: FilesystemConfig(root=tmp_path / name) for name in NAMES}, spool_dir=tmp_path)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
 def url(tmp_path: Path, make_tables: Callable[[str], None]) -> str:
     url = f"sqlite:///{tmp_path / 'catalogue.sqlite3'}"
     make_tables(url)
