@@ -15,7 +15,8 @@ from tests.servers.forks import Fork
 from tests.servers.process import REPOSITORY
 from worker.embedded.up_subprocess import Up, await_ready
 
-FORKING = "tests.servers.forking"
+FORK_CHILDREN = "tests.servers.fork_children"
+"""The module that runs another one, with its children as forks."""
 
 
 @contextmanager
@@ -31,7 +32,7 @@ def running(home: Path, *options: str, **environment: str) -> Iterator[Up]:
     nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     try:
         process = Fork(
-            [FORKING, "worker.cli", "up", "--json", *options],
+            [FORK_CHILDREN, "worker.cli", "up", "--json", *options],
             cwd=Path.cwd(),
             env={**os.environ, "PYTHONPATH": str(REPOSITORY), "ZOT_HOME": str(home), **environment},
             streams=(nothing, writing, log),

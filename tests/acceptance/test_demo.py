@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.commands import Zot, run_in_fork
-from tests.acceptance.forked_up import FORKING
+from tests.acceptance.forked_up import FORK_CHILDREN
 from tests.servers import RcloneS3
 from tests.waiting import WITHIN
 
@@ -17,7 +17,7 @@ def test_the_demo_sees_every_step_work(tmp_path: Path, rclone: RcloneS3) -> None
     keys = {"AWS_ACCESS_KEY_ID": rclone.access_key_id, "AWS_SECRET_ACCESS_KEY": rclone.secret_access_key}
     place = {"ZOT_DEMO_S3_ENDPOINT": rclone.endpoint, "ZOT_DEMO_S3_BUCKET": "demo-bucket"}
     zot = Zot(tmp_path / "unused", keys | place)
-    command = [FORKING, "worker.cli", "demo", "--home", str(tmp_path / "home")]
+    command = [FORK_CHILDREN, "worker.cli", "demo", "--home", str(tmp_path / "home")]
     done = run_in_fork(command, zot.environment, tmp_path, WITHIN)
     assert done.status == 0, done
     assert "every step passed" in done.stdout

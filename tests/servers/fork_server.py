@@ -132,7 +132,7 @@ def enter(arguments: Sequence[str], environment: Mapping[str, str], directory: s
     sys.path[0] = directory
     sys.argv[:] = arguments
     coded = environment.get("PYTHONIOENCODING")
-    # Those that were made at the start are of files of another kind.
+    # Python made its streams for the files of the fork server, perhaps with another encoding or buffering.
     sys.stdin = sys.__stdin__ = os.fdopen(0, encoding=coded, closefd=False)
     sys.stdout = sys.__stdout__ = os.fdopen(1, "w", encoding=coded, closefd=False)
     sys.stderr = sys.__stderr__ = os.fdopen(2, "w", 1, encoding=coded, errors="backslashreplace", closefd=False)
@@ -142,9 +142,9 @@ def enter(arguments: Sequence[str], environment: Mapping[str, str], directory: s
 
 
 def run(module: str) -> NoReturn:
-    """Run a module, and end with its status as Python does, without the tidying of memory.
+    """Run a module, and end with its status as Python does, but free no memory.
 
-    Python would touch everything that was imported, so that the kernel copies all of it for the fork.
+    That would touch every imported object, and the kernel would copy all of them for the fork.
     """
     status = 1
     try:
@@ -168,8 +168,8 @@ def run(module: str) -> NoReturn:
         os._exit(status)
 
 
-def read_what_sdks_read() -> None:
-    """Let the SDK of S3 read its description of that, which all forks then have."""
+def load_description_of_s3() -> None:
+    """Let boto3 load its description of the S3 API, which all forks then share."""
     keys = {"access_key_id": "none", "secret_access_key": "none"}
     config = S3Config.model_validate({"bucket": "none", "endpoint": "http://127.0.0.1", **keys})
     make_client("none", config).close()
@@ -178,7 +178,7 @@ def read_what_sdks_read() -> None:
 if __name__ == "__main__":
     for found in pkgutil.walk_packages(tasks.__path__, "tasks."):
         importlib.import_module(found.name)
-    read_what_sdks_read()
+    load_description_of_s3()
     gc.freeze()  # a fork would copy what a collection touches
     serve(socket.socket(fileno=int(sys.argv[1])))
     run(sys.argv[0])

@@ -1,8 +1,8 @@
-"""Run a module of Python that starts other ones, such as `up`: they become forks as well, and stay its own children.
+"""Run a Python module, such as `up`, whose own children are forks of it too.
 
-A fork of the fork server runs it as `tests.servers.forking MODULE ARGUMENTS`. Only the imports of the children are
-there already: their sessions, signals, streams and ends are those that the module asks for. In a list of processes
-they have the command line of the fork server.
+A fork of the fork server runs it as `tests.servers.fork_children MODULE ARGUMENTS`. The fork server cannot start these
+children, because the module waits for them and gets their exit status. A child has the session, signals and streams
+that the module asks for, and only its imports are done already. `ps` shows it with the command line of the fork server.
 """
 
 import atexit
@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from tests.servers.fork_server import enter, run
 
 HAVE_THREADS = frozenset({"celery"})
-"""The modules that start processes beside threads of their own: what one of these forks needs an `exec`."""
+"""Modules that start processes while they have threads: their children need an `exec`, as a thread may hold a lock."""
 _Popen = subprocess.Popen
 
 
