@@ -16,8 +16,9 @@ from worker.storage.azure.errors import SDK_ERRORS, translate
 from worker.storage.azure.small_reads_by_obstore import SCOPE, is_reachable
 from worker.storage.cloud.conditional_write import Write
 from worker.storage.cloud.error_mapping import Origin
+from worker.storage.cloud.plain_requests import Answer, Headers, Place
 from worker.storage.cloud.small_reads_by_obstore import CREDENTIALS_FOR
-from worker.storage.cloud.small_writes import Answer, Headers, Place, Provider, SmallWrites
+from worker.storage.cloud.small_writes import Provider, SmallWrites
 from worker.storage.config import AzureConfig
 from worker.storage.driver import Match
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from worker.storage.cloud import small_reads_by_obstore
 from worker.storage.cloud.metadata import SHA256
+from worker.storage.cloud.plain_requests import Headers, Place
 from worker.storage.cloud.small_reads_by_plain_request import PlainReads, whole_object
-from worker.storage.cloud.small_writes import Headers, Place
 from worker.storage.config import S3Config
 from worker.storage.s3.errors import SDK_ERRORS
 from worker.storage.s3.object_stat import version_of

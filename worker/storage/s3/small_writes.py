@@ -9,7 +9,8 @@ from botocore.parsers import create_parser
 
 from worker.storage.cloud.conditional_write import Write
 from worker.storage.cloud.error_mapping import Origin
-from worker.storage.cloud.small_writes import Answer, Headers, Place, Provider, SmallWrites
+from worker.storage.cloud.plain_requests import Answer, Headers, Place
+from worker.storage.cloud.small_writes import Provider, SmallWrites
 from worker.storage.config import S3Config
 from worker.storage.s3.errors import SDK_ERRORS, code_of, translate
 from worker.storage.s3.requests_without_sdk import fetcher, is_reachable, reach

@@ -8,10 +8,11 @@ from http.client import HTTPResponse
 import pytest
 
 from tests.waiting import WITHIN
-from worker.storage.cloud import small_writes
+from worker.storage.cloud import plain_requests
 from worker.storage.cloud.error_mapping import Origin
+from worker.storage.cloud.plain_requests import Answer, Place
 from worker.storage.cloud.small_reads_by_obstore import RealObject
-from worker.storage.cloud.small_writes import Answer, Place, Provider, SmallWrites
+from worker.storage.cloud.small_writes import Provider, SmallWrites
 from worker.storage.errors import StorageError
 from worker.storage.transfer.send_in_slices import SLICE
 
@@ -70,7 +71,7 @@ def test_a_late_answer_is_not_that_of_the_next_write(listening: socket.socket) -
 
 def test_connections_to_few_buckets_are_kept(listening: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store whose logical buckets are real ones keeps connections to a bounded number of them."""
-    monkeypatch.setattr(small_writes, "KEPT_BUCKETS", 2)
+    monkeypatch.setattr(plain_requests, "KEPT_BUCKETS", 2)
     served = []
 
     def serve() -> None:

@@ -1,0 +1,318 @@
+"""Send plain HTTP requests for small objects to a store, without its SDK, over connections that are used again.
+
+`http.client` reads the head of an answer four times as slowly, because it reads headers as those of an e-mail. So it
+reads only the answers that `_read_head` does not understand.
+"""
+
+import io
+import os
+import re
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote, urlsplit
+from urllib.request import getproxies
+
+from requests.utils import DEFAULT_CA_BUNDLE_PATH
+from urllib3.util.wait import wait_for_read
+
+from worker.storage.cloud.small_reads_by_obstore import CA_BUNDLES, KEPT_BUCKETS
+from worker.storage.transfer.send_in_slices import SLICE, SlicedBody
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+Headers = Mapping[str, str]
+CONNECT_TIMEOUT = 5
+READ_TIMEOUT = 30
+"""Seconds; the SDK, which asks after that, is more patient."""
+_LONGEST_ANSWER = 1 << 16
+"""Bytes of an answer to a write, after which its connection is not used again."""
+_FIRST_PIECE = 1 << 14
+"""Bytes of an answer to a write that are received at once: the whole of nearly every one."""
+_LONGEST_HEAD = 1 << 14
+"""Bytes of the head of an answer to a read."""
+_END = b"\r\n\r\n"
+_STATUS = re.compile(r"HTTP/1\.1 ([1-5][0-9]{2})(?: .*)?")
+_NAME = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")
+_ONCE = frozenset({"content-length", "connection"})
+"""Headers that must not be there twice: they say where an answer ends."""
+_CONTINUED = frozenset({"transfer-encoding", "upgrade", "trailer"})
+"""Headers of an answer that say how it goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a store says to a write. The names of the headers are in lower case."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def is_written(self) -> bool:
+        return self.status in {HTTPStatus.OK, HTTPStatus.CREATED}
+
+
+@dataclass(frozen=True, slots=True)
+class PlainAnswer:
+    """The headers of an answer, by their names in lower case, and its body, which is in memory as a whole."""
+
+    headers: dict[str, str]
+    body: memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a real bucket is, how a request to it is signed, and the connections to it that are free.
+
+    Attributes:
+        url: of the bucket, without a slash at its end.
+        sign: returns the headers of a request to a URL, from those that it has without its signature.
+        timeout: seconds for which an answer may be silent.
+        free: connections that no request uses.
+    """
+
+    url: str
+    sign: Callable[[str, Headers], Headers]
+    timeout: float = READ_TIMEOUT
+    free: list[socket.socket] = field(default_factory=list)
+
+    def get(self, url: str, size: int, headers: Headers, *, patience: float) -> PlainAnswer | None:
+        """Ask for an object and return the answer if it is status 200 with exactly `size` bytes; otherwise None.
+
+        Raises:
+            OSError, HTTPException: there is no answer.
+        """
+        head = request_head("GET", url, headers)
+        connection = self.connected()
+        answer = None
+        try:
+            connection.sendall(head)
+            answer = _receive(connection, size, time.monotonic() + patience)
+        finally:
+            if answer is None or not _is_kept(answer.headers):
+                connection.close()  # what else it may hold would count as the next answer
+            else:
+                self.free.append(connection)
+        return answer
+
+    def put(self, url: str, data: bytes | bytearray, headers: Headers) -> Answer:
+        """Send a request and return the answer.
+
+        Raises:
+            OSError, HTTPException: there is no answer.
+        """
+        head = request_head("PUT", url, headers)
+        connection = self.connected()
+        try:
+            if len(data) <= SLICE:
+                connection.sendall(head + data)  # the store is woken once
+            else:
+                connection.sendall(head)
+                for piece in SlicedBody(data):
+                    connection.sendall(piece)
+            begun = connection.recv(_FIRST_PIECE)
+            answer = _plain_answer(begun)
+            is_reusable = answer is not None
+            if answer is None:
+                answer, is_reusable = _any_answer(connection, begun)
+        except BaseException:
+            connection.close()
+            raise
+        if is_reusable:
+            self.free.append(connection)
+        else:
+            connection.close()
+        return answer
+
+    def url_of(self, name: str) -> str:
+        """Return the URL of an object."""
+        return f"{self.url}/{quote(name, safe='/~')}"
+
+    def close(self) -> None:
+        """End the free connections."""
+        with suppress(IndexError):
+            while True:
+                self.free.pop().close()
+
+    def connected(self) -> socket.socket:
+        """Return a connection of which the store has not closed its end."""
+        with suppress(IndexError):
+            while True:
+                connection = self.free.pop()
+                if not wait_for_read(connection, 0):
+                    return connection
+                connection.close()
+        parts = urlsplit(self.url)
+        host, port = str(parts.hostname), parts.port
+        if parts.scheme == "https":
+            made: HTTPConnection = HTTPSConnection(host, port, timeout=CONNECT_TIMEOUT, context=_tls(str(_bundle())))
+        else:
+            made = HTTPConnection(host, port, timeout=CONNECT_TIMEOUT)
+        made.connect()
+        connected: socket.socket = made.sock
+        connected.settimeout(self.timeout)
+        return connected
+
+
+class Places:
+    """The real buckets that were used last, each with its connections."""
+
+    def __init__(self, locate: Callable[[str], Place | None]) -> None:
+        """Ask `locate` where a real bucket is; None for one that needs the SDK."""
+        self._locate = locate
+        self._places: dict[str, Place | None] = {}
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+
+    def get(self, real: str) -> Place | None:
+        """Return where a bucket is; None if it needs the SDK, as with a proxy or a directory of certificates.
+
+        Raises: what the SDK raises while it looks for the bucket's region or for credentials.
+        """
+        if self._process != os.getpid():  # a forked child: its parent still uses the connections
+            self._places, self._lock, self._process = {}, threading.Lock(), os.getpid()
+        try:
+            return self._places[real]
+        except KeyError:
+            pass
+        with self._lock:
+            if real not in self._places:
+                while len(self._places) >= KEPT_BUCKETS:
+                    self._forget_oldest()
+                self._places[real] = None if getproxies() or _bundle() is None else self._locate(real)
+            return self._places[real]
+
+    def close(self) -> None:
+        """End the connections."""
+        with self._lock:
+            while self._places:
+                self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        place = self._places.pop(next(iter(self._places)))
+        if place is not None:
+            place.close()
+
+
+def request_head(method: str, url: str, headers: Headers) -> bytes:
+    """Return the beginning of a request.
+
+    Raises:
+        HTTPException: a header would be another one for the store.
+    """
+    _, _, netloc, path = url.split("/", 3)
+    host = {} if "Host" in headers else {"Host": netloc}
+    lines = [f"{method} /{path} HTTP/1.1", *(f"{name}: {value}" for name, value in {**host, **headers}.items())]
+    if not all(line.isascii() and line.isprintable() for line in lines):
+        raise HTTPException("a header is not printable ASCII")
+    return "\r\n".join((*lines, "", "")).encode()
+
+
+class _Head(NamedTuple):
+    status: int
+    headers: dict[str, str]
+
+
+def _read_head(head: bytes) -> _Head | None:
+    """Return the status and the headers of an answer; None if it is not certain what they are, or where it ends."""
+    status, *lines = head.decode("latin-1").split("\r\n")
+    found = _STATUS.fullmatch(status)
+    if found is None or not head.count(b"\r") == head.count(b"\n") == len(lines):  # one alone may end a line, too
+        return None
+    headers: dict[str, str] = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        name = name.lower()
+        if not colon or not _NAME.fullmatch(name) or (name in headers and name in _ONCE):
+            return None
+        headers[name] = value.strip(" \t")
+    return _Head(int(found[1]), headers) if _CONTINUED.isdisjoint(headers) else None
+
+
+def _is_kept(headers: Headers) -> bool:
+    """Return whether the store keeps the connection open after an answer."""
+    return headers.get("connection", "keep-alive").lower() == "keep-alive"
+
+
+def _receive(connection: socket.socket, size: int, deadline: float) -> PlainAnswer | None:
+    """Return an answer whose body has `size` bytes, and None as soon as it is another one."""
+    buffer = bytearray(_LONGEST_HEAD + size)
+    view, filled, body = memoryview(buffer), 0, 0
+    headers: dict[str, str] = {}
+    while not body or filled < body + size:
+        received = connection.recv_into(view[filled:])
+        filled += received
+        if not received or filled == len(buffer) or time.monotonic() > deadline:
+            return None
+        if not body and (end := buffer.find(_END, 0, filled)) >= 0:
+            head = _read_head(bytes(view[:end]))
+            if head is None or head.status != HTTPStatus.OK or head.headers.get("content-length") != str(size):
+                return None
+            headers, body = head.headers, end + len(_END)
+    return PlainAnswer(headers, view[body:filled]) if filled == body + size else None
+
+
+def _plain_answer(begun: bytes) -> Answer | None:
+    """Return the answer that nearly every write gets: written, and nothing more; None for any other one."""
+    head, end, more = begun.partition(_END)
+    found = _read_head(head) if end and not more else None
+    if found is None or found.headers.get("content-length") != "0" or not _is_kept(found.headers):
+        return None
+    answer = Answer(*found, b"")
+    return answer if answer.is_written else None
+
+
+def _any_answer(connection: socket.socket, begun: bytes) -> tuple[Answer, bool]:
+    """Read an answer of which these bytes are here; return it, and whether its connection can be used again."""
+    stream: Any = _Resumed(connection, begun)
+    with HTTPResponse(stream, method="PUT") as reply:
+        reply.begin()
+        body = reply.read(_LONGEST_ANSWER)
+        is_final = reply.status >= HTTPStatus.OK  # 103 comes before the answer, but is read as one
+        is_reusable = is_final and reply.isclosed() and not reply.will_close
+    headers = {name.lower(): value.strip(" \t") for name, value in reply.headers.items()}
+    return Answer(reply.status, headers, body), is_reusable
+
+
+class _Resumed(io.RawIOBase):
+    """A connection, after bytes that were received from it, as `http.client` reads it."""
+
+    def __init__(self, connection: socket.socket, begun: bytes) -> None:
+        self._connection = connection
+        self._begun = begun
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer", /) -> int:
+        if not self._begun:
+            return self._connection.recv_into(buffer)
+        view = memoryview(buffer)
+        count = min(len(view), len(self._begun))
+        view[:count], self._begun = self._begun[:count], self._begun[count:]
+        return count
+
+
+@cache
+def _tls(bundle: str) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=bundle)
+
+
+def _bundle() -> str | None:
+    """Return the file of certificates that the SDKs use; None for a directory."""
+    found = next(filter(None, map(os.environ.get, CA_BUNDLES)), None) or DEFAULT_CA_BUNDLE_PATH
+    return found if Path(found).is_file() else None
