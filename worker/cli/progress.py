@@ -60,9 +60,11 @@ class Bar:
 
 
 class _Amount(DownloadColumn):
-    """`3.1/8.0 MiB`, or `17/400 objects` where the bytes are unknown."""
+    """`3.1/8.0 MiB`, `17/400 objects` where the bytes are unknown, or nothing before a job has begun."""
 
     def render(self, task: Task) -> Text:
+        if task.total is None and not task.completed:
+            return Text("")
         if not task.fields.get("in_objects"):
             return super().render(task)
         return Text(f"{task.completed:.0f}/{task.total or 0:.0f} objects", style="progress.download")

@@ -31,6 +31,19 @@ def test_a_bar_counts_objects_where_no_bytes_are_known(
     assert "verifying" in screen.file.getvalue()
 
 
+def test_a_bar_shows_no_amount_before_it_knows_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that has not begun shows no `0/? bytes`; input of unknown size shows the bytes that were read."""
+    screen = Console(file=io.StringIO(), force_terminal=True, width=100)
+    monkeypatch.setattr(progress, "err", lambda: screen)
+    with progress.bar("upload app.tgz"):
+        pass
+    assert "upload app.tgz" in screen.file.getvalue()
+    assert "? bytes" not in screen.file.getvalue()
+    with progress.bar("upload -") as shown:
+        shown.moved(300)
+    assert "300/? bytes" in screen.file.getvalue()
+
+
 def test_a_command_tells_once_what_its_job_waits_for(capsys: pytest.CaptureFixture[str]) -> None:
     """A delete that needs an approval, or a job whose store is paused, is told while the command waits for it."""
     waits = {
