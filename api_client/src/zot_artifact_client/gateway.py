@@ -220,22 +220,23 @@ class Gateway:
     def _repeatedly(
         self, exchange: Callable[[], AnswerT], *, tries: int, tries_if_refused: int | None = None
     ) -> AnswerT:
-        """Return what an exchange returns in one of some tries; a closed client makes no further one.
+        """Return what the first exchange that succeeds returns; a closed client does not try again.
 
-        `tries_if_refused`: how many there are while the gateway refuses the request without acting on it.
+        `tries`: the most exchanges. `tries_if_refused`: the most while the gateway refuses the request without acting
+        on it.
         """
         pause, number = _FIRST_PAUSE, 0
         while True:
-            closed, number = self._closed, number + 1
+            number += 1
             try:
                 return exchange()
             except _TryAgain as asked:
                 most = (tries_if_refused or tries) if asked.refused else tries
-                if closed or number >= most:
+                if self._closed or number >= most:
                     raise asked.error from None
                 time.sleep(min(_LONGEST_PAUSE, asked.seconds if asked.seconds is not None else pause))
             except (OSError, http.client.HTTPException, json.JSONDecodeError) as error:
-                if closed or number >= tries:
+                if self._closed or number >= tries:
                     line = tls_fault(error, trust=TRUST) or next(iter(str(error).splitlines()), type(error).__name__)
                     raise GatewayUnavailable(f"gateway {self.url} cannot be reached: {bounded(line)}") from error
                 time.sleep(pause)
