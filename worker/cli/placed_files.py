@@ -2,12 +2,15 @@
 
 import sqlite3
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class PlacedFiles:
-    """The key of each file, by the numbers that the disk has for it. Memory does not grow with their number.
+    """The key of each file, by its device and inode number. Memory does not grow with the number of files.
 
-    Its table is in a temporary file that ends with the process. It is safe in several threads.
+    They are in a temporary file that ends with the process. Each call raises OSError if that cannot be written. Safe for
+    threads.
     """
 
     def __init__(self) -> None:
@@ -21,19 +24,27 @@ class PlacedFiles:
         )
 
     def owner(self, device: int, inode: int, key: str) -> str:
-        """Return the key that a file was placed for; that is this one if it was placed for none."""
+        """Return the key that a file was written for; record this one, and return it, if there is none yet."""
         file = f"{device}:{inode}"  # SQLite's integers hold no 64 bits without a sign
-        with self._lock:
-            found = self._table.execute("SELECT owner FROM placed WHERE file = ?", (file,)).fetchone()
+        with self._locked() as table:
+            found = table.execute("SELECT owner FROM placed WHERE file = ?", (file,)).fetchone()
             if found is None:
-                self._table.execute("INSERT INTO placed VALUES (?, ?)", (file, key))
+                table.execute("INSERT INTO placed VALUES (?, ?)", (file, key))
             return str(found[0]) if found else key
 
     def replace(self, device: int, inode: int, key: str) -> None:
         """Record another key: the file that the numbers were for is gone, and the disk uses them again."""
-        with self._lock:
-            self._table.execute("UPDATE placed SET owner = ? WHERE file = ?", (key, f"{device}:{inode}"))
+        with self._locked() as table:
+            table.execute("UPDATE placed SET owner = ? WHERE file = ?", (key, f"{device}:{inode}"))
 
     def close(self) -> None:
         """Remove the table."""
         self._table.close()
+
+    @contextmanager
+    def _locked(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                yield self._table
+            except sqlite3.Error as error:
+                raise OSError(f"the list of written files, in the temporary directory: {error}") from error

@@ -45,3 +45,13 @@ def test_the_files_of_many_keys_are_not_kept_in_memory() -> None:
         tracemalloc.stop()
     assert placed.owner(1, 2**64 - 1, "other") == f"a/long/enough/key/{0:032}"
     placed.close()
+
+
+def test_a_full_temporary_directory_is_an_error_of_the_file() -> None:
+    """The artifact is reported as not written, as with a full DEST, and the command does not end with a traceback."""
+    placed = PlacedFiles()
+    placed._table.execute("PRAGMA max_page_count = 2")
+    with pytest.raises(OSError, match="in the temporary directory: database or disk is full"):
+        for inode in range(1000):
+            placed.owner(1, inode, "a/long/enough/key")
+    placed.close()
