@@ -9,8 +9,8 @@ from contextlib import contextmanager
 class PlacedFiles:
     """The key of each file, by its device and inode number. Memory does not grow with the number of files.
 
-    They are in a temporary file that ends with the process. Each call raises OSError if that cannot be written. Safe for
-    threads.
+    They are in a temporary file that ends with the process. Each call raises OSError if that cannot be written.
+    Safe for threads.
     """
 
     def __init__(self) -> None:
