@@ -5,8 +5,9 @@ import base64
 import hashlib
 import re
 import threading
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated
 from urllib.parse import quote
@@ -171,20 +172,28 @@ async def _send(
     except BaseException:
         services.free_slot(slot, pieces.close if pieces else None)
         raise
-    return _Download(_stream(services, slot, pieces, first), status, headers)
+    free = partial(services.free_slot, slot, pieces.close)
+    return _Download(_stream(services, pieces, first), free, status, headers)
 
 
 class _Download(StreamingResponse):
-    """An answer whose source is closed as soon as it ends: a generator alone waits for the garbage collector."""
+    """An answer that frees the slot of its download as soon as it ends, also if it cannot begin."""
 
     body_iterator: AsyncGenerator[memoryview]  # pyright: ignore[reportIncompatibleVariableOverride]
 
+    def __init__(
+        self, body: AsyncGenerator[memoryview], free: Callable[[], None], status: HTTPStatus, headers: dict[str, str]
+    ) -> None:
+        super().__init__(body, status, headers)
+        self._free = free
+
     async def stream_response(self, send: Send) -> None:
-        """Send the bytes; free the slot of the download, also if the client goes away."""
+        """Send the bytes; free the slot, also if the client goes away."""
         try:
             await super().stream_response(send)
         finally:
-            await self.body_iterator.aclose()
+            await self.body_iterator.aclose()  # otherwise it waits for the garbage collector
+            self._free()
 
 
 class _Pieces:
@@ -217,17 +226,14 @@ def _digest(piece: memoryview) -> str:
     return base64.b64encode(hashlib.sha256(piece).digest()).decode()
 
 
-async def _stream(services: Services, slot: object, pieces: _Pieces, first: memoryview) -> AsyncGenerator[memoryview]:
+async def _stream(services: Services, pieces: _Pieces, first: memoryview) -> AsyncGenerator[memoryview]:
     """Yield the pieces; the next one is read and verified while one is sent."""
     piece: memoryview | None = first
-    try:
-        while piece is not None:
-            ahead = asyncio.ensure_future(services.fetch(pieces.next))
-            try:
-                for start in range(0, len(piece), _SEND):
-                    yield piece[start : start + _SEND]
-                piece = await ahead
-            finally:
-                ahead.cancel()
-    finally:
-        services.free_slot(slot, pieces.close)
+    while piece is not None:
+        ahead = asyncio.ensure_future(services.fetch(pieces.next))
+        try:
+            for start in range(0, len(piece), _SEND):
+                yield piece[start : start + _SEND]
+            piece = await ahead
+        finally:
+            ahead.cancel()

@@ -1,9 +1,12 @@
 """Downloads from the gateway: only verified bytes, from whichever copy is right, in ranges and conditionally."""
 
+import asyncio
 import base64
 import hashlib
 import os
 from collections.abc import Callable
+from functools import partial
+from http import HTTPStatus
 from typing import Any
 
 import httpx
@@ -13,6 +16,8 @@ from pydantic import ByteSize
 from tests.unit.gateway.conftest import Gateway
 from worker import clock
 from worker.catalogue import Scope
+from worker.gateway import objects
+from worker.gateway.services import Services
 from worker.settings import Settings
 from worker.settings.section_models import StoreLimits
 from worker.storage.integrity.manifest import CHUNK_SIZE
@@ -215,6 +220,27 @@ def test_a_slot_is_free_again_after_each_download(settings: Any, open_gateway: C
             next(answer.iter_raw())
         for _ in range(3):
             assert client.get("/v1/objects/releases/app.tgz").content == CONTENT
+
+
+def test_a_slot_is_free_again_if_the_answer_cannot_begin(settings: Settings) -> None:
+    """A client that has gone, or a token that was revoked, before the first bytes are sent keeps no slot."""
+    one = settings.model_copy(update={"gateway": settings.gateway.model_copy(update={"downloads": 1})})
+
+    async def gone(_: Any) -> None:
+        raise ConnectionResetError
+
+    async def download() -> None:
+        services = Services(one)
+        slot = await services.take_slot(60)
+        pieces = objects._Pieces(memoryview(piece) for piece in [b"second"])
+        body = objects._stream(services, pieces, memoryview(b"first"))
+        free = partial(services.free_slot, slot, pieces.close)
+        answer = objects._Download(body, free, HTTPStatus.OK, {})
+        with pytest.raises(ConnectionResetError):
+            await answer.stream_response(gone)
+        await services.take_slot(60)
+
+    asyncio.run(download())
 
 
 def test_a_download_heeds_the_limits_of_stores(settings: Settings, open_gateway: Any) -> None:
