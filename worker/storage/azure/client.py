@@ -11,8 +11,8 @@ from azure.identity import DefaultAzureCredential
 from azure.storage.blob import BlobServiceClient, ExponentialRetry, StandardBlobTier
 from urllib3 import Retry
 
-from worker.storage.azure.errors import TRUST, translated
-from worker.storage.cloud.error_mapping import Origin, check_authorities, shown_url
+from worker.storage.azure.errors import translated
+from worker.storage.cloud.error_mapping import REQUESTS_TRUST, Origin, check_authorities, shown_url
 from worker.storage.config import AzureConfig, connection_fields
 from worker.storage.errors import PermanentError
 from worker.storage.transfer.send_in_slices import mount_sliced_body
@@ -79,7 +79,7 @@ def make_service(config: AzureConfig, origin: Origin) -> BlobServiceClient:
         PermanentError: the address, the connection string or the version cannot be used.
         Unavailable: the certificates that the environment names do not exist.
     """
-    check_authorities(origin.store, origin.endpoint, TRUST)
+    check_authorities(origin.store, origin.endpoint, REQUESTS_TRUST)
     if is_signed(config):
         logging.getLogger("urllib3.connectionpool").addFilter(_hide_signatures)
     options: dict[str, Any] = {

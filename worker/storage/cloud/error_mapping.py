@@ -1,7 +1,7 @@
 """Translate the errors of SDKs into StorageErrors, in the same words for all clouds."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +9,9 @@ from urllib.parse import urlsplit
 
 from worker.storage.errors import NotFound, PermanentError, StorageError, Throttled, Unavailable, UnexpectedAnswer
 from zot_artifact_client.tls_faults import no_authorities, tls_fault
+
+REQUESTS_TRUST = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+"""The environment variables that name the certificates of authorities for an SDK that uses `requests`, in its order."""
 
 Kind = type[StorageError]
 ClassRow = tuple[Kind, str, tuple[type[BaseException], ...]]
@@ -93,14 +96,21 @@ def by_class(error: Exception, rows: Iterable[ClassRow], origin: Origin, what: s
     return kind(f"{origin.store}: {what}: {origin.endpoint}: {reason} ({type(error).__name__})")
 
 
-def check_authorities(store: str, endpoint: str, trust: str) -> None:
-    """Raise Unavailable if the file of authorities that this environment variable names does not exist.
+def check_authorities(store: str, endpoint: str, variables: Sequence[str]) -> str | None:
+    """Return the file of authorities that the first of these environment variables names; None if none is set.
 
-    Each SDK has an error of its own for it, at the first request, and two of them a plain OSError.
+    Each SDK has an error of its own for a file that does not exist, at the first request, and two of them a plain
+    OSError.
+
+    Raises:
+        Unavailable: the file does not exist, and the endpoint needs it.
     """
-    path = os.environ.get(trust)
-    if path and not endpoint.startswith("http://") and not Path(path).exists():
-        raise Unavailable(f"{store}: {no_authorities(trust, path)}")
+    for variable in variables:
+        if path := os.environ.get(variable):
+            if not endpoint.startswith("http://") and not Path(path).exists():
+                raise Unavailable(f"{store}: {no_authorities(variable, path)}")
+            return path
+    return None
 
 
 def translator(

@@ -17,10 +17,9 @@ from google.cloud import storage
 from google.cloud.storage.retry import DEFAULT_RETRY
 from requests.exceptions import InvalidJSONError
 
-from worker.storage.cloud.error_mapping import check_authorities, shown_url
+from worker.storage.cloud.error_mapping import REQUESTS_TRUST, check_authorities, shown_url
 from worker.storage.config import GcsConfig
 from worker.storage.errors import AccessDenied
-from worker.storage.gcs.errors import TRUST
 from worker.storage.transfer.send_in_slices import mount_sliced_body
 
 GOOGLE = "https://storage.googleapis.com"
@@ -99,12 +98,12 @@ def connect(name: str, config: GcsConfig) -> Connection:
         google.auth.exceptions.GoogleAuthError: there are no usable credentials.
     """
     endpoint = (config.endpoint or GOOGLE).rstrip("/")
-    check_authorities(name, endpoint, TRUST)
+    authorities = check_authorities(name, endpoint, REQUESTS_TRUST)
     _warn_of_emulator(name, endpoint)
     credentials, project = _credentials(name, config)
     session = AuthorizedSession(credentials)
     mount_sliced_body(session)
-    _read_environment_once(session)
+    _read_environment_once(session, authorities)
     # Otherwise a thread of the library asks for each bucket, for tracing: outside of all limits, and with each request
     # again while the store is down.
     os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
@@ -117,15 +116,15 @@ def connect(name: str, config: GcsConfig) -> Connection:
     return Connection(client, session, endpoint, config.kms_key, config.storage_class)
 
 
-def _read_environment_once(session: requests.Session) -> None:
-    """Have a session take the certificates of the environment now: it reads all of that again for each request.
+def _read_environment_once(session: requests.Session, authorities: str | None) -> None:
+    """Have a session trust these authorities, or the usual ones, and read the environment only if it names a proxy.
 
-    That took a third of the processor time of a request. It also looks for a password of the host in a netrc file,
-    which would take the place of the token. Proxies are still read each time.
+    A session reads the environment for each request, which took a third of the processor time of a request. It also
+    sends the password that a netrc file has for the host, in place of the token.
     """
     if not getproxies():
         session.trust_env = False
-        session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
+        session.verify = authorities or True
 
 
 def _warn_of_emulator(name: str, endpoint: str) -> None:

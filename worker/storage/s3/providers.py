@@ -134,7 +134,7 @@ def make_client(
         Unavailable: the certificates that the environment names do not exist.
         botocore.exceptions.BotoCoreError: the profile does not exist, or cannot be read.
     """
-    check_authorities(name, endpoint_of(config), TRUST)
+    check_authorities(name, endpoint_of(config), [TRUST])
     core = botocore.session.Session(profile=config.profile)
     core.register_component("data_loader", _data_loader(core.get_config_variable("data_path")))
     # Otherwise one object whose time is in the year 30345 would make the whole page of a listing unreadable.

@@ -57,7 +57,7 @@ def test_a_store_says_what_is_wrong_with_its_tls(
     """An unknown authority, an end that has passed, another name and a missing file each name the way out."""
     variable = "AWS_CA_BUNDLE" if kind == "s3" else "REQUESTS_CA_BUNDLE"
 
-    def fault(host: str, port: int, bundle: Path) -> str:
+    def fault(host: str, port: int, bundle: Path, variable: str = variable) -> str:
         monkeypatch.setenv(variable, str(bundle))
         url = f"https://{host}:{port}"
         config = {
@@ -75,6 +75,9 @@ def test_a_store_says_what_is_wrong_with_its_tls(
     assert EXPIRED in fault("127.0.0.1", servers.expired, servers.authority)
     assert OTHER_NAME in fault("localhost", servers.good, servers.authority)
     assert NO_FILE.format(variable, absent) in fault("127.0.0.1", servers.good, absent)
+    if kind != "s3":
+        monkeypatch.delenv(variable)
+        assert NO_FILE.format("CURL_CA_BUNDLE", absent) in fault("127.0.0.1", servers.good, absent, "CURL_CA_BUNDLE")
 
 
 def test_a_broker_says_what_is_wrong_with_its_tls(servers: Servers, tmp_path: Path) -> None:
