@@ -80,7 +80,7 @@ def limits_of(most: PageSettings, total: int | None) -> PageSettings:
     """Return the limits of the pages of a batch of so many objects: several processes share a small one, too."""
     if total is None:
         return most
-    return most.model_copy(update={"objects": min(most.objects, max(_FEWEST, -(-total // _SHARES)))})
+    return most.model_copy(update={"objects": next(page_sizes(most.objects, total))})
 
 
 def page_sizes(most: int, left: int) -> Iterator[int]:
