@@ -16,7 +16,7 @@ from worker.storage.azure.errors import SDK_ERRORS, translate
 from worker.storage.azure.small_reads_by_obstore import SCOPE, is_reachable
 from worker.storage.cloud.conditional_write import Write
 from worker.storage.cloud.error_mapping import Origin
-from worker.storage.cloud.plain_requests import Answer, Headers, Place
+from worker.storage.cloud.plain_requests import Answer, BucketEndpoint, Headers
 from worker.storage.cloud.small_reads_by_obstore import CREDENTIALS_FOR
 from worker.storage.cloud.small_writes import Provider, SmallWrites
 from worker.storage.config import AzureConfig
@@ -29,7 +29,7 @@ _PROPERTIES = ("content_type", "content_encoding", "content_language", "content_
 def small_writes(config: AzureConfig, origin: Origin, service: Callable[[], BlobServiceClient]) -> SmallWrites:
     """Return the small writes of a store."""
 
-    def locate(real: str) -> Place | None:
+    def locate(real: str) -> BucketEndpoint | None:
         return _locate(config, real, service()) if is_reachable(config) else None
 
     return SmallWrites(origin, Provider(locate, _reply, _refusal, SDK_ERRORS, translate))
@@ -66,7 +66,7 @@ def _refusal(answer: Answer) -> HttpResponseError | None:
     return cast("HttpResponseError", error)
 
 
-def _locate(config: AzureConfig, real: str, service: BlobServiceClient) -> Place | None:
+def _locate(config: AzureConfig, real: str, service: BlobServiceClient) -> BucketEndpoint | None:
     found: Any = service.credential
     if hasattr(found, "account_key"):
         sign = found.on_request  # the SDK's own signature with the key
@@ -82,7 +82,7 @@ def _locate(config: AzureConfig, real: str, service: BlobServiceClient) -> Place
         sign(PipelineRequest(request, PipelineContext(None)))
         return dict(request.headers)
 
-    return Place(f"{str(service.url).rstrip('/')}/{real}", signed)
+    return BucketEndpoint(f"{str(service.url).rstrip('/')}/{real}", signed)
 
 
 class _Bearer:

@@ -72,7 +72,7 @@ class PlainAnswer:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class BucketEndpoint:
     """Where a real bucket is, how a request to it is signed, and the connections to it that are free.
 
     Attributes:
@@ -165,44 +165,44 @@ class Place:
         return connected
 
 
-class Places:
+class BucketEndpoints:
     """The real buckets that were used last, each with its connections."""
 
-    def __init__(self, locate: Callable[[str], Place | None]) -> None:
+    def __init__(self, locate: Callable[[str], BucketEndpoint | None]) -> None:
         """Ask `locate` where a real bucket is; None for one that needs the SDK."""
         self._locate = locate
-        self._places: dict[str, Place | None] = {}
+        self._endpoints: dict[str, BucketEndpoint | None] = {}
         self._lock = threading.Lock()
         self._process = os.getpid()
 
-    def get(self, real: str) -> Place | None:
+    def get(self, real: str) -> BucketEndpoint | None:
         """Return where a bucket is; None if it needs the SDK, as with a proxy or a directory of certificates.
 
         Raises: what the SDK raises while it looks for the bucket's region or for credentials.
         """
         if self._process != os.getpid():  # a forked child: its parent still uses the connections
-            self._places, self._lock, self._process = {}, threading.Lock(), os.getpid()
+            self._endpoints, self._lock, self._process = {}, threading.Lock(), os.getpid()
         try:
-            return self._places[real]
+            return self._endpoints[real]
         except KeyError:
             pass
         with self._lock:
-            if real not in self._places:
-                while len(self._places) >= KEPT_BUCKETS:
+            if real not in self._endpoints:
+                while len(self._endpoints) >= KEPT_BUCKETS:
                     self._forget_oldest()
-                self._places[real] = None if getproxies() or _bundle() is None else self._locate(real)
-            return self._places[real]
+                self._endpoints[real] = None if getproxies() or _bundle() is None else self._locate(real)
+            return self._endpoints[real]
 
     def close(self) -> None:
         """End the connections."""
         with self._lock:
-            while self._places:
+            while self._endpoints:
                 self._forget_oldest()
 
     def _forget_oldest(self) -> None:
-        place = self._places.pop(next(iter(self._places)))
-        if place is not None:
-            place.close()
+        endpoint = self._endpoints.pop(next(iter(self._endpoints)))
+        if endpoint is not None:
+            endpoint.close()
 
 
 def request_head(method: str, url: str, headers: Headers) -> bytes:

@@ -9,7 +9,7 @@ from http.client import HTTPException
 
 from worker.storage.cloud import small_reads_by_obstore
 from worker.storage.cloud.metadata import sha256_of
-from worker.storage.cloud.plain_requests import Place, Places, PlainAnswer
+from worker.storage.cloud.plain_requests import BucketEndpoint, BucketEndpoints, PlainAnswer
 from worker.storage.cloud.small_reads_by_obstore import RealObject, is_plain_name
 from worker.storage.driver import WholeObject
 
@@ -19,18 +19,18 @@ class PlainReads:
 
     def __init__(
         self,
-        locate: Callable[[str], Place | None],
+        locate: Callable[[str], BucketEndpoint | None],
         read: Callable[[PlainAnswer], WholeObject | None],
         sdk_errors: tuple[type[Exception], ...],
     ) -> None:
-        """Read from the places of real buckets.
+        """Read from the endpoints of real buckets.
 
         Args:
             locate: where a real bucket is; None for one that needs the SDK.
             read: returns what an answer says, None where that is not understood.
             sdk_errors: what the provider's SDK raises while it looks for credentials.
         """
-        self._places = Places(locate)
+        self._endpoints = BucketEndpoints(locate)
         self._read = read
         self._failures: tuple[type[Exception], ...] = (OSError, ValueError, HTTPException, *sdk_errors)
 
@@ -39,18 +39,18 @@ class PlainReads:
         if not is_plain_name(target.name):
             return None
         try:
-            place = self._places.get(target.real)
-            if place is None:
+            endpoint = self._endpoints.get(target.real)
+            if endpoint is None:
                 return None
-            url = place.url_of(target.name)
-            answer = place.get(url, size, place.sign(url, {}), patience=small_reads_by_obstore.PATIENCE)
+            url = endpoint.url_of(target.name)
+            answer = endpoint.get(url, size, endpoint.sign(url, {}), patience=small_reads_by_obstore.PATIENCE)
             return None if answer is None else self._read(answer)
         except self._failures:
             return None
 
     def close(self) -> None:
         """End the connections."""
-        self._places.close()
+        self._endpoints.close()
 
 
 def whole_object(answer: PlainAnswer, digest: str, version_of: Callable[[object], str]) -> WholeObject | None:

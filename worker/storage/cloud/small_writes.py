@@ -11,7 +11,7 @@ from http.client import HTTPException
 from typing import Any
 
 from worker.storage.cloud.error_mapping import Origin, Translate
-from worker.storage.cloud.plain_requests import Answer, Headers, Place, Places
+from worker.storage.cloud.plain_requests import Answer, BucketEndpoint, BucketEndpoints, Headers
 from worker.storage.cloud.small_reads_by_obstore import SMALL, RealObject, is_plain_name
 from worker.storage.errors import TransientError
 
@@ -30,7 +30,7 @@ class Provider:
         translate: the meaning of that.
     """
 
-    locate: Callable[[str], Place | None]
+    locate: Callable[[str], BucketEndpoint | None]
     reply: Callable[[Answer], Mapping[str, Any]]
     refusal: Callable[[Answer], Exception | None]
     sdk_errors: tuple[type[Exception], ...]
@@ -44,7 +44,7 @@ class SmallWrites:
         self._origin = origin
         self._provider = provider
         self._failures: tuple[type[Exception], ...] = (OSError, HTTPException, *provider.sdk_errors)
-        self._places = Places(provider.locate)
+        self._endpoints = BucketEndpoints(provider.locate)
 
     def put(self, target: RealObject, data: bytes | bytearray, headers: Headers | None) -> Mapping[str, Any] | None:
         """Write an object and return what the SDK would return.
@@ -58,11 +58,11 @@ class SmallWrites:
         if headers is None or len(data) > SMALL or not is_plain_name(target.name):
             return None
         try:
-            place = self._places.get(target.real)
-            if place is None:
+            endpoint = self._endpoints.get(target.real)
+            if endpoint is None:
                 return None
-            url = place.url_of(target.name)
-            answer = place.put(url, data, place.sign(url, {**headers, "Content-Length": str(len(data))}))
+            url = endpoint.url_of(target.name)
+            answer = endpoint.put(url, data, endpoint.sign(url, {**headers, "Content-Length": str(len(data))}))
         except self._failures:
             return None
         if answer.is_written:
@@ -75,4 +75,4 @@ class SmallWrites:
 
     def close(self) -> None:
         """End the connections."""
-        self._places.close()
+        self._endpoints.close()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from worker.storage.cloud import small_reads_by_obstore
 from worker.storage.cloud.metadata import SHA256
-from worker.storage.cloud.plain_requests import Headers, Place
+from worker.storage.cloud.plain_requests import BucketEndpoint, Headers
 from worker.storage.cloud.small_reads_by_plain_request import PlainReads, whole_object
 from worker.storage.config import S3Config
 from worker.storage.s3.errors import SDK_ERRORS
@@ -24,13 +24,13 @@ _DIGEST = f"x-amz-meta-{SHA256}"
 def plain_reads(config: S3Config, client: "Callable[[], S3Client]") -> PlainReads:
     """Return the plain reads of a store."""
 
-    def locate(real: str) -> Place | None:
+    def locate(real: str) -> BucketEndpoint | None:
         return _locate(config, real, client()) if is_reachable(config) else None
 
     return PlainReads(locate, lambda answer: whole_object(answer, _DIGEST, version_of), SDK_ERRORS)
 
 
-def _locate(config: S3Config, real: str, client: "S3Client") -> Place | None:
+def _locate(config: S3Config, real: str, client: "S3Client") -> BucketEndpoint | None:
     reached = reach(config, real, client)
     if reached is None:
         return None
@@ -40,4 +40,4 @@ def _locate(config: S3Config, real: str, client: "S3Client") -> Place | None:
         path = f"/{url.split('/', 3)[3]}"
         return signer.sign(path, {**headers, **_NOTHING}, fetch(), method="GET")
 
-    return Place(reached.url, sign, timeout=small_reads_by_obstore.PATIENCE)
+    return BucketEndpoint(reached.url, sign, timeout=small_reads_by_obstore.PATIENCE)

@@ -9,7 +9,7 @@ from botocore.parsers import create_parser
 
 from worker.storage.cloud.conditional_write import Write
 from worker.storage.cloud.error_mapping import Origin
-from worker.storage.cloud.plain_requests import Answer, Headers, Place
+from worker.storage.cloud.plain_requests import Answer, BucketEndpoint, Headers
 from worker.storage.cloud.small_writes import Provider, SmallWrites
 from worker.storage.config import S3Config
 from worker.storage.s3.errors import SDK_ERRORS, code_of, translate
@@ -42,7 +42,7 @@ _PARSER: Any = create_parser("rest-xml")
 def small_writes(config: S3Config, origin: Origin, client: "Callable[[], S3Client]") -> SmallWrites:
     """Return the small writes of a store."""
 
-    def locate(real: str) -> Place | None:
+    def locate(real: str) -> BucketEndpoint | None:
         return _locate(config, real, client()) if is_reachable(config) else None
 
     return SmallWrites(origin, Provider(locate, _reply, _refusal, SDK_ERRORS, translate))
@@ -67,9 +67,9 @@ def _refusal(answer: Answer) -> ClientError | None:
     return None if code_of(error) in _OTHER_REGION else error
 
 
-def _locate(config: S3Config, real: str, client: "S3Client") -> Place | None:
+def _locate(config: S3Config, real: str, client: "S3Client") -> BucketEndpoint | None:
     reached = reach(config, real, client)
     if reached is None:
         return None
     fetch, signer = fetcher(config), Signer(reached.url, reached.region)
-    return Place(reached.url, lambda url, headers: signer.sign(urlsplit(url).path, headers, fetch()))
+    return BucketEndpoint(reached.url, lambda url, headers: signer.sign(urlsplit(url).path, headers, fetch()))

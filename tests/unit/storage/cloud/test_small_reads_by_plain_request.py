@@ -12,7 +12,7 @@ import pytest
 from tests.servers.tls import Authority, TlsProxy
 from tests.waiting import WITHIN
 from worker.storage.cloud import small_reads_by_obstore
-from worker.storage.cloud.plain_requests import Place
+from worker.storage.cloud.plain_requests import BucketEndpoint
 from worker.storage.cloud.small_reads_by_obstore import RealObject
 from worker.storage.cloud.small_reads_by_plain_request import PlainReads, whole_object
 
@@ -24,7 +24,9 @@ OBJECT = RealObject("bucket", "a b", "bucket/a b")
 
 def reads_at(url: str) -> PlainReads:
     return PlainReads(
-        lambda _real: Place(f"{url}/bucket", lambda _, headers: {**headers, "X-Signed": "yes"}, timeout=WITHIN),
+        lambda _real: BucketEndpoint(
+            f"{url}/bucket", lambda _, headers: {**headers, "X-Signed": "yes"}, timeout=WITHIN
+        ),
         lambda answer: whole_object(answer, "x-amz-meta-sha256", lambda tag: str(tag or "").strip('"')),
         (),
     )
@@ -66,7 +68,7 @@ def test_objects_are_read_over_one_connection() -> None:
             found = reads.read(OBJECT, len(BODY))
             assert found is not None
             assert (bytes(found.data), found.version, found.sha256) == (BODY, "v1", SHA256)
-            assert len(reads._places.get("bucket").free) == 1  # type: ignore[union-attr]
+            assert len(reads._endpoints.get("bucket").free) == 1  # type: ignore[union-attr]
     assert all(each.startswith(b"GET /bucket/a%20b HTTP/1.1\r\nHost: 127.0.0.1:") for each in requests)
     assert all(b"X-Signed: yes\r\n\r\n" in each for each in requests)
 
@@ -92,7 +94,7 @@ def test_any_other_answer_is_left_to_the_sdk(answer: bytes) -> None:
     """What is not plainly the object counts for nothing, and its connection is not used for the next one."""
     with serving(lambda number: [answer] if number == 1 else [PLAIN + BODY]) as (reads, _):
         assert reads.read(OBJECT, len(BODY)) is None
-        assert not reads._places.get("bucket").free  # type: ignore[union-attr]
+        assert not reads._endpoints.get("bucket").free  # type: ignore[union-attr]
         assert reads.read(OBJECT, len(BODY)) is not None
 
 
@@ -114,14 +116,14 @@ def test_an_announced_end_of_the_connection_is_believed() -> None:
     closing = PLAIN.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
     with serving(lambda _: [closing + BODY]) as (reads, _):
         assert reads.read(OBJECT, len(BODY)) is not None
-        assert not reads._places.get("bucket").free  # type: ignore[union-attr]
+        assert not reads._endpoints.get("bucket").free  # type: ignore[union-attr]
 
 
 def test_a_certificate_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over TLS the same bytes come from a server of the right authority, and no request goes to another one."""
     ours, other = Authority(tmp_path, "ours"), Authority(tmp_path, "other")
     with serving(lambda _: [PLAIN[:20], PLAIN[20:], BODY]) as (plain, requests):
-        port = int(plain._places.get("bucket").url.split(":")[2].split("/")[0])  # type: ignore[union-attr]
+        port = int(plain._endpoints.get("bucket").url.split(":")[2].split("/")[0])  # type: ignore[union-attr]
         with TlsProxy(port, ours.context()) as tls:
             for authority, seen in ((ours, BODY), (other, None)):
                 monkeypatch.setenv("AWS_CA_BUNDLE", str(authority.path))
@@ -143,8 +145,8 @@ def test_a_forked_child_has_connections_of_its_own() -> None:
     """A connection that a forked child shared with its parent would give each the answers of the other."""
     with serving(lambda _: [PLAIN + BODY]) as (reads, _):
         assert reads.read(OBJECT, len(BODY)) is not None
-        kept = reads._places.get("bucket").free  # type: ignore[union-attr]
+        kept = reads._endpoints.get("bucket").free  # type: ignore[union-attr]
         assert len(kept) == 1
-        reads._places._process = os.getpid() + 1
-        assert reads._places.get("bucket").free is not kept  # type: ignore[union-attr]
+        reads._endpoints._process = os.getpid() + 1
+        assert reads._endpoints.get("bucket").free is not kept  # type: ignore[union-attr]
         kept.pop().close()

@@ -10,7 +10,7 @@ import pytest
 from tests.waiting import WITHIN
 from worker.storage.cloud import plain_requests
 from worker.storage.cloud.error_mapping import Origin
-from worker.storage.cloud.plain_requests import Answer, Place
+from worker.storage.cloud.plain_requests import Answer, BucketEndpoint
 from worker.storage.cloud.small_reads_by_obstore import RealObject
 from worker.storage.cloud.small_writes import Provider, SmallWrites
 from worker.storage.errors import StorageError
@@ -35,7 +35,7 @@ def _url(listening: socket.socket) -> str:
 def _writes(listening: socket.socket) -> SmallWrites:
     """Return the small writes of a store whose answer gives its status alone."""
     provider = Provider(
-        lambda _real: Place(_url(listening), lambda _, headers: headers),
+        lambda _real: BucketEndpoint(_url(listening), lambda _, headers: headers),
         lambda answer: {"status": answer.status},
         lambda _answer: None,
         (),
@@ -62,10 +62,10 @@ def test_a_late_answer_is_not_that_of_the_next_write(listening: socket.socket) -
 
     server = threading.Thread(target=serve)
     server.start()
-    place = Place(_url(listening), lambda _, headers: headers)
-    statuses = [place.put(f"{place.url}/{name}", b"", {"Content-Length": "0"}).status for name in ("one", "two")]
+    endpoint = BucketEndpoint(_url(listening), lambda _, headers: headers)
+    statuses = [endpoint.put(f"{endpoint.url}/{name}", b"", {"Content-Length": "0"}).status for name in ("one", "two")]
     server.join(WITHIN)
-    place.free.pop().close()
+    endpoint.free.pop().close()
     assert statuses == [103, 412]
 
 
@@ -116,10 +116,10 @@ def test_a_request_is_what_its_headers_say(listening: socket.socket, size: int) 
 
     server = threading.Thread(target=serve)
     server.start()
-    place = Place(_url(listening), lambda _, headers: headers)
-    answer = place.put(f"{place.url}/a%20b", data, {"Content-Length": str(size), "x-amz-meta-a": "b"})
+    endpoint = BucketEndpoint(_url(listening), lambda _, headers: headers)
+    answer = endpoint.put(f"{endpoint.url}/a%20b", data, {"Content-Length": str(size), "x-amz-meta-a": "b"})
     server.join(WITHIN)
-    place.close()
+    endpoint.close()
     assert answer.is_written
     host = f"127.0.0.1:{listening.getsockname()[1]}"
     lines = ("PUT /bucket/a%20b HTTP/1.1", f"Host: {host}", f"Content-Length: {size}", "x-amz-meta-a: b", "", "")
@@ -171,10 +171,10 @@ def test_an_answer_is_what_the_library_makes_of_it(listening: socket.socket, nam
 
     server = threading.Thread(target=serve)
     server.start()
-    place = Place(_url(listening), lambda _, headers: headers)
-    answer = place.put(f"{place.url}/key", b"", {"Content-Length": "0"})
-    assert bool(place.free) == is_kept
-    place.close()
+    endpoint = BucketEndpoint(_url(listening), lambda _, headers: headers)
+    answer = endpoint.put(f"{endpoint.url}/key", b"", {"Content-Length": "0"})
+    assert bool(endpoint.free) == is_kept
+    endpoint.close()
     server.join(WITHIN)
     ours, theirs = socket.socketpair()
     with ours, theirs:
