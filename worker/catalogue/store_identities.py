@@ -42,7 +42,7 @@ class StoreIdentities:
         return {other: marker for other, marker in known.items() if other != name and other in self._names}
 
     def renamed_to(self, name: str) -> str | None:
-        """Return the configured store that is the very place of one that is not configured; None if none is."""
+        """Return the configured store with the marker of `name`, which is no longer configured; None if none has it."""
         recorded = self._recorded()
         marker = recorded.get(name)
         same = (other for other in self._names - {name} if marker is not None and recorded.get(other) == marker)

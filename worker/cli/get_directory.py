@@ -49,7 +49,7 @@ class FetchCounts:
 
 
 class Reading(NamedTuple):
-    """An artifact that is read now, and its key as a disk may have it that tells neither case nor normal forms."""
+    """An artifact that is being read, and its key as disks compare names that ignore case and Unicode normal forms."""
 
     artifact: Artifact
     name: str

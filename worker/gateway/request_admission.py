@@ -67,7 +67,7 @@ class Guard:
             finally:
                 self._running[caller.id] -= 1
         except Exception as raised:  # noqa: BLE001 - every error is an answer
-            error = _told(raised)
+            error = _original(raised)
             if answer.status is None:
                 await response_of(problem_of(error) or unexpected(error))(scope, receive, answer.send)
             elif not answer.complete:  # the server closes the connection when this returns
@@ -113,8 +113,8 @@ def _too_many(detail: str, seconds: float) -> Problem:
     return Problem(HTTPStatus.TOO_MANY_REQUESTS, "TooManyRequests", detail, headers=retry)
 
 
-def _told(error: Exception) -> Exception:
-    """Return the Problem behind an error: the framework raises another one when an answer has begun."""
+def _original(error: Exception) -> Exception:
+    """Return the Problem that caused an error, or the error: once an answer has begun, the framework raises its own."""
     return error.__cause__ if isinstance(error.__cause__, Problem) else error
 
 

@@ -118,7 +118,7 @@ class _Filtered:
 
     @contextmanager
     def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
-        """Yield the given client or the channel's own one: kombu makes one for each call, which takes as long as it."""
+        """Yield the given client or the channel's own one: kombu makes one for each call, which doubles its time."""
         pool, own = self._pool, self._client_of_pool  # type: ignore[attr-defined]
         if client is None and (own is None or own.connection_pool is not pool):  # the pool of a closed channel is None
             own = self._client_of_pool = self._create_client()

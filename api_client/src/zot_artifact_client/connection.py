@@ -16,7 +16,7 @@ from redis.exceptions import AuthenticationError, OutOfMemoryError, RedisError, 
 from zot_artifact_client.broker_urls import RABBITMQ_SCHEMES, REDIS_SCHEMES, parse_result_url
 from zot_artifact_client.errors import BrokerUnavailable
 from zot_artifact_client.text_escaping import bounded
-from zot_artifact_client.tls_faults import tls_fault
+from zot_artifact_client.tls_faults import causes, tls_fault
 
 MadeT = TypeVar("MadeT")
 
@@ -90,9 +90,9 @@ def broker_errors(what: str, url: str) -> Iterator[None]:
         raise BrokerUnavailable(msg) from error
 
 
-def takes_no_writes(error: BaseException | None) -> bool:
+def takes_no_writes(error: BaseException) -> bool:
     """Return whether this error, or one that caused it, is Redis refusing what it accepts when it has room again."""
-    return any(is_write_refused(each) for each in _causes(error))
+    return any(is_write_refused(each) for each in causes(error))
 
 
 def is_write_refused(error: BaseException | None) -> bool:
@@ -114,16 +114,9 @@ def broker_tls_fault(error: BaseException, url: str) -> str | None:
     )
 
 
-def _is_refused_login(error: BaseException | None) -> bool:
+def _is_refused_login(error: BaseException) -> bool:
     """Return whether this error, or one that caused it, is Redis refusing a user or password."""
-    return any(isinstance(each, AuthenticationError) for each in _causes(error))
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and those that caused it."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+    return any(isinstance(each, AuthenticationError) for each in causes(error))
 
 
 class PerProcess(Generic[MadeT]):

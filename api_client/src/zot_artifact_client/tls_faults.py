@@ -30,7 +30,7 @@ def tls_fault(error: BaseException, *, trust: str, path: str | None = None, own:
     """
     if path and not Path(path).exists():  # each library has another error for it
         return no_authorities(trust, path)
-    for each in _causes(error):
+    for each in causes(error):
         if isinstance(each, ssl.SSLCertVerificationError):
             return _of_certificate(each, trust)
         if isinstance(each, ssl.SSLError):
@@ -67,8 +67,8 @@ def _of_connection(error: ssl.SSLError, own: str) -> str:
     return f"TLS failed: {reason.replace('_', ' ').lower() or 'the connection broke off'}"
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and those that caused it: each library keeps them elsewhere."""
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and those that caused it, wherever its library keeps them."""
     waiting, seen = [error], set[int]()
     while waiting and len(seen) < _LONGEST_CHAIN:
         each = waiting.pop(0)
