@@ -63,7 +63,7 @@ class CircuitBreaker:
 
     def reason(self) -> str:
         """Return the error that opened the breaker; empty if it is not known."""
-        return self._counters.get_text(self._reason) or ""
+        return self._counters.get_text(self._reason)
 
     def record_failure(self, reason: str = "") -> None:
         """Count a failure of the store, and open the breaker if there are too many.
@@ -117,6 +117,6 @@ class CircuitBreaker:
 
     def _snooze(self, left: float) -> Snooze:
         seconds = left + random.uniform(0.1, _JITTER)  # noqa: S311 - spreads the jobs in time
-        reason = self._counters.get_text(self._reason)
+        reason = self.reason()
         said = f"{self._store}: the store keeps failing, its circuit breaker is open"
         return Snooze(f"{said}: {reason}" if reason else said, seconds)
