@@ -53,12 +53,8 @@ class FreshCopies:
             artifact = current.get((each.bucket, each.key))
             if artifact is not None and (fresh := self._plan(each, artifact, copies.get(artifact.id, {}), targets)):
                 self._fresh[each.id] = fresh
-        keys: dict[str, list[str]] = defaultdict(list)
-        for fresh in self._fresh.values():
-            keys[fresh.artifact.bucket].append(fresh.artifact.key)
         for target in targets:
-            for bucket, of_bucket in keys.items():
-                target.expect_writes(bucket, of_bucket)
+            target.expect_writes([(fresh.artifact.bucket, fresh.artifact.key) for fresh in self._fresh.values()])
 
     def read(self, part: Sequence[PageObject]) -> Iterator[tuple[FreshObject, bytes]]:
         """Yield those of these objects that can be replicated, with their bytes, which are right.

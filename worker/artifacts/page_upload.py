@@ -142,8 +142,7 @@ class UploadPage:
         if store.capabilities.groups and fresh and not (keeps and self.request.beside_bytes):
             self._write_group(store, fresh)
         else:
-            for bucket in {item.file.bucket for item in fresh}:
-                store.expect_writes(bucket, [item.file.key for item in fresh if item.file.bucket == bucket])
+            store.expect_writes([(item.file.bucket, item.file.key) for item in fresh])
             _all(pool, lambda item: self._write_new(store, item), fresh, threads)
         left = [item for item in wanted if _is_left(item, store)]
         _all(pool, lambda item: self._write_known(store, item), left, threads)

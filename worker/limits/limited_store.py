@@ -181,8 +181,8 @@ class LimitedStore:
                 self._succeeded()
             return written
 
-    def expect_writes(self, bucket: str, keys: Sequence[str]) -> None:
-        self._store.expect_writes(bucket, keys)
+    def expect_writes(self, paths: Iterable[tuple[str, str]]) -> None:
+        self._store.expect_writes(paths)
 
     def verify_object(
         self,

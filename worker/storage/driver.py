@@ -491,8 +491,8 @@ class GroupDriver(Driver, Protocol):
 class ExpectingDriver(Driver, Protocol):
     """A backend without conditional writes that asks for many keys at once whether they are free."""
 
-    def expect_writes(self, bucket: str, keys: Sequence[str]) -> None:
-        """Expect that these keys are written soon, each once, under the condition `create_only`."""
+    def expect_writes(self, paths: Iterable[tuple[str, str]]) -> None:
+        """Expect that these buckets and keys are written soon, each once, under the condition `create_only`."""
         ...
 
 

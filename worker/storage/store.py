@@ -226,13 +226,13 @@ class Store:
         results = iter(cast("GroupDriver", self._driver).put_many(allowed)) if allowed else iter(())
         return [refused[number] if number in refused else next(results) for number in range(len(puts))]
 
-    def expect_writes(self, bucket: str, keys: Sequence[str]) -> None:
-        """Expect writes of new objects under these keys, so that a store without conditions is asked for all at once.
+    def expect_writes(self, paths: Iterable[tuple[str, str]]) -> None:
+        """Expect new objects under these buckets and keys, so that a store without conditions is asked for all at once.
 
         It changes nothing that a write promises, and what is expected need not be written.
         """
         if hasattr(self._driver, "expect_writes"):
-            cast("ExpectingDriver", self._driver).expect_writes(bucket, keys)
+            cast("ExpectingDriver", self._driver).expect_writes(paths)
 
     def read_object(
         self, bucket: str, key: str, *, expected: Digest | None = None, on_bytes: OnBytes | None = None

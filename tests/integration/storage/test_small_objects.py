@@ -187,7 +187,7 @@ def test_many_new_keys_are_asked_for_with_one_listing(rclone: RcloneS3, tmp_path
         store.write_object(BUCKET, "many/3", source(BODY))
         through.write_object(BUCKET, "first", source(BODY))  # after what is asked once
         asked = len(proxy.requests)
-        through.expect_writes(BUCKET, [f"many/{number}" for number in range(8)])
+        through.expect_writes([(BUCKET, f"many/{number}") for number in range(8)])
         for number in (0, 1, 2, 4, 5, 6, 7):
             through.write_object(BUCKET, f"many/{number}", source(BODY), condition="create_only")
         assert [request.method for request in proxy.requests[asked:]] == ["GET", *["PUT"] * 7]

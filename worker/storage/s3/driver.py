@@ -3,11 +3,13 @@
 import re
 import threading
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from hashlib import sha256
 from http import HTTPStatus
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, cast
 
 from botocore.exceptions import ClientError
@@ -119,9 +121,10 @@ class S3Driver(CloudDriver):
         upload = self._conditional_upload(bucket, key, info, uuid.uuid4().hex, condition)
         return upload.whole(body, self._small_writes)
 
-    def expect_writes(self, bucket: str, keys: Sequence[str]) -> None:
+    def expect_writes(self, paths: Iterable[tuple[str, str]]) -> None:
         if not self._profile.conditional_writes:
-            self._free_keys.expect(bucket, keys)
+            for bucket, group in groupby(sorted(paths), itemgetter(0)):
+                self._free_keys.expect(bucket, [key for _, key in group])
 
     def open(
         self, bucket: str, key: str, *, offset: int = 0, length: int | None = None, uncached: bool = False
