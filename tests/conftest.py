@@ -17,7 +17,7 @@ from azure.storage.blob import ExponentialRetry
 from botocore.retries.standard import ExponentialBackoff
 
 from tests.missing import skip_or_fail
-from tests.scheduling import InOrder, in_order
+from tests.scheduling import FromBothEnds, in_order
 from tests.servers import (
     Azurite,
     FakeGcs,
@@ -279,9 +279,9 @@ def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
         yield server
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> InOrder:
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FromBothEnds:
     """Share the tests out as tests/scheduling.py says."""
-    return InOrder(config, log)
+    return FromBothEnds(config, log)
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -1,4 +1,4 @@
-"""Distribute the tests over the processes of a run: tests with one set-up together, long ones first."""
+"""Distribute the tests over the processes of a run: tests that wait beside tests that compute."""
 
 import re
 from collections.abc import Sequence
@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
 
-FOLDERS = ("faults", "acceptance", "integration", "conformance", "unit")
-"""The folders of tests/, those of the longest tests first: short ones at the end keep all processes at work."""
+FOLDERS = ("faults", "acceptance", "integration", "unit", "fuzz", "conformance")
+"""The folders of tests/: the first ones wait for other processes most of the time, the last ones compute."""
 ALONE = frozenset({"faults", "acceptance", "integration"})
 """Folders whose tests are handed out one by one, because each may take seconds or minutes."""
 _STORE = re.compile(r"\[([a-z0-9]+(?:-(?:ministack|aws|native|rclone|resumable|sdk|auto))*)")
@@ -26,9 +27,10 @@ def in_order(items: Sequence[pytest.Item]) -> list[pytest.Item]:
     return sorted(items, key=rank)
 
 
-class InOrder(LoadScopeScheduling):
-    """Hand out groups of tests, in the order in which they were collected.
+class FromBothEnds(LoadScopeScheduling):
+    """Hand out groups of tests: half of the processes take the first one that is left, the others the last one.
 
+    So tests that wait run beside tests that compute, and what is left at the end, in the middle, is short.
     A group is one test, the tests of a module that starts something for all of them, or all cases of one store: a
     worker or a server that several of them use is started in one process alone.
     """
@@ -36,6 +38,11 @@ class InOrder(LoadScopeScheduling):
     def __init__(self, config: pytest.Config, log: Producer | None = None) -> None:
         config.option.loadscopereorder = False  # it would order groups by the number of their tests
         super().__init__(config, log)
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        if self.nodes.index(node) % 2:
+            self.workqueue.move_to_end(next(reversed(self.workqueue)), last=False)
+        super()._assign_work_unit(node)
 
     def _split_scope(self, nodeid: str) -> str:
         return group_of(nodeid)
