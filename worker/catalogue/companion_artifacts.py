@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 from worker.catalogue.artifacts import artifact_of, begins_with
 from worker.catalogue.companion_keys import OWNERS, companion_keys, named_for, owner_keys, placed_as
 from worker.catalogue.database import CatalogueError, Database
+from worker.catalogue.extent_of_rows import extent_of
 from worker.catalogue.holds import check_hold
 from worker.catalogue.records import Artifact
 from worker.catalogue.tables import CURRENT, artifacts, companions
@@ -91,11 +92,9 @@ class Companions:
             _replace(connection, bucket, key, of_key=of, by=by[:_TEXT], named_at=now)
 
     def extent(self) -> list[Any]:
-        """Return what changes with every change of `kept`: the number of rows, and the last time."""
-        last = sa.func.max(companions.c.named_at, type_=companions.c.named_at.type)
+        """Return what changes with every change of `kept`; its first item is the number of rows."""
         with self._database.read() as connection:
-            count, at = connection.execute(sa.select(sa.func.count(companions.c.key), last)).one()
-        return [count, at.isoformat() if at else None]
+            return extent_of(connection, companions.c.named_at)
 
     def kept(self) -> Iterator[NamedCompanion]:
         """Yield what users have said of all artifacts, by bucket and key."""

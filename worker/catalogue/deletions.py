@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 from worker.catalogue.artifacts import artifact_of, copy_of, tombstone_all
 from worker.catalogue.companion_keys import companion_keys
 from worker.catalogue.database import CatalogueError, Database
+from worker.catalogue.extent_of_rows import extent_of
 from worker.catalogue.holds import OnHold, begun_writer, check_hold
 from worker.catalogue.records import Artifact, Copy, CopyState
 from worker.catalogue.tables import artifacts, copies, holds, tombstones
@@ -93,15 +94,9 @@ class Deletions:
         return self._some(behind, limit=limit)
 
     def extent(self) -> list[Any]:
-        """Return what changes with every change of `kept`: the number, and the first and last time."""
-        row = tombstones.c
-        query = sa.select(
-            sa.func.count(), sa.func.min(row.deleted_at, type_=row.deleted_at.type),
-            sa.func.max(row.deleted_at, type_=row.deleted_at.type),
-        ).where(~_FOLLOWED)  # fmt: skip
+        """Return what changes with every change of `kept`; its first item is the number of rows."""
         with self._database.read() as connection:
-            count, first, last = connection.execute(query).one()
-        return [count, first.isoformat() if first else None, last.isoformat() if last else None]
+            return extent_of(connection, tombstones.c.deleted_at, ~_FOLLOWED)
 
     def kept(self) -> Iterator[KeptTombstone]:
         """Yield the deletes that are not followed by another version, by bucket and key, for the stores to keep."""

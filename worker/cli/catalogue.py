@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, BinaryIO, cast
 from uuid import uuid4
@@ -257,6 +258,7 @@ def rebuild(
     What the catalogue has under a key already is not changed; other content in a store is then a finding.
     The command may be interrupted: run it again, and it continues with what is not recorded.
     A paused store is not read, and the limits of stores apply.
+    The lists of deletes and companions are also read from stores that `--store` does not name.
     The exit status is 1 if something is not right, and 3 if a store or an object could not be read.
 
     Examples:
@@ -268,19 +270,19 @@ def rebuild(
     with opened() as session:
         names = session.store_names(store) or tuple(session.stores)
         job = f"rebuild-{uuid4()}"
+        unnamed, spool_dir = [each for each in session.stores if each not in names], session.settings.spool_dir
+        limited = partial(stores_within_limits, session.settings, session.stores, catalogue=session.catalogue)
         with (
-            stores_within_limits(session.settings, session.stores, names, catalogue=session.catalogue) as stores,
-            KeptTombstones(session.stores.values(), session.settings.spool_dir) as tombstones,
+            limited(names) as stores,
+            limited(unnamed, without_paused=True) as others,  # only for the lists that they keep
+            KeptTombstones([*stores, *others], spool_dir) as tombstones,
         ):
             run = Rebuild(
                 session.catalogue, stores, Rules(first_read, newer_since), session.settings.page, job=job,
                 tombstones=tombstones, believe_digests=believe_digests, dry_run=dry_run, on_page=_Shown().show,
             )  # fmt: skip
             tally = run.run(tuple(map(check_bucket, bucket or ())))
-        companions = 0
-        if not dry_run:
-            spool_dir = session.settings.spool_dir
-            companions = restore_companions(session.catalogue, session.stores.values(), spool_dir)
+            companions = 0 if dry_run else restore_companions(session.catalogue, [*stores, *others], spool_dir)
     status = _status(tally)
     if as_json:
         of_stores = {name: {**asdict(each), "outcomes": dict(each.outcomes)} for name, each in tally.stores.items()}

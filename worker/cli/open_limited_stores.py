@@ -33,13 +33,24 @@ class _Command:
 
 @contextmanager
 def stores_within_limits(
-    settings: Settings, stores: Stores, names: Sequence[str], *, catalogue: Catalogue | None = None
+    settings: Settings,
+    stores: Stores,
+    names: Sequence[str],
+    *,
+    catalogue: Catalogue | None = None,
+    without_paused: bool = False,
 ) -> Iterator[list[WaitingStore]]:
     """Yield these stores with their pauses, circuit breakers, concurrency slots and bandwidth.
 
     The workers share all of them through their Redis and the catalogue. Without a broker there is no worker, and the
-    command has the limits for itself. `catalogue`: that of the settings, if it is open already; without one, it is
-    opened if it is there.
+    command has the limits for itself.
+
+    Args:
+        settings: those of the command.
+        stores: all that are configured.
+        names: the stores to yield, in this order.
+        catalogue: that of the settings, if it is open already; without one, it is opened if it is there.
+        without_paused: leave out a store that is paused, with a note.
 
     Raises:
         Failure: a store is paused; nothing was read.
@@ -58,11 +69,13 @@ def stores_within_limits(
         shared = SharedRedis(lambda: client)
         admission = Admission(settings, lambda name: stores[name].list_buckets(), shared, paused=paused)
         limited = LimitedStores(stores, admission, _Command())
-        for name in names:
-            if (error := paused(name)) is not None:
+        pauses = {name: error for name in names if (error := paused(name)) is not None}
+        for name, error in pauses.items():
+            if not without_paused:
                 way_out = f"`zot-artifacts resume store {name}` ends the pause"
                 raise Failure(f"{error}; {way_out}", Status.UNKNOWN, type_="Paused")
-        yield [WaitingStore(limited[name], note) for name in names]
+            note(f"{error}: it is left out")
+        yield [WaitingStore(limited[name], note) for name in names if name not in pauses]
 
 
 def _for_one(limits: StoreLimits) -> StoreLimits:

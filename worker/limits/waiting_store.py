@@ -41,8 +41,14 @@ class WaitingStore:
         return self._admitted(self._store.list_buckets)
 
     def list_objects(self, bucket: str, prefix: str = "", *, after: str = "") -> Iterator[ListedObject]:
-        self._admitted(self._store.admit)
-        yield from self._store.list_objects(bucket, prefix, after=after)
+        def begin() -> tuple[Iterator[ListedObject], ListedObject | None]:
+            rows = self._store.list_objects(bucket, prefix, after=after)
+            return rows, next(rows, None)  # the store is asked for nothing before its first row
+
+        rows, first = self._admitted(begin)
+        if first is not None:
+            yield first
+            yield from rows
 
     def stat_object(self, bucket: str, key: str) -> ObjectStat:
         return self._admitted(lambda: self._store.stat_object(bucket, key))

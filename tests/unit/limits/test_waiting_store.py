@@ -28,6 +28,9 @@ class _Answers:
             raise answer
         return answer
 
+    def list_objects(self, bucket: str, prefix: str = "", *, after: str = "") -> Iterator[str]:
+        yield from self.list_buckets()
+
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,3 +61,11 @@ def test_a_store_that_takes_no_job_for_ten_minutes_is_unavailable() -> None:
     store, _ = _waiting(*[BUSY] * 1000)
     with pytest.raises(Unavailable, match="nas: it took no job for 601 s: nas: 2 jobs use the store"):
         store.list_buckets()
+
+
+def test_a_listing_waits_for_its_first_row() -> None:
+    """The store takes the listing only when it is asked for a row, and then all rows are returned, once."""
+    store, told = _waiting(BUSY, BUSY, ["a", "b"], [])
+    assert list(store.list_objects("b")) == ["a", "b"]
+    assert list(store.list_objects("b")) == []
+    assert told == ["nas: 2 jobs use the store: waiting"]

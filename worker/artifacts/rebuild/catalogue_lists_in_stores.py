@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
 from worker import clock
+from worker.limits.waiting_store import WaitingStore
 from worker.storage import Store
 from worker.storage.errors import IntegrityError, NotFound, StorageError
 from worker.storage.keys import PROBE_BUCKET
@@ -23,6 +24,7 @@ _SUFFIX = ".jsonl.gz"
 _LONGEST = 1 << 16
 """Bytes of a line."""
 _COPIED = 1 << 20
+ReadStore = Store | WaitingStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ def keep_list(store: Store, name: str, catalogue: str, rows: Rows, spool_dir: Pa
 
 
 def fetch_lists(
-    stores: Iterable[Store], name: str, directory: Path, read: Callable[[Mapping[str, Any]], object]
+    stores: Iterable[ReadStore], name: str, directory: Path, read: Callable[[Mapping[str, Any]], object]
 ) -> dict[str, KeptList]:
     """Copy the lists of all stores into a directory, and return the newest of each catalogue.
 
@@ -96,7 +98,7 @@ def fetch_lists(
     return found
 
 
-def _keys(store: Store, name: str) -> Sequence[str]:
+def _keys(store: ReadStore, name: str) -> Sequence[str]:
     try:
         if store.capabilities.reserved_buckets:
             return [each.key for each in store.list_objects(PROBE_BUCKET, f"{name}/") if each.key.endswith(_SUFFIX)]
@@ -105,7 +107,7 @@ def _keys(store: Store, name: str) -> Sequence[str]:
     return []
 
 
-def _fetch(store: Store, key: str, path: Path, read: Callable[[Mapping[str, Any]], object]) -> KeptList | None:
+def _fetch(store: ReadStore, key: str, path: Path, read: Callable[[Mapping[str, Any]], object]) -> KeptList | None:
     """Copy a list to the local disk, and return it if it is whole."""
     try:
         with store.read_object(PROBE_BUCKET, key) as reader, path.open("wb") as file:

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from worker.artifacts.rebuild.catalogue_lists_in_stores import fetch_lists, keep_list
+from worker.artifacts.rebuild.catalogue_lists_in_stores import ReadStore, fetch_lists, keep_list
 from worker.catalogue import Catalogue, NamedCompanion
 from worker.storage import Store
 
@@ -24,7 +24,7 @@ def keep_companions(store: Store, catalogue: Catalogue, spool_dir: Path) -> bool
     return keep_list(store, _NAME, catalogue.identity, catalogue.companions, spool_dir)
 
 
-def restore_companions(catalogue: Catalogue, stores: Iterable[Store], spool_dir: Path) -> int:
+def restore_companions(catalogue: Catalogue, stores: Iterable[ReadStore], spool_dir: Path) -> int:
     """Record what the stores keep about artifacts that the catalogue has, and return how many rows were new.
 
     What was said last counts, whichever catalogue has it.

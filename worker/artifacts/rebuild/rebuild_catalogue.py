@@ -12,13 +12,13 @@ from itertools import groupby
 from operator import itemgetter
 
 from worker import clock
+from worker.artifacts.rebuild.catalogue_lists_in_stores import ReadStore
 from worker.artifacts.rebuild.tombstones_in_stores import KeptTombstones
 from worker.artifacts.reconcile import in_order
 from worker.artifacts.sanitize_metadata import encoded_tags, valid_metadata
 from worker.catalogue import Catalogue, FoundKey, FoundObject, KnownKey, OnHold, Rebuilt, Rules
-from worker.limits.waiting_store import WaitingStore
 from worker.settings.section_models import PageSettings
-from worker.storage import ObjectStat, Store, Verdict
+from worker.storage import ObjectStat, Verdict
 from worker.storage.cloud.metadata import set_properties
 from worker.storage.driver import ListedObject
 from worker.storage.errors import IntegrityError, InvalidKey, NotFound, StorageError, Unavailable
@@ -28,7 +28,6 @@ from worker.storage.keys import check_existing_key
 logger = logging.getLogger(__name__)
 
 _NAMED = 1000
-ReadStore = Store | WaitingStore
 """A store as a rebuild reads it; with the limits of a command it waits."""
 
 Listed = tuple[bytes, str, ListedObject]

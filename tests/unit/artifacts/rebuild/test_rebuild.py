@@ -13,7 +13,7 @@ from worker import clock
 from worker.artifacts.rebuild.named_companions_in_stores import keep_companions, restore_companions
 from worker.artifacts.rebuild.rebuild_catalogue import Rebuild, Tally
 from worker.artifacts.rebuild.tombstones_in_stores import KeptTombstones, keep_tombstones
-from worker.catalogue import Catalogue, CatalogueUnavailable, FindingKind, Rules, load_export
+from worker.catalogue import Catalogue, CatalogueUnavailable, FindingKind, Rules, Scope, load_export
 from worker.cli.open_limited_stores import stores_within_limits
 from worker.settings import Settings
 from worker.settings.section_models import PageSettings, StoreLimits
@@ -471,6 +471,9 @@ def test_a_rebuild_knows_named_companions_again(catalogue, stores, tmp_path, mak
         named.remove("b", key, by="ana", now=BEGIN + timedelta(days=1))
     assert keep_companions(stores["dr"], catalogue, tmp_path)
     assert not keep_companions(stores["dr"], catalogue, tmp_path)
+    for past in (timedelta(hours=5), timedelta(hours=3)):  # the clock runs back
+        named.add("b", "sbom.json", "app", by="ana", now=BEGIN + past)
+        assert keep_companions(stores["dr"], catalogue, tmp_path)
     stores["dr"].delete_object("b", "gone.json")
     make_tables(f"sqlite:///{tmp_path / 'new.sqlite3'}")
     rebuilt = Catalogue(f"sqlite:///{tmp_path / 'new.sqlite3'}")
@@ -503,3 +506,31 @@ def test_all_bytes_that_are_read_count_in_the_bandwidth_of_their_store(
     with stores_within_limits(settings, stores, NAMES, catalogue=catalogue) as limited:
         rebuild(catalogue, {each.name: each for each in limited})
     assert told == {"primary": 5, "dr": 10}
+
+
+def test_the_lists_that_stores_keep_are_read_within_the_limits_of_the_stores(
+    catalogue: Catalogue, stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """A store that is paused is left out, where only its list is wanted, and the bytes of the others are counted."""
+    for name in NAMES:
+        put(stores, name, b"12345")
+    rebuild(catalogue, stores)
+    delete(catalogue, "app", BEGIN + timedelta(days=2))
+    for name in NAMES:
+        keep_tombstones(stores[name], catalogue, tmp_path)
+    told: list[str] = []
+    monkeypatch.setattr(
+        "worker.limits.admission.BandwidthLimit.take", lambda _, name, *_rest, **_options: told.append(name)
+    )
+    limits = {name: StoreLimits(bytes_per_second=1 << 30) for name in NAMES}
+    configured = {name: FilesystemConfig(root=tmp_path / name) for name in NAMES}
+    settings = Settings(home=tmp_path / "home", stores=configured, store_limits=limits)
+    catalogue.pauses.begin(Scope.STORE, "dr", reason=None, now=BEGIN)
+
+    with (
+        stores_within_limits(settings, stores, NAMES, catalogue=catalogue, without_paused=True) as limited,
+        KeptTombstones(limited, tmp_path) as tombstones,
+    ):
+        assert list(tombstones.take("b", ["app"])) == ["app"]
+    assert set(told) == {"primary"}
+    assert "dr: the store is paused: it is left out" in capsys.readouterr().err
