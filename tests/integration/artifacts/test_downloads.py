@@ -48,7 +48,9 @@ class Host:
         with connection, contextlib.suppress(OSError):
             request = b""
             while b"\r\n\r\n" not in request:
-                request += connection.recv(65536)
+                if not (received := connection.recv(65536)):  # the client is gone; to go on would keep a core busy
+                    return
+                request += received
             self.requests.append(request.decode())
             answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
             if callable(answer):

@@ -110,8 +110,8 @@ def test_a_request_is_what_its_headers_say(listening: socket.socket, size: int) 
         connection, _ = listening.accept()
         with connection:
             connection.settimeout(WITHIN)
-            while not got.endswith(b"\r\n\r\n" + data):
-                got.extend(connection.recv(1 << 16))
+            while not got.endswith(b"\r\n\r\n" + data) and (received := connection.recv(1 << 16)):
+                got.extend(received)
             connection.sendall(WRITTEN)
 
     server = threading.Thread(target=serve)
