@@ -1,5 +1,6 @@
 """Flower as operators start it: with the worker's application, a real broker, and forged events."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -76,6 +77,9 @@ def test_no_page_without_the_password_and_no_forged_event_breaks_one(url, tmp_pa
         assert {page: web.get(page).status_code for page in PAGES} == dict.fromkeys(PAGES, 401)
         assert web.post("/api/task/revoke/x").status_code == 401
         web.auth = httpx.BasicAuth("a", "b")
+        with ArtifactClient(url) as client:
+            client.verify("releases", "waits.tgz")
+        assert ready(web) == {"interactive": "1", "sweep": "0", "transfer": "0"}
         forge(url)
         until(lambda: b"seen-last" in web.get("/api/tasks", params={"limit": 100}).content)
         with Worker(tmp_path / "worker", url, concurrency=1), ArtifactClient(url) as client:
@@ -90,6 +94,12 @@ def test_no_page_without_the_password_and_no_forged_event_breaks_one(url, tmp_pa
             assert len(answer.content) < 2 << 20, page
             if not page.startswith("/api"):
                 assert MARKUP not in answer.text, page
+
+
+def ready(web: httpx.Client) -> dict[str, str]:
+    """Return the messages that wait in each queue, as the page of the broker shows them, also a narrow one."""
+    rows = re.findall(r'<tr id="(\w+)">(.*?)</tr>', web.get("/broker").text, re.DOTALL)
+    return {queue: re.findall(r"<td>(.*?)</td>", cells)[1] for queue, cells in rows if queue != "celery"}
 
 
 def forge(url: str) -> None:
