@@ -85,7 +85,8 @@ def migrate(engine: Engine) -> None:
     except CatalogueError as error:
         engine.dispose()  # the engine is not used any more
         if isinstance(error, CatalogueUnavailable):
-            way_out = "check that ZOT_CATALOGUE names a database that answers"
+            tls = postgresql.tls_way_out(str(error)) if engine.dialect.name == "postgresql" else None
+            way_out = tls or "check that ZOT_CATALOGUE names a database that answers"
             raise CatalogueUnavailable(f"{error}; {way_out}") from error
         raise
 

@@ -56,6 +56,26 @@ _TRANSIENT = {
     "55P03",  # the lock was not granted in time
 }
 
+_TLS_WAYS_OUT = {
+    "certificate verify failed": (  # libpq does not say which of both it is
+        "the authority of its certificate is not trusted, or the certificate is not valid today; name the authority's "
+        "certificate in sslrootcert of ZOT_CATALOGUE, or renew the certificate on the server"
+    ),
+    "root certificate file": "name the authority's certificate in sslrootcert of ZOT_CATALOGUE",
+    "does not match host name": (
+        "its certificate is for another host name; use a name that it is for, or issue it for this one"
+    ),
+    "does not support SSL": "it speaks no TLS on this port; turn on `ssl` in its configuration",
+    "no encryption": "it may require TLS; add sslmode=verify-full to the query of ZOT_CATALOGUE",
+    "valid client certificate": "it requires a certificate of the client; name it in sslcert and sslkey of its URL",
+}
+"""Words of libpq's errors about TLS, and what to do."""
+
+
+def tls_way_out(message: str) -> str | None:
+    """Return what to do about an error of connecting that is about TLS; None if it is about something else."""
+    return next((way_out for words, way_out in _TLS_WAYS_OUT.items() if words in message), None)
+
 
 def options(url: URL) -> dict[str, Any]:
     """Return the options of the engine; options of connecting in the URL win over them."""

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from tests.servers.pgbouncer import PgBouncer
 from tests.servers.postgres import connect
 from tests.servers.process import free_port
+from tests.servers.tls import Authority, TlsProxy
 from worker import clock
 from worker.catalogue import Catalogue, CatalogueError, CatalogueUnavailable, postgresql
 from worker.catalogue.database import Database
@@ -45,6 +46,30 @@ def test_all_text_is_compared_by_its_bytes(url):
     )
     with connect(url) as shell:
         assert shell.execute(query).fetchall() == []
+
+
+def test_a_server_behind_tls_is_verified_and_a_fault_names_the_way_out(url, tmp_path):
+    """With the right authority the catalogue opens; what is wrong with a certificate is told with the parameter."""
+    ours, other = Authority(tmp_path, "ours"), Authority(tmp_path, "other")
+    context = ours.context()
+    context.set_alpn_protocols(["postgresql"])  # the server of the wheel has no TLS, so libpq begins with it at once
+    plain = sa.make_url(url)
+    with TlsProxy(plain.port, context) as tls:
+
+        def opened(authority, host="127.0.0.1"):
+            query = {"sslmode": "verify-full", "sslnegotiation": "direct", "sslrootcert": str(authority)}
+            behind = plain.set(host=host, port=tls.port, query=query)
+            return Catalogue(behind.render_as_string(hide_password=False))
+
+        opened(ours.path).close()
+        with pytest.raises(CatalogueUnavailable, match="is not trusted, or .* in sslrootcert of ZOT_CATALOGUE"):
+            opened(other.path)
+        with pytest.raises(CatalogueUnavailable, match="does not exist; name the authority's certificate in sslroot"):
+            opened(tmp_path / "absent.pem")
+        with pytest.raises(CatalogueUnavailable, match="its certificate is for another host name"):
+            opened(ours.path, host="localhost")
+    with pytest.raises(CatalogueUnavailable, match="it speaks no TLS on this port"):
+        Catalogue(f"{url}?sslmode=verify-full&sslrootcert={ours.path}")
 
 
 @pytest.mark.parametrize("table", ["artifacts", "verifications", "manifests"])
