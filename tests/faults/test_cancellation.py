@@ -49,12 +49,9 @@ def _answers(web: httpx.Client) -> bool:
 def left_in(ministack: Ministack, fleet: Fleet) -> tuple[list[str], int]:
     """Return the keys of our artifacts, and how many open uploads their real bucket has."""
     client = s3_client(ministack)
-    try:
-        objects = client.list_objects_v2(Bucket=fleet.bucket, Prefix="releases/").get("Contents", [])
-        uploads = client.list_multipart_uploads(Bucket=fleet.bucket).get("Uploads", [])
-        return [each["Key"] for each in objects], len(uploads)
-    finally:
-        client.close()
+    objects = client.list_objects_v2(Bucket=fleet.bucket, Prefix="releases/").get("Contents", [])
+    uploads = client.list_multipart_uploads(Bucket=fleet.bucket).get("Uploads", [])
+    return [each["Key"] for each in objects], len(uploads)
 
 
 def state_of(fleet: Fleet, job: Any) -> str | None:

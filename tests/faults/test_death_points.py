@@ -374,7 +374,6 @@ class Scene:
         client = s3_client(self._ministack)
         for bucket in self._buckets.values():
             left += [str(each) for each in client.list_multipart_uploads(Bucket=bucket).get("Uploads", [])]
-        client.close()
         return left
 
     def whole(self, case: Case) -> list[str]:

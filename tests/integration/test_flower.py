@@ -11,6 +11,7 @@ import httpx
 import pytest
 from celery import Celery
 
+from tests.conformance.targets import NO_AUTHORITIES
 from tests.servers import Valkey
 from tests.servers.process import REPOSITORY
 from tests.servers.worker import Worker
@@ -47,7 +48,7 @@ class Flower(Worker):
 
     def probe(self) -> None:
         try:
-            httpx.get(f"http://127.0.0.1:{self.port}/healthcheck", trust_env=False)
+            httpx.get(f"http://127.0.0.1:{self.port}/healthcheck", verify=NO_AUTHORITIES)
         except httpx.TransportError as error:
             raise ConnectionError(str(error)) from error
 

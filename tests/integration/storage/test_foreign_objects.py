@@ -65,11 +65,10 @@ def _named(config: Any, bucket: str, key: str) -> tuple[str, str]:
     return (real, f"{bucket}/{key}") if real else (bucket, key)
 
 
-def _s3(request: pytest.FixtureRequest, bucket: str, changes: dict[str, Any], stack: ExitStack) -> tuple[Any, Put]:
+def _s3(request: pytest.FixtureRequest, bucket: str, changes: dict[str, Any], _stack: ExitStack) -> tuple[Any, Put]:
     server = request.getfixturevalue("ministack")
     config = s3_config(server, **changes)
     client = s3_client(server)
-    stack.callback(client.close)
     for real in {str(config.bucket or config.reserved_bucket), *([bucket] if changes else [])}:
         make_s3_bucket(server, real)
 

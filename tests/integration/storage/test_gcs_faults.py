@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from tests.conformance.bodies import Breaking, digest_of, some_bytes, source
-from tests.conformance.targets import PART, gcs_config, make_gcs_bucket
+from tests.conformance.targets import NO_AUTHORITIES, PART, gcs_config, make_gcs_bucket
 from tests.servers import FakeGcs, GcpEmulator, StrictGcs
 from tests.servers.gcs import GcsServer
 from tests.servers.proxy import Cut, Damage, Fault, FaultyProxy, Lose, Request, Say
@@ -63,6 +63,7 @@ class Line:
             f"{self.server.endpoint}/upload/storage/v1/b/{self.config.bucket}/o?uploadType=multipart",
             content=body % (described, data),
             headers={"Content-Type": "multipart/related; boundary=x"},
+            verify=NO_AUTHORITIES,
         ).raise_for_status()
 
 
@@ -517,7 +518,8 @@ class TestConfiguration:
             assert uploads
             assert [one.path for one in uploads if "kmsKeyName=projects" not in one.path] == []
         line.faulty.write_object(BUCKET, "cold", source(b"x"), storage_class="COLDLINE")
-        described = httpx.get(f"{line.server.endpoint}/storage/v1/b/{line.config.bucket}/o/{BUCKET}%2Fcold").json()
+        url = f"{line.server.endpoint}/storage/v1/b/{line.config.bucket}/o/{BUCKET}%2Fcold"
+        described = httpx.get(url, verify=NO_AUTHORITIES).json()
         assert described["storageClass"] == "COLDLINE"
 
 

@@ -326,6 +326,5 @@ def test_advice_is_given_until_it_is_taken(ministack: Ministack, tmp_path: Path)
         "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 7},
     }
     client.put_bucket_lifecycle_configuration(Bucket=config.bucket, LifecycleConfiguration={"Rules": [rule]})
-    client.close()
     assert store.advice() == []
     store.close()

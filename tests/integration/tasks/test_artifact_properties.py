@@ -55,8 +55,7 @@ def cloud(ministack):
     client = s3_client(ministack)
     config = s3_config(ministack)
     client.create_bucket(Bucket=config.bucket)
-    yield client, config
-    client.close()
+    return client, config
 
 
 @pytest.fixture

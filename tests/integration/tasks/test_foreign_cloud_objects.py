@@ -1,8 +1,7 @@
 """Objects of other programs in a cloud are adopted, copied, verified and deleted under the names that they have."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -30,7 +29,7 @@ def settings(tmp_path: Path, source_root: Path, ministack, strict_gcs, azurite) 
 
 
 @pytest.fixture
-def put(settings: Settings, ministack) -> Iterator[Any]:
+def put(settings: Settings, ministack) -> Callable[[str], None]:
     """Write an object to the S3 store beside our back, with metadata of its own."""
     client = s3_client(ministack)
 
@@ -38,8 +37,7 @@ def put(settings: Settings, ministack) -> Iterator[Any]:
         real = settings.stores["s3"].bucket
         client.put_object(Bucket=real, Key=f"releases/{key}", Body=BODY, Metadata={"owner": "another"})
 
-    yield put
-    client.close()
+    return put
 
 
 def content(context: Context, store: str, key: str) -> bytes:

@@ -283,7 +283,6 @@ def test_a_storage_class_reaches_its_store(run, context, source, ministack):
         run(lambda r, _c, job: upload(r, cloud.for_job(job), job), wish)
         assert client.head_object(Bucket=config.bucket, Key=f"releases/{key}")["StorageClass"] == "STANDARD_IA"
     cloud.stores.close()
-    client.close()
 
 
 def test_a_first_version_is_written_without_a_stat_of_its_key(run, context, source, stored, monkeypatch):
