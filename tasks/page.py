@@ -63,20 +63,19 @@ def page(request: PageRequest, context: JobContext, job: RunningJob) -> PageResu
         Snooze: a store takes no job now; the outcomes so far are recorded.
     """
     check_page(request, context, job)
-    not_kept: dict[str, list[str]] = {}
     if request.claim is not None and request.verb == VERIFY.kind:
         done = _verify_claimed(request.claim, context, job)
     elif request.claim is not None:
         done = _replicate_claimed(request, context, job)
     elif request.verb == UPLOAD.kind:
-        done = _upload_listed(request, context, job, not_kept)
+        done = _upload_listed(request, context, job)
     elif request.verb == VERIFY.kind:
         done = _verify_selected(request, context, job)
     else:
-        done = _write_selected(request, context, job, not_kept)
+        done = _write_selected(request, context, job)
     if request.verb == VERIFY.kind:
         WrittenLog.note(context.settings.broker_file.parent, context.catalogue)
-    return _result(request, done, not_kept)
+    return _result(request, done)
 
 
 def _begin(request: PageRequest, context: JobContext, job: RunningJob) -> tuple[Page, list[PageObject]]:
@@ -104,15 +103,15 @@ def _leave(found: Page, objects: Sequence[PageObject], context: JobContext) -> P
 # Upload
 
 
-def _upload_listed(request: PageRequest, context: JobContext, job: RunningJob, not_kept: dict[str, list[str]]) -> Page:
-    """Upload the files of some lines of an upload list; add to `not_kept` what a store does not keep."""
+def _upload_listed(request: PageRequest, context: JobContext, job: RunningJob) -> Page:
+    """Upload the files of some lines of an upload list."""
     for name in request.stores or ():
         context.stores[name]  # raises UnknownStore
     pages, files = context.catalogue.pages, files_of(request, context, job.id)
     found = pages.get(job.id) or pages.begin(job.id, range(len(files)))
     job.start(sum(files[number].size for number in found.open), f"uploading {len(found.open)} files")
     try:
-        return UploadPage(context, job, found, request, not_kept).run(files)
+        return UploadPage(context, job, found, request).run(files)
     finally:
         context.catalogue.artifact_locks.release(job.id, job.fence)
 
@@ -261,7 +260,6 @@ class _Writes:
     job: RunningJob
     page: Page
     fresh: FreshCopies | None
-    not_kept: dict[str, list[str]]
     closed: list[Snooze] = field(default_factory=list)
     """Why objects had to wait: they stay in the page."""
 
@@ -304,16 +302,18 @@ class _Writes:
             logger.debug("%s", error)
 
     def record(self, done: Sequence[_Done]) -> None:
+        lost: dict[str, set[str]] = {}
+        for store, names in (pair for each in done for pair in each.records.not_kept.items()):
+            lost.setdefault(store, set()).update(names)
         group = Group(
             [each.outcome for each in done],
             [row for each in done for row in each.records.verdicts],
             [copy for each in done for copy in each.records.finished],
             [copy for each in done for copy in each.records.deleted],
             [artifact for each in done for artifact in each.records.tombstoned],
+            {store: sorted(names) for store, names in lost.items()},
         )
         self.page = self.context.catalogue.pages.record(self.page, group, now=clock.now())
-        for store, names in (pair for each in done for pair in each.records.not_kept.items()):
-            self.not_kept[store] = sorted({*self.not_kept.get(store, ()), *names})
 
     def _replicate(self, each: PageObject) -> _Done:
         artifact = self.context.artifact(each.bucket, each.key)
@@ -345,7 +345,7 @@ def _replicate_claimed(request: PageRequest, context: JobContext, job: RunningJo
     found = context.catalogue.pages.get(job.id)
     if found is None:
         return Page(job.id, None, ())  # it has ended before
-    done = _write_selected(request, context, job, {})
+    done = _write_selected(request, context, job)
     for path in done.left:
         bucket, _, key = path.partition("/")
         wanted = ReplicateRequest(bucket=bucket, key=key, to=request.to or ())
@@ -354,11 +354,8 @@ def _replicate_claimed(request: PageRequest, context: JobContext, job: RunningJo
     return done
 
 
-def _write_selected(request: PageRequest, context: JobContext, job: RunningJob, not_kept: dict[str, list[str]]) -> Page:
-    """Replicate or delete the objects that no other job writes to; the others leave the page.
-
-    What a store does not keep beside the bytes is added to `not_kept`.
-    """
+def _write_selected(request: PageRequest, context: JobContext, job: RunningJob) -> Page:
+    """Replicate or delete the objects that no other job writes to; the others leave the page."""
     found, objects = _begin(request, context, job)
     locks = context.catalogue.artifact_locks
     paths = [(each.bucket, each.key) for each in objects]
@@ -370,7 +367,7 @@ def _write_selected(request: PageRequest, context: JobContext, job: RunningJob, 
         context.catalogue.artifacts.ensure_copies([(artifact, name) for artifact, name in wanted if artifact])
     job.start(sum(each.size for each in mine), f"{request.verb}: {len(mine)} objects")
     fresh = FreshCopies(context, job, mine, request.to or ()) if request.verb == REPLICATE.kind else None
-    work = _Writes(request, context, job, found, fresh, not_kept)
+    work = _Writes(request, context, job, found, fresh)
     try:
         most, seconds = context.settings.page.threads, context.settings.page.time.total_seconds()
         in_time = work_on(mine, work.do, work.record, threads=most, seconds=seconds)
@@ -388,7 +385,7 @@ def _first(order: Sequence[str], words: Sequence[str]) -> str:
     return next((word for word in order if word in words), order[-1])
 
 
-def _result(request: PageRequest, done: Page, not_kept: Mapping[str, Sequence[str]]) -> PageResult:
+def _result(request: PageRequest, done: Page) -> PageResult:
     failures = [
         PageFailure(bucket=bucket, key=key, outcome=each["outcome"], message=each["message"])
         for each in done.failures
@@ -402,7 +399,7 @@ def _result(request: PageRequest, done: Page, not_kept: Mapping[str, Sequence[st
         failed=len(failures),
         failures=tuple(failures),
         left=tuple(done.left),
-        not_kept={store: tuple(names) for store, names in not_kept.items() if names},
+        not_kept={store: tuple(names) for store, names in (done.not_kept or {}).items()},
     )
 
 

@@ -206,7 +206,7 @@ class UploadPage:
             self._save([PageOutcome(item.number, item.path, item.file.size, "left", left=True) for item in items])
 
     def _save(self, outcomes: Sequence[PageOutcome], finished: Sequence[FinishedCopy] = ()) -> None:
-        group = Group(outcomes, finished=finished)
+        group = Group(outcomes, finished=finished, not_kept=self.not_kept)
         self.page = self.context.catalogue.pages.record(self.page, group, now=clock.now())
 
     def _lock(self, items: Sequence[_Item]) -> list[_Item]:

@@ -42,7 +42,7 @@ _UPDATE = Prepared(
     .where(pages.c.job == sa.bindparam("of"))
     .values(
         open=sa.bindparam("still"), bytes=sa.bindparam("size"), outcomes=sa.bindparam("counts"),
-        failures=sa.bindparam("failed"), left=sa.bindparam("leaving"),
+        failures=sa.bindparam("failed"), left=sa.bindparam("leaving"), not_kept=sa.bindparam("lost"),
     )
 )  # fmt: skip
 _COPIES = (
@@ -93,6 +93,8 @@ class Group:
     finished: Sequence[FinishedCopy] = ()
     deleted: Sequence[Copy] = ()
     tombstoned: Sequence[Artifact] = ()
+    not_kept: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """By store, what it does not keep beside the bytes of some of the objects."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,8 @@ class Page:
     outcomes: Mapping[str, int] = field(default_factory=dict)
     failures: Sequence[Mapping[str, str]] = ()
     left: Sequence[str] = ()
+    not_kept: Mapping[str, Sequence[str]] | None = None
+    """By store, what it does not keep beside the bytes of some of the objects; None if all is kept."""
 
     @property
     def objects(self) -> int:
@@ -213,7 +217,7 @@ class Pages:
         Raises:
             LostLease: another worker has the lease; nothing was written.
         """
-        after, verdicts = _after(page, group.outcomes), prepare_verdicts(group.verdicts, now)
+        after, verdicts = _after(page, group.outcomes, group.not_kept), prepare_verdicts(group.verdicts, now)
         with self._database.write() as connection:
             finish_copies(connection, group.finished, now)
             append_verdicts(connection, verdicts)  # after the writes: a copy that was read back is verified
@@ -372,7 +376,7 @@ class VerdictRecorder:
 def _progress(page: Page) -> dict[str, Any]:
     return {
         "of": page.job, "still": page.open, "size": page.bytes, "counts": page.outcomes, "failed": page.failures,
-        "leaving": page.left,
+        "leaving": page.left, "lost": page.not_kept,
     }  # fmt: skip
 
 
@@ -380,12 +384,13 @@ def _insert(connection: Connection, page: Page) -> None:
     row: dict[str, Any] = {
         "job": page.job, "claimed_until": page.claimed_until, "open": page.open, "bytes": page.bytes,
         "outcomes": page.outcomes, "failures": page.failures, "left": page.left,
+        "not_kept": page.not_kept,
     }  # fmt: skip
     connection.execute(_INSERT, row)
 
 
-def _after(page: Page, outcomes: Sequence[PageOutcome]) -> Page:
-    """Return the page with these outcomes counted."""
+def _after(page: Page, outcomes: Sequence[PageOutcome], not_kept: Mapping[str, Sequence[str]] | None = None) -> Page:
+    """Return the page with these outcomes counted, and with what the stores do not keep of their objects."""
     ended = {each.id for each in outcomes}
     counted = [each for each in outcomes if not each.left]
     failures = [
@@ -400,4 +405,10 @@ def _after(page: Page, outcomes: Sequence[PageOutcome]) -> Page:
         outcomes=dict(Counter(page.outcomes) + Counter(each.outcome for each in counted)),
         failures=[*page.failures, *failures],
         left=[*page.left, *(each.path for each in outcomes if each.left)],
+        not_kept=_joined(page.not_kept or {}, not_kept or {}) or None,
     )
+
+
+def _joined(some: Mapping[str, Sequence[str]], more: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    names = {store: sorted({*some.get(store, ()), *more.get(store, ())}) for store in {**some, **more}}
+    return {store: each for store, each in names.items() if each}

@@ -275,6 +275,7 @@ pages = Table(
     Column("outcomes", JSON, nullable=False),
     Column("failures", JSON, nullable=False),
     Column("left", JSON, nullable=False),
+    Column("not_kept", JSON),
 )
 """A page whose job has not ended. `open`: the ids of the copies or artifacts, or the numbers of the lines, without an
 outcome. A claim of a copy is this page's while both have the same `claimed_until`.

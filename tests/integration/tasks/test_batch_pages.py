@@ -36,12 +36,14 @@ def small_pages(context, monkeypatch) -> None:
 
 @pytest.fixture
 def laid(run, source) -> Callable[..., None]:
-    """Upload so many small artifacts."""
+    """Upload so many small artifacts, the first of them with metadata."""
 
     def lay(number: int, prefix: str = "a/") -> None:
         for n in range(number):
             content = f"the bytes of {prefix}{n:03d}".encode()
-            run(upload, UploadRequest(bucket="releases", key=f"{prefix}{n:03d}", source=source(content)))
+            metadata = {} if n else {"build": "7"}
+            wanted = UploadRequest(bucket="releases", key=f"{prefix}{n:03d}", source=source(content), metadata=metadata)
+            run(upload, wanted)
 
     return lay
 
@@ -159,6 +161,7 @@ def test_a_page_that_dies_between_two_groups_goes_on_behind_them(laid, drive, co
     driver.queue.waiting |= sent
     result = driver.finish()
     assert (result.objects, result.failed, sum(result.outcomes.values())) == (6, 0, 6)
+    assert result.not_kept == ({"cold": ("metadata",)} if request_.verb == "replicate" else {})
     if request_.verb == "verify":
         assert len(verdicts(context)) == len(set(verdicts(context))) == 12
     assert context.catalogue.verifications.first_broken() is None

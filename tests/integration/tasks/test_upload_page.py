@@ -150,7 +150,11 @@ def test_a_page_that_is_delivered_again_goes_on(
     context: Context, request_: PageRequest, deliver: Callable[[PageRequest], PageResult],
     monkeypatch: pytest.MonkeyPatch, place: str, group: int,
 ) -> None:  # fmt: skip
-    """A death before, between and after the steps of a group leaves no file out and makes no second version."""
+    """A death before, between and after the steps of a group leaves no file out and makes no second version.
+
+    Another delivery tells the same, also of what the stores do not keep.
+    """
+    request_ = request_.model_copy(update={"metadata": {"build": "7"}})
     name, _, when = place.partition(" ")
     kinds = {"record_many": "worker.catalogue.artifacts.Artifacts", "record": "worker.catalogue.pages.Pages"}
     owner = kinds.get(name, "worker.limits.limited_store.LimitedStore")
@@ -174,6 +178,8 @@ def test_a_page_that_is_delivered_again_goes_on(
     result = deliver(request_)
     assert (result.objects, result.failed, result.left) == (len(NAMES), 0, ())
     assert set(result.outcomes) <= {"stored", "already_there"}
+    assert set(result.not_kept.values()) == {("metadata",)}
+    assert deliver(request_) == result
     assert_all_there(context)
 
 
