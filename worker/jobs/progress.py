@@ -73,7 +73,7 @@ class CeleryReporter:
     def cancelled(self) -> bool:
         """Return whether a client asked for the job to stop; False if the result backend cannot tell."""
         client = getattr(self._task.backend, "client", None)
-        if client is None:
+        if not isinstance(client, redis.Redis):  # the backend cache+memory:// has a `client` too
             return False
         try:
             return bool(client.exists(CANCEL_KEY.format(job=self._id)))

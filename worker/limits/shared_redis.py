@@ -49,9 +49,9 @@ def redis_of_results(url: str) -> "redis.Redis | None":
     and no `sentinel://`.
     """
     server = parse_result_url(url, "results")
-    app = Celery("zot-artifacts-results", backend=server.text, set_as_current=False)
-    app.conf.result_backend_transport_options = server.transport_options
-    return result_backend(app)
+    with Celery("zot-artifacts-results", backend=server.text, set_as_current=False) as app:
+        app.conf.result_backend_transport_options = server.transport_options
+        return result_backend(app)
 
 
 class SharedRedis:

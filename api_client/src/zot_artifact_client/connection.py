@@ -27,6 +27,9 @@ RETRY_POLICY = {"max_retries": 1, "interval_start": 0.1, "interval_step": 0.2, "
 
 _UNREACHABLE = (OSError, RuntimeError, RedisError, KombuError, BackendError)
 # RuntimeError is how Celery's result consumer says that it gave up to reconnect.
+_WITH_TLS = {"redis": "rediss", "amqp": "amqps", "pyamqp": "amqps"}
+_CLOSED = ("connection closed by server", "server unexpectedly closed connection")
+"""What redis-py and amqp say of a server that closes a connection, as one with TLS does that gets none."""
 _FULL = re.compile(r"(?:^|caused error: )(OOM|MISCONF|NOREPLICAS|READONLY)\b")
 """What a Redis answers that takes no writes for now, alone and in a pipeline, where redis-py puts the command first."""
 
@@ -106,12 +109,16 @@ def broker_tls_fault(error: BaseException, url: str) -> str | None:
     """Return what is wrong with the TLS of a broker, and what to do; None if the error is about something else."""
     query = dict(parse_qsl(url.partition("?")[2]))
     where = "of its URL"
-    return tls_fault(
+    fault = tls_fault(
         error,
         trust=f"ssl_ca_certs {where}",
         path=query.get("ssl_ca_certs"),
         own=f"ssl_certfile and ssl_keyfile {where}",
     )
+    with_tls = _WITH_TLS.get(url.partition("://")[0].lower())
+    if fault or with_tls is None or not any(str(each).lower().startswith(_CLOSED) for each in causes(error)):
+        return fault
+    return f"it closes the connection: if it expects TLS, the scheme of its URL is {with_tls}://"
 
 
 def _is_refused_login(error: BaseException) -> bool:

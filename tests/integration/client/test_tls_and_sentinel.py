@@ -37,9 +37,9 @@ async def assert_a_job_ends_asynchronously(url: str) -> None:
             await job.wait(WITHIN)
 
 
-async def assert_refused(url: str) -> None:
+async def assert_refused(url: str, why: str) -> None:
     async with AsyncArtifactClient(url) as client:
-        with pytest.raises(BrokerUnavailable, match="authority of its certificate is not trusted"):
+        with pytest.raises(BrokerUnavailable, match=why):
             await client.verify("releases", "absent.tgz")
 
 
@@ -55,7 +55,7 @@ def assert_pauses(home: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_broker_behind_tls_is_verified(valkey: Valkey, tmp_path: Path, monkeypatch, capsys):
-    """With the right authority jobs run; without it, or with another one, client and commands refuse in one line."""
+    """With the right authority jobs run; without it, with another one or without TLS, all refuse in one line."""
     ours, other = Authority(tmp_path, "ours"), Authority(tmp_path, "other")
     with TlsProxy(valkey.port, ours.context()) as tls:
         bare = f"rediss://127.0.0.1:{tls.port}/0"
@@ -64,12 +64,14 @@ def test_a_broker_behind_tls_is_verified(valkey: Valkey, tmp_path: Path, monkeyp
             assert_a_job_ends(good)
             assert_a_job_ends(f"{bare}?ssl_cert_reqs=none")
             assert_pauses(tmp_path / "worker" / "home", good, monkeypatch)
-        for wrong in (bare, f"{bare}?ssl_ca_certs={other.path}"):
+        untrusted = "authority of its certificate is not trusted"
+        plain = (bare.replace("rediss", "redis"), "if it expects TLS, the scheme of its URL is rediss://")
+        for wrong, why in ((bare, untrusted), (f"{bare}?ssl_ca_certs={other.path}", untrusted), plain):
             with ArtifactClient(wrong) as client, pytest.raises(BrokerUnavailable) as refused:
                 client.verify("releases", "absent.tgz")
-            assert "authority of its certificate is not trusted" in str(refused.value)
+            assert why in str(refused.value)
             assert "\n" not in str(refused.value)
-            asyncio.run(assert_refused(wrong))
+            asyncio.run(assert_refused(wrong, why))
             monkeypatch.setenv("ZOT_HOME", str(tmp_path / "worker" / "home"))
             monkeypatch.setenv("ZOT_BROKER", wrong)
             assert cli.run(["jobs", "--refused"]) == 3

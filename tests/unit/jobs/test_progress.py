@@ -1,7 +1,10 @@
 """No job waits for its progress to be published."""
 
 import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import pytest
 from celery import Celery
 
 from tests.servers.process import free_port
@@ -9,17 +12,37 @@ from worker.jobs.progress import CeleryReporter
 from zot_artifact_client.contract import Progress
 
 
-def test_progress_is_not_kept_back_by_a_result_backend_that_is_away() -> None:
+@pytest.fixture
+def reporter() -> Iterator[Callable[[str], CeleryReporter]]:
+    """Return the reporter of a job whose application has this result backend."""
+    apps: list[Any] = []
+
+    def made(backend: str) -> CeleryReporter:
+        app = Celery("test", backend=backend, set_as_current=False)
+        app.backend.always_retry = True
+        apps.append(app)
+
+        @app.task
+        def task() -> None:
+            """Represent any task."""
+
+        task.push_request(id="job-1")
+        return CeleryReporter(task)
+
+    yield made
+    for app in apps:
+        app.close()
+
+
+def test_progress_is_not_kept_back_by_a_result_backend_that_is_away(
+    reporter: Callable[[str], CeleryReporter],
+) -> None:
     """A child waits for the backend with a job's end, not with its progress: the transfer goes on."""
-    app = Celery("test", backend=f"redis://127.0.0.1:{free_port()}/0", set_as_current=False)
-    app.backend.always_retry = True
-
-    @app.task
-    def task() -> None:
-        """Represent any task."""
-
-    task.push_request(id="job-1")
     begun = time.monotonic()
-    CeleryReporter(task).report(Progress())
+    reporter(f"redis://127.0.0.1:{free_port()}/0").report(Progress())
     assert time.monotonic() - begun < 60
-    app.close()
+
+
+def test_a_result_backend_without_redis_tells_of_no_cancellation(reporter: Callable[[str], CeleryReporter]) -> None:
+    """A job is not cancelled where the backend is no Redis, also where it has a client of another kind."""
+    assert reporter("cache+memory://").cancelled() is False
