@@ -1,7 +1,7 @@
 """Page: do one verb to many objects in one job, which is the part of a batch or of a sweep that is done at once."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from uuid import NAMESPACE_OID, uuid5
 

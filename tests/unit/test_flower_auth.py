@@ -51,8 +51,11 @@ def test_a_comment_in_the_file_is_no_authentication(tmp_path):
             check_authentication(["flower", f"--conf={file}"], {}, tmp_path)
 
 
-def test_a_certificate_without_its_key_is_refused(tmp_path, monkeypatch):
-    """Flower does not start with the key of another certificate, or with a file that is none: each is one line."""
+def test_a_certificate_without_its_key_is_refused(tmp_path, monkeypatch, caplog):
+    """Flower does not start with the key of another certificate, or with a file that is none: each is one line.
+
+    It starts with a certificate that has expired, and says so.
+    """
     one, other = Authority(tmp_path, "one"), Authority(tmp_path, "other")
     one.context()
     pair = (tmp_path / "server.pem").rename(tmp_path / "pair.pem")
@@ -65,3 +68,9 @@ def test_a_certificate_without_its_key_is_refused(tmp_path, monkeypatch):
             command.extract_settings()
     monkeypatch.setitem(command.settings, "ssl_options", {"certfile": pair, "keyfile": pair})
     command.extract_settings()
+    assert not caplog.messages
+    other.context(expired=True)
+    expired = tmp_path / "server.pem"
+    monkeypatch.setitem(command.settings, "ssl_options", {"certfile": expired, "keyfile": expired})
+    command.extract_settings()
+    assert "it expired on" in caplog.text

@@ -1,7 +1,6 @@
 """The command `attest`."""
 
 import json
-import os
 import stat
 import sys
 from datetime import timedelta
@@ -17,6 +16,7 @@ from worker.cli.atomic_file import complete_file
 from worker.cli.errors import Failure, Status
 from worker.cli.output import note, print_json
 from worker.cli.session import opened
+from worker.input_files import read_input
 from worker.storage.durations_and_sizes import parse_duration
 
 if TYPE_CHECKING:
@@ -98,9 +98,8 @@ def _signer(path: Path) -> "Ed25519PrivateKey":
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     try:
-        with path.open("rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            text = file.read(_MOST_KEY)
+        text = read_input(path, _MOST_KEY)
+        mode = stat.S_IMODE(path.stat().st_mode)
     except OSError as error:
         raise Failure(f"--key {path}: {error.strerror}", Status.USAGE, type_="UsageError") from None
     if mode & (stat.S_IRWXG | stat.S_IRWXO):

@@ -26,6 +26,7 @@ from worker.cli.errors import Failure, Status
 from worker.cli.open_limited_stores import stores_within_limits
 from worker.cli.output import AsJson, complain, flat, note, print_json, print_table, say, size
 from worker.cli.session import opened
+from worker.input_files import open_input
 from worker.settings import Settings, load_settings
 from worker.storage import Store as StoreOfBackups
 from worker.storage import Stores
@@ -415,5 +416,5 @@ def _opened(file: str) -> Iterator[io.BufferedReader]:
     if file == _STANDARD:
         yield cast("io.BufferedReader", sys.stdin.buffer)
         return
-    with Path(file).open("rb") as raw:
+    with open_input(file) as raw:
         yield raw

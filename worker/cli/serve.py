@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from worker import clock
 from worker.cli.errors import Failure, Status
 from worker.cli.output import complain, note
 from worker.settings import load_settings
@@ -62,10 +63,12 @@ def serve(
 
 def _check_certificate(certificate: Path, key: Path) -> None:
     """Return if a server can use these files. Raise Failure, which holds nothing of them."""
-    from worker.certificate_files import NO_PAIR, is_chain_with_key
+    from worker.certificate_files import NO_PAIR, is_chain_with_key, out_of_date
 
     if not is_chain_with_key(certificate, key):
         raise Failure(f"--certificate {certificate}, --key {key}: {NO_PAIR}", Status.USAGE, type_="UsageError")
+    if fault := out_of_date(certificate, clock.now()):
+        complain(f"--certificate {certificate}: {fault}")
 
 
 def _is_loopback(host: str) -> bool:

@@ -1,5 +1,6 @@
 """Set Flower up before its command runs: columns, history, and authentication on every route."""
 
+import logging
 from collections.abc import Iterable
 from copy import copy
 from typing import Any
@@ -7,10 +8,13 @@ from typing import Any
 from celery import Celery
 from celery.states import FAILURE
 
-from worker.certificate_files import NO_PAIR, is_chain_with_key
+from worker import clock
+from worker.certificate_files import NO_PAIR, is_chain_with_key, out_of_date
 from worker.flower.require_authentication import has_passwords
 from worker.flower.tasks import BAD_STATES, TaskFormatter
 from worker.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 _MOST_TASKS = 10_000
 _SAVE_EVERY = 300_000
@@ -54,6 +58,8 @@ def _check_certificate() -> None:
         if files and not is_chain_with_key(files["certfile"], files["keyfile"]):
             names = f"--certfile {files['certfile']}, --keyfile {files['keyfile']}"
             raise SystemExit(f"zot-artifacts: flower: {names}: {NO_PAIR}")
+        if files and (fault := out_of_date(files["certfile"], clock.now())):
+            logger.warning("--certfile %s: %s", files["certfile"], fault)
 
     command.extract_settings = extract
 

@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -22,6 +22,7 @@ from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_va
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
 
+from worker.input_files import read_input, special_kind
 from worker.settings.alarms import AlarmSettings, JobReceiverSettings, JobWebhookSettings
 from worker.settings.budgets import Budget, Prices
 from worker.settings.private_data_directory import OWN_FOLDERS, make_files_private, no_file, out_of_place, tighten
@@ -45,7 +46,7 @@ from worker.settings.section_models import (
     VerificationLogSettings,
 )
 from worker.settings.translate_config_of_original_store import OriginalRefused, translate
-from worker.storage.config import FilesystemConfig, S3Config, StoreConfig
+from worker.storage.config import FilesystemConfig, GcsConfig, S3Config, StoreConfig
 from worker.storage.identity import contains, overlapping
 from zot_artifact_client.broker_urls import parse_result_url, parse_url
 from zot_artifact_client.errors import InvalidUrl
@@ -57,6 +58,14 @@ _KINDS_OF_STORE = [kind.model_fields["type"].default for kind in get_args(get_ar
 _MAX_FILE = 1 << 20
 """Bytes of the largest configuration file."""
 _OTHER_VARIABLES = ("ZOT_CONFIG", "ZOT_DEMO_", "ZOT_SERVERS_", "ZOT_TEST_", "ZOT_FLOWER_")
+
+_FILES_IN_URLS = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "sslrootcert", "sslcert", "sslkey", "sslcrl"}
+_FILES_OF_SDKS = (
+    "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "AWS_CONFIG_FILE",
+    "AWS_SHARED_CREDENTIALS_FILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "GOOGLE_APPLICATION_CREDENTIALS",
+    "AZURE_CLIENT_CERTIFICATE_PATH", "AZURE_FEDERATED_TOKEN_FILE",
+)  # fmt: skip
+"""The environment variables by which the SDKs name files, which they open without a time limit."""
 
 
 class SettingsError(Exception):
@@ -228,6 +237,30 @@ class Settings(BaseSettings):
                 msg = f"sources.roots: {root} contains the data directory {self.home}: its catalogue could be uploaded"
                 raise ValueError(msg)
         return self
+
+    @model_validator(mode="after")
+    def _libraries_get_files(self) -> "Settings":
+        for setting, path in self._files():
+            if kind := special_kind(path):
+                msg = f"{setting} names {path}, which is {kind} and no file"
+                raise ValueError(msg)
+        return self
+
+    def _files(self) -> Iterator[tuple[str, Path | str]]:
+        """Yield each file that a library opens, with the setting or variable that names it."""
+        for name, store in self.stores.items():
+            if isinstance(store, GcsConfig) and store.credentials_file:
+                yield f"stores.{name}.credentials_file", store.credentials_file
+        log, email = self.verification_log, self.alarms.email
+        yield from (("verification_log.public_keys", path) for path in log.public_keys)
+        if log.signing_key:
+            yield "verification_log.signing_key", log.signing_key
+        if email and email.ca_file:
+            yield "alarms.email.ca_file", email.ca_file
+        for setting, url in (("broker", self.broker), ("results", self.results), ("catalogue", self.catalogue)):
+            query = parse_qsl(url.get_secret_value().partition("?")[2]) if url else ()
+            yield from ((f"{name} of the URL of {setting}", path) for name, path in query if name in _FILES_IN_URLS)
+        yield from ((name, os.environ[name]) for name in _FILES_OF_SDKS if os.environ.get(name))
 
     @model_validator(mode="after")
     def _results_are_kept(self) -> "Settings":
@@ -434,8 +467,7 @@ def _read_file(name: str | None) -> dict[str, Any]:
 
 def _parse_file(name: str) -> Any:
     try:
-        with Path(name).open("rb") as file:  # which may be a pipe, or a device without an end
-            text = file.read(_MAX_FILE + 1).decode()
+        text = read_input(name, _MAX_FILE + 1).decode()
         if len(text) > _MAX_FILE:
             raise SettingsError(f"ZOT_CONFIG names {name}, which has more than {_MAX_FILE} bytes")
         node = yaml.compose(text, yaml.SafeLoader)

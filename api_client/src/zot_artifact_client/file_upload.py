@@ -1,7 +1,9 @@
 """Send a file of this machine to the gateway, in parts that a broken line or a killed process does not lose."""
 
+import errno
 import hashlib
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from io import FileIO
@@ -44,8 +46,11 @@ def send_file(
         GatewayUnavailable, BrokerUnavailable: the bytes do not arrive, or their job cannot be sent.
         ClientError: the gateway refuses them.
     """
-    with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - any spelling of a path
-        size = os.fstat(file.fileno()).st_size
+    with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file, whose size is known before it is read", str(path))
+        size = found.st_size
         announced = {**fields, "size": size, "sha256": fields.get("sha256") or _sha256(file)}
         headers = {} if idempotency_key is None else {"Idempotency-Key": quote(idempotency_key, safe=":/")}
         created = gateway.ask("POST", "/v1/uploads?direct=true", announced, headers=headers, again=bool(headers))
@@ -76,6 +81,10 @@ def send_file(
 def _sha256(file: FileIO) -> str:
     digest = hashlib.file_digest(file, "sha256")
     return digest.hexdigest()
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # to open a FIFO would wait for its writer
 
 
 def _pieces(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers.tls import Authority
 from tests.unit.cli.test_status import Zot, catalogue, zot  # noqa: F401 - fixtures
 from worker import cli
 from worker.catalogue import Catalogue
@@ -12,13 +13,19 @@ from worker.catalogue import Catalogue
 
 @pytest.mark.usefixtures("catalogue")
 def test_what_cannot_be_served_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A port that is taken, a foreign address and files that are no certificate end with 2 and name the option."""
+    """A port that is taken, a foreign address and files that are no certificate end with 2 and name the option.
+
+    A certificate that has expired is named too.
+    """
     junk = tmp_path / "junk.pem"
     junk.write_text("junk of a secret")
+    Authority(tmp_path, "ours").context(expired=True)
+    expired = str(tmp_path / "server.pem")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         for arguments, way_out in (
             (["--port", port], "--port"),
+            (["--port", port, "--certificate", expired, "--key", expired], "it expired on"),
             (["--host", "203.0.113.1"], "--host"),
             (["--certificate", str(junk), "--key", str(junk)], "--certificate"),
             (["--certificate", str(junk)], "--key"),

@@ -463,6 +463,9 @@ def test_a_file_is_sent_without_a_shared_disk(
     assert sending.upload_file(tmp_path / "empty", "releases", "empty").state is JobState.QUEUED
     with pytest.raises(FileNotFoundError):
         sending.upload_file(tmp_path / "absent", "releases", "absent")
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(OSError, match="no regular file"):
+        sending.upload_file(tmp_path / "fifo", "releases", "fifo")
     with pytest.raises(NotAllowed):
         sending.upload_file(tmp_path / "app.tgz", "other", "app.tgz")
 
