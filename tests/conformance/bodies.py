@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import pytest
+
 from worker.storage import Digest
+
+
+def sizes(*parts_and_more: tuple[int, int]) -> pytest.MarkDecorator:
+    """Generate a case for each size: parts of the store under test, and bytes more; the argument `size` is in bytes."""
+    ids = [f"{parts}parts{more:+}" for parts, more in parts_and_more]
+    return pytest.mark.parametrize("size", parts_and_more, indirect=True, ids=ids)
 
 
 @lru_cache(maxsize=8)

@@ -61,12 +61,24 @@ def store(target: Target) -> Store:
     return target.store
 
 
+@pytest.fixture
+def size(request: pytest.FixtureRequest, target: Target) -> int:
+    """Return a size of `sizes` in bytes."""
+    parts, more = request.param
+    return int(parts * target.part + more)
+
+
 @dataclass(frozen=True)
 class BucketUnderTest:
-    """A bucket of one case, so that cases say only what they are about."""
+    """A bucket of one case, so that cases say only what they are about.
+
+    Attributes:
+        part: bytes of a part of the store.
+    """
 
     store: Store
     name: str
+    part: int
 
     @property
     def capabilities(self) -> Capabilities:
@@ -112,7 +124,7 @@ def bucket(target: Target, empty_buckets: list[str]) -> Iterator[BucketUnderTest
     if not empty_buckets:
         empty_buckets.append(f"b-{uuid.uuid4().hex[:12]}")
         target.store.create_bucket(empty_buckets[0])
-    bucket = BucketUnderTest(target.store, empty_buckets.pop())
+    bucket = BucketUnderTest(target.store, empty_buckets.pop(), target.part)
     yield bucket
     for row in list(target.store.list_objects(bucket.name)):
         bucket.delete(row.key)

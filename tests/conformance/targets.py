@@ -23,6 +23,12 @@ from worker.storage.configured_stores import open_driver
 PART = 5 * 1024 * 1024
 """Bytes; the smallest part that S3 allows."""
 
+SMALL_PART = 5 * 256 * 1024
+"""Bytes of a part where a store allows smaller ones: enough for several reads, and more than one small request takes.
+
+Cloud Storage takes multiples of 256 KiB.
+"""
+
 DATA_PATH = "auto"
 """How stores are configured unless a test says otherwise; `both_paths` and the kinds of stores change it."""
 NATIVE: dict[str, Any] = {"layout": "native", "buckets": ["b-*"], "reserved_bucket": "reserved"}
@@ -48,6 +54,7 @@ class Target:
         stale_files: finds what should not be there, without asking the driver.
         open_upload: begins a multipart upload beside the driver's back, where the store has those.
         forgets: whether a bucket that was emptied is as a new one.
+        part: bytes of a part, as the store is configured.
     """
 
     name: str
@@ -56,12 +63,13 @@ class Target:
     stale_files: Callable[[str], Iterable[str]] = lambda _bucket: ()
     open_upload: Callable[[str, str], None] | None = None
     forgets: bool = True
+    part: int = PART
 
 
 def memory() -> Target:
     from tests.memory_driver import MemoryDriver
 
-    return Target("memory", Store(MemoryDriver("memory")))
+    return Target("memory", Store(MemoryDriver("memory")), part=SMALL_PART)
 
 
 def filesystem(root: Path) -> Target:
@@ -72,7 +80,8 @@ def filesystem(root: Path) -> Target:
         yield from (str(path) for path in root.rglob(".zot-tmp-*"))
         yield from (str(path) for path in (root / ".zot" / "intents").rglob("*"))
 
-    return Target("filesystem", Store(driver, spool_dir=root.parent), lambda b, k: root / b / k, stale_files)
+    store = Store(driver, spool_dir=root.parent)
+    return Target("filesystem", store, lambda b, k: root / b / k, stale_files, part=SMALL_PART)
 
 
 def s3_ministack(server: Ministack, spool: Path) -> Target:
@@ -173,23 +182,23 @@ class GcsEndpoint(Protocol):
     def endpoint(self) -> str: ...
 
 
-def gcs(server: GcsEndpoint, spool: Path) -> Target:
-    return _gcs("gcs", server, spool)
+def gcs(server: GcsEndpoint, spool: Path, **changes: object) -> Target:
+    return _gcs("gcs", server, spool, **changes)
 
 
-def gcs_native(server: GcsEndpoint, spool: Path) -> Target:
-    return _gcs("gcs-native", server, spool, **native())
+def gcs_native(server: GcsEndpoint, spool: Path, **changes: object) -> Target:
+    return _gcs("gcs-native", server, spool, **native(), **changes)
 
 
-def gcs_resumable(server: GcsEndpoint, spool: Path) -> Target:
+def gcs_resumable(server: GcsEndpoint, spool: Path, **changes: object) -> Target:
     """Return the store for cold classes: large objects in one resumable upload, nothing composed."""
-    return _gcs("gcs-resumable", server, spool, compose=False)
+    return _gcs("gcs-resumable", server, spool, compose=False, **changes)
 
 
 def _gcs(name: str, server: GcsEndpoint, spool: Path, **changes: object) -> Target:
     config = gcs_config(server, **changes)
     make_gcs_bucket(server, str(config.bucket or config.reserved_bucket))
-    return Target(name, Store(open_driver(name, config), spool_dir=spool))
+    return Target(name, Store(open_driver(name, config), spool_dir=spool), part=config.part_size)
 
 
 def make_gcs_bucket(server: GcsEndpoint, real: str) -> None:
@@ -215,12 +224,12 @@ def gcs_config(server: GcsEndpoint, **changes: object) -> GcsConfig:
     )
 
 
-def azure(server: Azurite, spool: Path) -> Target:
-    return _azure("azure", server, spool)
+def azure(server: Azurite, spool: Path, **changes: object) -> Target:
+    return _azure("azure", server, spool, **changes)
 
 
-def azure_native(server: Azurite, spool: Path) -> Target:
-    return _azure("azure-native", server, spool, **native())
+def azure_native(server: Azurite, spool: Path, **changes: object) -> Target:
+    return _azure("azure-native", server, spool, **native(), **changes)
 
 
 def _azure(name: str, server: Azurite, spool: Path, **changes: object) -> Target:
@@ -243,7 +252,8 @@ def _azure(name: str, server: Azurite, spool: Path, **changes: object) -> Target
 
     store = Store(open_driver(name, config), spool_dir=spool)
     forgets = False  # azurite keeps blocks of a blob that was deleted, and lists them when new ones were discarded
-    return Target(name, store, stale_files=stale_files, open_upload=open_upload, forgets=forgets)
+    part = config.part_size
+    return Target(name, store, stale_files=stale_files, open_upload=open_upload, forgets=forgets, part=part)
 
 
 def azure_config(server: Azurite, **changes: object) -> AzureConfig:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.conformance.bodies import digest_of, some_bytes, source
+from tests.conformance.bodies import digest_of, sizes, some_bytes, source
 from tests.conformance.conftest import BucketUnderTest
 from tests.conformance.targets import PART, Target
 from tests.conformance.test_properties import PROPERTIES
@@ -94,7 +94,7 @@ def test_where_there_is_no_way_nothing_is_done(bucket: BucketUnderTest, twin: St
         twin.delete_object(bucket.name, "app")
 
 
-@pytest.mark.parametrize("size", [1, PART, 2 * PART + 3])
+@sizes((0, 1), (1, 0), (2, 3))
 def test_the_whole_object_is_copied(pair: Pair, size: int) -> None:
     """An object of any size is copied byte for byte, above the limit of one request too; the stat is the copy's."""
     data = some_bytes(size)
@@ -105,7 +105,7 @@ def test_the_whole_object_is_copied(pair: Pair, size: int) -> None:
     assert (made.size, made.version, made.sha256) == (size, there.version, digest_of(data).sha256)
 
 
-@pytest.mark.parametrize("size", [10, PART + 1])
+@sizes((0, 10), (1, 1))
 def test_nothing_is_inherited_beside_the_bytes(pair: Pair, size: int) -> None:
     """Digest, metadata and the writer's token are those of this copy, whatever the original has."""
     data = some_bytes(size)
@@ -116,7 +116,7 @@ def test_nothing_is_inherited_beside_the_bytes(pair: Pair, size: int) -> None:
 
 
 @pytest.mark.parametrize("properties", [ObjectProperties(), PROPERTIES])
-@pytest.mark.parametrize("size", [10, PART + 1])
+@sizes((0, 10), (1, 1))
 def test_properties_are_those_that_were_asked_for(pair: Pair, size: int, properties: ObjectProperties) -> None:
     """Content-Type and the other headers are those of this copy, and none where none are given."""
     data = some_bytes(size)
@@ -135,7 +135,7 @@ def test_an_empty_object_goes_another_way(pair: Pair) -> None:
     assert pair.twin.copy_object(pair.bucket.store, pair.bucket.name, "app", digest_of(b"")) is None
 
 
-@pytest.mark.parametrize("size", [10, PART + 1])
+@sizes((0, 10), (1, 1))
 def test_what_is_there_stays(pair: Pair, size: int) -> None:
     """A copy is made only where no object is; bytes that are not verified replace no others."""
     pair.bucket.write("app", some_bytes(size))
@@ -145,7 +145,7 @@ def test_what_is_there_stays(pair: Pair, size: int) -> None:
     assert (pair.read("app"), pair.stat("app").version) == (NEW, before.version)
 
 
-@pytest.mark.parametrize("size", [10, PART + 1])
+@sizes((0, 10), (1, 1))
 def test_an_original_that_changes_after_the_look(pair: Pair, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """An original that is overwritten between its inspection and the copy is an error and no copy."""
     data = some_bytes(size)
@@ -164,13 +164,13 @@ def test_an_original_that_changes_after_the_look(pair: Pair, size: int, monkeypa
 
 def test_an_original_that_changes_in_the_middle(pair: Pair) -> None:
     """An original that is overwritten between two requests is an error, and no mixture of two objects."""
-    data, calls = some_bytes(2 * PART), list[int]()
+    data, calls = some_bytes(2 * pair.bucket.part), list[int]()
     pair.bucket.write("app", data)
 
     def between() -> None:
         calls.append(1)
         if len(calls) == 2:
-            pair.bucket.write("app", some_bytes(2 * PART, 1))
+            pair.bucket.write("app", some_bytes(len(data), 1))
 
     try:
         pair.copy("app", digest_of(data), between=between)
@@ -199,8 +199,8 @@ class Stop(Exception):
 
 def test_a_copy_can_be_stopped(pair: Pair) -> None:
     """A copy that is stopped between its requests leaves nothing visible, and nothing unfinished."""
-    pair.bucket.write("app", some_bytes(2 * PART + 3))
-    calls = list[int]()
+    data, calls = some_bytes(2 * pair.bucket.part + 3), list[int]()
+    pair.bucket.write("app", data)
 
     def stop() -> None:
         calls.append(1)
@@ -208,12 +208,12 @@ def test_a_copy_can_be_stopped(pair: Pair) -> None:
             raise Stop
 
     try:
-        pair.copy("app", digest_of(some_bytes(2 * PART + 3)), between=stop)
+        pair.copy("app", digest_of(data), between=stop)
     except Stop:
         assert not pair.twin.object_exists(pair.bucket.name, "app")
     else:  # the provider was done with its first request
         assert not isinstance(pair.twin._driver, S3Driver)
-        assert pair.read("app") == some_bytes(2 * PART + 3)
+        assert pair.read("app") == data
 
 
 def test_difficult_keys(pair: Pair) -> None:

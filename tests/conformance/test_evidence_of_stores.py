@@ -2,9 +2,8 @@
 
 import pytest
 
-from tests.conformance.bodies import digest_of, some_bytes
+from tests.conformance.bodies import digest_of, sizes, some_bytes
 from tests.conformance.conftest import BucketUnderTest
-from tests.conformance.targets import PART
 from worker.artifacts.check_without_reading import compare_listed, compare_stat
 from worker.catalogue import RecordedEvidence
 from worker.storage import ObjectStat
@@ -17,7 +16,7 @@ def recorded(key: str, data: bytes, written: ObjectStat) -> RecordedEvidence:
 
 
 @pytest.mark.unless("layout")
-@pytest.mark.parametrize("size", [0, 5, 2 * PART + 3])
+@sizes((0, 0), (0, 5), (2, 3))
 def test_evidence_agrees_until_the_object_is_written_anew(bucket: BucketUnderTest, size: int) -> None:
     """By stat and by listing, of objects in one request and in parts; other bytes of the same size differ."""
     data = some_bytes(size)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conformance.bodies import digest_of, some_bytes, source
 from tests.conformance.conftest import BucketUnderTest
-from tests.conformance.targets import PART, Target
+from tests.conformance.targets import Target
 from worker.storage import Condition, Match, ObjectStat, Store
 from worker.storage.driver import Part, WriteInfo
 from worker.storage.errors import AlreadyExists, NotFound, PreconditionFailed, StorageError
@@ -20,13 +20,12 @@ from worker.storage.integrity.verifying_reader import VerifyingReader
 from worker.storage.transfer.split_into_parts import spool_part
 
 pytestmark = pytest.mark.needs("parts")
-DATA = some_bytes(2 * PART + 3)
 OLD = b"what was there"
 
 
 @dataclass(frozen=True)
 class Writing:
-    """One write in parts of PART bytes each, and a smaller last one."""
+    """One write in parts, the last of them smaller."""
 
     driver: Any
     bucket: str
@@ -34,13 +33,14 @@ class Writing:
     data: bytes
     info: WriteInfo
     token: str
+    part: int
 
     @property
     def numbers(self) -> range:
-        return range(1, -(-len(self.data) // PART) + 1)
+        return range(1, -(-len(self.data) // self.part) + 1)
 
     def bytes_of(self, number: int) -> bytes:
-        return self.data[(number - 1) * PART : number * PART]
+        return self.data[(number - 1) * self.part : number * self.part]
 
     def put(self, number: int, data: bytes | None = None) -> Part:
         sent: Part = self.driver.upload_part(
@@ -65,15 +65,24 @@ class Writing:
         self.driver.abort_upload(self.bucket, self.key, self.token)
 
 
+def three_parts(bucket: BucketUnderTest) -> bytes:
+    """Return two whole parts and a small one."""
+    return some_bytes(2 * bucket.part + 3)
+
+
 @contextmanager
 def begun(
-    bucket: BucketUnderTest, data: bytes = DATA, key: str = "releases/app.tgz", **metadata: str
+    bucket: BucketUnderTest, data: bytes | None = None, key: str = "releases/app.tgz", **metadata: str
 ) -> Iterator[Writing]:
-    """Begin a write in parts; end it whatever the case makes of it, so that only what `abort_upload` leaves is left."""
+    """Begin a write in parts, of three parts by default.
+
+    It is ended whatever the case makes of it, so that only what `abort_upload` leaves is left.
+    """
     driver: Any = bucket.store._driver
+    data = three_parts(bucket) if data is None else data
     digest = digest_of(data)
     info = WriteInfo(digest.size, digest.sha256, metadata)
-    writing = Writing(driver, bucket.name, key, data, info, driver.begin_upload(bucket.name, key, info))
+    writing = Writing(driver, bucket.name, key, data, info, driver.begin_upload(bucket.name, key, info), bucket.part)
     try:
         yield writing
     finally:
@@ -95,7 +104,7 @@ class TestPuttingParts:
         """The stated limits let parts of every allowed size make up the largest object."""
         limits = bucket.capabilities.parts
         assert limits is not None
-        assert 0 < limits.min_size <= PART <= limits.max_size
+        assert 0 < limits.min_size <= bucket.part <= limits.max_size
         assert limits.max_parts >= 1_000
         assert bucket.capabilities.max_object_size is not None
         assert limits.max_size * limits.max_parts >= bucket.capabilities.max_object_size
@@ -106,11 +115,11 @@ class TestPuttingParts:
             for number in reversed(writing.numbers):
                 writing.put(number)
             writing.complete(writing.parts())
-            assert bucket.read(writing.key) == DATA
+            assert bucket.read(writing.key) == writing.data
 
     def test_from_several_threads(self, bucket: BucketUnderTest) -> None:
         """Parts may be sent by several threads at once."""
-        data = some_bytes(4 * PART + 3)
+        data = some_bytes(4 * bucket.part + 3)
         with begun(bucket, data) as writing, ThreadPoolExecutor(4) as pool:
             parts = list(pool.map(writing.put, writing.numbers))
             assert writing.parts() == parts
@@ -123,62 +132,66 @@ class TestPuttingParts:
             assert writing.parts() == []
             third, first = writing.put(3), writing.put(1)
             assert writing.parts() == [first, third]
-            assert [(part.number, part.size) for part in writing.parts()] == [(1, PART), (3, 3)]
+            assert [(part.number, part.size) for part in writing.parts()] == [(1, bucket.part), (3, 3)]
 
     def test_part_of_a_bytearray(self, bucket: BucketUnderTest) -> None:
         """A part may be a buffer that is filled again as soon as it was sent."""
-        buffer = bytearray(DATA[:PART])
-        with begun(bucket, DATA[:PART]) as writing:
+        data = some_bytes(bucket.part)
+        buffer = bytearray(data)
+        with begun(bucket, data) as writing:
             part = writing.driver.upload_part(bucket.name, writing.key, writing.token, 1, buffer)
-            buffer[:] = b"!" * PART
+            buffer[:] = b"!" * bucket.part
             writing.complete([part])
-            assert bucket.read(writing.key) == DATA[:PART]
+            assert bucket.read(writing.key) == data
 
     def test_parts_from_the_disk(self, bucket: BucketUnderTest, tmp_path: Path) -> None:
         """With less memory than a part takes, an object goes through files, which are gone when it is there."""
-        store = Store(bucket.store._driver, spool_dir=tmp_path, memory=PART - 1)
-        digest = digest_of(DATA)
-        store.write_object(bucket.name, "large", source(DATA), size=digest.size, sha256=digest.sha256)
-        assert bucket.read("large") == DATA
+        store = Store(bucket.store._driver, spool_dir=tmp_path, memory=bucket.part - 1)
+        data = three_parts(bucket)
+        digest = digest_of(data)
+        store.write_object(bucket.name, "large", source(data), size=digest.size, sha256=digest.sha256)
+        assert bucket.read("large") == data
         assert (left_in(bucket), list(tmp_path.iterdir())) == ([], [])
 
     @pytest.mark.unless("part_again")
     def test_part_file_again(self, bucket: BucketUnderTest, tmp_path: Path) -> None:
         """A part that is a file may be sent again, as after a lost answer; it is read from its beginning."""
-        with begun(bucket, DATA[:PART]) as writing, spool_part(VerifyingReader(source(DATA)), PART, tmp_path) as part:
+        data = three_parts(bucket)[: bucket.part]
+        reader = VerifyingReader(source(three_parts(bucket)))
+        with begun(bucket, data) as writing, spool_part(reader, bucket.part, tmp_path) as part:
             sent = [writing.driver.upload_part(bucket.name, writing.key, writing.token, 1, part) for _ in range(2)]
             assert writing.parts() == sent[1:]
             writing.complete(sent[1:])
-            assert bucket.read(writing.key) == DATA[:PART]
+            assert bucket.read(writing.key) == data
 
     def test_same_part_again(self, bucket: BucketUnderTest) -> None:
         """A part that is sent again with the same bytes, as after a lost answer, is that part."""
         with begun(bucket) as writing:
             parts = writing.put_all()
             again = writing.put(2)
-            assert (again.number, again.size) == (2, PART)
+            assert (again.number, again.size) == (2, bucket.part)
             assert writing.parts() == [parts[0], again, parts[2]]
             writing.complete(writing.parts())
-            assert bucket.read(writing.key) == DATA
+            assert bucket.read(writing.key) == writing.data
 
     @pytest.mark.unless("part_again")
     def test_other_part_again(self, bucket: BucketUnderTest) -> None:
         """A part that is sent again with other bytes replaces the one that was there, and has another tag."""
         with begun(bucket) as writing:
             parts = writing.put_all()
-            wrong = writing.put(2, some_bytes(PART, 2))
+            wrong = writing.put(2, some_bytes(bucket.part, 2))
             right = writing.put(2)
             assert wrong.tag not in {parts[1].tag, right.tag}
             assert writing.parts() == [parts[0], right, parts[2]]
             writing.complete(writing.parts())
-            assert bucket.read(writing.key) == DATA
+            assert bucket.read(writing.key) == writing.data
 
     def test_two_writes_of_one_key(self, bucket: BucketUnderTest) -> None:
         """Two writes in parts of one key do not see each other's parts; the last to be completed stays.
 
         Where the store states that parts are exclusive, the first to be completed ends the other.
         """
-        with begun(bucket) as one, begun(bucket, DATA[::-1]) as two:
+        with begun(bucket) as one, begun(bucket, three_parts(bucket)[::-1]) as two:
             parts = [writing.put_all() for writing in (one, two)]
             assert [one.parts(), two.parts()] == parts
             one.complete(parts[0])
@@ -206,7 +219,7 @@ class TestPuttingParts:
                 assert exclusive(bucket)
                 assert bucket.read(writing.key) == OLD
             else:
-                assert bucket.read(writing.key) == DATA
+                assert bucket.read(writing.key) == writing.data
 
 
 class TestCompleting:
@@ -216,8 +229,8 @@ class TestCompleting:
         with begun(bucket, owner="Zoë  <z@example.com>", note="100%") as writing:
             written = writing.complete(writing.put_all())
             asked = bucket.stat(writing.key)
-            assert bucket.read(writing.key) == DATA
-            assert (asked.size, asked.sha256) == (len(DATA), digest_of(DATA).sha256)
+            assert bucket.read(writing.key) == writing.data
+            assert (asked.size, asked.sha256) == (len(writing.data), digest_of(writing.data).sha256)
             assert asked.metadata == (writing.info.metadata if bucket.capabilities.user_metadata else {})
             assert (written.size, written.version, written.sha256) == (asked.size, asked.version, asked.sha256)
             assert abs((written.modified - asked.modified).total_seconds()) < 5
@@ -236,7 +249,7 @@ class TestCompleting:
             for number in (2, 3):
                 writing.put(number)
             writing.complete(writing.parts())
-            assert bucket.read(writing.key) == DATA
+            assert bucket.read(writing.key) == writing.data
 
     def test_nothing_is_visible_before(self, bucket: BucketUnderTest) -> None:
         """Until it is completed neither the object nor anything of its parts can be seen, nor the old one be harmed."""
@@ -249,7 +262,7 @@ class TestCompleting:
     @pytest.mark.unless("part_left_out")
     def test_exactly_these_parts(self, bucket: BucketUnderTest) -> None:
         """A part that is not named is not in the object."""
-        with begun(bucket, DATA[: 2 * PART]) as writing:
+        with begun(bucket, some_bytes(2 * bucket.part)) as writing:
             parts = writing.put_all()
             writing.put(3, b"too much")
             writing.complete(parts)
@@ -261,7 +274,7 @@ class TestCompleting:
         bucket.write("releases/app.tgz", OLD)
         with begun(bucket) as writing:
             parts = writing.put_all()
-            writing.put(2, some_bytes(PART, 2))
+            writing.put(2, some_bytes(bucket.part, 2))
             with pytest.raises(StorageError, match=writing.key):
                 writing.complete(parts)
             assert bucket.read(writing.key) == OLD
@@ -289,7 +302,7 @@ class TestCompleting:
             with pytest.raises(AlreadyExists, match="old"):
                 old.complete(old.put_all(), "create_only")
             new.complete(new.put_all(), "create_only")
-            assert (bucket.read("old"), bucket.read(new.key)) == (OLD, DATA)
+            assert (bucket.read("old"), bucket.read(new.key)) == (OLD, new.data)
 
     @pytest.mark.unless("layout")
     def test_match(self, bucket: BucketUnderTest) -> None:
@@ -298,10 +311,10 @@ class TestCompleting:
         with begun(bucket, key="app") as writing:
             second = writing.complete(writing.put_all(), Match(first.version))
             assert bucket.stat("app").version == second.version
-        with begun(bucket, DATA[::-1], key="app") as late:
+        with begun(bucket, three_parts(bucket)[::-1], key="app") as late:
             with pytest.raises(PreconditionFailed, match="app"):
                 late.complete(late.put_all(), Match(first.version))
-            assert bucket.read("app") == DATA
+            assert bucket.read("app") == writing.data
 
     @pytest.mark.unless("layout")
     def test_match_nothing(self, bucket: BucketUnderTest) -> None:
@@ -323,13 +336,13 @@ class TestCompleting:
                 writing.complete(parts, "create_only")
             assert writing.parts() == parts
             writing.complete(parts)
-            assert bucket.read("app") == DATA
+            assert bucket.read("app") == writing.data
 
     @pytest.mark.unless("layout")
     @pytest.mark.unless("race")
     def test_create_only_race(self, bucket: BucketUnderTest) -> None:
         """Of four who complete create-only writes of one key at once one wins, where the store states conditions."""
-        writings = [begun(bucket, some_bytes(PART + 1, seed), key="app") for seed in range(4)]
+        writings = [begun(bucket, some_bytes(bucket.part + 1, seed), key="app") for seed in range(4)]
         with writings[0] as a, writings[1] as b, writings[2] as c, writings[3] as d:
             sent = [(writing, writing.put_all()) for writing in (a, b, c, d)]
 
@@ -378,7 +391,7 @@ class TestEnding:
         with begun(bucket) as writing:
             writing.complete(writing.put_all())
             writing.abort()
-            assert bucket.read(writing.key) == DATA
+            assert bucket.read(writing.key) == writing.data
 
     @pytest.mark.parametrize("ending", ["complete", "abort"])
     def test_token_ends_with_the_write(self, bucket: BucketUnderTest, ending: str) -> None:

@@ -2,9 +2,8 @@
 
 import pytest
 
-from tests.conformance.bodies import some_bytes, source
+from tests.conformance.bodies import sizes, some_bytes, source
 from tests.conformance.conftest import BucketUnderTest
-from tests.conformance.targets import PART
 from worker.storage.driver import ObjectProperties
 from worker.storage.errors import InvalidMetadata
 
@@ -18,7 +17,7 @@ PROPERTIES = ObjectProperties(
 )
 
 
-@pytest.mark.parametrize("size", [5, PART + 1])
+@sizes((0, 5), (1, 1))
 def test_properties_come_back(bucket: BucketUnderTest, size: int) -> None:
     """Content-Type, -Encoding, -Disposition, -Language and Cache-Control are kept by one request and by parts."""
     if not bucket.capabilities.properties:

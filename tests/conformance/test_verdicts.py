@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance.bodies import digest_of, some_bytes
+from tests.conformance.bodies import digest_of, sizes, some_bytes
 from tests.conformance.conftest import BucketUnderTest
-from tests.conformance.targets import PART, Target
+from tests.conformance.targets import Target
 from worker.storage import Digest, Verdict
 from worker.storage.errors import DigestMismatch, SizeMismatch
 
 pytestmark = pytest.mark.reads
-SIZES = (10, PART + 1)
+SIZES = ((0, 10), (1, 1))
 
 
 class TestVerdicts:
-    @pytest.mark.parametrize("size", [0, *SIZES])
+    @sizes((0, 0), *SIZES)
     def test_verified(self, bucket: BucketUnderTest, size: int) -> None:
         """Good bytes are `verified`, by the recorded digest and by the one beside the object."""
         data = some_bytes(size)
@@ -47,7 +47,7 @@ class TestVerdicts:
 class TestRot:
     """Where the objects are files, bytes are changed behind the store's back."""
 
-    @pytest.mark.parametrize("size", SIZES)
+    @sizes(*SIZES)
     def test_flipped_byte(self, bucket: BucketUnderTest, target: Target, size: int) -> None:
         """One flipped byte is `corrupt` by the digest beside the object, and a full read raises at its end."""
         bucket.write("app", some_bytes(size))

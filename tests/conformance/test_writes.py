@@ -5,48 +5,48 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.conformance.bodies import Breaking, digest_of, some_bytes, source
+from tests.conformance.bodies import Breaking, digest_of, sizes, some_bytes, source
 from tests.conformance.conftest import BucketUnderTest
-from tests.conformance.targets import PART
 from worker.storage import Condition, Digest, Match
 from worker.storage.errors import AlreadyExists, DigestMismatch, PreconditionFailed, SizeMismatch, StorageError
 
 OLD = b"what was there"
-SIZES = (7, PART + 1)
+SIZES = ((0, 7), (1, 1))
 
 
 @pytest.mark.unless("layout")
 class TestFailedWrites:
     @pytest.mark.parametrize("error", [RuntimeError("torn"), OSError("disk"), KeyboardInterrupt(), SystemExit(1)])
-    @pytest.mark.parametrize("sent", [0, 7, 2 * PART])
-    def test_body_that_breaks(self, bucket: BucketUnderTest, sent: int, error: BaseException) -> None:
+    @sizes((0, 0), (0, 7), (2, 0))
+    def test_body_that_breaks(self, bucket: BucketUnderTest, size: int, error: BaseException) -> None:
         """Whatever ends a body in the middle passes through, nothing becomes visible and the old content stays."""
-        whole = digest_of(some_bytes(2 * PART + 3))
+        data = some_bytes(2 * bucket.part + 3)
+        whole = digest_of(data)
         bucket.write("old", OLD)
         for key in ("new", "old"):
             with pytest.raises(type(error)):
                 bucket.store.write_object(
                     bucket.name,
                     key,
-                    Breaking(some_bytes(2 * PART + 3)[:sent], error),
+                    Breaking(data[:size], error),
                     size=whole.size,
                     sha256=whole.sha256,
                 )
         assert bucket.keys() == ["old"]
         assert bucket.read("old") == OLD
 
-    @pytest.mark.parametrize("size", SIZES)
+    @sizes(*SIZES)
     def test_wrong_digest(self, bucket: BucketUnderTest, size: int) -> None:
         """Bytes that are not those announced are refused at their end, before anything becomes visible."""
         self._assert_refused(bucket, some_bytes(size), Digest(size, "0" * 64), DigestMismatch)
 
-    @pytest.mark.parametrize("size", SIZES)
+    @sizes(*SIZES)
     def test_too_few_bytes(self, bucket: BucketUnderTest, size: int) -> None:
         """A body that ends early is refused."""
         data = some_bytes(size)
         self._assert_refused(bucket, data[:-1], digest_of(data), SizeMismatch)
 
-    @pytest.mark.parametrize("size", SIZES)
+    @sizes(*SIZES)
     def test_too_many_bytes(self, bucket: BucketUnderTest, size: int) -> None:
         """A body that does not end where it should is refused."""
         data = some_bytes(size)
@@ -66,7 +66,7 @@ class TestFailedWrites:
 @pytest.mark.reads
 class TestConditions:
     @pytest.mark.unless("layout")
-    @pytest.mark.parametrize("size", SIZES)
+    @sizes(*SIZES)
     def test_create_only(self, bucket: BucketUnderTest, size: int) -> None:
         """A create-only write succeeds once; the second is refused and changes nothing."""
         bucket.write("app", some_bytes(size, 1), "create_only")
@@ -75,7 +75,7 @@ class TestConditions:
         assert bucket.read("app") == some_bytes(size, 1)
 
     @pytest.mark.reads
-    @pytest.mark.parametrize("size", SIZES)
+    @sizes(*SIZES)
     def test_match(self, bucket: BucketUnderTest, size: int) -> None:
         """A write over a named version succeeds over that one and is refused over any other."""
         first = bucket.write("app", some_bytes(size, 1))
@@ -86,7 +86,7 @@ class TestConditions:
         assert bucket.stat("app").version == second.version
 
     @pytest.mark.unless("layout")
-    @pytest.mark.parametrize("size", SIZES)
+    @sizes(*SIZES)
     def test_match_nothing(self, bucket: BucketUnderTest, size: int) -> None:
         """A write over a named version is refused where nothing is."""
         version = bucket.write("app", b"x").version
@@ -107,7 +107,7 @@ class TestConditions:
 
     @pytest.mark.unless("layout")
     @pytest.mark.unless("race")
-    @pytest.mark.parametrize("size", SIZES)
+    @sizes(*SIZES)
     def test_create_only_race(self, bucket: BucketUnderTest, size: int) -> None:
         """Of eight who create one key at once exactly one wins, where the store states conditional writes."""
         outcomes = race(bucket, "create_only", size)
@@ -138,7 +138,7 @@ class TestConditions:
 class TestSources:
     def test_unknown_size(self, bucket: BucketUnderTest) -> None:
         """A stream of unknown size and digest is stored, and its digest is found on the way."""
-        data = some_bytes(PART + 1)
+        data = some_bytes(bucket.part + 1)
         stat, digest = bucket.store.write_object(bucket.name, "app", source(data))
         assert (stat.sha256, digest) == (digest_of(data).sha256, digest_of(data))
 
