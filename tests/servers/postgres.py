@@ -70,8 +70,9 @@ class Postgres(Server):
             self._execute("CREATE DATABASE migrated")
             Catalogue(self.url("migrated")).close()
             self._migrated = True
-        name = f"test_{secrets.token_hex(8)}"
-        self._execute(f"CREATE DATABASE {name} TEMPLATE {'migrated' if migrated else 'template0'}")
+        name, template = f"test_{secrets.token_hex(8)}", "migrated" if migrated else "template0"
+        # To copy the files takes a third of the processor time of copying block by block through the log.
+        self._execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
         try:
             yield self.url(name)
         finally:

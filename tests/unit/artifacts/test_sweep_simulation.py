@@ -4,6 +4,7 @@ The planner, the claims and the catalogue are the real ones; see `tests/simulati
 """
 
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
@@ -18,8 +19,8 @@ COPIES, SIZE = 12_000, 1_000_000
 
 
 @pytest.fixture(scope="module")
-def simulation(tmp_path_factory: pytest.TempPathFactory) -> Simulation:
-    simulated = Simulation(tmp_path_factory.mktemp("home"), 4800, period=3 * DAY, every=HOUR, end=1.9)
+def simulation(database_directory: Path) -> Simulation:
+    simulated = Simulation(database_directory / "simulation", 4800, period=3 * DAY, every=HOUR, end=1.9)
     simulated.run()
     return simulated
 
