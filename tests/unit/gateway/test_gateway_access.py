@@ -17,6 +17,7 @@ import httpx
 import pytest
 from limits import RateLimitItemPerMinute
 from pydantic import ByteSize
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tests.unit.gateway.conftest import Gateway, serving
 from worker import clock
@@ -247,6 +248,20 @@ def test_a_client_that_takes_nothing_holds_no_slot(
             stuck.sendall(f"{head}\r\n\r\n".encode())
             assert stuck.recv(12) == b"HTTP/1.1 200"
             assert client.get("/v1/objects/releases/app.tgz").content == content
+
+
+def test_an_answer_waits_for_no_acknowledgement(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel sends what is written at once; else each body follows its head when the client has acknowledged it."""
+    at_once = []
+    before = H11Protocol.connection_made
+
+    def connection_made(protocol: H11Protocol, transport: Any) -> None:
+        at_once.append(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        before(protocol, transport)
+
+    monkeypatch.setattr(H11Protocol, "connection_made", connection_made)
+    gateway.client().get("/healthz").raise_for_status()
+    assert at_once == [1]
 
 
 def test_tls_is_served_with_the_given_certificate(gateway: Gateway, tmp_path: Path) -> None:
