@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from worker.storage.driver import Body, Digest, ObjectStat, StaleUpload
+from worker.storage.driver import ObjectStat, StaleUpload
 from worker.storage.errors import InvalidKey, StorageError, UnexpectedAnswer
 
 _Class = TypeVar("_Class", bound=type)
@@ -32,49 +32,13 @@ def exception_boundary(driver: _Class) -> _Class:
     return driver
 
 
-class _Caller:
-    """Keeps the exception that the caller's body or callback raised."""
-
-    def __init__(self) -> None:
-        self.raised: BaseException | None = None
-
-    def wrap(self, argument: Any) -> Any:
-        if hasattr(argument, "read") and hasattr(type(argument), "digest"):  # it has a digest at its end only
-            return _CallersBody(argument, self)
-        if callable(argument) and not isinstance(argument, type):
-            return self._wrap_call(argument)
-        return argument
-
-    def _wrap_call(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def remembering(*args: Any) -> Any:
-            try:
-                return call(*args)
-            except BaseException as error:
-                self.raised = error
-                raise
-
-        return remembering
-
-
-class _CallersBody:
-    def __init__(self, body: Body, caller: _Caller) -> None:
-        self._body = body
-        self.read = caller._wrap_call(body.read)  # noqa: SLF001
-
-    @property
-    def digest(self) -> Digest:
-        return self._body.digest
-
-
 def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def guarded(self: Any, *args: Any, **kwargs: Any) -> Any:
-        caller = _Caller()
         try:
-            wrapped = {name: caller.wrap(value) for name, value in kwargs.items()}
-            result = method(self, *map(caller.wrap, args), **wrapped)
+            result = method(self, *args, **kwargs)
         except Exception as error:
-            if error is caller.raised or _passes(error):
+            if _passes(error) or _is_of_caller(error, [*args, *kwargs.values()]):
                 raise
             raise _translated(self, error, args)  # noqa: B904 - it has its cause; a variable of it would be a cycle
         return _guarded_iterator(self, result, args) if isinstance(result, Iterator) else result
@@ -93,6 +57,16 @@ def _guarded_iterator(driver: Any, rows: Iterator[Any], args: tuple[Any, ...]) -
 
 def _passes(error: Exception) -> bool:
     return isinstance(error, StorageError) or type(error).__module__.partition(".")[0] in _NOT_OF_A_STORE
+
+
+def _is_of_caller(error: Exception, arguments: list[Any]) -> bool:
+    """Return whether an argument of the call has raised the error: the traceback then leads through its function."""
+    calls = [argument.read if hasattr(argument, "read") else argument for argument in arguments]
+    codes = {getattr(getattr(call, "func", call), "__code__", None) for call in calls} - {None}  # `func` of a partial
+    passed = error.__traceback__
+    while passed is not None and passed.tb_frame.f_code not in codes:
+        passed = passed.tb_next
+    return passed is not None
 
 
 def _translated(driver: Any, error: Exception, args: tuple[Any, ...]) -> StorageError:

@@ -128,14 +128,15 @@ class ObjectFiles:
     def create(
         self, directory: int, path: ObjectPath, temp: TempFile, sidecar: TempFile | None, *, exclusive: bool
     ) -> bool:
-        """Place finished files as a new object and its sidecar, if no file has their names.
+        """Place finished files as a new object and its sidecar, if no file has their names; under its lock.
 
-        As `commit`, but the directory is not synced: the caller does that, once for many objects. Returns False, with
-        nothing changed, where another file has one of the names or the sidecar has no mark.
+        It needs no `prepare`: a dead writer left nothing that counts for an object without files. Nor is the directory
+        synced: the caller does that, once for many objects. Returns False, with nothing changed, where another file has
+        one of the names, the key has the name of a sidecar, or the sidecar has no mark.
         """
-        if sidecar is not None and sidecar.digest is None:
+        if path.plain.endswith(SIDECAR) or (sidecar is not None and sidecar.digest is None):
             return False
-        for name in (path.leaf, path.sidecar, path.hidden_sidecar):
+        for name in (path.leaf, path.sidecar, path.hidden_sidecar, path.sidecar + SIDECAR):
             if _exists(directory, name):
                 return False
         if sidecar is not None:
@@ -419,7 +420,7 @@ def _is_sidecar(directory: int, name: str) -> bool:
 
 def _exists(directory: int, name: str) -> bool:
     try:
-        stat_of(directory, name)
+        os.stat(name, dir_fd=directory, follow_symlinks=False)
     except OSError as error:
         if error.errno in {errno.ENOENT, errno.ENAMETOOLONG}:
             return False

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Self, cast
 
-from worker.storage.driver import Condition, ObjectStat, SmallPut
+from worker.storage.driver import Condition, Match, ObjectStat, SmallPut
 from worker.storage.errors import StorageError
 from worker.storage.filesystem.atomic_write import ObjectFiles
 from worker.storage.filesystem.layout import ObjectPath
@@ -143,9 +143,12 @@ class BulkWrite:
             file.move_to(directory)
         with self._tree.locked(path.lock):
             self._rules.name(path)  # again: another writer may have taken the name meanwhile
-            self._files.prepare(directory, path)
-            self._rules.condition(directory, path, put.condition)
-            if not self._files.create(directory, path, data, item.sidecar, exclusive=True):
+            created = not isinstance(put.condition, Match) and self._files.create(
+                directory, path, data, item.sidecar, exclusive=True
+            )
+            if not created:
+                self._files.prepare(directory, path)
+                self._rules.condition(directory, path, put.condition)
                 exclusive = put.condition == "create_only"
                 self._files.commit(directory, path, data, put.body.digest.sha256, exclusive=exclusive)
             item.stat = object_stat(path, data.stat, put.body.digest.sha256)

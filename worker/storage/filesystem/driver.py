@@ -101,7 +101,8 @@ class FilesystemDriver:
             temp.stamp()
             digest = body.digest.sha256
             in_attribute = self._attributes and temp.keep_digest(digest)
-            if in_attribute or self._files.current(directory, path) is not None:
+            creates = condition == "create_only" or (condition is None and self._files.current(directory, path) is None)
+            if in_attribute or not creates:
                 temp.sync()
                 return self._commit(directory, path, temp, digest, condition)
             with closing(self._temp_file(directory)) as sidecar:
@@ -302,11 +303,11 @@ class FilesystemDriver:
         exclusive = condition == "create_only"
         with self._tree.locked(path.lock):
             self._check_name(path)  # checked again: another writer may have taken the name
-            self._files.prepare(directory, path)
-            self._check_condition(directory, path, condition)
             if sidecar and self._files.create(directory, path, temp, sidecar, exclusive=exclusive):
                 os.fsync(directory)
             else:
+                self._files.prepare(directory, path)
+                self._check_condition(directory, path, condition)
                 self._files.commit(directory, path, temp, sha256, exclusive=exclusive)
             return object_stat(path, temp.stat, sha256)
 

@@ -32,11 +32,6 @@ def version_of(stat: os.stat_result) -> str:
     return f"{stat.st_ino:x}-{stat.st_mtime_ns:x}-{stat.st_size:x}"
 
 
-def modified_of(stat: os.stat_result) -> datetime:
-    """Return when the bytes were written."""
-    return to_time(stat.st_mtime)
-
-
 def to_time(seconds: float) -> datetime:
     """Return a time of the disk, or the epoch for one outside the years 1 to 9999: no decision depends on it."""
     try:
@@ -105,7 +100,7 @@ class Listing:
                     continue
                 try:
                     stat = stat_of(directory, entry.name)
-                    rows.append(ListedObject(entry.key, stat.st_size, version_of(stat), modified_of(stat)))
+                    rows.append(ListedObject(entry.key, stat.st_size, version_of(stat), to_time(stat.st_mtime)))
                 except FileNotFoundError:
                     continue  # deleted since the directory was read
                 except OSError as error:

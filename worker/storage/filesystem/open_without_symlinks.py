@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+_LOCK = os.O_RDWR | os.O_NOFOLLOW
 
 UNREADABLE = {errno.EACCES, errno.EPERM, errno.EIO, errno.EBADMSG, errno.EUCLEAN}
 """The error numbers of a directory or a file that cannot be read although the disk works."""
@@ -129,7 +130,7 @@ class Tree:
         """
         if create and self._folds is None:
             os.close(self.create_directory((OWN,))[0])
-        if self.folds_names is None:  # most disks
+        if self._folds == "" or self.folds_names is None:  # most disks
             return None
         for depth, name in enumerate(path):
             with self.directory_or_none(path[:depth]) as directory:
@@ -284,7 +285,9 @@ class Tree:
         """
         directory, _ = self.create_directory(LOCKS)
         try:
-            lock = self._open_lock(directory, name)
+            lock = os.open(name, _LOCK, dir_fd=directory)
+        except FileNotFoundError:
+            lock = self._make_lock(directory, name)
         finally:
             os.close(directory)
         try:
@@ -305,14 +308,11 @@ class Tree:
         finally:
             os.close(lock)
 
-    def _open_lock(self, directory: int, name: str) -> int:
-        flags = os.O_RDWR | os.O_NOFOLLOW
-        with suppress(FileNotFoundError):
-            return os.open(name, flags, dir_fd=directory)
+    def _make_lock(self, directory: int, name: str) -> int:
         try:
-            lock = os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=directory)
+            lock = os.open(name, _LOCK | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=directory)
         except FileExistsError:
-            return os.open(name, flags, dir_fd=directory)
+            return os.open(name, _LOCK, dir_fd=directory)
         give_mode(lock, self.file_mode)
         return lock
 
@@ -348,11 +348,6 @@ def is_link_refusal(error: OSError) -> bool:
     return error.errno in {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 
 
-def link(source_directory: int, source: str, directory: int, name: str) -> None:
-    """Give a file a second name; raise FileExistsError if the name exists."""
-    os.link(source, name, src_dir_fd=source_directory, dst_dir_fd=directory, follow_symlinks=False)
-
-
 def stat_of(directory: int, name: str) -> os.stat_result:
     """Return the stat of a name, without following a link."""
     return os.stat(name, dir_fd=directory, follow_symlinks=False)
@@ -366,10 +361,10 @@ def regular_stat(directory: int, name: str) -> os.stat_result | None:
         OSError: ELOOP, the name is neither a file nor a directory.
     """
     try:
-        found = stat_of(directory, name)
+        found = os.stat(name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
         return None
-    return _checked(found, name)
+    return found if stat.S_ISREG(found.st_mode) else _checked(found, name)
 
 
 def open_regular(directory: int, name: str) -> int:

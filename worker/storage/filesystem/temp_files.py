@@ -14,7 +14,6 @@ from worker.storage.filesystem.layout import TEMP
 from worker.storage.filesystem.open_without_symlinks import (
     give_mode,
     is_link_refusal,
-    link,
     open_regular,
     remove,
     stat_of,
@@ -25,6 +24,9 @@ _TRIES = 10
 
 class TempFile:
     """A hidden file, locked while its writer is alive, and removed when it is closed before it is placed."""
+
+    digest: str | None = None
+    """The SHA-256 in the file's attribute, if it has one."""
 
     def __init__(self, directory: int, mode: int | None = None) -> None:
         """Create an empty file in a directory that the caller keeps open; the umask decides without `mode`."""
@@ -48,11 +50,6 @@ class TempFile:
     def stat(self) -> os.stat_result:
         """Return the present stat of the file."""
         return os.fstat(self._fd)
-
-    @property
-    def digest(self) -> str | None:
-        """Return the SHA-256 in the file's attribute, or None if it has none."""
-        return read_digest(self._fd, self.stat)
 
     def write(self, data: bytes) -> None:
         """Write all of `data`."""
@@ -81,7 +78,10 @@ class TempFile:
 
         It becomes durable with the bytes.
         """
-        return write_digest(self._fd, sha256)
+        kept = write_digest(self._fd, sha256)
+        if kept:
+            self.digest = sha256
+        return kept
 
     def sync(self) -> None:
         """Make the bytes and attributes durable."""
@@ -97,7 +97,7 @@ class TempFile:
     def link(self, name: str) -> None:
         """Place the file; raise FileExistsError if the name exists."""
         try:
-            link(self._directory, self._name, self._directory, name)
+            os.link(self._name, name, src_dir_fd=self._directory, dst_dir_fd=self._directory, follow_symlinks=False)
         except OSError as error:
             if not is_link_refusal(error):
                 raise
@@ -190,13 +190,14 @@ class LinkedTempFile(TempFile):
         self._fd = os.dup(source)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_SH)
-            link(source_directory, source_name, directory, self._name)
+            os.link(source_name, self._name, src_dir_fd=source_directory, dst_dir_fd=directory, follow_symlinks=False)
             if stat_of(directory, self._name).st_ino != self.stat.st_ino:
                 raise FileNotFoundError(errno.ENOENT, "it was replaced meanwhile")
         except BaseException:
             self.close()
             raise
         self._written = self.stat.st_size
+        self.digest = read_digest(self._fd, self.stat)
 
     def rename(self, name: str) -> None:
         """Place the file, over whatever has this name."""
