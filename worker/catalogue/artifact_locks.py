@@ -27,14 +27,19 @@ _LOCKED = (
     .where(artifact_locks.c.job != sa.bindparam("job"), *_LIVE)
 )
 _HOLDS = sa.select(jobs.c.holds).where(jobs.c.id != sa.bindparam("job"), *_LIVE)
-_LOCK_HOLDER = Prepared(
-    sa.select(jobs.c.id, jobs.c.lease_until)
-    .join(artifact_locks, sa.and_(jobs.c.id == artifact_locks.c.job, jobs.c.fence == artifact_locks.c.fence))
-    .where(
-        artifact_locks.c.bucket == sa.bindparam("bucket"), artifact_locks.c.key == sa.bindparam("key"),
-        artifact_locks.c.job != sa.bindparam("job"), *_LIVE,
+HOLDERS = Prepared(
+    sa.union_all(
+        sa.select(jobs.c.id, jobs.c.lease_until)
+        .where(jobs.c.holds == sa.bindparam("path"), jobs.c.id != sa.bindparam("job"), *_LIVE),
+        sa.select(jobs.c.id, jobs.c.lease_until)
+        .join(artifact_locks, sa.and_(jobs.c.id == artifact_locks.c.job, jobs.c.fence == artifact_locks.c.fence))
+        .where(
+            artifact_locks.c.bucket == sa.bindparam("bucket"), artifact_locks.c.key == sa.bindparam("key"),
+            artifact_locks.c.job != sa.bindparam("job"), *_LIVE,
+        ),
     )
 )  # fmt: skip
+"""The other jobs, with their leases, that write to one artifact: `bucket`, `key`, and both as `path`."""
 
 Path = tuple[str, str]
 """Bucket and key of an artifact."""
@@ -72,13 +77,6 @@ class ArtifactLocks:
         mine = sa.and_(artifact_locks.c.job == job, artifact_locks.c.fence <= fence)
         with self._database.write() as connection:
             connection.execute(sa.delete(artifact_locks).where(mine))
-
-
-def lock_holder(connection: Connection, path: str, times: dict[str, object]) -> tuple[str, datetime] | None:
-    """Return id and lease of another job that has locked an artifact, `bucket/key`; `times`: job, now and far."""
-    bucket, _, key = path.partition("/")
-    row = _LOCK_HOLDER.first(connection, bucket=bucket, key=key, **times)
-    return (row.id, row.lease_until) if row else None
 
 
 def _taken(connection: Connection, group: Sequence[Path], times: dict[str, object]) -> set[Path]:

@@ -23,19 +23,6 @@ class _Compiled:
     results: Sequence[tuple[int, Callable[[Any], Any]]]
     """The columns that the driver does not return as they are, each with what turns it into a value of ours."""
 
-    def bound(self, values: Mapping[str, Any]) -> Any:
-        found = [
-            constant if not name else values[name] if convert is None else convert(values[name])
-            for name, convert, constant in self.values
-        ]
-        return found if self.names is None else dict(zip(self.names, found, strict=True))
-
-    def read(self, row: Sequence[Any]) -> Any:
-        values = list(row)
-        for column, convert in self.results:
-            values[column] = convert(values[column])
-        return self.row(values)
-
 
 class Prepared:
     """A statement whose values are bound by name. Its rows are named tuples of what it selects or returns.
@@ -49,13 +36,18 @@ class Prepared:
 
     def all(self, connection: Connection, **values: Any) -> list[Any]:
         """Run the statement and return its rows."""
-        compiled = self._in(connection.dialect, values)
-        return [compiled.read(row) for row in execute(connection, compiled.text, compiled.bound(values)).fetchall()]
+        compiled, cursor = self._execute(connection, [values])
+        found = []
+        for row in cursor.fetchall():
+            read = list(row)
+            for column, convert in compiled.results:
+                read[column] = convert(read[column])
+            found.append(compiled.row(read))
+        return found
 
     def tuples(self, connection: Connection, **values: Any) -> list[tuple[Any, ...]]:
         """Run the statement and return its rows as the driver does, which is right for text and numbers."""
-        compiled = self._in(connection.dialect, values)
-        rows: list[tuple[Any, ...]] = execute(connection, compiled.text, compiled.bound(values)).fetchall()
+        rows: list[tuple[Any, ...]] = self._execute(connection, [values])[1].fetchall()
         return rows
 
     def first(self, connection: Connection, **values: Any) -> Any:
@@ -65,21 +57,33 @@ class Prepared:
 
     def run(self, connection: Connection, **values: Any) -> int:
         """Run the statement and return how many rows it has changed."""
-        compiled = self._in(connection.dialect, values)
-        changed: int = execute(connection, compiled.text, compiled.bound(values)).rowcount
+        changed: int = self._execute(connection, [values])[1].rowcount
         return changed
 
     def run_many(self, connection: Connection, rows: Sequence[Mapping[str, Any]], **shared: Any) -> None:
         """Run the statement for each row; `shared` are the values that all of them have."""
         if rows:
-            compiled = self._in(connection.dialect, {**rows[0], **shared})
-            execute(connection, compiled.text, [compiled.bound({**row, **shared}) for row in rows], many=True)
+            self._execute(connection, [{**row, **shared} for row in rows], many=True)
 
-    def _in(self, dialect: Dialect, values: Mapping[str, Any]) -> _Compiled:
-        """Return the statement for these names of values, in a dialect; compiled once."""
-        key = (dialect.name, *values)
-        if key in self._compiled:
-            return self._compiled[key]
+    def _execute(
+        self, connection: Connection, rows: Sequence[Mapping[str, Any]], *, many: bool = False
+    ) -> tuple[_Compiled, Any]:
+        """Run the statement, which is compiled once, for one row of values or for many; return the driver's cursor."""
+        key = (connection.dialect.name, *rows[0])
+        compiled = self._compiled.get(key) or self._compiled.setdefault(key, self._compile(connection.dialect, rows[0]))
+        bound: list[Any] = [
+            [
+                constant if not name else row[name] if convert is None else convert(row[name])
+                for name, convert, constant in compiled.values
+            ]
+            for row in rows
+        ]
+        if compiled.names is not None:
+            bound = [dict(zip(compiled.names, values, strict=True)) for values in bound]
+        return compiled, execute(connection, compiled.text, bound if many else bound[0], many=many)
+
+    def _compile(self, dialect: Dialect, values: Mapping[str, Any]) -> _Compiled:
+        """Return the statement for these names of values, in a dialect."""
         made: Any = self._statement.compile(dialect=dialect, column_keys=list(values))
         if made.prefetch:
             msg = f"no value is given for {', '.join(column.name for column in made.prefetch)}"
@@ -99,14 +103,13 @@ class Prepared:
         fields = [str(column.key) for column in columns]
         row: Any = namedtuple("Row", fields)  # type: ignore[misc] # noqa: PYI024 - its fields are known at run time
         names = list(made.positiontup if dialect.positional else made.params)
-        compiled = _Compiled(
+        return _Compiled(
             text=str(made),
             values=[value(name) for name in names],
             names=None if dialect.positional else names,
             row=row._make,
             results=[(number, convert) for number, convert in enumerate(results) if convert is not None],
         )
-        return self._compiled.setdefault(key, compiled)
 
 
 def execute(connection: Connection, text: str, values: Any, *, many: bool = False) -> Any:

@@ -4,7 +4,7 @@ import logging
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -171,7 +171,7 @@ class Database:
     def flush(self) -> None:
         """Make what was committed survive a power cut, whether its transaction was durable or not."""
         try:
-            self._dialect.flush(self.engine)
+            self._dialect.flush(self._file.path if self._file else None)
         except OSError as error:
             raise CatalogueUnavailable(f"catalogue {_named(self.engine.url)}: {error.strerror}") from error
 
@@ -183,38 +183,32 @@ class Database:
     def _transaction(
         self, mode: str, begin: Callable[[Connection], object], options: Mapping[str, Any], *, durable: bool = True
     ) -> Iterator[Any]:
-        self._check_file()
+        if self._file is not None and _device_and_inode(self._file.path) != self._file.opened:
+            raise CatalogueUnavailable(
+                f"catalogue {self._file.path}: the file was deleted or replaced while it was in use; "
+                "put it back, or restart the workers on the new one"
+            )
         began = monotonic()
         connection: Connection | None = None
         try:
-            connection = self._connect()
+            # The engine's pool takes longer to give a connection than SQLite takes to answer.
+            with suppress(IndexError):
+                connection = self._idle.pop()
+            connection = connection or self.engine.connect()
             if options:
                 connection.execution_options(**options)
             self._dialect.set_durable(connection, durable=durable)
             with connection.begin():
                 yield None if begin(connection) is False else connection
-            self._keep(connection)
-            connection = None
+            if self._dialect.KEEPS_CONNECTIONS and len(self._idle) < _MOST_IDLE:
+                self._idle.append(connection)  # for the next transaction
+                connection = None
         except (DBAPIError, sa.exc.TimeoutError) as error:
             raise _translation(self.engine, error) from error
         finally:
             TRANSACTIONS.observe(mode, value=monotonic() - began)
             if connection is not None:
                 connection.close()
-
-    def _keep(self, connection: Connection) -> None:
-        """Keep a connection whose transaction has ended for the next one, or close it."""
-        if self._dialect.KEEPS_CONNECTIONS and len(self._idle) < _MOST_IDLE:
-            self._idle.append(connection)
-        else:
-            connection.close()
-
-    def _connect(self) -> Connection:
-        """Return an open connection: the engine's pool takes longer to give one than SQLite takes to answer."""
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return self.engine.connect()
 
     def close(self) -> None:
         """Close the connections."""
@@ -230,13 +224,6 @@ class Database:
     def lift_time_limits(self, connection: Connection) -> None:
         """Let this transaction take as long as it needs, for one that reads or writes whole tables."""
         self._dialect.lift_time_limits(connection)
-
-    def _check_file(self) -> None:
-        if self._file is not None and _device_and_inode(self._file.path) != self._file.opened:
-            raise CatalogueUnavailable(
-                f"catalogue {self._file.path}: the file was deleted or replaced while it was in use; "
-                "put it back, or restart the workers on the new one"
-            )
 
     def _check_identity(self, connection: Any, _record: Any) -> None:
         cursor = connection.cursor()

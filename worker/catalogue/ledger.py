@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
 from worker import clock
-from worker.catalogue.artifact_locks import lock_holder
+from worker.catalogue.artifact_locks import HOLDERS
 from worker.catalogue.artifacts import FinishedCopy, finish_copies
 from worker.catalogue.compiled_statements import Prepared
 from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Database
@@ -45,14 +45,6 @@ _BURY = Prepared(
         finished_at=sa.bindparam("now"), error=sa.bindparam("cause", type_=sa.JSON),
     )
     .returning(jobs)
-)  # fmt: skip
-_HOLDER = Prepared(
-    sa.select(jobs.c.id, jobs.c.lease_until)
-    .where(
-        jobs.c.holds == sa.bindparam("held"), jobs.c.lease_until.between(sa.bindparam("now"), sa.bindparam("far")),
-        jobs.c.state == JobState.RUNNING, jobs.c.id != sa.bindparam("job"),
-    )
-    .limit(1)
 )  # fmt: skip
 _SETTLE = Prepared(
     sa.update(jobs).where(
@@ -461,10 +453,9 @@ def _busy(connection: Connection, job: JobRecord, holds: str | None, now: dateti
         return Held(job.lease_until, f"job {job.id} is leased by another delivery already")
     if holds is None:
         return None
-    times = {"job": job.id, "now": now, "far": far}
-    row = _HOLDER.first(connection, held=holds, **times)
-    other = (row.id, row.lease_until) if row else lock_holder(connection, holds, times)
-    return Held(other[1], f"job {other[0]} is writing to {holds}") if other else None
+    bucket, _, key = holds.partition("/")
+    other = HOLDERS.first(connection, path=holds, bucket=bucket, key=key, job=job.id, now=now, far=far)
+    return Held(other.lease_until, f"job {other.id} is writing to {holds}") if other else None
 
 
 def _poison(job: JobRecord, crashes: int, now: datetime) -> dict[str, Any]:

@@ -5,6 +5,7 @@ log rely on it. docs/decisions/0011-writers-take-turns.md has the reasons.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, event
@@ -154,7 +155,7 @@ def set_durable(connection: Connection, *, durable: bool) -> None:
     """Do nothing: every commit waits for the disk of the server."""
 
 
-def flush(engine: Engine) -> None:
+def flush(path: Path | None) -> None:
     """Do nothing: every commit has waited."""
 
 

@@ -112,17 +112,16 @@ def set_durable(connection: Connection, *, durable: bool) -> None:
         connection.info[_DURABLE] = durable
 
 
-def flush(engine: Engine) -> None:
-    """Make the commits that did not wait for the disk survive a power cut.
+def flush(path: Path | None) -> None:
+    """Make the commits to a file that did not wait for the disk survive a power cut.
 
     They are in the write-ahead log, or were synced when they were copied from it into the database
     (https://www.sqlite.org/wal.html). The log is not locked, so that opening and closing it releases no lock.
     """
-    path = file_of(engine.url)
     if path is None:
         return
     try:
-        log = os.open(path.with_name(f"{path.name}-wal"), os.O_RDONLY)
+        log = os.open(f"{path}-wal", os.O_RDONLY)
     except FileNotFoundError:
         return
     try:

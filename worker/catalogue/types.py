@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import BigInteger, DateTime, Dialect, Integer, String, TypeDecorator
 from sqlalchemy.types import TypeEngine
 
+_NAIVE = "a moment without a time zone: {}"
 Id = BigInteger().with_variant(Integer, "sqlite")  # only INTEGER counts up by itself in SQLite
 
 
@@ -38,7 +39,9 @@ class UtcDateTime(TypeDecorator[datetime]):
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
         """Refuse moments without a zone; turn the others to UTC."""
-        return None if value is None else _in_utc(value)
+        if value is not None and value.tzinfo is None:
+            raise ValueError(_NAIVE.format(value))
+        return None if value is None else value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
         """Return the value in UTC."""
@@ -55,15 +58,12 @@ class UtcDateTime(TypeDecorator[datetime]):
         return _from_text if dialect.name == "sqlite" else super().result_processor(dialect, coltype)
 
 
-def _in_utc(value: datetime) -> datetime:
-    if value.tzinfo is None:
-        msg = f"a moment without a time zone: {value}"
-        raise ValueError(msg)
-    return value.astimezone(UTC)
-
-
 def _as_text(value: datetime | None) -> str | None:
-    return None if value is None else _in_utc(value).replace(tzinfo=None).isoformat(" ", "microseconds")
+    if value is None:
+        return None
+    if value.tzinfo is None:
+        raise ValueError(_NAIVE.format(value))
+    return value.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
 
 
 def _from_text(value: str | None) -> datetime | None:
