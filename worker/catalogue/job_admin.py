@@ -128,7 +128,8 @@ class JobAdmin:
         with self._database.write() as connection:
             if connection.execute(sa.select(jobs.c.id).where(jobs.c.id == id_)).one_or_none() is not None:
                 return None
-            want_webhooks(connection, id_, request, now)
+            if receivers := request.get("notify"):
+                want_webhooks(connection, id_, receivers, now)
             return job_record(connection.execute(sa.insert(jobs).returning(jobs), row).one())
 
     def redrive(self, id_: str, cause: Mapping[str, Any], *, due: datetime) -> JobRecord | None:

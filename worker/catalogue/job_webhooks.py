@@ -57,15 +57,14 @@ class ReceiverState:
     error: str | None
 
 
-def want_webhooks(connection: Connection, job: str, request: Mapping[str, Any], now: datetime) -> None:
+def want_webhooks(connection: Connection, job: str, receivers: Sequence[str], now: datetime) -> None:
     """Record the receivers that a new job names, in place of those of an earlier job with its id, which was removed."""
-    if names := request.get("notify"):
-        connection.execute(sa.delete(job_webhooks).where(job_webhooks.c.job == job))
-        rows = [
-            {"job": job, "receiver": name, "made_at": now, "attempts": 0, "next_at": now}
-            for name in dict.fromkeys(names)
-        ]
-        connection.execute(sa.insert(job_webhooks), rows)
+    connection.execute(sa.delete(job_webhooks).where(job_webhooks.c.job == job))
+    rows = [
+        {"job": job, "receiver": name, "made_at": now, "attempts": 0, "next_at": now}
+        for name in dict.fromkeys(receivers)
+    ]
+    connection.execute(sa.insert(job_webhooks), rows)
 
 
 def want_webhooks_again(connection: Connection, job: str) -> None:

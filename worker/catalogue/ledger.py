@@ -401,7 +401,8 @@ def _acquire(
     if found is None and planned:
         raise OtherRequest(f"{id_} is the id of a job of batch {given['parent']}, which has not planned it")
     if found is None:
-        want_webhooks(connection, id_, given["request"], now)
+        if receivers := given["request"].get("notify"):
+            want_webhooks(connection, id_, receivers, now)
         return _accept(connection, given, holds, taken, lease)
     if (found.kind, found.request) != (given["kind"], given["request"]):
         raise OtherRequest(

@@ -46,8 +46,12 @@ _CLIENT = "_zot_client"
 
 
 def keys_of_taken(queue: str | None) -> list[str]:
-    """Return the keys from which `Outbox.taken` removes a job: those of two hashes, then those of sorted sets."""
-    return [MESSAGES, RESENDS, *(ORDER.format(queue=each) for each in _queues_of(queue))]
+    """Return the keys from which `Outbox.taken` removes a job: those of two hashes, then those of sorted sets.
+
+    `queue`: the one that its message came from; without it, they are those of all queues.
+    """
+    known = [each.value for each in Queue]
+    return [MESSAGES, RESENDS, *(ORDER.format(queue=each) for each in ([queue] if queue in known else known))]
 
 
 class Outbox:
@@ -66,7 +70,7 @@ class Outbox:
                 if client is None:
                     return
                 with client.pipeline(transaction=False) as pipeline:  # one round trip
-                    _remove(pipeline, job_id, _queues_of(queue))
+                    _remove(pipeline, job_id, queue)
                     pipeline.execute()
         except (redis.RedisError, OSError) as error:
             logger.warning("job %s stays in the outbox for now: %s", job_id, type(error).__name__)
@@ -180,16 +184,12 @@ class Outbox:
             yield getattr(channel, _CLIENT)
 
 
-def _queues_of(queue: str | None) -> list[str]:
-    known = [each.value for each in Queue]
-    return [queue] if queue in known else known
-
-
-def _remove(pipeline: Any, job_id: str | bytes, queues: list[str]) -> None:
-    pipeline.hdel(MESSAGES, job_id)
-    pipeline.hdel(RESENDS, job_id)
-    for queue in queues:
-        pipeline.zrem(ORDER.format(queue=queue), job_id)
+def _remove(pipeline: Any, job_id: str | bytes, queue: str | None) -> None:
+    messages, resends, *orders = keys_of_taken(queue)
+    pipeline.hdel(messages, job_id)
+    pipeline.hdel(resends, job_id)
+    for order in orders:
+        pipeline.zrem(order, job_id)
 
 
 def outgoing_of(job_id: str, message: bytes) -> Outgoing | None:
@@ -226,7 +226,7 @@ def _resend(client: Any, queue: str, known: Known, after: timedelta) -> int:
             continue
         with client.pipeline(transaction=True) as pipeline:
             if again is None:
-                _remove(pipeline, name, [queue])
+                _remove(pipeline, name, queue)
             else:
                 pipeline.zadd(order, {name: time.time()})
                 pipeline.hset(RESENDS, name, _count(count) + 1)  # HINCRBY would fail at a value that is no number

@@ -150,6 +150,8 @@ class Delivery(Generic[RequestT, ResultT]):
 
     _request: RequestT
     """Of its message, once that is validated."""
+    _path: str | None
+    """Bucket and key of the one artifact that the request is about, if it is about one."""
 
     def __init__(
         self,
@@ -174,6 +176,7 @@ class Delivery(Generic[RequestT, ResultT]):
     ) -> dict[str, Any]:
         """Do the job unless it is finished, leased or invalid; return its result or raise the exception for Celery."""
         request = self._request = self._validate(args, kwargs)
+        path = self._path = _path(request)
         try:
             self._check_sender(kwargs)
             found = self._ledger.acquire(
@@ -181,7 +184,7 @@ class Delivery(Generic[RequestT, ResultT]):
                 self._spec.kind,
                 request.payload(),
                 owner=f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}",
-                holds=f"{request.bucket}/{request.key}" if self._writes else None,  # type: ignore[attr-defined]
+                holds=path if self._writes else None,
                 parent=self._task.request.parent_id,
                 now=clock.now(),
                 lease=self._context.settings.jobs.lease,
@@ -197,7 +200,7 @@ class Delivery(Generic[RequestT, ResultT]):
                     if found.record.crashes:
                         LEASE_RECOVERIES.add(self._spec.kind)
                     fence_request(self._task.request, found.record.fence)
-                    record, path = found.record, _path(request)
+                    record = found.record
                     about = {"job": record.id, "kind": record.kind, "artifact": path, "attempt": record.attempts}
                     traceparent = self._task.request.get("traceparent")
                     with during(**about), tracing.job_span(traceparent, **about):
@@ -325,7 +328,7 @@ class Delivery(Generic[RequestT, ResultT]):
     def _log_success(self, record: JobRecord, seconds: float) -> None:
         """Log the end of a job; that of one among many of a batch or page only if everything is logged."""
         level = logging.DEBUG if record.parent is not None and record.kind != PAGE.kind else logging.INFO
-        about = f"{record.kind} of {path}" if (path := _path(self._request)) else record.kind
+        about = f"{record.kind} of {self._path}" if self._path else record.kind
         told = (record.id, about, record.attempts, seconds)
         logger.log(level, "job %s: %s succeeded at attempt %d in %.3f s", *told, extra={"seconds": round(seconds, 3)})
 

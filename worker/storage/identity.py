@@ -162,8 +162,11 @@ class Identity:
             StorageError: the marker cannot be read or written.
         """
         mount = self._mount()
-        if not fresh and self._is_recent(mount, write=write):
+        checked, until = self._checked or (None, 0.0)
+        if not fresh and mount == checked and time.monotonic() < until:
             return  # first: a sweep asks for each object
+        if not (fresh or write) and time.monotonic() < self._unmarked_until:
+            return
         if not self._driver.capabilities.reserved_buckets:
             return  # the store has no bucket for a marker
         self._checked = None
@@ -207,12 +210,6 @@ class Identity:
                     "be in both: use another bucket, or that store"
                 )
         self._own_buckets.add(bucket)
-
-    def _is_recent(self, mount: object, *, write: bool) -> bool:
-        """Return whether the last check need not be repeated."""
-        if self._checked and self._checked[0] == mount and time.monotonic() < self._checked[1]:
-            return True
-        return not write and time.monotonic() < self._unmarked_until
 
     def _own_known(self) -> str | None:
         """Return the recorded id, or None if another store has the same one: both were rejected then."""

@@ -628,7 +628,8 @@ class Store:
 
         Every write to a store that does not, or where that is unknown, is read back.
         """
-        return not self._read_back.is_needed()
+        known = self.capabilities.checks_uploads
+        return not self._read_back.is_needed() if known is None else known
 
     def refuses_damage(self) -> bool | None:
         """Send wrong checksums and return whether the store refuses them; None if that cannot be tried.

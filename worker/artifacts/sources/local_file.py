@@ -4,6 +4,7 @@ import errno
 import os
 import stat
 import time
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
@@ -47,7 +48,9 @@ def open_file(name: str, settings: Settings, job: str | None) -> BinaryIO:
         raise file_error(name, error) from error
     try:
         # Checked again on the open file: a link may have changed between the check and the open.
-        opened = _path_of(fd)
+        opened = f"/proc/self/fd/{fd}"
+        with suppress(OSError):  # where it cannot be told, it is a path that does not exist
+            opened = os.readlink(opened)  # noqa: PTH115 - a Path costs more
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise SourceRefused(f"source {name}: {_ONLY_FILES}")
         if opened != real and Path(opened).exists():
@@ -56,15 +59,6 @@ def open_file(name: str, settings: Settings, job: str | None) -> BinaryIO:
     except BaseException:
         os.close(fd)
         raise
-
-
-def _path_of(fd: int) -> str:
-    """Return the resolved path under which a file is open; one that does not exist where that cannot be told."""
-    link = f"/proc/self/fd/{fd}"
-    try:
-        return os.readlink(link)  # noqa: PTH115 - a Path costs more
-    except OSError:
-        return link
 
 
 def file_error(name: str, error: OSError) -> StorageError:
@@ -80,23 +74,20 @@ def file_error(name: str, error: OSError) -> StorageError:
 
 def _check_allowed(name: str, real: str, settings: Settings, job: str | None) -> None:
     directory = os.path.dirname(real)  # noqa: PTH120 - a Path costs more than the check
-    staging = _resolved(settings.staging_dir)
+    second = int(time.monotonic())  # pages open hundreds of files in the same second
+    staging = _resolved(os.fspath(settings.staging_dir), second)
     if f"{directory}/".startswith(f"{staging}/"):
         if directory == f"{staging}/{staging_name(job)}":
             return
         raise SourceRefused(f"source {name}: it is staged for another job")
-    roots = (_resolved(root).rstrip("/") for root in settings.sources.roots)
+    roots = (_resolved(os.fspath(root), second).rstrip("/") for root in settings.sources.roots)
     if not any(f"{directory}/".startswith(f"{root}/") for root in roots):
         raise SourceRefused(f"source {name}: it is not under a configured root; add its directory to sources.roots")
 
 
-def _resolved(directory: Path) -> str:
-    """Return the resolved path of a directory of the settings; pages open hundreds of files in the same second."""
-    return _resolved_in(os.fspath(directory), int(time.monotonic()))
-
-
 @lru_cache(maxsize=64)
-def _resolved_in(directory: str, second: int) -> str:
+def _resolved(directory: str, second: int) -> str:
+    """Return the resolved path of a directory of the settings."""
     del second  # what was resolved in another one is resolved again
     return os.path.realpath(directory)
 

@@ -37,9 +37,9 @@ from worker.storage.exception_boundary import exception_boundary
 from worker.storage.filesystem.atomic_write import ObjectFiles, OpenObject
 from worker.storage.filesystem.bulk_write import BulkWrite, Rules
 from worker.storage.filesystem.layout import LOCKS, ObjectPath
-from worker.storage.filesystem.listing import Listing, version_of
+from worker.storage.filesystem.listing import Listing, object_stat, version_of
 from worker.storage.filesystem.open_without_symlinks import Tree, is_link_refusal, regular_stat, translate
-from worker.storage.filesystem.reader import FilesystemReader, object_stat
+from worker.storage.filesystem.reader import FilesystemReader
 from worker.storage.filesystem.small_reads import FilesystemSmallReads
 from worker.storage.filesystem.stale_files import StaleFiles
 from worker.storage.filesystem.temp_files import LinkedTempFile, TempFile, sync_at_once

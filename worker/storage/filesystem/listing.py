@@ -6,9 +6,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from worker.storage.driver import ListedObject
+from worker.storage.driver import ListedObject, ObjectStat
 from worker.storage.filesystem.atomic_write import is_foreign
-from worker.storage.filesystem.layout import HIDDEN_SIDECAR, SIDECAR, SIDECAR_SIZES, is_encodable, objects_in
+from worker.storage.filesystem.layout import (
+    HIDDEN_SIDECAR,
+    SIDECAR,
+    SIDECAR_SIZES,
+    ObjectPath,
+    is_encodable,
+    objects_in,
+)
 from worker.storage.filesystem.open_without_symlinks import UNREADABLE, Tree, stat_of
 
 _BATCH = 1000
@@ -38,6 +45,11 @@ def to_time(seconds: float) -> datetime:
         return datetime.fromtimestamp(seconds, UTC)
     except (ValueError, OverflowError, OSError):
         return datetime.fromtimestamp(0, UTC)
+
+
+def object_stat(path: ObjectPath, found: os.stat_result, sha256: str | None) -> ObjectStat:
+    """Return what is known about an object without reading it."""
+    return ObjectStat(path.bucket, path.key, found.st_size, version_of(found), to_time(found.st_mtime), sha256)
 
 
 class Listing:

@@ -8,13 +8,8 @@ from worker.storage.driver import ObjectStat
 from worker.storage.errors import StorageError
 from worker.storage.filesystem.atomic_write import OpenObject
 from worker.storage.filesystem.layout import ObjectPath
-from worker.storage.filesystem.listing import to_time, version_of
+from worker.storage.filesystem.listing import object_stat
 from worker.storage.filesystem.open_without_symlinks import translate
-
-
-def object_stat(path: ObjectPath, found: os.stat_result, sha256: str | None) -> ObjectStat:
-    """Return what is known about an object without reading it."""
-    return ObjectStat(path.bucket, path.key, found.st_size, version_of(found), to_time(found.st_mtime), sha256)
 
 
 class FilesystemReader:

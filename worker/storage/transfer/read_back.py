@@ -55,10 +55,7 @@ class ReadBack:
         return self._driver.capabilities
 
     def is_needed(self) -> bool:
-        """Return whether the store accepts bytes that were damaged on the way, or may; tried once per process."""
-        known = self._capabilities.checks_uploads
-        if known is not None:
-            return not known
+        """Return whether a store of which it is not known accepts damaged bytes, or may; tried once per process."""
         with self._lock:
             if self._refuses_damage is None:
                 try:
