@@ -57,7 +57,7 @@ def test_the_examples_of_the_documentation_run(
     """Each block ends well, writes are read back byte for byte, and the resumed upload becomes the artifact."""
     content = os.urandom(3_000_000)
     (tmp_path / "app.tgz").write_bytes(content)
-    environment = {"PATH": os.environ["PATH"], "TOKEN": token, "GATEWAY": gateway.url, "JOB": "none"}
+    environment = {"PATH": os.environ["PATH"], "TOKEN": token, "GATEWAY": gateway.url}
     blocks = examples()
     put, read = (next(block for block in blocks if mark in block) for mark in ("-T app.tgz", "-r 0-1023"))
     resumed, jobs = (next(block for block in blocks if mark in block) for mark in ("-X PATCH", "/events"))
@@ -74,7 +74,6 @@ def test_the_examples_of_the_documentation_run(
     with ArtifactClient(valkey.url) as client:
         job = json.loads(run(put))["job"]
         client.job(job, "upload").wait(240)
-        environment["JOB"] = job
         (tmp_path / "app.tgz").write_bytes(content[::-1])
         run(f"{resumed}\necho ${{UPLOAD##*/}} > upload")
         assert client.job((tmp_path / "upload").read_text().strip(), "upload").wait(240).version == 2

@@ -11,6 +11,8 @@ import pytest
 from tools.mkdocs_hooks import cli_reference, on_page_markdown
 from worker.cli.commands import COMMANDS
 from worker.settings import Settings
+from worker.storage import errors
+from worker.storage.errors import StorageError
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "howto").glob("*.md"))]
@@ -73,6 +75,18 @@ def _is_setting(path: str) -> bool:
             return False
         model = fields[part].annotation
     return True
+
+
+def test_the_reference_of_errors_is_that_of_the_code() -> None:
+    """It has every error of a store with whether it is retried, in alphabetical order, and no type that is gone."""
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \|", (ROOT / "docs/errors.md").read_text(), re.MULTILINE)
+    kinds = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, StorageError)]
+    concrete = set(kinds) - {StorageError, errors.TransientError, errors.PermanentError, errors.IntegrityError}
+    retried = {each.__name__: "yes" if issubclass(each, errors.TransientError) else "no" for each in concrete}
+    assert retried.items() - rows == set()
+    assert [name for name, _ in rows] == sorted(name for name, _ in rows)
+    code = "".join(path.read_text() for path in (ROOT / "worker").rglob("*.py"))
+    assert [name for name, _ in rows if f"class {name}(" not in code and f'type="{name}"' not in code] == []
 
 
 def test_the_site_has_a_section_for_every_command() -> None:
