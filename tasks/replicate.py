@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from worker.artifacts.artifact_copies import ArtifactJob, CopySlot
-from worker.artifacts.chunk_repair import RepairedChunks
 from worker.artifacts.lock_companions_for_job import locked_companions
 from worker.artifacts.per_store import for_each_store, most_retryable
 from worker.catalogue import Artifact, Copy
@@ -117,13 +116,14 @@ def _check_source(work: ArtifactJob, source: Copy) -> None:
 def _stream(work: ArtifactJob, slot: CopySlot, source: Copy) -> PlacedCopy:
     """Read a copy and write it to a slot, hashed on the way; then read it back, where the settings ask for that.
 
-    Of a large artifact whose copy in the slot is corrupt only the bad chunks are read from the other copy.
+    Of a large artifact whose copy in the slot is corrupt only the bad chunks are read from the other copy. Where the
+    store can, it takes the other chunks from the corrupt copy itself.
 
     Raises:
         ReadBackMismatch: the store has taken the bytes and does not give the same ones back.
         StorageError, Snooze: its `store` tells whether the source or the target failed.
     """
-    if (chunks := RepairedChunks.of(work, slot, source)) is not None:
+    if (chunks := work.repaired_chunks(slot, source)) is not None:
         placed = work.write(slot, chunks)
     else:
         with work.open(source) as reader:

@@ -51,6 +51,7 @@ def offered_by(target: Target) -> set[str]:
     offers = {
         "parts": capabilities.parts is not None,
         "server_copy": capabilities.realm is not None,
+        "patches": capabilities.patches > 0,
         "files": target.path_of is not None,
     }
     return {ability for ability, there in offers.items() if there}

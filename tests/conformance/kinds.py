@@ -53,14 +53,15 @@ RCLONE = {
 _OF_ANOTHER = "another store of the provider is sent the same requests"
 SAME = dict.fromkeys(("pages", "copies", "names"), _OF_ANOTHER)
 NATIVE = dict.fromkeys(("pages", "copies", "layout"), f"{_OF_ANOTHER}, but for the name of the bucket")
-PARTS, COPIES, FILES = (frozenset({ability}) for ability in ("parts", "server_copy", "files"))
+PARTS, COPIES, FILES, PATCHES = (frozenset({ability}) for ability in ("parts", "server_copy", "files", "patches"))
+S3 = PARTS | COPIES | PATCHES
 
 KINDS = {
     "memory": Kind(lambda _server, _directory: targets.memory(), offers=frozenset()),
     "filesystem": Kind(_filesystem, offers=FILES),
-    "s3-ministack": Kind(targets.s3_ministack, "ministack"),
-    "s3-aws": Kind(targets.s3_aws, "ministack", excludes=dict.fromkeys(("pages", "names"), _OF_ANOTHER)),
-    "s3-native": Kind(targets.s3_native, "ministack", excludes=NATIVE),
+    "s3-ministack": Kind(targets.s3_ministack, "ministack", S3),
+    "s3-aws": Kind(targets.s3_aws, "ministack", S3, excludes=dict.fromkeys(("pages", "names"), _OF_ANOTHER)),
+    "s3-native": Kind(targets.s3_native, "ministack", S3, excludes=NATIVE),
     "s3-rclone": Kind(targets.s3_rclone, "rclone", PARTS | FILES, RCLONE),
     "gcs": Kind(_small(targets.gcs), "strict_gcs"),
     "gcs-native": Kind(_small(targets.gcs_native), "strict_gcs", excludes=NATIVE),

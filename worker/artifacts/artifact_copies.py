@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Literal, TypeVar
 
 from worker import clock
+from worker.artifacts.chunk_repair import RepairedChunks
 from worker.artifacts.store_holds import lifted
 from worker.artifacts.stored_digests import RECORDED, stored_sha256_of
 from worker.catalogue import (
@@ -38,6 +39,7 @@ from worker.storage.errors import (
     StorageError,
     Unavailable,
 )
+from worker.storage.integrity.manifest import Chunk
 from worker.storage.integrity.verifying_reader import OnBytes, Readable
 from zot_artifact_client.contract import PlacedCopy, ReplicateResult, UploadResult
 
@@ -92,6 +94,8 @@ class CopySlot:
     found: ObjectStat | None
     quarantine: bool
     """The bytes under the key may be the last of their kind: they go into quarantine before they are replaced."""
+    bad: Sequence[Chunk] = ()
+    """The chunks that are wrong in what was found, if they are known."""
 
 
 @dataclass(slots=True)
@@ -143,7 +147,9 @@ class ArtifactJob:
         replaced = held and held[0].id != artifact.id and held[1].state.good and held[1].tag == found.version
         if held and replaced and not self._has_all_of(store, held[0]):
             return CopySlot(store, copy, found, quarantine=False)  # the version that this upload replaces
-        seen = store.verify_object(artifact.bucket, artifact.key, artifact.digest)
+        seen = store.verify_object(
+            artifact.bucket, artifact.key, artifact.digest, manifest=artifacts.manifest(artifact)
+        )
         if seen.verdict == Verdict.ARCHIVED:
             raise Archived(f"{store.name}: what is at {artifact.path} is archived and is kept: {seen.detail}")
         if seen.verdict == Verdict.UNREADABLE:  # it may have the bytes that are wanted
@@ -151,7 +157,7 @@ class ArtifactJob:
         if seen.verdict == Verdict.VERIFIED and seen.version == found.version:
             self._record_copy(store, found, {} if found.sha256 else {"adopted": RECORDED})
             return None
-        return CopySlot(store, copy, found, quarantine=True)
+        return self._bad_slot(store, copy, found, seen)
 
     def _has_all_of(self, store: LimitedStore, other: Artifact) -> bool:
         """Return whether a copy of another version is one of this one too: only headers differ, and it keeps none."""
@@ -173,7 +179,12 @@ class ArtifactJob:
             raise self._unavailable(store, f"what is at {self.artifact.path} cannot be read: {seen.detail}")
         if seen.verdict in {Verdict.VERIFIED, Verdict.ARCHIVED}:  # an archived one is as it was written
             return None
-        return CopySlot(store, copy, None if seen.verdict == Verdict.MISSING else found, quarantine=True)
+        return self._bad_slot(store, copy, None if seen.verdict == Verdict.MISSING else found, seen)
+
+    @staticmethod
+    def _bad_slot(store: LimitedStore, copy: Copy, found: ObjectStat | None, seen: Verification) -> CopySlot:
+        bad = seen.bad if found and seen.version == found.version else ()
+        return CopySlot(store, copy, found, quarantine=True, bad=bad)
 
     def put(
         self, store: LimitedStore, body: Callable[[], Readable | HashedBytes], *, storage_class: str | None = None
@@ -212,7 +223,8 @@ class ArtifactJob:
                 self._write(store, source, storage_class, "create_only")
             else:
                 with lifted(self.context.catalogue, held, self.artifact.bucket, self.artifact.key):
-                    self._write(store, source, storage_class, Match(slot.found.version))
+                    if not (isinstance(source, RepairedChunks) and self._patch(store, slot.found, source)):
+                        self._write(store, source, storage_class, Match(slot.found.version))
         except (AlreadyExists, PreconditionFailed) as error:
             raise self._conflict(store) from error
         return self._placed(store, "repaired" if slot.copy.state.present else "stored", quarantined)
@@ -236,6 +248,51 @@ class ArtifactJob:
             existing_key=True,  # an upload's key was checked before it was recorded
         )
         self._record_copy(store, stat)
+
+    def repaired_chunks(self, slot: CopySlot, source: Copy) -> RepairedChunks | None:
+        """Return the bytes for a slot, of which only the bad chunks are read from `source`.
+
+        Returns None if all of them have to come from there.
+        """
+        if slot.found is None or not slot.quarantine or slot.found.size != self.artifact.digest.size:
+            return None
+        manifest = self.context.catalogue.artifacts.manifest(self.artifact)
+        return RepairedChunks.of(self.artifact, manifest, slot.store, self.context.stores[source.store], slot.bad)
+
+    def _patch(self, store: LimitedStore, found: ObjectStat, source: RepairedChunks) -> bool:
+        """Have the store itself replace the bad chunks of a copy; return False, with nothing changed, if it cannot.
+
+        Raises:
+            PreconditionFailed: another writer wrote to the key at the same time.
+            StorageError, Snooze: the source failed, or the store takes no job now.
+        """
+        artifact = self.artifact
+        if not self.context.settings.replication.server_side:
+            return False
+        try:
+            made = store.patch_object(
+                found,
+                source.manifest,
+                artifact.digest,
+                source.known_bad,
+                source.read_good,
+                metadata=artifact.metadata,
+                properties=kept_properties(artifact, store),
+            )
+        except PreconditionFailed:
+            raise
+        except StorageError as error:
+            if error.store != store.name:
+                raise
+            logger.warning(
+                "%s: the chunks of %s cannot be replaced by themselves: %s", store.name, artifact.path, error
+            )
+            return False
+        if made is None:
+            return False
+        self._record_copy(store, made)
+        self.job.advance(artifact.digest.size)
+        return True
 
     def copy_server_side(self, slot: CopySlot, origin: str) -> PlacedCopy | None:
         """Have the provider copy the artifact to a free key, read the copy in full, and record it if it is right.
@@ -365,7 +422,8 @@ class ArtifactJob:
                 if confirmed is None:
                     findings.end_suspicion(copy.store, artifact.bucket, artifact.key, now=clock.now())
                     return None
-                seen = confirmed
+                same = (confirmed.verdict, confirmed.version) == (seen.verdict, seen.version)
+                seen = confirmed._replace(bad=seen.bad) if same else confirmed
         self._record_verdict(copy, seen)
         return seen
 

@@ -1,10 +1,11 @@
 """Repair a large copy by chunks: the good ones come from the copy itself, and only the bad ones from another copy."""
 
 import logging
+from collections.abc import Sequence
 from typing import Self
 
-from worker.artifacts.artifact_copies import ArtifactJob, CopySlot
-from worker.catalogue import Copy
+from worker.catalogue import Artifact
+from worker.limits.limited_store import LimitedStore
 from worker.storage.errors import DigestMismatch
 from worker.storage.integrity.manifest import Chunk, Manifest
 
@@ -19,21 +20,32 @@ class RepairedChunks:
 
     Each chunk is compared with the manifest before a byte of it is returned. One chunk is in memory. The source is
     asked for nothing but the chunks that are bad, and its concurrency slot is not held between them.
+
+    `known_bad`: the chunks of the bad copy that a read found bad, empty where that is not known.
     """
 
-    def __init__(self, work: ArtifactJob, slot: CopySlot, source: Copy, manifest: Manifest) -> None:
-        self._path = work.artifact.bucket, work.artifact.key
-        self._bad, self._good = slot.store, work.context.stores[source.store]
+    def __init__(
+        self, artifact: Artifact, manifest: Manifest, bad: LimitedStore, good: LimitedStore, known_bad: Sequence[Chunk]
+    ) -> None:
+        self.manifest, self.known_bad = manifest, known_bad
+        self._path = artifact.bucket, artifact.key
+        self._bad, self._good = bad, good
         self._chunks = iter(manifest)
         self._data: memoryview = memoryview(b"")
 
     @classmethod
-    def of(cls, work: ArtifactJob, slot: CopySlot, source: Copy) -> Self | None:
-        """Return the bytes for a slot; None if all of them have to come from the good copy."""
-        if slot.found is None or not slot.quarantine or slot.found.size != work.artifact.digest.size:
+    def of(
+        cls,
+        artifact: Artifact,
+        manifest: Manifest | None,
+        bad: LimitedStore,
+        good: LimitedStore,
+        known_bad: Sequence[Chunk] = (),
+    ) -> Self | None:
+        """Return the bytes of a copy; None if all of them have to come from the good copy."""
+        if manifest is None or len(manifest) < FEWEST_CHUNKS:
             return None
-        manifest = work.context.catalogue.artifacts.manifest(work.artifact)
-        return cls(work, slot, source, manifest) if manifest and len(manifest) >= FEWEST_CHUNKS else None
+        return cls(artifact, manifest, bad, good, known_bad)
 
     def read(self, size: int, /) -> bytes:
         """Return at most `size` bytes, `b""` at the end.
@@ -50,9 +62,13 @@ class RepairedChunks:
         piece, self._data = bytes(self._data[:size]), self._data[size:]
         return piece
 
+    def read_good(self, chunk: Chunk) -> bytes | bytearray:
+        """Return the bytes of a chunk from the good copy; raises as `read`."""
+        return self._good.read_chunk(*self._path, chunk)
+
     def _read(self, chunk: Chunk) -> bytes | bytearray:
         try:
             return self._bad.read_chunk(*self._path, chunk)
         except DigestMismatch as error:
             logger.warning("%s; it is taken from %s", error, self._good.name)
-        return self._good.read_chunk(*self._path, chunk)
+        return self.read_good(chunk)

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Protocol, Self, Unpack
 
@@ -252,6 +252,32 @@ class LimitedStore:
             except StorageError as error:
                 error.store = error.store or self.name
                 raise
+
+    def patch_object(
+        self,
+        found: ObjectStat,
+        manifest: Manifest,
+        expected: Digest,
+        bad: Sequence[Chunk],
+        read: Callable[[Chunk], bytes | bytearray],
+        *,
+        metadata: Mapping[str, str] | None = None,
+        properties: ObjectProperties | None = None,
+    ) -> ObjectStat | None:
+        with self._transfer("write", None) as metered:
+
+            def read_metered(chunk: Chunk) -> bytes | bytearray:
+                data = read(chunk)
+                metered(len(data))
+                return data
+
+            made = self._store.patch_object(
+                found, manifest, expected, bad, read_metered, metadata=metadata, properties=properties,
+                between=self._job.heartbeat, on_read_back=self._metered("verify", self._job.heartbeat),
+            )  # fmt: skip
+            if made is not None:
+                self._succeeded()
+            return made
 
     # Limits
 

@@ -172,6 +172,7 @@ class Capabilities:
         parts: how large and how many the parts of a resumable write are, or None where there is none.
         storage_classes: a class or tier can be given with each write.
         whole_reads: bytes of the largest object that `WholeReadDriver.read_whole` reads; 0 where the driver is none.
+        patches: bytes of the smallest range that `PatchDriver.patch` replaces; 0 where the driver is none.
         parallel_reads: several ranges at once are read faster than one whole object.
         impossible_keys: keys that no object of the store can have, because it reads them as another key, or refuses
             them.
@@ -200,6 +201,7 @@ class Capabilities:
     max_object_size: int | None
     max_copy_size: int | None
     parts: PartLimits | None = None
+    patches: int = 0
     parallel_reads: bool = False
     whole_reads: int = 0
     storage_classes: bool = False
@@ -528,6 +530,41 @@ class ChecksumDriver(Driver, Protocol):
         """Return whether the store refuses an object, and a part, that arrive with a wrong checksum.
 
         No object stays under the key.
+        """
+        ...
+
+
+class PatchDriver(ChecksumDriver, Protocol):
+    """A backend whose `capabilities.patches` is not 0: it makes an object of another one, but for some ranges."""
+
+    def patch(
+        self,
+        found: ObjectStat,
+        bucket: str,
+        key: str,
+        info: WriteInfo,
+        replaced: Sequence[range],
+        *,
+        read: Callable[[range], bytes | bytearray],
+        unit: int,
+        between: Callable[[], object],
+    ) -> ObjectStat:
+        """Make an object of exactly the version in `found`, with other bytes in some ranges, over what is there.
+
+        The bytes outside the ranges do not pass through this process, so the caller verifies the whole object.
+
+        Args:
+            found: the object that has most of the bytes.
+            bucket: the logical bucket of the new object.
+            key: the key in it.
+            info: what is kept beside the bytes; it has the size, which is that of `found`, and the digest.
+            replaced: the ranges of bytes to send, in their order. Each is one `unit`, or the rest of the object.
+            read: returns the bytes of such a range.
+            unit: at least `capabilities.patches`; each range starts at a multiple of it.
+            between: called between requests; what it raises ends the write.
+
+        Raises:
+            PreconditionFailed: another version, or nothing, is there.
         """
         ...
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
@@ -55,7 +55,12 @@ from worker.storage.errors import (
     UnexpectedAnswer,
 )
 from worker.storage.identity import Identity
-from worker.storage.integrity.chunk_verification import MIN_PARALLEL_CHUNKS, VerifiedRange, first_bad_chunk
+from worker.storage.integrity.chunk_verification import (
+    MIN_PARALLEL_CHUNKS,
+    VerifiedRange,
+    bad_chunks,
+    first_bad_chunk,
+)
 from worker.storage.integrity.manifest import Chunk, Manifest
 from worker.storage.integrity.verdict import Verdict, Verification, judge, size_mismatch, stored_digest
 from worker.storage.integrity.verifying_reader import (
@@ -364,7 +369,7 @@ class Store:
             key: the key in it.
             expected: the recorded digest; without it, the digest that the store keeps beside the object.
             manifest: the digests of the chunks, recorded with `expected`: with it a large object is read on several
-                cores, and the verdict names the first bad chunk.
+                cores, and the verdict has the bad chunks.
             on_bytes: called with the number of bytes after each read; what it raises passes through.
         """
         self._check_existing(bucket, key)
@@ -553,6 +558,45 @@ class Store:
             between=between,
             checkpoint=checkpoint or NoCheckpoint(),
         )
+
+    def patch_object(
+        self,
+        found: ObjectStat,
+        manifest: Manifest,
+        expected: Digest,
+        bad: Sequence[Chunk],
+        read: Callable[[Chunk], bytes | bytearray],
+        *,
+        metadata: Mapping[str, str] | None = None,
+        properties: ObjectProperties | None = None,
+        between: Between = lambda: None,
+        on_read_back: OnBytes | None = None,
+    ) -> ObjectStat | None:
+        """Replace a bad object by the right one, of which only the bad chunks are sent; None where that is impossible.
+
+        All bytes of the new object are read before it replaces the bad one. With None, nothing has changed.
+
+        Args:
+            found: the bad object.
+            manifest: the digests of the chunks, recorded with `expected`.
+            expected: the recorded digest.
+            bad: the bad chunks, in their order; if there are none, the object is read to find them.
+            read: returns the right bytes of a chunk.
+            metadata: see `write_object`.
+            properties: see `write_object`.
+            between: called between requests; what it raises passes through.
+            on_read_back: called with the number of bytes after each read of the store.
+
+        Raises:
+            PreconditionFailed: another version, or nothing, is under the key.
+            StorageError: see `PatchDriver.patch`; what `read` raises.
+        """
+        self._check_write(found.bucket, found.key, existing_key=True)
+        if not self.capabilities.patches or found.size != expected.size:
+            return None
+        info = WriteInfo(expected.size, expected.sha256, metadata or {}, properties=properties or ObjectProperties())
+        bad = bad or bad_chunks(self._driver, found, manifest, on_read_back)
+        return self._read_back.patch(found, info, manifest, bad, read, between=between, on_bytes=on_read_back)
 
     def sign_put(self, bucket: str, key: str, size: int, seconds: int) -> SignedPut:
         """Return a request with which others write one object; see `SigningDriver`.
@@ -781,14 +825,16 @@ class Store:
     ) -> Verification:
         if stat.size != expected.size:
             return size_mismatch(stat, expected)
-        bad = first_bad_chunk(self._driver, stat, manifest, on_bytes, uncached=True)
-        if bad is None:
+        bad = bad_chunks(self._driver, stat, manifest, on_bytes, uncached=True)
+        if not bad:
             stored = stat.sha256 or ""
             return Verification(
                 Verdict.VERIFIED, expected, stat.size, expected.sha256, stat.version, stored_sha256=stored
             )
-        detail = f"bytes {bad.offset} to {bad.offset + bad.size} are not those that were recorded"
-        return Verification(Verdict.CORRUPT, expected, stat.size, None, stat.version, detail)
+        detail = f"bytes {bad[0].offset} to {bad[0].offset + bad[0].size} are not those that were recorded"
+        if len(bad) > 1:
+            detail += f", and {len(bad) - 1} more of its {len(manifest)} chunks are wrong"
+        return Verification(Verdict.CORRUPT, expected, stat.size, None, stat.version, detail, bad=tuple(bad))
 
     @contextmanager
     def _spooled(

@@ -36,7 +36,25 @@ def first_bad_chunk(
     write: Write | None = None,
     uncached: bool = False,
 ) -> Chunk | None:
-    """Read all bytes in several threads; return the first chunk that does not match, or None.
+    """Read bytes until a chunk does not match; return the first such chunk, or None after all bytes were right.
+
+    See `bad_chunks`.
+    """
+    found = bad_chunks(driver, stat, manifest, on_bytes, write=write, uncached=uncached, first_only=True)
+    return found[0] if found else None
+
+
+def bad_chunks(
+    driver: Driver,
+    stat: ObjectStat,
+    manifest: Manifest,
+    on_bytes: OnBytes | None = None,
+    *,
+    write: Write | None = None,
+    uncached: bool = False,
+    first_only: bool = False,
+) -> list[Chunk]:
+    """Read all bytes in several threads; return the chunks that do not match, in their order.
 
     The caller guarantees that the object has the manifest's size.
 
@@ -47,8 +65,9 @@ def first_bad_chunk(
         on_bytes: called in this thread with the number of bytes; what it raises ends the read.
         write: called with all bytes; what it raises is raised.
         uncached: see `Driver.open`.
+        first_only: only the first item of the result is wanted, and nothing is read after it is known.
     """
-    reading = _Reading(driver, stat, manifest, write, uncached=uncached)
+    reading = _Reading(driver, stat, manifest, write, uncached=uncached, first_only=first_only)
     with ThreadPoolExecutor(THREADS, thread_name_prefix="verify") as pool:
         try:
             for _ in range(THREADS):
@@ -58,18 +77,25 @@ def first_bad_chunk(
                     on_bytes(count)
         finally:
             reading.stop()
-    return min(reading.bad, key=lambda chunk: chunk.number, default=None)
+    return sorted(reading.bad, key=lambda chunk: chunk.number)
 
 
 class _Reading:
     """One read of all chunks, by `THREADS` threads that each call `run`.
 
-    Windows are begun in their order, and all that were begun before a bad chunk was found are read to their end, so
-    that the first bad chunk is among `bad`.
+    Windows are begun in their order. With `first_only`, those that were begun before a bad chunk was found are read to
+    their first bad chunk, so that the first of all is among `bad`.
     """
 
     def __init__(
-        self, driver: Driver, stat: ObjectStat, manifest: Manifest, write: Write | None, *, uncached: bool
+        self,
+        driver: Driver,
+        stat: ObjectStat,
+        manifest: Manifest,
+        write: Write | None,
+        *,
+        uncached: bool,
+        first_only: bool,
     ) -> None:
         self.bad: list[Chunk] = []
         self._driver = driver
@@ -77,6 +103,7 @@ class _Reading:
         self._manifest = manifest
         self._write = write
         self._uncached = uncached
+        self._first_only = first_only
         self._per_window = max(1, WINDOW // manifest.chunk_size)
         self._starts = iter(range(0, len(manifest), self._per_window))  # each is given to one thread
         self._told: Queue[int | BaseException | None] = Queue(4 * THREADS)
@@ -86,7 +113,7 @@ class _Reading:
         """Read one window after the other. The end, or the error, is the last that this thread tells."""
         buffer = memoryview(bytearray(BUFFER_SIZE))
         try:
-            while not self._stopped and not self.bad and (start := next(self._starts, None)) is not None:
+            while not self._stopped and not self._knows_first() and (start := next(self._starts, None)) is not None:
                 self._read(start, buffer)
         except BaseException as error:  # noqa: BLE001  raised in the thread that waits
             self._tell(error)
@@ -109,6 +136,9 @@ class _Reading:
         """Have all threads end after their current piece."""
         self._stopped = True
 
+    def _knows_first(self) -> bool:
+        return self._first_only and bool(self.bad)
+
     def _tell(self, told: int | BaseException | None) -> None:
         """Wait for room in the queue, so that no thread runs ahead of a caller who takes time over the bytes."""
         while not self._stopped:
@@ -128,7 +158,8 @@ class _Reading:
                     return
                 if found != chunk.sha256:
                     self.bad.append(chunk)
-                    return
+                    if self._first_only:
+                        return
 
     def _digest_of(self, chunk: Chunk, reader: ResumableReader, buffer: memoryview) -> str:
         digest, done = hashlib.sha256(), 0

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from worker.storage.driver import Digest, ObjectReader, ObjectStat
 from worker.storage.errors import StorageError
+from worker.storage.integrity.manifest import Chunk
 from worker.storage.integrity.verifying_reader import OnBytes, VerifyingReader, drain
 
 
@@ -40,6 +41,8 @@ class Verification(NamedTuple):
     """The SHA-256 that the store keeps beside verified bytes, empty if it keeps none; None where that is unknown."""
     error: StorageError | None = None
     """Why an `unreadable` object could not be read."""
+    bad: tuple[Chunk, ...] = ()
+    """All chunks that are wrong, in their order, where a `corrupt` object was compared chunk by chunk."""
 
 
 def stored_digest(stat: ObjectStat) -> Digest | None:

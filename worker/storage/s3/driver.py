@@ -3,7 +3,7 @@
 import re
 import threading
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from hashlib import sha256
@@ -102,6 +102,7 @@ class S3Driver(CloudDriver):
             max_object_size=self._profile.max_object_size,
             max_copy_size=MAX_COPY,
             parts=PartLimits(self._part_size, MAX_PART, MAX_PARTS),
+            patches=MIN_PART if self._profile.conditional_writes else 0,
             parallel_reads=True,
             whole_reads=SMALL if self._fast else 0,
             storage_classes=True,
@@ -259,6 +260,21 @@ class S3Driver(CloudDriver):
             between=between,
             begun=lambda upload_id: begun(_token(writer, upload_id)),
         )
+
+    def patch(
+        self,
+        found: ObjectStat,
+        bucket: str,
+        key: str,
+        info: WriteInfo,
+        replaced: Sequence[range],
+        *,
+        read: Callable[[range], bytes | bytearray],
+        unit: int,
+        between: Between,
+    ) -> ObjectStat:
+        upload, original = self._upload(bucket, key, info, uuid.uuid4().hex), self._address(found.bucket, found.key)
+        return upload.patch(original, found.version, self._copy_part, replaced, read=read, unit=unit, between=between)
 
     def sign_put(self, bucket: str, key: str, size: int, seconds: int) -> SignedPut:
         params = {**self._address(bucket, key), "ContentLength": size}  # signed, so that no other size is accepted

@@ -2,7 +2,7 @@
 
 import base64
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
@@ -206,14 +206,54 @@ class Upload:
         In parts even if one request could copy it all, because many stores ignore the condition of that request and
         honour the one of CompleteMultipartUpload.
         """
-        upload_id = self.begin()
-        try:
+        size = self._write.size
+        part_size = plan_parts(size, min_part=part_size, max_part=MAX_PART, max_parts=MAX_PARTS)
+
+        def copy_all(upload_id: str) -> None:
             begun(upload_id)
-            size = self._write.size
-            part_size = plan_parts(size, min_part=part_size, max_part=MAX_PART, max_parts=MAX_PARTS)
-            for number, span in enumerate(_spans(size, part_size), 1):
+            for number, span in enumerate(_spans(range(size), part_size), 1):
                 between()
                 self._copy_part(upload_id, number, source, version, span)
+
+        return self._of_copies(copy_all)
+
+    def patch(
+        self,
+        source: Address,
+        version: str,
+        part_size: int,
+        replaced: Sequence[range],
+        *,
+        read: Callable[[range], bytes | bytearray],
+        unit: int,
+        between: Between,
+    ) -> ObjectStat:
+        """Make the object of exactly this version of `source`, but for some ranges, which are sent; see `PatchDriver`.
+
+        A range that is copied ends at a multiple of `unit`, so that none but the last part is smaller than S3 allows.
+        """
+        size = self._write.size
+        most = MAX_PARTS - 2 * len(replaced)
+        part_size = plan_parts(size, min_part=part_size, max_part=MAX_PART, max_parts=most, multiple=unit)
+        starts = [0, *(span.stop for span in replaced)]
+        ends = [*(span.start for span in replaced), size]
+        copied = (span for run in map(range, starts, ends) for span in _spans(run, part_size))
+
+        def send_and_copy(upload_id: str) -> None:
+            for number, span in enumerate(sorted((*replaced, *copied), key=lambda span: span.start), 1):
+                between()
+                if span in replaced:
+                    self.send_part(upload_id, number, read(span))
+                else:
+                    self._copy_part(upload_id, number, source, version, span)
+
+        return self._of_copies(send_and_copy)
+
+    def _of_copies(self, send: Callable[[str], None]) -> ObjectStat:
+        """Make the object of the parts that `send` adds to a multipart upload, which is aborted if it fails."""
+        upload_id = self.begin()
+        try:
+            send(upload_id)
             return self.complete(upload_id, self._copied(upload_id))
         except BaseException:
             with suppress(StorageError):  # must not replace the error above; cleanup ends stale uploads
@@ -347,8 +387,8 @@ class Upload:
         return translated(self._origin, self._write.what)
 
 
-def _spans(size: int, part_size: int) -> Iterator[range]:
-    return (range(first, min(first + part_size, size)) for first in range(0, size, part_size))
+def _spans(run: range, part_size: int) -> Iterator[range]:
+    return (range(first, min(first + part_size, run.stop)) for first in range(run.start, run.stop, part_size))
 
 
 def _content_md5(data: PartData) -> dict[str, Any]:

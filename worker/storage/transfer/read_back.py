@@ -1,9 +1,10 @@
 """Read back what was written to a store that does not refuse damaged bytes, before it takes the place of an object."""
 
 import hashlib
+import logging
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
 from typing import cast
@@ -17,8 +18,10 @@ from worker.storage.driver import (
     HashedBody,
     Match,
     ObjectStat,
+    PatchDriver,
     StaleUpload,
     WholeReadDriver,
+    WriteInfo,
 )
 from worker.storage.errors import (
     NotFound,
@@ -28,13 +31,20 @@ from worker.storage.errors import (
     TransientError,
     Unavailable,
 )
+from worker.storage.integrity.chunk_verification import first_bad_chunk
+from worker.storage.integrity.manifest import Chunk, Manifest
 from worker.storage.integrity.verdict import Verdict, judge
 from worker.storage.integrity.verifying_reader import OnBytes, VerifyingReader
 from worker.storage.keys import PROBE_BUCKET, STAGING_BUCKET, reserved_key
 from worker.storage.transfer.resumable_read import open_resumable
+from worker.storage.transfer.server_copy import Between
+
+logger = logging.getLogger(__name__)
 
 Send = Callable[[str, str, Condition], ObjectStat]
 """Sends the body of a write to a bucket and key, under a condition."""
+_MOST_BAD = 1000
+"""Chunks that are replaced by themselves, so that the new object has no more parts than a store allows."""
 
 
 class ReadBack:
@@ -115,9 +125,61 @@ class ReadBack:
         self._compare(written, body.digest, on_bytes, f"{bucket}/{key}")
         return written
 
+    def patch(
+        self,
+        found: ObjectStat,
+        info: WriteInfo,
+        manifest: Manifest,
+        bad: Sequence[Chunk],
+        read: Callable[[Chunk], bytes | bytearray],
+        *,
+        between: Between,
+        on_bytes: OnBytes | None,
+    ) -> ObjectStat | None:
+        """Have the store make the right object of a bad one, and put it in its place; only the bad chunks are sent.
+
+        The new object waits in the reserved bucket until all its bytes were read, because the store may copy other
+        bytes than were read before. Returns None, with nothing changed, where the store cannot, where most chunks are
+        bad, or if the new object is not right.
+
+        Args:
+            found: the bad object.
+            info: what is kept beside the bytes.
+            manifest: the digests of the right chunks.
+            bad: the chunks that are not right, in their order.
+            read: returns the right bytes of a chunk.
+            between: called between requests; what it raises ends the write.
+            on_bytes: called with the number of bytes after each read of the new object.
+
+        Raises:
+            PreconditionFailed: another version, or nothing, is under the key.
+        """
+        limits = self._capabilities
+        possible = limits.patches and limits.reserved_buckets and manifest.chunk_size >= limits.patches
+        if not possible or not 0 < len(bad) <= min(len(manifest) // 2, _MOST_BAD):
+            return None
+        driver, unit = cast("PatchDriver", self._driver), manifest.chunk_size
+        key = reserved_key(STAGING_BUCKET, f"{info.sha256}/{found.bucket}", found.key)
+        replaced = [range(chunk.offset, chunk.offset + chunk.size) for chunk in bad]
+        staged = driver.patch(
+            found, STAGING_BUCKET, key, info, replaced,
+            read=lambda span: read(manifest.chunk(span.start // unit)), unit=unit, between=between,
+        )  # fmt: skip
+        try:
+            right = staged.size == manifest.size and not first_bad_chunk(driver, staged, manifest, on_bytes)
+        except BaseException:
+            self._discard(staged)
+            raise
+        if right:
+            return self._swap_in(staged, found.bucket, found.key, Match(found.version), info.storage_class)
+        self._discard(staged)
+        logger.warning("%s: %s/%s: the store copied other bytes than it returned", self._name, found.bucket, found.key)
+        return None
+
     def iter_staged(self) -> Iterator[StaleUpload]:
         """Yield the objects in the reserved bucket that were not swapped in, those of running writes included."""
-        if self._capabilities.checks_uploads is True or not self._capabilities.reserved_buckets:
+        limits = self._capabilities
+        if not limits.reserved_buckets or (limits.checks_uploads is True and not limits.patches):
             return
         for row in self._driver.iter_objects(STAGING_BUCKET):
             token = (STAGING_BUCKET, row.version, row.key)
@@ -183,5 +245,8 @@ class ReadBack:
                 staged.bucket, staged.key, bucket, key, condition=condition, storage_class=storage_class
             )
         finally:
-            with suppress(StorageError):  # cleanup removes what is left
-                self._driver.delete(staged.bucket, staged.key, condition=Match(staged.version))
+            self._discard(staged)
+
+    def _discard(self, staged: ObjectStat) -> None:
+        with suppress(StorageError):  # cleanup removes what is left
+            self._driver.delete(staged.bucket, staged.key, condition=Match(staged.version))

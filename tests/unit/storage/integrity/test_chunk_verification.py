@@ -104,6 +104,17 @@ def test_the_first_of_several_bad_chunks_is_named(driver: Faulty, bad: tuple[int
         assert found.number == min(bad)
 
 
+@pytest.mark.parametrize("bad", [(0,), (30, 11, 12), range(COUNT)])
+def test_a_verdict_has_all_bad_chunks(driver: Faulty, bad: tuple[int, ...]) -> None:
+    """Also several of one window: a repair replaces these and no others."""
+    _, manifest = put(driver, *bad)
+    seen = Store(driver).verify_object(*PLACE, expected(), manifest=manifest)
+    assert seen.verdict is Verdict.CORRUPT
+    assert [chunk.number for chunk in seen.bad] == sorted(bad)
+    assert seen.detail
+    assert f"bytes {min(bad) * CHUNK} to" in seen.detail
+
+
 def test_a_slow_thread_does_not_hide_an_earlier_bad_chunk(driver: Faulty) -> None:
     """A window that was begun before a bad chunk was found is read to its end."""
     stat, manifest = put(driver, 3, 4)

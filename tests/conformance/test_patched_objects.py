@@ -1,0 +1,117 @@
+"""A store replaces the bad chunks of an object by itself: the result is read in full before it is under the key."""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from typing import NoReturn
+
+import pytest
+
+from tests.conformance.bodies import digest_of, some_bytes
+from tests.conformance.conftest import BucketUnderTest
+from tests.conformance.targets import PART
+from tests.conformance.test_properties import PROPERTIES
+from worker.storage import ObjectStat
+from worker.storage.errors import PreconditionFailed
+from worker.storage.integrity.manifest import Chunk, Manifest
+from worker.storage.keys import STAGING_BUCKET
+
+KEY = "folder/a large one"
+SIZE = 4 * PART + 1000
+RIGHT = some_bytes(SIZE)
+MANIFEST = Manifest(SIZE, PART, b"".join(hashlib.sha256(RIGHT[at : at + PART]).digest() for at in range(0, SIZE, PART)))
+
+pytestmark = pytest.mark.needs("patches")
+
+
+def rotten(numbers: Iterable[int]) -> bytes:
+    """Return the right bytes with a wrong one in each of these chunks."""
+    data = bytearray(RIGHT)
+    for number in numbers:
+        data[number * PART + 7] ^= 1
+    return bytes(data)
+
+
+def right_bytes(chunk: Chunk) -> bytes:
+    return RIGHT[chunk.offset : chunk.offset + chunk.size]
+
+
+def patch(
+    bucket: BucketUnderTest, found: ObjectStat, *numbers: int, read: Callable[[Chunk], bytes] = right_bytes
+) -> ObjectStat | None:
+    bad = [MANIFEST.chunk(number) for number in numbers]
+    return bucket.store.patch_object(
+        found, MANIFEST, digest_of(RIGHT), bad, read,
+        metadata={"origin": "here"}, properties=PROPERTIES,
+    )  # fmt: skip
+
+
+def assert_nothing_staged(bucket: BucketUnderTest) -> None:
+    assert list(bucket.store.list_objects(STAGING_BUCKET)) == []
+
+
+@pytest.mark.parametrize("bad", [(0, 4), (2,)], ids=["ends", "middle"])
+def test_only_bad_chunks_are_asked_for(bucket: BucketUnderTest, bad: tuple[int, ...]) -> None:
+    """The object is right after it, with what belongs beside its bytes, and nothing waits in the reserved bucket."""
+    found, asked = bucket.write(KEY, rotten(bad)), list[int]()
+
+    def read(chunk: Chunk) -> bytes:
+        asked.append(chunk.number)
+        return right_bytes(chunk)
+
+    made = patch(bucket, found, *bad, read=read)
+    assert made is not None
+    assert asked == [*bad]
+    assert bucket.read(KEY) == RIGHT
+    stat = bucket.stat(KEY)
+    assert (made.version, made.size) == (stat.version, SIZE)
+    assert (stat.sha256, stat.metadata["origin"]) == (digest_of(RIGHT).sha256, "here")
+    assert stat.properties == PROPERTIES
+    assert_nothing_staged(bucket)
+
+
+def test_bad_chunks_are_found_where_they_are_not_known(bucket: BucketUnderTest) -> None:
+    """The object is read; where most of it is bad, or nothing, it is left as it is."""
+    assert patch(bucket, bucket.write(KEY, rotten([3]))) is not None
+    assert bucket.read(KEY) == RIGHT
+    assert patch(bucket, bucket.stat(KEY)) is None
+    most = rotten([0, 1, 2])
+    assert patch(bucket, bucket.write(KEY, most)) is None
+    assert bucket.read(KEY) == most
+
+
+def test_a_result_that_is_not_right_replaces_nothing(bucket: BucketUnderTest) -> None:
+    """It was read in full before: the bad bytes stay under the key, and the result is removed."""
+    bad = rotten([1, 2])
+    assert patch(bucket, bucket.write(KEY, bad), 1) is None
+    assert bucket.read(KEY) == bad
+    assert_nothing_staged(bucket)
+
+
+def test_a_source_that_fails_leaves_the_object_and_nothing_else(bucket: BucketUnderTest) -> None:
+    """Its error is raised as it is."""
+    bad = rotten([1])
+
+    def fail(_: Chunk) -> NoReturn:
+        raise LookupError("no such chunk")
+
+    with pytest.raises(LookupError, match="no such chunk"):
+        patch(bucket, bucket.write(KEY, bad), 1, read=fail)
+    assert bucket.read(KEY) == bad
+    assert_nothing_staged(bucket)
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before", "meanwhile"])
+def test_an_object_that_was_overwritten_stays(bucket: BucketUnderTest, late: bool) -> None:
+    """Neither are its ranges mixed with those of the bad version, nor is it replaced."""
+    found = bucket.write(KEY, rotten([1]))
+
+    def read(chunk: Chunk) -> bytes:
+        bucket.write(KEY, b"of another writer")
+        return right_bytes(chunk)
+
+    if not late:
+        bucket.write(KEY, b"of another writer")
+    with pytest.raises(PreconditionFailed):
+        patch(bucket, found, 1, read=read if late else right_bytes)
+    assert bucket.read(KEY) == b"of another writer"
+    assert_nothing_staged(bucket)
