@@ -54,20 +54,20 @@ _OF_ANOTHER = "another store of the provider is sent the same requests"
 SAME = dict.fromkeys(("pages", "copies", "names"), _OF_ANOTHER)
 NATIVE = dict.fromkeys(("pages", "copies", "layout"), f"{_OF_ANOTHER}, but for the name of the bucket")
 PARTS, COPIES, FILES, PATCHES = (frozenset({ability}) for ability in ("parts", "server_copy", "files", "patches"))
-S3 = PARTS | COPIES | PATCHES
+CHUNKS = PARTS | COPIES | PATCHES
 
 KINDS = {
     "memory": Kind(lambda _server, _directory: targets.memory(), offers=frozenset()),
     "filesystem": Kind(_filesystem, offers=FILES),
-    "s3-ministack": Kind(targets.s3_ministack, "ministack", S3),
-    "s3-aws": Kind(targets.s3_aws, "ministack", S3, excludes=dict.fromkeys(("pages", "names"), _OF_ANOTHER)),
-    "s3-native": Kind(targets.s3_native, "ministack", S3, excludes=NATIVE),
+    "s3-ministack": Kind(targets.s3_ministack, "ministack", CHUNKS),
+    "s3-aws": Kind(targets.s3_aws, "ministack", CHUNKS, excludes=dict.fromkeys(("pages", "names"), _OF_ANOTHER)),
+    "s3-native": Kind(targets.s3_native, "ministack", CHUNKS, excludes=NATIVE),
     "s3-rclone": Kind(targets.s3_rclone, "rclone", PARTS | FILES, RCLONE),
     "gcs": Kind(_small(targets.gcs), "strict_gcs"),
     "gcs-native": Kind(_small(targets.gcs_native), "strict_gcs", excludes=NATIVE),
     "gcs-resumable": Kind(_small(targets.gcs_resumable), "strict_gcs", COPIES, SAME),
-    "azure": Kind(_small(targets.azure), "azurite"),
-    "azure-native": Kind(_small(targets.azure_native), "azurite", excludes=NATIVE),
+    "azure": Kind(_small(targets.azure), "azurite", CHUNKS),
+    "azure-native": Kind(_small(targets.azure_native), "azurite", CHUNKS, NATIVE),
 }
 _WITH_A_FAST_PATH = ("s3-ministack", "s3-aws", "s3-native", "s3-rclone", "gcs", "gcs-native", "azure", "azure-native")
 KINDS |= {f"{name}-auto": replace(KINDS[name], data_path="auto") for name in _WITH_A_FAST_PATH}

@@ -5,19 +5,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from azure.storage.blob import BlobServiceClient
 
 from tasks.replicate import replicate
 from tasks.upload import upload
 from tasks.verify import verify
 from tests.conformance import targets
-from tests.conformance.bodies import digest_of, some_bytes
+from tests.conformance.bodies import some_bytes
+from tests.conformance.bodies import source as as_source
+from tests.conformance.targets import AZURITE_API
 from tests.integration.tasks.conftest import Run
-from tests.servers import Ministack
 from tests.servers.proxy import Fault, FaultyProxy, Request, Say
 from worker.context import Context
 from worker.settings import Settings
 from worker.settings.section_models import ReplicationSettings, SourceSettings
-from worker.storage.config import FilesystemConfig
+from worker.storage.config import FilesystemConfig, StoreConfig
 from worker.storage.keys import QUARANTINE_BUCKET, STAGING_BUCKET
 from zot_artifact_client.contract import ReplicateRequest, UploadRequest, VerifyRequest
 
@@ -28,14 +30,27 @@ PLACE = {"bucket": "releases", "key": "large"}
 
 
 class Line:
-    """A proxy before the store, which makes the requests fail that it is told to."""
+    """A proxy before a store of one kind, which makes the requests fail that it is told to."""
 
-    def __init__(self, server: Ministack) -> None:
+    def __init__(self, kind: str, request: pytest.FixtureRequest) -> None:
         self.fault: Callable[[Request], Fault] = lambda _: None
-        self.proxy = FaultyProxy(server.port, self.decide)
+        self._kind = kind
+        self._server = request.getfixturevalue({"s3": "ministack", "azure": "azurite"}[kind])
+        self.proxy = FaultyProxy(self._server.port, self.decide)
 
     def decide(self, request: Request) -> Fault:
         return self.fault(request)
+
+    def config(self) -> StoreConfig:
+        """Return a store behind this line, with a real bucket of its own."""
+        real, server = f"real-{uuid.uuid4().hex[:8]}", self._server
+        if self._kind == "s3":
+            targets.make_s3_bucket(server, real)
+            return targets.s3_config(server, bucket=real, endpoint=self.proxy.endpoint)
+        with BlobServiceClient.from_connection_string(server.connection_string, api_version=AZURITE_API) as made:
+            made.create_container(real)
+        url = f"{self.proxy.endpoint}/{server.account}"
+        return targets.azure_config(server, container=real, account_url=url, api_version=AZURITE_API)
 
     @property
     def sent(self) -> int:
@@ -44,35 +59,25 @@ class Line:
 
 
 @pytest.fixture
-def line(ministack: Ministack) -> Iterator[Line]:
-    line = Line(ministack)
+def line(request: pytest.FixtureRequest) -> Iterator[Line]:
+    line = Line(request.param, request)
     with line.proxy:
         yield line
 
 
 @pytest.fixture
-def settings(tmp_path: Path, source_root: Path, ministack: Ministack, line: Line) -> Settings:
-    real = f"real-{uuid.uuid4().hex[:8]}"
-    targets.make_s3_bucket(ministack, real)
+def settings(tmp_path: Path, source_root: Path, line: Line) -> Settings:
     (tmp_path / "disk").mkdir()
     return Settings(
         home=tmp_path / "home",
-        stores={
-            "disk": FilesystemConfig(root=tmp_path / "disk"),
-            "cloud": targets.s3_config(ministack, bucket=real, endpoint=line.proxy.endpoint),
-        },
+        stores={"disk": FilesystemConfig(root=tmp_path / "disk"), "cloud": line.config()},
         sources=SourceSettings(roots=(source_root,)),
     )
 
 
 @pytest.fixture
 def rotten(
-    context: Context,
-    run: Run,
-    source: Callable[..., str],
-    ministack: Ministack,
-    line: Line,
-    monkeypatch: pytest.MonkeyPatch,
+    context: Context, run: Run, source: Callable[..., str], line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[], None]:
     """Have the artifact in both stores, and return what rots the second of its five chunks in the cloud."""
     monkeypatch.setattr("worker.artifacts.chunk_repair.FEWEST_CHUNKS", 2)
@@ -81,10 +86,7 @@ def rotten(
     run(upload, UploadRequest(**PLACE, source=source(RIGHT), stores=("disk", "cloud"), metadata={"origin": "here"}))
 
     def rot() -> None:
-        client, config = targets.s3_client(ministack), context.settings.stores["cloud"]
-        metadata = {"sha256": digest_of(RIGHT).sha256}
-        client.put_object(Bucket=config.bucket, Key="releases/large", Body=BAD, Metadata=metadata)
-        client.close()
+        context.stores["cloud"].write_object("releases", "large", as_source(BAD))
         run(verify, VerifyRequest(**PLACE, stores=("cloud",)))
         line.proxy.requests.clear()
 
@@ -105,6 +107,7 @@ def quarantined(context: Context) -> list[bytes]:
     return found
 
 
+@pytest.mark.parametrize("line", ["s3", "azure"], indirect=True)
 def test_a_repair_sends_only_the_bad_chunk(context: Context, run: Run, rotten: Callable[[], None], line: Line) -> None:
     """The copy is right with its metadata, and the bad bytes are kept; without server-side copies all is sent."""
     rotten()
@@ -126,6 +129,7 @@ def test_a_repair_sends_only_the_bad_chunk(context: Context, run: Run, rotten: C
     assert content(context, "releases", "large") == RIGHT
 
 
+@pytest.mark.parametrize("line", ["s3"], indirect=True)
 @pytest.mark.parametrize("answer", [
     Say(501, b"<Error><Code>NotImplemented</Code><Message>no copies of ranges</Message></Error>"),
     Say(200, b"<CopyPartResult><ETag>&quot;0&quot;</ETag></CopyPartResult>"),

@@ -2,7 +2,7 @@
 
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -125,6 +125,7 @@ class AzureDriver(CloudDriver):
             max_object_size=MAX_OBJECT,
             max_copy_size=MAX_OBJECT if self._copies else 0,
             parts=limits(int(self._config.part_size)),
+            patches=1 if self._copies else 0,
             parallel_reads=True,
             whole_reads=SMALL if self._fast else 0,
             storage_classes=True,
@@ -287,6 +288,36 @@ class AzureDriver(CloudDriver):
         with translated(self._origin, f"{bucket}/{key}"):
             self._blob(bucket, key).set_http_headers(headers, **conditions(Match(version_of(made.etag))))
         return self.stat(bucket, key)
+
+    def patch(
+        self,
+        found: ObjectStat,
+        bucket: str,
+        key: str,
+        info: WriteInfo,
+        replaced: Sequence[range],
+        *,
+        read: Callable[[range], bytes | bytearray],
+        unit: int,
+        between: Between,
+    ) -> ObjectStat:
+        """Copy the whole object, whose copy has the same blocks, and replace those of the ranges.
+
+        Raises:
+            PermanentError: also if its blocks are other ranges than its chunks.
+        """
+        del unit
+        target, token = self._target(bucket, key), new_token()
+        metadata = METADATA.encode(info, token, f"{self._name}: {target.what}")
+        copy = Copy(target.blob, self._origin, target.what, between)
+        source, tier = self._blob(found.bucket, found.key), tier_of(self._config, info.storage_class)
+        version = version_of(copy.make(source, f'"{found.version}"', metadata, tier).etag)
+        try:
+            return self._parts.patch(target, token, version, info, replaced, read=read, between=between)
+        except BaseException:
+            with suppress(StorageError):  # cleanup removes what is left
+                self.delete(bucket, key, condition=Match(version))
+            raise
 
     def tags(self, bucket: str, key: str) -> dict[str, str]:
         with translated(self._origin, f"the tags of {bucket}/{key}"):

@@ -1,8 +1,9 @@
 """Multipart uploads: stage blocks, commit them, and clean up those that are not committed."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import accumulate
 from typing import Any
 
 from azure.core import MatchConditions
@@ -16,7 +17,7 @@ from worker.storage.azure.upload import REFUSED, Upload
 from worker.storage.cloud.conditional_write import Write
 from worker.storage.cloud.error_mapping import Origin
 from worker.storage.driver import Condition, Match, ObjectStat, Part, PartData, PartLimits, StaleUpload, WriteInfo
-from worker.storage.errors import NotFound, UploadEnded
+from worker.storage.errors import NotFound, PermanentError, UploadEnded
 from worker.storage.transfer.split_into_parts import md5_of, rewound
 
 MIB = 1024 * 1024
@@ -103,6 +104,38 @@ class Parts:
             options=self._settings(info),
             properties=info.properties,
         )
+
+    def patch(
+        self,
+        target: Target,
+        token: str,
+        version: str,
+        info: WriteInfo,
+        replaced: Sequence[range],
+        *,
+        read: Callable[[range], PartData],
+        between: Callable[[], object],
+    ) -> ObjectStat:
+        """Replace ranges of exactly this version of a blob, which consist of whole blocks; the other blocks stay.
+
+        Raises:
+            PermanentError: the blob has no blocks, or they begin elsewhere; nothing was sent.
+        """
+        with translated(self._origin, target.what):
+            blocks = target.blob.get_block_list("committed")[0]
+        starts = list(accumulate((int(block.size) for block in blocks), initial=0))
+        bounds = {bound for span in replaced for bound in (span.start, span.stop)}
+        if starts[-1] != info.size or not bounds <= set(starts):
+            raise PermanentError(f"{self._origin.store}: {target.what}: its blocks are other ranges than its chunks")
+        ids = {at: str(block.id) for at, block in zip(starts, blocks, strict=False)}
+        for number, span in enumerate(replaced, 1):
+            between()
+            data = read(span)
+            block = new_block(token, number, data)
+            self._stage(target, block, data)
+            ids = {at: id_ for at, id_ in ids.items() if at not in span} | {span.start: block.id}
+        write = self._write(target, info, token, Match(version), size=info.size)
+        return Upload(lambda: target.blob, self._origin, write).from_blocks([ids[at] for at in sorted(ids)])
 
     def abort(self, target: Target, token: str) -> None:
         self._open.discard(token)
