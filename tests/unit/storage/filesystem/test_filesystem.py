@@ -582,6 +582,19 @@ def test_a_condition_is_checked_again_at_the_end(store: Store) -> None:
     assert list(store.iter_stale_uploads()) == []
 
 
+def test_what_the_original_writes_meanwhile_under_the_name_of_a_sidecar_is_not_hidden(store: Store, root: Path) -> None:
+    """A create-only write of `x.sha256` is refused if the original has written that object while the bytes came in."""
+
+    class WrittenMeanwhile(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            as_the_original(root, "x.sha256", b"the original's", sha256(b"the original's"))
+            return super().read(size)
+
+    with pytest.raises(AlreadyExists):
+        store.write_object("b", "x.sha256", WrittenMeanwhile(b"mine"), condition="create_only")
+    assert read(store, "x.sha256") == b"the original's"
+
+
 # Copies
 
 
