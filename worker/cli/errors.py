@@ -1,6 +1,7 @@
 """Map errors to one line and an exit status."""
 
 import difflib
+import errno
 from collections.abc import Iterable
 from enum import IntEnum
 
@@ -20,6 +21,12 @@ class Status(IntEnum):
     INTERRUPTED = 130
 
 
+WAYS_OUT_OF_WRITE = {
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "make room there",
+    errno.EFBIG: "raise the limit of the size of files (`ulimit -f`)",
+}
+"""What to do about a file that cannot be written, by the number of the error."""
 FULL_BROKER = "make room on its disk or in its memory: it accepts jobs again by itself"
 """What to do about a broker that takes no writes."""
 

@@ -1,6 +1,5 @@
 """The command `get`."""
 
-import errno
 import re
 import shutil
 import sys
@@ -16,7 +15,7 @@ import typer
 from worker.catalogue import Artifact, Copy
 from worker.cli.arguments import ArtifactPath
 from worker.cli.atomic_file import complete_file
-from worker.cli.errors import Failure, Status
+from worker.cli.errors import WAYS_OUT_OF_WRITE, Failure, Status
 from worker.cli.output import AsJson, note, print_json, say, size
 from worker.cli.progress import bar
 from worker.cli.session import Session, opened
@@ -27,11 +26,6 @@ from worker.storage.integrity.verifying_reader import OnBytes, save
 
 STDOUT = "-"
 _COPY = 1024**2
-_WAYS_OUT = {
-    errno.ENOSPC: "make room there",
-    errno.EDQUOT: "make room there",
-    errno.EFBIG: "raise the limit of the size of files (`ulimit -f`)",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +82,11 @@ def get(
         zot-artifacts get backups/dir.tar - | tar x
         zot-artifacts get -r releases/2026-11 ./2026-11
     """
+    check_output(dest, as_json=as_json)
     if recursive:
         _get_directory(artifact, dest, range_, as_json=as_json)
         return
     at = ArtifactPath.parse(artifact)
-    check_output(dest, as_json=as_json)
     with opened(existing=True) as session, bar("reading") as shown:
         found = session.artifact(at.bucket, at.key)
         part = _part(range_, found) if range_ else None
@@ -147,7 +141,9 @@ def _trust(copy: Copy) -> tuple[bool, bool]:
 
 
 def check_output(dest: str, *, as_json: bool) -> None:
-    """Raise Failure if bytes and JSON would both go to standard output."""
+    """Raise Failure if DEST is empty, or if bytes and JSON would both go to standard output."""
+    if not dest:
+        raise Failure("DEST is empty: name a file, or a directory such as `.`", Status.USAGE, type_="UsageError")
     if dest == STDOUT and as_json:
         raise Failure("--json and DEST `-` would both write to standard output: leave one out", Status.USAGE)
 
@@ -207,7 +203,7 @@ def _writable(path: Path, spool_dir: Path) -> Iterator[int]:
     except OSError as error:
         if isinstance(error, StorageError):
             raise
-        way_out = _WAYS_OUT.get(error.errno or 0, "name another DEST")
+        way_out = WAYS_OUT_OF_WRITE.get(error.errno or 0, "name another DEST")
         raise Failure(f"{path} cannot be written: {error.strerror}; {way_out}", type_="CannotWrite") from error
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from worker.cli.errors import Failure, Status
+from worker.cli.errors import WAYS_OUT_OF_WRITE, Failure, Status
 from worker.settings import Settings
 from worker.settings.private_data_directory import open_own
 from worker.storage.filesystem.open_without_symlinks import is_link_refusal
@@ -96,8 +96,9 @@ def _stage(source: BinaryIO, name: str, directory: Path, sha256: str | None, on_
             os.fsync(copy.fileno())
         staged = _placed(partial, directory / name, digest)
     except OSError as error:
+        way_out = f"{WAYS_OUT_OF_WRITE[error.errno]}, or " if error.errno in WAYS_OUT_OF_WRITE else ""
         raise Failure(
-            f"{what}: it cannot be staged in {directory.parent}: {error.strerror}; make room there, or add the file's "
+            f"{what}: it cannot be staged in {directory.parent}: {error.strerror}; {way_out}add the file's "
             "directory to sources.roots",
             type_="StagingFailed",
         ) from error

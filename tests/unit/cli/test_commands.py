@@ -88,6 +88,13 @@ def test_a_data_directory_whose_name_is_too_long_is_one_line(
     assert "no catalogue here" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [["get", "a/b"], ["get", "-r", "a"], ["quarantine", "get", "dr", "1"]])
+def test_an_empty_destination_is_refused(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """An unset variable of a script names no file: nothing is written to the current directory."""
+    assert run([*command, ""]) == 2
+    assert "DEST is empty" in capsys.readouterr().err
+
+
 def test_an_error_of_the_file_system_names_the_file() -> None:
     """Whatever command meets it, it is one line and the exit status 1."""
     found = failure_of(OSError(36, "File name too long", "/x"))

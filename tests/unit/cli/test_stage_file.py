@@ -67,7 +67,7 @@ def test_a_full_disk_is_one_line(settings: Settings, source: Path) -> None:
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, before[1]))
-        with pytest.raises(Failure, match=r"cannot be staged in .*/staging: File too large; make room there"):
+        with pytest.raises(Failure, match=r"staged in .*/staging: File too large; raise the limit .*, or add"):
             stage(source, settings, "job-1")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
