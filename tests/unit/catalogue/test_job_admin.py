@@ -1,9 +1,6 @@
 """Operators' actions on jobs, and pauses, in each kind of catalogue."""
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-
-import pytest
 
 from worker.catalogue import Catalogue, Finished, Leased, Scope
 from zot_artifact_client.contract import JobState
@@ -12,13 +9,6 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 LEASE = timedelta(seconds=30)
 UNAVAILABLE = {"type": "Unavailable", "message": "dr: away", "traceback": "Traceback: away"}
 WHY = {"type": "Cancelled", "message": "a client cancelled it"}
-
-
-@pytest.fixture
-def catalogue(catalogue_url) -> Iterator[Catalogue]:
-    opened = Catalogue(catalogue_url)
-    yield opened
-    opened.close()
 
 
 def begin(catalogue: Catalogue, id_: str, now: datetime = NOW, max_crashes: int = 5) -> Leased | Finished:

@@ -3,6 +3,7 @@
 import io
 import json
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -36,7 +37,9 @@ def append(catalogue: Catalogue, *verdicts: str) -> None:
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
+def path(tmp_path: Path, make_tables: Callable[[str], None]) -> Path:
+    """Return the file of a new catalogue."""
+    make_tables(f"sqlite:///{tmp_path / 'catalogue.sqlite3'}")
     return tmp_path / "catalogue.sqlite3"
 
 

@@ -31,8 +31,10 @@ def home(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def catalogue(home) -> Iterator[Catalogue]:
-    opened = Catalogue(f"sqlite:///{home / 'catalogue.sqlite3'}")
+def catalogue(home, make_tables) -> Iterator[Catalogue]:
+    url = f"sqlite:///{home / 'catalogue.sqlite3'}"
+    make_tables(url)
+    opened = Catalogue(url)
     yield opened
     opened.close()
 
