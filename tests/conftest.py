@@ -3,7 +3,6 @@
 import faulthandler
 import gc
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -31,7 +30,7 @@ from tests.servers import (
     Valkey,
 )
 from tests.servers.directory_in_memory import directory_in_memory
-from worker.catalogue import Catalogue
+from tests.servers.worker import new_catalogue
 from worker.embedded.parent_death import die_with_parent
 
 # A busy machine is no fault of a test: only what a test asserts can fail it, and pytest-timeout ends what hangs.
@@ -202,14 +201,12 @@ def postgres(database_directory: Path) -> Iterator[Postgres]:
 
 
 @pytest.fixture(scope="session")
-def make_tables(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], None]:
-    """Return what makes the tables of a new catalogue at a URL: a copy, for all migrations take longer than a test."""
-    path = tmp_path_factory.mktemp("migrated") / "catalogue.sqlite3"
-    Catalogue(f"sqlite:///{path}").close()
+def make_tables() -> Callable[[str], None]:
+    """Return what makes the tables of a new catalogue at a URL."""
 
     def make_tables(url: str) -> None:
         if url.startswith("sqlite:///"):  # a database of PostgreSQL is a copy already
-            shutil.copy(path, url.removeprefix("sqlite:///"))
+            Path(url.removeprefix("sqlite:///")).write_bytes(new_catalogue())
 
     return make_tables
 

@@ -3,7 +3,9 @@
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import redis
 from celery import Celery
@@ -11,10 +13,23 @@ from kombu.exceptions import OperationalError
 
 from tests.servers.forks import PythonServer
 from tests.servers.process import REPOSITORY
+from worker.catalogue import Catalogue
+
+
+@cache
+def new_catalogue() -> bytes:
+    """Return the file of a new catalogue of SQLite: all its migrations take longer than a test."""
+    with TemporaryDirectory() as directory:
+        path = Path(directory) / "catalogue.sqlite3"
+        Catalogue(f"sqlite:///{path}").close()
+        return path.read_bytes()
 
 
 class Worker(PythonServer):
-    """`celery -A worker.app worker` on its own data directory."""
+    """`celery -A worker.app worker` on its own data directory.
+
+    A fork finds a new catalogue there; one with `fork=False` makes it, as for a user.
+    """
 
     name = "worker"
 
@@ -74,6 +89,9 @@ class Worker(PythonServer):
         self.kill()
 
     def _spawn(self) -> None:
+        if self._fork and "ZOT_CATALOGUE" not in self._settings and not self.home.exists():
+            self.home.mkdir(mode=0o700)
+            (self.home / "catalogue.sqlite3").write_bytes(new_catalogue())  # to make it is half of a worker's start
         self._read = self._log_path.stat().st_size if self._log_path.exists() else 0
         super()._spawn()
 
