@@ -175,12 +175,16 @@ class S3Driver(CloudDriver):
         return found if found and found.sha256 else to_stat(self._name, bucket, key, self._head(bucket, key))
 
     def find_version(self, bucket: str, key: str) -> str | None:
-        # The SDK's path also asks for the bucket, which makes no difference here.
-        return None if self._is_missing_by_fast_path(bucket, key) else super().find_version(bucket, key)
+        if self._is_missing_by_fast_path(bucket, key):
+            return None
+        try:
+            return to_stat(self._name, bucket, key, self._head_in_any_bucket(bucket, key)).version
+        except NotFound:
+            return None
 
     def delete(self, bucket: str, key: str, *, condition: Match | None = None) -> bool:
         try:
-            found = version_of(self._head(bucket, key).get("ETag"))
+            found = version_of(self._head_in_any_bucket(bucket, key).get("ETag"))
         except NotFound:
             return False
         if condition and found != condition.version:
@@ -570,10 +574,15 @@ class S3Driver(CloudDriver):
 
     def _head(self, bucket: str, key: str) -> "HeadObjectOutputTypeDef":
         try:
-            with self._errors(f"{bucket}/{key}"):
-                return self._client().head_object(**self._address(bucket, key), ChecksumMode="ENABLED")
+            return self._head_in_any_bucket(bucket, key)
         except NotFound:
             raise self._missing(bucket, key) from None
+
+    def _head_in_any_bucket(self, bucket: str, key: str) -> "HeadObjectOutputTypeDef":
+        """Do as `_head`, without the request that tells a missing bucket from a missing object."""
+        try:
+            with self._errors(f"{bucket}/{key}"):
+                return self._client().head_object(**self._address(bucket, key), ChecksumMode="ENABLED")
         except PermanentError as error:
             if error.code == "400":  # the answer to a HEAD has no body with the reason; that to a GET has one
                 found = self._get(bucket, key, "bytes=0-0")
