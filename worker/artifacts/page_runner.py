@@ -19,7 +19,7 @@ GROUP_SECONDS = 1.0
 """Results wait no longer than this for a group to be full."""
 _PART = 25
 """Most objects that a thread takes at a time; to hand out each alone costs more than to read a small one."""
-_SLOW = 0.001
+SLOW = 0.001
 """Seconds for an object above which its thread mostly waits, so that another thread makes the page faster."""
 _ABANDON_AFTER = 1.0
 """Seconds after which a thread that only reads is no longer waited for when its page has to stop."""
@@ -32,6 +32,7 @@ def work_on(
     *,
     threads: int,
     begin: int | None = None,
+    slow: float = SLOW,
     reads_only: bool = False,
     seconds: float | None = None,
 ) -> bool:
@@ -43,7 +44,8 @@ def work_on(
         record: is called in the calling thread with at most `GROUP` results.
         threads: how many parts are worked on at a time.
         begin: how many at first. With 1, the calling thread itself does the work: a second thread that computes takes
-            Python's lock from it. There are twice as many as soon as an object takes longer than `_SLOW`.
+            Python's lock from it. There are twice as many as soon as an object takes longer than `slow`.
+        slow: seconds for an object above which its thread mostly waits for it.
         reads_only: `do` changes nothing. A page that has to stop does not wait for a request that hangs.
         seconds: after which no item is begun any more.
 
@@ -54,7 +56,7 @@ def work_on(
         BaseException: what `do` or `record` raised first. No item is handed out after that; what was done by then is
             recorded, unless the catalogue itself is what failed.
     """
-    return _Run(items, do, record, threads, begin or threads, reads_only=reads_only, seconds=seconds).run()
+    return _Run(items, do, record, threads, begin or threads, slow=slow, reads_only=reads_only, seconds=seconds).run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ class _Run(Generic[ItemT, DoneT]):
         threads: int,
         begin: int,
         *,
+        slow: float,
         reads_only: bool,
         seconds: float | None,
     ) -> None:
@@ -86,6 +89,7 @@ class _Run(Generic[ItemT, DoneT]):
         self._record = record
         self._threads = max(1, min(threads, len(items)))
         self._begin = min(begin, self._threads)
+        self._slow = slow
         self._patience = _ABANDON_AFTER if reads_only else None
         self._stop = threading.Event()
         self._until = None if seconds is None else time.monotonic() + seconds
@@ -117,7 +121,7 @@ class _Run(Generic[ItemT, DoneT]):
             if said.error is not None:
                 return said.error
             self._record_done(everything=time.monotonic() - self._recorded >= GROUP_SECONDS)
-            if said.seconds > _SLOW and self._threads > 1:
+            if said.seconds > self._slow and self._threads > 1:
                 return self._work_in_threads(2)
         return None
 
@@ -175,7 +179,7 @@ class _Run(Generic[ItemT, DoneT]):
                 said = _Part(seconds=GROUP_SECONDS)
             error = error or said.error
             self._take(said)
-            if said.seconds > _SLOW and not self._stop.is_set():
+            if said.seconds > self._slow and not self._stop.is_set():
                 self._start(self._started)
             if deadline is not None and time.monotonic() >= deadline:
                 break

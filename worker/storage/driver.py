@@ -173,6 +173,7 @@ class Capabilities:
         storage_classes: a class or tier can be given with each write.
         whole_reads: bytes of the largest object that `WholeReadDriver.read_whole` reads; 0 where the driver is none.
         patches: bytes of the smallest range that `PatchDriver.patch` replaces; 0 where the driver is none.
+        reads_ahead: objects that one thread has asked for at a time where it reads many (`SmallReadDriver`).
         parallel_reads: several ranges at once are read faster than one whole object.
         impossible_keys: keys that no object of the store can have, because it reads them as another key, or refuses
             them.
@@ -204,6 +205,7 @@ class Capabilities:
     patches: int = 0
     parallel_reads: bool = False
     whole_reads: int = 0
+    reads_ahead: int = 1
     storage_classes: bool = False
     impossible_keys: re.Pattern[str] | None = None
     realm: Hashable | None = None
@@ -582,7 +584,7 @@ class TagDriver(Driver, Protocol):
 
 SmallRead = tuple[str, str, Digest]
 """An object to read as a whole: its bucket, its key and its recorded digest, whose size it must have."""
-WholeRead = tuple[bytes, str, str]
+WholeRead = tuple["Buffer", str, str]
 """All bytes of an object, its version, and the digest that is stored beside it, empty if there is none."""
 
 

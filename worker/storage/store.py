@@ -413,7 +413,7 @@ class Store:
                 yield self.verify_object(*each)
             return
         for each, found in self._read_ahead(reads, wanted):
-            if found is not None:
+            if found is not None and self._is_own(*each[:2]):
                 _, version, stored = found
                 expected = each[2]
                 yield Verification(
@@ -427,13 +427,14 @@ class Store:
 
         All bytes that are returned have the recorded digest.
         """
-        reads = self._small_reads()
+        # Of a store across a network one object at a time: several threads read, each between two writes.
+        reads = self._small_reads() if self.capabilities.local else None
         if reads is None:
             for each in wanted:
                 yield self._read_whole(*each)
             return
         for _, found in self._read_ahead(reads, wanted):
-            yield found[0] if found else None
+            yield bytes(found[0]) if found else None
 
     @staticmethod
     def _read_ahead(reads: SmallReads, wanted: Iterable[SmallRead]) -> Iterator[tuple[SmallRead, WholeRead | None]]:
@@ -444,6 +445,17 @@ class Store:
                 yield each, read if right else None
         finally:
             reads.close()
+
+    def _is_own(self, bucket: str, key: str) -> bool:
+        """Return whether an object that was read may be one of this store; `verify_object` says why not."""
+        if self.capabilities.local:
+            return True  # it was read below the store's own directory
+        try:
+            self._check_existing(bucket, key)
+            self._check_read(bucket, key)
+        except StorageError:
+            return False
+        return True
 
     def _read_whole(self, bucket: str, key: str, expected: Digest) -> bytes | None:
         """Return a small object that is right, read in one request; None for any other one."""

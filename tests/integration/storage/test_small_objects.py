@@ -133,12 +133,14 @@ def test_switched_off(through: Callable[..., tuple[Store, FaultyProxy]]) -> None
 
 
 def test_version_and_verdicts_are_those_of_the_sdk(through: Callable[..., tuple[Store, FaultyProxy]]) -> None:
-    """Both paths give the same verdict, and the same version tag, for a good, a wrong and a missing object."""
+    """All paths give the same verdict, and the same version tag, for a good, a wrong and a missing object."""
     fast, sdk = through()[0], through(data_path="sdk")[0]
-    for key, body in (("app", BODY), ("app", some_bytes(len(BODY), seed=1)), ("app", b"short"), ("none", BODY)):
-        expected = digest_of(body)
-        one, other = (store.verify_object(BUCKET, key, expected) for store in (fast, sdk))
-        assert one == other
+    asked = [("app", BODY), ("app", some_bytes(len(BODY), seed=1)), ("app", b"short"), ("none", BODY), ("app", BODY)]
+    wanted = [(BUCKET, key, digest_of(body)) for key, body in asked]
+    by_sdk = [sdk.verify_object(*each) for each in wanted]
+    assert [fast.verify_object(*each) for each in wanted] == by_sdk
+    assert list(fast.verify_objects(wanted)) == by_sdk
+    assert list(sdk.verify_objects(wanted)) == by_sdk
 
 
 def test_stat_is_that_of_the_sdk(through: Callable[..., tuple[Store, FaultyProxy]]) -> None:

@@ -93,11 +93,31 @@ class BucketEndpoint:
         Raises:
             OSError, HTTPException: there is no answer.
         """
+        return self.receive(self.ask(url, headers), size, patience=patience)
+
+    def ask(self, url: str, headers: Headers) -> socket.socket:
+        """Ask for an object and return the connection on which the answer comes, for `receive`.
+
+        Raises:
+            OSError, HTTPException: the store cannot be asked.
+        """
         head = request_head("GET", url, headers)
         connection = self.connected()
-        answer = None
         try:
             connection.sendall(head)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def receive(self, connection: socket.socket, size: int, *, patience: float) -> PlainAnswer | None:
+        """Return the answer to `ask` if it is status 200 with exactly `size` bytes; otherwise None.
+
+        Raises:
+            OSError: there is no answer.
+        """
+        answer = None
+        try:
             answer = _receive(connection, size, time.monotonic() + patience)
         finally:
             if answer is None or not _is_kept(answer.headers):

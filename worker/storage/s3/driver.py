@@ -23,6 +23,7 @@ from worker.storage.cloud.object_tags import encode_tags
 from worker.storage.cloud.reader import CloudReader, empty_reader
 from worker.storage.cloud.response_body import HttpBody
 from worker.storage.cloud.small_reads_by_obstore import PROPERTIES, SMALL, RealObject
+from worker.storage.cloud.small_reads_by_plain_request import AHEAD, PlainReadsAhead
 from worker.storage.config import S3Config
 from worker.storage.driver import (
     Body,
@@ -105,6 +106,7 @@ class S3Driver(CloudDriver):
             patches=MIN_PART if self._profile.conditional_writes else 0,
             parallel_reads=True,
             whole_reads=SMALL if self._fast else 0,
+            reads_ahead=AHEAD if self._fast else 1,
             storage_classes=True,
             realm=realm_of(self._config) if self._profile.conditional_writes else None,
             properties=True,
@@ -166,8 +168,15 @@ class S3Driver(CloudDriver):
         return replace(stat, sha256=found.sha256) if found.version == stat.version else stat
 
     def read_whole(self, bucket: str, key: str, size: int) -> WholeObject | None:
+        return self._plain_reads.read(self._real_object(bucket, key), size)
+
+    def small_reads(self) -> PlainReadsAhead:
+        """Return what reads many small objects."""
+        return self._plain_reads.ahead(self._real_object)
+
+    def _real_object(self, bucket: str, key: str) -> RealObject:
         real, start = self._real(bucket)
-        return self._plain_reads.read(RealObject(real, start + key, f"{bucket}/{key}"), size)
+        return RealObject(real, start + key, f"{bucket}/{key}")
 
     def stat(self, bucket: str, key: str) -> ObjectStat:
         found = self._head_fast(bucket, key)

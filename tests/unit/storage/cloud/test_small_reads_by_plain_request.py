@@ -5,6 +5,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from tests.waiting import WITHIN
 from worker.storage.cloud import small_reads_by_obstore
 from worker.storage.cloud.plain_requests import BucketEndpoint
 from worker.storage.cloud.small_reads_by_obstore import RealObject
-from worker.storage.cloud.small_reads_by_plain_request import PlainReads, whole_object
+from worker.storage.cloud.small_reads_by_plain_request import AHEAD, PlainReads, whole_object
+from worker.storage.driver import Digest, SmallRead
 
 BODY = b"x" * 5000
 SHA256 = "ab" * 32
@@ -36,14 +38,17 @@ def reads_at(url: str) -> PlainReads:
 def serving(answers: Callable[[int], list[bytes]]) -> Iterator[tuple[PlainReads, list[bytes]]]:
     """Yield the reads of a store that gives the pieces of `answers` to each request by number, and its connections."""
     requests: list[bytes] = []
+    counting = threading.Lock()
     with socket.create_server(("127.0.0.1", 0)) as listening:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
 
         def serve(connection: socket.socket) -> None:
             with connection, suppress(OSError):  # the other end may close it before it has read all
                 while request := connection.recv(1 << 16):
-                    requests.append(request)
-                    for piece in answers(len(requests)):
+                    with counting:
+                        requests.append(request)
+                        number = len(requests)
+                    for piece in answers(number):
                         connection.sendall(piece)
 
         def accept() -> None:
@@ -139,6 +144,54 @@ def test_a_slow_answer_is_left_to_the_sdk(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(small_reads_by_obstore, "PATIENCE", -1)
     with serving(lambda _: [PLAIN[:20], PLAIN[20:], BODY]) as (reads, _):
         assert reads.read(OBJECT, len(BODY)) is None
+
+
+def objects(count: int, size: int = len(BODY)) -> Iterator[SmallRead]:
+    return (("bucket", f"k{number}", Digest(size, SHA256)) for number in range(count))
+
+
+def named(bucket: str, key: str) -> RealObject:
+    return RealObject(bucket, key, f"{bucket}/{key}")
+
+
+def test_many_objects_are_asked_for_ahead() -> None:
+    """Several are asked for before the first answer is there; each is given with its own bytes, in their order."""
+    all_asked = threading.Event()
+
+    def answer(number: int) -> list[bytes]:
+        if number == AHEAD:
+            all_asked.set()
+        assert all_asked.wait(WITHIN)
+        name = requests[number - 1].split(b" ")[1].rpartition(b"/")[2]
+        return [PLAIN.replace(b"200 OK", b"404 No") + BODY if name == b"k5" else PLAIN + name.ljust(len(BODY))]
+
+    with serving(answer) as (reads, requests):
+        ahead = reads.ahead(named)
+        found = list(ahead.read(objects(3 * AHEAD)))
+        assert [key for (_, key, _), _ in found] == [f"k{number}" for number in range(3 * AHEAD)]
+        wrong = [key for (_, key, _), read in found if read is None or bytes(read[0]) != key.encode().ljust(len(BODY))]
+        assert wrong == ["k5"]
+        assert len(requests) == 3 * AHEAD
+        assert len(reads._endpoints.get("bucket").free) <= AHEAD  # type: ignore[union-attr]
+
+
+def test_after_a_failure_nothing_more_is_asked() -> None:
+    """A store that does not answer is not waited for once for each object: the SDK asks for the others."""
+    with serving(lambda _: [b"HTTP/1.1 500 Error\r\nX: \xff"]) as (reads, requests):
+        endpoint = reads._endpoints.get("bucket")
+        assert endpoint is not None
+        reads._endpoints._endpoints["bucket"] = replace(endpoint, timeout=0.05)
+        assert [read for _, read in reads.ahead(named).read(objects(5 * AHEAD))] == [None] * 5 * AHEAD
+        assert len(requests) <= 2 * AHEAD
+
+
+def test_answers_that_were_not_read_end_their_connections() -> None:
+    """Where a page stops, what it had asked for is not the answer to the next request."""
+    with serving(lambda _: [PLAIN + BODY]) as (reads, _):
+        ahead = reads.ahead(named)
+        assert next(ahead.read(objects(AHEAD)))[1] is not None
+        ahead.close()
+        assert len(reads._endpoints.get("bucket").free) == 1  # type: ignore[union-attr]
 
 
 def test_a_forked_child_has_connections_of_its_own() -> None:
