@@ -7,6 +7,7 @@ import secrets
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import BinaryIO
 
 from worker.settings.private_data_directory import mode_for_the_user
 
+_PATIENCE = 20.0
+"""Seconds within which a FIFO must have a reader."""
 _MAX_LINKS = 40
 _DESCRIPTOR = re.compile(r"/proc/(?:self|thread-self|\d+)(?:/task/\d+)?/fd")
 _COPY = 1024**2
@@ -89,14 +92,28 @@ def _is_special(path: Path) -> bool:
 
 
 def _opened(path: Path) -> int:
-    """Return a new descriptor of a device, a FIFO or an open descriptor."""
+    """Return a new descriptor of a device, a FIFO or an open descriptor.
+
+    Raises:
+        OSError: as `os.open` does; ENXIO of a FIFO that no program has opened for reading within `_PATIENCE`.
+    """
     place = Path(os.path.realpath(path.parent)) / path.name
     while place.is_symlink() and not _DESCRIPTOR.fullmatch(str(place.parent)):
         place = place.parent / place.readlink()
         place = Path(os.path.realpath(place.parent)) / place.name
     if _DESCRIPTOR.fullmatch(str(place.parent)) and _is_own(place):
         return os.dup(int(place.name))  # opening its name again would start at the first byte of a redirected file
-    return os.open(place, os.O_WRONLY | os.O_NOCTTY)
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            fd = os.open(place, os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.ENXIO or time.monotonic() > until:
+                raise
+            time.sleep(0.1)
+        else:
+            os.set_blocking(fd, True)
+            return fd
 
 
 def _is_own(descriptor: Path) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from worker.cli import atomic_file
 from worker.cli.atomic_file import complete_file
 from worker.cli.get_directory import Refused, Target
 
@@ -82,6 +83,15 @@ def test_a_fifo_is_written_into(tmp_path: Path) -> None:
     reader.join(30)
     assert got == [DATA]
     assert fifo.is_fifo()
+
+
+def test_a_fifo_without_a_reader_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds no command for ever, and stays a FIFO."""
+    monkeypatch.setattr(atomic_file, "_PATIENCE", 0.2)
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(OSError, match="No such device or address"):
+        _write(tmp_path / "fifo", tmp_path)
+    assert stat.S_ISFIFO((tmp_path / "fifo").stat().st_mode)
 
 
 def test_a_device_is_written_into(tmp_path: Path) -> None:
