@@ -203,10 +203,11 @@ def postgres(database_directory: Path) -> Iterator[Postgres]:
 @pytest.fixture(scope="session")
 def make_tables() -> Callable[[str], None]:
     """Return what makes the tables of a new catalogue at a URL."""
+    file = new_catalogue()  # now, before a test changes the clock or a constant
 
     def make_tables(url: str) -> None:
         if url.startswith("sqlite:///"):  # a database of PostgreSQL is a copy already
-            Path(url.removeprefix("sqlite:///")).write_bytes(new_catalogue())
+            Path(url.removeprefix("sqlite:///")).write_bytes(file)
 
     return make_tables
 
