@@ -151,8 +151,8 @@ def claim_copies(claim: ClaimSelection, context: JobContext, job: str) -> Page:
     """
     sweep, now = context.settings.sweep.verify, clock.now()
     found = context.catalogue.pages.claim_due(
-        job, claim.store, period=sweep.period_of(claim.store), now=now, until=now + sweep.claim,
-        limit=min(sweep.page, claim.most or sweep.page), ahead=AHEAD if claim.most else 1,
+        job, claim.store, period=sweep.period_of(claim.store), first_read=sweep.first_read_of(claim.store), now=now,
+        until=now + sweep.claim, limit=min(sweep.page, claim.most or sweep.page), ahead=AHEAD if claim.most else 1,
     )  # fmt: skip
     return _within_budget(found, claim.store, context)
 

@@ -38,7 +38,7 @@ def replicate(request: ReplicateRequest, context: JobContext, job: RunningJob) -
     Raises:
         NotFound: the artifact is not in the catalogue.
         NoGoodSource: naming what is wrong with each copy there is.
-        ReadBackMismatch: a store was asked for the copy back, as `replication.proof` wants it, and gave other bytes.
+        ReadBackMismatch: a store gave other bytes for a repaired copy, or for one read back by `replication.proof`.
         StorageError, Snooze: a store did not take its copy; the other stores have theirs.
     """
     artifact = context.artifact(request.bucket, request.key)
@@ -114,8 +114,9 @@ def _check_source(work: ArtifactJob, source: Copy) -> None:
 
 
 def _stream(work: ArtifactJob, slot: CopySlot, source: Copy) -> PlacedCopy:
-    """Read a copy and write it to a slot, hashed on the way; then read it back, where the settings ask for that.
+    """Read a copy and write it to a slot, hashed on the way; then read it back: a repair, or by the settings.
 
+    A store that had a bad copy is not trusted to have a good one now: that read is the first full read of the new copy.
     Of a large artifact whose copy in the slot is corrupt only the bad chunks are read from the other copy. Where the
     store can, it takes the other chunks from the corrupt copy itself.
 
@@ -128,10 +129,11 @@ def _stream(work: ArtifactJob, slot: CopySlot, source: Copy) -> PlacedCopy:
     else:
         with work.open(source) as reader:
             placed = work.write(slot, reader)
-    if work.context.settings.replication.proof == "reread":
+    if placed.outcome == "repaired" or work.context.settings.replication.proof == "reread":
         artifact, target = work.artifact, slot.store.name
         work.job.step(f"reading back from {target}")
-        seen = work.verify(work.context.catalogue.artifacts.copies(artifact)[target])
+        written = work.context.catalogue.artifacts.copies(artifact)[target]
+        seen = work.verify(written, on_bytes=work.job.heartbeat)
         if seen is not None and seen.verdict != Verdict.VERIFIED:
             raise ReadBackMismatch(
                 f"{target}: {artifact.path} was written and reads back {seen.verdict}: {seen.detail}"

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 
 from celery import current_app
 
@@ -93,13 +94,18 @@ def _due(context: JobContext, store: str, open_: int) -> tuple[int, list[int]]:
     settings, now = context.settings, clock.now()
     sweep, page = settings.sweep.verify, settings.page
     claims, budgets = context.catalogue.sweep_claims, context.catalogue.budgets
-    period, most_due = sweep.period_of(store), sweep.batch or page.in_flight * sweep.page
-    due = claims.count_due(store, period=period, now=now, limit=most_due)
-    _see_pace(context, store, due)
-    size = claims.mean_size(store, period=period, now=now, largest=page.large, ahead=AHEAD)
+    period, first_read = sweep.period_of(store), sweep.first_read_of(store)
+    most_due = sweep.batch or page.in_flight * sweep.page
+    count_due = partial(claims.count_due, store, period=period, first_read=first_read, now=now)
+    due = count_due(limit=most_due)
+    _see_pace(context, store, most_due)
+    size = claims.mean_size(store, period=period, first_read=first_read, now=now, largest=page.large, ahead=AHEAD)
     backlog = Backlog(
         copies=budgets.copies(store, now=now),
-        needed=budgets.needed(store, lambda: claims.needed(store, period=period, now=now), age=period / 200, now=now),
+        needed=budgets.needed(
+            store, lambda: claims.needed(store, period=period, first_read=first_read, now=now),
+            age=min(period / 200, max(first_read / 24, period / 1000)), now=now,
+        ),
         due=due, retries=claims.count_retries(store, now=now),
         late=claims.overdue(store, period=period * LATE, now=now), oldest=claims.oldest(store), mean=size,
     )  # fmt: skip
@@ -108,7 +114,7 @@ def _due(context: JobContext, store: str, open_: int) -> tuple[int, list[int]]:
         budget=settings.budgets.get(store, Budget()), prices=settings.prices.get(store, Prices()),
     )  # fmt: skip
     wanted = min(wanted, most_due)
-    there = claims.count_due(store, period=period, now=now, limit=wanted, ahead=AHEAD) if wanted else 0
+    there = count_due(limit=wanted, ahead=AHEAD) if wanted else 0
     per_page = max(1, min(sweep.page, page.size // max(size, 1)))
     sizes = [min(per_page, there - start) for start in range(0, there, per_page)]
     # A count of what must be read includes what open pages will claim; an even share of the reads does not.
@@ -116,10 +122,11 @@ def _due(context: JobContext, store: str, open_: int) -> tuple[int, list[int]]:
     return due, sizes[: max(0, min(most_open, page.in_flight) - open_)]
 
 
-def _see_pace(context: JobContext, store: str, count: int) -> None:
+def _see_pace(context: JobContext, store: str, most: int) -> None:
     """Open a finding if not all copies of a store can be read within its period, and resolve it if they can."""
     period, now = context.settings.sweep.verify.period_of(store), clock.now()
-    told = [pace_of(context.catalogue, store, count, period=period, now=now).warning]
+    due = context.catalogue.sweep_claims.count_due(store, period=period, now=now, limit=most)
+    told = [pace_of(context.catalogue, store, due, period=period, now=now).warning]
     if (ahead := forecast_of(context.settings, context.catalogue, store, now=now)) is not None:
         told.append(ahead.warning)
     told.append(_too_large(context, store))

@@ -65,6 +65,7 @@ class Seen:
     copies: list[int] = field(default_factory=list)
     oldest: list[timedelta] = field(default_factory=list)
     periods: list[timedelta] = field(default_factory=list)
+    first_read: timedelta = DAY
     first_miss: datetime | None = None
     first_warning: datetime | None = None
     first_overdue: datetime | None = None
@@ -72,16 +73,24 @@ class Seen:
     """Bytes read, by day and by month."""
 
     def loads(self, every: timedelta, begin: timedelta, end: timedelta, hours: Collection[int]) -> list[float]:
-        """Return the reads of each run between two times, as a part of an even share of the copies of that time.
+        """Return the reads of each run between two times, as a part of an even share, see `even`.
 
         `hours`: those of the day in which the store is read.
         """
-        share, found = len(hours) / 24, []
-        for number in range(math.ceil(begin / every), int(end / every)):
-            if (BEGIN + number * every).hour in hours:
-                even = self.copies[number] * (every / self.periods[number]) / share
-                found.append(self.reads[number] / even)
-        return found
+        return [
+            self.reads[number] / self.even(number, every, len(hours) / 24)
+            for number in range(math.ceil(begin / every), int(end / every))
+            if (BEGIN + number * every).hour in hours
+        ]
+
+    def even(self, number: int, every: timedelta, share: float = 1.0) -> float:
+        """Return an even share of the reads of a run: of the copies that are there, and the new ones besides.
+
+        `share`: the part of the day in which the store is read.
+        """
+        since = max(number - max(round(self.first_read / every), 1), 0)
+        new = (self.copies[number] - self.copies[since]) / max(number - since, 1)
+        return (self.copies[number] * (every / self.periods[number]) + new) / share
 
 
 class _Quiet:
@@ -114,7 +123,8 @@ class Simulation:
         self.end = end
         self.each = copies // SHARE
         self.now = BEGIN
-        self.seen = {name: Seen() for name in STORES}
+        self.first_read = max(period / 30, 6 * every)
+        self.seen = {name: Seen(first_read=self.first_read) for name in STORES}
         self._messages = _Messages()
         self._arrived = 0
         sa.event.listen(sa.Pool, "checkout", _without_sync)
@@ -131,7 +141,8 @@ class Simulation:
             home=home, stores={name: FilesystemConfig(root=home / name) for name in STORES}, placement=("plain",),
             budgets=budgets, prices={"money": PRICES},
         )  # fmt: skip
-        verify = settings.sweep.verify.model_copy(update={"every": self.every, "period": self.period, "page": 5000})
+        changed = {"every": self.every, "period": self.period, "first_read": self.first_read, "page": 5000}
+        verify = settings.sweep.verify.model_copy(update=changed)
         return settings.model_copy(update={"sweep": settings.sweep.model_copy(update={"verify": verify})})
 
     @property
@@ -314,9 +325,10 @@ def faults(of: Simulation, margin: float = 0.2) -> list[str]:
         expect(not late, f"{name}: a copy is older than its period and one run: {late[:1]}")
         expect(told.first_warning is None, f"{name}: told to be too slow at {told.first_warning}")
     day, evening = frozenset(range(24)), max(0.1, 1.5 * DAY / period)
+    first = max(0.1, 1.2 * of.first_read / period)
     for name, begin, end, hours in (
-        ("plain", 0.1, SHORTER, day), ("plain", SHORTER + 0.05, of.end, day), ("outage", 0.1, AWAY[0], day),
-        ("outage", AWAY[1] + 0.05, of.end, day), ("night", evening, of.end, NIGHT), ("money", 0.1, CUT, day),
+        ("plain", first, SHORTER, day), ("plain", SHORTER + 0.05, of.end, day), ("outage", 0.6, AWAY[0], day),
+        ("outage", AWAY[1] + 0.05, of.end, day), ("night", evening, of.end, NIGHT), ("money", 0.6, CUT, day),
     ):  # fmt: skip
         loads = seen[name].loads(every, begin * period, end * period, hours)
         mean = sum(loads) / len(loads)
@@ -360,10 +372,7 @@ def picture(of: Simulation) -> str:
         reads = [count if now else None for count, now in zip(seen.reads, is_open, strict=True)]
         loads = seen.loads(of.every, 0.1 * of.period, AWAY[0] * of.period, NIGHT if share < 1 else range(24))
         mean = sum(loads) / len(loads)
-        even = [
-            mean * copies * (of.every / period) / share
-            for copies, period in zip(seen.copies, seen.periods, strict=True)
-        ]
+        even = [mean * seen.even(number, of.every, share) for number in range(len(seen.reads))]
         panels.append(Panel(_TITLES[name], reads, even, seen.oldest, seen.periods, events.get(name, ())))
     return draw(panels, of.every)
 

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 from pydantic import ByteSize
 
-from worker.catalogue import GRACE, BudgetState, Catalogue
+from worker.catalogue import GRACE, BudgetState, Catalogue, NeededReads
 from worker.settings import Settings
 from worker.settings.budgets import Budget, Prices
 
@@ -257,13 +257,13 @@ def pace_of(catalogue: Catalogue, store: str, due: int, *, period: timedelta, no
 class Backlog:
     """What there is to be read of a store.
 
-    `copies`: all of them. `needed`: how many have to be read in a second, see `SweepClaims.needed`. `due`: how many are
-    due. `retries`: how many of those wait for a retry. `late`: how many are older than `LATE` of the period. `oldest`:
-    the last full read of the copy that was not read for the longest time. `mean`: the mean size of a copy.
+    `copies`: all of them. `needed`: how many have to be read in a second. `due`: how many are due. `retries`: how many
+    of those wait for a retry. `late`: how many are older than `LATE` of the period. `oldest`: the last full read of the
+    copy that was not read for the longest time. `mean`: the mean size of a copy.
     """
 
     copies: int
-    needed: float
+    needed: NeededReads
     due: int
     retries: int
     late: int
@@ -283,16 +283,16 @@ def plan(
 ) -> tuple[int, int]:
     """Return how many copies of a store are read until the sweep runs again, and how many of them must not wait.
 
-    Copies are read evenly, also before they are due, and faster only if they would be overdue otherwise: the late ones
-    are all taken to be as old as the oldest one. Retries never wait, nor do a few that are due. The budget, whose
-    state is `state`, is never exceeded.
+    Copies are read evenly, also before they are due, and those that are new are read besides. All are read faster only
+    if they would be overdue otherwise: the late ones are all taken to be as old as the oldest one. Retries never wait,
+    nor do a few that are due. The budget, whose state is `state`, is never exceeded.
     """
     if not budget.is_open(now):
         return 0, 0
     share = budget.open_share
     closed = _DAY * (1 - share)  # the end of the period may be in hours in which nothing is read
     within = max(period - closed, period / 2)
-    rate = max(of.copies * _EVEN / within.total_seconds(), of.needed) / share
+    rate = max(of.copies * _EVEN / within.total_seconds() + of.needed.first, of.needed.all) / share
     evenly = _in_slot(rate * every.total_seconds(), now, every)
     left = period - (now - of.oldest) - 2 * every - closed if of.oldest is not None else period
     urgent = math.ceil(of.late * (every / left) / share) if left > every else of.late

@@ -59,7 +59,7 @@ from worker.catalogue.recorded_stores import ForgottenStore, StoreRecords
 from worker.catalogue.records import BAD, Artifact, Copy, CopyState, Finding, FindingKind, JobRecord, LogHead
 from worker.catalogue.repairable_copies import Repairs, UntrustedStore
 from worker.catalogue.store_identities import StoreIdentities
-from worker.catalogue.sweep_claims import AHEAD, GRACE, SweepClaims
+from worker.catalogue.sweep_claims import AHEAD, GRACE, NeededReads, SweepClaims
 from worker.catalogue.tokens import AccessToken, AccessTokens
 from worker.catalogue.verification_log import Outcome, VerdictRow, Verifications
 from worker.storage.identity import KnownIdFiles
@@ -124,6 +124,7 @@ __all__ = [
     "LogHead",
     "LostLease",
     "NamedCompanion",
+    "NeededReads",
     "NewBatchItem",
     "NewFinding",
     "NewVersion",

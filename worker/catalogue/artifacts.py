@@ -26,7 +26,9 @@ _ABSENT = [state for state in CopyState if not state.present]
 
 FIRST_READS = 12
 """Values of `spread` for copies that were written and not read yet; the further ones are for copies that were read."""
-SPREADS = 16
+READ_ONCE = 16
+"""The first value of `spread` for copies that were read once; those between have been read more often."""
+SPREADS = 28
 
 _KEYS = 200
 """Keys that one statement names at most: databases bound the number of parameters."""

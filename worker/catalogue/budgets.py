@@ -8,6 +8,7 @@ from typing import TypeVar
 import sqlalchemy as sa
 
 from worker.catalogue.database import Database
+from worker.catalogue.sweep_claims import NeededReads
 from worker.catalogue.tables import artifacts, budgets, copies
 
 _TOTALS = timedelta(hours=4)
@@ -91,16 +92,18 @@ class Budgets:
             by_spread = connection.execute(count.where(copies.c.next_due_at.is_(None))).scalar_one()
             return int(by_spread) + int(connection.execute(count.where(copies.c.next_due_at.is_not(None))).scalar_one())
 
-    def needed(self, store: str, count: Callable[[], float], *, age: timedelta, now: datetime) -> float:
+    def needed(self, store: str, count: Callable[[], NeededReads], *, age: timedelta, now: datetime) -> NeededReads:
         """Return how many copies of a store have to be read in a second; `count` computes it anew after `age`."""
-        query = sa.select(budgets.c.needed, budgets.c.needed_at).where(budgets.c.store == store)
+        of = budgets.c
+        query = sa.select(of.needed, of.needed_first, of.needed_at).where(of.store == store)
         with self._database.read() as connection:
             row = connection.execute(query).one_or_none()
-        if row is not None and row.needed_at and timedelta() <= now - row.needed_at < min(age, _TOTALS):
-            return float(row.needed)
-        rate = count()
-        self._keep(store, {"needed": rate, "needed_at": now}, now)
-        return rate
+        known = row is not None and row.needed_at and row.needed_first is not None
+        if row is not None and known and timedelta() <= now - row.needed_at < min(age, _TOTALS):
+            return NeededReads(float(row.needed), float(row.needed_first))
+        found = count()
+        self._keep(store, {"needed": found.all, "needed_first": found.first, "needed_at": now}, now)
+        return found
 
     def _keep(self, store: str, values: dict[str, object], now: datetime) -> None:
         """Write columns of a store's row, which is made if there is none."""

@@ -156,6 +156,7 @@ class Pages:
         store: str,
         *,
         period: timedelta,
+        first_read: timedelta | None = None,
         now: datetime,
         until: datetime,
         limit: int,
@@ -170,9 +171,13 @@ class Pages:
         while True:
             room = limit - len(claimed)
             with self._database.read() as connection:  # a read finds what is due, so that no writer waits for it
-                wanted = due_copies(connection, store, period=period, now=now, until=until, limit=room, ahead=ahead)
+                wanted = due_copies(
+                    connection, store, period=period, first_read=first_read, now=now, until=until, limit=room,
+                    ahead=ahead,
+                )  # fmt: skip
             with self._database.write() as connection:
-                got = claim_copies(connection, wanted, still_due(period, now, ahead), now=now, until=until)
+                still = still_due(period, now, ahead, first_read=first_read)
+                got = claim_copies(connection, wanted, still, now=now, until=until)
                 claimed += got
                 if len(got) == len(wanted) or len(claimed) >= limit:  # no other page has claimed it meanwhile
                     page = Page(job, until, claimed)

@@ -2,14 +2,14 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from worker.catalogue.artifacts import FIRST_READS, SPREADS, artifact_of, begins_with, ensure_copy, listed
+from worker.catalogue.artifacts import FIRST_READS, READ_ONCE, SPREADS, artifact_of, begins_with, ensure_copy, listed
 from worker.catalogue.bulk import one_of_ids
 from worker.catalogue.companion_keys import PLACED_AS, with_owners
 from worker.catalogue.compiled_statements import Prepared
@@ -22,16 +22,42 @@ from worker.storage import Verdict
 _SOME = 100
 _CLOCK_SKEW = timedelta(minutes=5)
 """How far the clocks of two workers may differ. What is further ahead was written by a clock that was ahead."""
-DUE_PARTS = [0.9 * (spread + 1) / FIRST_READS for spread in range(FIRST_READS)] + [0.9] * (SPREADS - FIRST_READS)
-"""The part of the period after which a copy is due, by its `spread`: first reads at any part, others late."""
+_LATEST = 0.9
+"""The part of the period after which each copy is due."""
+
+
+def _spread_over(number: int) -> list[float]:
+    return [_LATEST * (each + 1) / number for each in range(number)]
+
+
+_PARTS = [*_spread_over(FIRST_READS), *[_LATEST] * (READ_ONCE - FIRST_READS), *_spread_over(SPREADS - READ_ONCE)]
+"""The part of its time after which a copy is due, by its `spread`.
+
+The time of a copy that was not read since its write is `first_read`: it is read soon. Copies that were written together
+are so read together, and therefore the second reads come at any part of the period. Further ones come late in it.
+"""
 AHEAD = 0.25
-"""The part of that time after which a copy may be read before it is due, so that the reads of a store are even."""
-GRACE = 1 - max(DUE_PARTS)
+"""The part of that time after which a copy that was read may be read before it is due, so that the reads are even.
+
+New copies are not: how fast they are to be read is counted from those that wait.
+"""
+GRACE = 1 - _LATEST
 """The part of the period that is left at least when a copy becomes due: what is read later is overdue."""
 _SPARE = 0.05
 """The part of the period between the time at which a copy is due and the one until which it has to be read."""
-_HORIZONS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.45, 0.65, max(DUE_PARTS) + _SPARE)
+_HORIZONS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.45, 0.65, _LATEST + _SPARE)
 """The parts of the period from now on for which the copies that have to be read are counted."""
+_SOON = (0.1, 0.2, 0.4, 0.7, _LATEST + _SPARE)
+"""The parts of `first_read` from now on for which they are counted too."""
+_SHORTEST = 0.001
+"""The part of the period that such a time has at least."""
+
+
+class NeededReads(NamedTuple):
+    """How many copies of a store have to be read in a second: of all, and of those that were not read yet."""
+
+    all: float = 0.0
+    first: float = 0.0
 
 
 NOT_ARCHIVED = copies.c.last_verdict.is_distinct_from(Verdict.ARCHIVED.value)
@@ -56,9 +82,21 @@ class SweepClaims:
             found: datetime | None = connection.execute(_OLDEST, {"of": store}).scalar()
         return found
 
-    def count_due(self, store: str, *, period: timedelta, now: datetime, limit: int, ahead: float = 1) -> int:
-        """Return how many copies are due, claimed ones included, counted up to about `limit`; `ahead`: see `AHEAD`."""
-        times = _due_times(period, now, ahead)
+    def first_reads_late(self, store: str, *, first_read: timedelta, now: datetime) -> int:
+        """Return how many copies of a store were written longer ago than `first_read` and not read since."""
+        with self._database.read() as connection:
+            found: int = connection.execute(_FIRST_READS_LATE, {"of": store, "before": now - first_read}).scalar_one()
+        return int(found)
+
+    def count_due(
+        self, store: str, *, period: timedelta, first_read: timedelta | None = None, now: datetime, limit: int,
+        ahead: float = 1,
+    ) -> int:  # fmt: skip
+        """Return how many copies are due, claimed ones included, counted up to about `limit`; `ahead`: see `AHEAD`.
+
+        Without `first_read`, those that were not read yet count as late as all others.
+        """
+        times = _due_times(_waits(period, first_read), period, now, ahead)
         with self._database.read() as connection:
             found: int = connection.execute(_COUNT_DUE, {"of": store, "most": limit, **times}).scalar_one()
         return min(int(found), limit)
@@ -69,26 +107,39 @@ class SweepClaims:
         with self._database.read() as connection:
             return connection.execute(due.where(copies.c.next_due_at <= now)).scalar_one()
 
-    def needed(self, store: str, *, period: timedelta, now: datetime) -> float:
-        """Return how many copies a second have to be read so that none is late, at the lowest constant rate.
+    def needed(self, store: str, *, period: timedelta, first_read: timedelta, now: datetime) -> NeededReads:
+        """Return how many copies a second have to be read so that none is late, at the lowest constant rates.
 
         For some times from now on it counts the copies that have to be read until then, by one scan of the index. The
         rate follows what was written, and not only how many copies there are: copies that were written together are
-        read over the whole period, and those that an outage has made late within what is left of it.
+        read within `first_read` and then over the whole period, and those that an outage has made late within what is
+        left of it.
         """
+        waits = _waits(period, first_read)
+        must = [wait + _SPARE * (first_read if spread < FIRST_READS else period) for spread, wait in enumerate(waits)]
+        soon = (max(first_read * part, period * _SHORTEST) for part in _SOON)
+        horizons = [*(period * part for part in _HORIZONS), *soon]
         times = {
-            f"h{spread}_{part}": now - period * (DUE_PARTS[spread] + _SPARE - part)
-            for spread in range(SPREADS) for part in _HORIZONS
+            f"h{spread}_{number}": now - must[spread] + horizon
+            for spread in range(SPREADS) for number, horizon in enumerate(horizons)
         }  # fmt: skip
         with self._database.read() as connection:
-            counts = connection.execute(_NEEDED, {"of": store, **times}).one()
-        rates = (int(count) / (period * part).total_seconds() for count, part in zip(counts, _HORIZONS, strict=True))
-        return max(rates)
+            first, others = connection.execute(_NEEDED, {"of": store, **times}).all()
+        seconds = [horizon.total_seconds() for horizon in horizons]
+        return NeededReads(
+            max((int(one) + int(other)) / of for one, other, of in zip(first, others, seconds, strict=True)),
+            max(int(one) / of for one, of in zip(first, seconds, strict=True)),
+        )
 
-    def mean_size(self, store: str, *, period: timedelta, now: datetime, largest: int, ahead: float = 1) -> int:
+    def mean_size(
+        self, store: str, *, period: timedelta, first_read: timedelta | None = None, now: datetime, largest: int,
+        ahead: float = 1,
+    ) -> int:  # fmt: skip
         """Return the mean size of some copies that are due, each counted with `largest` bytes at most."""
         with self._database.read() as connection:
-            some = due_copies(connection, store, period=period, now=now, until=now, limit=_SOME, ahead=ahead)
+            some = due_copies(
+                connection, store, period=period, first_read=first_read, now=now, until=now, limit=_SOME, ahead=ahead
+            )
             of = sa.select(artifacts.c.size).join(copies, copies.c.artifact_id == artifacts.c.id)
             sizes = [min(size, largest) for size in connection.execute(of.where(copies.c.id.in_(some))).scalars()]
         return sum(sizes) // len(sizes) if sizes else 0
@@ -173,28 +224,36 @@ def due_copies(
     store: str,
     *,
     period: timedelta,
+    first_read: timedelta | None = None,
     now: datetime,
     until: datetime,
     limit: int,
     ahead: float = 1,
 ) -> list[int]:
-    """Return the ids of copies that are due and not claimed, the longest overdue first.
+    """Return the ids of copies that are due and not claimed: those of the period first, then first reads, then others.
 
-    A copy is due a part of the period after its last full read, or after its write: the part follows from the copy, so
-    that copies written together are not read together. `ahead`: see `AHEAD`.
+    A copy is due a part of the period after its last full read, or a part of `first_read` after its write: the part
+    follows from the copy, so that copies written together are not read together. `ahead`: see `AHEAD`. However many
+    copies are new, none that was read before becomes overdue by them: it is taken first once it is due.
     """
-    values = {"of": store, "claimed_far": _far(until), **_due_times(period, now, ahead)}
-    parts = [period * part for part in DUE_PARTS] + [timedelta()]  # the last is that of -1, a retry
+    waits = [*_waits(period, first_read), timedelta()]  # the last is that of -1, a retry
+    values = {"of": store, "claimed_far": _far(until), **_due_times(waits[:-1], period, now, ahead)}
+    latest = [*_waits(period, None), timedelta()]
 
-    def first(most: int) -> list[tuple[datetime, int, int]]:
+    def order(spread: int, moment: datetime) -> tuple[int, datetime]:
+        if moment + latest[spread] <= now:
+            return 0, moment + latest[spread]
+        return 1 if 0 <= spread < FIRST_READS else 2, moment + waits[spread]
+
+    def first(most: int) -> list[tuple[tuple[int, datetime], int, int]]:
         """Return the first copies with their `spread`, found with this limit of each search.
 
         Copies that are due together are in the order of their ids: rows beside each other are then written together.
         """
-        due: dict[tuple[int, str | datetime], datetime] = {}  # many copies were read at one moment: as one group
+        due: dict[tuple[int, str | datetime], tuple[int, datetime]] = {}  # many were read at one moment: as one group
         some = []
         for id_, spread, moment in _DUE.tuples(connection, **values, most=most):
-            at = due.get((spread, moment)) or due.setdefault((spread, moment), _moment(moment) + parts[spread])
+            at = due.get((spread, moment)) or due.setdefault((spread, moment), order(spread, _moment(moment)))
             some.append((at, id_, spread))
         return sorted(some)[:limit]
 
@@ -205,18 +264,28 @@ def due_copies(
     return [id_ for _, id_, _ in some]
 
 
-def _due_times(period: timedelta, now: datetime, ahead: float) -> dict[str, datetime]:
+def _waits(period: timedelta, first_read: timedelta | None) -> list[timedelta]:
+    """Return after which time a copy is due, by its `spread`; without `first_read`, a copy that is new is due late."""
+    unread = [period * _LATEST] * FIRST_READS
+    if first_read is not None:
+        unread = [first_read * part for part in _PARTS[:FIRST_READS]]
+    return unread + [period * part for part in _PARTS[FIRST_READS:]]
+
+
+def _due_times(waits: Sequence[timedelta], period: timedelta, now: datetime, ahead: float) -> dict[str, datetime]:
     """Return the times in the queries of due copies.
 
     A read or a retry after the latest time that a right clock can have written makes a copy due too.
     """
-    before = {f"before_{spread}": now - period * DUE_PARTS[spread] * ahead for spread in range(SPREADS)}
+    before = {
+        f"before_{spread}": now - (wait if spread < FIRST_READS else wait * ahead) for spread, wait in enumerate(waits)
+    }
     return {"now": now, "latest_read": now + _CLOCK_SKEW, "latest_retry": now + period, **before}
 
 
 def _moment(value: str | datetime) -> datetime:
-    """Return a moment from what the driver has read: SQLite keeps text."""
-    return datetime.fromisoformat(value) if isinstance(value, str) else value
+    """Return a moment from what the driver has read: SQLite keeps text, in UTC."""
+    return datetime.fromisoformat(value).replace(tzinfo=UTC) if isinstance(value, str) else value
 
 
 def claim_copies(
@@ -242,12 +311,18 @@ def unclaimed(now: datetime, until: datetime) -> sa.ColumnElement[bool]:
     return _unclaimed(sa.literal(now), sa.literal(_far(until)))
 
 
-def still_due(period: timedelta, now: datetime, ahead: float = 1) -> sa.ColumnElement[bool]:
+def still_due(
+    period: timedelta, now: datetime, ahead: float = 1, *, first_read: timedelta | None = None
+) -> sa.ColumnElement[bool]:
     """Return the condition that no copy meets that was read just now, whatever its `spread`."""
-    read, retry = copies.c.read_at, copies.c.next_due_at
-    earliest = now - period * min(DUE_PARTS) * ahead
-    first_read = sa.and_(retry.is_(None), sa.or_(read <= earliest, read > now + _CLOCK_SKEW))
-    return sa.or_(first_read, retry <= now, retry > now + period)
+    read, retry, waits = copies.c.read_at, copies.c.next_due_at, _waits(period, first_read)
+    unread = copies.c.spread < FIRST_READS
+    earliest = sa.case(
+        (unread, sa.literal(now - min(waits[:FIRST_READS]))),
+        else_=sa.literal(now - min(waits[FIRST_READS:]) * ahead),
+    )
+    by_period = sa.and_(retry.is_(None), sa.or_(read <= earliest, read > now + _CLOCK_SKEW))
+    return sa.or_(by_period, retry <= now, retry > now + period)
 
 
 def _far(until: datetime) -> datetime:
@@ -317,14 +392,32 @@ def _overdue() -> sa.Select[Any]:
     return sa.select(sa.func.sum(counts.c.late))
 
 
+def _first_reads_late() -> sa.Select[Any]:
+    """Return the query that counts the copies that were written before a moment and not read since."""
+    late = sa.select(sa.func.count().label("late")).where(
+        copies.c.store == sa.bindparam("of"), copies.c.read_at <= sa.bindparam("before")
+    )
+    found = [late.where(copies.c.spread == spread, copies.c.next_due_at.is_(None)) for spread in range(FIRST_READS)]
+    unreadable = late.where(copies.c.next_due_at.is_not(None), NOT_ARCHIVED, copies.c.spread < FIRST_READS)
+    counts = sa.union_all(*found, unreadable).subquery()
+    return sa.select(sa.func.sum(counts.c.late))
+
+
 def _needed() -> sa.Select[Any]:
-    """Return the query that counts, for each horizon, the copies that have to be read until then."""
+    """Return the query that counts, for each horizon, the copies that have to be read until then: new ones, others."""
+    new, others = (_counts_until(spreads) for spreads in (range(FIRST_READS), range(FIRST_READS, SPREADS)))
+    both = sa.union_all(new.add_columns(sa.literal(0).label("row")), others.add_columns(sa.literal(1).label("row")))
+    rows = both.subquery()
+    return sa.select(*(column for column in rows.c if column.name != "row")).order_by(rows.c.row)
+
+
+def _counts_until(spreads: Sequence[int]) -> sa.Select[Any]:
     found = []
-    for spread in range(SPREADS):
+    for spread in spreads:
         of = (copies.c.store == sa.bindparam("of"), copies.c.spread == spread, copies.c.next_due_at.is_(None))
         sums = []
-        for number, part in enumerate(_HORIZONS):
-            until = sa.case((copies.c.read_at <= sa.bindparam(f"h{spread}_{part}"), 1), else_=0)
+        for number in range(len(_HORIZONS) + len(_SOON)):
+            until = sa.case((copies.c.read_at <= sa.bindparam(f"h{spread}_{number}"), 1), else_=0)
             sums.append(sa.func.coalesce(sa.func.sum(until), 0).label(f"c{number}"))
         found.append(sa.select(*sums).where(*of))
     parts = sa.union_all(*found).subquery()
@@ -334,6 +427,7 @@ def _needed() -> sa.Select[Any]:
 _DUE = Prepared(_due())
 _COUNT_DUE = _count_due()
 _OVERDUE = _overdue()
+_FIRST_READS_LATE = _first_reads_late()
 _OLDEST = _oldest()
 _NEEDED = _needed()
 _CURSOR = sa.select(sweep_cursors.c.after).where(sweep_cursors.c.name == sa.bindparam("sweep"))

@@ -535,10 +535,12 @@ budgets = Table(
     Column("counted_at", UtcDateTime),
     Column("needed", Double),
     Column("needed_at", UtcDateTime),
+    Column("needed_first", Double),
 )
 """What the verify sweep has used of each store's budget: see `BudgetState`.
 
-`copies`, `bytes`: all that it reads. `needed`: the copies a second that it has to read, see `SweepClaims.needed`.
+`copies`, `bytes`: all that it reads. `needed`, `needed_first`: the copies a second that it has to read, all of them and
+those that were not read yet, see `SweepClaims.needed`.
 """
 
 delete_requests = Table(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
-from worker.catalogue.artifacts import FIRST_READS, SPREADS
+from worker.catalogue.artifacts import FIRST_READS, READ_ONCE, SPREADS
 from worker.catalogue.bulk import BulkStatement, Given, insert
 from worker.catalogue.compiled_statements import Prepared
 from worker.catalogue.database import Database
@@ -274,8 +274,9 @@ def _update(verdict: Verdict, given: Given) -> sa.Update:
         "attempts": copies.c.attempts + 1,
     }
     if verdict not in {Verdict.UNREADABLE, Verdict.ARCHIVED}:
-        spread = FIRST_READS + copies.c.artifact_id % (SPREADS - FIRST_READS)
-        values |= {"read_at": now, "spread": spread}
+        once = READ_ONCE + copies.c.artifact_id % (SPREADS - READ_ONCE)
+        again = FIRST_READS + copies.c.artifact_id % (READ_ONCE - FIRST_READS)
+        values |= {"read_at": now, "spread": sa.case((copies.c.spread < FIRST_READS, once), else_=again)}
     if verdict == Verdict.VERIFIED:
         values |= {"last_verified_at": now, "tag": given("tag")}
     if verdict not in {Verdict.UNREADABLE, Verdict.ARCHIVED, Verdict.UNVERIFIABLE}:

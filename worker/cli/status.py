@@ -123,12 +123,13 @@ def document_of(session: Session) -> dict[str, Any]:
 def _store(
     session: Session, name: str, states: Mapping[str, int], pauses: list[Pause], now: datetime
 ) -> dict[str, Any]:
-    period = session.settings.sweep.verify.period_of(name)
+    verify, claims = session.settings.sweep.verify, session.catalogue.sweep_claims
+    period, first_read = verify.period_of(name), verify.first_read_of(name)
     coverage = session.catalogue.coverage.of(name, period=period, recent=_RECENT, now=now)
     present = sum(count for state, count in states.items() if CopyState(state).present)
     pause = next((each for each in pauses if (each.scope, each.name) == (Scope.STORE, name)), None)
     left = max(present - coverage.archived - coverage.read, 0)
-    due = session.catalogue.sweep_claims.count_due(name, period=period, now=now, limit=_MOST_DUE)
+    due = claims.count_due(name, period=period, now=now, limit=_MOST_DUE)
     pace = pace_of(session.catalogue, name, due, period=period, now=now)
     return {
         "store": name,
@@ -138,11 +139,13 @@ def _store(
         "read_within_period": coverage.read,
         "oldest_read_at": coverage.oldest_read_at,
         "never_read": coverage.never,
+        "first_read_seconds": first_read.total_seconds(),
+        "first_reads_late": claims.first_reads_late(name, first_read=first_read, now=now),
         "unreadable": coverage.unreadable,
         "archived": coverage.archived,
-        "overdue": session.catalogue.sweep_claims.overdue(name, period=period, now=now),
+        "overdue": claims.overdue(name, period=period, now=now),
         "forecast_seconds": left * _RECENT.total_seconds() / coverage.recent if coverage.recent else None,
-        "due": due,
+        "due": claims.count_due(name, period=period, first_read=first_read, now=now, limit=_MOST_DUE),
         "too_slow": pace.warning,
         "paused": None if pause is None else _paused(pause),
         "budget": _budget(session, name, now),
@@ -316,7 +319,7 @@ def _print(document: Mapping[str, Any]) -> None:
     columns = ("store", "copies", "in period", "oldest", "never read", "overdue", "all read in")
     print_table(columns, [_cells(row, now) for row in document["stores"]], empty="no stores", flexible=("store",))
     for row in document["stores"]:
-        for line in filter(None, (row["too_slow"], _budget_line(row), _archived_line(row))):
+        for line in filter(None, (row["too_slow"], _first_reads_line(row), _budget_line(row), _archived_line(row))):
             say(line)
     if document["findings"]:
         say("")
@@ -356,6 +359,16 @@ def _cells(row: Mapping[str, Any], now: datetime) -> tuple[object, ...]:
 def _archived_line(row: Mapping[str, Any]) -> str | None:
     count = row["archived"]
     return f"{row['store']}: {count} copies are archived, not readable now: they are not verified" if count else None
+
+
+def _first_reads_line(row: Mapping[str, Any]) -> str | None:
+    if not (late := row["first_reads_late"]):
+        return None
+    within = timedelta(seconds=row["first_read_seconds"]) / timedelta(hours=1)
+    return (
+        f"{row['store']}: {late} copies were written more than {within:g} h ago and not read since: they are read as "
+        "workers and the budget allow, at the latest within the period"
+    )
 
 
 def _budget_line(row: Mapping[str, Any]) -> str | None:

@@ -92,6 +92,8 @@ class VerifySweepSettings(Section):
     """Every copy of a store is fully read within this time."""
     periods: dict[str, Duration] = {}
     """Other periods for single stores, by name."""
+    first_read: Duration = timedelta(days=1)
+    """A new copy is fully read for the first time within this time; within the period if that is shorter."""
     batch: Annotated[int, Field(ge=1)] | None = None
     """Most copies of one store that one sweep sends to be read; as many as are due by default."""
     trust: Duration | None = None
@@ -111,6 +113,10 @@ class VerifySweepSettings(Section):
     def period_of(self, store: str) -> timedelta:
         """Return the time within which every copy of this store is read again."""
         return self.periods.get(store, self.period)
+
+    def first_read_of(self, store: str) -> timedelta:
+        """Return the time within which a new copy of this store is read for the first time."""
+        return min(self.first_read, self.period_of(store))
 
 
 class ReplicateSweepSettings(Section):

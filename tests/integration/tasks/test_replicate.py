@@ -80,8 +80,8 @@ def test_without_a_good_source_nothing_is_written_and_each_copy_is_named(run, st
 
 
 @pytest.mark.usefixtures("uploaded")
-def test_a_repair_keeps_the_bad_bytes_and_replaces_them_with_right_ones(run, stored):
-    """Replicating over a corrupt copy puts its bytes aside first; then the place has the recorded bytes."""
+def test_a_repair_keeps_the_bad_bytes_and_replaces_them_with_right_ones(run, stored, context):
+    """Replicating over a corrupt copy quarantines its bytes; the store has the recorded bytes then, read in full."""
     rot(stored("dr"))
     bad = stored("dr").read_bytes()
     run(verify, VerifyRequest(bucket="releases", key="app.tgz"))
@@ -91,6 +91,8 @@ def test_a_repair_keeps_the_bad_bytes_and_replaces_them_with_right_ones(run, sto
     copy = result.copies[0]
     bucket, _, key = copy.quarantined.partition("/")
     assert copy.outcome == "repaired"
+    recorded = context.catalogue.artifacts.copies(context.artifact("releases", "app.tgz"))["dr"]
+    assert (recorded.state, recorded.last_verified_at) == ("verified", recorded.read_at)
     assert stored("dr").read_bytes() == b"release one"
     assert stored("dr", key, bucket).read_bytes() == bad
     assert run(verify, VerifyRequest(bucket="releases", key="app.tgz")).good

@@ -10,7 +10,7 @@ import pytest
 
 from tests.simulation.verify_sweep import BEGIN, CUT, Simulation, faults, picture
 from worker.artifacts.read_budget import Backlog, forecast, plan
-from worker.catalogue import BudgetState
+from worker.catalogue import BudgetState, NeededReads
 from worker.settings.budgets import Budget, Prices
 
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
@@ -63,7 +63,7 @@ def test_the_forecast_is_what_the_budget_needs(hours: str | None) -> None:
 
 def test_a_retry_and_what_is_late_do_not_wait_for_the_even_pace() -> None:
     """A store of few copies is read in few runs of the sweep; a canary and overdue copies are read in the next one."""
-    few = Backlog(copies=3, needed=0, due=0, retries=0, late=0, oldest=BEGIN, mean=SIZE)
+    few = Backlog(copies=3, needed=NeededReads(), due=0, retries=0, late=0, oldest=BEGIN, mean=SIZE)
     options = {"period": PERIOD, "every": 5 * timedelta(minutes=1), "budget": Budget(), "prices": Prices()}
     state = BudgetState(at=BEGIN)
 
@@ -72,6 +72,9 @@ def test_a_retry_and_what_is_late_do_not_wait_for_the_even_pace() -> None:
 
     counts = [planned(few, BEGIN + number * 5 * timedelta(minutes=1)) for number in range(8640)]
     assert sum(counts) in {3, 4}
-    assert planned(Backlog(3, 0, due=1, retries=1, late=0, oldest=BEGIN, mean=SIZE)) >= 1
-    assert planned(Backlog(9000, 0, due=500, retries=500, late=0, oldest=BEGIN, mean=SIZE)) == 500
-    assert planned(Backlog(9000, 0, due=900, retries=0, late=900, oldest=BEGIN, mean=SIZE), BEGIN + 31 * DAY) == 900
+    assert planned(Backlog(3, NeededReads(), due=1, retries=1, late=0, oldest=BEGIN, mean=SIZE)) >= 1
+    assert planned(Backlog(9000, NeededReads(), due=500, retries=500, late=0, oldest=BEGIN, mean=SIZE)) == 500
+    assert (
+        planned(Backlog(9000, NeededReads(), due=900, retries=0, late=900, oldest=BEGIN, mean=SIZE), BEGIN + 31 * DAY)
+        == 900
+    )

@@ -3,6 +3,7 @@
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from itertools import pairwise
 
 import psycopg
 import pytest
@@ -44,6 +45,12 @@ def stored(catalogue, key="app.tgz", *, now=None):
 def verified(catalogue, artifact, *, now):
     copy = catalogue.artifacts.copies(artifact)["dr"]
     catalogue.verifications.record(Finding("job-1", "dr", artifact, "verified"), copy, tag=None, now=now)
+
+
+def read_twice(catalogue, artifact, *, now):
+    """Verify a copy again: the next read is then at the end of the period, and not at any part of it."""
+    for _ in range(2):
+        verified(catalogue, artifact, now=now)
 
 
 def begin(catalogue, id_="job-1", **more):
@@ -163,7 +170,7 @@ def test_a_due_copy_is_claimed_once_and_the_oldest_attempt_first(catalogue):
     for key, days in (("read", 1.2), ("unread", None), ("later", 0.5)):
         artifact = stored(catalogue, key, now=now - 2 * PERIOD)
         if days is not None:
-            verified(catalogue, artifact, now=now - days * PERIOD)
+            read_twice(catalogue, artifact, now=now - days * PERIOD)
 
     claim = {"period": PERIOD, "now": now, "until": now + timedelta(hours=1)}
     assert claimed_keys(catalogue, "dr", limit=1, **claim) == ["unread"]
@@ -176,7 +183,7 @@ def test_copies_that_are_due_together_are_claimed_in_the_order_in_which_they_wer
     """Neighbours in the tables are verified by one page, so that a page writes few pages of the disk."""
     now = clock.now()
     for number in range(24):
-        verified(catalogue, stored(catalogue, f"{number:02}"), now=now - 2 * PERIOD)
+        read_twice(catalogue, stored(catalogue, f"{number:02}"), now=now - 2 * PERIOD)
     claim = {"period": PERIOD, "now": now, "until": now + timedelta(hours=1)}
     pages = [claimed_keys(catalogue, "dr", limit=12, **claim) for _ in range(2)]
     assert pages == [[f"{number:02}" for number in range(first, first + 12)] for first in (0, 12)]
@@ -186,7 +193,7 @@ def test_a_changed_period_counts_for_the_copies_that_are_there(catalogue):
     """A copy is due by the period in force now, not by the one at its last read."""
     now = clock.now()
     for number in range(24):
-        verified(catalogue, stored(catalogue, f"{number:02}"), now=now - timedelta(days=10))
+        read_twice(catalogue, stored(catalogue, f"{number:02}"), now=now - timedelta(days=10))
 
     def due(days, ahead=0.0):
         at = now + timedelta(days=ahead)  # claims of before have lapsed by then
@@ -197,17 +204,37 @@ def test_a_changed_period_counts_for_the_copies_that_are_there(catalogue):
     assert [due(30, ahead) for ahead in (10.5, 16, 18)] == [0, 0, 24]
 
 
-def test_copies_written_at_once_are_first_read_over_the_whole_period(catalogue):
-    """The first reads of copies that one bulk upload wrote are spread, so that no sweep meets them all at once."""
-    now = clock.now()
-    for number in range(24):
-        stored(catalogue, f"{number:02}", now=now)
-    due = []
-    for tenth in range(11):
-        at = now + PERIOD * tenth / 10
-        due.append(len(claimed_keys(catalogue, "dr", period=PERIOD, now=at, until=at + PERIOD, limit=99)))
-    assert sum(due) == 24
-    assert max(due) <= 6
+def test_new_copies_are_read_within_a_day_and_then_over_the_whole_period(catalogue):
+    """The first reads of a bulk upload come within a day, and the second ones do not come together."""
+    now, day = clock.now(), timedelta(days=1)
+    written = {f"{number:02}": stored(catalogue, f"{number:02}", now=now) for number in range(24)}
+
+    def due(at):
+        times = {"period": PERIOD, "first_read": day, "now": at, "until": at + timedelta(seconds=1), "limit": 99}
+        return claimed_keys(catalogue, "dr", **times)
+
+    first = [len(due(now + day * tenth / 10)) for tenth in range(11)]
+    assert first == sorted(first)
+    assert (first[0], first[5] < 24, first[10]) == (0, True, 24)
+    assert catalogue.sweep_claims.needed("dr", period=PERIOD, first_read=day, now=now).first > 24 / day.total_seconds()
+    for artifact in written.values():
+        verified(catalogue, artifact, now=now + day)
+    second = [len(due(now + day + PERIOD * tenth / 10)) for tenth in range(1, 11)]
+    assert second[-1] == 24
+    assert max(after - before for before, after in pairwise([0, *second])) <= 4
+
+
+def test_a_copy_that_is_due_by_its_period_is_read_before_new_ones(catalogue):
+    """However many copies are new, none that was read before becomes overdue by them."""
+    now, day = clock.now(), timedelta(days=1)
+    for key in ("new 1", "new 2"):
+        stored(catalogue, key, now=now - 5 * day)
+    old = stored(catalogue, "old", now=now - 2 * PERIOD)
+    read_twice(catalogue, old, now=now - PERIOD * 0.95)
+    times = {"period": PERIOD, "first_read": day, "now": now, "until": now + day}
+    assert [claimed_keys(catalogue, "dr", **times, limit=1) for _ in range(3)] == [["old"], ["new 1"], ["new 2"]]
+    assert catalogue.sweep_claims.first_reads_late("dr", first_read=day, now=now) == 2
+    assert catalogue.sweep_claims.first_reads_late("dr", first_read=PERIOD, now=now) == 0
 
 
 def test_an_unreadable_copy_is_retried_before_the_period_is_over(catalogue):
