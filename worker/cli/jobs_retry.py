@@ -34,20 +34,21 @@ def send_again(session: Session, records: list[JobRecord], rejected: dict[str, s
         _forget_results(session.settings, records[first : first + _AT_ONCE])
         page = []
         for record in records[first : first + _AT_ONCE]:
-            if _revive(session, record):
-                page.append(record)
+            if queued := _queue(session, record):
+                page.append(queued)
                 yield record.id
             else:
                 rejected[record.id] = "another command has retried it just now"
+        _store_queued(session.settings, page)
         _send(session.settings, page)
 
 
-def _revive(session: Session, record: JobRecord) -> bool:
+def _queue(session: Session, record: JobRecord) -> JobRecord | None:
     cause = {"type": "Retried", "message": "retried by hand"} | (
         {"previous": dict(record.error)} if record.error else {}
     )
     due = clock.now() + session.settings.jobs.lease
-    return session.catalogue.job_admin.redrive(record.id, cause, due=due) is not None
+    return session.catalogue.job_admin.redrive(record.id, cause, due=due)
 
 
 def _forget_results(settings: Settings, records: list[JobRecord]) -> None:
@@ -61,6 +62,21 @@ def _forget_results(settings: Settings, records: list[JobRecord]) -> None:
                 outcomes.forget(record.id)
         finally:
             outcomes.close()
+
+
+def _store_queued(settings: Settings, records: list[JobRecord]) -> None:
+    """Store that the jobs are queued, with their new fencing tokens: ends that are published later are refused."""
+    from worker.jobs.result_backend import fenced_request, use_atomic_result_backend
+    from zot_artifact_client.connection import broker_errors, is_redis
+    from zot_artifact_client.result_backend import result_backend_app
+
+    with suppress(NoBroker, BrokerUnavailable):
+        url = settings.results_url
+        if records and is_redis(url):
+            with result_backend_app(url) as app, broker_errors("result backend", url):
+                use_atomic_result_backend(app)
+                for record in records:
+                    app.backend.store_result(record.id, None, "PENDING", request=fenced_request(record))
 
 
 def _send(settings: Settings, records: list[JobRecord]) -> None:

@@ -41,6 +41,17 @@ PROGRESS_EVERY = 0.25
 """Seconds between two calls of `on_progress`."""
 
 
+def result_backend_app(url: str) -> Celery:
+    """Return a Celery application that asks a result backend with bounded waits. Raise InvalidUrl."""
+    return celery_app(
+        url,
+        redis_socket_timeout=SOCKET_TIMEOUT,
+        redis_socket_connect_timeout=CONNECT_TIMEOUT,
+        redis_socket_keepalive=not parse_result_url(url).is_socket,
+        result_backend_transport_options={"retry_policy": RETRY_POLICY},
+    )
+
+
 class CeleryResultBackend:
     """States and results of jobs, as the worker's Celery application stores them.
 
@@ -59,7 +70,7 @@ class CeleryResultBackend:
         self._url = url
         self._revoke = revoke
         self._is_queued = is_queued
-        self._apps = PerProcess(self._make_app)
+        self._apps = PerProcess(partial(result_backend_app, url))
         try:
             self._app.backend  # noqa: B018 - made here, so that a wrong URL is found now and not at the first wait
         except InvalidUrl:
@@ -72,15 +83,6 @@ class CeleryResultBackend:
     @property
     def _app(self) -> Celery:
         return self._apps.get()
-
-    def _make_app(self) -> Celery:
-        return celery_app(
-            self._url,
-            redis_socket_timeout=SOCKET_TIMEOUT,
-            redis_socket_connect_timeout=CONNECT_TIMEOUT,
-            redis_socket_keepalive=not parse_result_url(self._url).is_socket,
-            result_backend_transport_options={"retry_policy": RETRY_POLICY},
-        )
 
     def snapshot(self, job_id: str) -> Snapshot:
         with broker_errors("result backend", self._url):

@@ -1,16 +1,21 @@
 """The command line finds jobs that no worker has taken yet: the outbox of the broker has them."""
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from worker import cli
+from worker import cli, clock
+from worker.catalogue import Catalogue
 from worker.cli.errors import Status
+from worker.jobs.cancel_jobs import cause
+from worker.jobs.result_backend import fenced_request, use_atomic_result_backend
 from worker.settings import load_settings
 from zot_artifact_client import ArtifactClient
-from zot_artifact_client.contract import VERIFY, VerifyRequest
+from zot_artifact_client.contract import VERIFY, JobState, VerifyRequest
+from zot_artifact_client.result_backend import result_backend_app
 
 Zot = Callable[..., tuple[int, str]]
 
@@ -65,3 +70,20 @@ def test_an_id_that_is_nowhere_is_no_success(zot: Zot) -> None:
         assert zot("jobs", "cancel", id_)[0] in {Status.BAD, Status.UNKNOWN}, id_
         assert zot("resume", "job", id_)[0] == Status.UNKNOWN, id_
     assert zot("jobs", " ")[0] == Status.USAGE
+
+
+@pytest.mark.filterwarnings("ignore:Call to deprecated setex")  # by Celery, when it keeps a result
+def test_the_end_of_a_job_that_is_published_after_its_redrive_counts_no_more(
+    client: ArtifactClient, zot: Zot, valkey: Any
+) -> None:
+    """A worker records an end first and publishes it then; a client never takes that end for the one of the redrive."""
+    job = client.verify("releases", "app.tgz")
+    with closing(Catalogue(load_settings().catalogue_url)) as catalogue:
+        request = VerifyRequest(bucket="releases", key="app.tgz").payload()
+        cancelled = catalogue.job_admin.cancel_new(job.id, VERIFY.kind, request, cause(job.id), clock.now())
+    assert cancelled is not None
+    assert zot("jobs", "retry", job.id)[0] == Status.GOOD
+    with result_backend_app(valkey.url) as app:
+        use_atomic_result_backend(app)
+        app.backend.mark_as_revoked(job.id, "late", request=fenced_request(cancelled))
+    assert job.state is JobState.QUEUED
