@@ -67,7 +67,7 @@ def replicate_to(work: ArtifactJob, stores: Sequence[str]) -> list[PlacedCopy]:
             if rewritten := work.rewrite_metadata(target):
                 return rewritten
             job.advance(artifact.digest.size)
-            return PlacedCopy(store=target.name, outcome="already_there")
+            return work.placed(target, "already_there")
         failures: list[StorageError | Snooze] = []
         with target.slot():  # a target that takes no job is no reason to open a source
             for source in sources:

@@ -198,11 +198,11 @@ class ArtifactJob:
         if self.copies and self.artifact.version == 1 and store.capabilities.conditional_writes:
             with suppress(AlreadyExists):
                 self._write(store, body(), storage_class, "create_only")
-                return self._placed(store, "stored")
+                return self.placed(store, "stored")
         slot = self.inspect(store)
         if slot is None:
             self.job.advance(self.artifact.digest.size)
-            return PlacedCopy(store=store.name, outcome="already_there")
+            return self.placed(store, "already_there")
         return self.write(slot, body(), storage_class=storage_class)
 
     def write(self, slot: CopySlot, source: Readable | HashedBytes, *, storage_class: str | None = None) -> PlacedCopy:
@@ -227,7 +227,7 @@ class ArtifactJob:
                         self._write(store, source, storage_class, Match(slot.found.version))
         except (AlreadyExists, PreconditionFailed) as error:
             raise self._conflict(store) from error
-        return self._placed(store, "repaired" if slot.copy.state.present else "stored", quarantined)
+        return self.placed(store, "repaired" if slot.copy.state.present else "stored", quarantined)
 
     def _write(
         self, store: LimitedStore, source: Readable | HashedBytes, storage_class: str | None, condition: Condition
@@ -342,12 +342,18 @@ class ArtifactJob:
             raise self._conflict(store)
         self._record_copy(store, made)
         self._record_verdict(slot.copy, seen)
-        return self._placed(store, "repaired" if slot.copy.state.present else "stored")
+        return self.placed(store, "repaired" if slot.copy.state.present else "stored")
 
-    def _placed(
-        self, store: LimitedStore, outcome: Literal["stored", "repaired"], quarantined: str | None = None
+    def placed(
+        self,
+        store: LimitedStore,
+        outcome: Literal["stored", "repaired", "already_there"],
+        quarantined: str | None = None,
     ) -> PlacedCopy:
-        """Return a written copy, and log what its store does not keep beside the bytes."""
+        """Return a copy that is there now, and log what its store does not keep beside the bytes.
+
+        A copy that was there before may be one that a killed job has written: its result tells the same.
+        """
         lost = self.not_kept(store)
         if lost:
             logger.info("%s: keeps no %s of %s, the catalogue does", store.name, ", ".join(lost), self.artifact.path)

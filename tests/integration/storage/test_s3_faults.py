@@ -332,10 +332,10 @@ def test_advice_is_given_until_it_is_taken(ministack: Ministack, tmp_path: Path)
 
 @pytest.mark.parametrize("data_path", ["sdk", "auto"])
 def test_a_delete_takes_three_requests(through, data_path: str) -> None:
-    """One finds the object, one deletes it, one confirms that; an object that is not there takes one."""
+    """One finds the object, one deletes it, one confirms that; the bucket of an absent one is asked for."""
     line = through(lambda _: None, data_path=data_path)
     line.write(b"bytes")
     line.proxy.requests.clear()
     assert line.faulty.delete_object(BUCKET, "app")
     assert not line.faulty.delete_object(BUCKET, "app")
-    assert [request.method for request in line.proxy.requests] == ["HEAD", "DELETE", "HEAD", "HEAD"]
+    assert [request.method for request in line.proxy.requests] == ["HEAD", "DELETE", "HEAD", "HEAD", "HEAD"]

@@ -120,7 +120,7 @@ def test_a_repair_sends_only_the_bad_chunk(context: Context, run: Run, rotten: C
     assert list(context.stores["cloud"].list_objects(STAGING_BUCKET)) == []
     assert context.catalogue.findings.page() == []
     copy = context.catalogue.artifacts.copies(context.artifact("releases", "large"))["cloud"]
-    assert (copy.state, copy.tag) == ("stored", context.stores["cloud"].stat_object("releases", "large").version)
+    assert (copy.state, copy.tag) == ("verified", context.stores["cloud"].stat_object("releases", "large").version)
 
     rotten()
     object.__setattr__(context.settings, "replication", ReplicationSettings(server_side=False))

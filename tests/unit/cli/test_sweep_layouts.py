@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -161,7 +163,7 @@ def test_a_pause_in_the_middle_is_waited_for(
         pauses.end(Scope.STORE, "nas")
 
     monkeypatch.setattr(Store, "read_object", pausing)
-    monkeypatch.setattr("worker.limits.waiting_store.time.sleep", resumed)
+    monkeypatch.setattr("worker.limits.waiting_store.time", SimpleNamespace(sleep=resumed, monotonic=time.monotonic))
     assert cli.run(["sweep", "sha256sums", "nas", "there"]) == 0
     assert root.exists()
     assert sorted(asked) == ["SHA256SUMS", "a", "b"]

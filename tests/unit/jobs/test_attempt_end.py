@@ -35,7 +35,7 @@ def _body(_task: Any, **_fields: Any) -> None:
 def task(tmp_path: Path) -> Iterator[Any]:
     (tmp_path / "results").mkdir()
     with Celery(broker="memory://", backend=f"file://{tmp_path}/results", set_as_current=False) as app:
-        made = app.task(name=VERIFY.name, bind=True, max_retries=None)(_body)
+        made = app.task(name=VERIFY.name, bind=True, max_retries=None, shared=False)(_body)
         made.push_request(id="job-1", delivery_info={"routing_key": "transfer"}, called_directly=False, retries=0)
         yield made
         made.pop_request()

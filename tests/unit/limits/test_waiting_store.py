@@ -1,11 +1,12 @@
 """A command waits for a store that takes no job: without limit for a pause, up to ten minutes for anything else."""
 
-import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from worker.limits import waiting_store
 from worker.limits.limited_store import LimitedStore
 from worker.limits.snooze import Paused, Snooze
 from worker.limits.waiting_store import WaitingStore
@@ -40,8 +41,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     def sleep(seconds: float) -> None:
         now[0] += seconds
 
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(waiting_store, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
 
 
 def _waiting(*answers: Snooze | list[str]) -> tuple[WaitingStore, list[Any]]:

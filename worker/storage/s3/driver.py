@@ -193,7 +193,7 @@ class S3Driver(CloudDriver):
 
     def delete(self, bucket: str, key: str, *, condition: Match | None = None) -> bool:
         try:
-            found = version_of(self._head_in_any_bucket(bucket, key).get("ETag"))
+            found = version_of(self._head(bucket, key).get("ETag"))
         except NotFound:
             return False
         if condition and found != condition.version:
