@@ -122,6 +122,7 @@ def _stream(work: ArtifactJob, slot: CopySlot, source: Copy) -> PlacedCopy:
 
     Raises:
         ReadBackMismatch: the store has taken the bytes and does not give the same ones back.
+        Unavailable: the store has taken the bytes, and they cannot be read back now; another attempt reads them.
         StorageError, Snooze: its `store` tells whether the source or the target failed.
     """
     if (chunks := work.repaired_chunks(slot, source)) is not None:
@@ -134,7 +135,9 @@ def _stream(work: ArtifactJob, slot: CopySlot, source: Copy) -> PlacedCopy:
         work.job.step(f"reading back from {target}")
         written = work.context.catalogue.artifacts.copies(artifact)[target]
         seen = work.verify(written, on_bytes=work.job.heartbeat)
-        if seen is not None and seen.verdict != Verdict.VERIFIED:
+        if seen is not None and seen.verdict == Verdict.UNREADABLE:  # it may have the right bytes
+            raise work.unavailable(slot.store, f"{artifact.path} was written and cannot be read back: {seen.detail}")
+        if seen is not None and seen.verdict not in {Verdict.VERIFIED, Verdict.ARCHIVED}:
             raise ReadBackMismatch(
                 f"{target}: {artifact.path} was written and reads back {seen.verdict}: {seen.detail}"
             )

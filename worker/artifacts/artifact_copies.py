@@ -128,8 +128,8 @@ class ArtifactJob:
         """Return where the copy has to be written; None if the store has it already.
 
         Bytes are trusted without reading them only if the store says that they are unchanged since we wrote or read
-        them, and if that was within `sweep.verify.trust`: a store does not notice rot. Anything else under the key is
-        read: it may be a copy that a killed job had finished.
+        them, and if that was within `sweep.verify.trust`: a store does not notice rot. They are read also if the last
+        read failed, and so is anything else under the key: it may be a copy that a killed job had finished.
 
         Raises:
             Unavailable: what is under the key cannot be read, so it is not replaced.
@@ -153,7 +153,7 @@ class ArtifactJob:
         if seen.verdict == Verdict.ARCHIVED:
             raise Archived(f"{store.name}: what is at {artifact.path} is archived and is kept: {seen.detail}")
         if seen.verdict == Verdict.UNREADABLE:  # it may have the bytes that are wanted
-            raise self._unavailable(store, f"what is at {artifact.path} cannot be read and is kept: {seen.detail}")
+            raise self.unavailable(store, f"what is at {artifact.path} cannot be read and is kept: {seen.detail}")
         if seen.verdict == Verdict.VERIFIED and seen.version == found.version:
             self._record_copy(store, found, {} if found.sha256 else {"adopted": RECORDED})
             return None
@@ -165,7 +165,7 @@ class ArtifactJob:
         return other.digest == self.artifact.digest and not kept
 
     def _is_trusted(self, copy: Copy) -> bool:
-        if copy.read_at is None:
+        if copy.read_at is None or copy.last_verdict == Verdict.UNREADABLE:
             return False
         age = clock.now() - copy.read_at
         return timedelta() <= age < self.context.settings.sweep.verify.trust_of(copy.store)
@@ -176,7 +176,7 @@ class ArtifactJob:
         if seen is None:
             raise self._conflict(store)
         if seen.verdict == Verdict.UNREADABLE:
-            raise self._unavailable(store, f"what is at {self.artifact.path} cannot be read: {seen.detail}")
+            raise self.unavailable(store, f"what is at {self.artifact.path} cannot be read: {seen.detail}")
         if seen.verdict in {Verdict.VERIFIED, Verdict.ARCHIVED}:  # an archived one is as it was written
             return None
         return self._bad_slot(store, copy, None if seen.verdict == Verdict.MISSING else found, seen)
@@ -333,7 +333,7 @@ class ArtifactJob:
             self._remove(store, made)
             raise
         if seen.verdict == Verdict.UNREADABLE:
-            raise self._unavailable(store, f"the copy of {artifact.path} from {origin} cannot be read: {seen.detail}")
+            raise self.unavailable(store, f"the copy of {artifact.path} from {origin} cannot be read: {seen.detail}")
         if seen.verdict != Verdict.VERIFIED:
             logger.warning("%s: the copy of %s from %s is %s", store.name, artifact.path, origin, seen.verdict)
             self._remove(store, made)
@@ -459,10 +459,11 @@ class ArtifactJob:
             raise self._conflict(store) from error
 
     def _conflict(self, store: LimitedStore) -> Unavailable:
-        return self._unavailable(store, f"another writer wrote {self.artifact.path} at the same time")
+        return self.unavailable(store, f"another writer wrote {self.artifact.path} at the same time")
 
     @staticmethod
-    def _unavailable(store: LimitedStore, reason: str) -> Unavailable:
+    def unavailable(store: LimitedStore, reason: str) -> Unavailable:
+        """Return the error about a store that cannot do its part now."""
         error = Unavailable(f"{store.name}: {reason}")
         error.store = store.name
         return error

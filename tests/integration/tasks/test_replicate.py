@@ -9,11 +9,13 @@ import sqlalchemy as sa
 from tasks.replicate import NoGoodSource, ReadBackMismatch, replicate
 from tasks.upload import upload
 from tasks.verify import verify
+from worker.artifacts.artifact_copies import ArtifactJob
 from worker.catalogue.tables import copies
 from worker.context import Context
+from worker.limits.limited_store import LimitedStore
 from worker.settings.section_models import ReplicationSettings, VerifySweepSettings
-from worker.storage import Stores
-from worker.storage.errors import NotFound
+from worker.storage import Stores, Verdict, Verification
+from worker.storage.errors import NotFound, Unavailable
 from zot_artifact_client.contract import ReplicateRequest, UploadRequest, VerifyRequest
 
 
@@ -148,6 +150,32 @@ def test_a_store_that_does_not_give_back_what_it_took_is_found_out(run, reread, 
         run(lambda r, _c, job: replicate(r, reread.for_job(job), job), request("cold"))
     artifact = reread.catalogue.artifacts.current("releases", "app.tgz")
     assert reread.catalogue.artifacts.copies(artifact)["cold"].state == "corrupt"
+
+
+@pytest.mark.usefixtures("uploaded")
+def test_a_repair_that_cannot_be_read_back_now_is_read_at_the_next_attempt(run, context, stored, monkeypatch):
+    """A store that fails at the read has given no other bytes: the job is tried again, and then reads the new copy."""
+    rot(stored("dr"))
+    run(verify, VerifyRequest(bucket="releases", key="app.tgz"))
+    away = Verification(Verdict.UNREADABLE, None, detail="it is away")
+    with monkeypatch.context() as patched:
+        patched.setattr(ArtifactJob, "write", _then(ArtifactJob.write, patched, away))
+        with pytest.raises(Unavailable, match=r"dr: releases/app\.tgz was written and cannot be read back: it is away"):
+            run(replicate, request("dr"))
+    assert run(replicate, request("dr")).copies[0].outcome == "already_there"
+    copy = context.catalogue.artifacts.copies(context.artifact("releases", "app.tgz"))["dr"]
+    assert (copy.state, stored("dr").read_bytes()) == ("verified", b"release one")
+
+
+def _then(write, patched, seen):
+    """Return a write after which each read of the store gives this verdict."""
+
+    def wrote(*args, **kwargs):
+        placed = write(*args, **kwargs)
+        patched.setattr(LimitedStore, "verify_object", lambda *_, **__: seen)
+        return placed
+
+    return wrote
 
 
 @pytest.mark.usefixtures("uploaded")
