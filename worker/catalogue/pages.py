@@ -162,10 +162,9 @@ class Pages:
         limit: int,
         ahead: float = 1,
     ) -> Page:
-        """Claim copies of a store that are due, the longest overdue first, and record them as the objects of a page.
+        """Claim copies of a store that are due, in the order of `due_copies`, and record them as the objects of a page.
 
-        A claim keeps other pages away until a verdict is recorded, or until `until`.
-        `ahead`: the part of the time until it is due after which a copy is claimed.
+        A claim keeps other pages away until a verdict is recorded, or until `until`. `ahead`: see `AHEAD`.
         """
         claimed: list[int] = []
         while True:

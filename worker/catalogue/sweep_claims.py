@@ -241,8 +241,8 @@ def due_copies(
     latest = [*_waits(period, None), timedelta()]
 
     def order(spread: int, moment: datetime) -> tuple[int, datetime]:
-        if moment + latest[spread] <= now:
-            return 0, moment + latest[spread]
+        if moment > now or moment + latest[spread] <= now:  # a moment to come is of a clock that was ahead
+            return 0, min(moment, now) + latest[spread]
         return 1 if 0 <= spread < FIRST_READS else 2, moment + waits[spread]
 
     def first(most: int) -> list[tuple[tuple[int, datetime], int, int]]:

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from tests.claimed_keys import claimed_keys
 from tests.servers.postgres import connect
 from worker import clock
-from worker.catalogue import Catalogue, CatalogueError, Finding, Finished, Held, Leased, LostLease, OtherRequest
+from worker.catalogue import AHEAD, Catalogue, CatalogueError, Finding, Finished, Held, Leased, LostLease, OtherRequest
 from worker.catalogue.database import open_engine
 from worker.catalogue.tables import metadata
 from worker.storage import Digest
@@ -275,6 +275,16 @@ def test_reads_and_retries_of_a_clock_that_was_ahead_are_due_at_once(catalogue):
     assert catalogue.sweep_claims.count_due("dr", period=PERIOD, now=now, limit=9) == 2
     due = claimed_keys(catalogue, "dr", period=PERIOD, now=now, until=now + timedelta(hours=6), limit=9)
     assert set(due) == {"read", "unreadable"}
+
+
+def test_a_read_of_a_clock_that_was_ahead_is_repeated_before_others_are_read_early(catalogue):
+    """A store always has copies that may be read before they are due: they keep no other copy from being read."""
+    now = clock.now()
+    for key, read_at in (("early", now - PERIOD / 2), ("ahead", now + timedelta(days=365))):
+        read_twice(catalogue, stored(catalogue, key, now=read_at), now=read_at)
+    until = now + timedelta(hours=6)
+    page = catalogue.pages.claim_due("page-1", "dr", period=PERIOD, now=now, until=until, limit=1, ahead=AHEAD)
+    assert [copy.key for copy in catalogue.pages.claimed_copies(page)] == ["ahead"]
 
 
 def test_the_oldest_verification_and_the_copies_never_verified_are_told_apart(catalogue):
