@@ -108,7 +108,7 @@ def _opened(path: Path) -> int:
         try:
             fd = os.open(place, os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
         except OSError as error:
-            if error.errno != errno.ENXIO or time.monotonic() > until:
+            if error.errno != errno.ENXIO or not place.is_fifo() or time.monotonic() > until:
                 raise
             time.sleep(0.1)
         else:

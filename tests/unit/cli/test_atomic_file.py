@@ -1,11 +1,14 @@
 """Test that a local destination has the complete bytes or is not changed, and keeps its kind."""
 
 import os
+import socket
 import stat
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -92,6 +95,15 @@ def test_a_fifo_without_a_reader_is_an_error(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(OSError, match="No such device or address"):
         _write(tmp_path / "fifo", tmp_path)
     assert stat.S_ISFIFO((tmp_path / "fifo").stat().st_mode)
+
+
+def test_a_socket_is_an_error_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a FIFO can get a reader: nothing else is waited for."""
+    monkeypatch.setattr(atomic_file, "time", SimpleNamespace(monotonic=time.monotonic))
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(tmp_path / "socket"))
+        with pytest.raises(OSError, match="No such device or address"):
+            _write(tmp_path / "socket", tmp_path)
 
 
 def test_a_device_is_written_into(tmp_path: Path) -> None:
