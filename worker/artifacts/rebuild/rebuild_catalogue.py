@@ -28,7 +28,6 @@ from worker.storage.keys import check_existing_key
 logger = logging.getLogger(__name__)
 
 _NAMED = 1000
-"""A store as a rebuild reads it; with the limits of a command it waits."""
 
 Listed = tuple[bytes, str, ListedObject]
 """The key as its bytes, the store, and the row of its listing."""
