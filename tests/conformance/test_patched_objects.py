@@ -2,11 +2,12 @@
 
 import hashlib
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import NoReturn
 
 import pytest
 
-from tests.conformance.bodies import digest_of, some_bytes
+from tests.conformance.bodies import digest_of, some_bytes, source
 from tests.conformance.conftest import BucketUnderTest
 from tests.conformance.test_properties import PROPERTIES
 from worker.storage import ObjectStat
@@ -19,6 +20,7 @@ CHUNK = 6 << 20
 """Bytes; S3 copies no smaller ranges than 5 MiB, and the blocks of Azure have 2 MiB here."""
 SIZE = 3 * CHUNK + 1000
 RIGHT = some_bytes(SIZE)
+TAGGED = replace(PROPERTIES, tags="team=core")
 MANIFEST = Manifest(
     SIZE, CHUNK, b"".join(hashlib.sha256(RIGHT[at : at + CHUNK]).digest() for at in range(0, SIZE, CHUNK))
 )
@@ -44,7 +46,7 @@ def patch(
     bad = [MANIFEST.chunk(number) for number in numbers]
     return bucket.store.patch_object(
         found, MANIFEST, digest_of(RIGHT), bad, read,
-        metadata={"origin": "here"}, properties=PROPERTIES,
+        metadata={"origin": "here"}, properties=TAGGED,
     )  # fmt: skip
 
 
@@ -55,7 +57,8 @@ def assert_nothing_staged(bucket: BucketUnderTest) -> None:
 @pytest.mark.parametrize("bad", [(0, 3), (2,)], ids=["ends", "middle"])
 def test_only_bad_chunks_are_asked_for(bucket: BucketUnderTest, bad: tuple[int, ...]) -> None:
     """The object is right after it, with what belongs beside its bytes, and nothing waits in the reserved bucket."""
-    found, asked = bucket.write(KEY, rotten(bad)), list[int]()
+    found, _ = bucket.store.write_object(bucket.name, KEY, source(rotten(bad)), properties=TAGGED)
+    asked, tags = list[int](), bucket.store.tags(bucket.name, KEY)
 
     def read(chunk: Chunk) -> bytes:
         asked.append(chunk.number)
@@ -69,6 +72,7 @@ def test_only_bad_chunks_are_asked_for(bucket: BucketUnderTest, bad: tuple[int, 
     assert (made.version, made.size) == (stat.version, SIZE)
     assert (stat.sha256, stat.metadata["origin"]) == (digest_of(RIGHT).sha256, "here")
     assert stat.properties == PROPERTIES
+    assert bucket.store.tags(bucket.name, KEY) == tags  # none where the server forgets those of what comes in parts
     assert_nothing_staged(bucket)
 
 

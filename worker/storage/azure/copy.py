@@ -11,6 +11,7 @@ from azure.storage.blob import BlobClient, BlobProperties
 from worker.storage.azure.client import COMMIT_TIMEOUT
 from worker.storage.azure.errors import translated
 from worker.storage.azure.object_stat import METADATA, conditions, version_of, writer_of
+from worker.storage.azure.upload import with_tags
 from worker.storage.cloud.error_mapping import Origin
 from worker.storage.driver import Match
 from worker.storage.errors import StorageError, Timeout, Unavailable
@@ -44,13 +45,17 @@ class Copy:
         """
         try:
             with translated(self._origin, self._what):
-                self._blob.start_copy_from_url(
-                    source.url,
-                    metadata=dict(metadata),
-                    source_etag=etag,  # otherwise the digest would belong to other bytes
-                    source_match_condition=MatchConditions.IfNotModified,
-                    read_timeout=COMMIT_TIMEOUT,
-                    **settings,
+                with_tags(
+                    lambda options: self._blob.start_copy_from_url(
+                        source.url,
+                        metadata=dict(metadata),
+                        source_etag=etag,  # otherwise the digest would belong to other bytes
+                        source_match_condition=MatchConditions.IfNotModified,
+                        read_timeout=COMMIT_TIMEOUT,
+                        **options,
+                    ),
+                    settings,
+                    f"{self._origin.store}: {self._what}",
                 )
         except StorageError:
             # The SDK repeats a request whose answer got lost, and the store refuses the second one because of the

@@ -262,6 +262,9 @@ class AzureDriver(CloudDriver):
         copy = Copy(self._blob(to_bucket, to_key), self._origin, f"{to_bucket}/{to_key}")
         metadata = {**METADATA.stored(source.metadata), METADATA.writer: new_token()}
         settings = tier_of(self._config, storage_class) | conditions(condition)
+        if source.tag_count:  # the copy has none of them by itself
+            with suppress(StorageError):  # credentials that may not read tags: the bytes are copied all the same
+                settings |= {"tags": self.tags(bucket, key)}
         found = copy.make(self._blob(bucket, key), str(source.etag), metadata, settings)
         return to_stat(self._name, to_bucket, to_key, found)
 

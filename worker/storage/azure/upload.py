@@ -1,7 +1,7 @@
 """Write a blob, from one request or from blocks."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
@@ -23,6 +23,21 @@ _NO_TAGS = {HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN, HTTPStatus.CONFLICT}
 """The statuses with which Azure may refuse a write for its tags."""
 
 logger = logging.getLogger(__name__)
+
+
+def with_tags(send: Callable[[Any], Any], options: Mapping[str, Any], what: str) -> Any:
+    """Send a request with its options, and without the tags where the store does not take them.
+
+    The credentials may lack the right to write tags, and accounts with a hierarchical namespace have none.
+    """
+    try:
+        return send(options)
+    except HttpResponseError as error:
+        code = code_of(error)
+        if "tags" not in options or code in REFUSED | _GONE or error.status_code not in _NO_TAGS:
+            raise
+        logger.warning("%s: written without its tags: %s", what, code)
+        return send({name: value for name, value in options.items() if name != "tags"})
 
 
 class Upload:
@@ -71,26 +86,12 @@ class Upload:
             raise outcome from None
         return outcome
 
-    def _with_tags(self, send: Callable[[Any], Any]) -> Any:
-        """Send a request with its options, and without the tags where the store does not take them.
-
-        The credentials may lack the right to write tags, and accounts with a hierarchical namespace have none.
-        """
-        options = self._write.options
-        try:
-            return send(options)
-        except HttpResponseError as error:
-            code = code_of(error)
-            if "tags" not in options or code in REFUSED | _GONE or error.status_code not in _NO_TAGS:
-                raise
-            logger.warning("%s: %s: written without its tags: %s", self._origin.store, self._write.what, code)
-            return send({name: value for name, value in options.items() if name != "tags"})
-
     def _commit(self, send: Callable[[Any], Any]) -> ObjectStat:
         write = self._write
         failure: StorageError
         try:
-            stat = written_stat(self._origin.store, write.what, write.size, write.metadata, self._with_tags(send))
+            reply = with_tags(send, write.options, f"{self._origin.store}: {write.what}")
+            stat = written_stat(self._origin.store, write.what, write.size, write.metadata, reply)
             return replace(stat, properties=write.properties)
         except UnexpectedAnswer as error:  # the write may have succeeded
             failure, code = Unavailable(error.message), ""
