@@ -1,7 +1,9 @@
 """A store replaces the bad chunks of an object by itself: the result is read in full before it is under the key."""
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import NoReturn
 
@@ -10,9 +12,11 @@ import pytest
 from tests.conformance.bodies import digest_of, some_bytes, source
 from tests.conformance.conftest import BucketUnderTest
 from tests.conformance.test_properties import PROPERTIES
+from tests.waiting import WITHIN
 from worker.storage import ObjectStat
 from worker.storage.errors import PreconditionFailed
 from worker.storage.integrity.manifest import Chunk, Manifest
+from worker.storage.integrity.verifying_reader import OnBytes
 from worker.storage.keys import STAGING_BUCKET
 
 KEY = "folder/a large one"
@@ -41,12 +45,16 @@ def right_bytes(chunk: Chunk) -> bytes:
 
 
 def patch(
-    bucket: BucketUnderTest, found: ObjectStat, *numbers: int, read: Callable[[Chunk], bytes] = right_bytes
+    bucket: BucketUnderTest,
+    found: ObjectStat,
+    *numbers: int,
+    read: Callable[[Chunk], bytes] = right_bytes,
+    on_read_back: OnBytes | None = None,
 ) -> ObjectStat | None:
     bad = [MANIFEST.chunk(number) for number in numbers]
     return bucket.store.patch_object(
         found, MANIFEST, digest_of(RIGHT), bad, read,
-        metadata={"origin": "here"}, properties=TAGGED,
+        metadata={"origin": "here"}, properties=TAGGED, on_read_back=on_read_back,
     )  # fmt: skip
 
 
@@ -91,6 +99,35 @@ def test_a_result_that_is_not_right_replaces_nothing(bucket: BucketUnderTest) ->
     bad = rotten([1, 2])
     assert patch(bucket, bucket.write(KEY, bad), 1) is None
     assert bucket.read(KEY) == bad
+    assert_nothing_staged(bucket)
+
+
+def test_another_repair_changes_no_result_that_was_read(bucket: BucketUnderTest) -> None:
+    """Of two that run at once, each puts the bytes under the key that it has read, and not those of the other one."""
+    found, unread, staged, swapped = bucket.write(KEY, rotten([1])), SIZE, threading.Event(), threading.Event()
+
+    def wait(_: int) -> None:
+        staged.set()
+        swapped.wait(WITHIN)
+
+    def repair_wrongly() -> ObjectStat | None:
+        return patch(bucket, found, 1, read=lambda chunk: bytes(chunk.size), on_read_back=wait)
+
+    def begin_another(count: int) -> None:
+        nonlocal unread
+        unread -= count
+        if not unread:
+            other.append(pool.submit(repair_wrongly))
+            assert staged.wait(WITHIN)
+
+    other = list[Future[ObjectStat | None]]()
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            assert patch(bucket, found, 1, on_read_back=begin_another) is not None
+        finally:
+            swapped.set()
+        assert bucket.read(KEY) == RIGHT
+        assert other[0].result() is None
     assert_nothing_staged(bucket)
 
 

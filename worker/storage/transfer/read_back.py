@@ -159,7 +159,8 @@ class ReadBack:
         if not possible or not 0 < len(bad) <= min(len(manifest) // 2, _MOST_BAD):
             return None
         driver, unit = cast("PatchDriver", self._driver), manifest.chunk_size
-        key = reserved_key(STAGING_BUCKET, f"{info.sha256}/{found.bucket}", found.key)
+        # A key of its own: another repair of the object could replace what was read here before it is swapped in.
+        key = reserved_key(STAGING_BUCKET, f"{secrets.token_hex(8)}/{found.bucket}", found.key)
         replaced = [range(chunk.offset, chunk.offset + chunk.size) for chunk in bad]
         staged = driver.patch(
             found, STAGING_BUCKET, key, info, replaced,
