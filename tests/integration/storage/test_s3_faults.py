@@ -330,6 +330,16 @@ def test_advice_is_given_until_it_is_taken(ministack: Ministack, tmp_path: Path)
     store.close()
 
 
+def test_a_bucket_that_is_gone_is_no_object_that_is_gone(through) -> None:
+    """A server that answers the delete itself so has lost all objects: the copy does not count as deleted."""
+    answer = Say(404, XML % b"NoSuchBucket")
+    line = through(lambda request: answer if request.method == "DELETE" else None)
+    line.write(b"bytes")
+    with pytest.raises(Unavailable, match="bucket .* does not exist"):
+        line.faulty.delete_object(BUCKET, "app")
+    assert line.read_directly() == b"bytes"
+
+
 @pytest.mark.parametrize("data_path", ["sdk", "auto"])
 def test_a_delete_takes_three_requests(through, data_path: str) -> None:
     """One finds the object, one deletes it, one confirms that; the bucket of an absent one is asked for."""

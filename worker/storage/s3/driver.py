@@ -201,13 +201,11 @@ class S3Driver(CloudDriver):
         atomic: dict[str, Any] = (
             {"IfMatch": f'"{condition.version}"'} if condition and self._profile.conditional_writes else {}
         )
-        with self._errors(f"{bucket}/{key}"):
-            try:
+        try:
+            with self._errors(f"{bucket}/{key}"):
                 reply = self._client().delete_object(**self._address(bucket, key), **atomic)
-            except ClientError as error:
-                if not is_missing(error):
-                    raise
-                return False  # another process has deleted it meanwhile
+        except NotFound:
+            return False  # another process has deleted it meanwhile
         if _status_of(reply) not in {HTTPStatus.OK, HTTPStatus.NO_CONTENT}:
             raise UnexpectedAnswer(
                 f"{self._name}: {bucket}/{key}: the store does not say that it has deleted the object"
