@@ -18,7 +18,7 @@ from worker.storage.cloud.metadata import sha256_of
 from worker.storage.cloud.plain_requests import BucketEndpoint, BucketEndpoints, PlainAnswer
 from worker.storage.cloud.small_reads_by_obstore import SMALL, RealObject, is_plain_name
 from worker.storage.driver import SmallRead, WholeObject, WholeRead
-from worker.storage.errors import PermanentError
+from worker.storage.errors import StorageError
 
 AHEAD = 8
 """Objects that one thread has asked for at a time. The answers wait in the connections, and not in this process."""
@@ -45,7 +45,7 @@ class PlainReads:
         """
         self._endpoints = BucketEndpoints(locate)
         self._read = read
-        self.failures: tuple[type[Exception], ...] = (OSError, ValueError, HTTPException, *sdk_errors)
+        self.failures: tuple[type[Exception], ...] = (OSError, ValueError, HTTPException, StorageError, *sdk_errors)
 
     def read(self, target: RealObject, size: int) -> WholeObject | None:
         """Return an object that has exactly `size` bytes; None where the SDK has to ask."""
@@ -113,8 +113,6 @@ class PlainReadsAhead:
             return None
         try:
             return self._reads.ask(self._target(bucket, key))
-        except PermanentError:
-            return None  # a reserved bucket that is not configured
         except self._reads.failures:
             self._failed = True  # otherwise a store that does not answer would be waited for once for each object
             return None

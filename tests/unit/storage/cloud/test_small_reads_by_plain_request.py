@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -17,6 +18,7 @@ from worker.storage.cloud.plain_requests import BucketEndpoint
 from worker.storage.cloud.small_reads_by_obstore import RealObject
 from worker.storage.cloud.small_reads_by_plain_request import AHEAD, PlainReads, whole_object
 from worker.storage.driver import Digest, SmallRead
+from worker.storage.errors import Unavailable
 
 BODY = b"x" * 5000
 SHA256 = "ab" * 32
@@ -183,6 +185,17 @@ def test_after_a_failure_nothing_more_is_asked() -> None:
         reads._endpoints._endpoints["bucket"] = replace(endpoint, timeout=0.05)
         assert [read for _, read in reads.ahead(named).read(objects(5 * AHEAD))] == [None] * 5 * AHEAD
         assert len(requests) <= 2 * AHEAD
+
+
+def test_a_store_that_cannot_be_located_is_left_to_the_sdk() -> None:
+    """Its error is raised by the SDK, for each object, and does not end the page."""
+
+    def locate(_: str) -> NoReturn:
+        raise Unavailable("faulty: the file of certificates does not exist")
+
+    reads = PlainReads(locate, lambda _: None, ())
+    assert [read for _, read in reads.ahead(named).read(objects(2 * AHEAD))] == [None] * 2 * AHEAD
+    assert reads.read(OBJECT, len(BODY)) is None
 
 
 def test_answers_that_were_not_read_end_their_connections() -> None:
