@@ -3,7 +3,7 @@
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import islice
@@ -530,13 +530,14 @@ class Store:
         stat = self._driver.stat(bucket, key)
         if not self.capabilities.implicit_buckets:
             self._driver.create_bucket(QUARANTINE_BUCKET)
-        limit = self.capabilities.max_copy_size
+        limit, path = self.capabilities.max_copy_size, f"{QUARANTINE_BUCKET}/{aside}"
         if limit is not None and stat.size <= limit:
-            self._driver.copy(bucket, key, QUARANTINE_BUCKET, aside)
-        else:
-            with self._driver.open(bucket, key) as reader:
-                self.write_object(QUARANTINE_BUCKET, aside, reader, on_bytes=on_bytes, existing_key=True)
-        return f"{QUARANTINE_BUCKET}/{aside}"
+            with suppress(PermanentError):  # such as a store that copies no parts
+                self._driver.copy(bucket, key, QUARANTINE_BUCKET, aside)
+                return path
+        with self._driver.open(bucket, key) as reader:
+            self.write_object(QUARANTINE_BUCKET, aside, reader, on_bytes=on_bytes, existing_key=True)
+        return path
 
     def copy_object(
         self,

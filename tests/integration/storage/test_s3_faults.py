@@ -167,6 +167,20 @@ class TestCopies:
             assert begun.headers.get("x-amz-tagging") == tags  # ministack forgets the tags of what comes in parts
             assert line.direct.verify_object(BUCKET, f"copy-of-{key}").verdict is Verdict.VERIFIED
 
+    @pytest.mark.parametrize("refuses", [False, True], ids=["copies", "refuses"])
+    def test_what_no_single_request_copies_is_quarantined_by_the_store(
+        self, through: Callable[..., Line], monkeypatch: pytest.MonkeyPatch, refuses: bool
+    ) -> None:
+        """Its bytes pass through the worker only where the store copies no parts."""
+        answer = Say(501, XML % b"NotImplemented") if refuses else None
+        line = through(lambda request: answer if "x-amz-copy-source" in request.headers else None)
+        line.direct.write_object(BUCKET, "app", source(some_bytes(100)))
+        monkeypatch.setattr(s3_driver, "MAX_COPY", 50)
+        bucket, _, key = line.faulty.quarantine_object(BUCKET, "app", "job").partition("/")
+        gets = [request.path for request in line.proxy.requests if request.method == "GET"]
+        assert any(path.endswith(f"{BUCKET}/app") for path in gets) is refuses
+        assert line.direct.verify_object(bucket, key).verdict is Verdict.VERIFIED
+
 
 class TestDialects:
     def put_headers(self, line: Line) -> dict[str, str]:

@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef, HeadObjectOutputTypeDef
 
 MAX_COPY = 5 * GIB
+"""Bytes of the largest object that one request copies."""
 _NO_LOCK = {"ObjectLockConfigurationNotFoundError", "NoSuchObjectLockConfiguration", "NotImplemented"}
 """How S3 and others say that a bucket has no Object Lock, or that they do not know of it."""
 _TAGS = re.compile(r"[\w \-.:/=+@]*")
@@ -101,7 +102,7 @@ class S3Driver(CloudDriver):
             prefix_keys=True,
             user_metadata=True,
             max_object_size=self._profile.max_object_size,
-            max_copy_size=MAX_COPY,
+            max_copy_size=self._profile.max_object_size,
             parts=PartLimits(self._part_size, MAX_PART, MAX_PARTS),
             patches=MIN_PART if self._profile.conditional_writes else 0,
             parallel_reads=True,
