@@ -342,6 +342,16 @@ class TestCopies:
         assert ["comp=copy" in ended[0].path, ended[1].method] == [True, "DELETE"]
         assert ended[1].headers["If-Match"] == '"0x1"'
 
+    def test_an_object_of_other_blocks_is_not_copied_for_a_patch(self, through: Callable[..., Line]) -> None:
+        """One that came in one request has no blocks that could be replaced: the store is not asked to copy it."""
+        line = through(lambda _: None)
+        line.write(some_bytes(100))
+        found, info = line.direct.stat_object(BUCKET, "app"), WriteInfo(100, digest_of(some_bytes(100)).sha256)
+        driver: Any = line.faulty._driver
+        with pytest.raises(PermanentError, match="blocks are other ranges"):
+            driver.patch(found, BUCKET, "new", info, [range(50)], read=bytes, unit=50, between=lambda: None)
+        assert not any("x-ms-copy-source" in request.headers for request in line.proxy.requests)
+
 
 class Pending:
     """Answers, after a copy was begun, as Azure does while it is under way."""

@@ -307,16 +307,19 @@ class AzureDriver(CloudDriver):
         """Copy the whole object, whose copy has the same blocks, and replace those of the ranges.
 
         Raises:
-            PermanentError: also if its blocks are other ranges than its chunks.
+            PermanentError: also if its blocks are other ranges than its chunks; nothing was copied.
         """
         del unit
-        target, token = self._target(bucket, key), new_token()
+        source, target, token = self._target(found.bucket, found.key), self._target(bucket, key), new_token()
+        if (there := self.stat(found.bucket, found.key)).version != found.version:
+            raise other_version(f"{self._name}: {source.what}", Match(found.version), there)
+        blocks = self._parts.blocks_of(source, found.size, replaced)
         metadata = METADATA.encode(info, token, f"{self._name}: {target.what}")
+        tier = tier_of(self._config, info.storage_class)
         copy = Copy(target.blob, self._origin, target.what, between)
-        source, tier = self._blob(found.bucket, found.key), tier_of(self._config, info.storage_class)
-        version = version_of(copy.make(source, f'"{found.version}"', metadata, tier).etag)
+        version = version_of(copy.make(source.blob, f'"{found.version}"', metadata, tier).etag)
         try:
-            return self._parts.patch(target, token, version, info, replaced, read=read, between=between)
+            return self._parts.patch(target, token, version, info, replaced, blocks=blocks, read=read, between=between)
         except BaseException:
             with suppress(StorageError):  # cleanup removes what is left
                 self.delete(bucket, key, condition=Match(version))

@@ -105,6 +105,20 @@ class Parts:
             properties=info.properties,
         )
 
+    def blocks_of(self, target: Target, size: int, replaced: Sequence[range]) -> dict[int, str]:
+        """Return the ids of the blocks of a blob by their offsets.
+
+        Raises:
+            PermanentError: the blob has no blocks, or these ranges do not consist of whole ones.
+        """
+        with translated(self._origin, target.what):
+            blocks = target.blob.get_block_list("committed")[0]
+        starts = list(accumulate((int(block.size) for block in blocks), initial=0))
+        bounds = {bound for span in replaced for bound in (span.start, span.stop)}
+        if starts[-1] != size or not bounds <= set(starts):
+            raise PermanentError(f"{self._origin.store}: {target.what}: its blocks are other ranges than its chunks")
+        return {at: str(block.id) for at, block in zip(starts, blocks, strict=False)}
+
     def patch(
         self,
         target: Target,
@@ -113,28 +127,19 @@ class Parts:
         info: WriteInfo,
         replaced: Sequence[range],
         *,
+        blocks: Mapping[int, str],
         read: Callable[[range], PartData],
         between: Callable[[], object],
     ) -> ObjectStat:
-        """Replace ranges of exactly this version of a blob, which consist of whole blocks; the other blocks stay.
-
-        Raises:
-            PermanentError: the blob has no blocks, or they begin elsewhere; nothing was sent.
-        """
-        with translated(self._origin, target.what):
-            blocks = target.blob.get_block_list("committed")[0]
-        starts = list(accumulate((int(block.size) for block in blocks), initial=0))
-        bounds = {bound for span in replaced for bound in (span.start, span.stop)}
-        if starts[-1] != info.size or not bounds <= set(starts):
-            raise PermanentError(f"{self._origin.store}: {target.what}: its blocks are other ranges than its chunks")
-        ids = {at: str(block.id) for at, block in zip(starts, blocks, strict=False)}
+        """Replace ranges of exactly this version of a blob, a copy of the one with these `blocks`; the others stay."""
+        ids = dict(blocks)
         for number, span in enumerate(replaced, 1):
             between()
             data = read(span)
             block = new_block(token, number, data)
             self._stage(target, block, data)
             ids = {at: id_ for at, id_ in ids.items() if at not in span} | {span.start: block.id}
-        write = self._write(target, info, token, Match(version), size=info.size)
+        write = self._write(target, info, token, Match(version), size=info.size or 0)
         return Upload(lambda: target.blob, self._origin, write).from_blocks([ids[at] for at in sorted(ids)])
 
     def abort(self, target: Target, token: str) -> None:

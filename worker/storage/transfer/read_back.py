@@ -65,7 +65,7 @@ class ReadBack:
         return self._driver.capabilities
 
     def is_needed(self) -> bool:
-        """Return whether a store of which it is not known accepts damaged bytes, or may; tried once per process."""
+        """Return whether the store takes damaged bytes, or may, where that is not known; tried once per process."""
         with self._lock:
             if self._refuses_damage is None:
                 try:
