@@ -285,8 +285,9 @@ class ArtifactJob:
             if error.store != store.name:
                 raise
             logger.warning(
-                "%s: the chunks of %s cannot be replaced by themselves: %s", store.name, artifact.path, error
-            )
+                "%s: the store replaces no single chunks of %s, so all of it is sent: %s",
+                store.name, artifact.path, error,
+            )  # fmt: skip
             return False
         if made is None:
             return False

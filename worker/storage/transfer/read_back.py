@@ -174,7 +174,10 @@ class ReadBack:
         if right:
             return self._swap_in(staged, found.bucket, found.key, Match(found.version), info.storage_class)
         self._discard(staged)
-        logger.warning("%s: %s/%s: the store copied other bytes than it returned", self._name, found.bucket, found.key)
+        logger.warning(
+            "%s: %s/%s: the store copied other bytes than it returned, so all of the object is sent",
+            self._name, found.bucket, found.key,
+        )  # fmt: skip
         return None
 
     def iter_staged(self) -> Iterator[StaleUpload]:
