@@ -35,6 +35,8 @@ Headers = Mapping[str, str]
 CONNECT_TIMEOUT = 5
 READ_TIMEOUT = 30
 """Seconds; the SDK, which asks after that, is more patient."""
+_MOST_FREE = 16
+"""Connections to a bucket that are kept: with those to all buckets, a process may have only so many open files."""
 _LONGEST_ANSWER = 1 << 16
 """Bytes of an answer to a write, after which its connection is not used again."""
 _FIRST_PIECE = 1 << 14
@@ -123,7 +125,7 @@ class BucketEndpoint:
             if answer is None or not _is_kept(answer.headers):
                 connection.close()  # what else it may hold would count as the next answer
             else:
-                self.free.append(connection)
+                self._keep(connection)
         return answer
 
     def put(self, url: str, data: bytes | bytearray, headers: Headers) -> Answer:
@@ -150,7 +152,7 @@ class BucketEndpoint:
             connection.close()
             raise
         if is_reusable:
-            self.free.append(connection)
+            self._keep(connection)
         else:
             connection.close()
         return answer
@@ -164,6 +166,13 @@ class BucketEndpoint:
         with suppress(IndexError):
             while True:
                 self.free.pop().close()
+
+    def _keep(self, connection: socket.socket) -> None:
+        """Keep a connection for the next request, unless enough are free."""
+        if len(self.free) < _MOST_FREE:
+            self.free.append(connection)
+        else:
+            connection.close()
 
     def connected(self) -> socket.socket:
         """Return a connection of which the store has not closed its end."""

@@ -177,6 +177,14 @@ def test_many_objects_are_asked_for_ahead() -> None:
         assert len(reads._endpoints.get("bucket").free) <= AHEAD  # type: ignore[union-attr]
 
 
+def test_few_connections_stay_open_after_a_page() -> None:
+    """Each of many buckets has connections of its own, and a process may open only so many files."""
+    with serving(lambda _: [PLAIN + BODY]) as (reads, _):
+        threads = [reads.ahead(named).read(objects(AHEAD)) for _ in range(4)]
+        assert all(read for step in zip(*threads, strict=True) for _, read in step)
+        assert len(reads._endpoints.get("bucket").free) <= 2 * AHEAD  # type: ignore[union-attr]
+
+
 def test_after_a_failure_nothing_more_is_asked() -> None:
     """A store that does not answer is not waited for once for each object: the SDK asks for the others."""
     with serving(lambda _: [b"HTTP/1.1 500 Error\r\nX: \xff"]) as (reads, requests):
