@@ -58,7 +58,8 @@ class Counters:
             keys = [redis_key(name) for name in names]
             counts: Any = redis.mget(keys)
             # Most often no store has failed, and there is nothing that could expire.
-            return [(_count(n), _left(redis.pttl(key))) if n else (0, 0.0) for key, n in zip(keys, counts, strict=True)]
+            lefts = [_left(redis.pttl(key)) if n else 0.0 for key, n in zip(keys, counts, strict=True)]
+            return [(_count(n), left) if n and left else (0, 0.0) for n, left in zip(counts, lefts, strict=True)]
 
         def locally() -> list[tuple[int, float]]:
             now = time.monotonic()

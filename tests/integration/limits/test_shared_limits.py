@@ -484,6 +484,14 @@ def test_a_store_that_answers_no_is_there(counters):
     assert not tested.check(pytest.fail)
 
 
+def test_a_counter_in_its_last_moment_is_there_with_time_left_or_not_there(counters):
+    """A breaker that has no time left is not open."""
+    for _ in range(30):
+        counters.set_if_absent("brief", 0.005)
+        while (found := counters.get("brief")[0])[0]:
+            assert found[1] > 0
+
+
 def test_exactly_one_of_many_probes_the_store(url):
     """Eight workers that ask when the time is over probe the store once; the others are told to wait."""
     breakers = [
