@@ -44,7 +44,7 @@ def right_bytes(chunk: Chunk) -> bytes:
     return RIGHT[chunk.offset : chunk.offset + chunk.size]
 
 
-def patch(
+def repair(
     bucket: BucketUnderTest,
     found: ObjectStat,
     *numbers: int,
@@ -72,7 +72,7 @@ def test_only_bad_chunks_are_asked_for(bucket: BucketUnderTest, bad: tuple[int, 
         asked.append(chunk.number)
         return right_bytes(chunk)
 
-    made = patch(bucket, found, *bad, read=read)
+    made = repair(bucket, found, *bad, read=read)
     assert made is not None
     assert asked == [*bad]
     assert bucket.read(KEY) == RIGHT
@@ -86,18 +86,18 @@ def test_only_bad_chunks_are_asked_for(bucket: BucketUnderTest, bad: tuple[int, 
 
 def test_bad_chunks_are_found_where_they_are_not_known(bucket: BucketUnderTest) -> None:
     """The object is read; where most of it is bad, or nothing, it is left as it is."""
-    assert patch(bucket, bucket.write(KEY, rotten([3]))) is not None
+    assert repair(bucket, bucket.write(KEY, rotten([3]))) is not None
     assert bucket.read(KEY) == RIGHT
-    assert patch(bucket, bucket.stat(KEY)) is None
+    assert repair(bucket, bucket.stat(KEY)) is None
     most = rotten([0, 1, 2])
-    assert patch(bucket, bucket.write(KEY, most)) is None
+    assert repair(bucket, bucket.write(KEY, most)) is None
     assert bucket.read(KEY) == most
 
 
 def test_a_result_that_is_not_right_replaces_nothing(bucket: BucketUnderTest) -> None:
     """It was read in full before: the bad bytes stay under the key, and the result is removed."""
     bad = rotten([1, 2])
-    assert patch(bucket, bucket.write(KEY, bad), 1) is None
+    assert repair(bucket, bucket.write(KEY, bad), 1) is None
     assert bucket.read(KEY) == bad
     assert_nothing_staged(bucket)
 
@@ -111,7 +111,7 @@ def test_another_repair_changes_no_result_that_was_read(bucket: BucketUnderTest)
         swapped.wait(WITHIN)
 
     def repair_wrongly() -> ObjectStat | None:
-        return patch(bucket, found, 1, read=lambda chunk: bytes(chunk.size), on_read_back=wait)
+        return repair(bucket, found, 1, read=lambda chunk: bytes(chunk.size), on_read_back=wait)
 
     def begin_another(count: int) -> None:
         nonlocal unread
@@ -123,7 +123,7 @@ def test_another_repair_changes_no_result_that_was_read(bucket: BucketUnderTest)
     other = list[Future[ObjectStat | None]]()
     with ThreadPoolExecutor(1) as pool:
         try:
-            assert patch(bucket, found, 1, on_read_back=begin_another) is not None
+            assert repair(bucket, found, 1, on_read_back=begin_another) is not None
         finally:
             swapped.set()
         assert bucket.read(KEY) == RIGHT
@@ -139,7 +139,7 @@ def test_a_source_that_fails_leaves_the_object_and_nothing_else(bucket: BucketUn
         raise LookupError("no such chunk")
 
     with pytest.raises(LookupError, match="no such chunk"):
-        patch(bucket, bucket.write(KEY, bad), 1, read=fail)
+        repair(bucket, bucket.write(KEY, bad), 1, read=fail)
     assert bucket.read(KEY) == bad
     assert_nothing_staged(bucket)
 
@@ -156,6 +156,6 @@ def test_an_object_that_was_overwritten_stays(bucket: BucketUnderTest, late: boo
     if not late:
         bucket.write(KEY, b"of another writer")
     with pytest.raises(PreconditionFailed):
-        patch(bucket, found, 1, read=read if late else right_bytes)
+        repair(bucket, found, 1, read=read if late else right_bytes)
     assert bucket.read(KEY) == b"of another writer"
     assert_nothing_staged(bucket)

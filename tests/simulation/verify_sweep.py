@@ -325,7 +325,7 @@ def faults(of: Simulation, margin: float = 0.2) -> list[str]:
         expect(not late, f"{name}: a copy is older than its period and one run: {late[:1]}")
         expect(told.first_warning is None, f"{name}: told to be too slow at {told.first_warning}")
     day, first = frozenset(range(24)), max(0.1, 1.2 * of.first_read / period)
-    # Both reads of the bulk upload fall into the first period: a store with a limit is read at its limit so long.
+    # Both reads of the bulk upload fall into the first period. A store with a limit is read at its limit until then.
     for name, begin, end, hours in (
         ("plain", first, SHORTER, day), ("plain", SHORTER + 0.05, of.end, day), ("outage", 0.6, AWAY[0], day),
         ("outage", AWAY[1] + 0.05, of.end, day), ("night", 1.5, of.end, NIGHT), ("money", 1.25, CUT, day),
