@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Self
 
+from worker.storage.cloud.conditional_write import check_copied
 from worker.storage.driver import (
     Body,
     Capabilities,
@@ -133,11 +134,13 @@ class MemoryDriver:
         to_bucket: str,
         to_key: str,
         *,
+        version: str | None = None,
         condition: Condition = None,
         storage_class: str | None = None,
     ) -> ObjectStat:
         del storage_class  # there is one
         held = self._held(bucket, key)
+        check_copied(f"{self.name}: {bucket}/{key}", held.stat, version)
         with self._lock:
             self._check_condition(to_bucket, to_key, condition)
             stat = replace(held.stat, bucket=to_bucket, key=to_key, version=self._version(), modified=datetime.now(UTC))

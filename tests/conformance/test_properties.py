@@ -5,7 +5,7 @@ import pytest
 from tests.conformance.bodies import sizes, some_bytes, source
 from tests.conformance.conftest import BucketUnderTest
 from worker.storage.driver import ObjectProperties
-from worker.storage.errors import InvalidMetadata
+from worker.storage.errors import InvalidMetadata, Unavailable
 
 pytestmark = pytest.mark.reads
 PROPERTIES = ObjectProperties(
@@ -45,6 +45,19 @@ def test_a_copy_has_them_too(bucket: BucketUnderTest) -> None:
     if (bucket.capabilities.max_copy_size or 0) >= 4:
         driver.copy(bucket.name, "page", bucket.name, "twin")
         assert bucket.stat("twin").properties == PROPERTIES
+
+
+def test_another_version_than_was_read_is_not_copied(bucket: BucketUnderTest) -> None:
+    """What is swapped in has the bytes that were read back, also if another writer replaces them meanwhile."""
+    driver = bucket.store._driver
+    if not hasattr(driver, "refuses_damage") or not bucket.capabilities.max_copy_size:
+        return
+    read = bucket.write("page", b"one")
+    bucket.write("page", b"two")
+    with pytest.raises(Unavailable, match=f"{bucket.name}/page was replaced"):
+        driver.copy(bucket.name, "page", bucket.name, "twin", version=read.version)
+    assert not bucket.exists("twin")
+    assert driver.copy(bucket.name, "page", bucket.name, "twin", version=bucket.stat("page").version).size == 3
 
 
 def test_what_is_no_header_is_refused(bucket: BucketUnderTest) -> None:

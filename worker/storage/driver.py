@@ -522,10 +522,15 @@ class ChecksumDriver(Driver, Protocol):
         to_bucket: str,
         to_key: str,
         *,
+        version: str | None = None,
         condition: Condition = None,
         storage_class: str | None = None,
     ) -> ObjectStat:
-        """Do as `Driver.copy`, over what `condition` allows, whatever the size of the object; see `Driver.put`."""
+        """Do as `Driver.copy`, over what `condition` allows, whatever the size of the object; see `Driver.put`.
+
+        Raises:
+            Unavailable: the object has not this `version`, or no longer; nothing was copied.
+        """
         ...
 
     def refuses_damage(self, bucket: str, key: str) -> bool:

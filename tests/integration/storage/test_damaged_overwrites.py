@@ -121,6 +121,29 @@ def test_a_store_without_checksums_shows_nothing_that_was_not_read_back(
     assert [*stores.near.iter_stale_uploads(), *stores.near.list_objects("zot-staging")] == []
 
 
+def test_what_replaces_the_new_bytes_after_they_were_read_is_not_shown(
+    line: Callable[..., Line], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another write of the same bytes, such as that of a worker that was taken for dead, may be damaged."""
+    _ignores_checksums(monkeypatch)
+    stores = line()
+    assert not stores.far.checks_uploads()
+    found, _ = stores.near.write_object(stores.bucket, "app", source(b"before"))
+    read: list[Request] = []
+
+    def replace(request: Request) -> None:
+        if "/zot-staging/" in request.path and request.method == "GET":
+            read.append(request)
+        elif "/zot-staging/" in request.path and request.method == "HEAD" and read:  # it is about to be copied
+            [row] = stores.near.list_objects("zot-staging")
+            stores.near.write_object("zot-staging", row.key, source(b"of another writer"), existing_key=True)
+
+    stores.damaging, stores.seen = False, replace
+    with pytest.raises(Unavailable, match="was replaced by another writer"):
+        stores.far.write_object(stores.bucket, "app", source(some_bytes(100)), condition=Match(found.version))
+    assert stores.near.verify_object(stores.bucket, "app").expected == digest_of(b"before")
+
+
 def test_what_no_single_request_copies_is_kept_too(line: Callable[..., Line], monkeypatch: pytest.MonkeyPatch) -> None:
     """Above the largest copy of the store an object stays as it was, whatever the store makes of a copy in parts."""
     _ignores_checksums(monkeypatch)

@@ -43,7 +43,7 @@ from worker.storage.azure.small_reads_by_obstore import fast_path
 from worker.storage.azure.small_writes import headers_of, small_writes
 from worker.storage.azure.sorted_listing import ByteOrder, safe_start
 from worker.storage.azure.upload import Upload
-from worker.storage.cloud.conditional_write import Write, other_version
+from worker.storage.cloud.conditional_write import Write, check_copied, other_version
 from worker.storage.cloud.driver import MARKER, CloudDriver
 from worker.storage.cloud.error_mapping import missing_bucket
 from worker.storage.cloud.listing import check_size, inside, is_document, is_reserved, rows_of, without_malformed
@@ -253,20 +253,23 @@ class AzureDriver(CloudDriver):
         to_bucket: str,
         to_key: str,
         *,
+        version: str | None = None,
         condition: Condition = None,
         storage_class: str | None = None,
     ) -> ObjectStat:
         source = self._properties(bucket, key)
+        found = to_stat(self._name, bucket, key, source)
+        check_copied(f"{self._name}: {bucket}/{key}", found, version)
         if not self._copies:
-            return self._copy_through_us(to_stat(self._name, bucket, key, source), to_bucket, to_key)
+            return self._copy_through_us(found, to_bucket, to_key)
         copy = Copy(self._blob(to_bucket, to_key), self._origin, f"{to_bucket}/{to_key}")
         metadata = {**METADATA.stored(source.metadata), METADATA.writer: new_token()}
         settings = tier_of(self._config, storage_class) | conditions(condition)
         if source.tag_count:  # the copy has none of them by itself
             with suppress(StorageError):  # credentials that may not read tags: the bytes are copied all the same
                 settings |= {"tags": self.tags(bucket, key)}
-        found = copy.make(self._blob(bucket, key), str(source.etag), metadata, settings)
-        return to_stat(self._name, to_bucket, to_key, found)
+        made = copy.make(self._blob(bucket, key), str(source.etag), metadata, settings)
+        return to_stat(self._name, to_bucket, to_key, made)
 
     def location(self, bucket: str, key: str) -> BlobClient:
         return self._blob(bucket, key)

@@ -95,6 +95,12 @@ def other_version(where: str, condition: Match, found: ObjectStat | None) -> Pre
     return PreconditionFailed(f"{where} was expected in version {condition.version}, {there} is there")
 
 
+def check_copied(where: str, found: ObjectStat, version: str | None) -> None:
+    """Raise Unavailable if a copy is to be made of another version than the one that was found."""
+    if version not in {None, found.version}:
+        raise Unavailable(f"{where} was replaced by another writer before it was copied")
+
+
 def concurrent_write(write: Write, origin: Origin) -> Unavailable:
     """Return the error for a write that conflicts with another one."""
     return Unavailable(f"{origin.store}: {write.what}: another write was under way at the same time")

@@ -11,7 +11,7 @@ from typing import Any
 import requests
 from google.cloud.storage.exceptions import DataCorruption
 
-from worker.storage.cloud.conditional_write import other_version
+from worker.storage.cloud.conditional_write import check_copied, other_version
 from worker.storage.cloud.driver import MARKER, CloudDriver
 from worker.storage.cloud.error_mapping import missing_bucket
 from worker.storage.cloud.listing import inside, is_reserved, rows_of, size_of
@@ -167,11 +167,13 @@ class GcsDriver(CloudDriver):
         to_bucket: str,
         to_key: str,
         *,
+        version: str | None = None,
         condition: Condition = None,
         storage_class: str | None = None,
     ) -> ObjectStat:
         found = self._look(bucket, key)
         stat, writer = to_stat(self._name, bucket, key, found), uuid.uuid4().hex
+        check_copied(f"{self._name}: {bucket}/{key}", stat, version)
         write = GcsWrite(
             bucket=to_bucket,
             key=to_key,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from botocore.exceptions import ClientError
 
-from worker.storage.cloud.conditional_write import other_version
+from worker.storage.cloud.conditional_write import check_copied, other_version
 from worker.storage.cloud.driver import MARKER, CloudDriver
 from worker.storage.cloud.error_mapping import missing_bucket
 from worker.storage.cloud.listing import inside, is_reserved, rows_of, size_of
@@ -220,11 +220,13 @@ class S3Driver(CloudDriver):
         to_bucket: str,
         to_key: str,
         *,
+        version: str | None = None,
         condition: Condition = None,
         storage_class: str | None = None,
     ) -> ObjectStat:
         source = self._head(bucket, key)
         found, writer = to_stat(self._name, bucket, key, source), uuid.uuid4().hex
+        check_copied(f"{self._name}: {bucket}/{key}", found, version)
         tags = self._tags_for_parts(bucket, key, source) if found.size > MAX_COPY else None
         write = S3Write(
             bucket=to_bucket,

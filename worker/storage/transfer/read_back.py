@@ -159,7 +159,7 @@ class ReadBack:
         if not possible or not 0 < len(bad) <= min(len(manifest) // 2, _MOST_BAD):
             return None
         driver, unit = cast("PatchDriver", self._driver), manifest.chunk_size
-        # A key of its own: another repair of the object could replace what was read here before it is swapped in.
+        # A key of its own, so that two repairs of one object at a time do not end each other.
         key = reserved_key(STAGING_BUCKET, f"{secrets.token_hex(8)}/{found.bucket}", found.key)
         replaced = [range(chunk.offset, chunk.offset + chunk.size) for chunk in bad]
         staged = driver.patch(
@@ -243,10 +243,16 @@ class ReadBack:
     def _swap_in(
         self, staged: ObjectStat, bucket: str, key: str, condition: Condition, storage_class: str | None
     ) -> ObjectStat:
-        """Have the store copy the staged object over the old one, and delete the staged one."""
+        """Have the store copy the staged object, as it was read, over the old one, and delete the staged one."""
         try:
             return cast("ChecksumDriver", self._driver).copy(
-                staged.bucket, staged.key, bucket, key, condition=condition, storage_class=storage_class
+                staged.bucket,
+                staged.key,
+                bucket,
+                key,
+                version=staged.version,
+                condition=condition,
+                storage_class=storage_class,
             )
         finally:
             self._discard(staged)
