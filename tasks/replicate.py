@@ -38,7 +38,7 @@ def replicate(request: ReplicateRequest, context: JobContext, job: RunningJob) -
     Raises:
         NotFound: the artifact is not in the catalogue.
         NoGoodSource: naming what is wrong with each copy there is.
-        ReadBackMismatch: a store gave other bytes for a repaired copy, or for one read back by `replication.proof`.
+        ReadBackMismatch: a store gave other bytes for a new copy that was read back: a repair, or as the settings say.
         StorageError, Snooze: a store did not take its copy; the other stores have theirs.
     """
     artifact = context.artifact(request.bucket, request.key)
@@ -114,7 +114,7 @@ def _check_source(work: ArtifactJob, source: Copy) -> None:
 
 
 def _stream(work: ArtifactJob, slot: CopySlot, source: Copy) -> PlacedCopy:
-    """Read a copy and write it to a slot, hashed on the way; then read it back: a repair, or by the settings.
+    """Read a copy and write it to a slot, hashed on the way; read back a repair, and others where the settings say so.
 
     A store that had a bad copy is not trusted to have a good one now: that read is the first full read of the new copy.
     Of a large artifact whose copy in the slot is corrupt only the bad chunks are read from the other copy. Where the

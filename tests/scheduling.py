@@ -30,7 +30,7 @@ def in_order(items: Sequence[pytest.Item]) -> list[pytest.Item]:
 class FromBothEnds(LoadScopeScheduling):
     """Hand out groups of tests: half of the processes take the first one that is left, the others the last one.
 
-    So tests that wait run beside tests that compute, and what is left at the end, in the middle, is short.
+    So tests that wait run beside tests that compute, and the groups in the middle, which are short, are the last.
     A group is one test, the tests of a module that starts something for all of them, or all cases of one store: a
     worker or a server that several of them use is started in one process alone.
     """

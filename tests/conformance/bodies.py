@@ -14,7 +14,7 @@ from worker.storage import Digest
 
 
 def sizes(*parts_and_more: tuple[int, int]) -> pytest.MarkDecorator:
-    """Generate a case for each size: parts of the store under test, and bytes more; the argument `size` is in bytes."""
+    """Generate a case for each size, given as a number of parts of the store and bytes on top; `size` is in bytes."""
     ids = [f"{parts}parts{more:+}" for parts, more in parts_and_more]
     return pytest.mark.parametrize("size", parts_and_more, indirect=True, ids=ids)
 

@@ -103,7 +103,7 @@ def test_a_result_that_is_not_right_replaces_nothing(bucket: BucketUnderTest) ->
 
 
 def test_another_repair_changes_no_result_that_was_read(bucket: BucketUnderTest) -> None:
-    """Of two that run at once, each puts the bytes under the key that it has read, and not those of the other one."""
+    """If two run at once, each puts the bytes under the key that it has read, and not those of the other one."""
     found, unread, staged, swapped = bucket.write(KEY, rotten([1])), SIZE, threading.Event(), threading.Event()
 
     def wait(_: int) -> None:

@@ -1,4 +1,4 @@
-"""A pipe or device that is named as a file holds no command for ever."""
+"""A pipe or device that is named as a file keeps no command waiting for ever."""
 
 import os
 import socket

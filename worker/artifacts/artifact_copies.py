@@ -128,8 +128,8 @@ class ArtifactJob:
         """Return where the copy has to be written; None if the store has it already.
 
         Bytes are trusted without reading them only if the store says that they are unchanged since we wrote or read
-        them, and if that was within `sweep.verify.trust`: a store does not notice rot. They are read also if the last
-        read failed, and so is anything else under the key: it may be a copy that a killed job had finished.
+        them, and if that was within `sweep.verify.trust`: a store does not notice rot. They are also read if
+        the last read failed. Anything else under the key is read: it may be a copy that a killed job had finished.
 
         Raises:
             Unavailable: what is under the key cannot be read, so it is not replaced.
@@ -353,7 +353,7 @@ class ArtifactJob:
     ) -> PlacedCopy:
         """Return a copy that is there now, and log what its store does not keep beside the bytes.
 
-        A copy that was there before may be one that a killed job has written: its result tells the same.
+        This includes a copy that was there before, because a killed job may have written it.
         """
         lost = self.not_kept(store)
         if lost:

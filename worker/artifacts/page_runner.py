@@ -45,7 +45,7 @@ def work_on(
         threads: how many parts are worked on at a time.
         begin: how many at first. With 1, the calling thread itself does the work: a second thread that computes takes
             Python's lock from it. There are twice as many as soon as an object takes longer than `slow`.
-        slow: seconds for an object above which its thread mostly waits for it.
+        slow: seconds for an object above which its thread mostly waits, so that another thread is started.
         reads_only: `do` changes nothing. A page that has to stop does not wait for a request that hangs.
         seconds: after which no item is begun any more.
 

@@ -87,7 +87,7 @@ class VerifyPage:
         kinds = [self._context.stores[name].capabilities for name in {copy.store for copy in copies}]
         threads, ahead = self._context.settings.page.threads, min((kind.reads_ahead for kind in kinds), default=1)
         # More threads would only take Python's lock from each other, until objects take so long that each one waits.
-        # A thread that has asked ahead waits for its oldest answer, so that twice as many requests are open.
+        # Threads that ask ahead are fewer at first: together they have two requests open for each thread allowed.
         begin = 1 if all(kind.local for kind in kinds) else max(2, 2 * threads // ahead)
         with self._recorder:
             self.in_time = work_on(

@@ -283,9 +283,9 @@ def plan(
 ) -> tuple[int, int]:
     """Return how many copies of a store are read until the sweep runs again, and how many of them must not wait.
 
-    Copies are read evenly, also before they are due, and those that are new are read besides. All are read faster only
-    if they would be overdue otherwise: the late ones are all taken to be as old as the oldest one. Retries never wait,
-    nor do a few that are due. The budget, whose state is `state`, is never exceeded.
+    Copies are read evenly, also before they are due, and the first reads of new copies come on top. All are read faster
+    only if they would be overdue otherwise: the late ones are all taken to be as old as the oldest one. Retries never
+    wait, nor do a few that are due. The budget, whose state is `state`, is never exceeded.
     """
     if not budget.is_open(now):
         return 0, 0

@@ -94,8 +94,8 @@ class Budgets:
 
     def needed(self, store: str, count: Callable[[], NeededReads], *, age: timedelta, now: datetime) -> NeededReads:
         """Return how many copies of a store have to be read in a second; `count` computes it anew after `age`."""
-        of = budgets.c
-        query = sa.select(of.needed, of.needed_first, of.needed_at).where(of.store == store)
+        columns = budgets.c
+        query = sa.select(columns.needed, columns.needed_first, columns.needed_at).where(columns.store == store)
         with self._database.read() as connection:
             row = connection.execute(query).one_or_none()
         known = row is not None and row.needed_at and row.needed_first is not None

@@ -9,8 +9,8 @@ from sqlalchemy import Column, ColumnElement, Connection
 def extent_of(connection: Connection, time: Column[Any], *where: ColumnElement[bool]) -> list[Any]:
     """Return the number of rows, the sum of their times in seconds since 1970, and the last time.
 
-    Each row has the time at which it was written. The sum tells of a row that was replaced after the clock ran back:
-    neither the number nor the last time changes.
+    Each row has the time at which it was written. If a row is replaced after the clock ran back, neither the number nor
+    the last time changes, but the sum does.
     """
     seconds = sa.func.sum(sa.cast(sa.extract("epoch", time), sa.BigInteger))
     last = sa.func.max(time, type_=time.type)

@@ -58,7 +58,7 @@ _TRANSIENT = {
 }
 
 _TLS_WAYS_OUT = {
-    "certificate verify failed": (  # libpq does not say which of both it is
+    "certificate verify failed": (  # libpq does not say which of the two it is
         "the authority of its certificate is not trusted, or the certificate is not valid today; name the authority's "
         "certificate in sslrootcert of ZOT_CATALOGUE, or renew the certificate on the server"
     ),

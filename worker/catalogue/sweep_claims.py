@@ -23,7 +23,7 @@ _SOME = 100
 _CLOCK_SKEW = timedelta(minutes=5)
 """How far the clocks of two workers may differ. What is further ahead was written by a clock that was ahead."""
 _LATEST = 0.9
-"""The part of the period after which each copy is due."""
+"""The part of the period after which a copy is due at the latest."""
 
 
 def _spread_over(number: int) -> list[float]:
@@ -33,13 +33,14 @@ def _spread_over(number: int) -> list[float]:
 _PARTS = [*_spread_over(FIRST_READS), *[_LATEST] * (READ_ONCE - FIRST_READS), *_spread_over(SPREADS - READ_ONCE)]
 """The part of its time after which a copy is due, by its `spread`.
 
-The time of a copy that was not read since its write is `first_read`: it is read soon. Copies that were written together
-are so read together, and therefore the second reads come at any part of the period. Further ones come late in it.
+The time of a copy that was not read since its write is `first_read`, that of others is the period. Copies that were
+written together have their first reads close together, so their second reads are spread over the whole period. All
+further reads come late in the period.
 """
 AHEAD = 0.25
 """The part of that time after which a copy that was read may be read before it is due, so that the reads are even.
 
-New copies are not: how fast they are to be read is counted from those that wait.
+New copies are not read before they are due: the rate of first reads is counted from the new copies that wait.
 """
 GRACE = 1 - _LATEST
 """The part of the period that is left at least when a copy becomes due: what is read later is overdue."""
@@ -48,9 +49,9 @@ _SPARE = 0.05
 _HORIZONS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.45, 0.65, _LATEST + _SPARE)
 """The parts of the period from now on for which the copies that have to be read are counted."""
 _SOON = (0.1, 0.2, 0.4, 0.7, _LATEST + _SPARE)
-"""The parts of `first_read` from now on for which they are counted too."""
+"""The parts of `first_read` from now on for which these copies are counted, too."""
 _SHORTEST = 0.001
-"""The part of the period that such a time has at least."""
+"""The shortest time for which they are counted, as a part of the period."""
 
 
 class NeededReads(NamedTuple):
@@ -94,7 +95,7 @@ class SweepClaims:
     ) -> int:  # fmt: skip
         """Return how many copies are due, claimed ones included, counted up to about `limit`; `ahead`: see `AHEAD`.
 
-        Without `first_read`, those that were not read yet count as late as all others.
+        Without `first_read`, a copy that was not read yet is due `_LATEST` of the period after its write.
         """
         times = _due_times(_waits(period, first_read), period, now, ahead)
         with self._database.read() as connection:
@@ -127,8 +128,8 @@ class SweepClaims:
             first, others = connection.execute(_NEEDED, {"of": store, **times}).all()
         seconds = [horizon.total_seconds() for horizon in horizons]
         return NeededReads(
-            max((int(one) + int(other)) / of for one, other, of in zip(first, others, seconds, strict=True)),
-            max(int(one) / of for one, of in zip(first, seconds, strict=True)),
+            max((int(new) + int(other)) / time for new, other, time in zip(first, others, seconds, strict=True)),
+            max(int(new) / time for new, time in zip(first, seconds, strict=True)),
         )
 
     def mean_size(
@@ -230,11 +231,11 @@ def due_copies(
     limit: int,
     ahead: float = 1,
 ) -> list[int]:
-    """Return the ids of copies that are due and not claimed: those of the period first, then first reads, then others.
+    """Return the ids of copies that are due and not claimed: due by the period, then first reads, then others.
 
     A copy is due a part of the period after its last full read, or a part of `first_read` after its write: the part
     follows from the copy, so that copies written together are not read together. `ahead`: see `AHEAD`. However many
-    copies are new, none that was read before becomes overdue by them: it is taken first once it is due.
+    copies are new, they make no other copy overdue: one that is due by the period is taken before them.
     """
     waits = [*_waits(period, first_read), timedelta()]  # the last is that of -1, a retry
     values = {"of": store, "claimed_far": _far(until), **_due_times(waits[:-1], period, now, ahead)}
@@ -265,7 +266,7 @@ def due_copies(
 
 
 def _waits(period: timedelta, first_read: timedelta | None) -> list[timedelta]:
-    """Return after which time a copy is due, by its `spread`; without `first_read`, a copy that is new is due late."""
+    """Return after which time a copy is due, by its `spread`; without `first_read`, a new copy is due late."""
     unread = [period * _LATEST] * FIRST_READS
     if first_read is not None:
         unread = [first_read * part for part in _PARTS[:FIRST_READS]]

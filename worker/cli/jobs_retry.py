@@ -65,7 +65,7 @@ def _forget_results(settings: Settings, records: list[JobRecord]) -> None:
 
 
 def _store_queued(settings: Settings, records: list[JobRecord]) -> None:
-    """Store that the jobs are queued, with their new fencing tokens: ends that are published later are refused."""
+    """Store that the jobs are queued, with their new fencing tokens, so that the end of an older attempt is refused."""
     from worker.jobs.result_backend import fenced_request, use_atomic_result_backend
     from zot_artifact_client.connection import broker_errors, is_redis
     from zot_artifact_client.result_backend import result_backend_app

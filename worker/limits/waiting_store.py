@@ -43,7 +43,7 @@ class WaitingStore:
     def list_objects(self, bucket: str, prefix: str = "", *, after: str = "") -> Iterator[ListedObject]:
         def begin() -> tuple[Iterator[ListedObject], ListedObject | None]:
             rows = self._store.list_objects(bucket, prefix, after=after)
-            return rows, next(rows, None)  # the store is asked for nothing before its first row
+            return rows, next(rows, None)  # no request is sent before the first row is taken
 
         rows, first = self._admitted(begin)
         if first is not None:

@@ -387,7 +387,10 @@ class PageSettings(Section):
     large: Annotated[Size, Field(ge=1)] = ByteSize(64 << 20)
     """Objects that have more bytes are jobs of their own."""
     threads: Annotated[int, Field(ge=1, le=128)] = 16
-    """Objects of one page that are worked on at a time. Of S3, two to eight times as many are asked for."""
+    """Objects of one page that are worked on at a time.
+
+    A page that verifies copies in S3 has asked for two to eight times as many.
+    """
     time: Annotated[Duration, Field(gt=timedelta())] = timedelta(minutes=5)
     """After which a page begins no further object: what is left of a sweep's page is due again, and a batch's page goes
     on behind the jobs that wait."""

@@ -529,7 +529,7 @@ class ChecksumDriver(Driver, Protocol):
         """Do as `Driver.copy`, over what `condition` allows, whatever the size of the object; see `Driver.put`.
 
         Raises:
-            Unavailable: the object has not this `version`, or no longer; nothing was copied.
+            Unavailable: a `version` was given, and the object is another one; nothing was copied.
         """
         ...
 
@@ -542,7 +542,7 @@ class ChecksumDriver(Driver, Protocol):
 
 
 class PatchDriver(ChecksumDriver, Protocol):
-    """A backend whose `capabilities.patches` is not 0: it makes an object of another one, but for some ranges."""
+    """A backend whose `capabilities.patches` is not 0: it makes an object of another one with some ranges replaced."""
 
     def patch(
         self,

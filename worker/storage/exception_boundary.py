@@ -60,7 +60,7 @@ def _passes(error: Exception) -> bool:
 
 
 def _is_of_caller(error: Exception, arguments: list[Any]) -> bool:
-    """Return whether an argument of the call has raised the error: the traceback then leads through its function."""
+    """Return whether a function that the caller passed raised the error: the traceback then has its code."""
     calls = [argument.read if hasattr(argument, "read") else argument for argument in arguments]
     codes = {getattr(getattr(call, "func", call), "__code__", None) for call in calls} - {None}  # `func` of a partial
     passed = error.__traceback__

@@ -427,7 +427,7 @@ class Store:
 
         All bytes that are returned have the recorded digest.
         """
-        # Of a store across a network one object at a time: several threads read, each between two writes.
+        # A store across a network is read one object at a time: several threads read, and write between two reads.
         reads = self._small_reads() if self.capabilities.local else None
         if reads is None:
             for each in wanted:

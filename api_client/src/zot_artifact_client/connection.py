@@ -29,7 +29,7 @@ _UNREACHABLE = (OSError, RuntimeError, RedisError, KombuError, BackendError)
 # RuntimeError is how Celery's result consumer says that it gave up to reconnect.
 _WITH_TLS = {"redis": "rediss", "amqp": "amqps", "pyamqp": "amqps"}
 _CLOSED = ("connection closed by server", "server unexpectedly closed connection")
-"""What redis-py and amqp say of a server that closes a connection, as one with TLS does that gets none."""
+"""How redis-py and amqp say that a server closed the connection: one that expects TLS does so if it gets none."""
 _FULL = re.compile(r"(?:^|caused error: )(OOM|MISCONF|NOREPLICAS|READONLY)\b")
 """What a Redis answers that takes no writes for now, alone and in a pipeline, where redis-py puts the command first."""
 

@@ -76,7 +76,7 @@ def test_an_id_that_is_nowhere_is_no_success(zot: Zot) -> None:
 def test_the_end_of_a_job_that_is_published_after_its_redrive_counts_no_more(
     client: ArtifactClient, zot: Zot, valkey: Any
 ) -> None:
-    """A worker records an end first and publishes it then; a client never takes that end for the one of the redrive."""
+    """A worker records an end before it publishes it; a client never takes that end for the one of the redrive."""
     job = client.verify("releases", "app.tgz")
     with closing(Catalogue(load_settings().catalogue_url)) as catalogue:
         request = VerifyRequest(bucket="releases", key="app.tgz").payload()

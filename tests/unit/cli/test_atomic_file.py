@@ -89,7 +89,7 @@ def test_a_fifo_is_written_into(tmp_path: Path) -> None:
 
 
 def test_a_fifo_without_a_reader_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It holds no command for ever, and stays a FIFO."""
+    """The command does not wait for ever, and the FIFO stays."""
     monkeypatch.setattr(atomic_file, "_PATIENCE", 0.2)
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(OSError, match="No such device or address"):

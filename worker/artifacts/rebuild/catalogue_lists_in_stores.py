@@ -25,7 +25,7 @@ _LONGEST = 1 << 16
 """Bytes of a line."""
 _COPIED = 1 << 20
 ReadStore = Store | WaitingStore
-"""A store as a rebuild reads it; with the limits of a command it waits."""
+"""A store as a rebuild reads it: without limits, or as one that waits for its limits."""
 
 
 @dataclass(frozen=True, slots=True)

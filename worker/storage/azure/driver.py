@@ -310,7 +310,7 @@ class AzureDriver(CloudDriver):
         """Copy the whole object, whose copy has the same blocks, and replace those of the ranges.
 
         Raises:
-            PermanentError: also if its blocks are other ranges than its chunks; nothing was copied.
+            PermanentError: also if no blocks begin and end where the ranges do; nothing was copied.
         """
         del unit
         source, target, token = self._target(found.bucket, found.key), self._target(bucket, key), new_token()

@@ -109,7 +109,7 @@ class Parts:
         """Return the ids of the blocks of a blob by their offsets.
 
         Raises:
-            PermanentError: the blob has no blocks, or these ranges do not consist of whole ones.
+            PermanentError: the blob has no blocks, or these ranges do not consist of whole blocks.
         """
         with translated(self._origin, target.what):
             blocks = target.blob.get_block_list("committed")[0]
@@ -131,7 +131,7 @@ class Parts:
         read: Callable[[range], PartData],
         between: Callable[[], object],
     ) -> ObjectStat:
-        """Replace ranges of exactly this version of a blob, a copy of the one with these `blocks`; the others stay."""
+        """Replace ranges of exactly this version of a blob, which has these `blocks`; all other blocks stay."""
         ids = dict(blocks)
         for number, span in enumerate(replaced, 1):
             between()

@@ -36,7 +36,7 @@ CONNECT_TIMEOUT = 5
 READ_TIMEOUT = 30
 """Seconds; the SDK, which asks after that, is more patient."""
 _MOST_FREE = 16
-"""Connections to a bucket that are kept: with those to all buckets, a process may have only so many open files."""
+"""Most free connections to a bucket that are kept, because a process may have only so many open files."""
 _LONGEST_ANSWER = 1 << 16
 """Bytes of an answer to a write, after which its connection is not used again."""
 _FIRST_PIECE = 1 << 14

@@ -1,7 +1,7 @@
 """Read small objects with one plain request, at about half of obstore's processor time.
 
-Where a thread reads many, it asks for several before it reads the first answer, each over a connection of its own. When
-it comes to an answer, that is mostly there: the thread does not sleep, and no other one takes Python's lock from it.
+A thread that reads many asks for several before it reads the first answer, each over a connection of its own. An answer
+has mostly arrived when the thread reads it: the thread does not sleep, and no other one takes Python's lock from it.
 
 Only the simplest answer counts: status 200, an ETag, and exactly the bytes that were asked for. After any other one the
 SDK asks, which knows what it means.
@@ -23,7 +23,7 @@ from worker.storage.errors import StorageError
 AHEAD = 8
 """Objects that one thread has asked for at a time. The answers wait in the connections, and not in this process."""
 _STALE = 1.0
-"""Seconds without another question after which the answers are read first: a bandwidth limit may make it minutes."""
+"""Seconds after the last request, after which all answers are read first: a bandwidth limit may delay the next one."""
 _Asked = tuple[BucketEndpoint, socket.socket]
 
 

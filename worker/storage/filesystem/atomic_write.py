@@ -130,7 +130,7 @@ class ObjectFiles:
     ) -> bool:
         """Place finished files as a new object and its sidecar, if no file has their names; under its lock.
 
-        It needs no `prepare`: a dead writer left nothing that counts for an object without files. Nor is the directory
+        No `prepare` is needed: what a dead writer left has no effect on an object without files. The directory is not
         synced: the caller does that, once for many objects. Returns False, with nothing changed, where another file has
         one of the names, the key has the name of a sidecar, or the sidecar has no mark.
         """

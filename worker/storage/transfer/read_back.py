@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 Send = Callable[[str, str, Condition], ObjectStat]
 """Sends the body of a write to a bucket and key, under a condition."""
 _MOST_BAD = 1000
-"""Chunks that are replaced by themselves, so that the new object has no more parts than a store allows."""
+"""Most chunks that are replaced singly, so that the new object has no more parts than a store allows."""
 
 
 class ReadBack:
@@ -159,7 +159,7 @@ class ReadBack:
         if not possible or not 0 < len(bad) <= min(len(manifest) // 2, _MOST_BAD):
             return None
         driver, unit = cast("PatchDriver", self._driver), manifest.chunk_size
-        # A key of its own, so that two repairs of one object at a time do not end each other.
+        # A key of its own: two repairs of one object at the same time would overwrite each other's result.
         key = reserved_key(STAGING_BUCKET, f"{secrets.token_hex(8)}/{found.bucket}", found.key)
         replaced = [range(chunk.offset, chunk.offset + chunk.size) for chunk in bad]
         staged = driver.patch(

@@ -1,4 +1,4 @@
-"""Record what stores do not keep beside the bytes, with the outcomes of a page: another delivery reports it too.
+"""Record what stores do not keep beside the bytes, with the outcomes of a page: a second delivery reports it, too.
 
 Revision: 0028
 """

@@ -1,6 +1,7 @@
 """Record how many new copies a second the verify sweep has to read of each store.
 
-A worker of before does not know all values of `copies.spread` that are written from now on, and would never read them.
+An older worker does not know all values of `copies.spread` that are written from now on, and would never read the
+copies that have them.
 
 Revision: 0029
 """
