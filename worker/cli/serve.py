@@ -9,6 +9,7 @@ import typer
 from worker import clock
 from worker.cli.errors import Failure, Status
 from worker.cli.output import complain, note
+from worker.input_files import special_kind
 from worker.settings import load_settings
 
 Certificate = Annotated[
@@ -41,7 +42,9 @@ def serve(
         raise Failure("--certificate and --key go together", Status.USAGE, type_="UsageError")
     for option, path in (("--certificate", certificate), ("--key", key)):
         if path is not None and not path.is_file():
-            raise Failure(f"{option} {path}: there is no such file", Status.USAGE, type_="UsageError")
+            kind = special_kind(path) or ("a directory" if path.is_dir() else None)
+            fault = f"it is {kind} and no file" if kind else "there is no such file"
+            raise Failure(f"{option} {path}: {fault}", Status.USAGE, type_="UsageError")
     settings = load_settings()
     if certificate is None and not _is_loopback(host):
         complain(f"{host} without --certificate: tokens and bytes can be read on the way; use TLS here or in a proxy")

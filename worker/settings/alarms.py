@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from worker.settings.section_models import Section
-from worker.storage.durations_and_sizes import Duration
+from worker.storage.durations_and_sizes import Duration, Interval
 
 _SHORTEST_SECRET = 16
 """Bytes of a key that cannot be guessed."""
@@ -33,7 +33,7 @@ class WebhookSettings(Section):
     """http:// or https://; it is never shown, because many services put a token into it. No redirect is followed."""
     secret: SecretStr
     """The key of the signature, as text of at least 16 characters or `whsec_` with base64."""
-    timeout: Annotated[Duration, Field(gt=timedelta())] = timedelta(seconds=10)
+    timeout: Duration = timedelta(seconds=10)
 
     @field_validator("url")
     @classmethod
@@ -84,7 +84,7 @@ class EmailSettings(Section):
     password: SecretStr | None = None
     sender: str
     recipients: Annotated[tuple[str, ...], Field(min_length=1, max_length=100)]
-    timeout: Annotated[Duration, Field(gt=timedelta())] = timedelta(seconds=30)
+    timeout: Duration = timedelta(seconds=30)
 
     @field_validator("server")
     @classmethod
@@ -126,7 +126,7 @@ class AlarmSettings(Section):
     """Where changes of findings are sent. All changes since the last digest are one message, the next digest."""
 
     enabled: bool = True
-    every: Duration = timedelta(minutes=1)
+    every: Interval = timedelta(minutes=1)
     """How often findings that were opened, escalated or resolved are told."""
     escalate: Duration = timedelta(days=1)
     """A finding that is open and not acknowledged for so long is told a second time."""
@@ -164,7 +164,7 @@ class JobReceiverSettings(WebhookSettings):
 class JobWebhookSettings(Section):
     """How often the ends of jobs are delivered to the webhooks that requests name."""
 
-    every: Annotated[Duration, Field(ge=timedelta(seconds=1))] = timedelta(seconds=5)
+    every: Interval = timedelta(seconds=5)
     give_up: Annotated[Duration, Field(ge=timedelta(minutes=1))] = timedelta(days=3)
     """How long after the end of a job its webhook is tried again."""
 

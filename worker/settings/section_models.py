@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from worker.storage.cloud.endpoint import parse_endpoint
-from worker.storage.durations_and_sizes import Duration, Size
+from worker.storage.durations_and_sizes import Duration, DurationOrZero, Interval, Size
 
 
 class Section(BaseModel):
@@ -86,17 +86,17 @@ class VerifySweepSettings(Section):
     """How often every copy is read again."""
 
     enabled: bool = True
-    every: Duration = timedelta(minutes=5)
+    every: Interval = timedelta(minutes=5)
     """How often the sweep runs."""
     period: Duration = timedelta(days=30)
     """Every copy of a store is fully read within this time."""
     periods: dict[str, Duration] = {}
     """Other periods for single stores, by name."""
-    first_read: Duration = timedelta(days=1)
+    first_read: DurationOrZero = timedelta(days=1)
     """A new copy is fully read for the first time within this time; within the period if that is shorter."""
     batch: Annotated[int, Field(ge=1)] | None = None
     """Most copies of one store that one sweep sends to be read; as many as are due by default."""
-    trust: Duration | None = None
+    trust: DurationOrZero | None = None
     """How long an upload or replication trusts a copy that it finds unchanged, without a read; the period by default.
 
     `0s`: it is always read.
@@ -123,12 +123,12 @@ class ReplicateSweepSettings(Section):
     """How often under-replicated artifacts are replicated to the stores of `placement_rules`; without rules, never."""
 
     enabled: bool = True
-    every: Duration = timedelta(minutes=1)
+    every: Interval = timedelta(minutes=1)
     batch: Annotated[int, Field(ge=1, le=100_000)] = 10_000
     """Most copies of one store that one sweep claims."""
     claim: Duration = timedelta(hours=6)
     """How long a claim lasts: then another sweep may claim the copy."""
-    late: Duration = timedelta(minutes=15)
+    late: DurationOrZero = timedelta(minutes=15)
     """How long after its upload an artifact may lack a copy before that is a finding."""
 
 
@@ -136,7 +136,7 @@ class RepairSweepSettings(Section):
     """How often copies that were found bad are repaired, and when so many are bad that the store is the suspect."""
 
     enabled: bool = True
-    every: Duration = timedelta(minutes=5)
+    every: Interval = timedelta(minutes=5)
     off: tuple[str, ...] = ()
     """Stores whose copies are not repaired."""
     batch: Annotated[int, Field(ge=1, le=10_000)] = 500
@@ -154,7 +154,7 @@ class ReconcileSweepSettings(Section):
     """How often the listing of each store is compared with the catalogue, and what follows from a difference."""
 
     enabled: bool = True
-    every: Duration = timedelta(days=1)
+    every: Interval = timedelta(days=1)
     off: tuple[str, ...] = ()
     """Stores that are not listed."""
     orphans: Literal["report", "adopt", "adopt_first_read", "ignore"] = "report"
@@ -179,7 +179,7 @@ class EvidenceSweepSettings(Section):
     """
 
     enabled: bool = True
-    every: Duration = timedelta(days=1)
+    every: Interval = timedelta(days=1)
     off: tuple[str, ...] = ()
     """Stores that are not asked."""
     source: Literal["listing", "stat"] = "listing"
@@ -192,7 +192,7 @@ class PurgeSweepSettings(Section):
     """How often the bytes of deleted artifacts are removed whose grace period is over."""
 
     enabled: bool = True
-    every: Duration = timedelta(hours=1)
+    every: Interval = timedelta(hours=1)
     batch: Annotated[int, Field(ge=1, le=100_000)] = 10_000
     """Most artifacts that one sweep purges."""
 
@@ -201,8 +201,8 @@ class CleanupSweepSettings(Section):
     """How long stale temporary files, stale uploads and staged sources of killed writers stay."""
 
     enabled: bool = True
-    every: Duration = timedelta(hours=1)
-    age: Duration = timedelta(days=1)
+    every: Interval = timedelta(hours=1)
+    age: DurationOrZero = timedelta(days=1)
     """Younger ones stay, and so do those that a job which has not ended can resume."""
     foreign_uploads: Literal["report", "abort"] = "report"
     """What cleanup does with open multipart uploads that, as far as is known, this worker did not begin."""
@@ -213,7 +213,7 @@ class BackupSweepSettings(Section):
 
     stores: tuple[str, ...] = ()
     """The stores that get each backup, two for good measure; without any, there is no backup."""
-    every: Duration = timedelta(days=1)
+    every: Interval = timedelta(days=1)
     keep: Annotated[int, Field(ge=1)] = 14
     """Backups that stay in each store; older ones are removed when a new one is there."""
     rehearse: Duration = timedelta(days=7)
@@ -224,14 +224,14 @@ class ProbeSweepSettings(Section):
     """How often a probe writes, reads and deletes a small object in every store; also when a worker starts."""
 
     enabled: bool = True
-    every: Duration = timedelta(hours=1)
+    every: Interval = timedelta(hours=1)
 
 
 class CanarySweepSettings(Section):
     """How often an object of our own is damaged in each store, to measure how soon that is found and repaired."""
 
     enabled: bool = True
-    every: Duration = timedelta(hours=6)
+    every: Interval = timedelta(hours=6)
     off: tuple[str, ...] = ()
     """Stores without a canary, such as those that others write."""
     objects: Annotated[int, Field(ge=1, le=100)] = 3
@@ -244,7 +244,7 @@ class ReportSweepSettings(Section):
     """Where the report is written, as a page and as JSON."""
 
     enabled: bool = True
-    every: Duration = timedelta(days=1)
+    every: Interval = timedelta(days=1)
     store: str | None = None
     """The store that gets the report; none by default, and then none is written."""
     bucket: str | None = None
@@ -257,7 +257,7 @@ class RecoverSweepSettings(Section):
     """How soon a job is sent again whose worker was killed or whose message was lost."""
 
     enabled: bool = True
-    every: Duration = timedelta(seconds=15)
+    every: Interval = timedelta(seconds=15)
     after: Duration = timedelta(seconds=60)
     """How long a job waits in its queue before it is sent again."""
     again: Duration = timedelta(minutes=5)
@@ -307,9 +307,9 @@ class JobSettings(Section):
     """The longest time of an attempt. After it, the job has a minute to end before it is killed."""
     lease: Duration = timedelta(seconds=30)
     """How long a job belongs to its worker after the last heartbeat."""
-    grace: Duration = timedelta(seconds=5)
+    grace: DurationOrZero = timedelta(seconds=5)
     """How long jobs go on after their worker was told to shut down; then they are requeued at their next part."""
-    max_put_off: Duration = timedelta(days=1)
+    max_put_off: DurationOrZero = timedelta(days=1)
     """How long a job is snoozed in a row for a store that is away or busy; then it is a dead letter."""
     result_expires: Duration = timedelta(days=1)
     """How long results stay in the result backend; the ledger in the catalogue keeps them longer, see `keep`."""
@@ -354,14 +354,14 @@ class QuarantineSettings(Section):
 class DeleteSettings(Section):
     """What keeps the last good copy of an artifact, and how long a delete can be undone."""
 
-    grace: Duration = timedelta(days=7)
+    grace: DurationOrZero = timedelta(days=7)
     """How long the bytes of a deleted artifact stay, so that the delete can be undone; `0s`: they go at once."""
 
     approval_above: Annotated[int, Field(ge=0)] | None = None
     """A delete of more artifacts waits until a second person approves it; without it, none does."""
-    approval_window: Annotated[Duration, Field(gt=timedelta())] = timedelta(hours=1)
+    approval_window: Duration = timedelta(hours=1)
     """Deletes of one requester within this time count together, so that many small ones need an approval too."""
-    approval_expires: Annotated[Duration, Field(gt=timedelta())] = timedelta(days=3)
+    approval_expires: Duration = timedelta(days=3)
     """How long a delete waits for its approval; then it fails, and nothing is deleted."""
 
     archived_counts: bool = False
@@ -391,7 +391,7 @@ class PageSettings(Section):
 
     A page that verifies copies in S3 has asked for two to eight times as many.
     """
-    time: Annotated[Duration, Field(gt=timedelta())] = timedelta(minutes=5)
+    time: Duration = timedelta(minutes=5)
     """After which a page begins no further object: what is left of a sweep's page is due again, and a batch's page goes
     on behind the jobs that wait."""
     in_flight: Annotated[int, Field(ge=1, le=100_000)] = 2000

@@ -4,11 +4,12 @@ import re
 from datetime import timedelta
 from typing import Annotated
 
-from pydantic import BeforeValidator, ByteSize
+from pydantic import AfterValidator, BeforeValidator, ByteSize
 
 _PARTS = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
 _LONGEST = timedelta(days=36_500)
 """The longest duration. Sums of a few stay within what Python, Redis and PostgreSQL can hold."""
+_SHORTEST_INTERVAL = timedelta(seconds=1)
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -40,5 +41,22 @@ def _check_size(value: object) -> object:
     raise ValueError(msg)
 
 
-Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
+def _check_positive(value: timedelta) -> timedelta:
+    if value <= timedelta():
+        msg = "it must be longer than 0s"
+        raise ValueError(msg)
+    return value
+
+
+def _check_interval(value: timedelta) -> timedelta:
+    if value < _SHORTEST_INTERVAL:
+        msg = f"it must be at least {_SHORTEST_INTERVAL.seconds}s"
+        raise ValueError(msg)
+    return value
+
+
+DurationOrZero = Annotated[timedelta, BeforeValidator(parse_duration)]
+Duration = Annotated[DurationOrZero, AfterValidator(_check_positive)]
+Interval = Annotated[DurationOrZero, AfterValidator(_check_interval)]
+"""How often a periodic task runs."""
 Size = Annotated[ByteSize, BeforeValidator(_check_size)]

@@ -1,5 +1,6 @@
 """`serve` says in one line why it cannot, and `tokens` what it has made."""
 
+import os
 import socket
 from pathlib import Path
 
@@ -19,6 +20,8 @@ def test_what_cannot_be_served_is_one_line(tmp_path: Path, capsys: pytest.Captur
     """
     junk = tmp_path / "junk.pem"
     junk.write_text("junk of a secret")
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
     Authority(tmp_path, "ours").context(expired=True)
     expired = str(tmp_path / "server.pem")
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -30,6 +33,8 @@ def test_what_cannot_be_served_is_one_line(tmp_path: Path, capsys: pytest.Captur
             (["--certificate", str(junk), "--key", str(junk)], "--certificate"),
             (["--certificate", str(junk)], "--key"),
             (["--certificate", "none.pem", "--key", str(junk)], "no such file"),
+            (["--certificate", str(junk), "--key", str(fifo)], "it is a FIFO and no file"),
+            (["--certificate", str(tmp_path), "--key", str(junk)], "it is a directory and no file"),
         ):
             assert cli.run(["serve", *arguments]) == 2
             said = capsys.readouterr()

@@ -140,6 +140,10 @@ def test_a_setting_under_both_names_of_the_cleanup_sweep_is_refused(config):
         ),
         ("stores: {s3: {type: s3, bucket: b, part_size: 5 parts}}", "stores.s3.part_size: '5 parts' is not a size"),
         ("retry: {backoff: 5}", "retry.backoff: 5 is not a duration: write a number with a unit"),
+        ("sweep: {verify: {period: 0s}}", "sweep.verify.period: it must be longer than 0s"),
+        ("sweep: {verify: {periods: {dr: 0s}}}", "sweep.verify.periods.dr: it must be longer than 0s"),
+        ("sweep: {purge: {every: 10ms}}", "sweep.purge.every: it must be at least 1s"),
+        ("jobs: {lease: 0ms}", "jobs.lease: it must be longer than 0s"),
         ("retry: {max_attempts: 0}", "retry.max_attempts: Input should be greater than or equal to 1"),
         (
             "placement: [primray]",
