@@ -5,7 +5,7 @@ import logging
 from worker import clock
 from worker.artifacts.sanitize_metadata import encoded_tags, valid_metadata
 from worker.artifacts.stored_digests import RECORDED
-from worker.catalogue import Artifact, Finding
+from worker.catalogue import Artifact, Finding, FinishedCopy
 from worker.catalogue.rebuilding import FIRST_READ, KEPT
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
@@ -76,12 +76,12 @@ def adopt(request: AdoptRequest, context: JobContext, job: RunningJob) -> AdoptR
         properties=properties,
     ).artifact  # fmt: skip
     copy = artifacts.ensure_copy(artifact, store.name)
-    artifacts.finish_copy(
-        artifact, store.name, tag=stat.version, evidence={**stat.storage_tags, "adopted": evidence}, now=now
-    )
-    if evidence != FIRST_READ:
+    finished = FinishedCopy(artifact, store.name, stat.version, {**stat.storage_tags, "adopted": evidence})
+    if evidence == FIRST_READ:
+        artifacts.finish_copies([finished], now=now)
+    else:
         finding = Finding(job.id, store.name, artifact, Verdict.VERIFIED, digest.sha256, digest.size)
-        context.catalogue.verifications.record(finding, copy, tag=stat.version, now=now)
+        context.catalogue.verifications.record(finding, copy, tag=stat.version, now=now, finished=finished)
     if beside:
         logger.warning("%s: the store keeps %s, which is not recorded and not replicated", what, ", ".join(beside))
     return _result(artifact, store.name, evidence, not_recorded=beside)

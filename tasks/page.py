@@ -317,9 +317,8 @@ class _Writes:
 
     def _replicate(self, each: PageObject) -> _Done:
         artifact = self.context.artifact(each.bucket, each.key)
-        reread = self.context.settings.replication.proof == "reread"  # it asks the catalogue for what it has written
         records = Records()
-        work = ArtifactJob(self.context, self.job, artifact, None if reread else records)
+        work = ArtifactJob(self.context, self.job, artifact, records)
         words = [copy.outcome for copy in replicate_to(work, self.request.to or ())]
         return _Done(PageOutcome(each.id, each.path, each.size, _first(_PLACED, words)), records)
 

@@ -24,10 +24,6 @@ class BadSource(IntegrityError):
     """A copy that was bad at its last read still is, or its store is not configured."""
 
 
-class ReadBackMismatch(IntegrityError):
-    """A store has taken the right bytes and does not give them back."""
-
-
 def replicate(request: ReplicateRequest, context: JobContext, job: RunningJob) -> ReplicateResult:
     """Write a copy that matches the recorded digest to each store that was named, hashed all the way; so of companions.
 
@@ -125,23 +121,11 @@ def _stream(work: ArtifactJob, slot: CopySlot, source: Copy) -> PlacedCopy:
         Unavailable: the store has taken the bytes, and they cannot be read back now; another attempt reads them.
         StorageError, Snooze: its `store` tells whether the source or the target failed.
     """
+    read_back = slot.copy.state.present or work.context.settings.replication.proof == "reread"
     if (chunks := work.repaired_chunks(slot, source)) is not None:
-        placed = work.write(slot, chunks)
-    else:
-        with work.open(source) as reader:
-            placed = work.write(slot, reader)
-    if placed.outcome == "repaired" or work.context.settings.replication.proof == "reread":
-        artifact, target = work.artifact, slot.store.name
-        work.job.step(f"reading back from {target}")
-        written = work.context.catalogue.artifacts.copies(artifact)[target]
-        seen = work.verify(written, on_bytes=work.job.heartbeat)
-        if seen is not None and seen.verdict == Verdict.UNREADABLE:  # it may have the right bytes
-            raise work.unavailable(slot.store, f"{artifact.path} was written and cannot be read back: {seen.detail}")
-        if seen is not None and seen.verdict not in {Verdict.VERIFIED, Verdict.ARCHIVED}:
-            raise ReadBackMismatch(
-                f"{target}: {artifact.path} was written and reads back {seen.verdict}: {seen.detail}"
-            )
-    return placed
+        return work.write(slot, chunks, read_back=read_back)
+    with work.open(source) as reader:
+        return work.write(slot, reader, read_back=read_back)
 
 
 def _no_source(artifact: Artifact, failures: list[StorageError | Snooze]) -> StorageError | Snooze:

@@ -85,6 +85,10 @@ def kept_properties(artifact: Artifact, store: LimitedStore) -> ObjectProperties
     return properties if fit(properties.tags, store.capabilities.tags) else replace(properties, tags=None)
 
 
+class ReadBackMismatch(IntegrityError):
+    """A store has taken the right bytes and does not give them back."""
+
+
 @dataclass(frozen=True, slots=True)
 class CopySlot:
     """Where a copy has to be written, and what is under its key now."""
@@ -100,7 +104,10 @@ class CopySlot:
 
 @dataclass(slots=True)
 class Records:
-    """What is to be recorded of an object of a page together with that of others, or with the end of a job."""
+    """What is to be recorded of an object of a page together with that of others, or with the end of a job.
+
+    The end of a job records no verdicts: a copy whose write an earlier attempt did not record counts as not read.
+    """
 
     finished: list[FinishedCopy] = field(default_factory=list)
     verdicts: list[VerdictRow] = field(default_factory=list)
@@ -155,7 +162,8 @@ class ArtifactJob:
         if seen.verdict == Verdict.UNREADABLE:  # it may have the bytes that are wanted
             raise self.unavailable(store, f"what is at {artifact.path} cannot be read and is kept: {seen.detail}")
         if seen.verdict == Verdict.VERIFIED and seen.version == found.version:
-            self._record_copy(store, found, {} if found.sha256 else {"adopted": RECORDED})
+            evidence = {} if found.sha256 else {"adopted": RECORDED}
+            self._record_verdict(copy, seen, self._finished(store, found, evidence))
             return None
         return self._bad_slot(store, copy, found, seen)
 
@@ -197,7 +205,7 @@ class ArtifactJob:
         """
         if self.copies and self.artifact.version == 1 and store.capabilities.conditional_writes:
             with suppress(AlreadyExists):
-                self._write(store, body(), storage_class, "create_only")
+                self._record_copy(store, self._write(store, body(), storage_class, "create_only"))
                 return self.placed(store, "stored")
         slot = self.inspect(store)
         if slot is None:
@@ -205,12 +213,23 @@ class ArtifactJob:
             return self.placed(store, "already_there")
         return self.write(slot, body(), storage_class=storage_class)
 
-    def write(self, slot: CopySlot, source: Readable | HashedBytes, *, storage_class: str | None = None) -> PlacedCopy:
+    def write(
+        self,
+        slot: CopySlot,
+        source: Readable | HashedBytes,
+        *,
+        storage_class: str | None = None,
+        read_back: bool = False,
+    ) -> PlacedCopy:
         """Write the copy. What is under its key is replaced only by bytes that match, and kept in quarantine.
 
+        With `read_back`, the copy is recorded together with what a full read of it found. A job that is killed before
+        that leaves a copy that is not recorded; its next attempt reads that first.
+
         Raises:
+            ReadBackMismatch: the store has taken the bytes and does not give the same ones back.
             IntegrityError: the source is not what was recorded; what was under the key is unchanged.
-            Unavailable: another writer wrote to the key at the same time.
+            Unavailable: another writer wrote to the key at the same time, or the copy cannot be read back now.
             StorageError, Snooze: see `LimitedStore.write_object`.
         """
         store, quarantined = slot.store, None
@@ -220,18 +239,22 @@ class ArtifactJob:
         held = self.context.unlimited_stores[store.name]
         try:
             if slot.found is None:
-                self._write(store, source, storage_class, "create_only")
+                made = self._write(store, source, storage_class, "create_only")
             else:
                 with lifted(self.context.catalogue, held, self.artifact.bucket, self.artifact.key):
-                    if not (isinstance(source, RepairedChunks) and self._patch(store, slot.found, source)):
-                        self._write(store, source, storage_class, Match(slot.found.version))
+                    patched = self._patch(store, slot.found, source) if isinstance(source, RepairedChunks) else None
+                    made = patched or self._write(store, source, storage_class, Match(slot.found.version))
         except (AlreadyExists, PreconditionFailed) as error:
             raise self._conflict(store) from error
+        if read_back:
+            self._read_back(slot, made)
+        else:
+            self._record_copy(store, made)
         return self.placed(store, "repaired" if slot.copy.state.present else "stored", quarantined)
 
     def _write(
         self, store: LimitedStore, source: Readable | HashedBytes, storage_class: str | None, condition: Condition
-    ) -> None:
+    ) -> ObjectStat:
         artifact = self.artifact
         stat, _ = store.write_object(
             artifact.bucket,
@@ -247,7 +270,30 @@ class ArtifactJob:
             checkpoint=CopyCheckpoint(self.context.catalogue, artifact, store.name),
             existing_key=True,  # an upload's key was checked before it was recorded
         )
-        self._record_copy(store, stat)
+        return stat
+
+    def _read_back(self, slot: CopySlot, made: ObjectStat) -> None:
+        """Read a copy that was written just now, a second time if the first read finds it bad, and record both.
+
+        Raises: as `write`.
+        """
+        artifact, store = self.artifact, slot.store
+        where = artifact.bucket, artifact.key
+        self.job.step(f"reading back from {store.name}")
+        manifest = self.context.catalogue.artifacts.manifest(artifact)
+        seen = store.verify_object(*where, artifact.digest, manifest=manifest, on_bytes=self.job.heartbeat)
+        if seen.verdict in BAD:
+            logger.warning("%s: %s reads back %s, reading it again", store.name, artifact.path, seen.verdict)
+            seen = store.verify_object(*where, artifact.digest, on_bytes=self.job.heartbeat)
+            if seen.verdict in BAD and self._is_overwritten(store):
+                raise self._conflict(store)
+        if seen.verdict == Verdict.UNREADABLE:  # it may have the right bytes
+            raise self.unavailable(store, f"{artifact.path} was written and cannot be read back: {seen.detail}")
+        self._record_verdict(slot.copy, seen, self._finished(store, made))
+        if seen.verdict in BAD:
+            raise ReadBackMismatch(
+                f"{store.name}: {artifact.path} was written and reads back {seen.verdict}: {seen.detail}"
+            )
 
     def repaired_chunks(self, slot: CopySlot, source: Copy) -> RepairedChunks | None:
         """Return the bytes for a slot, of which only the bad chunks are read from `source`.
@@ -259,8 +305,8 @@ class ArtifactJob:
         manifest = self.context.catalogue.artifacts.manifest(self.artifact)
         return RepairedChunks.of(self.artifact, manifest, slot.store, self.context.stores[source.store], slot.bad)
 
-    def _patch(self, store: LimitedStore, found: ObjectStat, source: RepairedChunks) -> bool:
-        """Have the store itself replace the bad chunks of a copy; return False, with nothing changed, if it cannot.
+    def _patch(self, store: LimitedStore, found: ObjectStat, source: RepairedChunks) -> ObjectStat | None:
+        """Have the store itself replace the bad chunks of a copy; return None, with nothing changed, if it cannot.
 
         Raises:
             PreconditionFailed: another writer wrote to the key at the same time.
@@ -268,7 +314,7 @@ class ArtifactJob:
         """
         artifact = self.artifact
         if not self.context.settings.replication.server_side:
-            return False
+            return None
         try:
             made = store.patch_object(
                 found,
@@ -288,12 +334,10 @@ class ArtifactJob:
                 "%s: the store replaces no single chunks of %s, so all of it is sent: %s",
                 store.name, artifact.path, error,
             )  # fmt: skip
-            return False
-        if made is None:
-            return False
-        self._record_copy(store, made)
-        self.job.advance(artifact.digest.size)
-        return True
+            return None
+        if made is not None:
+            self.job.advance(artifact.digest.size)
+        return made
 
     def copy_server_side(self, slot: CopySlot, origin: str) -> PlacedCopy | None:
         """Have the provider copy the artifact to a free key, read the copy in full, and record it if it is right.
@@ -341,8 +385,7 @@ class ArtifactJob:
             return None
         if seen.version != made.version:
             raise self._conflict(store)
-        self._record_copy(store, made)
-        self._record_verdict(slot.copy, seen)
+        self._record_verdict(slot.copy, seen, self._finished(store, made))
         return self.placed(store, "repaired" if slot.copy.state.present else "stored")
 
     def placed(
@@ -444,12 +487,15 @@ class ArtifactJob:
         """Return whether another version was written over the copy, by a job that has not recorded it yet."""
         artifacts = self.context.catalogue.artifacts
         known = artifacts.copies(self.artifact).get(copy.store)
-        if known is None or not known.state.present:
-            return True
-        store = self.context.stores[copy.store]
+        return known is None or not known.state.present or self._is_overwritten(self.context.stores[copy.store])
+
+    def _is_overwritten(self, store: LimitedStore) -> bool:
+        """Return whether under the key are the bytes of a version that a job writes and has not recorded yet."""
+        artifacts = self.context.catalogue.artifacts
         return any(
             store.verify_object(other.bucket, other.key, other.digest).verdict == Verdict.VERIFIED
-            for other in artifacts.unfinished_versions(copy.store, self.artifact.bucket, self.artifact.key)
+            for other in artifacts.unfinished_versions(store.name, self.artifact.bucket, self.artifact.key)
+            if other.id != self.artifact.id
         )
 
     def _remove(self, store: LimitedStore, made: ObjectStat) -> None:
@@ -469,27 +515,33 @@ class ArtifactJob:
         error.store = store.name
         return error
 
-    def _record_copy(self, store: LimitedStore, stat: ObjectStat, found: Mapping[str, str] | None = None) -> None:
-        evidence = {**stat.storage_tags, **(found or {})}
-        if self.records is not None:
-            self.records.finished.append(FinishedCopy(self.artifact, store.name, stat.version, evidence))
-            return
-        self.context.catalogue.artifacts.finish_copy(
-            self.artifact, store.name, tag=stat.version, evidence=evidence, now=clock.now()
-        )
+    def _finished(self, store: LimitedStore, stat: ObjectStat, found: Mapping[str, str] | None = None) -> FinishedCopy:
+        return FinishedCopy(self.artifact, store.name, stat.version, {**stat.storage_tags, **(found or {})})
 
-    def _record_verdict(self, copy: Copy, seen: Verification) -> None:
+    def _record_copy(self, store: LimitedStore, stat: ObjectStat) -> None:
+        finished = self._finished(store, stat)
+        if self.records is not None:
+            self.records.finished.append(finished)
+        else:
+            self.context.catalogue.artifacts.finish_copies([finished], now=clock.now())
+
+    def _record_verdict(self, copy: Copy, seen: Verification, finished: FinishedCopy | None = None) -> None:
+        """Record what a full read has found; of a copy that was not recorded, together with the copy, or neither."""
         now, period = clock.now(), self.context.settings.sweep.verify.period_of(copy.store)
         retry_at = asked_again_at(seen.verdict, period, now)
         finding = Finding(
             self.job.id, copy.store, self.artifact, seen.verdict, seen.sha256, seen.size, seen.detail,
-            stored_sha256_of(self.context, self.artifact, copy.store, copy.evidence, seen),
+            stored_sha256_of(
+                self.context, self.artifact, copy.store, finished.evidence if finished else copy.evidence, seen
+            ),
         )  # fmt: skip
-        if self.records is not None and any(each.store == copy.store for each in self.records.finished):
-            outcome = Outcome(finding, copy, seen.version, retry_at)
-            self.records.verdicts.append(VerdictRow.of(outcome))  # it is recorded after the write, and not before
+        if self.records is not None and finished and seen.verdict not in BAD:  # what is bad fails, and is recorded now
+            self.records.finished.append(finished)
+            self.records.verdicts.append(VerdictRow.of(Outcome(finding, copy, seen.version, retry_at)))
         else:
-            self.context.catalogue.verifications.record(finding, copy, now=now, tag=seen.version, retry_at=retry_at)
+            self.context.catalogue.verifications.record(
+                finding, copy, tag=seen.version, now=now, retry_at=retry_at, finished=finished
+            )
         if seen.verdict != Verdict.VERIFIED:
             level = logging.INFO if seen.verdict == Verdict.ARCHIVED else logging.ERROR
             logger.log(level, "%s: %s is %s: %s", copy.store, self.artifact.path, seen.verdict, seen.detail)

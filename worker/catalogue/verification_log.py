@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
-from worker.catalogue.artifacts import FIRST_READS, READ_ONCE, SPREADS
+from worker.catalogue.artifacts import FIRST_READS, READ_ONCE, SPREADS, FinishedCopy, finish_copies
 from worker.catalogue.bulk import BulkStatement, Given, insert
 from worker.catalogue.compiled_statements import Prepared
 from worker.catalogue.database import Database
@@ -111,7 +111,14 @@ class Verifications:
         self._database = database
 
     def record(
-        self, finding: Finding, copy: Copy, *, tag: str | None, now: datetime, retry_at: datetime | None = None
+        self,
+        finding: Finding,
+        copy: Copy,
+        *,
+        tag: str | None,
+        now: datetime,
+        retry_at: datetime | None = None,
+        finished: FinishedCopy | None = None,
     ) -> None:
         """Append a verdict to the log and update the copy, atomically.
 
@@ -119,9 +126,11 @@ class Verifications:
         and `unverifiable` leave the state as it was: they say nothing about the bytes.
         `tag` is the store's version tag of the bytes read.
         `retry_at`: when an unreadable or archived copy is read again; it is due as soon as it was before.
+        `finished`: the copy as it was written before that read, if that is not recorded yet.
         """
         verdicts = prepare_verdicts([VerdictRow.of(Outcome(finding, copy, tag, retry_at))], now)
         with self._database.write() as connection:
+            finish_copies(connection, [finished] if finished else [], now)
             append_verdicts(connection, verdicts)
 
     def of(self, bucket: str, key: str, limit: int = 100) -> list[dict[str, Any]]:

@@ -6,10 +6,10 @@ from datetime import timedelta
 import pytest
 import sqlalchemy as sa
 
-from tasks.replicate import NoGoodSource, ReadBackMismatch, replicate
+from tasks.replicate import NoGoodSource, replicate
 from tasks.upload import upload
 from tasks.verify import verify
-from worker.artifacts.artifact_copies import ArtifactJob
+from worker.artifacts.artifact_copies import ReadBackMismatch
 from worker.catalogue.tables import copies
 from worker.context import Context
 from worker.limits.limited_store import LimitedStore
@@ -159,7 +159,7 @@ def test_a_repair_that_cannot_be_read_back_now_is_read_at_the_next_attempt(run, 
     run(verify, VerifyRequest(bucket="releases", key="app.tgz"))
     away = Verification(Verdict.UNREADABLE, None, detail="it is away")
     with monkeypatch.context() as patched:
-        patched.setattr(ArtifactJob, "write", _then(ArtifactJob.write, patched, away))
+        patched.setattr(LimitedStore, "write_object", _then(LimitedStore.write_object, patched, away))
         with pytest.raises(Unavailable, match=r"dr: releases/app\.tgz was written and cannot be read back: it is away"):
             run(replicate, request("dr"))
     assert run(replicate, request("dr")).copies[0].outcome == "already_there"
