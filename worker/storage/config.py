@@ -130,8 +130,8 @@ class CloudConfig(_StoreConfig, ABC):
     read_back: bool | None = None
     """Whether each write is read back before it counts; by default where the store does not refuse a wrong checksum."""
     data_path: Literal["auto", "sdk"] = "auto"
-    """`auto`: small objects are verified by obstore, which takes a tenth of the processor time, where it can do what is
-    configured. `sdk`: every request is made by the provider's SDK."""
+    """`auto`: small objects are read and written without the provider's SDK, where that can do what is configured, at a
+    fraction of the processor time. `sdk`: every request is made by the SDK."""
     part_size: Size = Size(16 * 1024 * 1024)
     """Smallest part of a multipart upload; parts grow so that as many as the store allows hold the object."""
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 from azure.storage.blob import AccountSasPermissions, BlobServiceClient, ResourceTypes, generate_account_sas
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from tests.conformance.bodies import digest_of, some_bytes, source
 from tests.conformance.targets import PART, azure, azure_config
+from tests.faults.proxied_stores import opened_through
 from tests.servers import Azurite
 from tests.servers.proxy import Cut, Fault, FaultyProxy, Lose, Request, Say
 from worker.storage import AzureConfig, Condition, Match, Store, Verdict
@@ -264,6 +265,30 @@ class TestSignature:
             list(opened.list_objects(BUCKET))
         assert caplog.records
         assert secret not in caplog.text + str(raised.value)
+
+    def test_small_objects_need_no_sdk(
+        self, signed: tuple[Store, str], azurite: Azurite, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A small object is written and verified with one plain request each, with the signature in its URL alone."""
+        opened, secret = signed
+        with FaultyProxy(azurite.port, lambda _: None) as proxy, caplog.at_level(logging.DEBUG):
+            through = opened_through("azure", opened, proxy.port, tmp_path)
+            through.write_object(BUCKET, "app v1.0", source(b"x"))
+            assert through.verify_object(BUCKET, "app v1.0", digest_of(b"x")).verdict is Verdict.VERIFIED
+            requests = list(proxy.requests)
+            through.close()
+            wrong = opened_through("azure", opened, proxy.port, tmp_path, sas_token=SecretStr(f"sv=1&sig={secret}"))
+            seen = [
+                wrong.verify_object(BUCKET, "app v1.0", digest_of(b"x")),
+                *wrong.verify_objects([(BUCKET, "app v1.0", digest_of(b"x"))]),
+            ]
+            with pytest.raises(AccessDenied) as raised:
+                wrong.write_object(BUCKET, "app v1.0", source(b"y"))
+            wrong.close()
+        assert [request.method for request in requests] == ["PUT", "GET"]
+        assert all(secret in request.path and "User-Agent" not in request.headers for request in requests)
+        assert [each.verdict for each in seen] == [Verdict.UNREADABLE, Verdict.UNREADABLE]
+        assert secret not in caplog.text + str(raised.value) + str(seen)
 
 
 class TestOthersBlobs:

@@ -39,7 +39,7 @@ from worker.storage.azure.object_stat import (
     version_of,
 )
 from worker.storage.azure.parts import MAX_PART, MAX_PARTS, Parts, Target, limits
-from worker.storage.azure.small_reads_by_obstore import fast_path
+from worker.storage.azure.small_reads_by_plain_request import plain_reads
 from worker.storage.azure.small_writes import headers_of, small_writes
 from worker.storage.azure.sorted_listing import ByteOrder, safe_start
 from worker.storage.azure.upload import Upload
@@ -51,7 +51,8 @@ from worker.storage.cloud.metadata import UNKNOWN_TIME, set_properties
 from worker.storage.cloud.object_tags import decode_tags
 from worker.storage.cloud.reader import CloudReader, empty_reader
 from worker.storage.cloud.response_body import HttpBody
-from worker.storage.cloud.small_reads_by_obstore import SMALL, RealObject
+from worker.storage.cloud.small_reads_by_obstore import SMALL
+from worker.storage.cloud.small_reads_by_plain_request import AHEAD, PlainReadsAhead
 from worker.storage.config import AzureConfig
 from worker.storage.driver import (
     Body,
@@ -111,7 +112,7 @@ class AzureDriver(CloudDriver):
         self._copies = not is_signed(config) and not config.encryption_scope
         self._made: BlobServiceClient | None = None
         self._lock = threading.Lock()
-        self._fast = fast_path(config, self._origin, self._service)
+        self._plain_reads = plain_reads(config, self._service)
         self._small_writes = small_writes(config, self._origin, self._service)
 
     @property
@@ -127,7 +128,8 @@ class AzureDriver(CloudDriver):
             parts=limits(int(self._config.part_size)),
             patches=1 if self._copies else 0,
             parallel_reads=True,
-            whole_reads=SMALL if self._fast else 0,
+            whole_reads=SMALL if self._config.data_path == "auto" else 0,
+            reads_ahead=AHEAD if self._config.data_path == "auto" else 1,
             storage_classes=True,
             realm=realm_of(self._config) if self._copies else None,
             properties=True,
@@ -159,8 +161,7 @@ class AzureDriver(CloudDriver):
         md5 = md5_of(data)
 
         def small() -> Mapping[str, Any] | None:
-            real, start = self._real(bucket)
-            return self._small_writes.put(RealObject(real, start + key, write.what), data, headers_of(write, md5))
+            return self._small_writes.put(self._real_object(bucket, key), data, headers_of(write, md5))
 
         return Upload(lambda: self._blob(bucket, key), self._origin, write).whole(data, md5, small)
 
@@ -348,8 +349,11 @@ class AzureDriver(CloudDriver):
             raise Unavailable(f"{self._name}: {bucket}: {error}, which is no known order") from error
 
     def read_whole(self, bucket: str, key: str, size: int) -> WholeObject | None:
-        # Folders, unfinished copies and blobs that drop blocks are empty blobs, which obstore cannot tell from objects.
-        return super().read_whole(bucket, key, size) if size else None
+        return self._plain_reads.read(self._real_object(bucket, key), size)
+
+    def small_reads(self) -> PlainReadsAhead:
+        """Return what reads many small objects."""
+        return self._plain_reads.ahead(self._real_object)
 
     # Multipart uploads
 
@@ -414,8 +418,7 @@ class AzureDriver(CloudDriver):
         return False
 
     def close(self) -> None:
-        if self._fast:
-            self._fast.close()
+        self._plain_reads.close()
         self._small_writes.close()
         with self._lock:
             if self._made:

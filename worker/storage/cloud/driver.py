@@ -69,6 +69,10 @@ class CloudDriver(ABC):
             )
         return self._layout.reserved_bucket, f"{RESERVED_PREFIX}{bucket}/"
 
+    def _real_object(self, bucket: str, key: str) -> RealObject:
+        real, start = self._real(bucket)
+        return RealObject(real, start + key, f"{bucket}/{key}")
+
     def _real_buckets(self) -> list[str]:
         """Return the real buckets that the settings name: only they are searched for stale uploads."""
         if self._prefixed:
@@ -100,9 +104,8 @@ class CloudDriver(ABC):
         """Return an object of exactly `size` bytes; see `WholeReadDriver`."""
         if self._fast is None:
             return None
-        real, start = self._real(bucket)
         try:
-            return self._fast.read(RealObject(real, start + key, f"{bucket}/{key}"), size)
+            return self._fast.read(self._real_object(bucket, key), size)
         except NotFound as error:
             raise self._missing_object(bucket, key, error.code) from None
 

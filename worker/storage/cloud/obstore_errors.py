@@ -16,7 +16,6 @@ _CODE = re.compile(r"<Code>\s*([A-Za-z0-9.]+)\s*</Code>")
 _MESSAGE = re.compile(r"<Message>\s*(.*?)\s*(?:\n|</Message>)", re.DOTALL)
 _CONNECTION = re.compile(r"kind: (Connect|Request|Timeout|Interrupted|Decode|Unknown)\b")
 _TLS = re.compile(r"certificate|InvalidMessage|AlertReceived|HandshakeFailure", re.IGNORECASE)
-_CONTAINER = {"NoSuchBucket", "ContainerNotFound"}
 
 CLASSES: Mapping[str, tuple[type[StorageError], str]] = {
     "UnauthenticatedError": (AccessDenied, "there are no usable credentials; correct the store's keys"),
@@ -51,7 +50,7 @@ def translate(error: Exception, origin: Origin, what: str, codes: Mapping[str, M
 
 def _translate_answer(status: str, body: str, origin: Origin, what: str, codes: Mapping[str, Meaning]) -> StorageError:
     code, said = _CODE.search(body), _MESSAGE.search(body)
-    if code and code[1] in _CONTAINER:
+    if code and code[1] == "NoSuchBucket":
         return missing_bucket(origin, what.partition("/")[0])
     return by_code(
         origin,

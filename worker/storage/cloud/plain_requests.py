@@ -80,12 +80,14 @@ class BucketEndpoint:
     Attributes:
         url: of the bucket, without a slash at its end.
         sign: returns the headers of a request to a URL, from those that it has without its signature.
+        query: what follows the URL of every object; it may hold a signature, and so is a secret.
         timeout: seconds for which an answer may be silent.
         free: connections that no request uses.
     """
 
     url: str
     sign: Callable[[str, Headers], Headers]
+    query: str = field(default="", repr=False)
     timeout: float = READ_TIMEOUT
     free: list[socket.socket] = field(default_factory=list)
 
@@ -159,7 +161,7 @@ class BucketEndpoint:
 
     def url_of(self, name: str) -> str:
         """Return the URL of an object."""
-        return f"{self.url}/{quote(name, safe='/~')}"
+        return f"{self.url}/{quote(name, safe='/~')}" + (f"?{self.query}" if self.query else "")
 
     def close(self) -> None:
         """End the free connections."""
@@ -238,13 +240,13 @@ def request_head(method: str, url: str, headers: Headers) -> bytes:
     """Return the beginning of a request.
 
     Raises:
-        HTTPException: a header would be another one for the store.
+        HTTPException: a header, or the URL, would be another one for the store.
     """
     _, _, netloc, path = url.split("/", 3)
     host = {} if "Host" in headers else {"Host": netloc}
     lines = [f"{method} /{path} HTTP/1.1", *(f"{name}: {value}" for name, value in {**host, **headers}.items())]
-    if not all(line.isascii() and line.isprintable() for line in lines):
-        raise HTTPException("a header is not printable ASCII")
+    if " " in path or not all(line.isascii() and line.isprintable() for line in lines):
+        raise HTTPException("a header is not printable ASCII, or the URL has a space")
     return "\r\n".join((*lines, "", "")).encode()
 
 

@@ -22,7 +22,7 @@ from worker.storage.cloud.metadata import NO_PROPERTIES, UNKNOWN_TIME, set_prope
 from worker.storage.cloud.object_tags import encode_tags
 from worker.storage.cloud.reader import CloudReader, empty_reader
 from worker.storage.cloud.response_body import HttpBody
-from worker.storage.cloud.small_reads_by_obstore import PROPERTIES, SMALL, RealObject
+from worker.storage.cloud.small_reads_by_obstore import PROPERTIES, SMALL
 from worker.storage.cloud.small_reads_by_plain_request import AHEAD, PlainReadsAhead
 from worker.storage.config import S3Config
 from worker.storage.driver import (
@@ -174,10 +174,6 @@ class S3Driver(CloudDriver):
     def small_reads(self) -> PlainReadsAhead:
         """Return what reads many small objects."""
         return self._plain_reads.ahead(self._real_object)
-
-    def _real_object(self, bucket: str, key: str) -> RealObject:
-        real, start = self._real(bucket)
-        return RealObject(real, start + key, f"{bucket}/{key}")
 
     def stat(self, bucket: str, key: str) -> ObjectStat:
         found = self._head_fast(bucket, key)
@@ -604,9 +600,8 @@ class S3Driver(CloudDriver):
         """Return whether the fast path says that there is no such object; False if it says anything else."""
         if self._fast is None:
             return False
-        real, start = self._real(bucket)
         try:
-            self._fast.head(RealObject(real, start + key, f"{bucket}/{key}"))
+            self._fast.head(self._real_object(bucket, key))
         except StorageError as error:
             return isinstance(error, NotFound)
         return False
@@ -615,9 +610,8 @@ class S3Driver(CloudDriver):
         """Return the properties of an object by the fast path, or None."""
         if self._fast is None:
             return None
-        real, start = self._real(bucket)
         try:
-            found = self._fast.head(RealObject(real, start + key, f"{bucket}/{key}"))
+            found = self._fast.head(self._real_object(bucket, key))
         except NotFound:
             raise self._missing(bucket, key) from None
         if found is None or not found[0]["e_tag"]:

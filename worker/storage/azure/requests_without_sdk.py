@@ -1,0 +1,68 @@
+"""Tell how a container of Azure Blob Storage is reached without the SDK, and sign the requests."""
+
+import time
+from collections.abc import Callable
+from email.utils import formatdate
+from typing import Any
+
+from azure.core.pipeline import PipelineContext, PipelineRequest
+from azure.core.pipeline.transport import HttpRequest
+from azure.storage.blob import BlobServiceClient
+
+from worker.storage.cloud.plain_requests import BucketEndpoint, Headers
+from worker.storage.cloud.small_reads_by_obstore import CREDENTIALS_FOR
+from worker.storage.config import AzureConfig
+
+_SCOPE = "https://storage.azure.com/.default"
+
+
+def locator(
+    config: AzureConfig, service: Callable[[], BlobServiceClient], method: str, timeout: float
+) -> Callable[[str], BucketEndpoint | None]:
+    """Return a function that tells how a container is reached for requests of one method; None if only the SDK may."""
+
+    def locate(real: str) -> BucketEndpoint | None:
+        return None if config.data_path == "sdk" else _locate(config, real, service(), method, timeout)
+
+    return locate
+
+
+def _locate(config: AzureConfig, real: str, service: BlobServiceClient, method: str, timeout: float) -> BucketEndpoint:
+    found: Any = service.credential
+    url, _, query = str(service.get_container_client(real).url).partition("?")  # with the connection string's signature
+    if hasattr(found, "signature"):
+        query = found.signature.lstrip("?")
+    authorise = _authorisation(found)
+    content = {"Content-Type": "application/octet-stream"} if method == "PUT" else {}
+
+    def sign(url: str, headers: Headers) -> Headers:
+        always = {"x-ms-date": formatdate(usegmt=True), "x-ms-version": config.api_version}
+        request = HttpRequest(method, url, {**headers, **always, **content})
+        authorise(PipelineRequest(request, PipelineContext(None)))
+        return dict(request.headers)
+
+    return BucketEndpoint(url, sign, query=query, timeout=timeout)
+
+
+def _authorisation(credential: Any) -> Callable[[Any], None]:
+    """Return what adds the header that authorises a request. A signature in the URL, and no credential, add none."""
+    if hasattr(credential, "account_key"):
+        return credential.on_request  # type: ignore[no-any-return]  # the SDK's own signature with the key
+    return _Bearer(credential).sign if hasattr(credential, "get_token") else lambda _: None
+
+
+class _Bearer:
+    """A token in place of a signature. It is kept for a while: some credentials start a program for each."""
+
+    def __init__(self, credential: Any) -> None:
+        self._credential = credential
+        self._token = ""
+        self._until = 0.0
+
+    def sign(self, request: Any) -> None:
+        """Add the token to a request."""
+        if time.time() >= self._until:
+            found = self._credential.get_token(_SCOPE)
+            self._token = found.token
+            self._until = min(time.time() + CREDENTIALS_FOR.total_seconds(), found.expires_on - 60)
+        request.http_request.headers["Authorization"] = f"Bearer {self._token}"
