@@ -3,7 +3,7 @@
 import logging
 
 from worker import clock
-from worker.artifacts.sanitize_metadata import encoded_tags, valid_metadata
+from worker.artifacts.sanitize_found_metadata import encoded_tags, valid_metadata
 from worker.artifacts.stored_digests import RECORDED
 from worker.catalogue import Artifact, Finding, FinishedCopy
 from worker.catalogue.rebuilding import FIRST_READ, KEPT

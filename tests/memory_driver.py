@@ -10,6 +10,7 @@ from typing import Self
 
 from worker.storage.cloud.conditional_write import check_copied
 from worker.storage.driver import (
+    BUFFER_SIZE,
     Body,
     Capabilities,
     Condition,
@@ -22,7 +23,6 @@ from worker.storage.driver import (
 )
 from worker.storage.errors import AlreadyExists, BucketNotEmpty, NotFound, PreconditionFailed
 from worker.storage.exception_boundary import exception_boundary
-from worker.storage.integrity.verifying_reader import BUFFER_SIZE
 
 _CAPABILITIES = Capabilities(
     needs_digest_first=False,

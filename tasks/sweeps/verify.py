@@ -11,8 +11,8 @@ from worker.artifacts.log_signature import BadKeyFile, LogKeys
 from worker.artifacts.overdue_and_unconfigured_findings import see_stores
 from worker.artifacts.read_budget import LATE, Backlog, forecast_of, pace_of
 from worker.artifacts.read_budget import plan as plan_reads
-from worker.artifacts.rebuild.named_companions_in_stores import keep_companions
-from worker.artifacts.rebuild.tombstones_in_stores import keep_tombstones
+from worker.artifacts.rebuild.companions_kept_in_stores import keep_companions
+from worker.artifacts.rebuild.tombstones_kept_in_stores import keep_tombstones
 from worker.artifacts.store_holds import hold_missing
 from worker.artifacts.verification_log_head import see_head
 from worker.catalogue import AHEAD, FindingKind

@@ -16,9 +16,9 @@ from worker.artifacts.sources import Source, SourceRefused
 from worker.limits.limited_store import LimitedStore
 from worker.settings import Settings
 from worker.storage import Store
-from worker.storage.driver import SignedPut
+from worker.storage.driver import BUFFER_SIZE, SignedPut
 from worker.storage.errors import NotFound, OutOfSpace, SizeMismatch
-from worker.storage.integrity.verifying_reader import BUFFER_SIZE, write_at
+from worker.storage.integrity.verifying_reader import write_at
 from worker.storage.keys import UPLOADS_BUCKET
 
 AnyStore = Store | LimitedStore

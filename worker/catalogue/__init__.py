@@ -56,12 +56,23 @@ from worker.catalogue.pauses import Pause, Pauses, Scope
 from worker.catalogue.rebuilding import FoundKey, FoundObject, KnownKey, Rebuilding, Rebuilt, Rules
 from worker.catalogue.reconciliation import ReconcileRun, Reconciliations, RecordedCopy, SettledFinding, Sighting
 from worker.catalogue.recorded_stores import ForgottenStore, StoreRecords
-from worker.catalogue.records import BAD, Artifact, Copy, CopyState, Finding, FindingKind, JobRecord, LogHead
+from worker.catalogue.records import (
+    BAD,
+    Artifact,
+    Copy,
+    CopyState,
+    Finding,
+    FindingKind,
+    JobRecord,
+    LogHead,
+    Outcome,
+    VerdictRow,
+)
 from worker.catalogue.repairable_copies import Repairs, UntrustedStore
 from worker.catalogue.store_identities import StoreIdentities
 from worker.catalogue.sweep_claims import AHEAD, GRACE, NeededReads, SweepClaims
 from worker.catalogue.tokens import AccessToken, AccessTokens
-from worker.catalogue.verification_log import Outcome, VerdictRow, Verifications
+from worker.catalogue.verification_log import Verifications
 from worker.storage.identity import KnownIdFiles
 
 __all__ = [

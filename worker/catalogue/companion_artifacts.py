@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from worker.catalogue.artifacts import artifact_of, begins_with
 from worker.catalogue.companion_keys import OWNERS, companion_keys, named_for, owner_keys, placed_as
 from worker.catalogue.database import CatalogueError, Database
-from worker.catalogue.extent_of_rows import extent_of
+from worker.catalogue.detect_changed_rows import extent_of
 from worker.catalogue.holds import check_hold
 from worker.catalogue.records import Artifact
 from worker.catalogue.tables import CURRENT, artifacts, companions

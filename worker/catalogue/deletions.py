@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from worker.catalogue.artifacts import artifact_of, copy_of, tombstone_all
 from worker.catalogue.companion_keys import companion_keys
 from worker.catalogue.database import CatalogueError, Database
-from worker.catalogue.extent_of_rows import extent_of
+from worker.catalogue.detect_changed_rows import extent_of
 from worker.catalogue.holds import OnHold, begun_writer, check_hold
 from worker.catalogue.records import Artifact, Copy, CopyState
 from worker.catalogue.tables import artifacts, copies, holds, tombstones

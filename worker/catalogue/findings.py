@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Row
@@ -14,15 +14,11 @@ from sqlalchemy.dialects import postgresql, sqlite
 from worker.catalogue.bulk import by_bucket
 from worker.catalogue.compiled_statements import Prepared
 from worker.catalogue.database import Database
-from worker.catalogue.records import BAD, CopyState, FindingKind
+from worker.catalogue.records import BAD, Artifact, Copy, CopyState, FindingKind, VerdictRow
 from worker.catalogue.tables import CURRENT, artifacts, canaries, copies, findings
 from worker.catalogue.types import Text, without_nul
 from worker.storage import Verdict
 from worker.storage.keys import CANARY_BUCKET
-
-if TYPE_CHECKING:
-    from worker.catalogue.records import Artifact, Copy
-    from worker.catalogue.verification_log import VerdictRow
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +174,7 @@ class Findings:
             ids = [row.id for row in found if (row.store, row.kind) == (store, FindingKind.SUSPECT)]
             _resolve(connection, dict.fromkeys(ids, "replaced before the second read"), now)
 
-    def has_wrong_metadata(self, artifact: "Artifact", store: str) -> bool:
+    def has_wrong_metadata(self, artifact: Artifact, store: str) -> bool:
         """Return whether the finding is open that a copy of this version has right bytes and wrong metadata."""
         row = findings.c
         query = sa.select(row.id).where(
@@ -306,7 +302,7 @@ class Findings:
 # What other changes of the catalogue do to findings, within their transactions
 
 
-def note_verdicts(connection: Connection, verdicts: Sequence["VerdictRow"], now: datetime) -> None:
+def note_verdicts(connection: Connection, verdicts: Sequence[VerdictRow], now: datetime) -> None:
     """Open what verdicts found bad or could not read; resolve what they found right, or wrong in another way."""
     open_ = _open_at(connection, {(each.bucket, each.key) for each in verdicts})
     if not open_ and all(each.verdict == Verdict.VERIFIED and not each.has_wrong_metadata for each in verdicts):
@@ -331,7 +327,7 @@ def note_verdicts(connection: Connection, verdicts: Sequence["VerdictRow"], now:
         _see_lost(connection, _lost_among(connection, {(each.bucket, each.key) for each in bad}), now)
 
 
-def note_writes(connection: Connection, written: Collection[tuple["Artifact", str]], now: datetime) -> None:
+def note_writes(connection: Connection, written: Collection[tuple[Artifact, str]], now: datetime) -> None:
     """Resolve the findings about copies that were written, and about versions that were replaced by that."""
     versions = {(store, of.bucket, of.key): of.version for of, store in written}
     newest = {(of.bucket, of.key): (of.version, store) for of, store in written}
@@ -348,7 +344,7 @@ def note_writes(connection: Connection, written: Collection[tuple["Artifact", st
     _resolve(connection, resolved, now)
 
 
-def note_deletes(connection: Connection, deleted: Sequence["Copy"], how: str, now: datetime) -> None:
+def note_deletes(connection: Connection, deleted: Sequence[Copy], how: str, now: datetime) -> None:
     """Resolve the findings about copies that are not wanted any more."""
     if connection.execute(sa.select(findings.c.id).where(_OPEN).limit(1)).scalar() is None:
         return
@@ -365,7 +361,7 @@ def note_deletes(connection: Connection, deleted: Sequence["Copy"], how: str, no
     _resolve(connection, dict.fromkeys(ids, how), now)
 
 
-def note_tombstones(connection: Connection, deleted: Sequence["Artifact"], now: datetime) -> None:
+def note_tombstones(connection: Connection, deleted: Sequence[Artifact], now: datetime) -> None:
     """Resolve what was wrong with artifacts that were deleted as a whole."""
     last = {(of.bucket, of.key): of.version for of in deleted}
     whole = {FindingKind.LOST, FindingKind.UNDER_REPLICATED}
@@ -431,7 +427,7 @@ def _of_store(kind: FindingKind, store: str) -> sa.Select[Any]:
     )
 
 
-def _settles(verdict: "VerdictRow", kind: str) -> str | None:
+def _settles(verdict: VerdictRow, kind: str) -> str | None:
     """Return how a verdict on a copy resolves an open finding of this kind on the same copy, None if it does not."""
     if kind == FindingKind.METADATA:
         known = verdict.verdict in BAD or verdict.stored_sha256 == verdict.expected_sha256
@@ -448,7 +444,7 @@ def _settles(verdict: "VerdictRow", kind: str) -> str | None:
     return f"found {verdict.verdict} by job {verdict.job}"
 
 
-def _finding_of(verdict: "VerdictRow", kind: FindingKind) -> NewFinding:
+def _finding_of(verdict: VerdictRow, kind: FindingKind) -> NewFinding:
     evidence = {
         "verdict": verdict.verdict, "job": verdict.job, "expected_sha256": verdict.expected_sha256,
         "found_sha256": verdict.found_sha256, "found_size": verdict.found_size,
@@ -460,7 +456,7 @@ def _finding_of(verdict: "VerdictRow", kind: FindingKind) -> NewFinding:
     )  # fmt: skip
 
 
-def _metadata_finding(verdict: "VerdictRow") -> NewFinding:
+def _metadata_finding(verdict: VerdictRow) -> NewFinding:
     said = (
         f"the store keeps SHA-256 {verdict.stored_sha256} beside them"
         if verdict.stored_sha256

@@ -18,10 +18,10 @@ from worker.catalogue.artifacts import FinishedCopy, delete_copies, finish_copie
 from worker.catalogue.bulk import one_of_ids
 from worker.catalogue.compiled_statements import Prepared
 from worker.catalogue.database import CatalogueError, Database
-from worker.catalogue.records import Artifact, Copy, CopyState
+from worker.catalogue.records import Artifact, Copy, CopyState, VerdictRow
 from worker.catalogue.sweep_claims import claim_copies, due_copies, still_due
 from worker.catalogue.tables import artifacts, batches, copies, jobs, pages, verifications
-from worker.catalogue.verification_log import PreparedVerdicts, VerdictRow, append_verdicts, prepare_verdicts
+from worker.catalogue.verification_log import PreparedVerdicts, append_verdicts, prepare_verdicts
 from worker.storage import Digest
 from zot_artifact_client.contract import JobState
 

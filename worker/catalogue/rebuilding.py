@@ -21,9 +21,9 @@ from worker.catalogue.database import Database
 from worker.catalogue.deletions import KeptTombstone, Tombstone, record_tombstone
 from worker.catalogue.findings import NewFinding, see
 from worker.catalogue.holds import OnHold, check_hold
-from worker.catalogue.records import Artifact, Copy, FindingKind
+from worker.catalogue.records import Artifact, Copy, FindingKind, VerdictRow
 from worker.catalogue.tables import artifacts, copies, tombstones
-from worker.catalogue.verification_log import VerdictRow, append_verdicts, prepare_verdicts
+from worker.catalogue.verification_log import append_verdicts, prepare_verdicts
 from worker.storage import Digest, Verdict
 from worker.storage.integrity.manifest import Manifest
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
-from worker.storage import Digest
+from worker.storage import Digest, Verdict
 
 
 class CopyState(StrEnum):
@@ -162,6 +162,51 @@ class Finding:
     detail: str | None = None
     stored_sha256: str | None = None
     """As in `Verification`; it is not in the log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One verdict, and the copy that it is about. `tag` and `retry_at` are those of `record`."""
+
+    finding: Finding
+    copy: Copy
+    tag: str | None = None
+    retry_at: datetime | None = None
+
+
+class VerdictRow(NamedTuple):
+    """One verdict of a page, as plain values: see `Finding` and `Outcome`."""
+
+    copy: int
+    job: str
+    store: str
+    bucket: str
+    key: str
+    version: int
+    verdict: str
+    expected_sha256: str
+    found_sha256: str | None = None
+    found_size: int | None = None
+    detail: str | None = None
+    tag: str | None = None
+    retry_at: datetime | None = None
+    stored_sha256: str | None = None
+
+    @property
+    def has_wrong_metadata(self) -> bool:
+        """Return whether the bytes are right, and the digest beside them is gone or another one."""
+        stored = self.stored_sha256
+        return stored is not None and stored != self.expected_sha256 and self.verdict == Verdict.VERIFIED
+
+    @classmethod
+    def of(cls, outcome: Outcome) -> "VerdictRow":
+        """Return the same verdict as plain values."""
+        finding, artifact = outcome.finding, outcome.finding.artifact
+        return cls(
+            outcome.copy.id, finding.job, finding.store, artifact.bucket, artifact.key, artifact.version,
+            finding.verdict, artifact.digest.sha256, finding.found_sha256, finding.found_size, finding.detail,
+            outcome.tag, outcome.retry_at, finding.stored_sha256,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from worker.catalogue.bulk import BulkStatement, Given, insert
 from worker.catalogue.compiled_statements import Prepared
 from worker.catalogue.database import Database
 from worker.catalogue.findings import note_verdicts
-from worker.catalogue.records import BAD, Artifact, Copy, CopyState, Finding, LogHead
+from worker.catalogue.records import BAD, Artifact, Copy, CopyState, Finding, LogHead, Outcome, VerdictRow
 from worker.catalogue.tables import copies, verifications
 from worker.catalogue.types import UtcDateTime, without_nul
 from worker.metric_counters import DETECTION, VERDICTS
@@ -57,51 +57,6 @@ _LAST_HASH = Prepared(sa.select(verifications.c.hash).order_by(verifications.c.i
 _HEAD = (
     sa.select(verifications.c.id, verifications.c.hash, verifications.c.at).order_by(verifications.c.id.desc()).limit(1)
 )
-
-
-class VerdictRow(NamedTuple):
-    """One verdict of a page, as plain values: see `Finding` and `Outcome`."""
-
-    copy: int
-    job: str
-    store: str
-    bucket: str
-    key: str
-    version: int
-    verdict: str
-    expected_sha256: str
-    found_sha256: str | None = None
-    found_size: int | None = None
-    detail: str | None = None
-    tag: str | None = None
-    retry_at: datetime | None = None
-    stored_sha256: str | None = None
-
-    @property
-    def has_wrong_metadata(self) -> bool:
-        """Return whether the bytes are right, and the digest beside them is gone or another one."""
-        stored = self.stored_sha256
-        return stored is not None and stored != self.expected_sha256 and self.verdict == Verdict.VERIFIED
-
-    @classmethod
-    def of(cls, outcome: "Outcome") -> "VerdictRow":
-        """Return the same verdict as plain values."""
-        finding, artifact = outcome.finding, outcome.finding.artifact
-        return cls(
-            outcome.copy.id, finding.job, finding.store, artifact.bucket, artifact.key, artifact.version,
-            finding.verdict, artifact.digest.sha256, finding.found_sha256, finding.found_size, finding.detail,
-            outcome.tag, outcome.retry_at, finding.stored_sha256,
-        )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """One verdict, and the copy that it is about. `tag` and `retry_at` are those of `record`."""
-
-    finding: Finding
-    copy: Copy
-    tag: str | None = None
-    retry_at: datetime | None = None
 
 
 class Verifications:

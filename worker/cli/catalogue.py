@@ -16,9 +16,9 @@ from uuid import uuid4
 import typer
 
 from worker.artifacts.catalogue_backup import Backup, NoBackup, back_up, backups, restore_newest
-from worker.artifacts.rebuild.named_companions_in_stores import restore_companions
+from worker.artifacts.rebuild.companions_kept_in_stores import restore_companions
 from worker.artifacts.rebuild.rebuild_catalogue import Rebuild, Tally
-from worker.artifacts.rebuild.tombstones_in_stores import KeptTombstones
+from worker.artifacts.rebuild.tombstones_kept_in_stores import KeptTombstones
 from worker.catalogue import Catalogue, ExportSummary, Rules, expected_identity, load_export
 from worker.catalogue.load_export import Lines
 from worker.cli.atomic_file import complete_file

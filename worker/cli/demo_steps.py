@@ -18,7 +18,7 @@ from rich.console import Console
 from worker import clock
 from worker.catalogue import Copy
 from worker.cli.errors import Failure
-from worker.cli.get import fetch
+from worker.cli.fetch_artifact import fetch
 from worker.cli.job_outcome import Outcome
 from worker.cli.output import size, word
 from worker.cli.send_and_wait import request_of, sender

@@ -16,7 +16,7 @@ from worker.catalogue import Artifact
 from worker.cli.arguments import ArtifactPath
 from worker.cli.atomic_file import complete_file
 from worker.cli.errors import Failure, Status
-from worker.cli.get import fetch
+from worker.cli.fetch_artifact import fetch
 from worker.cli.get_directory import Refused, Target
 from worker.cli.output import AsJson, print_json, say, size
 from worker.cli.progress import bar

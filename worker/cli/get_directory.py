@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from worker.catalogue import Artifact
 from worker.cli.errors import Failure, Status
-from worker.cli.get import fetch
+from worker.cli.fetch_artifact import fetch
+from worker.cli.keys_of_written_files import KeysOfFiles
 from worker.cli.output import complain, print_json, say, size
-from worker.cli.placed_files import PlacedFiles
 from worker.cli.progress import Bar
 from worker.cli.session import Session
 from worker.storage.errors import InvalidKey, StorageError
@@ -60,7 +60,7 @@ class Target:
     """The directory, and the key of each file in it: no two keys may have the same file."""
 
     root: Path
-    placed: PlacedFiles = field(default_factory=PlacedFiles)
+    placed: KeysOfFiles = field(default_factory=KeysOfFiles)
 
     def path_of(self, relative: str) -> Path:
         """Return the path of an artifact's file; its directory is made.

@@ -102,7 +102,7 @@ def list_(
         zot-artifacts jobs --dead --store dr --error Unavailable
     """
     if rejected:
-        from worker.cli.rejected_messages import list_rejected
+        from worker.cli.jobs_rejected import list_rejected
 
         list_rejected(load_settings(), limit=limit, as_json=as_json)
         return

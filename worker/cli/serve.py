@@ -66,7 +66,7 @@ def serve(
 
 def _check_certificate(certificate: Path, key: Path) -> None:
     """Return if a server can use these files. Raise Failure, which holds nothing of them."""
-    from worker.certificate_files import NO_PAIR, is_chain_with_key, out_of_date
+    from worker.server_certificate import NO_PAIR, is_chain_with_key, out_of_date
 
     if not is_chain_with_key(certificate, key):
         raise Failure(f"--certificate {certificate}, --key {key}: {NO_PAIR}", Status.USAGE, type_="UsageError")

@@ -9,7 +9,7 @@ from kombu.connection import Connection
 
 from worker.beat_scheduler import last_tick
 from worker.cli.errors import FULL_BROKER
-from worker.cli.rejected_messages import describe_counts, open_rejected
+from worker.cli.jobs_rejected import describe_counts, open_rejected
 from worker.limits.circuit_breaker import CircuitBreaker
 from worker.limits.expiring_counters import Counters
 from worker.limits.shared_redis import SharedRedis, redis_of_results

@@ -13,8 +13,9 @@ from typing import BinaryIO
 from worker.cli.errors import WAYS_OUT_OF_WRITE, Failure, Status
 from worker.settings import Settings
 from worker.settings.private_data_directory import open_own
+from worker.storage.driver import BUFFER_SIZE
 from worker.storage.filesystem.open_without_symlinks import is_link_refusal
-from worker.storage.integrity.verifying_reader import BUFFER_SIZE, OnBytes
+from worker.storage.integrity.verifying_reader import OnBytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ from celery import Celery
 from celery.states import FAILURE
 
 from worker import clock
-from worker.certificate_files import NO_PAIR, is_chain_with_key, out_of_date
 from worker.flower.require_authentication import has_passwords
 from worker.flower.tasks import BAD_STATES, TaskFormatter
+from worker.server_certificate import NO_PAIR, is_chain_with_key, out_of_date
 from worker.settings import Settings
 
 logger = logging.getLogger(__name__)

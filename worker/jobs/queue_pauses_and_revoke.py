@@ -27,7 +27,7 @@ _COMPARING, _COMPARED = "zot-artifacts:cancelling:comparing", "zot-artifacts:can
 """The Redis keys that exist while a worker has just compared, and of what the last one found."""
 _COMPARE_SECONDS = 3
 """Least seconds between two processes that are started for new requests, in all workers."""
-_CANCEL = (sys.executable, "-m", "worker.cancel_waiting")
+_CANCEL = (sys.executable, "-m", "worker.cancel_waiting_jobs")
 _started: list["subprocess.Popen[bytes]"] = []
 
 

@@ -21,10 +21,10 @@ from worker.storage import (
     Verification,
 )
 from worker.storage.configured_stores import Stores
-from worker.storage.driver import HashedBytes, ObjectProperties, SmallPut
+from worker.storage.driver import BUFFER_SIZE, HashedBytes, ObjectProperties, SmallPut
 from worker.storage.errors import PermanentError, StorageError, TransientError
 from worker.storage.integrity.manifest import Chunk, Manifest
-from worker.storage.integrity.verifying_reader import BUFFER_SIZE, OnBytes, Readable, VerifiedReader
+from worker.storage.integrity.verifying_reader import OnBytes, Readable, VerifiedReader
 from worker.storage.store import WriteOptions
 from worker.storage.transfer.multipart import Checkpoint
 

@@ -8,8 +8,8 @@ from typing import Self, TypeVar
 from worker.limits.limited_store import LimitedReader, LimitedStore
 from worker.limits.snooze import Paused, Snooze
 from worker.storage import Digest, ListedObject, ObjectStat, Verification
+from worker.storage.driver import BUFFER_SIZE
 from worker.storage.errors import StorageError, Unavailable
-from worker.storage.integrity.verifying_reader import BUFFER_SIZE
 
 AnswerT = TypeVar("AnswerT")
 

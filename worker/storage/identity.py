@@ -18,7 +18,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Protocol
 
-from worker.storage.cloud.endpoint import InvalidEndpoint, parse_endpoint
 from worker.storage.config import (
     AzureConfig,
     CloudConfig,
@@ -29,6 +28,7 @@ from worker.storage.config import (
     connection_fields,
 )
 from worker.storage.driver import Condition, Driver, WriteInfo
+from worker.storage.endpoint import InvalidEndpoint, parse_endpoint
 from worker.storage.errors import (
     AccessDenied,
     AlreadyExists,

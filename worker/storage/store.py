@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypedDict, cast
 
 from worker.storage.driver import (
+    BUFFER_SIZE,
     Capabilities,
     Condition,
     Digest,
@@ -62,16 +63,9 @@ from worker.storage.integrity.chunk_verification import (
     first_bad_chunk,
 )
 from worker.storage.integrity.manifest import Chunk, Manifest
+from worker.storage.integrity.read_back import ReadBack
 from worker.storage.integrity.verdict import Verdict, Verification, judge, size_mismatch, stored_digest
-from worker.storage.integrity.verifying_reader import (
-    BUFFER_SIZE,
-    OnBytes,
-    Readable,
-    VerifiedReader,
-    VerifyingReader,
-    save,
-    write_at,
-)
+from worker.storage.integrity.verifying_reader import OnBytes, Readable, VerifiedReader, VerifyingReader, save, write_at
 from worker.storage.keys import (
     QUARANTINE_BUCKET,
     STAGING_BUCKET,
@@ -83,7 +77,6 @@ from worker.storage.keys import (
     reserved_key,
 )
 from worker.storage.transfer.multipart import MEMORY, Checkpoint, MultipartWrite, NoCheckpoint
-from worker.storage.transfer.read_back import ReadBack
 from worker.storage.transfer.resumable_read import ResumableReader, open_resumable
 from worker.storage.transfer.server_copy import Between, copy_server_side
 

@@ -22,7 +22,7 @@ from tests.servers.proxy import Cut, Fault, FaultyProxy, Request, Say
 from tests.waiting import WITHIN
 from worker import clock
 from worker.cli.errors import Failure
-from worker.cli.get import fetch
+from worker.cli.fetch_artifact import fetch
 from worker.context import Context
 from worker.settings import Settings
 from worker.storage import FilesystemConfig, S3Config, Store, Verdict

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from worker.cli.get_directory import Refused, Target
-from worker.cli.placed_files import PlacedFiles
+from worker.cli.keys_of_written_files import KeysOfFiles
 
 
 def test_a_second_key_gets_no_file_of_the_first(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_a_file_with_the_numbers_of_a_replaced_one_is_not_refused(tmp_path: Path
 
 def test_the_files_of_many_keys_are_not_kept_in_memory() -> None:
     """What is remembered of 20,000 keys takes less than 1 MiB of Python's memory."""
-    placed = PlacedFiles()
+    placed = KeysOfFiles()
     tracemalloc.start()
     try:
         for inode in range(20_000):
@@ -49,7 +49,7 @@ def test_the_files_of_many_keys_are_not_kept_in_memory() -> None:
 
 def test_a_full_temporary_directory_is_an_error_of_the_file() -> None:
     """The artifact is reported as not written, as with a full DEST, and the command does not end with a traceback."""
-    placed = PlacedFiles()
+    placed = KeysOfFiles()
     placed._table.execute("PRAGMA max_page_count = 2")
     with pytest.raises(OSError, match="in the temporary directory: database or disk is full"):
         placed.owner(1, 1, "key" * 10_000)

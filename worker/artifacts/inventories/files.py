@@ -11,8 +11,8 @@ from worker.artifacts.inventories.manifest import BadInventory, ReportFile
 from worker.artifacts.sources import open_source
 from worker.limits.limited_store import LimitedStores
 from worker.settings import Settings
+from worker.storage.driver import BUFFER_SIZE
 from worker.storage.errors import NotFound, OutOfSpace
-from worker.storage.integrity.verifying_reader import BUFFER_SIZE
 
 _MANIFEST = 64 << 20
 """Bytes of the largest manifest, of a report of 100,000 files."""

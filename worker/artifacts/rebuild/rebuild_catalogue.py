@@ -12,10 +12,10 @@ from itertools import groupby
 from operator import itemgetter
 
 from worker import clock
-from worker.artifacts.rebuild.catalogue_lists_in_stores import ReadStore
-from worker.artifacts.rebuild.tombstones_in_stores import KeptTombstones
+from worker.artifacts.rebuild.lists_kept_in_stores import ReadStore
+from worker.artifacts.rebuild.tombstones_kept_in_stores import KeptTombstones
 from worker.artifacts.reconcile import in_order
-from worker.artifacts.sanitize_metadata import encoded_tags, valid_metadata
+from worker.artifacts.sanitize_found_metadata import encoded_tags, valid_metadata
 from worker.catalogue import Catalogue, FoundKey, FoundObject, KnownKey, OnHold, Rebuilt, Rules
 from worker.settings.section_models import PageSettings
 from worker.storage import ObjectStat, Verdict

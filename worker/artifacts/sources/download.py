@@ -31,6 +31,7 @@ from worker.artifacts.sources.errors import SourceRefused, origin_of, shown
 from worker.artifacts.sources.partial_download import Partial, partial_download
 from worker.artifacts.sources.strict_http_response import StrictResponse
 from worker.settings import Settings
+from worker.storage.driver import BUFFER_SIZE
 from worker.storage.errors import (
     AccessDenied,
     NotFound,
@@ -41,7 +42,6 @@ from worker.storage.errors import (
     Timeout,
     Unavailable,
 )
-from worker.storage.integrity.verifying_reader import BUFFER_SIZE
 from zot_artifact_client.host_and_port import split_address
 
 logger = logging.getLogger(__name__)

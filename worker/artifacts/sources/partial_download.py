@@ -12,8 +12,8 @@ from typing import Any, BinaryIO
 
 from worker.settings import Settings
 from worker.settings.private_data_directory import open_own
+from worker.storage.driver import BUFFER_SIZE
 from worker.storage.errors import OutOfSpace, PermanentError
-from worker.storage.integrity.verifying_reader import BUFFER_SIZE
 
 _FILE = ".zot-download"
 _STATE = ".zot-download.json"

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from worker.artifacts.disk_sort import DiskSort
 from worker.artifacts.reconcile import in_order
-from worker.storage.driver import Capabilities, ListedObject, ObjectStat
+from worker.storage.driver import BUFFER_SIZE, Capabilities, ListedObject, ObjectStat
 from worker.storage.errors import IntegrityError, InvalidKey, NotFound, PermanentError, StorageError
-from worker.storage.integrity.verifying_reader import BUFFER_SIZE, VerifiedReader
+from worker.storage.integrity.verifying_reader import VerifiedReader
 from worker.storage.keys import check_existing_key
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from worker.storage.config import FilesystemConfig
 from worker.storage.driver import (
+    BUFFER_SIZE,
     Body,
     Capabilities,
     Condition,
@@ -43,7 +44,7 @@ from worker.storage.filesystem.reader import FilesystemReader
 from worker.storage.filesystem.small_reads import FilesystemSmallReads
 from worker.storage.filesystem.stale_files import StaleFiles
 from worker.storage.filesystem.temp_files import LinkedTempFile, TempFile, sync_at_once
-from worker.storage.integrity.verifying_reader import BUFFER_SIZE, VerifyingReader
+from worker.storage.integrity.verifying_reader import VerifyingReader
 
 _Row = TypeVar("_Row")
 

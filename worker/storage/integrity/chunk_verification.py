@@ -8,10 +8,10 @@ from contextlib import suppress
 from queue import Full, Queue
 from typing import Self
 
-from worker.storage.driver import Driver, ObjectStat
+from worker.storage.driver import BUFFER_SIZE, Driver, ObjectStat
 from worker.storage.errors import DigestMismatch
 from worker.storage.integrity.manifest import Chunk, Manifest
-from worker.storage.integrity.verifying_reader import BUFFER_SIZE, OnBytes
+from worker.storage.integrity.verifying_reader import OnBytes
 from worker.storage.transfer.resumable_read import ResumableReader, open_range, read_range
 
 THREADS = min(4, max(2, os.cpu_count() or 1))

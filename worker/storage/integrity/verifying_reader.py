@@ -6,11 +6,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, Self
 
-from worker.storage.driver import Digest, ObjectReader, ObjectStat
+from worker.storage.driver import BUFFER_SIZE, Digest, ObjectReader, ObjectStat
 from worker.storage.errors import DigestMismatch, SizeMismatch
-
-BUFFER_SIZE = 1 << 20
-"""Bytes read at a time: large enough that hashing runs at full speed and without Python's global lock."""
 
 
 class Readable(Protocol):

@@ -10,9 +10,8 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Self
 
-from worker.storage.driver import Driver, ObjectReader, ObjectStat
+from worker.storage.driver import BUFFER_SIZE, Driver, ObjectReader, ObjectStat
 from worker.storage.errors import TransientError, Unavailable
-from worker.storage.integrity.verifying_reader import BUFFER_SIZE
 
 TRIES = 4
 """Attempts at a read before it has advanced by `BUFFER_SIZE` bytes; then the store is Unavailable."""

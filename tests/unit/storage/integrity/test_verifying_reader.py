@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.waiting import WITHIN
-from worker.storage.driver import Digest
+from worker.storage.driver import BUFFER_SIZE, Digest
 from worker.storage.errors import DigestMismatch, IntegrityError, SizeMismatch
-from worker.storage.integrity.verifying_reader import BUFFER_SIZE, VerifyingReader, drain
+from worker.storage.integrity.verifying_reader import VerifyingReader, drain
 
 CONTENT = b"some content"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

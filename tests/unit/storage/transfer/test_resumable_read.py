@@ -7,9 +7,9 @@ import pytest
 
 from tests.memory_driver import MemoryDriver
 from tests.waiting import WITHIN
-from worker.storage.driver import Capabilities, ObjectReader, WriteInfo
+from worker.storage.driver import BUFFER_SIZE, Capabilities, ObjectReader, WriteInfo
 from worker.storage.errors import AccessDenied, Unavailable
-from worker.storage.integrity.verifying_reader import BUFFER_SIZE, VerifyingReader, drain
+from worker.storage.integrity.verifying_reader import VerifyingReader, drain
 from worker.storage.transfer.resumable_read import AHEAD, WINDOW, open_resumable
 
 PLACE = ("releases", "app.tgz")

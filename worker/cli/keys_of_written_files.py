@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class PlacedFiles:
+class KeysOfFiles:
     """The key of each file, by its device and inode number. Memory does not grow with the number of files.
 
     They are in a temporary file that ends with the process. Each call raises OSError if that cannot be written.

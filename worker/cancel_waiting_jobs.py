@@ -1,4 +1,4 @@
-"""Cancel the waiting jobs that are to be cancelled: `python -m worker.cancel_waiting`, which a worker starts."""
+"""Cancel the waiting jobs that are to be cancelled: `python -m worker.cancel_waiting_jobs`, which a worker starts."""
 
 import logging
 
