@@ -31,6 +31,7 @@ from tests.servers import (
 )
 from tests.servers.directory_in_memory import directory_in_memory
 from tests.servers.worker import new_catalogue
+from worker import clock
 from worker.embedded.parent_death import die_with_parent
 
 # A busy machine is no fault of a test: only what a test asserts can fail it, and pytest-timeout ends what hangs.
@@ -102,6 +103,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         (left_out if asks else kept).append(item)
     config.hook.pytest_deselected(items=left_out)
     items[:] = kept
+
+
+@pytest.fixture(autouse=True)
+def _clock_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the clock of the PostgreSQL of an earlier test."""
+    monkeypatch.setattr(clock, "_shared_start", None)
+    monkeypatch.setattr(clock, "_checked_at", float("-inf"))
 
 
 @pytest.fixture(autouse=True)

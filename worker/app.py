@@ -15,7 +15,7 @@ from typing import Any
 import redis
 from celery import Celery, signals
 
-from worker import context, tracing
+from worker import clock, context, tracing
 from worker.beat_scheduler import LONGEST_SLEEP
 from worker.bounded_exit import end_unless, end_within, end_within_after_signals
 from worker.catalogue import Catalogue, CatalogueError
@@ -290,7 +290,7 @@ def _rename_keys_of_another_type(**_: Any) -> None:
 def _probe_stores(sender: Any, **_: Any) -> None:
     """Probe the stores in a child, unless the settings disable probes: the parent must hold no connection at a fork."""
     if context.configured().sweep.probe.enabled and SWEEP_PROBE.queue in sender.app.amqp.queues.consume_from:
-        sender.app.send_task(SWEEP_PROBE.name, queue=SWEEP_PROBE.queue.value, expires=60)
+        sender.app.send_task(SWEEP_PROBE.name, queue=SWEEP_PROBE.queue.value, expires=clock.SKEW.total_seconds())
 
 
 def _configured_app() -> Celery:

@@ -1,24 +1,68 @@
 """The time of day, always in UTC, and how far it can be believed."""
 
 import json
+import logging
 import secrets
 import time
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+logger = logging.getLogger(__name__)
+
+SKEW = timedelta(minutes=5)
+"""How far the clocks of two machines may differ. What is further ahead was written by a clock that was ahead."""
+_AGREE = timedelta(seconds=1)
+"""By how much the clock of this machine may differ from the shared one."""
+_shared_start: datetime | None = None
+"""When this machine was started, by the shared clock; None while there is no such clock."""
+_checked_at = float("-inf")
+_CHECKED_FOR = 60.0
 _TOLERANCE = 15 * 60
 """Seconds that the clock may gain between two calls without being ahead."""
 
 
 def now() -> datetime:
-    """Return the present moment in UTC."""
+    """Return the present moment in UTC: by the clock of this machine, or by the shared one where the two differ."""
+    host = host_time()
+    if _shared_start is None:
+        return host
+    shared = _shared_start + timedelta(seconds=uptime())
+    return host if abs(host - shared) <= _AGREE else shared
+
+
+def host_time() -> datetime:
+    """Return the present moment by the clock of this machine."""
     return datetime.now(UTC)
+
+
+def earliest() -> datetime:
+    """Return the present moment by the clock that is behind: for what is removed when it is old enough."""
+    found = now()
+    return found if _shared_start is None else min(found, host_time())
 
 
 def uptime() -> float:
     """Return the seconds since this machine was started; no change of the clock changes them."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+def follow(shared: datetime) -> None:
+    """Take a moment that was read just now from the clock that all machines share, that of the catalogue's server.
+
+    The leases and due times of all workers are then by one clock, however wrong that of a machine is.
+    """
+    global _shared_start, _checked_at  # noqa: PLW0603 - a process has one clock
+    if abs(shared - now()) > _AGREE:
+        ahead = (host_time() - shared).total_seconds()
+        logger.warning("the clock of this machine is %+.0f s from that of the catalogue, which counts", ahead)
+    _checked_at = uptime()
+    _shared_start = shared - timedelta(seconds=_checked_at)
+
+
+def is_unchecked() -> bool:
+    """Return whether the clock was not compared with the shared one for a minute."""
+    return uptime() - _checked_at >= _CHECKED_FOR
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +91,7 @@ def not_ahead(kept: Path, hold: timedelta, *, first: datetime | None = None) -> 
         hold: how long the clock must stay as it is.
         first: a moment that has certainly passed, from which a new file begins. Without it the clock is believed then.
     """
-    running = _Seen(_boot(), uptime(), now())
+    running = _Seen(_boot(), uptime(), earliest())
     seen = _read(kept) or replace(running, time=first or running.time)
     ran = max(0.0, running.uptime - (seen.uptime if seen.boot == running.boot else 0.0))
     certain = seen.time + timedelta(seconds=ran)

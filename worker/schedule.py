@@ -3,6 +3,7 @@
 from datetime import timedelta
 from typing import Any
 
+from worker import clock
 from worker.settings import Settings
 from zot_artifact_client.contract import (
     SWEEP_ALARMS,
@@ -24,7 +25,10 @@ from zot_artifact_client.contract import (
 
 
 def beat_schedule(settings: Settings) -> dict[str, dict[str, Any]]:
-    """Return Celery's schedule. A sweep that has not started before the next one is due is dropped."""
+    """Return Celery's schedule. A sweep that has not started `clock.SKEW` after the next one was due is dropped.
+
+    The worker that drops it goes by its own clock, and beat has written the time by that of another machine.
+    """
     recover, verify, replicate = settings.sweep.recover, settings.sweep.verify, settings.sweep.replicate
     repair, reconcile = settings.sweep.repair, settings.sweep.reconcile
     cleanup, probe = settings.sweep.cleanup, settings.sweep.probe
@@ -52,7 +56,7 @@ def beat_schedule(settings: Settings) -> dict[str, dict[str, Any]]:
         spec.kind: {
             "task": spec.name,
             "schedule": every,
-            "options": {"queue": spec.queue.value, "expires": every.total_seconds()},
+            "options": {"queue": spec.queue.value, "expires": (every + clock.SKEW).total_seconds()},
         }
         for spec, enabled, every in sweeps
         if enabled

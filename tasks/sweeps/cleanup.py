@@ -67,7 +67,7 @@ def sweep_cleanup(request: SweepLeftoversRequest, context: JobContext, job: Runn
 def _clean_uploads(store: LimitedStore, context: JobContext, job: RunningJob) -> tuple[int, int]:
     """Remove the stale uploads of a store; return how many, and how many of other programs stay."""
     cleanup, transfers = context.settings.sweep.cleanup, context.catalogue.transfers
-    before = clock.now() - cleanup.age
+    before = clock.earliest() - cleanup.age
     intents = transfers.intents(store.name)
     recorded = transfers.open_in(store.name)
     spared = [transfer for transfer in recorded if transfer.live or transfer.begun_at > before]
@@ -199,7 +199,7 @@ def _was_begun_by(stale: StaleUpload, transfer: OpenTransfer) -> bool:
 
 def _clean_parts(store: LimitedStore, context: JobContext, age: timedelta) -> int:
     """Remove the parts of uploads that no open job needs, and return how many uploads those were of."""
-    old = old_uploads(store, clock.now() - age)
+    old = old_uploads(store, clock.earliest() - age)
     # A job is in the ledger before it leaves the outbox: asked in the other order, one could be in neither.
     waiting = _waiting(set(old))
     sources = context.catalogue.ledger.sources_of_open_jobs() if old else set()
@@ -246,7 +246,7 @@ def _waiting(jobs: set[str]) -> set[str]:
 
 
 def _old(directory: Path, age: timedelta) -> list[Path]:
-    return [path for path in directory.iterdir() if _last_change(path) <= clock.now() - age]
+    return [path for path in directory.iterdir() if _last_change(path) <= clock.earliest() - age]
 
 
 def _last_change(path: Path) -> datetime:

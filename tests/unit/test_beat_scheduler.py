@@ -8,6 +8,8 @@ import pytest
 from celery import Celery
 
 from worker.beat_scheduler import Scheduler
+from worker.schedule import beat_schedule
+from worker.settings import Settings
 
 
 @pytest.fixture
@@ -19,6 +21,14 @@ def app():
 
 def open_scheduler(app, path):
     return Scheduler(app=app, schedule_filename=str(path), lazy=False)
+
+
+def test_a_worker_whose_clock_is_minutes_ahead_drops_no_sweep(tmp_path):
+    """Beat writes by its own clock when a message expires, and a worker elsewhere compares it with its own."""
+    webhooks = {"ci": {"url": "https://ci.example/zot", "secret": "x" * 16}}
+    schedule = beat_schedule(Settings(home=tmp_path, webhooks=webhooks))
+    assert {"sweep.recover", "sweep.webhooks"} <= schedule.keys()
+    assert {name for name, each in schedule.items() if each["options"]["expires"] < 240} == set()
 
 
 @pytest.mark.parametrize("content", [b"", b"torn", b"\x00" * 4096, b"SQLite format 3\x00" + b"x" * 100])

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -25,7 +25,6 @@ from worker.storage.keys import BACKUP_BUCKET
 
 AnyStore = Store | LimitedStore
 
-_CLOCK_SKEW = timedelta(minutes=5)
 _TIME = "%Y%m%dT%H%M%S.%fZ"
 _KEY = re.compile(
     r"(?P<identity>[0-9a-f-]{36})/(?P<at>\d{8}T\d{6}\.\d{6}Z)\.(?P<job>[A-Za-z0-9][A-Za-z0-9._-]*)\.jsonl\.gz"
@@ -144,7 +143,7 @@ def restore_newest(
         BadExport, IntegrityError: the only one is damaged.
         NotEmpty, StorageError: as `restore`.
     """
-    latest = clock.now() + _CLOCK_SKEW
+    latest = clock.now() + clock.SKEW
     skipped: dict[str, str] = {}
     for each in sorted(found, key=lambda each: each.at > latest):
         try:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from worker import clock
 from worker.artifacts import key_lists
@@ -12,8 +12,6 @@ from worker.settings import Settings
 from worker.settings.section_models import PageSettings
 from zot_artifact_client.contract import LinesSelection, PageRequest, RangeSelection
 
-_CLOCK_SKEW = timedelta(minutes=5)
-"""How far the clocks of two workers may differ."""
 _SHARES = 4
 """Pages of a batch that would fit into fewer: one page is one process, and most of a machine would wait for it."""
 _FEWEST = 100
@@ -46,7 +44,7 @@ def is_older(artifact: Artifact, newest: int | None, begun_at: datetime, now: da
     ):  # ids do not depend on clocks, so a clock that was ahead hides no artifact
         return False
     committed = artifact.committed_at
-    return committed is not None and not begun_at < committed <= now + _CLOCK_SKEW
+    return committed is not None and not begun_at < committed <= now + clock.SKEW
 
 
 def select(request: PageRequest, catalogue: Catalogue, settings: Settings, job: str) -> list[PageObject]:

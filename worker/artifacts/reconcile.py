@@ -2,16 +2,15 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from itertools import groupby
 from operator import attrgetter
 from typing import Protocol
 
+from worker import clock
 from worker.catalogue import Catalogue, CopyState, FindingKind, RecordedCopy, Sighting
 from worker.storage.driver import ListedObject
 from worker.storage.errors import StorageError
-
-_CLOCK_SKEW = timedelta(minutes=5)
 
 
 class DisorderedListing(StorageError):
@@ -120,7 +119,7 @@ def _difference(
 ) -> Sighting | None:
     if any(copy.state is CopyState.WRITING for copy in known):
         return None
-    young = there is not None and there.modified > run - _CLOCK_SKEW
+    young = there is not None and there.modified > run - clock.SKEW
     if not known:
         assert there is not None
         return None if young else Sighting(bucket, there.key, FindingKind.ORPHAN, 0, there.size)

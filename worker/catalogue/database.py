@@ -199,7 +199,9 @@ class Database:
                 connection.execution_options(**options)
             self._dialect.set_durable(connection, durable=durable)
             with connection.begin():
-                yield None if begin(connection) is False else connection
+                free = begin(connection) is not False
+                self._dialect.follow_clock(connection)
+                yield connection if free else None
             if self._dialect.KEEPS_CONNECTIONS and len(self._idle) < _MOST_IDLE:
                 self._idle.append(connection)  # for the next transaction
                 connection = None

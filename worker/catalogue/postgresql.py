@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
+from worker import clock
 from worker.catalogue.compiled_statements import execute
 
 LOCK_SECONDS = 30
@@ -145,6 +146,12 @@ def _limits(word: str) -> str:
         f"{word} lock_timeout = '{LOCK_SECONDS}s'; {word} statement_timeout = '{STATEMENT_SECONDS}s';"
         f"{word} idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'"
     )
+
+
+def follow_clock(connection: Connection) -> None:
+    """Make the clock of the server the one of this process: several machines share it."""
+    if clock.is_unchecked():
+        clock.follow(execute(connection, "SELECT clock_timestamp()", ()).fetchone()[0])
 
 
 def begin_read(connection: Connection) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from worker import clock
 from worker.catalogue.artifacts import FIRST_READS, READ_ONCE, SPREADS, artifact_of, begins_with, ensure_copy, listed
 from worker.catalogue.bulk import one_of_ids
 from worker.catalogue.companion_keys import PLACED_AS, with_owners
@@ -20,8 +21,6 @@ from worker.catalogue.tables import artifacts, copies, sweep_cursors
 from worker.storage import Verdict
 
 _SOME = 100
-_CLOCK_SKEW = timedelta(minutes=5)
-"""How far the clocks of two workers may differ. What is further ahead was written by a clock that was ahead."""
 _LATEST = 0.9
 """The part of the period after which a copy is due at the latest."""
 
@@ -281,7 +280,7 @@ def _due_times(waits: Sequence[timedelta], period: timedelta, now: datetime, ahe
     before = {
         f"before_{spread}": now - (wait if spread < FIRST_READS else wait * ahead) for spread, wait in enumerate(waits)
     }
-    return {"now": now, "latest_read": now + _CLOCK_SKEW, "latest_retry": now + period, **before}
+    return {"now": now, "latest_read": now + clock.SKEW, "latest_retry": now + period, **before}
 
 
 def _moment(value: str | datetime) -> datetime:
@@ -322,13 +321,13 @@ def still_due(
         (unread, sa.literal(now - min(waits[:FIRST_READS]))),
         else_=sa.literal(now - min(waits[FIRST_READS:]) * ahead),
     )
-    by_period = sa.and_(retry.is_(None), sa.or_(read <= earliest, read > now + _CLOCK_SKEW))
+    by_period = sa.and_(retry.is_(None), sa.or_(read <= earliest, read > now + clock.SKEW))
     return sa.or_(by_period, retry <= now, retry > now + period)
 
 
 def _far(until: datetime) -> datetime:
     """Return the latest moment at which a claim can end; one that ends later was made by a clock that was ahead."""
-    return until + _CLOCK_SKEW
+    return until + clock.SKEW
 
 
 def _unclaimed(now: sa.ColumnElement[Any], far: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:

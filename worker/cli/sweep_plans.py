@@ -73,7 +73,7 @@ def _is_wanted(session: Session, store: str, bucket: str, key: str) -> bool:
 
 
 def _cleanup(session: Session, store: str, _prefix: str | None) -> dict[str, Any]:
-    before = clock.now() - session.settings.sweep.cleanup.age
+    before = clock.earliest() - session.settings.sweep.cleanup.age
     stale = [each for each in session.stores[store].iter_stale_uploads() if each.since <= before]
     return {"stale": len(stale), "ours": sum(each.ours for each in stale)}
 

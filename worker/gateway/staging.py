@@ -83,7 +83,7 @@ class Staging:
         try:
             with os.fdopen(open_own(self._directory, id_ + _STATE, os.O_RDONLY), "rb") as file:
                 found = StagedUpload(**json.load(file))
-            return found if found.sent or self.expires_at(id_) > clock.now() else None
+            return found if found.sent or self.expires_at(id_) > clock.earliest() else None
         except (FileNotFoundError, ValueError, TypeError):
             return None
 

@@ -53,7 +53,8 @@ def request_cancel(app: Celery, ids: list[str], start: Callable[[], bool] = lamb
 def call_recovery(app: Celery, client: Any, start: Callable[[], bool]) -> None:
     """Have the waiting jobs cancelled for which that was requested, unless that was called for and has not begun."""
     if client.set(_CALLED, 1, ex=_CALLED_FOR, nx=True) and not start():
-        app.send_task(SWEEP_RECOVER.name, queue=SWEEP_RECOVER.queue.value, expires=_CALLED_FOR, ignore_result=True)
+        expires = clock.SKEW.total_seconds()  # by the clock of another machine
+        app.send_task(SWEEP_RECOVER.name, queue=SWEEP_RECOVER.queue.value, expires=expires, ignore_result=True)
 
 
 def cancel_waiting_jobs(context: Context, app: Celery, clean_up: CleanUp) -> int:

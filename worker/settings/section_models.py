@@ -216,7 +216,7 @@ class BackupSweepSettings(Section):
     every: Interval = timedelta(days=1)
     keep: Annotated[int, Field(ge=1)] = 14
     """Backups that stay in each store; older ones are removed when a new one is there."""
-    rehearse: Duration = timedelta(days=7)
+    rehearse: DurationOrZero = timedelta(days=7)
     """How often the newest backup of each store is restored into a scratch database and compared."""
 
 

@@ -111,8 +111,9 @@ def test_companions_are_deleted_undeleted_and_purged_with_the_artifact(
     assert current(known) == {*KEYS, "app.tgz.md5"}
     run(delete, DeleteRequest(**APP))
     assert run(sweep_purge, SweepPurgeRequest()).purged == 0
-    now, uptime, by = clock.now, clock.uptime, GRACE + timedelta(minutes=1)
-    monkeypatch.setattr(clock, "now", lambda: now() + by)
+    now, uptime, by = clock.host_time, clock.uptime, GRACE + timedelta(minutes=1)
+    monkeypatch.setattr(clock, "follow", lambda _: None)
+    monkeypatch.setattr(clock, "host_time", lambda: now() + by)
     monkeypatch.setattr(clock, "uptime", lambda: uptime() + by.total_seconds())
     monkeypatch.setattr(Deletions, "database_time", lambda _: None)
     assert run(sweep_purge, SweepPurgeRequest()).purged == len(KEYS)

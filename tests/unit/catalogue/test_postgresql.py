@@ -3,6 +3,7 @@
 import shutil
 import socket
 import time
+from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
@@ -13,7 +14,7 @@ from tests.servers.postgres import connect
 from tests.servers.process import free_port
 from tests.servers.tls import Authority, TlsProxy
 from worker import clock
-from worker.catalogue import Catalogue, CatalogueError, CatalogueUnavailable, postgresql
+from worker.catalogue import Catalogue, CatalogueError, CatalogueUnavailable, Held, postgresql
 from worker.catalogue.database import Database
 from worker.storage import Digest
 
@@ -35,6 +36,24 @@ def catalogue(url):
 
 def record(catalogue, key="app.tgz"):
     return catalogue.artifacts.record("releases", key, Digest(1, "a" * 64), {}, clock.now()).artifact
+
+
+@pytest.mark.parametrize("wrong", [timedelta(hours=1), timedelta(hours=-1)], ids=["ahead", "behind"])
+def test_a_machine_with_a_wrong_clock_takes_no_job_of_another(url, catalogue, monkeypatch, wrong):
+    """It goes by the clock of the server: a job that is alive is held for it, and not overdue; a lost one is."""
+    lease = timedelta(seconds=30)
+    about = {"owner": "me", "holds": None, "parent": None, "lease": lease}
+    catalogue.ledger.acquire("lives", "upload", {}, now=clock.now(), **about)
+    catalogue.ledger.acquire("lost", "upload", {}, now=clock.now() - 2 * lease, **about)
+    monkeypatch.setattr(clock, "_checked_at", float("-inf"))
+    monkeypatch.setattr(clock, "host_time", lambda: datetime.now(UTC) + wrong)
+    there = Catalogue(url)
+    try:
+        found = there.ledger.overdue(now=clock.now(), again=lease, lease=lease, limit=9)
+        assert [job.id for job in found] == ["lost"]
+        assert isinstance(there.ledger.acquire("lives", "upload", {}, now=clock.now(), **about), Held)
+    finally:
+        there.close()
 
 
 def test_all_text_is_compared_by_its_bytes(url):

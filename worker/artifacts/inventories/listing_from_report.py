@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from worker import clock
 from worker.artifacts.disk_sort import DiskSort
@@ -18,7 +18,6 @@ from worker.storage.keys import RESERVED_BUCKET, RESERVED_SEGMENT
 from zot_artifact_client.contract import SweepEvidenceRequest, SweepReconcileRequest
 
 _HEARTBEAT = 1000
-_CLOCK_SKEW = timedelta(minutes=5)
 
 
 class InventoryListing:
@@ -114,7 +113,7 @@ def open_inventory(
         check_checksum(place, data, checksum)
     elif report.provider != "gcs" and not report.computed:
         raise BadInventory(f"{place}: the file with its checksum is not beside it: the report is not complete")
-    if report.at > clock.now() + _CLOCK_SKEW:
+    if report.at > clock.now() + clock.SKEW:
         raise BadInventory(f"{place}: it is of {report.at:%Y-%m-%d %H:%M} UTC, which is in the future")
     names = _Names(place, store, settings.stores[store], report)
     names.check_scope(bucket, prefix)
