@@ -132,9 +132,7 @@ def _delete_copies(
         job.step(f"deleting from {store}")
         job.check()
         copies = held.get(store, [])
-        limited = context.stores[store]
-        limited.admit()
-        deleted = bool(copies) and limited.delete_object(request.bucket, request.key)
+        deleted = bool(copies) and context.stores[store].delete_object(request.bucket, request.key)
         if records is not None:
             records.deleted.extend(copies)
         else:

@@ -61,13 +61,11 @@ def _stores_of(request: UploadRequest, context: JobContext) -> list[LimitedStore
         catalogue.companions.check(bucket, key, of)
     placed_as = of or (catalogue.companions.placed_as(bucket, key) if context.settings.placement_rules else key)
     names = request.stores or context.settings.placement_of(bucket, placed_as)
-    stores = [context.stores[name] for name in names]
     for name in request.storage_classes:
         if name not in names:
             raise UnknownStore(f"storage_classes names {name!r}, which the upload does not go to")
     check_storage_classes(request.storage_classes, context.stores)
-    context.stores.check_any(names)
-    return stores
+    return context.stores.admitting(names)
 
 
 def _open(request: UploadRequest, context: JobContext, job: RunningJob) -> AbstractContextManager[Source]:

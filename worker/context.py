@@ -72,7 +72,8 @@ class JobContext:
     catalogue: Catalogue
     stores: LimitedStores
     unlimited_stores: Stores
-    """For probes, which have to reach a store whose circuit breaker is open."""
+    """For probes, which have to reach a store whose circuit breaker is open, and for the small objects and holds of the
+    worker itself, which must not wait for a concurrency slot."""
     pauses: PauseCheck
 
     def unpaused_stores(self, store: str | None, *, off: Collection[str] = ()) -> list[str]:

@@ -93,7 +93,6 @@ class _Reconciliation:
 
     def run(self) -> ReconciledStore:
         run, catalogue = self._run, self._context.catalogue
-        self._store.admit()
         states = catalogue.artifacts.count_by_state().get(run.store, {})
         present = sum(count for state, count in states.items() if CopyState(state).present)
         buckets = buckets_to_compare(self._store, catalogue) if self._bucket is None else [self._bucket]

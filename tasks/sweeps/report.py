@@ -8,7 +8,7 @@ from datetime import timedelta
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
-from worker.storage import Store
+from worker.limits.limited_store import LimitedStore
 from worker.storage.driver import ObjectProperties
 from worker.storage.errors import PermanentError
 from worker.storage.keys import REPORT_BUCKET
@@ -32,7 +32,7 @@ def sweep_report(request: SweepReportRequest, context: JobContext, job: RunningJ
     Raises:
         NoReportStore: `sweep.report.store` is not set, or has no place for the report.
         ReportBucketTaken: an artifact has one of its names; it is not overwritten.
-        StorageError: the store did not take it.
+        StorageError, Snooze: the store did not take it, or takes no job now.
     """
     # The commands are imported here: a worker starts without them.
     from worker.cli.output import jsonable
@@ -43,7 +43,7 @@ def sweep_report(request: SweepReportRequest, context: JobContext, job: RunningJ
     settings = context.settings.sweep.report
     if settings.store is None:
         raise NoReportStore("no store is named for the report: set sweep.report.store")
-    store = context.unlimited_stores[settings.store]
+    store = context.stores[settings.store]
     bucket = settings.bucket or REPORT_BUCKET
     if settings.bucket is None and not store.capabilities.reserved_buckets:
         raise NoReportStore(f"{store.name} has no reserved bucket: set sweep.report.bucket")
@@ -69,7 +69,7 @@ def sweep_report(request: SweepReportRequest, context: JobContext, job: RunningJ
     return SweepReportResult(store=store.name, bucket=bucket, keys=tuple(keys), status=int(document["status"]))
 
 
-def _remove_old(store: Store, bucket: str, keep: int) -> None:
+def _remove_old(store: LimitedStore, bucket: str, keep: int) -> None:
     """Delete the oldest reports; no other object of the bucket is touched."""
     names = [each.key for each in store.list_objects(bucket, "report-") if _NAME.fullmatch(each.key)]
     for key in sorted(names)[: max(0, len(names) - 2 * keep)]:

@@ -89,6 +89,10 @@ class LimitedStore:
         with self._request("stat"):
             return self._store.tags(bucket, key)
 
+    def create_bucket(self, bucket: str) -> bool:
+        with self._request("create_bucket"):
+            return self._store.create_bucket(bucket)
+
     def list_buckets(self) -> list[str]:
         with self._request("list"):
             return self._store.list_buckets()
@@ -448,25 +452,27 @@ class LimitedStores(Mapping[str, LimitedStore]):
     def __len__(self) -> int:
         return len(self._stores)
 
-    def check_any(self, names: Iterable[str]) -> None:
-        """Return if at least one of the stores would take a job now; asked before work that serves all of them.
+    def admitting(self, names: Iterable[str]) -> list[LimitedStore]:
+        """Return these stores for work that serves all of them, if at least one takes a job now, or there are none.
 
         Raises:
-            Snooze: none would; the one that is over first.
+            UnknownStore: as `__getitem__`.
+            Snooze: none does; the one that is over first.
         """
+        stores = [self[name] for name in names]
         closed: list[Snooze] = []
-        for name in names:
+        for store in stores:
             try:
-                store = self[name]
                 store.admit()
                 if store.limits.concurrency is not None:
-                    self._admission.check_slots(name, store.limits.concurrency)
+                    self._admission.check_slots(store.name, store.limits.concurrency)
             except Snooze as error:
                 closed.append(error)
             else:
-                return
+                return stores
         if closed:
             raise min(closed, key=lambda error: error.seconds)
+        return stores
 
 
 class _SourceError(Exception):

@@ -674,11 +674,11 @@ def test_work_for_several_stores_begins_if_one_of_them_takes_a_job(shared, admis
     stores = {name: limited(ours, name) for name in ("a", "b")}
     bound = LimitedStores({name: store._store for name, store in stores.items()}, ours, Job())
     ours.record_failure("a")
-    bound.check_any(["a", "b"])
+    assert [store.name for store in bound.admitting(["a", "b"])] == ["a", "b"]
     with limited(ours, "b", Job("other")).slot(), pytest.raises(Snooze, match="b: 1 jobs") as error:
-        bound.check_any(["a", "b"])
+        bound.admitting(["a", "b"])
     assert error.value.seconds < 10
-    bound.check_any([])
+    assert bound.admitting([]) == []
 
 
 def test_what_is_read_back_counts_against_the_bandwidth_and_is_no_progress(admission, shared, monkeypatch):

@@ -9,7 +9,9 @@ import pytest
 from tasks.sweeps.report import NoReportStore, ReportBucketTaken, sweep_report
 from tasks.upload import upload
 from worker import clock
+from worker.catalogue import Scope
 from worker.context import Context
+from worker.limits.snooze import Paused
 from worker.settings import Settings
 from worker.settings.section_models import ReportSweepSettings, SweepSettings
 from worker.storage.config import FilesystemConfig
@@ -51,6 +53,14 @@ def test_only_the_latest_reports_are_kept(run, settings: Settings, monkeypatch) 
     names = sorted(path.name for path in folder(settings).iterdir() if path.suffix != ".sha256")
     dated = [f"report-{now + timedelta(days=day):%Y%m%dT%H%M%SZ}.{form}" for day in (1, 2) for form in ("html", "json")]
     assert names == ["latest.html", "latest.json", *dated, "report-of-another-program"]
+
+
+def test_a_paused_store_gets_no_report(run, context: Context, settings: Settings) -> None:
+    """The sweep waits for the end of the pause and writes nothing into the store before."""
+    context.catalogue.pauses.begin(Scope.STORE, "dr", reason="its disks are moved", now=clock.now())
+    with pytest.raises(Paused, match="dr: the store is paused"):
+        run(sweep_report, SweepReportRequest())
+    assert not folder(settings).exists()
 
 
 def test_without_a_store_the_sweep_says_so(run, context: Context, monkeypatch) -> None:
