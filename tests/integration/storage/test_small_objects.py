@@ -71,7 +71,7 @@ def verdict(store: Store, key: str = "app", body: bytes = BODY) -> Verdict:
     return store.verify_object(BUCKET, key, digest_of(body)).verdict
 
 
-def test_verifying_is_one_request(through: Callable[..., tuple[Store, FaultyProxy]], cloud: str) -> None:
+def test_verifying_is_one_request(through: Callable[..., tuple[Store, FaultyProxy]]) -> None:
     """A small object is verified with one GET; through the SDKs the same takes more, or the bytes as a range."""
     store, proxy = through()
     assert verdict(store) is Verdict.VERIFIED
@@ -79,8 +79,7 @@ def test_verifying_is_one_request(through: Callable[..., tuple[Store, FaultyProx
     assert seen.verdict is Verdict.VERIFIED
     assert [request.method for request in proxy.requests] == ["GET", "GET"]
     for request in proxy.requests:
-        assert "Range" not in request.headers
-        assert cloud == "gcs" or "User-Agent" not in request.headers  # Cloud Storage is read by obstore
+        assert {"Range", "User-Agent"}.isdisjoint(request.headers)
 
 
 @pytest.mark.parametrize("cloud", ["s3", "azure"], indirect=True)  # Cloud Storage is written to by the SDK alone
@@ -209,7 +208,7 @@ def test_many_new_keys_are_asked_for_with_one_listing(rclone: RcloneS3, tmp_path
 def test_a_slow_answer_is_waited_for(
     through: Callable[..., tuple[Store, FaultyProxy]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An answer that takes longer than obstore waits is no dead store: the SDK waits for it."""
+    """An answer that takes longer than a plain request waits is no dead store: the SDK waits for it."""
     monkeypatch.setattr(small_reads_by_obstore, "PATIENCE", 1)
     store, _ = through(lambda request: Delay(1.5) if "/app" in request.path or "%2Fapp" in request.path else None)
     assert verdict(store) is Verdict.VERIFIED
@@ -227,7 +226,7 @@ def test_a_store_that_asks_for_fewer_requests(through: Callable[..., tuple[Store
 def test_a_signal_ends_the_wait_for_a_silent_store(
     through: Callable[..., tuple[Store, FaultyProxy]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A job that is to stop does not wait for a request of obstore, which returns to Python only at its end."""
+    """A job that is to stop does not wait for the answer of a store."""
     monkeypatch.setattr(small_reads_by_obstore, "PATIENCE", 60)
     store, _ = through(lambda request: Delay(20) if request.method == "GET" else None)
     begun = time.monotonic()

@@ -52,7 +52,7 @@ from worker.storage.cloud.object_tags import decode_tags
 from worker.storage.cloud.reader import CloudReader, empty_reader
 from worker.storage.cloud.response_body import HttpBody
 from worker.storage.cloud.small_reads_by_obstore import SMALL
-from worker.storage.cloud.small_reads_by_plain_request import AHEAD, PlainReadsAhead
+from worker.storage.cloud.small_reads_by_plain_request import AHEAD
 from worker.storage.config import AzureConfig
 from worker.storage.driver import (
     Body,
@@ -65,7 +65,6 @@ from worker.storage.driver import (
     PartData,
     SignedPut,
     StaleUpload,
-    WholeObject,
     WriteInfo,
 )
 from worker.storage.errors import HoldNotOffered, NotFound, PermanentError, StorageError, Unavailable
@@ -347,13 +346,6 @@ class AzureDriver(CloudDriver):
             raise
         except ValueError as error:
             raise Unavailable(f"{self._name}: {bucket}: {error}, which is no known order") from error
-
-    def read_whole(self, bucket: str, key: str, size: int) -> WholeObject | None:
-        return self._plain_reads.read(self._real_object(bucket, key), size)
-
-    def small_reads(self) -> PlainReadsAhead:
-        """Return what reads many small objects."""
-        return self._plain_reads.ahead(self._real_object)
 
     # Multipart uploads
 

@@ -24,4 +24,4 @@ def plain_reads(config: AzureConfig, service: Callable[[], BlobServiceClient]) -
 
 def _read(answer: PlainAnswer) -> WholeObject | None:
     # Folders, unfinished copies and blobs that drop blocks are empty blobs, and no objects.
-    return whole_object(answer, _DIGEST, version_of) if answer.body else None
+    return whole_object(answer, _DIGEST, version_of(answer.headers.get("etag"))) if answer.body else None

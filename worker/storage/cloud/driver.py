@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 from worker.storage.cloud.error_mapping import Origin, missing_bucket
-from worker.storage.cloud.small_reads_by_obstore import FastPath, RealObject
+from worker.storage.cloud.small_reads_by_obstore import RealObject
+from worker.storage.cloud.small_reads_by_plain_request import PlainReads, PlainReadsAhead
 from worker.storage.config import CloudConfig
 from worker.storage.driver import ObjectStat, WholeObject
 from worker.storage.errors import BucketNotEmpty, NotFound, PermanentError, StorageError
@@ -98,16 +99,15 @@ class CloudDriver(ABC):
 
     # Small objects
 
-    _fast: FastPath | None = None
+    _plain_reads: PlainReads
 
     def read_whole(self, bucket: str, key: str, size: int) -> WholeObject | None:
         """Return an object of exactly `size` bytes; see `WholeReadDriver`."""
-        if self._fast is None:
-            return None
-        try:
-            return self._fast.read(self._real_object(bucket, key), size)
-        except NotFound as error:
-            raise self._missing_object(bucket, key, error.code) from None
+        return self._plain_reads.read(self._real_object(bucket, key), size)
+
+    def small_reads(self) -> PlainReadsAhead:
+        """Return what reads many small objects."""
+        return self._plain_reads.ahead(self._real_object)
 
     @abstractmethod
     def stat(self, bucket: str, key: str) -> ObjectStat: ...
@@ -118,11 +118,6 @@ class CloudDriver(ABC):
             return self.stat(bucket, key).version
         except NotFound:
             return None
-
-    def _missing_object(self, bucket: str, key: str, code: str) -> StorageError:
-        """Return the error for a missing object, or bucket where the code of the answer shows that."""
-        del code
-        return self._missing(bucket, key)
 
     # Buckets
 

@@ -132,7 +132,6 @@ class PlainReadsAhead:
         return wanted, (found.data, found.version, found.sha256) if found else None
 
 
-def whole_object(answer: PlainAnswer, digest: str, version_of: Callable[[object], str]) -> WholeObject | None:
-    """Return the object of an answer that has an ETag; `digest` is the header with the SHA-256 beside the object."""
-    version = version_of(answer.headers.get("etag"))
+def whole_object(answer: PlainAnswer, digest: str, version: str | None) -> WholeObject | None:
+    """Return the object of an answer that says its version; `digest` is the header with the SHA-256 beside it."""
     return WholeObject(version, answer.body, sha256_of(answer.headers.get(digest)) or "") if version else None

@@ -18,6 +18,7 @@ from worker.storage.cloud.listing import inside, is_reserved, rows_of, size_of
 from worker.storage.cloud.reader import CloudReader, empty_reader
 from worker.storage.cloud.response_body import HttpBody
 from worker.storage.cloud.small_reads_by_obstore import SMALL
+from worker.storage.cloud.small_reads_by_plain_request import AHEAD
 from worker.storage.config import GcsConfig
 from worker.storage.driver import (
     Body,
@@ -58,7 +59,7 @@ from worker.storage.gcs.errors import SDK_ERRORS, status_of, translate, translat
 from worker.storage.gcs.object_stat import METADATA, generation_of, to_stat, updated
 from worker.storage.gcs.parts import MultipartWrite, iter_blobs, iter_stale_uploads
 from worker.storage.gcs.resumable import CHUNK_UNIT, ResumableUpload
-from worker.storage.gcs.small_reads_by_obstore import fast_path
+from worker.storage.gcs.small_reads_by_plain_request import plain_reads
 from worker.storage.gcs.upload import REFUSED, TRIES, GcsWrite, Upload, checksums_of, delete, look, rewrite, send_bytes
 from worker.storage.transfer.server_copy import Begun, Between
 
@@ -82,7 +83,7 @@ class GcsDriver(CloudDriver):
         self._composes = config.storage_class in {None, "STANDARD"} if config.compose is None else config.compose
         self._connection: Connection | None = None
         self._lock = threading.Lock()
-        self._fast = fast_path(config, self._origin, self._connected)
+        self._plain_reads = plain_reads(config, self._connected)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -97,7 +98,8 @@ class GcsDriver(CloudDriver):
             parts=self._part_limits() if self._composes else None,
             storage_classes=True,
             parallel_reads=True,
-            whole_reads=SMALL if self._fast else 0,
+            whole_reads=SMALL if self._config.data_path == "auto" else 0,
+            reads_ahead=AHEAD if self._config.data_path == "auto" else 1,
             realm=("gcs", endpoint_of(self._config), self._config.credentials_file, self._config.anonymous),
             properties=True,
             checks_uploads=self._checks_uploads(known=self._config.endpoint is None),
@@ -316,8 +318,7 @@ class GcsDriver(CloudDriver):
         return False
 
     def close(self) -> None:
-        if self._fast:
-            self._fast.close()
+        self._plain_reads.close()
         with self._lock:
             if self._connection is not None:
                 self._connection.close()

@@ -23,7 +23,7 @@ from worker.storage.cloud.object_tags import encode_tags
 from worker.storage.cloud.reader import CloudReader, empty_reader
 from worker.storage.cloud.response_body import HttpBody
 from worker.storage.cloud.small_reads_by_obstore import PROPERTIES, SMALL
-from worker.storage.cloud.small_reads_by_plain_request import AHEAD, PlainReadsAhead
+from worker.storage.cloud.small_reads_by_plain_request import AHEAD
 from worker.storage.config import S3Config
 from worker.storage.driver import (
     Body,
@@ -38,7 +38,6 @@ from worker.storage.driver import (
     PartLimits,
     SignedPut,
     StaleUpload,
-    WholeObject,
     WriteInfo,
 )
 from worker.storage.errors import NotFound, PermanentError, StorageError, UnexpectedAnswer
@@ -167,13 +166,6 @@ class S3Driver(CloudDriver):
     def _with_own_digest(self, stat: ObjectStat) -> ObjectStat:
         found = self.stat(stat.bucket, stat.key)
         return replace(stat, sha256=found.sha256) if found.version == stat.version else stat
-
-    def read_whole(self, bucket: str, key: str, size: int) -> WholeObject | None:
-        return self._plain_reads.read(self._real_object(bucket, key), size)
-
-    def small_reads(self) -> PlainReadsAhead:
-        """Return what reads many small objects."""
-        return self._plain_reads.ahead(self._real_object)
 
     def stat(self, bucket: str, key: str) -> ObjectStat:
         found = self._head_fast(bucket, key)

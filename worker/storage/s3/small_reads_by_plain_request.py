@@ -27,7 +27,9 @@ def plain_reads(config: S3Config, client: "Callable[[], S3Client]") -> PlainRead
     def locate(real: str) -> BucketEndpoint | None:
         return _locate(config, real, client()) if is_reachable(config) else None
 
-    return PlainReads(locate, lambda answer: whole_object(answer, _DIGEST, version_of), SDK_ERRORS)
+    return PlainReads(
+        locate, lambda answer: whole_object(answer, _DIGEST, version_of(answer.headers.get("etag"))), SDK_ERRORS
+    )
 
 
 def _locate(config: S3Config, real: str, client: "S3Client") -> BucketEndpoint | None:

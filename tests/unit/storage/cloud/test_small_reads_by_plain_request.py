@@ -31,7 +31,7 @@ def reads_at(url: str) -> PlainReads:
         lambda _real: BucketEndpoint(
             f"{url}/bucket", lambda _, headers: {**headers, "X-Signed": "yes"}, timeout=WITHIN
         ),
-        lambda answer: whole_object(answer, "x-amz-meta-sha256", lambda tag: str(tag or "").strip('"')),
+        lambda answer: whole_object(answer, "x-amz-meta-sha256", answer.headers.get("etag", "").strip('"')),
         (),
     )
 
