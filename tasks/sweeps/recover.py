@@ -47,11 +47,11 @@ def recover(context: Context, app: Celery) -> SweepRecoverResult:
     cancelled = _step("cancellations", lambda: cancel_waiting_jobs(context, app, clean_up))
     _step("batches", lambda: end_batch_items(context, app))
     _step("pages", context.catalogue.pages.remove_ended)
+    _step("result backend", lambda: republish_results(context, app, clean_up))  # before the outbox forgets those jobs
     messages = _step("outbox", lambda: Outbox(app).resend(ledger.known, sweep.after))
     jobs = _step("overdue jobs", lambda: _resend_overdue(context, app))
     RESENT.add("message lost", count=messages)
     RESENT.add("job silent", count=jobs)
-    _step("result backend", lambda: republish_results(context, app))
     _step("removed webhooks", lambda: _see_removed_webhooks(context))
     _step("old jobs and findings", lambda: _prune(context))
     return SweepRecoverResult(messages=messages, jobs=jobs, cancelled=cancelled)

@@ -93,7 +93,7 @@ def uploading(name: str, at: str, **more: Any) -> Case:
 UPLOADS = [
     uploading("received", "received, not begun", attempts=1),
     uploading("begun", "begun, still in the outbox"),
-    uploading("taken", "begun, out of the outbox"),
+    uploading("taken", "begun, out of the outbox", meets="silence"),
     uploading("opening", "source not opened"),
     uploading("recorded", "version recorded"),
     uploading("placing", "file written, not placed"),

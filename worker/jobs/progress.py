@@ -1,16 +1,12 @@
 """Publish the progress of a running job through Celery, and read from Redis whether it was cancelled."""
 
 import logging
-import os
 
 import redis
 from celery import Task
 from celery.exceptions import BackendError
-from celery.states import STARTED
 from kombu.exceptions import OperationalError
 
-from worker.jobs.outbox import Outbox, keys_of_taken
-from worker.limits.admission import Admission
 from zot_artifact_client.contract import CANCEL_KEY, PROGRESS_STATE, Progress
 from zot_artifact_client.text_escaping import bounded
 
@@ -24,33 +20,6 @@ class CeleryReporter:
         self._task = task
         self._id: str = task.request.id
         self._request = task.request  # of this thread: the thread that reports has another one, without the fence
-
-    def started(self, queue: str | None, admission: Admission) -> bool:
-        """Make visible that the job runs, remove it from the outbox, and return whether a client has cancelled it.
-
-        Celery would make it visible for every message, also for one that copies a job's id. Where broker and results
-        are in one Redis, this is one round trip, which reads the circuit breakers too.
-
-        Args:
-            queue: the one that the message came from.
-            admission: is told what was read of the circuit breakers.
-        """
-        app, backend = self._task.app, self._task.backend
-        stores = hasattr(backend, "store_started") and not self._request.ignore_result
-        in_one = stores and app.conf.broker_url == app.conf.result_backend
-        if not in_one:
-            Outbox(app).taken(self._id, queue)
-        if self._request.ignore_result:
-            return self.cancelled()
-        at = {"pid": os.getpid(), "hostname": self._request.hostname}
-        if not stores:
-            backend.store_result(self._id, at, STARTED, request=self._request)
-            return self.cancelled()
-        outbox = keys_of_taken(queue) if in_one else ()
-        seen = backend.store_started(self._id, at, self._request, outbox=outbox, watched=admission.breaker_keys())
-        admission.breakers_read(seen.watched)
-        cancelled: bool = seen.cancelled
-        return cancelled
 
     def report(self, progress: Progress) -> None:
         """Make the progress visible through `AsyncResult`. It may be lost: the ledger has it too."""

@@ -1,6 +1,7 @@
 """Publish again the ends of jobs that are in the ledger and not in the result backend: a worker was killed."""
 
 import logging
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -9,8 +10,9 @@ from celery import Celery
 from celery.states import READY_STATES
 
 from worker import clock
-from worker.catalogue import JobRecord
+from worker.catalogue import CatalogueUnavailable, JobRecord
 from worker.context import Context
+from worker.jobs.outbox import Outbox
 from worker.jobs.result_backend import fenced_request, stored_states
 from zot_artifact_client.contract import JobError, JobState
 from zot_artifact_client.errors import JobFailed
@@ -25,10 +27,12 @@ _OVERLAP = timedelta(minutes=2)
 _LONGEST = timedelta(days=1)
 
 
-def republish_results(context: Context, app: Celery) -> int:
+def republish_results(context: Context, app: Celery, clean_up: Callable[[Context, JobRecord], None]) -> int:
     """Compare a page of the ledger's latest ends with the result backend, and store the ends that are missing there.
 
-    Only a stored state that is not an end is replaced, because some jobs store no result.
+    An end is missing where another state is stored, or where the outbox still has the job: the first state that is
+    stored takes it out. Other jobs without a state store none. `clean_up` runs the `at_end` of a job's task first,
+    because Celery may take a stored end for the end of the delivery.
     """
     client = getattr(app.backend, "client", None)
     if not isinstance(client, redis.Redis):
@@ -37,15 +41,30 @@ def republish_results(context: Context, app: Celery) -> int:
     since = max(_cursor(client, now), now - _LONGEST)
     ended = context.catalogue.ledger.ended_since(since, limit=_PAGE)
     keys = [app.backend.get_key_for_task(job.id) for job in ended]
+    states = dict(zip((job.id for job in ended), stored_states(client, keys), strict=True))
+    unstored = _in_outbox(app, [id_ for id_, state in states.items() if state is None])
     published = 0
-    for job, state in zip(ended, stored_states(client, keys), strict=True):
-        if state is not None and state not in READY_STATES:
+    for job in ended:
+        if job.id not in unstored and states[job.id] in {None, *READY_STATES}:
+            continue
+        try:
+            if job.state != JobState.DEAD:  # a dead job needs its source when it is redriven
+                clean_up(context, job)
             _publish(app, job)
             published += 1
+        except (CatalogueUnavailable, redis.RedisError):
+            raise
+        except Exception:
+            logger.exception("job %s: its end is not published for now", job.id)
     last = ended[-1].finished_at if len(ended) == _PAGE else now - _OVERLAP
     if last is not None:
         client.set(CURSOR, f"{max(last, since).timestamp():.6f}")
     return published
+
+
+def _in_outbox(app: Celery, ids: Sequence[str]) -> set[str]:
+    lost = Outbox(app).lost(list(ids)) if ids else None
+    return set() if lost is None else set(ids) - lost
 
 
 def _cursor(client: Any, now: datetime) -> datetime:

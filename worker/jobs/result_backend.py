@@ -9,20 +9,21 @@ import json
 import logging
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 from celery import Celery
 from celery.app.task import Context
 from celery.backends import redis
-from celery.states import FAILURE, READY_STATES, REVOKED, STARTED
+from celery.states import FAILURE, READY_STATES, REVOKED
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from worker import clock
 from worker.catalogue import JobRecord
 from worker.intake.message_filter import send_record
+from worker.jobs.outbox import keys_of_taken, shares_redis
 from zot_artifact_client.connection import is_write_refused
-from zot_artifact_client.contract import ANSWER_KEPT, BATCH_JOB_ID, CANCEL_KEY, QUERY_ID, TASKS, JobState
+from zot_artifact_client.contract import ANSWER_KEPT, BATCH_JOB_ID, QUERY_ID, TASKS, JobState
 from zot_artifact_client.errors import JobFailed
 from zot_artifact_client.text_escaping import bounded
 
@@ -42,23 +43,18 @@ _BY_CELERY = {"expired", "revoked", "terminated"}
 id.
 """
 _STORE = """
-local watched = 2 + tonumber(ARGV[7])
-for number = 3, watched do
-  redis.pcall(number < 5 and 'HDEL' or 'ZREM', KEYS[number], ARGV[6])
-end
-local seen = {redis.call('EXISTS', KEYS[2]), 0}
-for number = watched + 1, #KEYS do
-  seen[2] = seen[2] + redis.call('EXISTS', KEYS[number])
+for number = 2, #KEYS do
+  redis.pcall(number < 4 and 'HDEL' or 'ZREM', KEYS[number], ARGV[6])
 end
 local kept = redis.call('GET', KEYS[1])
 if kept then
   local read, meta = pcall(cjson.decode, kept)
   local status = read and type(meta) == 'table' and meta['status']
   local fence = status and tonumber(meta['fence']) or 0
-  if status == 'SUCCESS' or tonumber(ARGV[5]) < fence then return seen end
+  if status == 'SUCCESS' or tonumber(ARGV[5]) < fence then return end
   local ended = status == 'FAILURE' or status == 'REVOKED'
-  if ended and ARGV[3] == '0' and tonumber(ARGV[5]) == fence then return seen end
-  if status and ARGV[4] == '1' then return seen end
+  if ended and ARGV[3] == '0' and tonumber(ARGV[5]) == fence then return end
+  if status and ARGV[4] == '1' then return end
 end
 if tonumber(ARGV[2]) > 0 then
   redis.call('SETEX', KEYS[1], ARGV[2], ARGV[1])
@@ -66,22 +62,12 @@ else
   redis.call('SET', KEYS[1], ARGV[1])
 end
 redis.call('PUBLISH', KEYS[1], ARGV[1])
-return seen
 """
-"""Returns whether a client has cancelled the job, and how many of the watched keys exist.
+"""KEYS: that of the job's state, and those of the outbox from which it is removed.
 
-KEYS: those of its state and of its cancellation, those of the outbox from which it is removed, and those to watch.
-ARGV: the state as JSON, its seconds to live, whether it is an end, whether it gives way to any state, its fence, its
-id, and how many keys the outbox has.
+ARGV: the state as JSON, its seconds to live, whether it is an end, whether it gives way to any state, its fence, and
+its id.
 """
-
-
-class Started(NamedTuple):
-    """What was read while the start of a job was stored."""
-
-    cancelled: bool
-    watched: int
-    """How many of the watched keys exist."""
 
 
 def fence_request(request: Any, fence: int) -> None:
@@ -97,23 +83,6 @@ def fenced_request(job: JobRecord) -> Context:
 class _AtomicStore:
     """Stores states with their fencing tokens; mixed into both of Celery's classes for Redis."""
 
-    def store_started(
-        self, job_id: str, at: dict[str, Any], request: Any, *, outbox: Sequence[str] = (), watched: Sequence[str] = ()
-    ) -> Started:
-        """Store that a job runs, and return whether a client has cancelled it: one round trip for all.
-
-        Args:
-            job_id: its id.
-            at: where it runs.
-            request: that of its task.
-            outbox: the keys of the outbox from which the job is removed.
-            watched: the keys that are counted.
-        """
-        seen: Started = self._ensure_retryable(  # type: ignore[attr-defined]
-            self._store_state, job_id, at, STARTED, request=request, outbox=outbox, watched=watched
-        )
-        return seen
-
     def _store_result(
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **_: Any
     ) -> Any:
@@ -124,33 +93,24 @@ class _AtomicStore:
             self._store_state(task_id, result, state, traceback, request)
         return result
 
-    def _store_state(
-        self,
-        job_id: str,
-        result: Any,
-        state: str,
-        traceback: Any = None,
-        request: Any = None,
-        *,
-        outbox: Sequence[str] = (),
-        watched: Sequence[str] = (),
-    ) -> Started:
+    def _store_state(self, job_id: str, result: Any, state: str, traceback: Any = None, request: Any = None) -> None:
         backend: Any = self
         fence = getattr(request, _FENCE, None) or 0
         meta = _meta_of(job_id, result, state, traceback, request)
+        outbox: Sequence[str] = ()
         if fence:
             meta["fence"] = fence
+            if shares_redis(backend.app):
+                outbox = keys_of_taken(meta.get("queue"))
         kept = backend.encode(meta)
         if len(kept) > MAX_RESULT:
             kept = backend.encode(meta | {"result": None, "traceback": None})
         seconds = backend.failure_expires if state == FAILURE else backend.expires
         if QUERY_ID.fullmatch(job_id):
             seconds = ANSWER_KEPT
-        keys = [backend.get_key_for_task(job_id), CANCEL_KEY.format(job=job_id), *outbox, *watched]
         yields = _gives_way(state, result)
-        args = [kept, int(seconds or 0), int(state in READY_STATES), int(yields), fence, job_id, len(outbox)]
-        cancelled, found = self._store(keys=keys, args=args)
-        return Started(bool(cancelled), int(found))
+        args = [kept, int(seconds or 0), int(state in READY_STATES), int(yields), fence, job_id]
+        self._store(keys=[backend.get_key_for_task(job_id), *outbox], args=args)
 
     def _record_later(self, job_id: str, state: str, result: Any, request: Any) -> None:
         """Have a task find out whether another message under this id is that of the job, and record it if none is."""

@@ -89,6 +89,8 @@ class RunningJob:
         self._totals = Progress()
         self._bytes_done, self._step = 0, ""
         self._reported = time.monotonic()
+        self._shown = False
+        """Whether the progress was published, so that a client sees that the job runs."""
         self._lost = False
         self._lock = threading.Lock()
         self._done = False
@@ -109,7 +111,7 @@ class RunningJob:
     def publish_progress(self, progress: Progress) -> None:
         """Replace the progress, and publish it at once."""
         self._totals, self._bytes_done, self._step = progress, progress.bytes_done, progress.step
-        self._reporter.report(progress)
+        self._publish(progress)
 
     def step(self, name: str) -> None:
         """Set the step that begins now."""
@@ -133,12 +135,16 @@ class RunningJob:
             raise Requeue(f"job {self.id} is requeued: its worker shuts down")
         if time.monotonic() - self._reported >= REPORT_SECONDS:
             self._reported = time.monotonic()
-            self._reporter.report(self.progress)
+            self._publish(self.progress)
             self.check()
 
     def heartbeat(self, _count: int = 0) -> None:
         """Raise as `advance` does, without progress: for bytes that are read again, and while waiting."""
         self.advance(0)
+
+    def _publish(self, progress: Progress) -> None:
+        self._shown = True
+        self._reporter.report(progress)
 
     def check(self) -> None:
         """Raise Cancelled if a client cancelled the job."""
@@ -164,10 +170,12 @@ class RunningJob:
             raise self._stop from None
 
     def _beat(self) -> None:
-        """Renew the lease, and interrupt a job that is to stop and does not come to its next `advance`."""
+        """Renew the lease, show that the job runs, and interrupt one that is to stop and does not come to `advance`."""
         now = time.monotonic()
         if not self._lost and now - self._renewed >= self._lease.total_seconds() / 3:
             self._renew()
+        if not self._shown:  # most jobs end before: a state of their start would cost each a round trip
+            self._publish(self.progress)
         if now - self._active >= _SILENT_AFTER and self._interrupter.listen() >= _HUNG_AFTER:
             self._abandon(Timeout(f"job {self.id}: a call of its step {self._step!r} hangs; check the disks"))
         if now - self._active >= _STUCK_AFTER:

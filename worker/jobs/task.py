@@ -40,7 +40,7 @@ from worker.catalogue import (
 from worker.context import Context, JobContext, current
 from worker.intake.message_rules import problems_of
 from worker.jobs.cancel_jobs import cause, end_writes
-from worker.jobs.outbox import Outbox
+from worker.jobs.outbox import Outbox, outgoing_of, shares_redis
 from worker.jobs.progress import CeleryReporter
 from worker.jobs.result_backend import fence_request
 from worker.jobs.running_job import Cancelled, Continue, Requeue, RunningJob
@@ -178,7 +178,7 @@ class Delivery(Generic[RequestT, ResultT]):
         request = self._request = self._validate(args, kwargs)
         path = self._path = _path(request)
         try:
-            self._check_sender(kwargs)
+            cancelled = self._look(kwargs)
             found = self._ledger.acquire(
                 self._id,
                 self._spec.kind,
@@ -204,7 +204,7 @@ class Delivery(Generic[RequestT, ResultT]):
                     about = {"job": record.id, "kind": record.kind, "artifact": path, "attempt": record.attempts}
                     traceparent = self._task.request.get("traceparent")
                     with during(**about), tracing.job_span(traceparent, **about):
-                        return self._attempt(work, record)
+                        return self._attempt(work, record, cancelled=cancelled)
                 case Held():
                     logger.info("job %s waits: %s", self._id, found.reason)
                     left = (found.until - clock.now()).total_seconds()
@@ -231,26 +231,43 @@ class Delivery(Generic[RequestT, ResultT]):
         except ValidationError as error:
             self._reject(kwargs, problems_of(error))
 
-    def _check_sender(self, kwargs: Mapping[str, object]) -> None:
-        """Raise OtherRequest if the outbox has another request under this id, whose message is not delivered yet."""
+    def _look(self, kwargs: Mapping[str, object]) -> bool:
+        """Return whether a client has cancelled the job; tell the circuit breakers what was read of them.
+
+        Where broker and results are in one Redis, this is one round trip.
+
+        Raises:
+            OtherRequest: the outbox has another request under this id, whose message is not delivered yet.
+        """
+        in_one, admission = shares_redis(self._task.app), self._context.admission
         try:
-            sent = Outbox(self._task.app).find(self._id)
-            own = sent is None or (
+            seen = Outbox(self._task.app).look(self._id, admission.breaker_keys() if in_one else ())
+        except (redis.RedisError, OperationalError, OSError):
+            return False
+        if seen is not None and seen.message is not None and not self._is_own(seen.message, kwargs):
+            raise OtherRequest(f"{self._id} is the id of another request, which is in the outbox")
+        if seen is None or not in_one:
+            return CeleryReporter(self._task).cancelled()
+        admission.breakers_read(seen.watched)
+        return seen.cancelled
+
+    def _is_own(self, message: bytes, kwargs: Mapping[str, object]) -> bool:
+        """Return whether a message of the outbox is this job's request, or no message at all."""
+        sent = outgoing_of(self._id, message)
+        try:
+            return sent is None or (
                 sent.name == self._spec.name
                 and (sent.payload == kwargs or self._spec.request.read(sent.payload) == self._request)
             )
-        except (redis.RedisError, OperationalError, OSError):
-            return
         except ValidationError:
-            own = False
-        if not own:
-            raise OtherRequest(f"{self._id} is the id of another request, which is in the outbox")
+            return False
 
     def _attempt(  # noqa: C901, PLR0912 - one clause for each end of an attempt
-        self, work: Work[RequestT, ResultT], record: JobRecord
+        self, work: Work[RequestT, ResultT], record: JobRecord, *, cancelled: bool
     ) -> dict[str, Any]:
+        if self._task.request.ignore_result or not shares_redis(self._task.app):
+            Outbox(self._task.app).taken(self._id, self._queue)  # otherwise the first state that is stored removes it
         reporter = CeleryReporter(self._task)
-        cancelled = reporter.started(self._queue, self._context.admission)
         job = RunningJob(
             record, self._ledger, self._context.settings.jobs, reporter, abandon=partial(self._abandon, record)
         )

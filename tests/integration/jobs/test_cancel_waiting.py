@@ -189,6 +189,19 @@ def test_an_end_that_the_result_backend_lacks_is_published_again(context, app, c
     assert app.backend.get_state("silent") == "PENDING"
 
 
+def test_an_end_that_no_state_was_stored_of_is_published_and_cleaned_up(context, app, client, broker, begin, staged):
+    """The worker of a short job died before it stored anything: the outbox still has the job, and its source is left.
+
+    Celery does not deliver a job again whose success is stored.
+    """
+    fence = begin("waits", source=str(staged), staged=True).record.fence
+    context.catalogue.ledger.finish("waits", fence, "succeeded", now=clock.now(), result={"ok": 1})
+    broker.hset(MESSAGES, "waits", "{}")
+    recover(context, app)
+    assert client.job("waits").result == {"ok": 1}
+    assert not staged.parent.exists()
+
+
 def test_a_step_that_fails_stops_no_other_step(context, app, client, broker, monkeypatch):
     """A fault in one step of the recovery is logged; the message that was lost is sent again nevertheless."""
     client.upload("/in/app.tgz", "releases", "app.tgz")

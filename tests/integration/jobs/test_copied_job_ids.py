@@ -170,6 +170,16 @@ def test_a_refused_id_is_no_obstacle_to_a_valid_request(broker, client, catalogu
         client.job(id_, VERIFY.kind).wait(WITHIN)
 
 
+def test_a_message_that_expired_in_the_worker_is_no_obstacle_to_a_valid_request(broker, client, worker):
+    """Celery revokes the id of a message that expires while it waits, and would drop the job that has the id."""
+    id_ = str(uuid4())
+    broker.lpush("interactive", forged(id_)[6])
+    until(lambda: id_ in worker.log)
+    broker.lpush("interactive", json.dumps(envelope(id_, ABSENT)))
+    with pytest.raises(JobFailed, match="not in the catalogue"):
+        client.job(id_, VERIFY.kind).wait(WITHIN)
+
+
 def test_a_waiting_job_is_cancelled_without_a_command_to_the_workers(broker, client, catalogue, silent):
     """A request that a service may record, and could not broadcast, ends a job behind busy children within seconds."""
     held = [client.upload(f"{silent.origin}/{n}.tgz", "releases", f"{n}.tgz") for n in range(2)]
