@@ -22,7 +22,7 @@ def reporter() -> Iterator[Callable[[str], CeleryReporter]]:
         app.backend.always_retry = True
         apps.append(app)
 
-        @app.task
+        @app.task(shared=False)  # else it would be a task of every later application of this process
         def task() -> None:
             """Represent any task."""
 
