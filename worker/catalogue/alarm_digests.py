@@ -9,9 +9,11 @@ from uuid import uuid4
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from worker import clock
 from worker.catalogue.database import Database
 from worker.catalogue.tables import UNTOLD_OPEN, UNTOLD_RESOLVED, alarm_digests, findings
 
+_LONGEST_BACKOFF = timedelta(hours=1)
 _NAMED = 5
 """Findings of one kind and store that a digest names; the others are counted."""
 _OPENED, _ESCALATED, _RESOLVED = 1, 2, 3
@@ -56,17 +58,17 @@ class Alarms:
         """
         before = now - escalate
         with self._database.read() as connection:
-            if not _changed(connection, before):
+            if not _changed(connection, before, now):
                 return None
         with self._database.write() as connection:
             told = {
                 "opened": _groups(connection, sa.or_(_new_open(), _new_resolved()), quiet),
-                "escalated": _groups(connection, _late(before), quiet),
+                "escalated": _groups(connection, _late(before, now), quiet),
                 "resolved": _groups(connection, sa.and_(UNTOLD_RESOLVED), quiet),
             }
             open_ = _open(connection, quiet)
             for which, level in (
-                (UNTOLD_RESOLVED, _RESOLVED), (_late(before), _ESCALATED), (_new_open(), _OPENED),
+                (UNTOLD_RESOLVED, _RESOLVED), (_late(before, now), _ESCALATED), (_new_open(), _OPENED),
             ):  # fmt: skip
                 connection.execute(sa.update(findings).where(which).values(told=level))
             if not any(told.values()) or not channels:
@@ -85,7 +87,7 @@ class Alarms:
         due = sa.and_(
             alarm_digests.c.delivered_at.is_(None),
             alarm_digests.c.channel.in_(channels),
-            alarm_digests.c.next_at <= now,
+            is_due(alarm_digests.c.next_at, now=now, until=until),
         )
         with self._database.read() as connection:
             if connection.execute(sa.select(alarm_digests.c.id).where(due).limit(1)).scalar() is None:
@@ -156,14 +158,23 @@ def _new_resolved() -> sa.ColumnElement[bool]:
     return sa.and_(UNTOLD_RESOLVED, findings.c.told == 0)
 
 
-def _late(before: datetime) -> sa.ColumnElement[bool]:
-    return sa.and_(
-        UNTOLD_OPEN, findings.c.told == _OPENED, findings.c.opened_at <= before, findings.c.acknowledged_at.is_(None)
-    )
+def is_due(next_at: sa.ColumnElement[Any], *, now: datetime, until: datetime) -> sa.ColumnElement[bool]:
+    """Return the condition that the next attempt at a message is due.
+
+    A time after the longest backoff, and after the end of any claim, was written by a clock that was ahead.
+    """
+    return sa.or_(next_at <= now, next_at > max(until, now + _LONGEST_BACKOFF) + clock.SKEW)
 
 
-def _changed(connection: Connection, before: datetime) -> bool:
-    some = (sa.select(findings.c.id).where(which).limit(1) for which in (_new_open(), UNTOLD_RESOLVED, _late(before)))
+def _late(before: datetime, now: datetime) -> sa.ColumnElement[bool]:
+    opened = findings.c.opened_at
+    long_ago = sa.or_(opened <= before, opened > now + clock.SKEW)  # the latter by a clock that was ahead
+    return sa.and_(UNTOLD_OPEN, findings.c.told == _OPENED, long_ago, findings.c.acknowledged_at.is_(None))
+
+
+def _changed(connection: Connection, before: datetime, now: datetime) -> bool:
+    of = (_new_open(), UNTOLD_RESOLVED, _late(before, now))
+    some = (sa.select(findings.c.id).where(which).limit(1) for which in of)
     return any(connection.execute(query).scalar() is not None for query in some)
 
 

@@ -71,7 +71,7 @@ class Budgets:
         """
         with self._database.read() as connection:
             row = connection.execute(sa.select(budgets).where(budgets.c.store == store)).one_or_none()
-            if row is not None and row.counted_at and not fresh and now - row.counted_at < _TOTALS:
+            if row is not None and row.counted_at and not fresh and timedelta() <= now - row.counted_at < _TOTALS:
                 return row.copies, row.bytes
             count = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(artifacts.c.size), 0))
             query = count.join(artifacts, artifacts.c.id == copies.c.artifact_id)

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
 from worker import clock
+from worker.catalogue.alarm_digests import is_due
 from worker.catalogue.database import Database
 from worker.catalogue.findings import NewFinding, resolve_key, see
 from worker.catalogue.records import FindingKind
@@ -87,7 +88,7 @@ class JobWebhooks:
             sa.select(job_webhooks, jobs.c.kind, jobs.c.request, jobs.c.state, jobs.c.result,
                       jobs.c.error.label("cause"), jobs.c.attempts.label("tries"), jobs.c.finished_at)
             .join_from(job_webhooks, jobs, jobs.c.id == row.job)
-            .where(row.delivered_at.is_(None), row.next_at <= now, row.receiver.in_(receivers))
+            .where(row.delivered_at.is_(None), is_due(row.next_at, now=now, until=until), row.receiver.in_(receivers))
             .where(jobs.c.finished_at.is_not(None))
             .order_by(row.next_at)
             .limit(_AT_ONCE)

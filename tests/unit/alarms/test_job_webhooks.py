@@ -161,6 +161,18 @@ def test_a_worker_that_is_killed_in_mid_delivery_loses_no_end(
     assert received[0][0]["webhook-id"] == claimed.payload["id"]
 
 
+def test_an_end_that_a_clock_a_day_ahead_delayed_is_delivered_now(
+    catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the job was recorded with, or the last attempt, is due later than any attempt can be."""
+    with monkeypatch.context() as wrong:
+        later(wrong, timedelta(days=1))
+        end(catalogue, "job-1", "ci")
+    with http_receiver() as (url, received):
+        assert deliver(catalogue, ci=receiver(url)) == ({"ci": 1}, {})
+    assert told(received) == [("job.succeeded", "job-1")]
+
+
 def test_a_job_that_is_redriven_ends_once_more(catalogue: Catalogue) -> None:
     """The second end is another message, with an id of its own; a late record of the first one does not hide it."""
     end(catalogue, "job-1", "ci", state=JobState.DEAD)

@@ -7,7 +7,7 @@ import pytest
 from worker import clock
 from worker.catalogue import Catalogue, FindingKind, NewFinding
 
-DAY = timedelta(days=1)
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 CHANNELS = ("log", "webhook")
 
 
@@ -30,8 +30,10 @@ def tell(catalogue: Catalogue):
     return tell
 
 
-def open_(catalogue: Catalogue, *keys: str, kind: FindingKind = FindingKind.CORRUPT) -> None:
-    catalogue.findings.see([NewFinding(kind, "dr", "releases", key, 1) for key in keys], now=clock.now())
+def open_(
+    catalogue: Catalogue, *keys: str, kind: FindingKind = FindingKind.CORRUPT, now: datetime | None = None
+) -> None:
+    catalogue.findings.see([NewFinding(kind, "dr", "releases", key, 1) for key in keys], now=now or clock.now())
 
 
 def resolve(catalogue: Catalogue, key: str) -> None:
@@ -103,9 +105,9 @@ def test_a_digest_waits_until_its_channel_has_delivered_it(catalogue: Catalogue)
     log, webhook = sorted(catalogue.alarms.claim(CHANNELS, now=now, until=soon), key=lambda each: each.channel)
     assert catalogue.alarms.claim(CHANNELS, now=now, until=soon) == []
     catalogue.alarms.delivered(log, now=now)
-    catalogue.alarms.failed(webhook, "webhook alarms.example: it answered with status 500", next_at=soon + DAY)
+    catalogue.alarms.failed(webhook, "webhook alarms.example: it answered with status 500", next_at=soon + HOUR)
     assert catalogue.alarms.claim(CHANNELS, now=soon, until=soon) == []
-    [again] = catalogue.alarms.claim(CHANNELS, now=soon + DAY, until=soon + 2 * DAY)
+    [again] = catalogue.alarms.claim(CHANNELS, now=soon + HOUR, until=soon + 2 * HOUR)
     assert (again.id, again.channel, again.attempts) == (made, "webhook", 1)
     states = catalogue.alarms.channels()
     assert (states["log"].pending, states["webhook"].pending, states["webhook"].delivered_at) == (0, 1, None)
@@ -113,3 +115,14 @@ def test_a_digest_waits_until_its_channel_has_delivered_it(catalogue: Catalogue)
     assert catalogue.alarms.drop(["log"]) == 1
     catalogue.alarms.prune(before=now + DAY)
     assert catalogue.alarms.channels() == {}
+
+
+def test_what_a_clock_that_was_a_day_ahead_wrote_is_told_now(catalogue: Catalogue, tell) -> None:
+    """A digest that is due tomorrow is delivered, and a finding of tomorrow is escalated, once the clock is right."""
+    ahead = clock.now() + DAY
+    open_(catalogue, "a", now=ahead)
+    assert catalogue.alarms.make_digest(CHANNELS, quiet=(), escalate=DAY, now=ahead)
+    now, soon = clock.now(), clock.now() + timedelta(minutes=5)
+    assert len(catalogue.alarms.claim(CHANNELS, now=now, until=soon)) == len(CHANNELS)
+    assert catalogue.alarms.claim(CHANNELS, now=now, until=soon) == []
+    assert tell(now).keys() == {"escalated"}
