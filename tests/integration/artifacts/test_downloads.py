@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 import time
+from base64 import b64encode
 from datetime import timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -22,6 +23,7 @@ from worker.settings.section_models import SourceSettings
 from worker.storage.errors import AccessDenied, SizeMismatch, Throttled, Timeout, TransientError, Unavailable
 
 DATA = os.urandom(4 << 20)
+ZEROS = b64encode(bytes(32)).decode()
 
 
 class Host:
@@ -124,9 +126,11 @@ def fetch(host, settings, path="/app.tgz", **more):
 def test_a_broken_download_goes_on_where_it_broke(host, settings):
     """What is missing is asked for by a range of the same version, and the bytes are those of the host."""
     half = len(DATA) // 2
-    rest = {"Content_Range": f"bytes {half}-{len(DATA) - 1}/{len(DATA)}", "ETag": '"v1"'}
+    told = {"Repr_Digest": f"sha-256=:{b64encode(hashlib.sha256(DATA).digest()).decode()}:"}
+    rest = told | {"Content_Range": f"bytes {half}-{len(DATA) - 1}/{len(DATA)}", "ETag": '"v1"', "Content_MD5": "AA=="}
+    told["Content_MD5"] = b64encode(hashlib.md5(DATA, usedforsecurity=False).digest()).decode()
     host.answers = [
-        answer(DATA[:half], Content_Length=len(DATA), ETag='"v1"'),
+        answer(DATA[:half], Content_Length=len(DATA), ETag='"v1"', **told),
         answer(DATA[half:], "206 Partial Content", Content_Length=len(DATA) - half, **rest),
     ]
     assert fetch(host, settings) == DATA
@@ -199,6 +203,9 @@ def test_an_end_that_the_host_did_not_announce_is_an_error(host, settings, cut):
         answer(b"5\r\nhel", Transfer_Encoding="chunked"),
         answer(b"hell", Content_Length=5),
         answer(b"hello", Content_Length=5, Content_Range="bytes 5-9/10"),
+        answer(b"hello", Content_Length=5, Repr_Digest=f"sha-512=:AA==:, sha-256=:{ZEROS}:"),
+        answer(b"hello", Content_Length=5, Digest=f"SHA-256={ZEROS}"),
+        answer(b"hello", Content_Length=5, Content_MD5=ZEROS[:22] + "=="),
     ],
 )
 def test_a_broken_answer_is_never_an_artifact(host, settings, broken):

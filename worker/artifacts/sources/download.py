@@ -5,7 +5,9 @@ bytes are received in a thread of their own, and the job's thread only watches: 
 rate, and shuts the connection down if the job has to end.
 """
 
+import base64
 import email.utils
+import hashlib
 import logging
 import os
 import re
@@ -13,7 +15,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
@@ -58,6 +60,8 @@ _USER_AGENT = f"zot-artifact-worker/{version('zot-artifact-worker')}"
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
 _LENGTH = re.compile(r"[0-9]{1,19}")
 _STRONG_ETAG = re.compile(r'"[^"]*"')
+_DIGESTS = {32: "sha256", 16: "md5"}
+"""The algorithms by the length of their digests."""
 
 
 @contextmanager
@@ -142,6 +146,9 @@ class _Transfer:
         self._partial = partial
         self._sources = settings.sources
         self._announced = announced
+        self._digests: dict[str, bytes] = {}
+        """What the host announces of the bytes, by algorithm."""
+        self._md5 = hashlib.md5(usedforsecurity=False)
         self._connections = _Connections(settings.sources.timeout.total_seconds())
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="download", daemon=True)
@@ -197,6 +204,13 @@ class _Transfer:
             raise Unavailable(
                 f"source {self._name}: the connection broke after {self._partial.size} of {self._partial.total} bytes"
             )
+        received = {"sha256": self._partial.sha256, "md5": self._md5.digest()}
+        for name, told in () if self._announced else self._digests.items():
+            if received[name] != told:
+                self._partial.begin(None, None)
+                raise Unavailable(
+                    f"source {self._name}: the bytes do not have the {name.upper()} that the host announces"
+                )
 
     def _ask(self) -> urllib3.BaseHTTPResponse:
         """Return the answer of the host, or of the one that it redirects to."""
@@ -237,6 +251,8 @@ class _Transfer:
             raise Unavailable(f"source {self._name}: the headers of the answer are malformed")
         if self._partial.size and response.status == 206:  # noqa: PLR2004 - RFC 9110
             self._check_range(response)
+            self._digests |= digests_of(response.headers)
+            self._digests.pop("md5", None)  # that of the range, or of bytes that another connection has received
             return
         if response.status == 304 and self._partial.size == self._partial.total:  # noqa: PLR2004 - all of it is there already
             return
@@ -247,6 +263,7 @@ class _Transfer:
             raise Unavailable(f"source {self._name}: the host sends a range, and was asked for the whole")
         etag = response.headers.get("ETag", "")
         self._partial.begin(self._announced_size(response), etag if _STRONG_ETAG.fullmatch(etag) else None)
+        self._digests, self._md5 = digests_of(response.headers), hashlib.md5(usedforsecurity=False)
 
     def _check_range(self, response: urllib3.BaseHTTPResponse) -> None:
         found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
@@ -298,6 +315,8 @@ class _Transfer:
                     f"source {self._name}: no space left for the download in the data directory: {error.strerror}"
                 ) from error
             self.received += len(piece)
+            if "md5" in self._digests:
+                self._md5.update(piece)
 
     def _too_large(self) -> SizeMismatch:
         return SizeMismatch(f"source {self._name}: larger than sources.max_size, {self._sources.max_size} bytes")
@@ -428,6 +447,23 @@ def _connection_error(name: str, error: urllib3.exceptions.HTTPError, seconds: f
 def _tls_reason(error: urllib3.exceptions.SSLError) -> str:
     own = next((each for each in error.args if isinstance(each, OSError)), None)
     return getattr(own, "reason", None) or getattr(own, "strerror", None) or type(own or error).__name__
+
+
+def digests_of(headers: Mapping[str, str]) -> dict[str, bytes]:
+    """Return the digests of the bytes that an answer announces, by algorithm, as RFC 9530, 3230 and 1864 write them.
+
+    What cannot be read is left out.
+    """
+    found = {}
+    for name, algorithm in (("Repr-Digest", "sha-256=:"), ("Digest", "sha-256="), ("Content-MD5", "")):
+        for value in headers.get(name, "").split(","):
+            text = value.strip()
+            if text.lower().startswith(algorithm):
+                with suppress(ValueError):
+                    digest = base64.b64decode(text[len(algorithm) :].rstrip(":"), validate=True)
+                    if len(digest) in _DIGESTS:
+                        found[_DIGESTS[len(digest)]] = digest
+    return found
 
 
 def _is_malformed(response: urllib3.BaseHTTPResponse) -> bool:

@@ -41,6 +41,11 @@ class Partial:
         self._hash.update(piece)
         self.size += len(piece)
 
+    @property
+    def sha256(self) -> bytes:
+        """Return the SHA-256 of the bytes received so far."""
+        return self._hash.digest()
+
     def state(self, url: str) -> dict[str, Any]:
         """Return what the next attempt needs. The URL may hold secrets, so only its digest is kept."""
         known = {"etag": self.etag, "total": self.total, "size": self.size, "sha256": self._hash.hexdigest()}
