@@ -97,8 +97,15 @@ class JobContext:
 
 
 def current_version(catalogue: Catalogue, bucket: str, key: str) -> Artifact:
-    """Return the current version under a key; raise NotFound with the nearest key if there is none."""
+    """Return the current version under a key.
+
+    Raises:
+        NotFound: there is none; with the way to undo its delete, or with the nearest key.
+    """
     found = catalogue.artifacts.current(bucket, key)
+    if found is None and (gone := catalogue.deletions.get(bucket, key)) is not None:
+        way_out = f"`zot-artifacts undelete {bucket}/{key}` brings it back"
+        raise NotFound(f"{bucket}/{key} was deleted at {gone.deleted_at:%Y-%m-%d %H:%M} UTC; {way_out}")
     if found is None:
         near = [a.path for a in catalogue.artifacts.page(bucket, key[:3])]
         close = difflib.get_close_matches(f"{bucket}/{key}", near, n=1)

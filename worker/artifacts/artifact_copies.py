@@ -549,7 +549,8 @@ class ArtifactJob:
     def rewrite_metadata(self, store: LimitedStore) -> PlacedCopy | None:
         """Write a copy with right bytes again if its metadata is known to be wrong; return None if it is not.
 
-        The copy is its own source: it is read in full while it is written, and replaced only if its bytes are right.
+        The copy is its own source: it is read in full while it is written, replaced only if its bytes are right, and
+        read back.
 
         Raises:
             IntegrityError: its bytes are not right any more; nothing was written, and that is recorded.
@@ -560,7 +561,9 @@ class ArtifactJob:
         copy = self.context.catalogue.artifacts.copies(self.artifact)[store.name]
         try:
             with self.open(copy) as reader:
-                return self.write(CopySlot(store, copy, reader.stat, quarantine=False), reader)
+                return self.write(CopySlot(store, copy, reader.stat, quarantine=False), reader, read_back=True)
+        except ReadBackMismatch:
+            raise
         except IntegrityError:
             self.verify(copy, on_bytes=self.job.heartbeat)  # from now on it is a bad copy
             raise

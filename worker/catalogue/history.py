@@ -11,17 +11,22 @@ from sqlalchemy import Connection
 from worker.catalogue.database import Database
 from worker.catalogue.tables import artifacts, copies, evidence_checks, findings, holds, jobs, tombstones, verifications
 from worker.catalogue.verification_log import row_fits
+from worker.storage import Verdict
 
 READ = "all bytes read"
+NOT_READ = "not all bytes read"
 CLAIMED = "what the store says, no byte read"
+_READ = {Verdict.VERIFIED, Verdict.CORRUPT}
+"""The verdicts after a read of all bytes; a missing copy has none, and of another size tells enough."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
     """Something that was recorded about an artifact.
 
-    `what`: `recorded`, `upload`, `replicate`, `repaired`, `delete` and other jobs that write, `read`, `checked`,
-    `finding`, `acted on`, `resolved`, `deleted` or `held`. `details`: what there is to know about it, by name.
+    `what`: `recorded`, `upload`, `replicate`, `repaired`, `delete` and other jobs that write, `read`, `attempt`,
+    `checked`, `finding`, `acted on`, `resolved`, `deleted` or `held`. `details`: what there is to know about it, by
+    name.
     """
 
     at: datetime
@@ -55,12 +60,13 @@ def _versions(connection: Connection, bucket: str, key: str) -> Iterator[Event]:
 
 def _reads(connection: Connection, bucket: str, key: str) -> Iterator[Event]:
     for row in _rows(connection, verifications, bucket, key):
+        read = row.verdict in _READ or row.found_sha256 is not None
         details = {
-            "verdict": row.verdict, "evidence": READ, "expected_sha256": row.expected_sha256,
+            "verdict": row.verdict, "evidence": READ if read else NOT_READ, "expected_sha256": row.expected_sha256,
             "found_sha256": row.found_sha256, "found_size": row.found_size, "detail": row.detail,
             "row": row.id, "hash": row.hash, "row_fits_its_hash": row_fits(row),
         }  # fmt: skip
-        yield Event(row.at, "read", row.store, row.version, row.job, details)
+        yield Event(row.at, "read" if read else "attempt", row.store, row.version, row.job, details)
 
 
 def _checks(connection: Connection, bucket: str, key: str) -> Iterator[Event]:

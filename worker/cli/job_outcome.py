@@ -192,6 +192,8 @@ def _print_reconciled(result: Mapping[str, Any]) -> None:
     for each in result["stores"]:
         known = ", ".join(f"{count} {state}" for state, count in each.get("known", {}).items())
         none = "no new difference" if known else "no difference"
+        if each["listed"] != each["recorded"] and not known:
+            none = "no difference yet; what was written in the last minutes counts in a later run"
         seen = ", ".join(f"{count} {kind}" for kind, count in each["seen"].items()) or none
         say(f"{each['store']}: {each['listed']} listed, {each['recorded']} recorded: {seen}")
         if known:
@@ -238,9 +240,11 @@ def _print_cleaned(result: Mapping[str, Any]) -> None:
 
 
 def _print_fields(result: Mapping[str, Any]) -> None:
-    for name, value in result.items():
-        if value not in (None, [], {}):
-            say(f"{name}: {flat(value)}")
+    told = {name: value for name, value in result.items() if value not in (None, [], {})}
+    for name, value in told.items():
+        say(f"{name}: {flat(value)}")
+    if not told:
+        say("there is nothing to do")
 
 
 def _print_unnamed_failures(job: str, result: Mapping[str, Any]) -> None:

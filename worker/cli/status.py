@@ -213,7 +213,8 @@ def _example(
     job = session.catalogue.ledger.get(found.job) if found.job else None
     if found.kind in _REPAIRED and (found.bucket, found.key) in lost:
         doing = "no good copy"  # to repair from
-    if found.action:
+    verified = found.action == "verify" and job is not None and job.state == JobState.SUCCEEDED
+    if found.action and not verified:  # what a read that has ended left open waits for the next step
         doing = f"{found.action} {job.state if job else 'sent'}"
     return {
         "id": found.id, "bucket": found.bucket, "key": found.key, "version": found.version, "store": found.store,

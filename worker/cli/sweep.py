@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from worker import clock
-from worker.catalogue import JobRecord
+from worker.catalogue import JobRecord, Scope
 from worker.cli.arguments import NoWait, Timeout
 from worker.cli.errors import Failure, Status, suggestion
 from worker.cli.job_outcome import Outcome, print_outcome
@@ -60,6 +60,7 @@ _SWEEPS: dict[str, TaskSpec[Any, Any]] = {
     "recover": SWEEP_RECOVER,
     "backup": SWEEP_BACKUP,
 }
+_LEAVES_OUT_PAUSED = {SWEEP_VERIFY, SWEEP_REPAIR, SWEEP_REPLICATE, SWEEP_RECONCILE, SWEEP_EVIDENCE}
 _WITH_PREFIX = {"repair", "replicate", "reconcile", "evidence"}
 _GOOD = {"verified", "superseded", "stored", "repaired", "already_there", "succeeded"}
 
@@ -163,10 +164,19 @@ def sweep(
                 _sent(name, job_id, as_json=as_json)
             deadline = None if timeout is None else time.monotonic() + timeout
             outcome = way.wait(job, timeout)
+            left_out = _paused(session, store) if spec in _LEAVES_OUT_PAUSED else []
             jobs = _Jobs.none()
             if outcome.state == JobState.SUCCEEDED:
                 jobs = _await_jobs(way, session, outcome, deadline)
+    for each in left_out:
+        note(f"{each} is paused and was left out; `zot-artifacts resume store {each}` ends the pause")
     _print(outcome, jobs, as_json=as_json)
+
+
+def _paused(session: Session, store: str | None) -> list[str]:
+    """Return the paused stores among those of a sweep, in the order of the settings."""
+    paused = {each.name for each in session.catalogue.pauses.all() if each.scope == Scope.STORE}
+    return [each for each in ([store] if store else session.settings.stores) if each in paused]
 
 
 def _spec(name: str, store: str | None, prefix: str | None) -> TaskSpec[Any, Any]:
@@ -209,16 +219,18 @@ def _dry_run(session: Session, name: str, store: str | None, prefix: str | None,
         raise typer.Exit(Status.GOOD)
     if name not in PLANS:
         raise Failure(f"the sweep {name} has no dry run", Status.USAGE, type_="UsageError")
-    paused = {each.name for each in session.catalogue.pauses.all()}
+    paused = _paused(session, store)
     names = [each for each in ([store] if store else session.settings.stores) if each not in paused]
     rows = [{"store": each, **PLANS[name](session, each, prefix)} for each in names]
     passes = [found for each in names if name == "verify" and (found := whole_pass(session, each)) is not None]
     if as_json:
         more = {"passes": passes} if name == "verify" else {}
-        print_json({"sweep": name, "dry_run": True, "stores": rows, "paused": sorted(paused), **more})
+        print_json({"sweep": name, "dry_run": True, "stores": rows, "paused": paused, **more})
     else:
         columns = list(rows[0]) if rows else ["store"]
         print_table(columns, [list(row.values()) for row in rows], empty="every store is paused")
+        for name_ in paused:
+            note(f"{name_} is paused and would be left out; `zot-artifacts resume store {name_}` ends the pause")
         for each in passes:
             say(each["warning"] or each["summary"])
     raise typer.Exit(Status.GOOD)

@@ -91,7 +91,12 @@ def _reconcile(session: Session, store: str, prefix: str | None) -> dict[str, An
                 found[key.sighting.kind] = found.get(key.sighting.kind, 0) + 1
                 some += [f"{key.sighting.kind} {each}/{key.key}"] if len(some) < _NAMED else []
     told = ", ".join(f"{count} {kind}" for kind, count in found.items())
-    return {"listed": listed, "recorded": recorded, "differ": told or "nothing", "such as": ", ".join(some) or None}
+    return {
+        "listed": listed,
+        "recorded": recorded,
+        "differ": told or ("nothing" if listed == recorded else "nothing yet"),
+        "such as": ", ".join(some) or None,
+    }
 
 
 def _evidence(session: Session, store: str, prefix: str | None) -> dict[str, Any]:

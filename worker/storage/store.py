@@ -377,23 +377,27 @@ class Store:
             with open_resumable(self._driver, bucket, key, uncached=True) as reader:
                 return judge(reader, expected or stored_digest(reader.stat), on_bytes)
         except NotFound as error:
-            return Verification(Verdict.MISSING, expected, detail=error.message)
+            return Verification(Verdict.MISSING, expected, detail=self._said(error))
         except Archived as error:
             return self._archived(bucket, key, expected, error)
         except StorageError as error:
-            return Verification(Verdict.UNREADABLE, expected, detail=error.message, error=error)
+            return Verification(Verdict.UNREADABLE, expected, detail=self._said(error), error=error)
+
+    def _said(self, error: StorageError) -> str:
+        """Return the message of an error without the name of the store, which is beside every verdict."""
+        return error.message.removeprefix(f"{self.name}: ")
 
     def _archived(self, bucket: str, key: str, expected: Digest | None, error: Archived) -> Verification:
         """Return the verdict on an object that cannot be read now: its size is compared all the same."""
         try:
             stat = self._driver.stat(bucket, key)
         except NotFound as gone:
-            return Verification(Verdict.MISSING, expected, detail=gone.message)
+            return Verification(Verdict.MISSING, expected, detail=self._said(gone))
         except StorageError:
-            return Verification(Verdict.ARCHIVED, expected, detail=error.message, error=error)
+            return Verification(Verdict.ARCHIVED, expected, detail=self._said(error), error=error)
         if expected is not None and stat.size != expected.size:
             return size_mismatch(stat, expected)
-        return Verification(Verdict.ARCHIVED, expected, version=stat.version, detail=error.message, error=error)
+        return Verification(Verdict.ARCHIVED, expected, version=stat.version, detail=self._said(error), error=error)
 
     def verify_objects(self, wanted: Iterable[tuple[str, str, Digest]]) -> Iterator[Verification]:
         """Verify small objects, each given as bucket, key and recorded digest, one after the other.

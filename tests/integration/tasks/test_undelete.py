@@ -88,7 +88,7 @@ def test_a_delete_keeps_the_bytes_and_can_be_undone(context: Context, run, remov
     result = remove(by="ana", reason="wrong build")
     assert (result.unchanged, result.copies, result.purge_after is not None) == (False, (), True)
     assert stored("dr").read_bytes() == stored("primary").read_bytes() == b"release one"
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFound, match=r"was deleted at .*`zot-artifacts undelete releases/app\.tgz` brings it back"):
         run(replicate, ReplicateRequest(bucket="releases", key="app.tgz", to=("cold",)))
     tombstone = context.catalogue.deletions.get("releases", "app.tgz")
     assert tombstone is not None

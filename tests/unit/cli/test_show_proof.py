@@ -24,8 +24,13 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_tables: Callable[
     catalogue = Catalogue(f"sqlite:///{path}")
     artifact = stored(catalogue)
     copy = catalogue.artifacts.copies(artifact)["dr"]
-    for job, verdict, found in (("sweep-1", "verified", None), ("sweep-2", "corrupt", "f" * 64)):
-        finding = Finding(job, "dr", artifact, verdict, found or artifact.digest.sha256, 11, "a detail")
+    right = artifact.digest.sha256
+    for job, verdict, found in (
+        ("sweep-1", "verified", right),
+        ("sweep-2", "corrupt", "f" * 64),
+        ("sweep-3", "missing", None),
+    ):
+        finding = Finding(job, "dr", artifact, verdict, found, 11, "a detail")
         catalogue.verifications.record(finding, copy, tag=None, now=clock.now())
     repair(catalogue)
     catalogue.artifacts.finish_copy(artifact, "dr", tag="2", evidence={"etag": "x"}, now=clock.now())
@@ -58,7 +63,10 @@ def history(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
 
 
 def test_the_history_has_every_read_and_what_followed_from_it(path, capsys):
-    """Each read has its time, job, digests, verdict, row and hash; repair and findings are between them, by time."""
+    """Each read has its time, job, digests, verdict, row and hash; repair and findings are between them, by time.
+
+    A verdict for which not all bytes were read is no read.
+    """
     events = history(capsys)
     assert {"recorded", "read", "finding", "repaired", "resolved", "held"} <= {event["what"] for event in events}
     reads = [event for event in events if event["what"] == "read"]
@@ -67,6 +75,8 @@ def test_the_history_has_every_read_and_what_followed_from_it(path, capsys):
     ]  # fmt: skip
     last = reads[-1]["details"]
     assert (last["evidence"], last["found_sha256"], last["row"]) == ("all bytes read", "f" * 64, 2)  # type: ignore[index]
+    attempt = next(event for event in events if event["what"] == "attempt")
+    assert (attempt["details"]["verdict"], attempt["details"]["evidence"]) == ("missing", "not all bytes read")
     repaired = next(event for event in events if event["what"] == "repaired")
     assert (repaired["job"], repaired["store"]) == ("repair-1", "dr")
     assert repaired["details"]["quarantined"] == "zot-quarantine/x"  # type: ignore[index]
@@ -79,7 +89,7 @@ def test_the_history_reads_as_a_table(path, capsys):
     said = capsys.readouterr().out
     assert "corrupt" in said
     assert "repair-1" in said
-    assert "the verification log has 2 rows" in said
+    assert "the verification log has 3 rows" in said
 
 
 def test_a_row_that_was_changed_shows(path, capsys):

@@ -23,8 +23,9 @@ def test_a_dry_run_counts_what_is_due_and_what_can_be_repaired(
     catalogue: Catalogue,  # noqa: F811
     artifact: Artifact,  # noqa: F811
     zot: Zot,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Due copies with their bytes, bad copies with a good one elsewhere; a paused store is left out."""
+    """Due copies with their bytes, bad copies with a good one elsewhere; a paused store is left out, and is named."""
     with catalogue._database.write() as connection:
         connection.execute(sa.update(tables.copies).values(read_at=clock.now() - timedelta(days=60)))
     due = {store: (row["due"], row["about"], row["requests"]) for store, row in rows(zot, "verify").items()}
@@ -35,6 +36,8 @@ def test_a_dry_run_counts_what_is_due_and_what_can_be_repaired(
     assert rows(zot, "repair", "--prefix", "releases/other") == {"primary": nothing, "dr": nothing}
     catalogue.pauses.begin("store", "primary", reason=None, now=clock.now())
     assert set(rows(zot, "repair")) == {"dr"}
+    assert cli.run(["sweep", "repair", "--store", "primary", "--dry-run"]) == 0
+    assert "primary is paused and would be left out" in capsys.readouterr().err
 
 
 def test_a_dry_run_lists_and_compares(

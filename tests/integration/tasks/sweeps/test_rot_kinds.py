@@ -239,7 +239,7 @@ def test_wrong_metadata_of_a_copy_without_another_is_rewritten_from_its_own_byte
     context: Context, run: Callable[..., Any], source: Callable[..., str], store: RottingStore,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """The only copy is enough, because it is read in full; one whose bytes are bad by then is not replaced."""
+    """The only copy is enough, because it is read in full before and after; one whose bytes are bad by then stays."""
     scene = Scene(context, run, monkeypatch)
     for key in ("only", "rotten"):
         run(upload, UploadRequest(bucket=BUCKET, key=key, source=source(content_of(key)), stores=("dr",)))
@@ -255,6 +255,7 @@ def test_wrong_metadata_of_a_copy_without_another_is_rewritten_from_its_own_byte
     assert store.bytes_of("rotten") == flipped(content_of("rotten"))
     right = hashlib.sha256(content_of("only")).hexdigest()
     assert context.stores["dr"].get_object_hash(BUCKET, "only") == right
+    assert context.catalogue.artifacts.copies(context.artifact(BUCKET, "only"))["dr"].state == "verified"
     kinds = {(each.key, each.kind.value) for each in context.catalogue.findings.page()}
     assert kinds == {("rotten", "corrupt"), ("rotten", "lost")}
 
