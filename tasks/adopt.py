@@ -12,7 +12,7 @@ from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
 from worker.storage import ObjectStat, Verdict
 from worker.storage.cloud.metadata import set_properties
-from worker.storage.errors import DigestMismatch, IntegrityError, PermanentError, Unavailable
+from worker.storage.errors import Conflict, DigestMismatch, IntegrityError, PermanentError
 from worker.storage.integrity.manifest import compute_digests
 from worker.storage.keys import check_bucket, check_existing_key
 from zot_artifact_client.contract import ADOPT, AdoptRequest, AdoptResult
@@ -56,7 +56,7 @@ def adopt(request: AdoptRequest, context: JobContext, job: RunningJob) -> AdoptR
     what = f"{store.name}: {stat.bucket}/{stat.key}"
     with store.read_object(stat.bucket, stat.key, on_bytes=job.advance) as reader:
         if reader.stat.version != stat.version:
-            raise Unavailable(f"{what} was written by another program just now")
+            raise Conflict(f"{what} was written by another program just now")
         beside = tuple(sorted({*stat.not_carried, *reader.stat.not_carried}))
         digest, manifest = compute_digests(reader, size=stat.size, what=what)  # compared with what the store keeps
     if request.sha256 not in {None, digest.sha256}:

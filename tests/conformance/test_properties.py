@@ -5,7 +5,7 @@ import pytest
 from tests.conformance.bodies import sizes, some_bytes, source
 from tests.conformance.conftest import BucketUnderTest
 from worker.storage.driver import ObjectProperties
-from worker.storage.errors import InvalidMetadata, Unavailable
+from worker.storage.errors import Conflict, InvalidMetadata
 
 pytestmark = pytest.mark.reads
 PROPERTIES = ObjectProperties(
@@ -54,7 +54,7 @@ def test_another_version_than_was_read_is_not_copied(bucket: BucketUnderTest) ->
         return
     read = bucket.write("page", b"one")
     bucket.write("page", b"two")
-    with pytest.raises(Unavailable, match=f"{bucket.name}/page was replaced"):
+    with pytest.raises(Conflict, match=f"{bucket.name}/page was replaced"):
         driver.copy(bucket.name, "page", bucket.name, "twin", version=read.version)
     assert not bucket.exists("twin")
     assert driver.copy(bucket.name, "page", bucket.name, "twin", version=bucket.stat("page").version).size == 3

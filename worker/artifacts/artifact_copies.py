@@ -33,6 +33,7 @@ from worker.storage.driver import Condition, HashedBytes, ObjectProperties
 from worker.storage.errors import (
     AlreadyExists,
     Archived,
+    Conflict,
     IntegrityError,
     NotFound,
     PreconditionFailed,
@@ -229,7 +230,8 @@ class ArtifactJob:
         Raises:
             ReadBackMismatch: the store has taken the bytes and does not give the same ones back.
             IntegrityError: the source is not what was recorded; what was under the key is unchanged.
-            Unavailable: another writer wrote to the key at the same time, or the copy cannot be read back now.
+            Conflict: another writer wrote to the key at the same time.
+            Unavailable: the copy cannot be read back now.
             StorageError, Snooze: see `LimitedStore.write_object`.
         """
         store, quarantined = slot.store, None
@@ -347,7 +349,8 @@ class ArtifactJob:
         copy that is not recorded; its next attempt reads that first.
 
         Raises:
-            Unavailable: another writer wrote to the key at the same time, or the copy cannot be read.
+            Conflict: another writer wrote to the key at the same time.
+            Unavailable: the copy cannot be read.
             StorageError, Snooze: a bad copy cannot be removed; one of the stores takes no job now.
         """
         if slot.found or not self.context.settings.replication.server_side:
@@ -505,8 +508,10 @@ class ArtifactJob:
         except PreconditionFailed as error:
             raise self._conflict(store) from error
 
-    def _conflict(self, store: LimitedStore) -> Unavailable:
-        return self.unavailable(store, f"another writer wrote {self.artifact.path} at the same time")
+    def _conflict(self, store: LimitedStore) -> Conflict:
+        error = Conflict(f"{store.name}: another writer wrote {self.artifact.path} at the same time")
+        error.store = store.name
+        return error
 
     @staticmethod
     def unavailable(store: LimitedStore, reason: str) -> Unavailable:

@@ -22,7 +22,7 @@ from worker.storage import (
 )
 from worker.storage.configured_stores import Stores
 from worker.storage.driver import BUFFER_SIZE, HashedBytes, ObjectProperties, SmallPut
-from worker.storage.errors import PermanentError, StorageError, TransientError
+from worker.storage.errors import StorageError
 from worker.storage.integrity.manifest import Chunk, Manifest
 from worker.storage.integrity.verifying_reader import OnBytes, Readable, VerifiedReader
 from worker.storage.store import WriteOptions
@@ -52,8 +52,8 @@ class LimitedStore:
     - Bytes are read and written under one of the store's concurrency slots, of which a job has one whatever the number
       of its transfers, and within its bandwidth. `on_bytes` is called with the size of each piece, by default the job's
       `heartbeat`; what it raises ends the transfer.
-    - A StorageError has the name of the store that it is about in `store`. A transient one counts against the circuit
-      breaker of that store and of no other. An error of one object never counts.
+    - A StorageError has the name of the store that it is about in `store`. One that is `of_store` counts
+      against the circuit breaker of that store and of no other. An error of one object never counts.
 
     Raises:
         Snooze: from any method: the store is paused, its breaker is open, or its slots are all taken. The store
@@ -383,8 +383,7 @@ class LimitedStore:
             return
         error.store = self.name
         STORE_ERRORS.add(self.name, type(error).__name__)
-        # A transient error with a permanent cause, such as a conflict with another writer, is about one object.
-        if isinstance(error, TransientError) and not isinstance(error.__cause__, PermanentError):
+        if error.of_store:
             self._admitted_until = 0.0
             self._admission.record_failure(self.name, error.message)
 

@@ -5,6 +5,7 @@ StorageError
 │   ├── Unavailable           the store cannot be reached, or says it is broken
 │   ├── Throttled             the store asks for fewer requests
 │   ├── Timeout               the store did not answer in time
+│   ├── Conflict              another program changes the object at this moment
 │   └── NotDeleted            the store accepted a delete and still has the object
 └── PermanentError            trying again changes nothing
     ├── NotFound              the object or bucket is not there (also a FileNotFoundError)
@@ -28,6 +29,8 @@ Arguments are positional, so that every error survives pickling between worker p
 and the object and is meant for a person; nothing in it is secret.
 """
 
+from typing import ClassVar
+
 from zot_artifact_client.text_escaping import bounded
 
 MAX_MESSAGE = 500
@@ -43,6 +46,9 @@ class StorageError(Exception):
     store: str | None = None
     """The store that the error is about; `LimitedStore` sets it."""
 
+    of_store: ClassVar[bool] = False
+    """Whether it is about the store, and counts against its circuit breaker, or about one object."""
+
     def __init__(self, message: str) -> None:
         super().__init__(bounded(message, MAX_MESSAGE, keep_end=True))
 
@@ -57,6 +63,8 @@ class StorageError(Exception):
 
 class TransientError(StorageError):
     """Trying again later may help."""
+
+    of_store = True
 
 
 class Unavailable(TransientError):
@@ -76,8 +84,16 @@ class Timeout(TransientError):
     """The store did not answer in time."""
 
 
+class Conflict(TransientError):
+    """Another program changes the object, or its multipart upload, at this moment. It says nothing about the store."""
+
+    of_store = False
+
+
 class NotDeleted(TransientError):
     """The store accepted a delete and still has the object. It may only be slow to notice its own delete."""
+
+    of_store = False
 
 
 class PermanentError(StorageError):

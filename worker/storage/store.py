@@ -53,7 +53,6 @@ from worker.storage.errors import (
     PreconditionFailed,
     SizeMismatch,
     StorageError,
-    UnexpectedAnswer,
 )
 from worker.storage.identity import Identity
 from worker.storage.integrity.chunk_verification import (
@@ -507,7 +506,7 @@ class Store:
         if all(row.key != key for row in islice(self._driver.iter_objects(bucket, key), 1)):
             return True  # what was asked for is the object of a key that differs only in how its letters are encoded
         said = f"{self.name}: {bucket}/{key}: the store accepted the delete and still has the object"
-        raise NotDeleted(said) from UnexpectedAnswer(said)  # with a permanent cause it counts against no store
+        raise NotDeleted(said)
 
     def quarantine_object(self, bucket: str, key: str, label: str, *, on_bytes: OnBytes | None = None) -> str:
         """Copy an object's present bytes to the quarantine, and return the `bucket/key` of the copy.

@@ -37,12 +37,14 @@ from worker.storage.config import FilesystemConfig
 from worker.storage.driver import ObjectProperties
 from worker.storage.errors import (
     AccessDenied,
-    AlreadyExists,
+    Conflict,
     DigestMismatch,
+    NotDeleted,
     NotFound,
     PermanentError,
     Unavailable,
 )
+from worker.storage.integrity.manifest import Manifest
 from worker.storage.integrity.verifying_reader import Readable
 
 SPAWN = multiprocessing.get_context("spawn")  # the tests' own process has threads, which no fork survives
@@ -581,6 +583,8 @@ OBJECT_ERRORS = [
     PermanentError("a: the KMS key is disabled"),
     DigestMismatch("a: other bytes"),
     NotFound("a: not there"),
+    Conflict("a: another writer wrote it"),
+    NotDeleted("a: it is still there"),
 ]
 
 
@@ -597,13 +601,20 @@ def test_what_is_wrong_with_one_object_never_counts_against_its_store(shared, ad
     assert read(limited(admission(shared, breaker={"failures": 1}))) == b"release"
 
 
-def test_a_conflict_with_another_writer_never_counts(shared, admission):
-    """An error that may pass, made of one that is about the object, says nothing about the store."""
-    store = limited(admission(shared, breaker={"failures": 1}))
-    conflict = Unavailable("a: another writer wrote it")
-    conflict.__cause__ = AlreadyExists("a: there")
-    fail_with(store, conflict, write)
-    assert read(store) == b"release"
+def test_an_object_that_others_overwrite_never_counts(shared, admission):
+    """An object that is replaced while it is verified is a conflict, which may pass and says nothing of its store."""
+    store = limited(admission(shared, breaker={"failures": 1}), content=b"once")
+    opened = store.driver.open
+
+    def replace_and_open(*args: Any, **options: Any) -> Any:
+        Store(store.driver).write_object("releases", "app", io.BytesIO(b"more"))
+        return opened(*args, **options)
+
+    store.driver.open = replace_and_open
+    chunks = Manifest(4, 1, bytes(4 * 32))
+    seen = store.verify_object("releases", "app", Digest(4, "a" * 64), manifest=chunks)
+    assert (seen.verdict, type(seen.error)) == ("unreadable", Conflict)
+    assert read(store) == b"more"
 
 
 def test_a_copy_that_cannot_be_read_counts_if_that_may_pass(shared, admission):

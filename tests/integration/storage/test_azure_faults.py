@@ -23,6 +23,7 @@ from worker.storage.driver import WriteInfo
 from worker.storage.errors import (
     AccessDenied,
     AlreadyExists,
+    Conflict,
     InvalidKey,
     NotFound,
     PermanentError,
@@ -153,7 +154,7 @@ class TestBrokenTransfers:
         line.direct.write_object(BUCKET, "app", source(some_bytes(100_000, 1)))
         with line.faulty.read_object(BUCKET, "app") as reader:
             line.direct.write_object(BUCKET, "app", source(some_bytes(100_000, 2)))
-            with pytest.raises(Unavailable, match="overwritten while it was read"):
+            with pytest.raises(Conflict, match="overwritten while it was read"):
                 drain(reader)
 
     def test_reading_holds_little(self, through: Callable[..., Line]) -> None:
@@ -319,7 +320,7 @@ class TestOthersBlobs:
         """Blocks that another program has staged with other ids are named as what is in the way, and never dropped."""
         opened = store(azurite, service)
         service.get_blob_client(container_of(opened), f"{BUCKET}/app").stage_block("theirs", b"x")
-        with pytest.raises(Unavailable, match="blocks of another program"):
+        with pytest.raises(Conflict, match="blocks of another program"):
             opened.write_object(BUCKET, "app", source(some_bytes(PART + 1)))
         [left] = opened.iter_stale_uploads()
         assert not left.ours

@@ -14,7 +14,7 @@ from tests.servers import RcloneS3
 from tests.servers.proxy import Damage, Fault, FaultyProxy, Request
 from worker.storage import Match, Store
 from worker.storage.configured_stores import open_driver
-from worker.storage.errors import PermanentError, Unavailable
+from worker.storage.errors import Conflict, PermanentError, Unavailable
 from worker.storage.s3 import driver as s3_driver
 from worker.storage.s3 import upload as s3_upload
 
@@ -139,7 +139,7 @@ def test_what_replaces_the_new_bytes_after_they_were_read_is_not_shown(
             stores.near.write_object("zot-staging", row.key, source(b"of another writer"), existing_key=True)
 
     stores.damaging, stores.seen = False, replace
-    with pytest.raises(Unavailable, match="was replaced by another writer"):
+    with pytest.raises(Conflict, match="was replaced by another writer"):
         stores.far.write_object(stores.bucket, "app", source(some_bytes(100)), condition=Match(found.version))
     assert stores.near.verify_object(stores.bucket, "app").expected == digest_of(b"before")
 

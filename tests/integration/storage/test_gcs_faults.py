@@ -20,7 +20,15 @@ from tests.servers.proxy import Cut, Damage, Fault, FaultyProxy, Lose, Request, 
 from worker.storage import Condition, GcsConfig, Match, Store, Verdict
 from worker.storage.configured_stores import open_driver
 from worker.storage.driver import WriteInfo
-from worker.storage.errors import AccessDenied, AlreadyExists, NotFound, PermanentError, Throttled, Unavailable
+from worker.storage.errors import (
+    AccessDenied,
+    AlreadyExists,
+    Conflict,
+    NotFound,
+    PermanentError,
+    Throttled,
+    Unavailable,
+)
 from worker.storage.gcs import client as gcs_client
 from worker.storage.integrity.verifying_reader import drain
 
@@ -144,7 +152,7 @@ class TestPinning:
         assert line.read_directly() == b"newer"
 
     def test_large_unconditional_write_that_meets_a_conflict(self, through: Callable[..., Line]) -> None:
-        """One resumable upload cannot be sent again: on a conflict it is Unavailable, and the job may be retried."""
+        """One resumable upload cannot be sent again: on a conflict it is a Conflict, and the job may be retried."""
         late = [b"newer"]
 
         def overtake(request: Request) -> Fault:
@@ -153,7 +161,7 @@ class TestPinning:
             return None
 
         line = through(overtake, compose=False)
-        with pytest.raises(Unavailable, match="another write was under way"):
+        with pytest.raises(Conflict, match="another write was under way"):
             line.write(some_bytes(PART + 1))
         assert line.read_directly() == b"newer"
 

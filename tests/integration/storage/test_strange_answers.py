@@ -29,6 +29,7 @@ from worker.storage.configured_stores import open_driver
 from worker.storage.driver import ObjectProperties, WriteInfo
 from worker.storage.errors import (
     Archived,
+    Conflict,
     InvalidKey,
     InvalidMetadata,
     NotDeleted,
@@ -572,7 +573,7 @@ class TestAcceptedAndNotDone:
         completes = _of("app?uploadId=", "POST")
         direct, faulty = through(lambda request: lies.pop() if lies and completes(request) else None)
         opened.append(direct)
-        with pytest.raises(Unavailable, match="far: releases/app: the store accepted the upload and has no object"):
+        with pytest.raises(Conflict, match="far: releases/app: the store accepted the upload and has no object"):
             faulty.write_object(BUCKET, "app", source(some_bytes(PART + 1)))
         faulty.write_object(BUCKET, "app", source(some_bytes(PART + 1)))
         assert direct.verify_object(BUCKET, "app").verdict is Verdict.VERIFIED

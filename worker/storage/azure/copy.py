@@ -14,7 +14,7 @@ from worker.storage.azure.object_stat import METADATA, conditions, version_of, w
 from worker.storage.azure.upload import with_tags
 from worker.storage.cloud.error_mapping import Origin
 from worker.storage.driver import Match
-from worker.storage.errors import StorageError, Timeout, Unavailable
+from worker.storage.errors import Conflict, StorageError, Timeout, Unavailable
 from worker.storage.transfer.server_copy import Between
 
 COPY_WITHIN = 3600.0
@@ -41,7 +41,8 @@ class Copy:
 
         Raises:
             Timeout: it took too long; it was aborted, and its blob removed.
-            Unavailable: the store failed, or another write was under way.
+            Conflict: another write was under way.
+            Unavailable: the store failed.
         """
         try:
             with translated(self._origin, self._what):
@@ -90,7 +91,7 @@ class Copy:
         with translated(self._origin, self._what):
             found = self._blob.get_blob_properties()
         if writer_of(found) != token:
-            raise Unavailable(f"{self._origin.store}: {self._what}: another write was under way at the same time")
+            raise Conflict(f"{self._origin.store}: {self._what}: another write was under way at the same time")
         return found
 
     def _abort_copy(self, found: BlobProperties) -> None:

@@ -29,6 +29,7 @@ from worker.storage.errors import (
     AlreadyExists,
     Archived,
     BucketNotEmpty,
+    Conflict,
     InvalidKey,
     InvalidMetadata,
     NotFound,
@@ -86,17 +87,21 @@ _CODES: tuple[CodeRow, ...] = (
     (
         Unavailable,
         "it is being deleted or made; that takes a minute",
-        """ContainerBeingDeleted AccountBeingCreated FilesystemBeingDeleted DestinationPathIsBeingDeleted
-        SourcePathIsBeingDeleted DeletePending SystemInUse""",
+        "ContainerBeingDeleted AccountBeingCreated FilesystemBeingDeleted SystemInUse",
     ),
-    (Unavailable, "a copy to it is under way", "PendingCopyOperation"),
     (
-        Unavailable,
+        Conflict,
+        "another program deletes it at this moment",
+        "DestinationPathIsBeingDeleted SourcePathIsBeingDeleted DeletePending",
+    ),
+    (Conflict, "a copy to it is under way", "PendingCopyOperation"),
+    (
+        Conflict,
         "blocks of another program's unfinished upload are in the way; Azure drops them after a week without use",
         "InvalidBlobOrBlock",
     ),
     (
-        Unavailable,
+        Conflict,
         "too many blocks of unfinished uploads; end those, or Azure drops them after a week without use",
         "BlockCountExceedsLimit",
     ),

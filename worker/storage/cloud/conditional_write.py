@@ -10,7 +10,7 @@ from typing import Any
 
 from worker.storage.cloud.error_mapping import Origin
 from worker.storage.driver import Condition, Match, ObjectProperties, ObjectStat
-from worker.storage.errors import AlreadyExists, PreconditionFailed, StorageError, Unavailable
+from worker.storage.errors import AlreadyExists, Conflict, PreconditionFailed, StorageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +96,11 @@ def other_version(where: str, condition: Match, found: ObjectStat | None) -> Pre
 
 
 def check_copied(where: str, found: ObjectStat, version: str | None) -> None:
-    """Raise Unavailable if a copy is to be made of another version than the one that was found."""
+    """Raise Conflict if a copy is to be made of another version than the one that was found."""
     if version not in {None, found.version}:
-        raise Unavailable(f"{where} was replaced by another writer before it was copied")
+        raise Conflict(f"{where} was replaced by another writer before it was copied")
 
 
-def concurrent_write(write: Write, origin: Origin) -> Unavailable:
+def concurrent_write(write: Write, origin: Origin) -> Conflict:
     """Return the error for a write that conflicts with another one."""
-    return Unavailable(f"{origin.store}: {write.what}: another write was under way at the same time")
+    return Conflict(f"{origin.store}: {write.what}: another write was under way at the same time")

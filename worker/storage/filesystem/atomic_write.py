@@ -25,7 +25,7 @@ import os
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 
-from worker.storage.errors import Unavailable
+from worker.storage.errors import Conflict
 from worker.storage.filesystem.digest_attribute import read_digest
 from worker.storage.filesystem.layout import (
     HIDDEN_SIDECAR,
@@ -94,7 +94,7 @@ class ObjectFiles:
                 found = self._open_once(directory, path)
             if found is not None:
                 return found
-        raise Unavailable(f"{self._store}: {path} is replaced again and again while it is opened; try again later")
+        raise Conflict(f"{self._store}: {path} is replaced again and again while it is opened; try again later")
 
     def current(self, directory: int, path: ObjectPath) -> os.stat_result | None:
         """Return the stat of an object's data, or None if there is no object."""

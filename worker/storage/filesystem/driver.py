@@ -28,11 +28,11 @@ from worker.storage.driver import (
 from worker.storage.errors import (
     AlreadyExists,
     BucketNotEmpty,
+    Conflict,
     InvalidKey,
     NotFound,
     PreconditionFailed,
     StorageError,
-    Unavailable,
 )
 from worker.storage.exception_boundary import exception_boundary
 from worker.storage.filesystem.atomic_write import ObjectFiles, OpenObject
@@ -374,8 +374,8 @@ class FilesystemDriver:
                 self._stale.clear((*path.parents, name))
                 regular_stat(directory, name)
 
-    def _busy(self, path: ObjectPath) -> Unavailable:
-        return Unavailable(f"{self.name}: {path} is written and deleted again and again meanwhile; try again later")
+    def _busy(self, path: ObjectPath) -> Conflict:
+        return Conflict(f"{self.name}: {path} is written and deleted again and again meanwhile; try again later")
 
 
 def _close(fd: int) -> int:

@@ -36,12 +36,12 @@ from worker.storage.driver import (
 )
 from worker.storage.errors import (
     AlreadyExists,
+    Conflict,
     HoldNotOffered,
     InvalidKey,
     NotFound,
     PermanentError,
     StorageError,
-    Unavailable,
     UnexpectedAnswer,
 )
 from worker.storage.exception_boundary import exception_boundary
@@ -115,7 +115,7 @@ class GcsDriver(CloudDriver):
         """Write an object; see `Driver.put`. One that is too large for memory is sent once.
 
         Raises:
-            Unavailable: another writer was faster while the bytes of a large object without a condition were sent.
+            Conflict: another writer was faster while the bytes of a large object without a condition were sent.
         """
         write = self._write(bucket, key, info, uuid.uuid4().hex, condition)
         upload = Upload(self._connected(), self._origin, write)
@@ -138,7 +138,7 @@ class GcsDriver(CloudDriver):
             reply = self._download(bucket, key, found.generation, part)
             if reply is not None:
                 return CloudReader(stat, wanted, HttpBody(reply.raw), origin=self._origin, translate=translate)
-        raise Unavailable(f"{self._name}: {bucket}/{key} is overwritten again and again while it is opened")
+        raise Conflict(f"{self._name}: {bucket}/{key} is overwritten again and again while it is opened")
 
     def stat(self, bucket: str, key: str) -> ObjectStat:
         return to_stat(self._name, bucket, key, self._look(bucket, key))
@@ -160,7 +160,7 @@ class GcsDriver(CloudDriver):
             with self._errors(f"{bucket}/{key}"):
                 if delete(self._connected(), self._object(bucket, key), found.generation):
                     return True
-        raise Unavailable(f"{self._name}: {bucket}/{key} is overwritten again and again while it is deleted")
+        raise Conflict(f"{self._name}: {bucket}/{key} is overwritten again and again while it is deleted")
 
     def copy(
         self,

@@ -19,7 +19,7 @@ from worker.storage.cloud.error_mapping import Origin
 from worker.storage.cloud.listing import inside, rows_of
 from worker.storage.cloud.metadata import UNKNOWN_TIME
 from worker.storage.driver import ObjectStat, Part, PartData, StaleUpload
-from worker.storage.errors import SizeMismatch, StorageError, Unavailable, UploadEnded
+from worker.storage.errors import Conflict, SizeMismatch, StorageError, UploadEnded
 from worker.storage.gcs.client import COMMIT_TIMEOUT, Connection, ObjectName, check_answer, list_blobs, retry
 from worker.storage.gcs.errors import SDK_ERRORS, status_of, translated
 from worker.storage.gcs.object_stat import blob_of, described, to_stat
@@ -128,7 +128,7 @@ class MultipartWrite:
             if found is not None and _holds(found, data):
                 return found  # sent before; only the answer was lost
             pin = found.generation if found else 0
-        raise Unavailable(f"{self._origin.store}: {self._what}: part {int(name)} is being sent by another process")
+        raise Conflict(f"{self._origin.store}: {self._what}: part {int(name)} is being sent by another process")
 
     def _check(self, parts: Sequence[Part], write: GcsWrite) -> None:
         """Raise if the store does not have exactly these parts."""

@@ -28,6 +28,7 @@ from worker.storage.errors import (
     AlreadyExists,
     Archived,
     BucketNotEmpty,
+    Conflict,
     InvalidKey,
     InvalidMetadata,
     NotFound,
@@ -67,7 +68,8 @@ _CODES: tuple[CodeRow, ...] = (
         TooManyRequestsException KMS.ThrottlingException BandwidthLimitExceeded PriorRequestNotComplete 429 503""",
     ),
     (Timeout, QUOTE, "RequestTimeout RequestTimeoutException GatewayTimeout 408 504"),
-    (Unavailable, QUOTE, "InternalError InternalFailure OperationAborted TemporaryRedirect"),
+    (Unavailable, QUOTE, "InternalError InternalFailure TemporaryRedirect"),
+    (Conflict, QUOTE, "OperationAborted"),
     (Unavailable, "the store fails, or is not one that speaks S3; check `endpoint`", "500 502"),
     (UploadEnded, "the multipart upload is not open any more; a new one begins", "NoSuchUpload"),
     (

@@ -16,6 +16,7 @@ from worker.storage.cloud.small_reads_by_obstore import RealObject
 from worker.storage.cloud.small_writes import SmallWrites
 from worker.storage.driver import Body, Match, ObjectStat, Part, PartData
 from worker.storage.errors import (
+    Conflict,
     NotFound,
     SizeMismatch,
     StorageError,
@@ -171,7 +172,7 @@ class Upload:
             return stat
         if found is None:
             said = f"{self._origin.store}: {self._write.what}: the store accepted the upload and has no object"
-            raise Unavailable(said) from UnexpectedAnswer(said)  # with a permanent cause it counts against no store
+            raise Conflict(said)
         return found.stat if found.is_of(self._write) else stat  # some stores answer with another ETag than they keep
 
     def abort(self, upload_id: str) -> None:

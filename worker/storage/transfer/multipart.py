@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from worker.storage.driver import Body, Condition, Driver, MultipartDriver, ObjectStat, Part, PartData, WriteInfo
-from worker.storage.errors import NotFound, StorageError, Unavailable
+from worker.storage.errors import Conflict, NotFound, StorageError
 from worker.storage.transfer.split_into_parts import next_part, plan_parts, spool_part
 from worker.storage.transfer.upload_intents import announced
 
@@ -164,7 +164,7 @@ class MultipartWrite:
             stat = self._driver.complete_upload(*self._place, begun.token, parts, self._info, condition=condition)
         except NotFound as error:
             self._abort(begun.token)  # an upload that has lost a part is still open
-            raise Unavailable(f"{self._driver.name}: the multipart upload must begin anew: {error}") from error
+            raise Conflict(f"{self._driver.name}: the multipart upload must begin anew: {error}") from error
         except BaseException as error:
             if not self._checkpoint.worth_keeping(error):
                 self._abort(begun.token)

@@ -11,7 +11,7 @@ from queue import SimpleQueue
 from typing import Self
 
 from worker.storage.driver import BUFFER_SIZE, Driver, ObjectReader, ObjectStat
-from worker.storage.errors import TransientError, Unavailable
+from worker.storage.errors import Conflict, TransientError, Unavailable
 
 TRIES = 4
 """Attempts at a read before it has advanced by `BUFFER_SIZE` bytes; then the store is Unavailable."""
@@ -52,7 +52,8 @@ class ResumableReader:
         """Return at most `size` bytes.
 
         Raises:
-            Unavailable: the object was overwritten, or the connection breaks again and again.
+            Conflict: the object was overwritten.
+            Unavailable: the connection breaks again and again.
         """
         while True:
             try:
@@ -213,7 +214,7 @@ def open_range(
     """Open `length` bytes of exactly this version.
 
     Raises:
-        Unavailable: the object was overwritten.
+        Conflict: the object was overwritten.
     """
     reader = ResumableReader(driver, stat.bucket, stat.key, offset=offset, length=length, uncached=uncached)
     try:
@@ -228,7 +229,8 @@ def read_range(driver: Driver, stat: ObjectStat, offset: int, length: int, *, un
     """Return `length` bytes of exactly this version, in memory.
 
     Raises:
-        Unavailable: the object was overwritten, or has fewer bytes than the store reports.
+        Conflict: the object was overwritten.
+        Unavailable: it has fewer bytes than the store reports.
     """
     with open_range(driver, stat, offset, length, uncached=uncached) as reader:
         data = b"".join(iter(partial(reader.read, BUFFER_SIZE), b""))
@@ -238,6 +240,6 @@ def read_range(driver: Driver, stat: ObjectStat, offset: int, length: int, *, un
 
 
 def check_same(known: ObjectStat, found: ObjectStat, store: str) -> None:
-    """Raise Unavailable if this is not the version that was being read."""
+    """Raise Conflict if this is not the version that was being read."""
     if found.version != known.version:
-        raise Unavailable(f"{store}: {known.bucket}/{known.key} was overwritten while it was read")
+        raise Conflict(f"{store}: {known.bucket}/{known.key} was overwritten while it was read")

@@ -12,7 +12,7 @@ import pytest
 from tests.memory_driver import MemoryDriver
 from tests.waiting import WITHIN
 from worker.storage.driver import Digest, ObjectStat, WriteInfo
-from worker.storage.errors import AccessDenied, DigestMismatch, Unavailable
+from worker.storage.errors import AccessDenied, Conflict, DigestMismatch
 from worker.storage.integrity import chunk_verification
 from worker.storage.integrity.chunk_verification import THREADS, first_bad_chunk
 from worker.storage.integrity.manifest import Manifest
@@ -151,7 +151,7 @@ def test_an_overwritten_object_is_no_verdict(driver: Faulty) -> None:
     """Bytes of another version are neither verified nor corrupt."""
     stat, manifest = put(driver)
     put(driver)
-    with pytest.raises(Unavailable, match="overwritten while it was read"):
+    with pytest.raises(Conflict, match="overwritten while it was read"):
         first_bad_chunk(driver, stat, manifest)
 
 

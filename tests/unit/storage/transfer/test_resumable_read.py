@@ -8,7 +8,7 @@ import pytest
 from tests.memory_driver import MemoryDriver
 from tests.waiting import WITHIN
 from worker.storage.driver import BUFFER_SIZE, Capabilities, ObjectReader, WriteInfo
-from worker.storage.errors import AccessDenied, Unavailable
+from worker.storage.errors import AccessDenied, Conflict, Unavailable
 from worker.storage.integrity.verifying_reader import VerifyingReader, drain
 from worker.storage.transfer.resumable_read import AHEAD, WINDOW, open_resumable
 
@@ -130,7 +130,7 @@ def test_another_version_is_never_mixed_in(driver):
     with open_resumable(driver, *PLACE) as reader:
         reader.read(1)
         driver.write(content((AHEAD + 2) * WINDOW)[::-1])
-        with pytest.raises(Unavailable, match="overwritten while it was read"):
+        with pytest.raises(Conflict, match="overwritten while it was read"):
             drain(reader)
 
 
