@@ -629,10 +629,12 @@ class Store:
     def set_hold(self, bucket: str, key: str, *, held: bool) -> None:
         """Have the store hold an object, or end that; only for a bucket that offers it."""
         self._check_existing(bucket, key)
+        self._check_identity(write=True, bucket=bucket)
         cast("HoldDriver", self._driver).set_hold(bucket, key, held=held)
 
     def delete_held(self, bucket: str, key: str) -> bool:
         """Try to delete an object that is held; return False if the store refuses it. Only for an object of our own."""
+        self._check_identity(write=True, bucket=bucket)
         return cast("HoldDriver", self._driver).delete_held(bucket, key)
 
     def tags(self, bucket: str, key: str) -> dict[str, str]:
@@ -654,10 +656,12 @@ class Store:
 
     def create_bucket(self, bucket: str) -> bool:
         """Make a bucket; return False if it was there already."""
+        self._check_identity(write=True)
         return self._driver.create_bucket(check_any_bucket(bucket))
 
     def delete_bucket(self, bucket: str) -> bool:
         """Delete an empty bucket; return False if it was not there, raise BucketNotEmpty if it holds objects."""
+        self._check_identity(write=True, bucket=bucket)
         return self._driver.delete_bucket(check_any_bucket(bucket))
 
     def bucket_exists(self, bucket: str) -> bool:
@@ -692,6 +696,7 @@ class Store:
         Raises:
             StorageError: the store does not answer.
         """
+        self._check_identity(write=True)
         return self._read_back.refuses_damage()
 
     def check_identity(self, *, write: bool = True) -> None:
@@ -713,10 +718,12 @@ class Store:
 
     def abort_upload(self, bucket: str, key: str, token: str) -> None:
         """Abort a multipart upload and remove its parts; an upload that has ended is no error."""
+        self._check_identity(write=True, bucket=bucket)
         cast("MultipartDriver", self._driver).abort_upload(bucket, key, token)
 
     def iter_stale_uploads(self) -> Iterator[StaleUpload]:
         """Yield the unfinished uploads, those that are still being written included."""
+        self._check_identity(write=False)
         yield from self._driver.iter_stale_uploads()
         yield from self._read_back.iter_staged()
 
@@ -727,6 +734,7 @@ class Store:
 
     def remove_stale_upload(self, stale: StaleUpload) -> bool:
         """Remove a stale upload; return False if it has ended meanwhile or its writer is alive."""
+        self._check_identity(write=True)
         of_ours = stale.token[0] == STAGING_BUCKET
         return self._read_back.remove_staged(stale) if of_ours else self._driver.remove_stale_upload(stale)
 

@@ -5,15 +5,26 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from tests.conformance.bodies import source
 from tests.memory_driver import MemoryDriver
+from worker import clock
 from worker.settings import SettingsError, load_settings
-from worker.storage import AzureConfig, FilesystemConfig, GcsConfig, S3Config, Store, StoreConfig, Stores, Verdict
+from worker.storage import (
+    AzureConfig,
+    FilesystemConfig,
+    GcsConfig,
+    S3Config,
+    StaleUpload,
+    Store,
+    StoreConfig,
+    Stores,
+    Verdict,
+)
 from worker.storage.identity import Identity, KnownIdFiles, OtherStore, SameStore, overlapping
 
 DATA = b"bytes"
@@ -225,6 +236,17 @@ def test_reads_of_a_store_without_a_marker_look_for_it_once(tmp_path: Path) -> N
     assert Known(run, configs).get("main") is not None
 
 
+USES: tuple[Callable[[Store], object], ...] = (
+    lambda store: list(store.list_objects("b")),
+    lambda store: store.create_bucket("b"),
+    lambda store: store.delete_bucket("b"),
+    lambda store: list(store.iter_stale_uploads()),
+    lambda store: store.remove_stale_upload(StaleUpload("an upload", clock.now(), ("b", "k", "token"))),
+    lambda store: store.abort_upload("b", "k", "token"),
+    lambda store: store.set_hold("b", "k", held=True),
+)
+
+
 def test_an_unmounted_disk_takes_no_write_and_misses_nothing(tmp_path: Path) -> None:
     """Where the marker is gone nothing is written, and a copy is unreadable and not missing."""
     root, disk = tmp_path / "root", tmp_path / "disk"
@@ -237,8 +259,9 @@ def test_an_unmounted_disk_takes_no_write_and_misses_nothing(tmp_path: Path) -> 
         with pytest.raises(OtherStore, match="its marker is gone.*rm .*run/identity-one"):
             opened.write_object("b", "k2", source(DATA))
         assert opened.verify_object("b", "k").verdict == Verdict.UNREADABLE
-        with pytest.raises(OtherStore):
-            list(opened.list_objects("b"))
+        for use in USES:
+            with pytest.raises(OtherStore):
+                use(opened)
     assert list(root.iterdir()) == []
     root.rmdir()
     disk.rename(root)
