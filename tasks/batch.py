@@ -45,6 +45,7 @@ from worker.catalogue import (
     PageCounts,
 )
 from worker.context import Context, JobContext
+from worker.counted import counted
 from worker.jobs.cancel_jobs import request_cancel
 from worker.jobs.outbox import Outbox
 from worker.jobs.running_job import Continue, RunningJob
@@ -454,12 +455,13 @@ def _first(order: Sequence[str], words: Sequence[str], without: str) -> str:
 def _progress(request: BatchRequest, at: Batch, objects: int, size: int) -> Progress:
     """Return how far the batch is; `objects` and `size` are those that pages have done that still run."""
     failed = f", {at.failed} failed" if at.failed else ""
-    of = f" of {at.total}" if at.total is not None else ""
+    done = at.ended + objects
+    told = counted(done, "object") if at.total is None else f"{done} of {counted(at.total, 'object')}"
     return Progress(
         bytes_done=at.ended_bytes + size,
         bytes_total=at.total_bytes,
-        step=f"{request.verb}: {at.ended + objects}{of} objects{failed}",
-        objects_done=at.ended + objects,
+        step=f"{request.verb}: {told}{failed}",
+        objects_done=done,
         objects_total=at.total,
     )
 

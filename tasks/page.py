@@ -22,6 +22,7 @@ from worker.artifacts.verification_log_head import WrittenLog
 from worker.artifacts.wait_for_delete_approval import check_page
 from worker.catalogue import AHEAD, CatalogueError, Group, OnHold, Page, PageCopy, PageOutcome
 from worker.context import Context, JobContext
+from worker.counted import counted
 from worker.jobs.running_job import Requeue, RunningJob
 from worker.jobs.send_sweep_pages import BROKER_ERRORS
 from worker.jobs.task import artifact_task, send_child
@@ -109,7 +110,7 @@ def _upload_listed(request: PageRequest, context: JobContext, job: RunningJob) -
         context.stores[name]  # raises UnknownStore
     pages, files = context.catalogue.pages, files_of(request, context, job.id)
     found = pages.get(job.id) or pages.begin(job.id, range(len(files)))
-    job.start(sum(files[number].size for number in found.open), f"uploading {len(found.open)} files")
+    job.start(sum(files[number].size for number in found.open), f"uploading {counted(len(found.open), 'file')}")
     try:
         return UploadPage(context, job, found, request).run(files)
     finally:
@@ -132,7 +133,7 @@ def _verify_claimed(claim: ClaimSelection, context: JobContext, job: RunningJob)
         found = pages.release(found, [copy.id for copy in released])
     if large:
         found = _send_large(found, large, context, job)
-    job.start(sum(copy.digest.size for copy in small), f"verifying {len(small)} copies in {name}")
+    job.start(sum(copy.digest.size for copy in small), f"verifying {counted(len(small), 'copy')} in {name}")
     objects = [ObjectToVerify(copy.id, f"{copy.bucket}/{copy.key}", copy.digest.size, (copy,)) for copy in small]
     work = VerifyPage(context, job, found, objects)
     done = work.run()
@@ -230,7 +231,7 @@ def _verify_selected(request: PageRequest, context: JobContext, job: RunningJob)
         words = {id_: word for id_, word in known.items() if word is not None}
         objects.append(ObjectToVerify(each.id, each.path, each.size, of, words))
     found = _leave(found, leaving, context)
-    job.start(sum(each.size * len(each.copies) for each in objects), f"verifying {len(objects)} objects")
+    job.start(sum(each.size * len(each.copies) for each in objects), f"verifying {counted(len(objects), 'object')}")
     work = VerifyPage(context, job, found, objects)
     done = work.run()
     if not work.in_time:
@@ -364,7 +365,7 @@ def _write_selected(request: PageRequest, context: JobContext, job: RunningJob) 
     if request.verb == REPLICATE.kind:
         wanted = [(each.artifact, context.stores[name].name) for each in mine for name in request.to or ()]
         context.catalogue.artifacts.ensure_copies([(artifact, name) for artifact, name in wanted if artifact])
-    job.start(sum(each.size for each in mine), f"{request.verb}: {len(mine)} objects")
+    job.start(sum(each.size for each in mine), f"{request.verb}: {counted(len(mine), 'object')}")
     fresh = FreshCopies(context, job, mine, request.to or ()) if request.verb == REPLICATE.kind else None
     work = _Writes(request, context, job, found, fresh)
     try:

@@ -11,6 +11,7 @@ from worker.artifacts.per_store import SingleFailures, for_each_store
 from worker.artifacts.reconcile import DisorderedListing, buckets_to_compare, compare
 from worker.catalogue import CopyState, FindingKind, NewFinding, ReconcileRun, SettledFinding, Sighting
 from worker.context import JobContext
+from worker.counted import counted
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task, send_child
 from worker.limits.limited_store import LimitedStore
@@ -177,7 +178,7 @@ class _Reconciliation:
         run = self._run
         missing = run.count(FindingKind.MISSING)
         why = (
-            f"the {'inventory' if self._inventory else 'listing'} lacks {missing} objects that the catalogue records, "
+            f"the {'inventory' if self._inventory else 'listing'} lacks {counted(missing, 'object')} of the catalogue, "
             "more than sweep.reconcile.missing_percent allows: it may be incomplete or of another place; "
             "nothing was changed"
         )

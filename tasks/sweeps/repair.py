@@ -61,7 +61,7 @@ def sweep_repair(request: SweepRepairRequest, context: JobContext, job: RunningJ
             claimed[store] = len(found)
     lost = context.catalogue.findings.see_lost(list(context.stores), now=clock.now(), limit=_MOST_LOST)
     if lost:
-        logger.critical("%d artifacts are lost: `zot-artifacts findings --kind lost` names them", lost)
+        logger.critical("lost artifacts: %d: `zot-artifacts findings --kind lost` names them", lost)
     return SweepRepairResult(claimed=claimed, untrusted=tuple(repairs.untrusted()), lost=lost)
 
 

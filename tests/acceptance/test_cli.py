@@ -17,6 +17,7 @@ from tests.acceptance.forked_up import running
 from tests.servers import RcloneS3
 from tests.servers.process import free_port
 from tests.waiting import WITHIN
+from worker.catalogue import Catalogue
 from zot_artifact_client import ArtifactClient, JobFailed
 
 BUCKET = "artifacts"
@@ -392,6 +393,7 @@ def test_a_full_disk_leaves_nothing_behind(zot: Zot, key: str, source: Path, tmp
     """A file that does not fit into the staging directory is one line, status 1, and nothing stays of it."""
     staging = tmp_path / "home" / "staging"
     staging.mkdir(parents=True)
+    Catalogue(f"sqlite:///{tmp_path}/home/catalogue.sqlite3").close()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(staging)], check=False, capture_output=True
     )

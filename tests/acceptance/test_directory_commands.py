@@ -65,7 +65,7 @@ def test_what_fails_is_named_and_stops_nothing(zot: Zot) -> None:
     (root / "good").write_bytes(b"good")
     (root / ".zot-x").write_bytes(b"reserved")
     done = zot("upload", "-r", root, "odd")
-    assert (done.status, done.stdout) == (1, "upload: 1 objects, 4 B: 1 stored\n")
+    assert (done.status, done.stdout) == (1, "upload: 1 object, 4 B: 1 stored\n")
     assert ".zot-x" in done.stderr
     back = zot.home.parent / "odd-back"
     back.mkdir()

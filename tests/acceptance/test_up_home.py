@@ -59,7 +59,7 @@ def test_what_is_no_file_is_told_in_place_of_waiting_for_it(name: str, tmp_path:
         path = tmp_path / make.__name__ / name
         path.parent.mkdir(mode=0o700, parents=True)
         make(path)
-        commands = [["up"], ["upload", __file__, "a/b"]] if name == "run/broker-url" else [["up"]]
+        commands = [["up"], ["jobs", "cancel", "x"]] if name == "run/broker-url" else [["up"]]
         for command in commands:
             done = Zot(tmp_path / make.__name__)(*command)
             assert (done.status, done.is_one_line()) == (2, True)

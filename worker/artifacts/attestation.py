@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from worker.catalogue import Artifact, Catalogue, Copy
+from worker.counted import counted
 from worker.settings import Settings
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def statement_of(
     copies = [copy for copy in catalogue.artifacts.copies(artifact).values() if copy.state.present]
     reasons = [reason for copy in copies if (reason := _reason(copy, settings, policy, now))]
     if len(copies) < policy.copies:
-        reasons.append(f"there are {len(copies)} copies, {policy.copies} are asked for")
+        reasons.append(f"it has {counted(len(copies), 'copy')}, {policy.copies} are asked for")
     if reasons:
         raise NotAttested(f"{artifact.path} is not attested: {'; '.join(reasons)}")
     rows = _latest(catalogue, artifact)

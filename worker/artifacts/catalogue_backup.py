@@ -15,6 +15,7 @@ from typing import BinaryIO, cast
 from worker import clock
 from worker.catalogue import BadExport, Catalogue, CatalogueError, ExportSummary, FindingKind, load_export
 from worker.catalogue.load_export import Lines
+from worker.counted import counted
 from worker.limits.limited_store import LimitedStore
 from worker.limits.snooze import Snooze
 from worker.settings.section_models import BackupSweepSettings
@@ -190,7 +191,9 @@ def _difference(restored: Catalogue, summary: ExportSummary, catalogue: Catalogu
     ended = {"artifact_locks", "pages"}  # a restore removes them
     for table, count in summary.rows.items():
         if table not in ended and found.get(table) != count:
-            return f"{table} has {found.get(table)} rows in the scratch database, the backup has {count}"
+            return (
+                f"{table} has {counted(found.get(table) or 0, 'row')} in the scratch database, the backup has {count}"
+            )
     if (broken := restored.verifications.first_broken()) is not None:
         return f"the chain of its verification log is broken at row {broken}"
     head = restored.verifications.head()

@@ -81,7 +81,7 @@ def status_of(job: JobRecord) -> StatusResult:
     """Return what a row of the ledger tells a client."""
     return StatusResult(
         job=job.id,
-        state=job.state,
+        state=job.shown_state,
         kind=job.kind,
         attempts=job.attempts,
         created_at=job.created_at,

@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from pydantic import ByteSize
 
 from worker.catalogue import GRACE, BudgetState, Catalogue, NeededReads
+from worker.counted import counted
 from worker.settings import Settings
 from worker.settings.budgets import Budget, Prices
 
@@ -69,7 +70,7 @@ class Forecast:
     def summary(self) -> str:
         """Return what a pass takes and costs, in one sentence."""
         size = ByteSize(self.bytes).human_readable(separator=" ")
-        told = [f"one pass of {size} in {self.copies:,} copies"]
+        told = [f"one pass of {size} in {counted(self.copies, 'copy')}"]
         if self.cost:
             told.append(f"costs {self.cost:,.2f}" + (f" of your {self.cap:,.2f} a month" if self.cap else ""))
         if self.takes is not None:

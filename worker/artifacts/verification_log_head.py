@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from worker import clock
 from worker.artifacts.log_signature import LogKeys
@@ -99,7 +100,7 @@ def accept_head(store: Store, catalogue: Catalogue, keys: LogKeys = _NO_KEYS) ->
     return aside
 
 
-def signed_head(catalogue: Catalogue, keys: LogKeys = _NO_KEYS) -> dict[str, object] | None:
+def signed_head(catalogue: Catalogue, keys: LogKeys = _NO_KEYS) -> dict[str, Any] | None:
     """Return the present head as a JSON document, with its signature if a key is configured; None for an empty log.
 
     Raises:
@@ -108,7 +109,7 @@ def signed_head(catalogue: Catalogue, keys: LogKeys = _NO_KEYS) -> dict[str, obj
     head = catalogue.verifications.durable_head()
     if head is None:
         return None
-    found: dict[str, object] = json.loads(_bytes_of(catalogue, _counted(catalogue, head, None), keys))
+    found: dict[str, Any] = json.loads(_bytes_of(catalogue, _counted(catalogue, head, None), keys))
     return found | {"at": head.at}
 
 

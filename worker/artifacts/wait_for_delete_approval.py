@@ -6,6 +6,7 @@ from datetime import timedelta
 from worker import clock
 from worker.catalogue import ApprovalState, DeleteApproval
 from worker.context import JobContext
+from worker.counted import counted
 from worker.jobs.running_job import RunningJob
 from worker.limits.snooze import Paused, seconds_to_pause
 from worker.storage.errors import PermanentError
@@ -29,7 +30,9 @@ class WaitsForApproval(Paused):
 
 def check_batch(request: BatchRequest, context: JobContext, job: RunningJob, objects: int, size: int) -> None:
     """Return if a batch may delete its objects. Raise as `check_delete`."""
-    where = (request.keys_from and f"{objects} lines of {request.keys_from}") or f"{request.bucket}/{request.prefix}"
+    where = (
+        request.keys_from and f"{counted(objects, 'line')} of {request.keys_from}"
+    ) or f"{request.bucket}/{request.prefix}"
     _check(request, context, job, what=_what(where, request), objects=objects, size=size)
 
 
@@ -103,8 +106,8 @@ def _check_decision(found: DeleteApproval, context: JobContext, job: RunningJob)
         )
     if found.state is ApprovalState.WAITING and not found.requested_by:
         raise NotApproved(
-            f"{what}: nothing was deleted: a delete of {objects} objects needs the approval of a second person, so it "
-            "has to say who requests it: set `by`"
+            f"{what}: nothing was deleted: a delete of {counted(objects, 'object')} needs the approval of a second "
+            "person, so it has to say who requests it: set `by`"
         )
     if found.state is ApprovalState.WAITING and clock.now() >= found.expires_at:
         approvals.close_ended(now=clock.now())

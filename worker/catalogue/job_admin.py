@@ -11,12 +11,21 @@ from worker.catalogue.job_webhooks import want_webhooks, want_webhooks_again
 from worker.catalogue.ledger import job_record
 from worker.catalogue.records import JobRecord
 from worker.catalogue.tables import jobs
-from zot_artifact_client.contract import PAGE, JobState
+from zot_artifact_client.contract import BATCH, PAGE, JobState
 
 REDRIVABLE = (JobState.DEAD, JobState.FAILED, JobState.CANCELLED)
 """The states that can be redriven. A rejected job has no request that could be sent again."""
 _PARENTS = 500
 _WAITING = (JobState.QUEUED, JobState.RETRYING)
+_SHOWN_OTHERWISE = {JobState.QUEUED, JobState.RUNNING}
+_SHOWN_STATE = sa.case(
+    (
+        sa.and_(jobs.c.kind == BATCH.kind, jobs.c.state == JobState.QUEUED, jobs.c.started_at.is_not(None)),
+        JobState.RUNNING.value,
+    ),
+    else_=jobs.c.state,
+)
+"""`JobRecord.shown_state`."""
 
 _CANCEL = (
     sa.update(jobs)
@@ -60,13 +69,14 @@ class JobAdmin:
         limit: int | None = 50,
         succeeded_sweeps: bool = True,
     ) -> list[JobRecord]:
-        """Return jobs in these states (any if empty) for which `fits` is true, the latest first.
+        """Return jobs that are shown in these states (any if empty) for which `fits` is true, the latest first.
 
         `succeeded_sweeps`: whether sweeps that succeeded are among them; beat starts some every minute.
         """
         query = sa.select(jobs).order_by(jobs.c.created_at.desc(), jobs.c.id)
         if states:
-            query = query.where(jobs.c.state.in_(states))
+            shown = _SHOWN_STATE if _SHOWN_OTHERWISE & set(states) else jobs.c.state  # the index has the state alone
+            query = query.where(shown.in_(states))
         if kind is not None:
             query = query.where(jobs.c.kind == kind)
         if not succeeded_sweeps:

@@ -171,7 +171,7 @@ class JobWebhooks:
             for name in open_.difference(counts):
                 resolve_key(connection, FindingKind.WEBHOOK_UNDELIVERED, name, "no end waits for it any more", now)
             for name, (wait, all_) in counts.items():
-                detail = f"{_REMOVED}: the ends of {wait} jobs wait for it, those of {all_ - wait} are given up"
+                detail = f"{_REMOVED}: ends of jobs that wait for it: {wait}, that are given up: {all_ - wait}"
                 evidence = {"detail": f"{detail}: `zot-artifacts webhooks`"}
                 see(connection, [NewFinding(FindingKind.WEBHOOK_UNDELIVERED, key=name, evidence=evidence)], now)
         return more

@@ -18,6 +18,7 @@ from worker.catalogue.job_webhooks import want_webhooks
 from worker.catalogue.pauses import Pause, pauses_of_job
 from worker.catalogue.records import JobRecord
 from worker.catalogue.tables import SWEEPS, artifact_locks, batch_items, batches, job_webhooks, jobs
+from worker.counted import counted
 from zot_artifact_client.contract import BATCH_JOB_ID, JobState
 
 _FIND = Prepared(sa.select(jobs).where(jobs.c.id == sa.bindparam("job")))
@@ -460,7 +461,7 @@ def _busy(connection: Connection, job: JobRecord, holds: str | None, now: dateti
 
 
 def _poison(job: JobRecord, crashes: int, now: datetime) -> dict[str, Any]:
-    message = f"its worker died after each of {crashes} starts in a row: the job may be the cause"
+    message = f"its worker died after {counted(crashes, 'start')} in a row: the job may be the cause"
     return {"job": job.id, "now": now, "cause": {"type": "Poison", "message": message} | last_cause(job.error)}
 
 
@@ -472,9 +473,10 @@ def last_cause(error: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def job_record(row: Row[Any]) -> JobRecord:
-    """Return a row of the ledger as a value."""
+    """Return a row of the ledger as a value, without the progress of a job that succeeded: its last report is old."""
+    progress = None if row.state == JobState.SUCCEEDED else row.progress
     return JobRecord(
         row.id, row.kind, row.request, row.state, row.attempts, row.fence, row.created_at, row.lease_owner,
-        row.lease_until, row.progress, row.error, row.result, row.parent, row.started_at, row.finished_at,
+        row.lease_until, progress, row.error, row.result, row.parent, row.started_at, row.finished_at,
         row.queue, row.due_at, row.crashes, row.put_off_since,
     )  # fmt: skip

@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from worker.storage import Digest, Verdict
+from zot_artifact_client.contract import BATCH, JobState
 
 
 class CopyState(StrEnum):
@@ -147,6 +148,12 @@ class JobRecord:
     due_at: datetime | None = None
     crashes: int = 0
     put_off_since: datetime | None = None
+
+    @property
+    def shown_state(self) -> str:
+        """Return the state for people and clients: between its steps a batch is `queued` in the ledger, and runs."""
+        between_steps = self.kind == BATCH.kind and self.state == JobState.QUEUED and self.started_at is not None
+        return JobState.RUNNING.value if between_steps else str(self.state)
 
 
 @dataclass(frozen=True, slots=True)

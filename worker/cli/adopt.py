@@ -18,6 +18,7 @@ from worker.cli.job_outcome import Outcome, finish
 from worker.cli.output import AsJson, complain, note, print_json, say
 from worker.cli.send_and_wait import Sender, request_of, sender
 from worker.cli.session import Session, opened
+from worker.counted import counted
 from worker.storage.driver import ListedObject
 from worker.storage.errors import InvalidKey
 from worker.storage.keys import check_bucket, check_existing_key
@@ -67,7 +68,7 @@ def adopt(
         zot-artifacts adopt releases/1.2/ --store nas --sums
     """
     bucket, slash, prefix = artifact.partition("/")
-    with opened() as session:
+    with opened(existing=True, sends=True) as session:
         session.store_names([store])
         fields = {"store": store, "first_read": first_read or None}
         if slash and (not prefix or prefix.endswith("/")):
@@ -231,8 +232,8 @@ def _await_first(way: Sender, tally: Tally, under_way: "deque[tuple[str, Job[Any
     tally.count(key, outcome)
     if not outcome.ended and deadline is not None and time.monotonic() >= deadline:
         raise Failure(
-            f"the time is up: {tally.adopted} objects of {tally.bucket}/{tally.prefix} were adopted, {tally.unchanged} "
-            "were known; run the same command again to continue",
+            f"the time is up: {counted(tally.adopted, 'object')} of {tally.bucket}/{tally.prefix} were adopted, "
+            f"{tally.unchanged} were known; run the same command again to continue",
             Status.UNKNOWN,
             type_="WaitTimeout",
         )

@@ -8,6 +8,7 @@ import typer
 from worker.cli.arguments import ArtifactPath
 from worker.cli.errors import Failure, Status
 from worker.cli.output import AsJson, complain, print_json, say, size
+from worker.counted import counted
 from worker.settings import Settings, load_settings
 from zot_artifact_client import ArtifactClient, ChunkCache
 from zot_artifact_client.errors import ClientError, GatewayUnavailable
@@ -104,7 +105,10 @@ def warm(
     if as_json:
         print_json({"root": str(cache.root), "warmed": warmed, "fetched": found.misses, "there": found.hits})
     else:
-        say(f"{cache.root}: {len(warmed)} artifacts, {found.misses} chunks fetched, {found.hits} were there")
+        say(
+            f"{cache.root}: {counted(len(warmed), 'artifact')}, "
+            f"{counted(found.misses, 'chunk')} fetched, {found.hits} were there"
+        )
     raise typer.Exit(status)
 
 

@@ -26,6 +26,7 @@ from worker.cli.errors import Failure, Status
 from worker.cli.open_limited_stores import stores_within_limits
 from worker.cli.output import AsJson, complain, flat, note, print_json, print_table, say, size
 from worker.cli.session import opened
+from worker.counted import counted
 from worker.input_files import open_input
 from worker.settings import Settings, load_settings
 from worker.storage import Store as StoreOfBackups
@@ -320,7 +321,7 @@ def _print(tally: Tally) -> None:
     ]
     print_table(columns, rows, empty="no stores")
     if tally.deletes_redone:
-        say(f"{tally.deletes_redone} artifacts were deleted after the backup and are deleted again")
+        say(f"{counted(tally.deletes_redone, 'artifact')} deleted again, as after the backup")
     for each in tally.named[:_NAMED]:
         complain(f"{each.store}: {each.bucket}/{each.key}: {each.outcome}: {each.detail}")
     if len(tally.named) > _NAMED:
@@ -408,7 +409,7 @@ def document_of(summary: ExportSummary) -> dict[str, object]:
 def _told(summary: ExportSummary) -> str:
     rows = summary.rows
     counts = ", ".join(f"{rows.get(name, 0)} {name}" for name in ("artifacts", "copies", "verifications", "jobs"))
-    return f"{summary.total} rows ({counts}) of the catalogue {summary.identity}, sha256 {summary.sha256}"
+    return f"{counted(summary.total, 'row')} ({counts}) of the catalogue {summary.identity}, sha256 {summary.sha256}"
 
 
 @contextlib.contextmanager

@@ -91,7 +91,7 @@ def delete(
         outcome = run_verb(session, DELETE, selection, fields, key=idempotency_key, wait=not no_wait, timeout=timeout)
         grace = session.settings.delete.grace
     if many and not store and grace:
-        note(f"until {grace.total_seconds() / 86400:g} days after the delete `zot-artifacts undelete` brings each back")
+        note(f"for {grace.total_seconds() / 86400:g} d after the delete `zot-artifacts undelete` brings each back")
     finish(outcome, waited=not no_wait, as_json=as_json)
 
 

@@ -11,6 +11,7 @@ from worker.cli.errors import Failure, Status
 from worker.cli.output import AsJson, moment, print_json, print_table, say, size
 from worker.cli.session import Session, opened
 from worker.cli.user import origin, user_name
+from worker.counted import counted
 
 app = typer.Typer(invoke_without_command=True, add_completion=False)
 
@@ -69,7 +70,7 @@ def show(id_: Id, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"delete": asdict(found), "job_state": job.state if job else None})
         return
-    say(f"delete {found.job}: {found.objects} objects, {size(found.bytes)}: {found.what}")
+    say(f"delete {found.job}: {counted(found.objects, 'object')}, {size(found.bytes)}: {found.what}")
     say(f"requested: {moment(found.requested_at)} by {found.requested_by}" + (f": {found.reason}" * bool(found.reason)))
     if found.state is ApprovalState.WAITING:
         say(f"state: waits for an approval until {moment(found.expires_at)}")
@@ -126,7 +127,10 @@ def _decide(id_: str, state: ApprovalState, by: str | None, note: str | None, *,
     if as_json:
         print_json({"delete": asdict(made)})
     else:
-        say(f"delete {id_} of {made.objects} objects, requested by {made.requested_by}, is {made.state} by {who}")
+        say(
+            f"delete {id_} of {counted(made.objects, 'object')}, "
+            f"requested by {made.requested_by}, is {made.state} by {who}"
+        )
 
 
 def _full_id(session: Session, id_: str) -> str:

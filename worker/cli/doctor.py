@@ -5,9 +5,13 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict
+from pathlib import Path
+from urllib.parse import quote
 
 import typer
+from pydantic import SecretStr
 
 from worker.artifacts.log_signature import BadKeyFile, LogKeys
 from worker.artifacts.store_holds import tries_to_delete_held
@@ -17,8 +21,9 @@ from worker.cli.errors import Status
 from worker.cli.output import AsJson, out, print_json, printable, size
 from worker.cli.pause import describe_pause
 from worker.cli.service_checks import Check, OpenBreaker, broker_checks, open_breakers
-from worker.cli.session import Session, open_session
+from worker.cli.session import Session, no_catalogue, open_session
 from worker.cli.stores import bad_copies, unconfigured, way_out_of_unconfigured
+from worker.counted import counted
 from worker.settings.model import Settings, load_settings
 from worker.settings.private_data_directory import private_paths, readable_by_others
 from worker.storage.config import FilesystemConfig
@@ -61,15 +66,21 @@ def _checks(settings: Settings) -> Iterator[Check]:
     yield from _source_roots(settings)
     yield from _webhooks(settings)
     yield from broker_checks(settings)
-    try:
-        session = open_session(settings)
-    except CatalogueError as error:
-        yield Check("catalogue", "unknown", str(error))  # the error names the way out
-        return
-    try:
+    with ExitStack() as opened:
+        missing = no_catalogue(settings)
+        if missing is not None:  # the stores are checked all the same, with a catalogue that goes away
+            yield Check("catalogue", "unknown", str(missing))
+            aside = Path(opened.enter_context(tempfile.TemporaryDirectory())) / "catalogue.sqlite3"
+            settings = settings.model_copy(update={"catalogue": SecretStr(f"sqlite:///{quote(str(aside))}")})
+        try:
+            session = open_session(settings)
+        except CatalogueError as error:
+            yield Check("catalogue", "unknown", str(error))  # the error names the way out
+            return
+        opened.callback(session.close)
+        if missing is None:
+            yield _log(session)
         yield from _catalogue(session)
-    finally:
-        session.close()
 
 
 def _home(settings: Settings) -> Check:
@@ -116,7 +127,6 @@ def _webhooks(settings: Settings) -> Iterator[Check]:
 
 
 def _catalogue(session: Session) -> Iterator[Check]:
-    yield _log(session)
     breakers = open_breakers(session.settings)
     yield from _twins(session.settings)
     for name in session.settings.stores:
@@ -255,7 +265,7 @@ def _foreign_uploads(session: Session) -> Iterator[Check]:
     """Tell what the last cleanup left: to list it anew can take as long as a listing of the whole store."""
     for record in session.catalogue.job_admin.find([JobState.SUCCEEDED], kind=SWEEP_LEFTOVERS.kind, limit=1):
         for name, count in ((record.result or {}).get("foreign") or {}).items():
-            detail = f"{count} unfinished uploads of other programs, as the last cleanup found"
+            detail = f"{counted(count, 'unfinished upload')} of other programs, as the last cleanup found"
             way_out = "end them there, or set `sweep.cleanup.foreign_uploads: abort`"
             yield Check(f"uploads {name}", "good", detail, way_out)
 

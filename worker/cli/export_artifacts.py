@@ -21,6 +21,7 @@ from worker.cli.get_directory import Refused, Target
 from worker.cli.output import AsJson, print_json, say, size
 from worker.cli.progress import bar
 from worker.cli.session import Session, opened
+from worker.counted import counted
 
 _DATA, _PREMIS = "data", "metadata/premis.xml"
 
@@ -62,7 +63,7 @@ def export(
     if as_json:
         print_json({"bag": str(bagit), "artifacts": len(found), "bytes": total})
     else:
-        say(f"{bagit}: {len(found)} artifacts, {size(total)}, verified")
+        say(f"{bagit}: {counted(len(found), 'artifact')}, {size(total)}, verified")
 
 
 def _write_bag(session: Session, artifacts: list[Artifact], directory: Path) -> None:
@@ -73,7 +74,9 @@ def _write_bag(session: Session, artifacts: list[Artifact], directory: Path) -> 
         raise Failure(f"--bagit {directory}: {error.strerror}: name a new directory", type_="CannotWrite") from error
     target, lines = Target((directory / _DATA).resolve()), []
     with bar("reading") as shown:
-        shown.expect(sum(artifact.digest.size for artifact in artifacts), f"reading {len(artifacts)} artifacts")
+        shown.expect(
+            sum(artifact.digest.size for artifact in artifacts), f"reading {counted(len(artifacts), 'artifact')}"
+        )
         for artifact in artifacts:
             try:
                 path = target.path_of(artifact.path)

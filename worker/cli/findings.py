@@ -152,6 +152,8 @@ def _list(kind: str | None, store: str | None, *, every: bool, limit: int, as_js
     wanted = kind_of(kind)
     with opened(existing=True) as session:
         rows = session.catalogue.findings.page(kind=wanted, store=store, resolved=every, limit=limit + 1)
+        if not rows:  # a store that left the configuration, and whose copies were forgotten, may have findings
+            session.check_known_store(store)
     shown, now = rows[:limit], clock.now()
     if as_json:
         print_json({"findings": [asdict(each) for each in shown], "more": len(rows) > limit})

@@ -17,6 +17,7 @@ from worker.cli.keys_of_written_files import KeysOfFiles
 from worker.cli.output import complain, print_json, say, size
 from worker.cli.progress import Bar
 from worker.cli.session import Session
+from worker.counted import counted
 from worker.storage.errors import InvalidKey, StorageError
 from worker.storage.keys import check_bucket, check_key_prefix
 
@@ -123,7 +124,7 @@ def get_directory(session: Session, source: str, dest: str, shown: Bar) -> Fetch
     if not count:
         raise Failure(f"{bucket}/{prefix}: there is no artifact below it; see `zot-artifacts ls`", type_="NotFound")
     target = Target(_made(dest))
-    shown.expect(total, f"reading {count} artifacts")
+    shown.expect(total, f"reading {counted(count, 'artifact')}")
     done = FetchCounts()
     with closing(target.placed), ThreadPoolExecutor(_THREADS, thread_name_prefix="get") as pool:
         waiting: dict[Future[bool], Reading] = {}

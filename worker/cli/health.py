@@ -119,7 +119,7 @@ def _asked(app: Celery, server: ServerUrl, settings: Settings, node: str) -> Hea
     if not state.queues and not paused:
         return Health(good=False, detail=f"{node} answers, and consumes from no queue")
     if not server.is_redis or state.free < 1:
-        return Health(good=True, detail=f"{node} answers, {state.free} of {state.processes} processes are free")
+        return Health(good=True, detail=f"{node} answers, free processes: {state.free} of {state.processes}")
     return _takes(app, server, node, state)
 
 
@@ -139,7 +139,7 @@ def _takes(app: Celery, server: ServerUrl, node: str, state: "State") -> Health:
                     )
                 break
             time.sleep(_POLL)
-    return Health(good=True, detail=f"{node} answers, {state.free} of {state.processes} processes are free")
+    return Health(good=True, detail=f"{node} answers, free processes: {state.free} of {state.processes}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import typer
 from worker.catalogue import JobRecord
 from worker.cli.errors import Status
 from worker.cli.output import complain, flat, moment, out, print_json, say, size, table
+from worker.counted import counted
 from zot_artifact_client.contract import BATCH, EVIDENCE, VERIFY, JobState
 from zot_artifact_client.errors import JobNotDone
 
@@ -64,7 +65,7 @@ def outcome_of(record: JobRecord) -> Outcome:
     """Return the state or end of a job, from its row in the ledger."""
     error = {name: str(record.error[name]) for name in ("type", "message")} if record.error else None
     result = dict(record.result) if record.result is not None else None
-    return Outcome(record.id, record.kind, record.state, record.attempts, error, result)
+    return Outcome(record.id, record.kind, record.shown_state, record.attempts, error, result)
 
 
 def outcome_from_client(job_id: str, kind: str, told: JobNotDone) -> Outcome:
@@ -181,7 +182,7 @@ def _print_adopted(result: Mapping[str, Any]) -> None:
 
 def _print_batch(result: Mapping[str, Any]) -> None:
     counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(result["outcomes"].items())) or "nothing"
-    say(f"{result['verb']}: {result['objects']} objects, {size(result['bytes'])}: {counts}")
+    say(f"{result['verb']}: {counted(result['objects'], 'object')}, {size(result['bytes'])}: {counts}")
     for store, names in result.get("not_kept", {}).items():
         say(f"{store}: keeps no {', '.join(names)} beside the bytes, the catalogue does")
     for each in result["failures"]:

@@ -20,12 +20,12 @@ from worker.cli.jobs_selection import (
     State,
     StoreOption,
     check_kind,
-    check_store,
     chosen_states,
     having,
 )
 from worker.cli.output import AsJson, moment, note, print_json, say
 from worker.cli.session import Session, opened
+from worker.counted import counted
 from worker.settings.model import load_settings
 from worker.storage.durations_and_sizes import parse_duration
 from zot_artifact_client.contract import JobState
@@ -108,7 +108,7 @@ def list_(
         return
     states = chosen_states(state, dead=dead, failed=failed)
     check_kind(kind)
-    with opened(existing=not wait) as session:
+    with opened(existing=True) as session:
         if job is not None and wait:
             _wait(session, job, timeout, as_json=as_json)
         if job is not None:
@@ -120,7 +120,7 @@ def list_(
             batch = session.job(parent)
             records = session.catalogue.batches.child_jobs(batch.id, failed=failed, after=after, limit=limit)
         else:
-            check_store(session, store)
+            session.check_known_store(store)
             chosen = as_json or any((states, kind, store, error))
             records = session.catalogue.job_admin.find(
                 states, kind=kind, fits=having(store, error), limit=limit, succeeded_sweeps=bool(chosen)
@@ -156,7 +156,7 @@ def retry(
     states = chosen_states(state) or [JobState.DEAD]
     check_kind(kind)
     with opened(existing=True) as session:
-        check_store(session, store)
+        session.check_known_store(store)
         if ids:
             chosen = [session.job(id_) for id_ in dict.fromkeys(ids)]
         else:
@@ -164,7 +164,7 @@ def retry(
         rejected = {record.id: reason for record in chosen if (reason := why_not(record))}
         fit = [record for record in chosen if record.id not in rejected]
         if everything and fit and not (dry_run or yes):
-            _confirm(f"send {len(fit)} jobs again?")
+            _confirm(f"send {counted(len(fit), 'job')} again?")
         retried = [record.id for record in fit] if dry_run else list(send_again(session, fit, rejected))
     _print_retried(retried, rejected, dry_run=dry_run, as_json=as_json)
     raise typer.Exit(Status.BAD if rejected else Status.GOOD)
@@ -187,7 +187,7 @@ def cancel(
 
     settings = load_settings()
     settings.broker_url  # noqa: B018 - raises NoBroker now: nothing can be cancelled without one
-    with opened() as session, ArtifactClient(settings.broker_url, settings.results_url) as client:
+    with opened(existing=True) as session, ArtifactClient(settings.broker_url, settings.results_url) as client:
         outcomes = {id_: _cancel(session, client, id_) for id_ in dict.fromkeys(_full_id(session, id_) for id_ in ids)}
     asked = [id_ for id_, outcome in outcomes.items() if outcome == _ASKED]
     others = {id_: outcome for id_, outcome in outcomes.items() if outcome != _ASKED}
@@ -291,4 +291,4 @@ def _print_retried(retried: list[str], rejected: Mapping[str, str], *, dry_run: 
         note(f"job {id_}: {reason}")
     for id_ in retried:
         say(id_)
-    note(f"{len(retried)} jobs {'would be' if dry_run else 'are'} retried")
+    note(f"{counted(len(retried), 'job')} {'would be ' * dry_run}retried")

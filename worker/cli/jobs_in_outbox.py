@@ -1,9 +1,9 @@
 """Find jobs that wait in their queues: the outbox of the broker has them, and the ledger does not yet."""
 
 import re
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from worker import clock
 from worker.catalogue import JobRecord
 from worker.settings import Settings
 from worker.settings.model import NoBroker
@@ -57,14 +57,12 @@ def _messages(client: Any, beginning: str, limit: int) -> dict[str, bytes]:
 
 
 def _record(client: Any, id_: str, message: bytes) -> JobRecord | None:
-    from worker.jobs.outbox import outgoing_of
-    from zot_artifact_client.outgoing_messages import ORDER
+    from worker.jobs.outbox import outgoing_in
 
-    sent: Outgoing | None = outgoing_of(id_, message)
+    sent: Outgoing | None = outgoing_in(client, id_, message)
     if sent is None or sent.name not in TASKS:
         return None
-    at = client.zscore(ORDER.format(queue=sent.queue), id_)
     return JobRecord(
         id=id_, kind=TASKS[sent.name].kind, request=sent.payload, state=JobState.QUEUED.value, attempts=0, fence=0,
-        created_at=datetime.fromtimestamp(at or 0, UTC), queue=sent.queue,
+        created_at=sent.sent_at or clock.now(), queue=sent.queue,
     )  # fmt: skip

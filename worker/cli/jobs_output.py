@@ -7,7 +7,8 @@ from worker import clock
 from worker.catalogue import JobRecord
 from worker.cli.job_outcome import outcome_of
 from worker.cli.output import age, flat, moment, out, print_json, print_table, say, size
-from zot_artifact_client.contract import BATCH, PAGE, JobState
+from worker.counted import counted
+from zot_artifact_client.contract import BATCH, PAGE
 from zot_artifact_client.text_escaping import without_secrets
 
 _SHORT_ID = 8
@@ -17,7 +18,7 @@ def _document(record: JobRecord) -> dict[str, Any]:
     """Return a job as JSON, without its traceback."""
     times = {"created_at": record.created_at, "started_at": record.started_at, "finished_at": record.finished_at}
     about = {"request": _shown_request(record), "progress": record.progress and dict(record.progress)}
-    return {**outcome_of(record).document(), "state": _state(record), **about, **times}
+    return {**outcome_of(record).document(), **about, **times}
 
 
 def _short_id(id_: str) -> str:
@@ -37,7 +38,7 @@ def print_jobs(records: list[JobRecord], *, as_json: bool) -> None:
             _short_id(r.id) if narrow else r.id,
             r.kind,
             _artifact(r),
-            _state(r),
+            r.shown_state,
             r.attempts,
             age(r.created_at, now) if narrow else r.created_at,
             (r.error or {}).get("message"),
@@ -79,13 +80,6 @@ def _shown_request(record: JobRecord) -> dict[str, Any]:
     }
 
 
-def _state(record: JobRecord) -> str:
-    """Return the state for people: a batch that waits for its jobs is `queued` in the ledger, and is running."""
-    if record.kind == BATCH.kind and record.state == JobState.QUEUED and record.started_at is not None:
-        return JobState.RUNNING.value
-    return str(record.state)
-
-
 def _artifact(record: JobRecord) -> str | None:
     """Return the target of a job: an artifact, or for a batch its prefix or its list."""
     request = record.request
@@ -115,7 +109,7 @@ def _fields(record: JobRecord) -> Iterator[tuple[str, object]]:
     yield "job", record.id
     yield "kind", record.kind
     yield "artifact", _artifact(record)
-    yield "state", _state(record)
+    yield "state", record.shown_state
     yield "attempts", record.attempts
     yield "progress", _progress(record)
     for name, value in (("created", record.created_at), ("started", record.started_at), ("ended", record.finished_at)):
@@ -142,14 +136,14 @@ def _result_lines(name: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 def _progress(record: JobRecord) -> str | None:
-    """Return how far the job is; nothing for one that succeeded, whose last report may be older than its end."""
     progress = record.progress
-    if not progress or record.state == JobState.SUCCEEDED:
+    if not progress:
         return None
     done, total = progress.get("bytes_done") or 0, progress.get("bytes_total")
     parts = [str(progress.get("step") or "")]
     if total or done:
         parts.append(f"{size(done)} of {size(total)} ({100 * done // total} %)" if total else size(done))
     if progress.get("objects_total") or progress.get("objects_done"):
-        parts.append(f"{progress.get('objects_done', 0)} of {progress.get('objects_total', '?')} objects")
+        all_ = progress.get("objects_total")
+        parts.append(f"{progress.get('objects_done', 0)} of {'? objects' if all_ is None else counted(all_, 'object')}")
     return ", ".join(part for part in parts if part)

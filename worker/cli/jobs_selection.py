@@ -8,7 +8,6 @@ import typer
 from worker.catalogue import JobRecord
 from worker.cli.errors import Failure, Status, suggestion
 from worker.cli.jobs_output import causes_of
-from worker.cli.session import Session
 from zot_artifact_client.contract import TASKS, JobState
 
 _KINDS = [spec.kind for spec in TASKS.values()]
@@ -46,13 +45,6 @@ def check_kind(kind: str | None) -> None:
     if kind is not None and kind not in _KINDS:
         message = f"--kind {kind!r} is no kind of job{suggestion(kind, _KINDS) or '.'} There are: {', '.join(_KINDS)}"
         raise Failure(message, Status.USAGE, type_="UsageError")
-
-
-def check_store(session: Session, store: str | None) -> None:
-    """Reject a store that is neither configured nor in the catalogue."""
-    if store is None or store in session.settings.stores or store in session.catalogue.artifacts.count_by_state():
-        return
-    session.store_names([store])
 
 
 def having(store: str | None, error: str | None) -> Callable[[JobRecord], bool]:

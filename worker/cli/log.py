@@ -9,8 +9,9 @@ from worker.artifacts.log_signature import LogKeys
 from worker.artifacts.verification_log_head import CheckedLog, WrittenLog, accept_head, log_faults, signed_head
 from worker.catalogue import FindingKind
 from worker.cli.errors import Failure, Status
-from worker.cli.output import AsJson, complain, print_json, say
+from worker.cli.output import AsJson, complain, moment, print_json, say
 from worker.cli.session import Session, opened
+from worker.counted import counted
 from worker.storage.errors import StorageError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
@@ -52,7 +53,11 @@ def verify(as_json: AsJson = False) -> None:
     if as_json:
         print_json({"good": not faults, "first_broken": broken, "faults": faults, "head": head})
     elif not faults:
-        end = f": {head['count']} rows, the last of {head['at']} with hash {head['hash']}" if head else ""
+        end = (
+            f": {counted(head['count'], 'row')}, the last of {moment(head['at'])} with hash {head['hash']}"
+            if head
+            else ""
+        )
         say(f"the chain of the verification log is whole{end}")
     for fault in () if as_json else faults:
         complain(f"{fault}: compare it with a backup")

@@ -36,7 +36,7 @@ def pause(
         zot-artifacts pause queue sweep
         zot-artifacts pause job 5f0a1d0e
     """
-    with opened() as session:
+    with opened(existing=True) as session:
         name = _checked(session, what, name)
         begun = session.catalogue.pauses.begin(what, name, reason=(reason or "")[:500] or None, now=clock.now())
         if what is Scope.QUEUE:

@@ -20,6 +20,7 @@ from worker.cli.output import AsJson, note, print_json, print_table, say, size
 from worker.cli.send_and_wait import request_of, sender
 from worker.cli.session import Session, opened
 from worker.cli.upload import upload_one
+from worker.counted import counted
 from worker.storage.durations_and_sizes import parse_duration
 from worker.storage.keys import QUARANTINE_BUCKET
 from zot_artifact_client.contract import UPLOAD
@@ -194,7 +195,7 @@ def purge_(
     else:
         for each in gone:
             say(f"{each.store}: {each.id}")
-        say(f"{len(gone)} objects, {size(total)} {'would be' if dry_run else 'are'} deleted from quarantine")
+        say(f"{counted(len(gone), 'object')}, {size(total)} {'would be ' * dry_run}deleted from quarantine")
 
 
 def _all(session: Session, store: str | None, prefix: str) -> Iterator[Quarantined]:

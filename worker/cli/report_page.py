@@ -8,6 +8,7 @@ from typing import Any
 
 from worker.catalogue import EVIDENCE_OUTCOMES
 from worker.cli.output import age, moment, printable, size
+from worker.counted import counted
 
 _PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -157,7 +158,7 @@ def _plot(row: Mapping[str, Any]) -> str:
                     f'fill="{colour}"/>'
                 )
     line, days = within * wide, f"{period.total_seconds() / 86400:g} d"
-    label = _text(f"ages of the {row['copies']} copies in {row['store']} against the period of {days}")
+    label = _text(f"ages of the {counted(row['copies'], 'copy')} in {row['store']} against the period of {days}")
     return (
         f"<h3>{_text(row['store'])}</h3>"
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT + 16}" role="img" aria-label="{label}">{"".join(bars)}'
@@ -285,7 +286,7 @@ def _log(head: Mapping[str, Any] | None) -> str:
     signed = head.get("signature")
     signature = f"<p>Its signature: <code>{_text(signed)}</code></p>" if signed else ""
     return (
-        f"<p>{head['count']} rows, the last of {_text(moment(head['at']))}.</p>"
+        f"<p>{counted(head['count'], 'row')}, the last of {_text(moment(head['at']))}.</p>"
         f"<p>Its hash: <code>{_text(head['hash'])}</code></p>" + signature
     )
 

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from worker.catalogue import FindingKind
+from worker.counted import counted
 from worker.settings import Settings
 from worker.storage.config import FilesystemConfig
 
@@ -88,10 +89,10 @@ def _repaired(settings: Settings, findings: Mapping[str, Mapping[str, Any]]) -> 
         off = ", ".join(settings.sweep.repair.off) or "all stores"
         return False, f"repairs are off for {off}"
     if (lost := findings.get(FindingKind.LOST)) is not None:
-        return False, f"{lost['count']} artifacts have no good copy"
+        return False, f"{counted(lost['count'], 'artifact')} without a good copy"
     if FindingKind.STORE_UNTRUSTED in findings:
         return False, "the repairs of a store have stopped: `zot-artifacts stores trust`"
     bad = sum(each["count"] for kind, each in findings.items() if kind in _BAD)
     if bad:
-        return False, f"{bad} bad copies are not repaired yet"
+        return False, f"{counted(bad, 'bad copy')} not repaired yet"
     return True, "a bad copy is replaced from a good one, and its bytes are kept in quarantine"

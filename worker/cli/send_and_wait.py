@@ -59,9 +59,9 @@ class Sender:
         try:
             return self.client.submit(spec, request, job_id=job_id)
         except BrokerUnavailable as error:
-            from zot_artifact_client.connection import broker_tls_fault  # it imports Celery
+            from zot_artifact_client.connection import broker_fault  # it imports Celery
 
-            if broker_tls_fault(error, self.session.settings.broker_url):  # it names its own way out
+            if broker_fault(error, self.session.settings.broker_url):  # it names its own way out
                 raise
             raise BrokerUnavailable(f"{error}; {way_out_of_broker(self.session.settings, error)}") from error
         except KeyboardInterrupt:

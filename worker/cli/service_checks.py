@@ -10,13 +10,15 @@ from kombu.connection import Connection
 from worker.beat_scheduler import last_tick
 from worker.cli.errors import FULL_BROKER
 from worker.cli.jobs_rejected import describe_counts, open_rejected
+from worker.limits.check_pauses import paused_queues
 from worker.limits.circuit_breaker import CircuitBreaker
 from worker.limits.expiring_counters import Counters
 from worker.limits.shared_redis import SharedRedis, redis_of_results
 from worker.settings.model import NoBroker, Settings
 from zot_artifact_client.broker_urls import parse_url, redis_client
 from zot_artifact_client.connection import (
-    broker_tls_fault,
+    broker_fault,
+    first_line,
     is_rabbitmq,
     is_redis,
     takes_no_writes,
@@ -70,7 +72,7 @@ def broker_checks(settings: Settings) -> Iterator[Check]:
         yield _unreachable("broker", url, error, "ZOT_BROKER" if settings.broker else "")
         return
     yield from _rejected(settings)
-    yield _workers(url)
+    yield _workers(url, _paused_queues(settings))
     yield beat_check(settings)
 
 
@@ -108,12 +110,12 @@ def _result_backend(url: str) -> Check:
 def _unreachable(title: str, url: str, error: Exception, setting: str) -> Check:
     """Return the check of a server that does not answer; `setting` is empty for the broker of `zot-artifacts up`."""
     name = without_credentials(url)
-    if fault := broker_tls_fault(error, url):
-        return Check(title, "unknown", f"{name}: {fault}")
+    if fault := broker_fault(error, url):
+        return Check(title, "unknown", f"{name}: {fault}", f"correct {setting}" if setting else None)
     way_out = f"start it, or correct {setting}" if setting else "start `zot-artifacts up`"
     if takes_no_writes(error):
         way_out = FULL_BROKER
-    return Check(title, "unknown", f"{name}: {_first_line(error)}", way_out)
+    return Check(title, "unknown", f"{name}: {first_line(error)}", way_out)
 
 
 def _rejected(settings: Settings) -> Iterator[Check]:
@@ -127,28 +129,38 @@ def _rejected(settings: Settings) -> Iterator[Check]:
         yield Check("messages", "good", describe_counts(counts), "list them with `zot-artifacts jobs --rejected`")
 
 
-def _workers(url: str) -> Check:
-    """Check that every queue has a worker: jobs of a queue that is not served wait for ever."""
+def _paused_queues(settings: Settings) -> set[str]:
+    """Return the queues from which workers take nothing because an operator paused them."""
+    try:
+        client = redis_of_results(settings.results_url)
+        return paused_queues(client) & {queue.value for queue in Queue} if client is not None else set()
+    except (NoBroker, redis.RedisError):
+        return set()
+
+
+def _workers(url: str, paused: set[str]) -> Check:
+    """Check that every queue that is not paused has a worker: jobs of a queue that is not served wait for ever."""
     server = parse_url(url, "broker")
     app = Celery("zot-artifacts-doctor", broker=server.text, set_as_current=False)
     app.conf.broker_transport_options = server.transport_options
     try:
         answers = app.control.inspect(timeout=2).active_queues() or {}
     except Exception as error:  # noqa: BLE001 - each transport raises other errors
-        return Check("workers", "unknown", f"no answer: {_first_line(error)}")
+        return Check("workers", "unknown", f"no answer: {first_line(error)}")
     finally:
         app.close()
     start = "start `zot-artifacts up`, or `celery -A worker.app worker"
     if not answers:
         return Check("workers", "bad", "none answers", f"{start}`")
     served = {queue["name"] for queues in answers.values() for queue in queues or ()}
-    missing = [queue.value for queue in Queue if queue.value not in served]
-    detail = f"{len(answers)} answer: {', '.join(sorted(answers))}"
+    missing = [queue.value for queue in Queue if queue.value not in served | paused]
+    detail = f"{len(answers)} {'answers' if len(answers) == 1 else 'answer'}: {', '.join(sorted(answers))}"
     if missing:
         return Check(
             "workers", "bad", f"{detail}; none serves {', '.join(missing)}", f"{start} --queues {','.join(missing)}`"
         )
-    return Check("workers", "good", f"{detail}; every queue is served")
+    left_out = f" but the paused {', '.join(sorted(paused))}" if paused else ""
+    return Check("workers", "good", f"{detail}; every queue{left_out} is served")
 
 
 def beat_check(settings: Settings) -> Check:
@@ -160,7 +172,7 @@ def beat_check(settings: Settings) -> Check:
     except NoBroker as error:
         return Check("beat", "unknown", str(error))
     except redis.RedisError as error:
-        return Check("beat", "unknown", f"no answer: {_first_line(error)}")
+        return Check("beat", "unknown", f"no answer: {first_line(error)}")
     if passed is None:
         return Check("beat", "bad", "it has not ticked in the last hour", way_out)
     if passed > _BEAT_WITHIN:
@@ -178,7 +190,3 @@ def open_breakers(settings: Settings) -> dict[str, OpenBreaker]:
     breakers = {name: CircuitBreaker(name, counters, settings.breaker) for name in settings.stores}
     left = {name: breaker.seconds_open() for name, breaker in breakers.items()}
     return {name: OpenBreaker(seconds, breakers[name].reason()) for name, seconds in left.items() if seconds}
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -58,6 +58,15 @@ class Session:
                 self.stores[name]  # its error knows the nearest name
         return names or None
 
+    def check_known_store(self, name: str | None) -> None:
+        """Return if a store is configured, or the catalogue has copies in it.
+
+        Raises:
+            UnknownStore: naming those that are configured.
+        """
+        if name is not None and name not in self.catalogue.artifacts.count_by_state():
+            self.store_names([name])
+
     def job(self, id_: str) -> JobRecord:
         """Return the job with this id, or the only one whose id begins with it; white space around it does not count.
 
@@ -99,11 +108,12 @@ class Session:
 
 
 @contextmanager
-def opened(*, existing: bool = False) -> Iterator[Session]:
+def opened(*, existing: bool = False, sends: bool = False) -> Iterator[Session]:
     """Open the catalogue and the stores of the settings.
 
     Args:
-        existing: raise Failure instead of making a catalogue, for commands that only read.
+        existing: raise Failure instead of making a catalogue.
+        sends: raise NoBroker first if there is no broker to send to.
 
     Raises:
         SettingsError: the settings or the data directory cannot be used.
@@ -111,8 +121,10 @@ def opened(*, existing: bool = False) -> Iterator[Session]:
         CatalogueError: the catalogue cannot be used.
     """
     settings = load_settings()
-    if existing:
-        _require_catalogue(settings)
+    if sends:
+        settings.broker_url  # noqa: B018 - raises NoBroker
+    if existing and (missing := no_catalogue(settings)):
+        raise missing
     session = open_session(settings)
     try:
         yield session
@@ -137,18 +149,19 @@ def has_catalogue(settings: Settings) -> bool:
     return not url.startswith(_SQLITE) or os.path.exists(unquote(url.removeprefix(_SQLITE)))  # noqa: PTH110 - as above
 
 
-def _require_catalogue(settings: Settings) -> None:
+def no_catalogue(settings: Settings) -> Failure | None:
+    """Return why there is no catalogue, and the way out; None if there is one."""
     if has_catalogue(settings):
-        return
+        return None
     if lost := expected_identity(settings.catalogue_url):
-        raise Failure(
+        return Failure(
             f"the file of the catalogue {lost} is gone ({settings.home}): put it back, or get it by "
             "`zot-artifacts catalogue restore STORE` or `zot-artifacts catalogue rebuild`",
             Status.UNKNOWN,
             type_="CatalogueLost",
         )
     where = f"ZOT_HOME={settings.home}" if settings.catalogue is None else "ZOT_CATALOGUE names a file that is absent"
-    raise Failure(
+    return Failure(
         f"no catalogue here ({where}): set ZOT_HOME to the data directory of the worker, or start `zot-artifacts up`",
         Status.USAGE,
         type_="NoCatalogue",

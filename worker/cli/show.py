@@ -13,6 +13,7 @@ from worker.cli.arguments import ArtifactArgument, ArtifactPath
 from worker.cli.ls import brief
 from worker.cli.output import AsJson, flat, print_json, print_table, say, size
 from worker.cli.session import Session, opened
+from worker.counted import counted
 from worker.storage import Verdict
 from worker.storage.cloud.object_tags import decode_tags
 from worker.storage.errors import NotFound
@@ -132,7 +133,7 @@ def _prove(session: Session, at: ArtifactPath, *, as_json: bool) -> None:
     columns = ("when", "what", "version", "store", "details", "job")
     print_table(columns, rows, empty="", flexible=("details", "job"))
     if head:
-        say(f"the verification log has {head['count']} rows, the last with hash {head['hash']}")
+        say(f"the verification log has {counted(head['count'], 'row')}, the last with hash {head['hash']}")
 
 
 def _details(details: Mapping[str, Any]) -> str:

@@ -33,6 +33,7 @@ from worker.cli.pause import describe_pause
 from worker.cli.service_checks import Check, broker_checks, open_breakers
 from worker.cli.session import Session, opened
 from worker.cli.stores import unconfigured
+from worker.counted import counted
 from worker.storage.config import FilesystemConfig
 from worker.storage.errors import StorageError
 from zot_artifact_client.contract import SWEEP_LEFTOVERS, SWEEP_PROBE, TASKS, JobState
@@ -359,7 +360,7 @@ def _cells(row: Mapping[str, Any], now: datetime) -> tuple[object, ...]:
 
 def _archived_line(row: Mapping[str, Any]) -> str | None:
     count = row["archived"]
-    return f"{row['store']}: {count} copies are archived, not readable now: they are not verified" if count else None
+    return f"{row['store']}: {counted(count, 'archived copy')}, not readable now and not verified" if count else None
 
 
 def _first_reads_line(row: Mapping[str, Any]) -> str | None:
@@ -367,7 +368,7 @@ def _first_reads_line(row: Mapping[str, Any]) -> str | None:
         return None
     within = timedelta(seconds=row["first_read_seconds"]) / timedelta(hours=1)
     return (
-        f"{row['store']}: {late} copies were written more than {within:g} h ago and not read since: they are read as "
+        f"{row['store']}: {counted(late, 'copy')} written more than {within:g} h ago and not read since, to be read as "
         "workers and the budget allow, at the latest within the period"
     )
 
@@ -426,7 +427,7 @@ def _rows(found: Mapping[str, Any], now: datetime) -> Iterator[tuple[object, ...
         yield kind, store, since, found["detail"], known
     elif more := found["count"] - len(found["examples"]):
         acted = f"{found['acted']} acted on" if found["acted"] else None
-        said = f"{more} more" if found["examples"] else f"{more} copies"
+        said = f"{more} more" if found["examples"] else counted(more, "copy")
         yield kind, store, since, said, ", ".join(filter(None, (acted, known))) or None
 
 

@@ -12,6 +12,7 @@ from worker.cli.errors import Failure, Status, suggestion
 from worker.cli.output import AsJson, note, print_json, print_table, say
 from worker.cli.pause import describe_pause
 from worker.cli.session import Session, opened
+from worker.counted import counted
 from worker.storage.errors import StorageError
 
 _NAMED = 10
@@ -78,10 +79,13 @@ def forget(
         document = {"store": name, "forgotten": found.forgotten, "last": found.last, "last_examples": examples}
         print_json({**document, "kept": kept, "dry_run": dry_run})
     else:
-        say(f"{name}: {found.forgotten} copies {'would be' if dry_run else 'are'} forgotten")
+        say(f"{name}: {counted(found.forgotten, 'copy')} {'would be ' * dry_run}forgotten")
         if found.last:
             fate = "kept in the catalogue; --allow-last forgets them" if kept else "forgotten with them"
-            note(f"{found.last} artifacts have their only good copy there, {fate}: {', '.join(examples[:_NAMED])}")
+            note(
+                f"{counted(found.last, 'artifact')} with the only good copy there, {fate}: "
+                + ", ".join(examples[:_NAMED])
+            )
     raise typer.Exit(Status.BAD if kept else Status.GOOD)
 
 

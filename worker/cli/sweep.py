@@ -18,6 +18,7 @@ from worker.cli.output import AsJson, complain, note, print_json, print_table, s
 from worker.cli.send_and_wait import Sender, request_of, sender
 from worker.cli.session import Session, opened
 from worker.cli.sweep_plans import PLANS, whole_pass
+from worker.counted import counted
 from zot_artifact_client.contract import (
     PAGE,
     SWEEP_ALARMS,
@@ -321,7 +322,7 @@ def _print(outcome: Outcome, jobs: _Jobs, *, as_json: bool) -> None:
                 f"and {len(jobs.failed) - _EXAMPLES} more: `zot-artifacts findings` and `zot-artifacts jobs --failed`"
             )
         if jobs.open:
-            note(f"{jobs.open} jobs have not ended; they go on: `zot-artifacts jobs --parent {outcome.job}`")
+            note(f"{counted(jobs.open, 'job')} still open: `zot-artifacts jobs --parent {outcome.job}`")
     if outcome.status is not Status.GOOD or jobs.open:
         raise typer.Exit(outcome.status if outcome.status is not Status.GOOD else Status.UNKNOWN)
     bad = jobs.failed or set(jobs.outcomes) - _GOOD or _is_bad(outcome.result or {})

@@ -15,6 +15,7 @@ from worker.cli.errors import Failure, Status
 from worker.cli.open_limited_stores import stores_within_limits
 from worker.cli.output import complain, note, print_json, say, size
 from worker.cli.progress import bar
+from worker.counted import counted
 from worker.settings import load_settings
 from worker.storage.configured_stores import Stores
 from worker.storage.keys import check_any_bucket
@@ -91,8 +92,8 @@ def _print(name: str, place: CheckedPrefix, counts: Counter[FaultKind], faults: 
         return
     verb = "would be read" if place.dry_run else "read in full"
     say(
-        f"{place}: {tally.layouts} {_LAYOUTS[name][1]}, {tally.listed} objects listed, {tally.objects} {verb} "
-        f"({size(tally.bytes)})"
+        f"{place}: {tally.layouts} {_LAYOUTS[name][1]}, {counted(tally.listed, 'object')} listed, "
+        f"{tally.objects} {verb} ({size(tally.bytes)})"
     )
     if total:
         say(", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())))

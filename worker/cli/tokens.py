@@ -76,7 +76,7 @@ def add(
         raise Failure(f"{name!r} is no name: letters, digits, '.', '_' and '-' are expected, 64 at most", Status.USAGE)
     now = clock.now()
     record, text = new_token(name, bucket, verb, now=now, expires_at=now + expires if expires else None)
-    with opened() as session:
+    with opened(existing=True) as session:
         if not session.catalogue.access_tokens.add(record):
             raise Failure(
                 f"there is a valid token {name}: `zot-artifacts tokens rotate {name}` replaces its secret",

@@ -156,7 +156,7 @@ def upload(
     _refuse("goes with --recursive", several)
     at = ArtifactPath.parse(artifact)
     check_key(at.bucket, at.key)
-    with opened() as session:
+    with opened(existing=True, sends=True) as session:
         path = None if source == STDIN or "://" in source else check_file(source)
         request = request_of(
             UPLOAD,
@@ -189,7 +189,7 @@ def _upload_directory(
 ) -> None:
     if dry:
         raise typer.Exit(print_dry_run(listing, as_json=as_json))
-    with opened() as session:
+    with opened(existing=True, sends=True) as session:
         outcome = upload_directory(session, listing, session.store_names(store), beside, waiting)
     left_out = report(listing)
     try:

@@ -17,6 +17,7 @@ from worker.cli.output import complain, note, print_json, say, size
 from worker.cli.send_and_wait import Sender, request_of, sender
 from worker.cli.session import Session
 from worker.cli.stage_file import within_roots
+from worker.counted import counted
 from worker.settings import Settings
 from worker.storage.keys import check_bucket, check_key_prefix
 from zot_artifact_client.contract import BATCH, BatchRequest
@@ -66,7 +67,7 @@ def dry_run(listing: DirectoryListing, *, as_json: bool) -> Status:
              "failures": [{"path": path, "message": reason} for path, reason in listing.problems]}
         )  # fmt: skip
     else:
-        say(f"{listing.count} files, {size(listing.size)} would be uploaded; nothing was sent")
+        say(f"{counted(listing.count, 'file')}, {size(listing.size)} would be uploaded; nothing was sent")
     return report(listing)
 
 

@@ -12,6 +12,7 @@ from worker.alarms.errors import AlarmUndelivered
 from worker.cli.errors import Failure, Status, suggestion
 from worker.cli.output import AsJson, print_json, print_table, say
 from worker.cli.session import opened
+from worker.counted import counted
 from worker.settings import load_settings
 
 app = typer.Typer(invoke_without_command=True, add_completion=False)
@@ -108,4 +109,4 @@ def forget(
     if as_json:
         print_json({"webhook": name, "forgotten": count})
     else:
-        say(f"{name}: the ends of {count} jobs were forgotten")
+        say(f"{name}: the ends of {counted(count, 'job')} were forgotten")

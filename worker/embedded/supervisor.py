@@ -16,6 +16,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from worker.catalogue import check_file
+from worker.counted import counted
 from worker.embedded import valkey
 from worker.embedded.processes import Children, Program, StopRequested
 from worker.settings import Settings, SettingsError
@@ -129,7 +130,7 @@ def _start_broker(settings: Settings, children: Children, lock: int, say: Callab
     _await(children, lambda: valkey.answers(url), _BROKER_WITHIN, f"the broker; see {settings.home}/logs/valkey.log")
     held = valkey.requeue_unacknowledged(url)
     if held:
-        say(f"{held} jobs that ran when the last `up` was killed are queued again")
+        say(f"queued again, because the last `up` was killed: {counted(held, 'job')}")
     valkey.write_secret(settings.broker_file, url + "\n")
 
 

@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Header, Request
 from starlette.responses import Response, StreamingResponse
 
+from worker import clock
 from worker.artifacts.queries import status_of
 from worker.catalogue import CatalogueUnavailable
 from worker.context import HINT
@@ -119,12 +121,12 @@ async def submit(
 def _submit(
     services: Services, spec: TaskSpec[Any, Any], message: Message, idempotency_key: str | None
 ) -> StatusResult:
+    now = clock.now()
     job = services.client.submit(spec, message, idempotency_key=idempotency_key)
     if idempotency_key is not None:
-        record = services.context.catalogue.ledger.get(job.id)
-        if record is not None:
-            return status_of(record)
-    return StatusResult(job=job.id, kind=spec.kind, state=JobState.QUEUED)
+        with suppress(UnknownJob):  # RabbitMQ has no outbox, and a worker has not taken it yet
+            return _find(services, job.id)[0]
+    return StatusResult(job=job.id, kind=spec.kind, state=JobState.QUEUED, created_at=now)
 
 
 def _checked(caller: Caller, spec: TaskSpec[Any, Any], message: Message) -> Message:
@@ -267,7 +269,8 @@ def _find(services: Services, job_id: str) -> tuple[StatusResult, Mapping[str, A
         sent = services.waiting_job(job_id)
         spec = TASKS.get(sent.name) if sent else None
         if sent and spec:
-            return StatusResult(job=job_id, kind=spec.kind, state=JobState.QUEUED), sent.payload
+            queued = StatusResult(job=job_id, kind=spec.kind, state=JobState.QUEUED, created_at=sent.sent_at)
+            return queued, sent.payload
         record = ledger.get(job_id)  # a worker may have taken it in between
     if record is None:
         raise unknown_job(job_id)

@@ -7,7 +7,8 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import redis
@@ -110,8 +111,8 @@ class Outbox:
 
     def find(self, job_id: str) -> Outgoing | None:
         """Return a job that no worker has taken yet, if the outbox has its request."""
-        message = self.message(job_id)
-        return None if message is None else outgoing_of(job_id, message)
+        with self._redis() as client:
+            return None if client is None else outgoing_in(client, job_id, client.hget(MESSAGES, job_id))
 
     def has_eta(self, job_id: str) -> bool:
         """Return whether a valid message of a job waits for its eta, or was seen to do so within the last hour."""
@@ -223,6 +224,13 @@ def _remove(pipeline: Any, job_id: str | bytes, queue: str | None) -> None:
     pipeline.hdel(resends, job_id)
     for order in orders:
         pipeline.zrem(order, job_id)
+
+
+def outgoing_in(client: Any, job_id: str, message: bytes | None) -> Outgoing | None:
+    """Return the job of a message in the outbox, and when it was sent; None if there is none, or it is garbage."""
+    found = None if message is None else outgoing_of(job_id, message)
+    at = None if found is None else client.zscore(ORDER.format(queue=found.queue), job_id)
+    return found if found is None or at is None else replace(found, sent_at=datetime.fromtimestamp(at, UTC))
 
 
 def outgoing_of(job_id: str, message: bytes) -> Outgoing | None:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from worker.counted import counted
 from worker.limits.bandwidth import BandwidthLimit
 from worker.limits.circuit_breaker import CircuitBreaker
 from worker.limits.concurrency import DistributedSemaphore, Slot
@@ -142,6 +143,8 @@ class Admission:
 
 def _busy(store: str, limit: int) -> Snooze:
     seconds = random.uniform(*_BUSY)  # noqa: S311 - spreads the jobs in time
-    error = Snooze(f"{store}: {limit} jobs use the store, which is its concurrency limit", seconds)
+    error = Snooze(
+        f"{store}: {counted(limit, 'job')} in progress, which is the concurrency limit of the store", seconds
+    )
     error.store = store
     return error

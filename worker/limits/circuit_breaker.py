@@ -4,6 +4,7 @@ import logging
 import random
 from collections.abc import Callable
 
+from worker.counted import counted
 from worker.limits.expiring_counters import Counters, redis_key
 from worker.limits.snooze import Snooze
 from worker.settings.section_models import BreakerSettings
@@ -75,7 +76,7 @@ class CircuitBreaker:
             return
         count = self._counters.increment(self._failures, self._settings.within.total_seconds())
         if count >= self._settings.failures:
-            self._trip(f"{count} failures in a row", reason)
+            self._trip(f"{counted(count, 'failure')} in a row", reason)
 
     def record_success(self) -> None:
         """Reset the failures, because a request succeeded."""

@@ -399,7 +399,8 @@ def _make_once(store: FilesystemConfig, made: Path) -> None:
 
 _DATABASE_ADDRESS = re.compile(r"(?:[^:/]*(?::[^@]*)?@)?([^/?]*)")
 """The host and port of a database, as SQLAlchemy finds them: a password may have every character but an @."""
-_SQLITE_PARAMETERS = {"timeout", "mode", "cache", "uri", "vfs", "immutable", "nolock", "check_same_thread"}
+_CATALOGUES = {"sqlite", "postgresql", "postgresql+psycopg"}
+_SQLITE_PARAMETERS = {"timeout"}
 
 
 def _check_catalogue_url(url: str, setting: str) -> None:
@@ -408,8 +409,8 @@ def _check_catalogue_url(url: str, setting: str) -> None:
     scheme, separator, rest = url.partition("://")
     if not separator:
         raise InvalidUrl(f"{setting}: it has no scheme; {expected}")
-    if scheme.partition("+")[0] not in {"sqlite", "postgresql"}:
-        raise InvalidUrl(f"{setting}: it is another kind of database; {expected}")
+    if scheme not in _CATALOGUES:
+        raise InvalidUrl(f"{setting}: it is another kind of database, or another driver; {expected}")
     if scheme.startswith("sqlite") and rest.partition("?")[0] in {"", "/", "/:memory:"}:
         raise InvalidUrl(f"{setting}: a catalogue in memory is lost with its process; sqlite:///PATH is expected")
     if rest.partition("?")[0].count("@") > 1:

@@ -850,7 +850,7 @@ class Store:
             )
         detail = f"bytes {bad[0].offset} to {bad[0].offset + bad[0].size} are not those that were recorded"
         if len(bad) > 1:
-            detail += f", and {len(bad) - 1} more of its {len(manifest)} chunks are wrong"
+            detail += f"; bad chunks: {len(bad)} of {len(manifest)}"
         return Verification(Verdict.CORRUPT, expected, stat.size, None, stat.version, detail, bad=tuple(bad))
 
     @contextmanager

@@ -11,7 +11,8 @@ from zot_artifact_client.connection import (
     CONNECT_TIMEOUT,
     RETRY_POLICY,
     SOCKET_TIMEOUT,
-    broker_errors,
+    UNREACHABLE,
+    unavailable,
     without_credentials,
 )
 from zot_artifact_client.errors import InvalidUrl
@@ -49,8 +50,10 @@ class AsyncRedis:
         """Return what a command answers. Raise BrokerUnavailable."""
         client, limit = self._here()
         async with limit:
-            with broker_errors(self._what, self._url):
+            try:
                 return await command(client)
+            except UNREACHABLE as error:
+                raise await asyncio.to_thread(unavailable, error, self._what, self._url) from error
 
     async def transaction(self, fill: Callable[[Any], None]) -> list[Any]:
         """Run the commands that `fill` adds to a pipeline, all or none, in one round trip. Raise BrokerUnavailable."""

@@ -153,7 +153,17 @@ def redis_client(url: str, setting: str = "broker_url", **options: Any) -> "redi
     import redis
     from redis.sentinel import Sentinel
 
-    made: redis.Redis = _make_redis(parse_url(url, setting), redis.Redis, Sentinel, setting, options)
+    class Sentinels(Sentinel):
+        """Closes its connections after each question: redis-py leaves them open when the client is closed."""
+
+        def discover_master(self, service_name: str) -> Any:
+            try:
+                return super().discover_master(service_name)  # type: ignore[no-untyped-call]
+            finally:
+                for each in self.sentinels:
+                    each.close()
+
+    made: redis.Redis = _make_redis(parse_url(url, setting), redis.Redis, Sentinels, setting, options)
     return made
 
 
@@ -166,7 +176,17 @@ def async_redis_client(url: str, setting: str = "broker_url", **options: Any) ->
     import redis.asyncio
     from redis.asyncio.sentinel import Sentinel
 
-    made: redis.asyncio.Redis = _make_redis(parse_url(url, setting), redis.asyncio.Redis, Sentinel, setting, options)
+    class Sentinels(Sentinel):
+        """Closes its connections after each question, as those of `redis_client`."""
+
+        async def discover_master(self, service_name: str) -> Any:
+            try:
+                return await super().discover_master(service_name)
+            finally:
+                for each in self.sentinels:
+                    await each.aclose()
+
+    made: redis.asyncio.Redis = _make_redis(parse_url(url, setting), redis.asyncio.Redis, Sentinels, setting, options)
     return made
 
 

@@ -2,6 +2,8 @@
 
 import os
 import re
+import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +15,7 @@ from celery.exceptions import BackendError
 from kombu.exceptions import KombuError
 from redis.exceptions import AuthenticationError, OutOfMemoryError, RedisError, ResponseError
 
-from zot_artifact_client.broker_urls import RABBITMQ_SCHEMES, REDIS_SCHEMES, parse_result_url
+from zot_artifact_client.broker_urls import RABBITMQ_SCHEMES, REDIS_SCHEMES, parse_result_url, parse_url
 from zot_artifact_client.errors import BrokerUnavailable
 from zot_artifact_client.text_escaping import bounded
 from zot_artifact_client.tls_faults import causes, tls_fault
@@ -25,7 +27,7 @@ SOCKET_TIMEOUT = 4.0
 RETRY_POLICY = {"max_retries": 1, "interval_start": 0.1, "interval_step": 0.2, "interval_max": 0.5}
 """One more try, after 0.1 s. Sending is idempotent: the worker knows a job by its id."""
 
-_UNREACHABLE = (OSError, RuntimeError, RedisError, KombuError, BackendError)
+UNREACHABLE = (OSError, RuntimeError, RedisError, KombuError, BackendError)
 # RuntimeError is how Celery's result consumer says that it gave up to reconnect.
 _WITH_TLS = {"redis": "rediss", "amqp": "amqps", "pyamqp": "amqps"}
 _CLOSED = ("connection closed by server", "server unexpectedly closed connection")
@@ -80,17 +82,24 @@ def broker_errors(what: str, url: str) -> Iterator[None]:
     """Turn every way a connection fails into BrokerUnavailable, naming the server without its credentials."""
     try:
         yield
-    except _UNREACHABLE as error:
-        silent = isinstance(error, RuntimeError) or not str(error)
-        reason = error.__cause__ if silent and error.__cause__ else error
-        line = next(iter(str(reason).strip().splitlines()), type(reason).__name__)
-        line = line.partition(" : <redis.")[0].rstrip(".")  # a Sentinel's error shows the client with all its options
-        refused = "refuses the user or password" if _is_refused_login(error) else "cannot be reached"
-        fault = "takes no writes now" if takes_no_writes(error) else refused
-        if tls := broker_tls_fault(error, url):
-            line = tls
-        msg = f"{what} {without_credentials(url)} {fault}: {bounded(line)}"
-        raise BrokerUnavailable(msg) from error
+    except UNREACHABLE as error:
+        raise unavailable(error, what, url) from error
+
+
+def unavailable(error: BaseException, what: str, url: str) -> BrokerUnavailable:
+    """Return the error that names a server without its credentials, and what is wrong; it may ask the server."""
+    fault = "takes no writes now" if takes_no_writes(error) else "cannot be reached"
+    return BrokerUnavailable(
+        f"{what} {without_credentials(url)} {fault}: {broker_fault(error, url) or first_line(error)}"
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """Return what a library says of a server, in one bounded line."""
+    silent = isinstance(error, RuntimeError) or not str(error)
+    reason = error.__cause__ if silent and error.__cause__ else error
+    line = next(iter(str(reason).strip().splitlines()), type(reason).__name__)
+    return bounded(line.partition(" : <redis.")[0].rstrip("."))  # a Sentinel's error shows the client's options
 
 
 def takes_no_writes(error: BaseException) -> bool:
@@ -105,8 +114,11 @@ def is_write_refused(error: BaseException | None) -> bool:
     return isinstance(error, ResponseError) and _FULL.search(str(error)) is not None
 
 
-def broker_tls_fault(error: BaseException, url: str) -> str | None:
-    """Return what is wrong with the TLS of a broker, and what to do; None if the error is about something else."""
+def broker_fault(error: BaseException, url: str) -> str | None:
+    """Return what is wrong with the TLS or the login of a broker, and what to do; None if it is something else.
+
+    A server that closed the connection is asked whether it speaks TLS: one that just restarts closes it too.
+    """
     query = dict(parse_qsl(url.partition("?")[2]))
     where = "of its URL"
     fault = tls_fault(
@@ -115,15 +127,35 @@ def broker_tls_fault(error: BaseException, url: str) -> str | None:
         path=query.get("ssl_ca_certs"),
         own=f"ssl_certfile and ssl_keyfile {where}",
     )
-    with_tls = _WITH_TLS.get(url.partition("://")[0].lower())
-    if fault or with_tls is None or not any(str(each).lower().startswith(_CLOSED) for each in causes(error)):
+    if fault is not None:
         return fault
-    return f"it closes the connection: if it expects TLS, the scheme of its URL is {with_tls}://"
+    found = list(causes(error))
+    if any(isinstance(each, AuthenticationError) for each in found):
+        given = "@" in url or "password" in query
+        return "it refuses the user or password of its URL" if given else "it requires a password, and its URL has none"
+    with_tls = _WITH_TLS.get(url.partition("://")[0].lower())
+    if with_tls and any(str(each).lower().startswith(_CLOSED) for each in found) and _speaks_tls(url):
+        return f"it expects TLS: the scheme of its URL is {with_tls}://"
+    return None
 
 
-def _is_refused_login(error: BaseException) -> bool:
-    """Return whether this error, or one that caused it, is Redis refusing a user or password."""
-    return any(isinstance(each, AuthenticationError) for each in causes(error))
+def _speaks_tls(url: str) -> bool:
+    """Return whether one of the servers of a URL answers a TLS handshake, whatever its certificate is."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    for server in parse_url(url).servers:
+        try:
+            with (
+                socket.create_connection((server.host, server.port), CONNECT_TIMEOUT) as plain,
+                context.wrap_socket(plain, server_hostname=server.host),
+            ):
+                return True
+        except ssl.SSLError as error:
+            if "ALERT" in (error.reason or ""):  # it refuses the handshake, in TLS
+                return True
+        except OSError:
+            continue
+    return False
 
 
 class PerProcess(Generic[MadeT]):

@@ -9,6 +9,7 @@ import base64
 import json
 import time
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
@@ -32,6 +33,7 @@ class Outgoing:
 
     A `parent` is the job that sends this one as its own, and looks for its end in the ledger: no result is kept for it.
     What `expires` after some seconds is a query: it is dropped then, and has no entry in the outbox.
+    `sent_at` is when it was sent, of a job that was found in the outbox.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Outgoing:
     payload: dict[str, object]
     parent: str | None = None
     expires: float | None = None
+    sent_at: datetime | None = None
 
 
 def push(pipeline: Any, app: Celery, jobs: list[Outgoing]) -> None:

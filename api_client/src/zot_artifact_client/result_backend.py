@@ -196,7 +196,10 @@ class CeleryResultBackend:
         if isinstance(backend, RedisBackend):
             with suppress(Exception):  # the backend is unavailable: then its connections are closed already
                 backend.result_consumer.stop()
-                backend.client.connection_pool.disconnect()
+                pool = backend.client.connection_pool
+                pool.disconnect()
+                for each in getattr(getattr(pool, "sentinel_manager", None), "sentinels", ()):
+                    each.close()
         app.close()
 
     def _listen(self, result: AsyncResult, seconds: float, relay: "_ProgressCallback | None") -> bool:

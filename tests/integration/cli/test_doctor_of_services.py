@@ -12,6 +12,7 @@ from tests.servers.worker import Beat, Worker
 from tests.waiting import until
 from worker import cli
 from worker.beat_scheduler import last_tick
+from worker.cli.session import open_session
 from worker.limits.circuit_breaker import CircuitBreaker
 from worker.limits.expiring_counters import Counters
 from worker.limits.shared_redis import SharedRedis
@@ -25,9 +26,10 @@ Doctor = Callable[[], dict[str, Any]]
 def doctor(
     tmp_path: Path, broker: Valkey, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Doctor:
-    """Return what runs `doctor` on this broker and returns its checks by name."""
+    """Return what runs `doctor` on this broker, with a catalogue, and returns its checks by name."""
     monkeypatch.setenv("ZOT_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("ZOT_BROKER", broker.url)
+    open_session(load_settings()).close()
 
     def run() -> dict[str, Any]:
         cli.run(["doctor", "--json"])
@@ -43,14 +45,20 @@ class _Interactive(Worker):
         return [*super().command(), "--queues", "interactive"]
 
 
-def test_a_queue_without_a_worker_is_bad(doctor: Doctor, broker: Valkey, tmp_path: Path) -> None:
-    """Without any worker, and with one that serves other queues only, the line names what is missing."""
+def test_a_queue_without_a_worker_is_bad(
+    doctor: Doctor, broker: Valkey, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without any worker, and with one that serves other queues only, the line names what is missing; no paused one."""
     unserved = doctor()["workers"]
     assert (unserved["outcome"], unserved["detail"]) == ("bad", "none answers")
     with _Interactive(tmp_path, broker.url, concurrency=1):
         found = doctor()["workers"]
+        assert [cli.run(["pause", "queue", queue]) for queue in ("transfer", "sweep")] == [0, 0]
+        capsys.readouterr()
+        paused = doctor()["workers"]
     assert (found["outcome"], "none serves transfer, sweep" in found["detail"]) == ("bad", True)
     assert "--queues transfer,sweep" in found["way_out"]
+    assert (paused["outcome"], "every queue but the paused sweep, transfer is" in paused["detail"]) == ("good", True)
 
 
 @pytest.mark.parametrize("there", [True, False])

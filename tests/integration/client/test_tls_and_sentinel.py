@@ -4,15 +4,18 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from redis import Redis
 
 from tests.servers import Valkey
 from tests.servers.sentinel import MASTER, Sentinel
 from tests.servers.tls import Authority, TlsProxy
 from tests.servers.worker import Worker
-from tests.waiting import WITHIN
+from tests.waiting import WITHIN, until
 from worker import cli
 from worker.limits.shared_redis import redis_of_results
 from zot_artifact_client import ArtifactClient, AsyncArtifactClient, BrokerUnavailable, JobFailed
+from zot_artifact_client.broker_urls import redis_client
+from zot_artifact_client.contract import JobState
 
 
 class WorkerBehindSentinel(Worker):
@@ -43,6 +46,23 @@ async def assert_refused(url: str, why: str) -> None:
             await client.verify("releases", "absent.tgz")
 
 
+def assert_closed_clients_leave_no_connection(url: str, port: int) -> None:
+    """Expect that clients which are closed, and not collected yet, have no connection to the Sentinel."""
+
+    async def ask(client: AsyncArtifactClient) -> None:
+        async with client:
+            assert await client.job("absent").state() is JobState.UNKNOWN
+
+    with Redis(port=port) as watch:
+        before = len(watch.client_list())
+        plain, client, asynchronous = redis_client(url), ArtifactClient(url), AsyncArtifactClient(url)
+        with plain, client:
+            assert plain.ping()
+            assert client.job("absent").state is JobState.UNKNOWN
+        asyncio.run(ask(asynchronous))
+        until(lambda: len(watch.client_list()) == before)
+
+
 def assert_pauses(home: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Expect that the commands which use the Redis of the results can: they read its URL themselves."""
     monkeypatch.setenv("ZOT_HOME", str(home))
@@ -65,7 +85,7 @@ def test_a_broker_behind_tls_is_verified(valkey: Valkey, tmp_path: Path, monkeyp
             assert_a_job_ends(f"{bare}?ssl_cert_reqs=none")
             assert_pauses(tmp_path / "worker" / "home", good, monkeypatch)
         untrusted = "authority of its certificate is not trusted"
-        plain = (bare.replace("rediss", "redis"), "if it expects TLS, the scheme of its URL is rediss://")
+        plain = (bare.replace("rediss", "redis"), "it expects TLS: the scheme of its URL is rediss://")
         for wrong, why in ((bare, untrusted), (f"{bare}?ssl_ca_certs={other.path}", untrusted), plain):
             with ArtifactClient(wrong) as client, pytest.raises(BrokerUnavailable) as refused:
                 client.verify("releases", "absent.tgz")
@@ -79,9 +99,10 @@ def test_a_broker_behind_tls_is_verified(valkey: Valkey, tmp_path: Path, monkeyp
 
 
 def test_a_broker_behind_a_sentinel_is_found(valkey: Valkey, tmp_path: Path, monkeypatch):
-    """Worker and client ask the Sentinel for the master, for messages and results alike."""
+    """Worker and client ask the Sentinel for the master, for messages and results alike, and leave no connection."""
     with Sentinel(tmp_path / "sentinel", valkey.port) as sentinel:
         url = f"sentinel://127.0.0.1:{sentinel.port}/0?master_name={MASTER}"
         with WorkerBehindSentinel(tmp_path / "worker", url, concurrency=1):
             assert_a_job_ends(url)
             assert_pauses(tmp_path / "worker" / "home", url, monkeypatch)
+        assert_closed_clients_leave_no_connection(url, sentinel.port)

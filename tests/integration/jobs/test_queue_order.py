@@ -80,6 +80,6 @@ def test_a_job_does_not_wait_for_ever(worker, broker, catalogue):
     slots = DistributedSemaphore(SharedRedis(lambda: Redis.from_url(broker)), seconds=30)
     with ArtifactClient(broker) as client, slots.acquire("dr", "another job", limit=1, local_limit=1):
         job = client.upload(worker.incoming / "app", "releases", "dead", stores=["dr"])
-        with pytest.raises(JobFailed, match="dr: 1 jobs use the store") as failed:
+        with pytest.raises(JobFailed, match="dr: 1 job in progress") as failed:
             job.wait(WITHIN)
     assert failed.value.state == "dead"

@@ -686,7 +686,7 @@ def test_work_for_several_stores_begins_if_one_of_them_takes_a_job(shared, admis
     bound = LimitedStores({name: store._store for name, store in stores.items()}, ours, Job())
     ours.record_failure("a")
     assert [store.name for store in bound.admitting(["a", "b"])] == ["a", "b"]
-    with limited(ours, "b", Job("other")).slot(), pytest.raises(Snooze, match="b: 1 jobs") as error:
+    with limited(ours, "b", Job("other")).slot(), pytest.raises(Snooze, match="b: 1 job in") as error:
         bound.admitting(["a", "b"])
     assert error.value.seconds < 10
     assert bound.admitting([]) == []

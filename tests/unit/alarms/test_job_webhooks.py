@@ -339,7 +339,7 @@ def test_ends_that_wait_for_a_removed_receiver_show_until_it_is_back(
     assert see_removed("ci", "other", "cj") == {}
     assert (see_removed("other"), see_removed("other")) == ({"ci": 2}, {})  # it is new only once
     [found] = catalogue.findings.page(kind=FindingKind.WEBHOOK_UNDELIVERED)
-    assert (found.key, "the ends of 2 jobs wait" in found.evidence["detail"]) == ("ci", True)
+    assert (found.key, "that wait for it: 2," in found.evidence["detail"]) == ("ci", True)
     assert catalogue.job_webhooks.of_job("job-1") == {
         "ci": "not delivered yet: the settings have no such webhook", "other": "not delivered yet",
     }  # fmt: skip
@@ -404,6 +404,6 @@ def test_the_command_shows_what_does_not_arrive(
     assert "status 401" in printed
     assert "webhook      ci: not delivered yet: webhook 127.0.0.1: it answered with status 401" in printed
     assert "ci (not configured)" in printed
-    assert "ci: the ends of 1 jobs were forgotten" in printed
+    assert "ci: the ends of 1 job were forgotten" in printed
     assert "/token" not in printed
     assert len(received) == 2

@@ -118,6 +118,18 @@ def test_a_batch_is_over_until_its_children_were_told(catalogue, batch):
     assert catalogue.batches.ended_open() == []
 
 
+def test_a_job_that_succeeded_is_not_shown_at_its_last_report(catalogue, batch):
+    """The last report of a job may be older than its end: one that succeeded has no progress, one that failed has."""
+    for end, progress in ((JobState.SUCCEEDED, None), (JobState.FAILED, {"objects_done": 0})):
+        held = catalogue.ledger.acquire(
+            end, "verify", {}, owner="a", holds=None, parent=None, now=clock.now(), lease=LEASE
+        )
+        fence = held.record.fence
+        catalogue.ledger.renew(end, fence, until=clock.now() + LEASE, progress={"objects_done": 0})
+        catalogue.ledger.finish(end, fence, end, now=clock.now())
+        assert catalogue.ledger.get(end).progress == progress
+
+
 def test_a_step_that_went_well_clears_the_slate(catalogue, batch):
     """Between two steps a batch is queued, with its progress, without an attempt or a fault that counts against it."""
     record = catalogue.ledger.get("b")

@@ -203,6 +203,7 @@ def test_output_that_cannot_be_written_is_one_line(command: str, closed: str, tm
 
 def test_closed_standard_input_is_no_empty_artifact(tmp_path: Path) -> None:
     """What is to be read from a stream that the caller has closed is an error of one line."""
+    Catalogue(f"sqlite:///{tmp_path}/catalogue.sqlite3").close()
     line = f"{sys.executable} -m worker.cli upload - releases/a <&-"
     environment = {
         "ZOT_HOME": str(tmp_path),

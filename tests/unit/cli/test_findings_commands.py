@@ -59,8 +59,9 @@ def test_a_repaired_copy_shows_what_resolved_its_finding(
 
 
 def test_mistakes_are_told(catalogue: Catalogue, artifact: Artifact) -> None:  # noqa: F811
-    """An unknown kind is a mistake of usage, and an unknown or resolved finding cannot be acknowledged."""
+    """An unknown kind or store is a mistake of usage; an unknown or resolved finding cannot be acknowledged."""
     assert cli.run(["findings", "--kind", "rotten"]) == 2
+    assert (cli.run(["findings", "--store", "dd"]), cli.run(["findings", "--store", "dr"])) == (2, 0)
     assert cli.run(["findings", "--kind", "size-mismatch"]) == 0
     assert cli.run(["findings", "show", "99"]) == 1
     judge(catalogue, artifact, "dr", "corrupt")

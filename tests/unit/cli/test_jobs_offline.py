@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from worker import cli, clock
+from worker.artifacts.queries import status_of
 from worker.catalogue import Catalogue, Leased
 from worker.cli.errors import Status
 from worker.settings import load_settings
@@ -166,7 +167,7 @@ def test_what_makes_no_sense_is_one_line(zot, catalogue, arguments, status, line
     assert line in told
 
 
-def test_a_pause_is_shown_by_every_command(zot):
+def test_a_pause_is_shown_by_every_command(zot, catalogue):
     """`pauses`, `stores` and `doctor` tell what is paused, since when and why, until it is resumed."""
     assert zot("pause", "store", "dr", "--reason", "moving")[0] == 0
     assert zot("pauses", "--json")[1]["pauses"][0]["reason"] == "moving"
@@ -228,11 +229,20 @@ def test_ended_jobs_are_pruned_by_age(zot, end, catalogue):
     assert zot("jobs", "prune", "--older-than", "soon")[0] == 2
 
 
-def test_commands_that_read_make_no_catalogue(zot, home):
-    """Where there is no catalogue, `ls`, `show`, `stores`, `jobs` and others say so and make none."""
-    for command in (["ls"], ["show", "a/b"], ["stores"], ["jobs"], ["pauses"], ["log", "verify"], ["get", "a/b", "x"]):
+def test_commands_make_no_catalogue(zot, home, monkeypatch):
+    """Where there is no catalogue, every command but `rebuild` and the worker says so and makes none."""
+    monkeypatch.setenv("ZOT_BROKER", "redis://127.0.0.1:1/0")
+    token = ["tokens", "add", "x", "--bucket", "b", "--verb", "read"]
+    for command in (
+        *(["ls"], ["show", "a/b"], ["stores"], ["jobs"], ["pauses"], ["log", "verify"], ["get", "a/b", "x"]),
+        *(["pause", "store", "dr"], ["upload", __file__, "a/b"], ["adopt", "a/b", "--store", "dr"], token),
+    ):
         status, _, told = zot(*command)
         assert (status, "no catalogue here" in told) == (2, True), command
+    status, told, _ = zot("doctor")
+    assert status != 0
+    assert "catalogue: no catalogue here" in told
+    assert "store dr: filesystem: writes, reads" in told
     assert not (home / "catalogue.sqlite3").exists()
 
 
@@ -263,6 +273,9 @@ def test_a_batch_that_waits_for_its_jobs_is_running(zot, catalogue):
             assert isinstance(blocker, Leased)
     found = {each["job"]: each["state"] for each in zot("jobs", "--kind", "batch", "--json")[1]["jobs"]}
     assert found == {"begun": "running", "waits": "queued"}
+    for id_, state in found.items():
+        assert [each["job"] for each in zot("jobs", "--state", state, "--kind", "batch", "--json")[1]["jobs"]] == [id_]
+        assert status_of(catalogue.ledger.get(id_)).state == state  # what the gateway and the clients tell
     [line] = [line for line in zot("jobs", "--kind", "batch")[1].splitlines() if "begun" in line]
     assert "verify releases/v1/*" in line
     assert "running" in line

@@ -102,7 +102,7 @@ def test_the_level_of_preservation_names_what_is_missing_for_the_next(
     assert zot("report")[1]["preservation"]["level"] == 4
     judge(catalogue, artifact, "dr", "corrupt")
     level = zot("report")[1]["preservation"]
-    assert (level["level"], level["missing"]) == (3, ["1 bad copies are not repaired yet"])
+    assert (level["level"], level["missing"]) == (3, ["1 bad copy not repaired yet"])
     judge(catalogue, artifact, "primary", "verified", now=clock.now() - timedelta(days=40))
     assert zot("report")[1]["preservation"]["level"] == 2
 

@@ -82,6 +82,9 @@ def test_a_wrong_url_is_one_line_that_names_the_setting(url: str, says: str, mon
         "sqlite://",
         "sqlite:///:memory:",
         "sqlite:////data/c.sqlite3?tmeout=5",
+        "sqlite:////data/c.sqlite3?mode=ro",
+        "sqlite+aiosqlite:////data/c.sqlite3",
+        "postgresql+asyncpg://u:hunter2@h/db",
     ],
 )
 def test_a_wrong_catalogue_is_one_line_that_names_the_setting(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

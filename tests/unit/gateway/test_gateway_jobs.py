@@ -1,6 +1,7 @@
 """Jobs over the gateway: enqueue, show, follow, cancel; each only with a token for its artifact."""
 
 import json
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -45,12 +46,15 @@ def waiting(gateway: Gateway, job_id: str) -> Outgoing | None:
 
 
 def test_a_job_is_sent_shown_and_ends(gateway: Gateway) -> None:
-    """POST answers 202 with the place of the job, which is queued, then running, then has its result."""
+    """POST answers 202 with the place of the job, which is queued since it was sent, and then has its result."""
     client, asked = gateway.client(), {"bucket": "releases", "key": "app.tgz"}
     sent = client.post("/v1/jobs/verify", json=asked)
     assert (sent.status_code, sent.json()["state"]) == (202, "queued")
     place = sent.headers["Location"]
-    assert client.get(place).json()["state"] == "queued"
+    queued = client.get(place).json()
+    assert queued["state"] == "queued"
+    times = [datetime.fromisoformat(each["created_at"]) for each in (sent.json(), queued)]
+    assert abs(times[0] - times[1]) < timedelta(minutes=1)
     work(gateway, sent.json(), asked, {"copies": []})
     shown = client.get(place).json()
     assert (shown["state"], shown["result"]) == ("succeeded", {"copies": []})

@@ -10,6 +10,7 @@ from worker.artifacts.inventories.files import ReportFiles
 from worker.artifacts.inventories.manifest import BadInventory, Report, check_checksum, parse_manifest
 from worker.artifacts.inventories.rows import InventoryRow, read_rows
 from worker.context import JobContext
+from worker.counted import counted
 from worker.limits.limited_store import LimitedStores
 from worker.settings import Settings
 from worker.storage.config import AzureConfig, GcsConfig, S3Config, StoreConfig
@@ -129,7 +130,7 @@ def open_inventory(
                         size = -1 if row.size is None else row.size
                         rows.add((*found, size, row.version, row.modified.timestamp(), sorted(row.checksums.items())))
         if report.rows is not None and count != report.rows:
-            raise BadInventory(f"{place}: its files have {count} rows, the manifest says {report.rows}")
+            raise BadInventory(f"{place}: its files have {counted(count, 'row')}, the manifest says {report.rows}")
         listing = InventoryListing(store, report, names.only, rows)
         listing.place = place
         yield listing

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from worker.artifacts.disk_sort import DiskSort
 from worker.artifacts.reconcile import in_order
+from worker.counted import counted
 from worker.storage.driver import BUFFER_SIZE, Capabilities, ListedObject, ObjectStat
 from worker.storage.errors import IntegrityError, InvalidKey, NotFound, PermanentError, StorageError
 from worker.storage.integrity.verifying_reader import VerifiedReader
@@ -328,7 +329,9 @@ def each_line(place: CheckedPrefix, key: str, do: Callable[[bytes], None], *, of
             continue
         bad += 1
         if bad >= _BAD_LINES:
-            yield Fault(FaultKind.INVALID, key, f"the rest of it was not read: {bad} lines are wrong")
+            yield Fault(
+                FaultKind.INVALID, key, f"the rest of it was not read: {counted(bad, 'line')} of it cannot be used"
+            )
             return
 
 

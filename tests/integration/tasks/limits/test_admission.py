@@ -155,7 +155,7 @@ def test_a_store_that_is_busy_keeps_its_jobs_waiting_and_no_other(run, context, 
     limited = with_settings(context, context.settings.model_copy(update={"store_limits": limits}), redis)
     wish = UploadRequest(source=source(b"release"), bucket="releases", key="app", stores=("cloud", "primary"))
     with DistributedSemaphore(SharedRedis(lambda: redis), seconds=60).acquire("cloud", "other", limit=1, local_limit=1):
-        with pytest.raises(Snooze, match="cloud: 1 jobs use the store"):
+        with pytest.raises(Snooze, match="cloud: 1 job in progress"):
             run(lambda r, _, job: upload(r, limited.for_job(job), job), wish)
         assert limited.stores["primary"].object_exists("releases", "app")
     placed = run(lambda r, _, job: upload(r, limited.for_job(job), job), wish)
