@@ -275,7 +275,7 @@ def test_without_redis_a_process_keeps_to_its_share(alone, admission, caplog):
         caplog.at_level(logging.WARNING),
         limited(ours, job=Job("1")).slot(),
         limited(ours, job=Job("2")).slot(),
-        pytest.raises(Snooze, match="its concurrency limit"),
+        pytest.raises(Snooze, match="the concurrency limit"),
     ):
         read(limited(ours, job=Job("3")))
     assert read(limited(ours, job=Job("4"))) == b"release"
