@@ -30,19 +30,15 @@ from worker.storage.driver import (
     SignedPut,
     SigningDriver,
     SmallPut,
-    SmallRead,
     SmallReadDriver,
     SmallReads,
     StaleUpload,
     TagDriver,
     UnmarkedUploadDriver,
-    WholeRead,
-    WholeReadDriver,
     WriteInfo,
 )
 from worker.storage.errors import (
     AlreadyExists,
-    Archived,
     DigestMismatch,
     InvalidKey,
     InvalidRange,
@@ -63,7 +59,8 @@ from worker.storage.integrity.chunk_verification import (
 )
 from worker.storage.integrity.manifest import Chunk, Manifest
 from worker.storage.integrity.read_back import ReadBack
-from worker.storage.integrity.verdict import Verdict, Verification, judge, size_mismatch, stored_digest
+from worker.storage.integrity.verdict import Verdict, Verification, stored_digest
+from worker.storage.integrity.verify_object import read_ahead, read_small, verdict_of, verify
 from worker.storage.integrity.verifying_reader import OnBytes, Readable, VerifiedReader, VerifyingReader, save, write_at
 from worker.storage.keys import (
     QUARANTINE_BUCKET,
@@ -367,36 +364,11 @@ class Store:
         self._check_existing(bucket, key)
         try:
             self._check_read(bucket, key)
-            if expected and manifest and len(manifest) >= MIN_PARALLEL_CHUNKS:
-                return self._verify_chunks(self._driver.stat(bucket, key), expected, manifest, on_bytes)
-            if expected and 0 < expected.size <= self._whole_reads:
-                good = self._verify_small(bucket, key, expected, on_bytes)
-                if good:
-                    return good
-            with open_resumable(self._driver, bucket, key, uncached=True) as reader:
-                return judge(reader, expected or stored_digest(reader.stat), on_bytes)
-        except NotFound as error:
-            return Verification(Verdict.MISSING, expected, detail=self._said(error))
-        except Archived as error:
-            return self._archived(bucket, key, expected, error)
+            return verify(
+                self._driver, bucket, key, expected, manifest=manifest, on_bytes=on_bytes, whole_reads=self._whole_reads
+            )
         except StorageError as error:
-            return Verification(Verdict.UNREADABLE, expected, detail=self._said(error), error=error)
-
-    def _said(self, error: StorageError) -> str:
-        """Return the message of an error without the name of the store, which is beside every verdict."""
-        return error.message.removeprefix(f"{self.name}: ")
-
-    def _archived(self, bucket: str, key: str, expected: Digest | None, error: Archived) -> Verification:
-        """Return the verdict on an object that cannot be read now: its size is compared all the same."""
-        try:
-            stat = self._driver.stat(bucket, key)
-        except NotFound as gone:
-            return Verification(Verdict.MISSING, expected, detail=self._said(gone))
-        except StorageError:
-            return Verification(Verdict.ARCHIVED, expected, detail=self._said(error), error=error)
-        if expected is not None and stat.size != expected.size:
-            return size_mismatch(stat, expected)
-        return Verification(Verdict.ARCHIVED, expected, version=stat.version, detail=self._said(error), error=error)
+            return verdict_of(error, self._driver, bucket, key, expected)
 
     def verify_objects(self, wanted: Iterable[tuple[str, str, Digest]]) -> Iterator[Verification]:
         """Verify small objects, each given as bucket, key and recorded digest, one after the other.
@@ -408,7 +380,7 @@ class Store:
             for each in wanted:
                 yield self.verify_object(*each)
             return
-        for each, found in self._read_ahead(reads, wanted):
+        for each, found in read_ahead(reads, wanted):
             if found is not None and self._is_own(*each[:2]):
                 _, version, stored = found
                 expected = each[2]
@@ -429,18 +401,8 @@ class Store:
             for each in wanted:
                 yield self._read_whole(*each)
             return
-        for _, found in self._read_ahead(reads, wanted):
+        for _, found in read_ahead(reads, wanted):
             yield bytes(found[0]) if found else None
-
-    @staticmethod
-    def _read_ahead(reads: SmallReads, wanted: Iterable[SmallRead]) -> Iterator[tuple[SmallRead, WholeRead | None]]:
-        """Yield each object with what was read of it, or with None where they are not simply there and right."""
-        try:
-            for each, read in reads.read(wanted):
-                right = read is not None and hashlib.sha256(read[0]).hexdigest() == each[2].sha256
-                yield each, read if right else None
-        finally:
-            reads.close()
 
     def _is_own(self, bucket: str, key: str) -> bool:
         """Return whether an object that was read may be one of this store; `verify_object` says why not."""
@@ -454,17 +416,14 @@ class Store:
         return True
 
     def _read_whole(self, bucket: str, key: str, expected: Digest) -> bytes | None:
-        """Return a small object that is right, read in one request; None for any other one."""
-        if not 0 < expected.size <= self._whole_reads:
-            return None
+        """Return the bytes of a small object that is right, read in one request; None for any other one."""
         try:
             self._check_existing(bucket, key)
             self._check_read(bucket, key)
-            found = cast("WholeReadDriver", self._driver).read_whole(bucket, key, expected.size)
+            found = read_small(self._driver, bucket, key, expected, whole_reads=self._whole_reads)
         except StorageError:
             return None  # it is raised again where the object is read by itself
-        data = bytes(found.data) if found else b""
-        return data if hashlib.sha256(data).hexdigest() == expected.sha256 else None
+        return bytes(found.data) if found else None
 
     def stat_object(self, bucket: str, key: str) -> ObjectStat:
         """Return the store's metadata of an object, without reading it. It says nothing about the bytes."""
@@ -820,38 +779,6 @@ class Store:
     @cached_property
     def _whole_reads(self) -> int:
         return self.capabilities.whole_reads
-
-    def _verify_small(self, bucket: str, key: str, expected: Digest, on_bytes: OnBytes | None) -> Verification | None:
-        """Read a small object with one request and return `verified`.
-
-        Returns None for any other object, which is read again with the provider's SDK before it counts as bad.
-        """
-        found = cast("WholeReadDriver", self._driver).read_whole(bucket, key, expected.size)
-        if found is None:
-            return None
-        if on_bytes:
-            on_bytes(expected.size)
-        if hashlib.sha256(found.data).hexdigest() != expected.sha256:
-            return None
-        return Verification(
-            Verdict.VERIFIED, expected, expected.size, expected.sha256, found.version, stored_sha256=found.sha256
-        )
-
-    def _verify_chunks(
-        self, stat: ObjectStat, expected: Digest, manifest: Manifest, on_bytes: OnBytes | None
-    ) -> Verification:
-        if stat.size != expected.size:
-            return size_mismatch(stat, expected)
-        bad = bad_chunks(self._driver, stat, manifest, on_bytes, uncached=True)
-        if not bad:
-            stored = stat.sha256 or ""
-            return Verification(
-                Verdict.VERIFIED, expected, stat.size, expected.sha256, stat.version, stored_sha256=stored
-            )
-        detail = f"bytes {bad[0].offset} to {bad[0].offset + bad[0].size} are not those that were recorded"
-        if len(bad) > 1:
-            detail += f"; bad chunks: {len(bad)} of {len(manifest)}"
-        return Verification(Verdict.CORRUPT, expected, stat.size, None, stat.version, detail, bad=tuple(bad))
 
     @contextmanager
     def _spooled(

@@ -1,6 +1,5 @@
 """Read back what was written to a store that does not refuse damaged bytes, before it takes the place of an object."""
 
-import hashlib
 import logging
 import secrets
 import threading
@@ -20,7 +19,6 @@ from worker.storage.driver import (
     ObjectStat,
     PatchDriver,
     StaleUpload,
-    WholeReadDriver,
     WriteInfo,
 )
 from worker.storage.errors import (
@@ -34,6 +32,7 @@ from worker.storage.errors import (
 from worker.storage.integrity.chunk_verification import first_bad_chunk
 from worker.storage.integrity.manifest import Chunk, Manifest
 from worker.storage.integrity.verdict import Verdict, judge
+from worker.storage.integrity.verify_object import read_small
 from worker.storage.integrity.verifying_reader import OnBytes, VerifyingReader
 from worker.storage.keys import PROBE_BUCKET, STAGING_BUCKET, reserved_key
 from worker.storage.transfer.resumable_read import open_resumable
@@ -232,13 +231,11 @@ class ReadBack:
 
     def _is_right(self, written: ObjectStat, digest: Digest) -> bool:
         """Return whether one request for a small object returns the right bytes; if not, another one has to tell."""
-        if not 0 < digest.size <= self._capabilities.whole_reads:
-            return False
+        largest = self._capabilities.whole_reads
         try:
-            found = cast("WholeReadDriver", self._driver).read_whole(written.bucket, written.key, digest.size)
+            return read_small(self._driver, written.bucket, written.key, digest, whole_reads=largest) is not None
         except StorageError:
             return False
-        return found is not None and hashlib.sha256(found.data).hexdigest() == digest.sha256
 
     def _swap_in(
         self, staged: ObjectStat, bucket: str, key: str, condition: Condition, storage_class: str | None
