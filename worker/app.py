@@ -15,14 +15,13 @@ from typing import Any
 import redis
 from celery import Celery, signals
 
-from worker import clock, context, tracing
+from worker import clock, context, shutdown_flag, tracing
 from worker.beat_scheduler import LONGEST_SLEEP
 from worker.bounded_exit import end_unless, end_within, end_within_after_signals
 from worker.catalogue import Catalogue, CatalogueError
 from worker.embedded.parent_death import die_with_parent
 from worker.flower.require_authentication import check_authentication, is_flower
 from worker.flower.setup import set_up
-from worker.jobs import shutdown_flag
 from worker.jobs.redis_keys_of_wrong_type import move_wrong_types
 from worker.jobs.result_backend import use_atomic_result_backend
 from worker.limits.check_pauses import mirror_queues
@@ -227,9 +226,10 @@ def _send_metrics(**_: Any) -> None:
 
 @signals.worker_shutting_down.connect
 def _drain(**_: Any) -> None:
-    shutdown_flag.announce()
+    grace = context.configured().jobs.grace
+    shutdown_flag.announce(grace)
     signals.worker_shutdown.connect(_end_in_time)
-    seconds = context.configured().jobs.grace.total_seconds() + _NOTICED_WITHIN
+    seconds = grace.total_seconds() + _NOTICED_WITHIN
     end_unless(_is_ending, seconds, "the broker does not answer; other workers get the jobs when their leases end")
 
 

@@ -59,10 +59,10 @@ import worker.context
 import worker.gateway.server
 import worker.intake.message_filter
 import worker.jobs.queue_pauses_and_revoke
-import worker.jobs.shutdown_flag
 import worker.metrics.totals_sender
 import worker.schedule
 import worker.settings
+import worker.shutdown_flag
 import worker.storage.azure.driver
 import worker.storage.filesystem.driver
 import worker.storage.gcs.driver
@@ -72,7 +72,7 @@ from tests.servers.process import die_with_parent
 from worker.storage.config import S3Config
 from worker.storage.s3.providers import make_client
 
-IN_SHARED_MEMORY = (worker.jobs.shutdown_flag,)
+IN_SHARED_MEMORY = (worker.shutdown_flag,)
 """The modules whose memory a process shares with those that it forks; each fork here needs one of its own."""
 REQUEST_SIZE = 1 << 16
 _FIRST_OTHER, _MOST = 3, 1 << 20

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
+from worker import shutdown_flag
 from worker.catalogue.compiled_statements import execute
 
 BUSY_SECONDS = 30
@@ -135,7 +136,10 @@ def flush(path: Path | None) -> None:
 
 
 def begin_write(connection: Connection, *, wait: bool = True) -> bool:
-    """Begin a transaction that may write, once no other one writes; without `wait`, return whether that is so now."""
+    """Begin a transaction that may write, once no other one writes; without `wait`, return whether that is so now.
+
+    A worker whose grace period is over does not wait any longer.
+    """
     # A transaction that reads first and then writes cannot wait for the lock in WAL mode: it fails at once. So a
     # transaction that may write takes the lock at its start.
     # SQLite's own waiting sleeps up to 0.1 s between two tries, while a page that records group after group takes the
@@ -156,7 +160,7 @@ def begin_write(connection: Connection, *, wait: bool = True) -> bool:
                 busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
                 if busy and not wait:
                     return False
-                if not busy or time.monotonic() >= deadline:
+                if not busy or time.monotonic() >= deadline or shutdown_flag.grace_is_over():
                     execute(connection, "BEGIN IMMEDIATE", ())  # again, for SQLAlchemy's own class of error
                     return True
                 time.sleep(min(tries * _POLL, _LONGEST_POLL))

@@ -7,9 +7,9 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Protocol, Self
 
-from worker import clock
+from worker import clock, shutdown_flag
 from worker.catalogue import CatalogueUnavailable, FinishedCopy, JobRecord, Ledger, LostLease
-from worker.jobs import heartbeats, shutdown_flag
+from worker.jobs import heartbeats
 from worker.jobs.interrupt_signal import Interrupted, Interrupter
 from worker.settings.section_models import JobSettings
 from worker.storage.errors import Timeout
@@ -84,7 +84,6 @@ class RunningJob:
         """Complete copies that are recorded together with the end of the job, or of the attempt."""
         self._ledger = ledger
         self._lease = settings.lease
-        self._grace = settings.grace
         self._reporter = reporter
         self._totals = Progress()
         self._bytes_done, self._step = 0, ""
@@ -131,7 +130,7 @@ class RunningJob:
         self._active = time.monotonic()
         if self._lost:
             raise LostLease(f"job {self.id} is leased by another worker now")
-        if shutdown_flag.grace_is_over(self._grace):
+        if shutdown_flag.grace_is_over():
             raise Requeue(f"job {self.id} is requeued: its worker shuts down")
         if time.monotonic() - self._reported >= REPORT_SECONDS:
             self._reported = time.monotonic()
@@ -184,7 +183,7 @@ class RunningJob:
                 self._abandon(self._stop)
 
     def _reason_to_stop(self) -> Exception | None:
-        if shutdown_flag.grace_is_over(self._grace):
+        if shutdown_flag.grace_is_over():
             return Requeue(f"job {self.id} is requeued: its worker shuts down")
         if self._reporter.cancelled():
             return Cancelled(f"job {self.id} was cancelled")

@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.unit.catalogue.test_catalogue import stored
-from worker import clock
+from worker import clock, shutdown_flag
 from worker.catalogue import (
     Catalogue,
     CatalogueError,
@@ -50,6 +50,17 @@ def test_how_long_a_lock_is_waited_for_is_in_the_url(url):
             begin(catalogue, "job-1")
         other.rollback()
         assert isinstance(begin(catalogue, "job-1"), Leased)
+
+
+@pytest.mark.timeout(60)
+def test_a_worker_that_shuts_down_waits_for_no_lock(url, monkeypatch):
+    """A lock that another program keeps holds a worker no longer than its grace period; the job is delivered again."""
+    path = url.removeprefix("sqlite:///")
+    with closing(Catalogue(f"{url}?timeout=3600")) as catalogue, closing(sqlite3.connect(path)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        monkeypatch.setattr(shutdown_flag, "grace_is_over", lambda: True)
+        with pytest.raises(CatalogueUnavailable, match="locked"):
+            begin(catalogue, "job-1")
 
 
 def test_a_new_file_with_a_writer_is_waited_for(url):

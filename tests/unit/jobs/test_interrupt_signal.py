@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from worker.jobs import interrupt_signal, shutdown_flag
+from worker import shutdown_flag
+from worker.jobs import interrupt_signal
 from worker.jobs.interrupt_signal import at_most
 from worker.jobs.running_job import Cancelled, Requeue, RunningJob
 from worker.settings.section_models import JobSettings
@@ -48,7 +49,7 @@ def wait_for_ever() -> None:
 @pytest.mark.parametrize("why", ["cancelled", "shut down"])
 def test_a_job_that_is_stuck_in_a_call_stops_within_seconds(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cancel, and the end of the grace of a shutdown, interrupt a read that no byte ends."""
-    monkeypatch.setattr(shutdown_flag, "grace_is_over", lambda _: why == "shut down")
+    monkeypatch.setattr(shutdown_flag, "grace_is_over", lambda: why == "shut down")
     begin = time.monotonic()
     with pytest.raises(Cancelled if why == "cancelled" else Requeue), running(cancelled=why == "cancelled"):
         wait_for_ever()

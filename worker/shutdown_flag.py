@@ -1,0 +1,24 @@
+"""Tell the children of the pool that the worker shuts down, and when the grace period of its jobs is over.
+
+Celery tells only its own main process. That process and its children share a few bytes of memory, which is made
+before the first of them is forked.
+"""
+
+import mmap
+import struct
+import time
+from datetime import timedelta
+
+_AT = struct.Struct("d")
+_shared = mmap.mmap(-1, _AT.size)
+
+
+def announce(grace: timedelta) -> None:
+    """Tell this process, and those that it forked, that the worker shuts down, with this grace period."""
+    _AT.pack_into(_shared, 0, time.monotonic() + grace.total_seconds())
+
+
+def grace_is_over() -> bool:
+    """Return whether the worker shuts down and the grace period is over: nothing may wait for anything then."""
+    (at,) = _AT.unpack_from(_shared, 0)
+    return bool(at) and time.monotonic() > at
