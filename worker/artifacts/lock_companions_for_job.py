@@ -37,7 +37,7 @@ def locked_deleted_companions(
 ) -> AbstractContextManager[Sequence[Tombstone]]:
     """Do as `locked_companions` for the companions that were deleted with an artifact and are still so."""
     return _locked(
-        lambda: context.catalogue.deletions.together(of), context, job, f"{of.bucket}/{of.key}", of_page=of_page
+        lambda: context.catalogue.deletions.of_companions(of), context, job, f"{of.bucket}/{of.key}", of_page=of_page
     )
 
 

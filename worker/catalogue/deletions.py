@@ -79,7 +79,7 @@ class Deletions:
                 record_tombstone(connection, each, made)
         return replace(made, key=artifact.key, version=artifact.version)
 
-    def together(self, of: Tombstone) -> list[Tombstone]:
+    def of_companions(self, of: Tombstone) -> list[Tombstone]:
         """Return the tombstones of the companions that were deleted with an artifact and not uploaded again since."""
         with self._database.read() as connection:
             return _together(connection, of)

@@ -77,7 +77,7 @@ class Holds:
                 _place(connection, bucket, each, by=made.by, reason=made.reason, now=made.held_at)
             return made
 
-    def together(self, of: Hold) -> list[Hold]:
+    def of_companions(self, of: Hold) -> list[Hold]:
         """Return a hold and those of the companions that were placed with it."""
         with self._database.read() as connection:
             keys = companion_keys(connection, of.bucket, of.key)

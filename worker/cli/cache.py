@@ -127,8 +127,8 @@ def verify(root: Root = None, as_json: AsJson = False) -> None:
     cache = _existing(root, load_settings())
     before = cache.stat()
     with bar("verifying") as shown:
-        shown.expect(before.bytes, "verifying")
-        wrong = cache.verify(shown.moved)
+        shown.start(before.bytes, "verifying")
+        wrong = cache.verify(shown.advance)
     if as_json:
         print_json({"root": str(cache.root), "verified": before.chunks - wrong, "removed": wrong})
     else:

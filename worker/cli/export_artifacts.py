@@ -74,13 +74,13 @@ def _write_bag(session: Session, artifacts: list[Artifact], directory: Path) -> 
         raise Failure(f"--bagit {directory}: {error.strerror}: name a new directory", type_="CannotWrite") from error
     target, lines = Target((directory / _DATA).resolve()), []
     with bar("reading") as shown:
-        shown.expect(
+        shown.start(
             sum(artifact.digest.size for artifact in artifacts), f"reading {counted(len(artifacts), 'artifact')}"
         )
         for artifact in artifacts:
             try:
                 path = target.path_of(artifact.path)
-                fetch(session, artifact, path, shown.moved)
+                fetch(session, artifact, path, shown.advance)
                 target.check(path, artifact.path)
             except Refused as error:
                 raise Failure(f"{artifact.path}: {error}; leave it out", type_="CannotWrite") from None

@@ -68,11 +68,11 @@ def get(
     with opened(existing=True) as session, bar("reading") as shown:
         found = session.artifact(at.bucket, at.key)
         part = _part(range_, found) if range_ else None
-        shown.expect(part.length if part else found.digest.size, "reading")
+        shown.start(part.length if part else found.digest.size, "reading")
         if dest == STDOUT:
-            fetched = _fetch_to_stdout(session, found, shown.moved, part)
+            fetched = _fetch_to_stdout(session, found, shown.advance, part)
         else:
-            fetched = fetch(session, found, file_at(dest, found.key).absolute(), shown.moved, part)
+            fetched = fetch(session, found, file_at(dest, found.key).absolute(), shown.advance, part)
     _print(fetched, part, as_json=as_json)
 
 

@@ -124,7 +124,7 @@ def get_directory(session: Session, source: str, dest: str, shown: Bar) -> Fetch
     if not count:
         raise Failure(f"{bucket}/{prefix}: there is no artifact below it; see `zot-artifacts ls`", type_="NotFound")
     target = Target(_made(dest))
-    shown.expect(total, f"reading {counted(count, 'artifact')}")
+    shown.start(total, f"reading {counted(count, 'artifact')}")
     done = FetchCounts()
     with closing(target.placed), ThreadPoolExecutor(_THREADS, thread_name_prefix="get") as pool:
         waiting: dict[Future[bool], Reading] = {}
@@ -178,9 +178,9 @@ def _get_one(session: Session, artifact: Artifact, target: Target, relative: str
     """Write an artifact; return False if the file was there already."""
     path = target.path_of(relative)
     if _has(path, artifact):
-        shown.moved(artifact.digest.size)
+        shown.advance(artifact.digest.size)
         return False
-    fetch(session, artifact, path, shown.moved)
+    fetch(session, artifact, path, shown.advance)
     target.check(path, relative)
     return True
 

@@ -50,11 +50,11 @@ class Bar:
             self._task, completed=done, total=total, description=seen.step or None, in_objects=in_objects
         )
 
-    def expect(self, total: int | None, step: str) -> None:
+    def start(self, total: int | None, step: str) -> None:
         """Start a step of the command itself, of this many bytes."""
         self._progress.update(self._task, completed=0, total=total, description=step, in_objects=False)
 
-    def moved(self, count: int) -> None:
+    def advance(self, count: int) -> None:
         """Add this many bytes to the progress."""
         self._progress.advance(self._task, count)
 

@@ -51,7 +51,7 @@ def sweep_layout(name: str, store: str, path: str, *, dry_run: bool, as_json: bo
     try:
         with stores_within_limits(settings, stores, [store]) as [read], bar(f"{name}: listing") as shown:
             shown_objects = _Shown(name, shown.update)
-            place = CheckedPrefix(read, bucket, prefix, dry_run=dry_run, on_bytes=shown_objects.moved)
+            place = CheckedPrefix(read, bucket, prefix, dry_run=dry_run, on_bytes=shown_objects.advance)
             shown_objects.place = place
             for fault in verify(place):
                 counts[fault.kind] += 1
@@ -76,7 +76,7 @@ class _Shown:
         self._bytes = self._calls = 0
         self.place: CheckedPrefix | None = None
 
-    def moved(self, count: int) -> None:
+    def advance(self, count: int) -> None:
         self._bytes += count
         self._calls += 1
         if self._calls % _EVERY == 0 and self.place is not None:

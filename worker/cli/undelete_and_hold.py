@@ -89,7 +89,7 @@ def hold(artifact: ArtifactArgument, reason: Reason, by: By = None, as_json: AsJ
         who = by or user_name()
         made = session.catalogue.holds.place(at.bucket, at.key, by=who, reason=reason, now=clock.now())
         said: dict[str, str] = {}
-        together = session.catalogue.holds.together(made)
+        together = session.catalogue.holds.of_companions(made)
         for each in together:
             words = hold_copies(session.catalogue, session.stores, each, held=True)
             session.catalogue.holds.note_stores(each.bucket, each.key, words)
@@ -119,7 +119,7 @@ def release(artifact: ArtifactArgument, as_json: AsJson = False) -> None:
     with opened(existing=True) as session:
         found = session.catalogue.holds.get(at.bucket, at.key)
         said: dict[str, str] = {}
-        for each in session.catalogue.holds.together(found) if found else ():
+        for each in session.catalogue.holds.of_companions(found) if found else ():
             said |= _by_copy(hold_copies(session.catalogue, session.stores, each, held=False), each, at)
         failed = {store: word for store, word in said.items() if word not in {"released", NOT_OFFERED}}
         if failed:

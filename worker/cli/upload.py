@@ -219,8 +219,8 @@ def upload_one(
     elif path is None or within_roots(path, settings):
         job = way.send(UPLOAD, job_id, request)
     else:
-        way.shown.expect(path.stat().st_size, "staging")
-        staged = stage(path, settings, job_id, request.sha256, way.shown.moved)
+        way.shown.start(path.stat().st_size, "staging")
+        staged = stage(path, settings, job_id, request.sha256, way.shown.advance)
         update = {"source": str(staged.path), "sha256": staged.sha256, "staged": True}
         try:
             job = way.send(UPLOAD, job_id, request.model_copy(update=update))
@@ -233,8 +233,8 @@ def upload_one(
 def _upload_stdin(way: Sender, job_id: str, request: UploadRequest, *, wait: bool, timeout: float | None) -> Outcome:
     if sys.stdin.isatty():
         raise Failure("standard input is a terminal: pipe the bytes into `zot-artifacts upload -`", Status.USAGE)
-    way.shown.expect(None, "reading standard input")
-    staged = stage_stream(sys.stdin.buffer, way.session.settings, job_id, request.sha256, way.shown.moved)
+    way.shown.start(None, "reading standard input")
+    staged = stage_stream(sys.stdin.buffer, way.session.settings, job_id, request.sha256, way.shown.advance)
     update = {"source": str(staged.path), "sha256": staged.sha256, "staged": True}
     try:
         staged_request = request.model_copy(update=update)

@@ -115,7 +115,7 @@ def upload_directory(
 def _send(way: Sender, job_id: str, request: BatchRequest, listing: DirectoryListing, staged: Path) -> Any:
     sent = False
     try:
-        _stage(listing, staged, way.session.settings, way.shown.moved)
+        _stage(listing, staged, way.session.settings, way.shown.advance)
         if not listing.count:
             raise Failure(f"source {listing.directory}: there is no file to upload in it", type_="NotFound")
         job = way.send(BATCH, job_id, request)

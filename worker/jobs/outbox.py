@@ -44,7 +44,7 @@ _GARBAGE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
 Known = Callable[[list[str]], set[str]]
 _CLIENT = "_zot_client"
 """The attribute of a channel that keeps its client: every job asks, and a client takes longer to make."""
-_LOOK = """
+_STATE = """
 local watched = #KEYS > 2 and redis.call('EXISTS', unpack(KEYS, 3)) or 0
 return {redis.call('HGET', KEYS[1], ARGV[1]), redis.call('EXISTS', KEYS[2]), watched}
 """
@@ -97,7 +97,7 @@ class Outbox:
         except (redis.RedisError, OSError) as error:
             logger.warning("job %s stays in the outbox for now: %s", job_id, type(error).__name__)
 
-    def look(self, job_id: str, watched: Sequence[str]) -> Seen | None:
+    def state_of(self, job_id: str, watched: Sequence[str]) -> Seen | None:
         """Return what Redis has about a job, in one round trip; None with a broker that is no Redis.
 
         The cancellation and the watched keys are of the Redis of the results: see `shares_redis`.
@@ -106,7 +106,7 @@ class Outbox:
             if client is None:
                 return None
             keys = [MESSAGES, CANCEL_KEY.format(job=job_id), *watched]
-            message, cancelled, found = client.register_script(_LOOK)(keys=keys, args=[job_id])
+            message, cancelled, found = client.register_script(_STATE)(keys=keys, args=[job_id])
             return Seen(message, bool(cancelled), int(found))
 
     def find(self, job_id: str) -> Outgoing | None:

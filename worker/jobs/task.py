@@ -178,7 +178,7 @@ class Delivery(Generic[RequestT, ResultT]):
         request = self._request = self._validate(args, kwargs)
         path = self._path = _path(request)
         try:
-            cancelled = self._look(kwargs)
+            cancelled = self._was_cancelled(kwargs)
             found = self._ledger.acquire(
                 self._id,
                 self._spec.kind,
@@ -231,7 +231,7 @@ class Delivery(Generic[RequestT, ResultT]):
         except ValidationError as error:
             self._reject(kwargs, problems_of(error))
 
-    def _look(self, kwargs: Mapping[str, object]) -> bool:
+    def _was_cancelled(self, kwargs: Mapping[str, object]) -> bool:
         """Return whether a client has cancelled the job; tell the circuit breakers what was read of them.
 
         Where broker and results are in one Redis, this is one round trip.
@@ -241,7 +241,7 @@ class Delivery(Generic[RequestT, ResultT]):
         """
         in_one, admission = shares_redis(self._task.app), self._context.admission
         try:
-            seen = Outbox(self._task.app).look(self._id, admission.breaker_keys() if in_one else ())
+            seen = Outbox(self._task.app).state_of(self._id, admission.breaker_keys() if in_one else ())
         except (redis.RedisError, OperationalError, OSError):
             return False
         if seen is not None and seen.message is not None and not self._is_own(seen.message, kwargs):

@@ -40,7 +40,7 @@ def test_a_bar_shows_no_amount_before_it_knows_one(monkeypatch: pytest.MonkeyPat
     assert "upload app.tgz" in screen.file.getvalue()
     assert "? bytes" not in screen.file.getvalue()
     with progress.bar("upload -") as shown:
-        shown.moved(300)
+        shown.advance(300)
     assert "300/? bytes" in screen.file.getvalue()
 
 

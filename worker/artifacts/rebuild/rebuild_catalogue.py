@@ -212,14 +212,14 @@ class Rebuild:
     def _inspect(self, bucket: str, listed: tuple[str, ListedObject, bool]) -> tuple[str, FoundObject] | Rebuilt:
         name, row, believe = listed
         try:
-            return row.key, _look(self._stores[name], bucket, row.key, believe=believe)
+            return row.key, _inspect(self._stores[name], bucket, row.key, believe=believe)
         except NotFound:
             return Rebuilt(name, bucket, row.key, "gone", "it was deleted after it was listed")
         except StorageError as error:
             return Rebuilt(name, bucket, row.key, "unreadable", error.message)
 
 
-def _look(store: ReadStore, bucket: str, key: str, *, believe: bool) -> FoundObject:
+def _inspect(store: ReadStore, bucket: str, key: str, *, believe: bool) -> FoundObject:
     if believe:
         stat = store.stat_object(bucket, key)
         if stat.sha256:

@@ -67,13 +67,13 @@ class Copy:
 
     def _is_ours(self, token: str) -> bool:
         with suppress(StorageError):
-            return self._look(token) is not None
+            return self._get_blob(token) is not None
         return False
 
     def _ended(self, token: str) -> BlobProperties:
         where = f"{self._origin.store}: {self._what}"
         deadline = time.monotonic() + COPY_WITHIN
-        while (found := self._look(token)).copy.status == "pending":
+        while (found := self._get_blob(token)).copy.status == "pending":
             try:
                 self._between()
                 if time.monotonic() > deadline:
@@ -87,7 +87,7 @@ class Copy:
             raise Unavailable(f"{where}: the store says that the copy is {found.copy.status}")
         return found
 
-    def _look(self, token: str) -> BlobProperties:
+    def _get_blob(self, token: str) -> BlobProperties:
         with translated(self._origin, self._what):
             found = self._blob.get_blob_properties()
         if writer_of(found) != token:

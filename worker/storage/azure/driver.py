@@ -70,7 +70,7 @@ from worker.storage.driver import (
 from worker.storage.errors import HoldNotOffered, NotFound, PermanentError, StorageError, Unavailable
 from worker.storage.exception_boundary import exception_boundary
 from worker.storage.integrity.verifying_reader import VerifyingReader, drain
-from worker.storage.transfer.server_copy import Begun, Between
+from worker.storage.transfer.server_copy import Between, OnUpload
 from worker.storage.transfer.split_into_parts import md5_of, next_part
 
 IMPOSSIBLE_KEYS = re.compile(r"\\|\.(?:/|$)")
@@ -275,7 +275,7 @@ class AzureDriver(CloudDriver):
         return self._blob(bucket, key)
 
     def copy_from(
-        self, original: BlobClient, found: ObjectStat, info: WriteInfo, *, between: Between, begun: Begun
+        self, original: BlobClient, found: ObjectStat, info: WriteInfo, *, between: Between, begun: OnUpload
     ) -> ObjectStat:
         del begun  # no multipart upload is made
         bucket, key = found.bucket, found.key

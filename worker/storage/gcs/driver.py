@@ -60,8 +60,18 @@ from worker.storage.gcs.object_stat import METADATA, generation_of, to_stat, upd
 from worker.storage.gcs.parts import MultipartWrite, iter_blobs, iter_stale_uploads
 from worker.storage.gcs.resumable import CHUNK_UNIT, ResumableUpload
 from worker.storage.gcs.small_reads_by_plain_request import plain_reads
-from worker.storage.gcs.upload import REFUSED, TRIES, GcsWrite, Upload, checksums_of, delete, look, rewrite, send_bytes
-from worker.storage.transfer.server_copy import Begun, Between
+from worker.storage.gcs.upload import (
+    REFUSED,
+    TRIES,
+    GcsWrite,
+    Upload,
+    checksums_of,
+    delete,
+    find_blob,
+    rewrite,
+    send_bytes,
+)
+from worker.storage.transfer.server_copy import Between, OnUpload
 
 TIB = 1024**4
 MAX_OBJECT = 5 * TIB
@@ -129,7 +139,7 @@ class GcsDriver(CloudDriver):
     ) -> CloudReader:
         del uncached  # nothing of the store is cached on this machine
         for _ in range(TRIES):
-            found = self._look(bucket, key)
+            found = self._existing(bucket, key)
             stat = to_stat(self._name, bucket, key, found)
             wanted = max(0, stat.size - offset) if length is None else max(0, min(length, stat.size - offset))
             if wanted == 0:
@@ -141,17 +151,17 @@ class GcsDriver(CloudDriver):
         raise Conflict(f"{self._name}: {bucket}/{key} is overwritten again and again while it is opened")
 
     def stat(self, bucket: str, key: str) -> ObjectStat:
-        return to_stat(self._name, bucket, key, self._look(bucket, key))
+        return to_stat(self._name, bucket, key, self._existing(bucket, key))
 
     def find_version(self, bucket: str, key: str) -> str | None:
         with self._errors(f"{bucket}/{key}"):
-            found = look(self._connected(), self._object(bucket, key))
+            found = find_blob(self._connected(), self._object(bucket, key))
         return None if found is None else to_stat(self._name, bucket, key, found).version
 
     def delete(self, bucket: str, key: str, *, condition: Match | None = None) -> bool:
         for _ in range(TRIES):
             try:
-                found = self._look(bucket, key)
+                found = self._existing(bucket, key)
             except NotFound:
                 return False
             if condition and found.generation != generation_of(condition):
@@ -173,7 +183,7 @@ class GcsDriver(CloudDriver):
         condition: Condition = None,
         storage_class: str | None = None,
     ) -> ObjectStat:
-        found = self._look(bucket, key)
+        found = self._existing(bucket, key)
         stat, writer = to_stat(self._name, bucket, key, found), uuid.uuid4().hex
         check_copied(f"{self._name}: {bucket}/{key}", stat, version)
         write = GcsWrite(
@@ -221,7 +231,7 @@ class GcsDriver(CloudDriver):
             raise HoldNotOffered(f"{self._name}: {bucket}/{key}: the store ignores the hold")
 
     def delete_held(self, bucket: str, key: str) -> bool:
-        name, found = self._object(bucket, key), self._look(bucket, key)
+        name, found = self._object(bucket, key), self._existing(bucket, key)
         with self._errors(f"{bucket}/{key}"):
             try:
                 return delete(self._connected(), name, found.generation)
@@ -234,7 +244,7 @@ class GcsDriver(CloudDriver):
         return self._object(bucket, key)
 
     def copy_from(
-        self, original: ObjectName, found: ObjectStat, info: WriteInfo, *, between: Between, begun: Begun
+        self, original: ObjectName, found: ObjectStat, info: WriteInfo, *, between: Between, begun: OnUpload
     ) -> ObjectStat:
         del begun  # no multipart upload is made
         write = self._write(found.bucket, found.key, info, uuid.uuid4().hex, "create_only")
@@ -312,7 +322,7 @@ class GcsDriver(CloudDriver):
             raise
         finally:
             with self._errors(f"{bucket}/{key}"):
-                found = look(connection, name)
+                found = find_blob(connection, name)
                 if found is not None:
                     delete(connection, name, found.generation)
         return False
@@ -408,7 +418,7 @@ class GcsDriver(CloudDriver):
     def _delete_marker(self, bucket: str) -> None:
         marker = self._object(bucket, MARKER)
         with self._errors(bucket):
-            found = look(self._connected(), marker)
+            found = find_blob(self._connected(), marker)
             if found is not None:
                 delete(self._connected(), marker, found.generation)
 
@@ -456,9 +466,9 @@ class GcsDriver(CloudDriver):
                     self._connection = connect(self._name, self._config)
             return self._connection
 
-    def _look(self, bucket: str, key: str) -> Any:
+    def _existing(self, bucket: str, key: str) -> Any:
         with self._errors(f"{bucket}/{key}"):
-            found = look(self._connected(), self._object(bucket, key))
+            found = find_blob(self._connected(), self._object(bucket, key))
         if found is None:
             raise self._missing(bucket, key)
         return found

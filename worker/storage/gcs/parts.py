@@ -23,7 +23,7 @@ from worker.storage.errors import Conflict, SizeMismatch, StorageError, UploadEn
 from worker.storage.gcs.client import COMMIT_TIMEOUT, Connection, ObjectName, check_answer, list_blobs, retry
 from worker.storage.gcs.errors import SDK_ERRORS, status_of, translated
 from worker.storage.gcs.object_stat import blob_of, described, to_stat
-from worker.storage.gcs.upload import REFUSED, TRIES, GcsWrite, Upload, checksums_of, delete, look, send_bytes
+from worker.storage.gcs.upload import REFUSED, TRIES, GcsWrite, Upload, checksums_of, delete, find_blob, send_bytes
 from worker.storage.keys import RESERVED_SEGMENT
 
 ROOT = f"{RESERVED_SEGMENT}parts/"
@@ -63,7 +63,7 @@ class MultipartWrite:
         """Send one part, and delete it again if the upload was ended meanwhile, because no cleanup would find it."""
         with self._errors():
             blob = self._send(f"{number:05}", data, {})
-            if look(self._connection, self._name_of(OPENING)) is None:
+            if find_blob(self._connection, self._name_of(OPENING)) is None:
                 delete(self._connection, self._name_of(f"{number:05}"), blob.generation)
                 raise self._not_open()
         return Part(number, len(data), str(blob.generation))
@@ -101,7 +101,7 @@ class MultipartWrite:
         and deletes the part.
         """
         with self._errors():
-            opening = look(self._connection, self._name_of(OPENING))
+            opening = find_blob(self._connection, self._name_of(OPENING))
             found = opening is not None and delete(self._connection, self._name_of(OPENING), opening.generation)
             rest = [(self._name_of(_short(blob)), blob.generation) for blob in self._blobs()]
             return any([*_at_once(lambda item: delete(self._connection, *item), rest), found])
@@ -124,7 +124,7 @@ class MultipartWrite:
             except SDK_ERRORS as error:
                 if status_of(error) not in REFUSED:
                     raise
-            found = look(self._connection, part)
+            found = find_blob(self._connection, part)
             if found is not None and _holds(found, data):
                 return found  # sent before; only the answer was lost
             pin = found.generation if found else 0
@@ -164,7 +164,7 @@ class MultipartWrite:
         try:
             blob = self._compose(self._name_of(name), group, 0, described({}, self._connection.storage_class))
         except SDK_ERRORS as error:
-            blob = look(self._connection, self._name_of(name)) if status_of(error) in REFUSED else None
+            blob = find_blob(self._connection, self._name_of(name)) if status_of(error) in REFUSED else None
             if blob is None:
                 raise
         return name, blob.generation  # only this write uses the name, so its answer was lost

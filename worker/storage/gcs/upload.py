@@ -101,7 +101,7 @@ class Upload:
     def found(self) -> Any | None:
         """Return the object under the key, or None."""
         with self._errors():
-            return look(self._connection, self._write.name)
+            return find_blob(self._connection, self._write.name)
 
     def check_condition(self, found: Any | None) -> None:
         """Raise at the start the error that the store would raise at the end."""
@@ -214,7 +214,7 @@ def rewrite(connection: Connection, original: Any, write: GcsWrite, pin: int, be
             return blob
 
 
-def look(connection: Connection, name: ObjectName) -> Any | None:
+def find_blob(connection: Connection, name: ObjectName) -> Any | None:
     """Return an object with its properties, or None."""
     blob = connection.blob(name)
     try:

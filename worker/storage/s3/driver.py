@@ -58,7 +58,7 @@ from worker.storage.s3.requests_without_sdk import fast_path
 from worker.storage.s3.small_reads_by_plain_request import plain_reads
 from worker.storage.s3.small_writes import small_writes
 from worker.storage.s3.upload import COPY_PART, DAMAGED, MAX_PART, MAX_PARTS, MIN_PART, Address, S3Write, Upload
-from worker.storage.transfer.server_copy import Begun, Between
+from worker.storage.transfer.server_copy import Between, OnUpload
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -251,7 +251,7 @@ class S3Driver(CloudDriver):
         return self._address(bucket, key)
 
     def copy_from(
-        self, original: Address, found: ObjectStat, info: WriteInfo, *, between: Between, begun: Begun
+        self, original: Address, found: ObjectStat, info: WriteInfo, *, between: Between, begun: OnUpload
     ) -> ObjectStat:
         writer = uuid.uuid4().hex
         upload = self._upload(found.bucket, found.key, info, writer, "create_only")

@@ -30,7 +30,7 @@ from worker.storage.s3.errors import SDK_ERRORS, code_of, translate, translated
 from worker.storage.s3.object_stat import to_found, version_of, written_stat
 from worker.storage.s3.providers import GIB
 from worker.storage.s3.small_writes import headers_of
-from worker.storage.transfer.server_copy import Begun, Between
+from worker.storage.transfer.server_copy import Between, OnUpload
 from worker.storage.transfer.split_into_parts import MIB, md5_of, next_part, plan_parts, rewound
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ class Upload:
         return self._commit(copy)
 
     def copy(
-        self, source: Address, version: str, part_size: int, *, between: Between, begun: Begun = lambda _id: None
+        self, source: Address, version: str, part_size: int, *, between: Between, begun: OnUpload = lambda _id: None
     ) -> ObjectStat:
         """Make the object of exactly this version of `source`, in parts of at least `part_size` bytes.
 

@@ -10,7 +10,7 @@ from worker.storage.transfer.upload_intents import announced
 
 Between = Callable[[], object]
 """Called between the requests of a copy. What it raises ends the copy; nothing becomes visible."""
-Begun = Callable[[str], object]
+OnUpload = Callable[[str], object]
 """Called with the token of the multipart upload that makes a copy."""
 
 
