@@ -206,7 +206,10 @@ class Database:
                 self._idle.append(connection)  # for the next transaction
                 connection = None
         except (DBAPIError, sa.exc.TimeoutError) as error:
-            raise _translation(self.engine, error) from error
+            found = _translation(self.engine, error)
+            if isinstance(error, DBAPIError) and self._dialect.is_damaged(error):  # it was whole when it was opened
+                raise CatalogueUnavailable(f"{found}; {_WAY_OUT}") from error
+            raise found from error
         finally:
             TRANSACTIONS.observe(mode, value=monotonic() - began)
             if connection is not None:

@@ -120,6 +120,11 @@ def is_transient(error: DBAPIError) -> bool:
     return state[:2] in _TRANSIENT_CLASSES or state in _TRANSIENT
 
 
+def is_damaged(error: DBAPIError) -> bool:
+    """Return whether the server has found damage in its files."""
+    return getattr(error.orig, "sqlstate", None) in {"XX001", "XX002"}
+
+
 def _set_limits(connection: Any, record: Any) -> None:
     connection.autocommit = True  # otherwise a rollback of the first transaction would undo them
     if _is_pooled(connection):

@@ -74,6 +74,12 @@ def is_transient(error: DBAPIError) -> bool:
     return isinstance(error, (OperationalError, InterfaceError))
 
 
+def is_damaged(error: DBAPIError) -> bool:
+    """Return whether the file is damaged, such as one that was cut off: jobs wait until it is restored."""
+    code = getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_OK)
+    return code & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
 def _set_pragmas(connection: sqlite3.Connection, _record: Any) -> None:
     connection.isolation_level = None  # the driver must begin no transaction by itself: see begin_write
     _switch_to_wal(connection)

@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from worker.artifacts.log_signature import BadKeyFile, LogKeys
 from worker.artifacts.store_holds import tries_to_delete_held
 from worker.artifacts.verification_log_head import CheckedLog, WrittenLog, log_faults
-from worker.catalogue import CatalogueError
+from worker.catalogue import CatalogueError, CatalogueUnavailable
 from worker.cli.errors import Status
 from worker.cli.output import AsJson, out, print_json, printable, size
 from worker.cli.pause import describe_pause
@@ -31,9 +31,12 @@ from worker.storage.errors import HoldNotOffered, StorageError
 from worker.storage.identity import OtherStore, SameStore, indistinguishable
 from worker.storage.keys import PROBE_BUCKET
 from worker.storage.probe import PROBE, probe
+from zot_artifact_client import ArtifactClient, ClientError, JobFailed
 from zot_artifact_client.contract import SWEEP_LEFTOVERS, JobState
 
 _LEAST_FREE = 1024**3
+_ANSWER_WITHIN = 5.0
+"""Seconds that a worker has to answer a query."""
 
 
 def doctor(as_json: AsJson = False) -> None:
@@ -65,7 +68,10 @@ def _checks(settings: Settings) -> Iterator[Check]:
     yield _home(settings)
     yield from _source_roots(settings)
     yield from _webhooks(settings)
-    yield from broker_checks(settings)
+    for check in broker_checks(settings):
+        yield check
+        if (check.name, check.outcome) == ("workers", "good"):
+            yield from _catalogue_of_workers(settings)
     with ExitStack() as opened:
         missing = no_catalogue(settings)
         if missing is not None:  # the stores are checked all the same, with a catalogue that goes away
@@ -81,6 +87,21 @@ def _checks(settings: Settings) -> Iterator[Check]:
         if missing is None:
             yield _log(session)
         yield from _catalogue(session)
+
+
+def _catalogue_of_workers(settings: Settings) -> Iterator[Check]:
+    """Tell that a worker refuses its catalogue: its file may have been replaced by one that opens well here.
+
+    A worker that is too busy to answer tells nothing.
+    """
+    try:
+        with ArtifactClient(settings.broker_url, settings.results_url) as client:
+            client.list("any", limit=1, timeout=_ANSWER_WITHIN)
+    except JobFailed as error:
+        if error.type in {CatalogueUnavailable.__name__, CatalogueError.__name__}:
+            yield Check("catalogue of the workers", "bad", str(error), "restart the workers on the right file")
+    except ClientError:
+        pass
 
 
 def _home(settings: Settings) -> Check:

@@ -61,6 +61,19 @@ def test_a_queue_without_a_worker_is_bad(
     assert (paused["outcome"], "every queue but the paused sweep, transfer is" in paused["detail"]) == ("good", True)
 
 
+def test_a_worker_that_refuses_its_catalogue_is_bad(doctor: Doctor, broker: Valkey, tmp_path: Path) -> None:
+    """An older copy of the file in its place has the same id and opens well here, and no worker uses it."""
+    with Worker(tmp_path, broker.url, concurrency=1) as worker:
+        file, older = worker.home / "catalogue.sqlite3", tmp_path / "older"
+        assert "catalogue of the workers" not in doctor()
+        older.write_bytes(file.read_bytes())
+        older.replace(file)
+        found = doctor()
+    assert found["catalogue"]["outcome"] == "good"
+    assert found["catalogue of the workers"]["outcome"] == "bad"
+    assert "replaced while it was in use" in found["catalogue of the workers"]["detail"]
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_a_result_backend_of_its_own_is_checked(
     doctor: Doctor, broker: Valkey, monkeypatch: pytest.MonkeyPatch, there: bool

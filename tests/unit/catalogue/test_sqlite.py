@@ -102,6 +102,24 @@ def test_a_full_disk_is_a_fault_that_passes(url):
         assert isinstance(begin(catalogue, "large", "x" * 100_000), Leased)
 
 
+def test_a_file_that_is_damaged_while_it_is_in_use_is_a_fault_that_passes(url):
+    """Jobs wait until it is restored, and the error says how; a file that is damaged before is an error at once."""
+    path = Path(url.removeprefix("sqlite:///"))
+    with closing(Catalogue(url)) as catalogue:
+        begin(catalogue, "before")
+        with catalogue._database.read() as connection:
+            connection.exec_driver_sql("ROLLBACK").close()
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").close()
+            connection.exec_driver_sql("BEGIN").close()
+        whole = path.read_bytes()
+        path.write_bytes(b"x" * len(whole))
+        catalogue._database.close()  # as another thread, with connections of its own
+        with pytest.raises(CatalogueUnavailable, match="catalogue restore STORE"):
+            begin(catalogue, "next")
+        path.write_bytes(whole)
+        assert isinstance(begin(catalogue, "next"), Leased)
+
+
 def _allow(catalogue, pages):
     with catalogue._database.read() as connection:  # the pool hands the same one out again
         connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
