@@ -29,7 +29,7 @@ from tests.integration.tasks.conftest import NullReporter
 from worker import clock
 from worker.catalogue import Leased
 from worker.catalogue.database import Database
-from worker.catalogue.deletions import NotDeleted
+from worker.catalogue.deletions import UndeleteRefused
 from worker.context import Context
 from worker.jobs.running_job import RunningJob
 from worker.settings import Settings
@@ -365,7 +365,7 @@ def test_a_purge_that_is_killed_ends_right(fleet: Fleet) -> None:
             if number % 2:  # an operator is faster than the next run
                 try:
                     context.catalogue.deletions.undo(bucket, "gone")
-                except NotDeleted:
+                except UndeleteRefused:
                     pass
                 else:
                     undone += 1

@@ -39,7 +39,7 @@ from worker.catalogue.database import (
     expected_identity,
 )
 from worker.catalogue.delete_approvals import ApprovalState, CannotDecide, DeleteApproval, DeleteApprovals
-from worker.catalogue.deletions import Deletions, KeptTombstone, NotDeleted, Tombstone
+from worker.catalogue.deletions import Deletions, KeptTombstone, Tombstone, UndeleteRefused
 from worker.catalogue.export import ExportSummary, Sink, count_rows, export
 from worker.catalogue.fencing import FencedDatabase, LostLease
 from worker.catalogue.findings import COPY_KINDS, FindingCount, FindingRecord, Findings, NewFinding
@@ -140,7 +140,6 @@ __all__ = [
     "NewFinding",
     "NewVersion",
     "NoCatalogue",
-    "NotDeleted",
     "NotEmpty",
     "OnHold",
     "OpenTransfer",
@@ -170,6 +169,7 @@ __all__ = [
     "StoreIdentities",
     "Superseded",
     "Tombstone",
+    "UndeleteRefused",
     "UntrustedStore",
     "UploadIntent",
     "VerdictRow",

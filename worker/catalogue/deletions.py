@@ -29,7 +29,7 @@ _FOLLOWED = sa.exists().where(
 """The condition of a tombstone whose artifact was uploaded again."""
 
 
-class NotDeleted(CatalogueError):
+class UndeleteRefused(CatalogueError):
     """A delete cannot be undone: there is none, its bytes are being purged, or another version follows it."""
 
 
@@ -130,16 +130,18 @@ class Deletions:
         It is refused while a job has begun to delete the bytes or to write others: one of the two has to wait.
 
         Raises:
-            NotDeleted: it cannot be undone; says why.
+            UndeleteRefused: it cannot be undone; says why.
         """
         with self._database.write() as connection:
             row = connection.execute(sa.select(tombstones).where(*_at(bucket, key))).one_or_none()
             if row is None:
-                raise NotDeleted(f"{bucket}/{key} has no delete that can be undone: `zot-artifacts deleted` lists them")
+                raise UndeleteRefused(
+                    f"{bucket}/{key} has no delete that can be undone: `zot-artifacts deleted` lists them"
+                )
             together = _together(connection, _tombstone_of(row))
             found = _undo(connection, row)
             for each in together:
-                with suppress(NotDeleted):  # it was uploaded again, and that is kept
+                with suppress(UndeleteRefused):  # it was uploaded again, and that is kept
                     _undo(connection, connection.execute(sa.select(tombstones).where(*_at(bucket, each.key))).one())
             return found
 
@@ -214,14 +216,14 @@ class Deletions:
 def _undo(connection: Connection, row: sa.Row[Any]) -> Artifact:
     bucket, key = row.bucket, row.key
     if row.purging_at is not None:
-        raise NotDeleted(f"{bucket}/{key}: its bytes are being purged since {row.purging_at:%Y-%m-%d %H:%M} UTC")
+        raise UndeleteRefused(f"{bucket}/{key}: its bytes are being purged since {row.purging_at:%Y-%m-%d %H:%M} UTC")
     if writer := begun_writer(connection, bucket, key):
-        raise NotDeleted(f"{bucket}/{key}: job {writer} has begun to delete or replace it; wait for its end")
+        raise UndeleteRefused(f"{bucket}/{key}: job {writer} has begun to delete or replace it; wait for its end")
     here = sa.and_(artifacts.c.bucket == bucket, artifacts.c.key == key)
     versions = sa.select(artifacts).where(here)
     newer = versions.where(artifacts.c.version > row.version).limit(1)
     if connection.execute(newer).one_or_none() is not None:
-        raise NotDeleted(f"{bucket}/{key} was uploaded again since: delete that first, or leave it")
+        raise UndeleteRefused(f"{bucket}/{key} was uploaded again since: delete that first, or leave it")
     those = sa.update(artifacts).where(here, artifacts.c.tombstoned_at == row.deleted_at)
     connection.execute(those.values(tombstoned_at=None))
     connection.execute(sa.delete(tombstones).where(*_at(bucket, key)))

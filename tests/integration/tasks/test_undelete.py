@@ -13,7 +13,7 @@ from tasks.sweeps.purge import sweep_purge
 from tasks.upload import upload
 from tasks.verify import verify
 from worker import clock
-from worker.catalogue import NotDeleted, OnHold, Tombstone
+from worker.catalogue import OnHold, Tombstone, UndeleteRefused
 from worker.catalogue.deletions import Deletions
 from worker.context import Context
 from worker.settings import Settings
@@ -97,7 +97,7 @@ def test_a_delete_keeps_the_bytes_and_can_be_undone(context: Context, run, remov
     assert (again.unchanged, again.purge_after) == (True, result.purge_after)
     assert context.catalogue.deletions.undo("releases", "app.tgz").version == 1
     assert run(replicate, ReplicateRequest(bucket="releases", key="app.tgz", to=("cold",))).copies
-    with pytest.raises(NotDeleted):
+    with pytest.raises(UndeleteRefused):
         context.catalogue.deletions.undo("releases", "app.tgz")
 
 
@@ -128,7 +128,7 @@ def test_purge_removes_the_bytes_after_the_grace_period(context: Context, remove
     assert not stored("dr").exists()
     assert not stored("primary").exists()
     assert purge().purged == 0
-    with pytest.raises(NotDeleted):
+    with pytest.raises(UndeleteRefused):
         context.catalogue.deletions.undo("releases", "app.tgz")
 
 
@@ -176,7 +176,7 @@ def test_what_was_uploaded_again_is_never_purged(context: Context, remove, put: 
     """A newer version under the same key keeps its bytes; only old copies in other stores go, and no undo is left."""
     remove()
     put(b"release two", "dr")
-    with pytest.raises(NotDeleted, match="uploaded again"):
+    with pytest.raises(UndeleteRefused, match="uploaded again"):
         context.catalogue.deletions.undo("releases", "app.tgz")
     result = purge()
     assert (result.purged, result.copies) == (1, {"primary": 1})

@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.catalogue.test_recorded_stores import copied
 from worker import clock
-from worker.catalogue import Catalogue, HoldTooLate, Leased, NotDeleted, OnHold
+from worker.catalogue import Catalogue, HoldTooLate, Leased, OnHold, UndeleteRefused
 from zot_artifact_client.contract import JobState
 
 LEASE = timedelta(seconds=30)
@@ -90,7 +90,7 @@ def test_a_delete_is_not_undone_while_a_job_deletes_the_bytes(catalogue: Catalog
     assert artifact is not None
     catalogue.deletions.begin(artifact, now=now, until=now + LEASE, by=None, reason=None, job="job-1")
     job = begin("delete")
-    with pytest.raises(NotDeleted, match="job job-delete has begun"):
+    with pytest.raises(UndeleteRefused, match="job job-delete has begun"):
         catalogue.deletions.undo("releases", "app")
     catalogue.ledger.finish(job.id, job.fence, JobState.FAILED, now=clock.now())
     assert catalogue.deletions.undo("releases", "app").version == 1
