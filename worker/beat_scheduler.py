@@ -10,6 +10,7 @@ from typing import Any
 import redis
 from celery.beat import PersistentScheduler
 
+from worker.input_files import special_kind
 from worker.limits.shared_redis import PREFIX, result_backend
 from zot_artifact_client.text_escaping import bounded
 
@@ -20,6 +21,8 @@ _EVERY = 10.0
 """Seconds between two records."""
 _REMEMBERED = 3600
 _CLOCK_SKEW = timedelta(seconds=5)
+_ENDS = ("", ".db", ".dat", ".dir", ".bak", ".pag", "-journal", "-wal", "-shm")
+"""The ends of the names of its files: each kind of database of the module `dbm` has others."""
 LONGEST_SLEEP = 30
 """Seconds that beat sleeps at most, so that the record of a beat that runs is never older than that."""
 
@@ -31,6 +34,10 @@ class Scheduler(PersistentScheduler):  # type: ignore[misc]  # Celery has no typ
 
     def setup_schedule(self) -> None:
         """Open the file of the last runs; discard one that cannot be used, and correct times in the future."""
+        files = [Path(f"{self.schedule_filename}{end}") for end in _ENDS]
+        for path in files:
+            if kind := special_kind(path):  # to open it may never end, and it is not beat's to remove
+                raise SystemExit(f"zot-artifacts: beat: {path} is {kind} and no file: name another one with --schedule")
         try:
             super().setup_schedule()
             self._correct()
@@ -42,8 +49,9 @@ class Scheduler(PersistentScheduler):  # type: ignore[misc]  # Celery has no typ
             )
             with suppress(Exception):
                 self._store.close()
-            for path in Path(self.schedule_filename).parent.glob(f"{Path(self.schedule_filename).name}*"):
-                path.unlink(missing_ok=True)
+            for path in files:
+                if path.is_file() or path.is_symlink():  # never a device
+                    path.unlink()
             super().setup_schedule()
 
     def _correct(self) -> None:

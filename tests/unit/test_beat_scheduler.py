@@ -1,6 +1,7 @@
 """Beat runs with any content of its schedule file."""
 
 import dbm
+import os
 import pickle
 from datetime import timedelta
 
@@ -40,9 +41,18 @@ def test_a_torn_schedule_file_is_discarded(app, tmp_path, content):
     scheduler.close()
 
 
+def test_what_is_no_file_is_named_and_stays(app, tmp_path):
+    """To open a FIFO would never end; beat says what is there in place of its schedule file, and removes nothing."""
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(SystemExit, match="is a FIFO and no file: name another one with --schedule"):
+        open_scheduler(app, tmp_path / "fifo")
+    assert (tmp_path / "fifo").is_fifo()
+
+
 @pytest.mark.parametrize("entries", [b"", pickle.dumps(5)])
 def test_torn_entries_of_a_whole_file_are_discarded(app, tmp_path, entries):
-    """Entries that Celery does not expect cost a log line too, and not the sweeps."""
+    """Entries that Celery does not expect cost a log line too, and not the sweeps, nor a file that is named like it."""
+    (tmp_path / "schedule-notes.txt").write_text("notes")
     with dbm.open(str(tmp_path / "schedule"), "c") as file:
         file[b"entries"] = entries
         for name, value in (("__version__", "5"), ("tz", "UTC"), ("utc_enabled", True)):
@@ -50,6 +60,7 @@ def test_torn_entries_of_a_whole_file_are_discarded(app, tmp_path, entries):
     scheduler = open_scheduler(app, tmp_path / "schedule")
     assert "recover" in scheduler.schedule
     scheduler.close()
+    assert (tmp_path / "schedule-notes.txt").read_text() == "notes"
 
 
 def test_a_last_run_ahead_of_the_clock_is_corrected(app, tmp_path):
