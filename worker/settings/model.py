@@ -229,14 +229,19 @@ class Settings(BaseSettings):
             if contains(store.root, self.home):
                 msg = f"stores.{name}.root: {store.root} contains the data directory {self.home}"
                 raise ValueError(msg)
-            if inside := next((part for part in OWN_FOLDERS if contains(self.home / part, store.root)), None):
-                msg = f"stores.{name}.root: {store.root} is inside {self.home / inside}, which the worker uses itself"
-                raise ValueError(msg)
+            self._check_is_outside_own_folders(f"stores.{name}.root", store.root)
         for root in self.sources.roots:
             if contains(root, self.home):
                 msg = f"sources.roots: {root} contains the data directory {self.home}: its catalogue could be uploaded"
                 raise ValueError(msg)
+            self._check_is_outside_own_folders("sources.roots", root)
         return self
+
+    def _check_is_outside_own_folders(self, setting: str, path: Path) -> None:
+        """Raise ValueError for a path in a folder that has the broker's password, logs, or files staged by others."""
+        if inside := next((part for part in OWN_FOLDERS if contains(self.home / part, path)), None):
+            msg = f"{setting}: {path} is inside {self.home / inside}, which the worker uses itself"
+            raise ValueError(msg)
 
     @model_validator(mode="after")
     def _libraries_get_files(self) -> "Settings":

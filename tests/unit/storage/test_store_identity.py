@@ -170,10 +170,11 @@ def test_a_root_around_or_inside_the_data_directory_is_refused(tmp_path: Path, r
         load_settings(home=tmp_path / "home", stores={"disk": store})
 
 
-def test_a_source_root_around_the_data_directory_is_refused(tmp_path: Path) -> None:
-    """Nothing of the data directory can be uploaded as a source."""
+@pytest.mark.parametrize("root", [".", "home/run", "home/staging"])
+def test_a_source_root_around_or_inside_the_data_directory_is_refused(tmp_path: Path, root: str) -> None:
+    """No service can upload the catalogue, the broker's password or a file that is staged for another job."""
     with pytest.raises(SettingsError, match=r"sources\.roots"):
-        load_settings(home=tmp_path / "home", sources={"roots": [str(tmp_path)]})
+        load_settings(home=tmp_path / "home", sources={"roots": [str(tmp_path / root)]})
 
 
 def test_a_place_with_two_names_takes_no_write_and_no_delete(tmp_path: Path) -> None:
