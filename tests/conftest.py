@@ -170,7 +170,7 @@ def sdks_retry_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=["auto", "sdk"])
 def both_paths(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run a test twice: small objects moved by obstore where it can, and by the SDKs alone."""
+    """Run a test twice: small objects moved with plain requests where they can, and by the SDKs alone."""
     monkeypatch.setattr("tests.conformance.targets.DATA_PATH", request.param)
 
 

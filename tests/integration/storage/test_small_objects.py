@@ -19,8 +19,8 @@ from tests.servers.proxy import Delay, Fault, FaultyProxy, Lose, Request, Say
 from tests.waiting import WITHIN
 from worker.jobs.interrupt_signal import at_most
 from worker.storage import Store, Verdict
-from worker.storage.cloud import small_reads_by_obstore
-from worker.storage.cloud.small_reads_by_obstore import SMALL
+from worker.storage.cloud import small_reads
+from worker.storage.cloud.plain_requests import SMALL
 from worker.storage.config import StoreConfig
 from worker.storage.configured_stores import open_driver
 from worker.storage.driver import Match, ObjectProperties
@@ -122,7 +122,7 @@ def test_a_large_object_is_the_sdks(through: Callable[..., tuple[Store, FaultyPr
     direct.write_object(BUCKET, "large", source(body))
     store, proxy = through()
     assert verdict(store, "large", body) is Verdict.VERIFIED
-    assert all("object_store" not in str(request.headers) for request in proxy.requests)
+    assert all(request.headers.get("User-Agent") for request in proxy.requests)
 
 
 def test_switched_off(through: Callable[..., tuple[Store, FaultyProxy]]) -> None:
@@ -131,8 +131,7 @@ def test_switched_off(through: Callable[..., tuple[Store, FaultyProxy]]) -> None
     store.write_object(BUCKET, "new", source(BODY))
     assert verdict(store) is Verdict.VERIFIED
     store.stat_object(BUCKET, "app")
-    agents = [request.headers.get("User-Agent", "") for request in proxy.requests]
-    assert all(agent and "object_store" not in agent for agent in agents)
+    assert all(request.headers.get("User-Agent") for request in proxy.requests)
 
 
 def test_version_and_verdicts_are_those_of_the_sdk(through: Callable[..., tuple[Store, FaultyProxy]]) -> None:
@@ -161,14 +160,14 @@ def test_stat_is_that_of_the_sdk(through: Callable[..., tuple[Store, FaultyProxy
         assert fast.stat_object(BUCKET, key) == sdk.stat_object(BUCKET, key)
 
 
-def test_where_nothing_is_the_fast_path_says_so_before_a_write(rclone: RcloneS3, tmp_path: Path) -> None:
-    """A store without conditions is asked by obstore whether a key is free, and by the SDK only where it is not."""
+def test_where_nothing_is_a_plain_request_says_so_before_a_write(rclone: RcloneS3, tmp_path: Path) -> None:
+    """A store without conditions is asked whether a key is free, and by the SDK only where it is not."""
     store = targets.s3_rclone(rclone, tmp_path).store
     with FaultyProxy(port_of("s3", store), lambda _: None) as proxy:
         through = opened_through("s3", store, proxy.port, tmp_path, data_path="auto")
         through.write_object(BUCKET, "fresh", source(BODY), condition="create_only")
         heads = [request for request in proxy.requests if request.method == "HEAD"]
-        assert ["object_store" in str(request.headers) for request in heads] == [True]
+        assert ["User-Agent" in request.headers for request in heads] == [False]
         with pytest.raises(AlreadyExists):
             through.write_object(BUCKET, "fresh", source(b"other"), condition="create_only")
         assert verdict(through, "fresh") is Verdict.VERIFIED
@@ -209,7 +208,7 @@ def test_a_slow_answer_is_waited_for(
     through: Callable[..., tuple[Store, FaultyProxy]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An answer that takes longer than a plain request waits is no dead store: the SDK waits for it."""
-    monkeypatch.setattr(small_reads_by_obstore, "PATIENCE", 1)
+    monkeypatch.setattr(small_reads, "PATIENCE", 1)
     store, _ = through(lambda request: Delay(1.5) if "/app" in request.path or "%2Fapp" in request.path else None)
     assert verdict(store) is Verdict.VERIFIED
     store.write_object(BUCKET, "app", source(b"new"))
@@ -227,7 +226,7 @@ def test_a_signal_ends_the_wait_for_a_silent_store(
     through: Callable[..., tuple[Store, FaultyProxy]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A job that is to stop does not wait for the answer of a store."""
-    monkeypatch.setattr(small_reads_by_obstore, "PATIENCE", 60)
+    monkeypatch.setattr(small_reads, "PATIENCE", 60)
     store, _ = through(lambda request: Delay(20) if request.method == "GET" else None)
     begun = time.monotonic()
     with pytest.raises(TimeoutError), at_most(1):
@@ -251,7 +250,7 @@ def _read_and_fork(configs: list[StoreConfig], found: "multiprocessing.SimpleQue
 
 
 def test_a_forked_child_reads_all_the_same(request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """A process that has used obstore and forks has no threads for it in the child: the child uses the SDK."""
+    """A child that is forked after the first reads has connections of its own."""
     configs: list[StoreConfig] = []
     with ExitStack() as stack:
         for server, opened in CLOUDS.values():
@@ -293,7 +292,7 @@ class TestS3:
     def test_the_environment_changes_nothing(
         self, line: tuple[Store, FaultyProxy], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Variables that obstore takes for settings of its own reach no request."""
+        """Variables that other libraries take for settings of theirs reach no request."""
         for name, value in {
             "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:1",
             "AWS_SKIP_SIGNATURE": "true",
@@ -310,7 +309,7 @@ class TestS3:
             assert "AWS4-HMAC-SHA256" in str(request.headers)
 
     def test_metadata_with_the_name_of_a_header(self, line: tuple[Store, FaultyProxy]) -> None:
-        """Metadata that obstore would take for a header of the object stays metadata."""
+        """Metadata with the name of a header of the object stays metadata."""
         store, _ = line
         given = {"content-type": "mine", "storage-class": "mine", "cache-control": "mine"}
         store.write_object(BUCKET, "new", source(BODY), metadata=given)

@@ -39,7 +39,7 @@ from worker.storage.azure.object_stat import (
     version_of,
 )
 from worker.storage.azure.parts import MAX_PART, MAX_PARTS, Parts, Target, limits
-from worker.storage.azure.small_reads_by_plain_request import plain_reads
+from worker.storage.azure.small_reads import plain_reads
 from worker.storage.azure.small_writes import headers_of, small_writes
 from worker.storage.azure.sorted_listing import ByteOrder, safe_start
 from worker.storage.azure.upload import Upload
@@ -49,10 +49,10 @@ from worker.storage.cloud.error_mapping import missing_bucket
 from worker.storage.cloud.listing import check_size, inside, is_document, is_reserved, rows_of, without_malformed
 from worker.storage.cloud.metadata import UNKNOWN_TIME, set_properties
 from worker.storage.cloud.object_tags import decode_tags
+from worker.storage.cloud.plain_requests import SMALL
 from worker.storage.cloud.reader import CloudReader, empty_reader
 from worker.storage.cloud.response_body import HttpBody
-from worker.storage.cloud.small_reads_by_obstore import SMALL
-from worker.storage.cloud.small_reads_by_plain_request import AHEAD
+from worker.storage.cloud.small_reads import AHEAD
 from worker.storage.config import AzureConfig
 from worker.storage.driver import (
     Body,

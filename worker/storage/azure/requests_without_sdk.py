@@ -10,38 +10,32 @@ from azure.core.pipeline.transport import HttpRequest
 from azure.storage.blob import BlobServiceClient
 
 from worker.storage.cloud.plain_requests import BucketEndpoint, Headers
-from worker.storage.cloud.small_reads_by_obstore import CREDENTIALS_FOR
 from worker.storage.config import AzureConfig
 
 _SCOPE = "https://storage.azure.com/.default"
+_KEPT_FOR = 300
+"""Seconds for which a token is used before the credential is asked again."""
 
 
-def locator(
-    config: AzureConfig, service: Callable[[], BlobServiceClient], method: str, timeout: float
-) -> Callable[[str], BucketEndpoint | None]:
-    """Return a function that tells how a container is reached for requests of one method; None if only the SDK may."""
-
-    def locate(real: str) -> BucketEndpoint | None:
-        return None if config.data_path == "sdk" else _locate(config, real, service(), method, timeout)
-
-    return locate
+def locator(config: AzureConfig, service: Callable[[], BlobServiceClient]) -> Callable[[str], BucketEndpoint | None]:
+    """Return a function that tells how a container is reached; None if the SDK makes every request."""
+    return lambda real: None if config.data_path == "sdk" else _locate(config, real, service())
 
 
-def _locate(config: AzureConfig, real: str, service: BlobServiceClient, method: str, timeout: float) -> BucketEndpoint:
+def _locate(config: AzureConfig, real: str, service: BlobServiceClient) -> BucketEndpoint:
     found: Any = service.credential
     url, _, query = str(service.get_container_client(real).url).partition("?")  # with the connection string's signature
     if hasattr(found, "signature"):
         query = found.signature.lstrip("?")
     authorise = _authorisation(found)
-    content = {"Content-Type": "application/octet-stream"} if method == "PUT" else {}
 
-    def sign(url: str, headers: Headers) -> Headers:
+    def sign(method: str, url: str, headers: Headers) -> Headers:
         always = {"x-ms-date": formatdate(usegmt=True), "x-ms-version": config.api_version}
-        request = HttpRequest(method, url, {**headers, **always, **content})
+        request = HttpRequest(method, url, {**headers, **always})
         authorise(PipelineRequest(request, PipelineContext(None)))
         return dict(request.headers)
 
-    return BucketEndpoint(url, sign, query=query, timeout=timeout)
+    return BucketEndpoint(url, sign, query)
 
 
 def _authorisation(credential: Any) -> Callable[[Any], None]:
@@ -64,5 +58,5 @@ class _Bearer:
         if time.time() >= self._until:
             found = self._credential.get_token(_SCOPE)
             self._token = found.token
-            self._until = min(time.time() + CREDENTIALS_FOR.total_seconds(), found.expires_on - 60)
+            self._until = min(time.time() + _KEPT_FOR, found.expires_on - 60)
         request.http_request.headers["Authorization"] = f"Bearer {self._token}"

@@ -13,7 +13,7 @@ from worker.storage.azure.errors import SDK_ERRORS, translate
 from worker.storage.azure.requests_without_sdk import locator
 from worker.storage.cloud.conditional_write import Write
 from worker.storage.cloud.error_mapping import Origin
-from worker.storage.cloud.plain_requests import READ_TIMEOUT, Answer, Headers
+from worker.storage.cloud.plain_requests import Answer, Headers
 from worker.storage.cloud.small_writes import Provider, SmallWrites
 from worker.storage.config import AzureConfig
 from worker.storage.driver import Match
@@ -24,8 +24,7 @@ _PROPERTIES = ("content_type", "content_encoding", "content_language", "content_
 
 def small_writes(config: AzureConfig, origin: Origin, service: Callable[[], BlobServiceClient]) -> SmallWrites:
     """Return the small writes of a store."""
-    locate = locator(config, service, "PUT", READ_TIMEOUT)
-    return SmallWrites(origin, Provider(locate, _reply, _refusal, SDK_ERRORS, translate))
+    return SmallWrites(origin, Provider(locator(config, service), _reply, _refusal, SDK_ERRORS, translate))
 
 
 def headers_of(write: Write, md5: bytes) -> Headers | None:
@@ -43,7 +42,13 @@ def headers_of(write: Write, md5: bytes) -> Headers | None:
     elif write.condition == "create_only":
         found["If-None-Match"] = "*"
     metadata = {f"x-ms-meta-{name}": value for name, value in write.metadata.items()}
-    return found | metadata | {"Content-MD5": base64.b64encode(md5).decode(), "x-ms-blob-type": "BlockBlob"}
+    return {
+        **found,
+        **metadata,
+        "Content-MD5": base64.b64encode(md5).decode(),
+        "Content-Type": "application/octet-stream",
+        "x-ms-blob-type": "BlockBlob",
+    }
 
 
 def _reply(answer: Answer) -> dict[str, Any]:

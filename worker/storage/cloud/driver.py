@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 from worker.storage.cloud.error_mapping import Origin, missing_bucket
-from worker.storage.cloud.small_reads_by_obstore import RealObject
-from worker.storage.cloud.small_reads_by_plain_request import PlainReads, PlainReadsAhead
+from worker.storage.cloud.plain_requests import RealObject
+from worker.storage.cloud.small_reads import PlainReads, PlainReadsAhead
 from worker.storage.config import CloudConfig
 from worker.storage.driver import ObjectStat, WholeObject
 from worker.storage.errors import BucketNotEmpty, NotFound, PermanentError, StorageError

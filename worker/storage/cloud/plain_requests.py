@@ -25,15 +25,18 @@ from urllib.request import getproxies
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3.util.wait import wait_for_read
 
-from worker.storage.cloud.small_reads_by_obstore import CA_BUNDLES, KEPT_BUCKETS
 from worker.storage.transfer.send_in_slices import SLICE, SlicedBody
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 Headers = Mapping[str, str]
+SMALL = 1024 * 1024
+"""Bytes of the largest object that is read or written so: it is in memory as a whole, once per thread."""
+KEPT_BUCKETS = 64
+"""Real buckets whose connections are kept."""
+CA_BUNDLES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 CONNECT_TIMEOUT = 5
-READ_TIMEOUT = 30
 """Seconds; the SDK, which asks after that, is more patient."""
 _MOST_FREE = 16
 """Most free connections to a bucket that are kept, because a process may have only so many open files."""
@@ -50,11 +53,21 @@ _ONCE = frozenset({"content-length", "connection"})
 """Headers that must not be there twice: they say where an answer ends."""
 _CONTINUED = frozenset({"transfer-encoding", "upgrade", "trailer"})
 """Headers of an answer that say how it goes on."""
+_PLAIN = re.compile(r"(?!.*(?:^|/)\.{0,2}(?:/|$))[^\x00-\x1f\x7f]+")
+"""Names that every server takes out of a URL unchanged."""
+
+
+class RealObject(NamedTuple):
+    """A real object: its real bucket, its name in that, and the logical bucket and key, for messages."""
+
+    real: str
+    name: str
+    what: str
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a store says to a write. The names of the headers are in lower case."""
+    """What a store says to a write, or of an object. The names of the headers are in lower case."""
 
     status: int
     headers: dict[str, str]
@@ -79,34 +92,24 @@ class BucketEndpoint:
 
     Attributes:
         url: of the bucket, without a slash at its end.
-        sign: returns the headers of a request to a URL, from those that it has without its signature.
+        sign: returns the headers of a request, from its method, its URL and those that it has without its signature.
         query: what follows the URL of every object; it may hold a signature, and so is a secret.
-        timeout: seconds for which an answer may be silent.
         free: connections that no request uses.
     """
 
     url: str
-    sign: Callable[[str, Headers], Headers]
+    sign: Callable[[str, str, Headers], Headers]
     query: str = field(default="", repr=False)
-    timeout: float = READ_TIMEOUT
     free: list[socket.socket] = field(default_factory=list)
 
-    def get(self, url: str, size: int, headers: Headers, *, patience: float) -> PlainAnswer | None:
-        """Ask for an object and return the answer if it is status 200 with exactly `size` bytes; otherwise None.
-
-        Raises:
-            OSError, HTTPException: there is no answer.
-        """
-        return self.receive(self.ask(url, headers), size, patience=patience)
-
-    def ask(self, url: str, headers: Headers) -> socket.socket:
+    def ask(self, url: str, headers: Headers, *, patience: float) -> socket.socket:
         """Ask for an object and return the connection on which the answer comes, for `receive`.
 
         Raises:
             OSError, HTTPException: the store cannot be asked.
         """
         head = request_head("GET", url, headers)
-        connection = self.connected()
+        connection = self.connected(patience)
         try:
             connection.sendall(head)
         except BaseException:
@@ -130,14 +133,14 @@ class BucketEndpoint:
                 self._keep(connection)
         return answer
 
-    def put(self, url: str, data: bytes | bytearray, headers: Headers) -> Answer:
-        """Send a request and return the answer.
+    def send(self, method: str, url: str, headers: Headers, data: bytes | bytearray, *, patience: float) -> Answer:
+        """Send a request and return the answer, which may be silent for `patience` seconds.
 
         Raises:
             OSError, HTTPException: there is no answer.
         """
-        head = request_head("PUT", url, headers)
-        connection = self.connected()
+        head = request_head(method, url, headers)
+        connection = self.connected(patience)
         try:
             if len(data) <= SLICE:
                 connection.sendall(head + data)  # the store is woken once
@@ -146,10 +149,10 @@ class BucketEndpoint:
                 for piece in SlicedBody(data):
                     connection.sendall(piece)
             begun = connection.recv(_FIRST_PIECE)
-            answer = _plain_answer(begun)
+            answer = _plain_answer(begun, method)
             is_reusable = answer is not None
             if answer is None:
-                answer, is_reusable = _any_answer(connection, begun)
+                answer, is_reusable = _any_answer(connection, begun, method)
         except BaseException:
             connection.close()
             raise
@@ -176,12 +179,13 @@ class BucketEndpoint:
         else:
             connection.close()
 
-    def connected(self) -> socket.socket:
-        """Return a connection of which the store has not closed its end."""
+    def connected(self, timeout: float) -> socket.socket:
+        """Return a connection of which the store has not closed its end, and that may be silent so many seconds."""
         with suppress(IndexError):
             while True:
                 connection = self.free.pop()
                 if not wait_for_read(connection, 0):
+                    connection.settimeout(timeout)
                     return connection
                 connection.close()
         parts = urlsplit(self.url)
@@ -192,7 +196,7 @@ class BucketEndpoint:
             made = HTTPConnection(host, port, timeout=CONNECT_TIMEOUT)
         made.connect()
         connected: socket.socket = made.sock
-        connected.settimeout(self.timeout)
+        connected.settimeout(timeout)
         return connected
 
 
@@ -234,6 +238,11 @@ class BucketEndpoints:
         endpoint = self._endpoints.pop(next(iter(self._endpoints)))
         if endpoint is not None:
             endpoint.close()
+
+
+def is_plain_name(name: str) -> bool:
+    """Return whether a name reaches a store unchanged in a URL, which libraries and servers normalise."""
+    return _PLAIN.fullmatch(name) is not None
 
 
 def request_head(method: str, url: str, headers: Headers) -> bytes:
@@ -294,24 +303,23 @@ def _receive(connection: socket.socket, size: int, deadline: float) -> PlainAnsw
     return PlainAnswer(headers, view[body:filled]) if filled == body + size else None
 
 
-def _plain_answer(begun: bytes) -> Answer | None:
-    """Return the answer that nearly every write gets: written, and nothing more; None for any other one."""
+def _plain_answer(begun: bytes, method: str) -> Answer | None:
+    """Return an answer that is here as a whole and has no body, as nearly every one; None for any other one."""
     head, end, more = begun.partition(_END)
     found = _read_head(head) if end and not more else None
-    if found is None or found.headers.get("content-length") != "0" or not _is_kept(found.headers):
+    if found is None or found.status < HTTPStatus.OK or not _is_kept(found.headers):
         return None
-    answer = Answer(*found, b"")
-    return answer if answer.is_written else None
+    return Answer(*found, b"") if method == "HEAD" or found.headers.get("content-length") == "0" else None
 
 
-def _any_answer(connection: socket.socket, begun: bytes) -> tuple[Answer, bool]:
+def _any_answer(connection: socket.socket, begun: bytes, method: str) -> tuple[Answer, bool]:
     """Read an answer of which these bytes are here; return it, and whether its connection can be used again."""
     stream: Any = _Resumed(connection, begun)
-    with HTTPResponse(stream, method="PUT") as reply:
+    with HTTPResponse(stream, method=method) as reply:
         reply.begin()
         body = reply.read(_LONGEST_ANSWER)
         is_final = reply.status >= HTTPStatus.OK  # 103 comes before the answer, but is read as one
-        is_reusable = is_final and reply.isclosed() and not reply.will_close
+        is_reusable = is_final and reply.isclosed() and not reply.will_close and method != "HEAD"
     headers = {name.lower(): value.strip(" \t") for name, value in reply.headers.items()}
     return Answer(reply.status, headers, body), is_reusable
 

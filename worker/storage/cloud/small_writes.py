@@ -11,10 +11,19 @@ from http.client import HTTPException
 from typing import Any
 
 from worker.storage.cloud.error_mapping import Origin, Translate
-from worker.storage.cloud.plain_requests import Answer, BucketEndpoint, BucketEndpoints, Headers
-from worker.storage.cloud.small_reads_by_obstore import SMALL, RealObject, is_plain_name
+from worker.storage.cloud.plain_requests import (
+    SMALL,
+    Answer,
+    BucketEndpoint,
+    BucketEndpoints,
+    Headers,
+    RealObject,
+    is_plain_name,
+)
 from worker.storage.errors import TransientError
 
+_PATIENCE = 30
+"""Seconds for which an answer may be silent; the SDK, which writes after that, is more patient."""
 _ASKED_AGAIN = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
 
 
@@ -62,7 +71,8 @@ class SmallWrites:
             if endpoint is None:
                 return None
             url = endpoint.url_of(target.name)
-            answer = endpoint.put(url, data, endpoint.sign(url, {**headers, "Content-Length": str(len(data))}))
+            signed = endpoint.sign("PUT", url, {**headers, "Content-Length": str(len(data))})
+            answer = endpoint.send("PUT", url, signed, data, patience=_PATIENCE)
         except self._failures:
             return None
         if answer.is_written:

@@ -15,10 +15,10 @@ from worker.storage.cloud.conditional_write import check_copied, other_version
 from worker.storage.cloud.driver import MARKER, CloudDriver
 from worker.storage.cloud.error_mapping import missing_bucket
 from worker.storage.cloud.listing import inside, is_reserved, rows_of, size_of
+from worker.storage.cloud.plain_requests import SMALL
 from worker.storage.cloud.reader import CloudReader, empty_reader
 from worker.storage.cloud.response_body import HttpBody
-from worker.storage.cloud.small_reads_by_obstore import SMALL
-from worker.storage.cloud.small_reads_by_plain_request import AHEAD
+from worker.storage.cloud.small_reads import AHEAD
 from worker.storage.config import GcsConfig
 from worker.storage.driver import (
     Body,
@@ -59,7 +59,7 @@ from worker.storage.gcs.errors import SDK_ERRORS, status_of, translate, translat
 from worker.storage.gcs.object_stat import METADATA, generation_of, to_stat, updated
 from worker.storage.gcs.parts import MultipartWrite, iter_blobs, iter_stale_uploads
 from worker.storage.gcs.resumable import CHUNK_UNIT, ResumableUpload
-from worker.storage.gcs.small_reads_by_plain_request import plain_reads
+from worker.storage.gcs.small_reads import plain_reads
 from worker.storage.gcs.upload import (
     REFUSED,
     TRIES,

@@ -20,10 +20,10 @@ from worker.storage.cloud.error_mapping import missing_bucket
 from worker.storage.cloud.listing import inside, is_reserved, rows_of, size_of
 from worker.storage.cloud.metadata import NO_PROPERTIES, UNKNOWN_TIME, set_properties
 from worker.storage.cloud.object_tags import encode_tags
+from worker.storage.cloud.plain_requests import SMALL
 from worker.storage.cloud.reader import CloudReader, empty_reader
 from worker.storage.cloud.response_body import HttpBody
-from worker.storage.cloud.small_reads_by_obstore import PROPERTIES, SMALL
-from worker.storage.cloud.small_reads_by_plain_request import AHEAD
+from worker.storage.cloud.small_reads import AHEAD
 from worker.storage.config import S3Config
 from worker.storage.driver import (
     Body,
@@ -54,8 +54,8 @@ from worker.storage.s3.providers import (
     profile_of,
     realm_of,
 )
-from worker.storage.s3.requests_without_sdk import fast_path
-from worker.storage.s3.small_reads_by_plain_request import plain_reads
+from worker.storage.s3.requests_without_sdk import is_reachable
+from worker.storage.s3.small_reads import DIGESTS, parse_head, plain_reads
 from worker.storage.s3.small_writes import small_writes
 from worker.storage.s3.upload import COPY_PART, DAMAGED, MAX_PART, MAX_PARTS, MIN_PART, Address, S3Write, Upload
 from worker.storage.transfer.server_copy import Between, OnUpload
@@ -87,7 +87,6 @@ class S3Driver(CloudDriver):
         self._part_size = max(MIN_PART, int(config.part_size))
         self._clients: dict[float, S3Client] = {}
         self._lock = threading.Lock()
-        self._fast = fast_path(config, self._origin, self._client)
         self._plain_reads = plain_reads(config, self._client)
         self._small_writes = small_writes(config, self._origin, self._client)
         self._free_keys = FreeKeys(self._first_page)
@@ -105,8 +104,8 @@ class S3Driver(CloudDriver):
             parts=PartLimits(self._part_size, MAX_PART, MAX_PARTS),
             patches=MIN_PART if self._profile.conditional_writes else 0,
             parallel_reads=True,
-            whole_reads=SMALL if self._fast else 0,
-            reads_ahead=AHEAD if self._fast else 1,
+            whole_reads=SMALL if is_reachable(self._config) else 0,
+            reads_ahead=AHEAD if is_reachable(self._config) else 1,
             storage_classes=True,
             realm=realm_of(self._config) if self._profile.conditional_writes else None,
             properties=True,
@@ -168,13 +167,9 @@ class S3Driver(CloudDriver):
         return replace(stat, sha256=found.sha256) if found.version == stat.version else stat
 
     def stat(self, bucket: str, key: str) -> ObjectStat:
-        found = self._head_fast(bucket, key)
-        # Of the digests, obstore returns only the one in the metadata.
-        return found if found and found.sha256 else to_stat(self._name, bucket, key, self._head(bucket, key))
+        return to_stat(self._name, bucket, key, self._head(bucket, key))
 
     def find_version(self, bucket: str, key: str) -> str | None:
-        if self._is_missing_by_fast_path(bucket, key):
-            return None
         try:
             return to_stat(self._name, bucket, key, self._head_in_any_bucket(bucket, key)).version
         except NotFound:
@@ -408,8 +403,6 @@ class S3Driver(CloudDriver):
             return upload.refuses_damage(client)
 
     def close(self) -> None:
-        if self._fast:
-            self._fast.close()
         self._plain_reads.close()
         self._small_writes.close()
         with self._lock:
@@ -543,9 +536,7 @@ class S3Driver(CloudDriver):
         upload = self._upload(bucket, key, info, writer, condition)
         if condition and not self._profile.conditional_writes:
             only_creates = condition == "create_only"
-            if not (
-                only_creates and (self._free_keys.is_free(bucket, key) or self._is_missing_by_fast_path(bucket, key))
-            ):
+            if not (only_creates and (self._free_keys.is_free(bucket, key) or self._is_plainly_missing(bucket, key))):
                 upload.check_condition()
         return upload
 
@@ -578,9 +569,11 @@ class S3Driver(CloudDriver):
 
     def _head_in_any_bucket(self, bucket: str, key: str) -> "HeadObjectOutputTypeDef":
         """Do as `_head`, without the request that tells a missing bucket from a missing object."""
+        address, answer = self._address(bucket, key), self._plain_reads.head(self._real_object(bucket, key), DIGESTS)
         try:
             with self._errors(f"{bucket}/{key}"):
-                return self._client().head_object(**self._address(bucket, key), ChecksumMode="ENABLED")
+                said = parse_head(answer, self._client()) if answer else None
+                return said or self._client().head_object(**address, ChecksumMode="ENABLED")
         except PermanentError as error:
             if error.code == "400":  # the answer to a HEAD has no body with the reason; that to a GET has one
                 found = self._get(bucket, key, "bytes=0-0")
@@ -588,30 +581,10 @@ class S3Driver(CloudDriver):
                     found["Body"].close()
             raise
 
-    def _is_missing_by_fast_path(self, bucket: str, key: str) -> bool:
-        """Return whether the fast path says that there is no such object; False if it says anything else."""
-        if self._fast is None:
-            return False
-        try:
-            self._fast.head(self._real_object(bucket, key))
-        except StorageError as error:
-            return isinstance(error, NotFound)
-        return False
-
-    def _head_fast(self, bucket: str, key: str) -> ObjectStat | None:
-        """Return the properties of an object by the fast path, or None."""
-        if self._fast is None:
-            return None
-        try:
-            found = self._fast.head(self._real_object(bucket, key))
-        except NotFound:
-            raise self._missing(bucket, key) from None
-        if found is None or not found[0]["e_tag"]:
-            return None
-        meta, metadata = found[0], dict(found[1])
-        properties = {name: metadata.pop(header, None) for name, header in PROPERTIES.items()}
-        facts = {"ETag": meta["e_tag"], "ContentLength": meta["size"], "LastModified": meta["last_modified"]}
-        return to_stat(self._name, bucket, key, {**facts, **properties, "Metadata": metadata})
+    def _is_plainly_missing(self, bucket: str, key: str) -> bool:
+        """Return whether a plain request finds that there is no such object; False if it finds anything else."""
+        answer = self._plain_reads.head(self._real_object(bucket, key), {})
+        return answer is not None and answer.status == HTTPStatus.NOT_FOUND
 
     def _get(self, bucket: str, key: str, wanted: str | None) -> "GetObjectOutputTypeDef | None":
         """Ask for an object, or for a range of it; return None where the range is past its end."""

@@ -1,28 +1,19 @@
-"""Ask an S3 store about objects by obstore, and tell how a bucket is reached without the SDK."""
+"""Tell how a bucket of an S3 store is reached without the SDK, and sign the requests."""
 
+import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import boto3
 import botocore.exceptions as sdk
 from botocore.exceptions import ClientError
-from obstore.store import S3Store
+from botocore.parsers import create_parser
 
-from worker.storage.cloud.error_mapping import Origin
-from worker.storage.cloud.small_reads_by_obstore import (
-    Client,
-    Dialect,
-    FastPath,
-    KeptCredentials,
-    client_options,
-    retry_config,
-)
+from worker.storage.cloud.plain_requests import Answer, BucketEndpoint, Headers
 from worker.storage.config import S3Config
-from worker.storage.s3.errors import CODES, SDK_ERRORS, translate
-from worker.storage.s3.object_stat import version_of
-from worker.storage.s3.providers import DEFAULT_REGION, profile_of
+from worker.storage.s3.providers import DEFAULT_REGION
+from worker.storage.s3.signature import PAYLOAD, Signer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,86 +22,53 @@ if TYPE_CHECKING:
 
 _PLAIN_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 """Not an access point, nor a name that needs path-style addressing at Amazon; those have dots."""
-DIALECT = Dialect(CODES, lambda meta: version_of(meta["e_tag"]), SDK_ERRORS, translate)
+PARSER: Any = create_parser("rest-xml")
+_NO_BODY = {PAYLOAD: hashlib.sha256(b"").hexdigest()}
 
 
-def fast_path(config: S3Config, origin: Origin, client: "Callable[[], S3Client]") -> FastPath | None:
-    """Return the fast path of a store; None if every request must use the SDK.
-
-    These are stores with an expected owner, with buckets in the host name of an unknown endpoint, or with a password in
-    the endpoint.
-    """
-    if not is_reachable(config):
-        return None
-    return FastPath(origin, DIALECT, lambda real: _connect(config, real, client()))
+def locator(config: S3Config, client: "Callable[[], S3Client]") -> "Callable[[str], BucketEndpoint | None]":
+    """Return a function that tells how a bucket is reached; None where only the SDK knows it."""
+    return lambda real: _locate(config, real, client()) if is_reachable(config) else None
 
 
 def is_reachable(config: S3Config) -> bool:
-    """Return whether requests without the SDK are possible, as the configuration says."""
-    endpoint = config.endpoint
-    unknown = endpoint and ("@" in endpoint or not _path_style(config))
+    """Return whether requests without the SDK are possible.
+
+    They are not for stores with an expected owner, or with buckets in the host name of an unknown endpoint.
+    """
+    unknown = config.endpoint and (config.addressing or "path") != "path"
     return not (config.data_path == "sdk" or config.bucket_owner or unknown)
 
 
-def _path_style(config: S3Config) -> bool:
-    return (config.addressing or "path") == "path"
+def refusal_of(answer: Answer, operation: str) -> ClientError:
+    """Return the error that the SDK raises for an answer."""
+    reply = {"body": answer.body, "headers": answer.headers, "status_code": answer.status}
+    return ClientError(PARSER.parse(reply, None), operation)
 
 
-@dataclass(frozen=True, slots=True)
-class Reached:
-    """How requests to a real bucket begin: its URL, the endpoint in that, and the region that signatures name."""
-
-    url: str
-    endpoint: str
-    region: str
-    virtual: bool
-
-
-def reach(config: S3Config, real: str, client: "S3Client") -> Reached | None:
-    """Return how a bucket is reached without the SDK; None if only the SDK knows it."""
+def _locate(config: S3Config, real: str, client: "S3Client") -> BucketEndpoint | None:
     if config.endpoint:
-        endpoint = config.endpoint.rstrip("/")
-        return Reached(f"{endpoint}/{real}", endpoint, client.meta.region_name or DEFAULT_REGION, virtual=False)
+        return _signed(config, f"{config.endpoint.rstrip('/')}/{real}", client.meta.region_name or DEFAULT_REGION)
     region = _region_of(client, real)
     known = {f"https://s3.{client.meta.region_name}.amazonaws.com", "https://s3.amazonaws.com"}
     if client.meta.endpoint_url not in known or not _PLAIN_BUCKET.fullmatch(real):
         return None  # another partition, FIPS, dual stack, or an endpoint from the environment
     if config.addressing != "path" and "." not in real:
-        endpoint = f"https://{real}.s3.{region}.amazonaws.com"
-        return Reached(endpoint, endpoint, region, virtual=True)
-    endpoint = f"https://s3.{region}.amazonaws.com"
-    return Reached(f"{endpoint}/{real}", endpoint, region, virtual=False)
+        return _signed(config, f"https://{real}.s3.{region}.amazonaws.com", region)
+    return _signed(config, f"https://s3.{region}.amazonaws.com/{real}", region)
 
 
-def _connect(config: S3Config, real: str, client: "S3Client") -> Client | None:
-    reached = reach(config, real, client)
-    if reached is None:
-        return None
-    credentials = KeptCredentials(fetcher(config))
-    options: dict[str, Any] = {"checksum_algorithm": "SHA256"} if _sends_checksums(config) else {}
-    store = S3Store(
-        real,
-        endpoint=reached.endpoint,
-        aws_endpoint_url_s3=reached.endpoint,  # otherwise an environment variable could change it
-        region=reached.region,
-        virtual_hosted_style_request=reached.virtual,
-        skip_signature=False,
-        unsigned_payload=False,
-        s3_express=False,
-        credential_provider=credentials,
-        client_options=client_options(reached.endpoint),
-        retry_config=retry_config(),
-        **options,
-    )
-    return Client(store, credentials)
+def _signed(config: S3Config, bucket: str, region: str) -> BucketEndpoint:
+    fetch, signer = _fetcher(config), Signer(bucket, region)
 
+    def sign(method: str, url: str, headers: Headers) -> Headers:
+        return signer.sign(method, f"/{url.split('/', 3)[3]}", {**_NO_BODY, **headers}, fetch())
 
-def _sends_checksums(config: S3Config) -> bool:
-    return profile_of(config).checksums == "when_supported"
+    return BucketEndpoint(bucket, sign)
 
 
 def _region_of(client: "S3Client", real: str) -> str:
-    """Return where a bucket is: the SDK follows redirects to another region, obstore does not."""
+    """Return where a bucket is: the SDK follows redirects to another region, a plain request does not."""
     headers: Mapping[str, str] = {}
     try:
         headers = client.head_bucket(Bucket=real)["ResponseMetadata"]["HTTPHeaders"]
@@ -119,7 +77,7 @@ def _region_of(client: "S3Client", real: str) -> str:
     return headers.get("x-amz-bucket-region") or client.meta.region_name
 
 
-def fetcher(config: S3Config) -> "Callable[[], Mapping[str, Any]]":
+def _fetcher(config: S3Config) -> "Callable[[], Mapping[str, Any]]":
     """Return a function that returns the configured keys, or those that the SDK's chain finds and renews."""
     if config.access_key_id and config.secret_access_key:
         token = config.session_token

@@ -28,15 +28,15 @@ class Signer:
         """The secret key and the day of the derived key, and that; replaced as a whole, because threads share it."""
 
     def sign(
-        self, path: str, headers: Mapping[str, str], keys: Mapping[str, str | None], *, method: str = "PUT"
+        self, method: str, path: str, headers: Mapping[str, str], keys: Mapping[str, str | None]
     ) -> dict[str, str]:
         """Return the headers of a request with its signature.
 
         Args:
+            method: such as PUT.
             path: of the URL, percent-encoded as it is sent.
             headers: all others, with that of PAYLOAD.
-            keys: the credentials, by the names that obstore has for them.
-            method: PUT, or GET.
+            keys: the credentials, as `requests_without_sdk` finds them.
         """
         now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         token = {"X-Amz-Security-Token": keys["token"]} if keys["token"] else {}

@@ -12,7 +12,7 @@ from botocore.exceptions import ClientError
 
 from worker.storage.cloud.conditional_write import Found, Write, broken_condition, settle
 from worker.storage.cloud.error_mapping import Origin
-from worker.storage.cloud.small_reads_by_obstore import RealObject
+from worker.storage.cloud.plain_requests import RealObject
 from worker.storage.cloud.small_writes import SmallWrites
 from worker.storage.driver import Body, Match, ObjectStat, Part, PartData
 from worker.storage.errors import (

@@ -30,7 +30,7 @@ class Credential:
 
 def located(service: BlobServiceClient, container: str = "app") -> BucketEndpoint:
     config = AzureConfig(container=container, account_url=ACCOUNT)
-    found = locator(config, lambda: service, "GET", 1)(container)
+    found = locator(config, lambda: service)(container)
     assert found is not None
     return found
 
@@ -40,7 +40,7 @@ def test_a_token_is_kept_until_shortly_before_its_end(seconds: int, asked: int) 
     """A credential is not asked for each request, and no token is sent that may end on the way."""
     credential = Credential(seconds)
     found = located(BlobServiceClient(ACCOUNT, credential=credential))
-    headers = [found.sign(found.url_of("key"), {"X-Own": "yes"}) for _ in range(3)]
+    headers = [found.sign("GET", found.url_of("key"), {"X-Own": "yes"}) for _ in range(3)]
     assert credential.given == asked
     assert [each["Authorization"] for each in headers][-1] == f"Bearer token-{asked}"
     assert all(each["X-Own"] == "yes" and each["x-ms-version"] == "2026-02-06" for each in headers)
@@ -58,7 +58,7 @@ def test_a_signature_follows_the_url(service: BlobServiceClient) -> None:
     """A shared access signature is part of the URL of each object and of nothing else."""
     found = located(service)
     assert found.url_of("a b/c?d") == f"{ACCOUNT}/app/a%20b/c%3Fd?{SIGNATURE}"
-    assert "5ecre7" not in repr(found) + str(found.sign(found.url_of("key"), {}))
+    assert "5ecre7" not in repr(found) + str(found.sign("GET", found.url_of("key"), {}))
 
 
 @pytest.mark.parametrize("credential", [KEY, None])
@@ -66,11 +66,11 @@ def test_a_key_signs_and_public_containers_need_no_signature(credential: str | N
     """The header is the SDK's for a key; without credentials there is none, as in the SDK's own requests."""
     found = located(BlobServiceClient(ACCOUNT, credential=credential), "$web")
     assert found.url_of("key") == f"{ACCOUNT}/%24web/key"
-    signed = found.sign(found.url_of("key"), {}).get("Authorization", "")
+    signed = found.sign("GET", found.url_of("key"), {}).get("Authorization", "")
     assert signed.startswith("SharedKey account:") is (credential is not None)
 
 
 def test_the_configuration_can_leave_all_to_the_sdk() -> None:
     """With `data_path: sdk` no container is located."""
     config = AzureConfig(container="app", account_url=ACCOUNT, data_path="sdk")
-    assert locator(config, lambda: BlobServiceClient(ACCOUNT), "GET", 1)("app") is None
+    assert locator(config, lambda: BlobServiceClient(ACCOUNT))("app") is None

@@ -10,8 +10,7 @@ import pytest
 from tests.waiting import WITHIN
 from worker.storage.cloud import plain_requests
 from worker.storage.cloud.error_mapping import Origin
-from worker.storage.cloud.plain_requests import Answer, BucketEndpoint
-from worker.storage.cloud.small_reads_by_obstore import RealObject
+from worker.storage.cloud.plain_requests import Answer, BucketEndpoint, RealObject
 from worker.storage.cloud.small_writes import Provider, SmallWrites
 from worker.storage.errors import StorageError
 from worker.storage.transfer.send_in_slices import SLICE
@@ -35,13 +34,17 @@ def _url(listening: socket.socket) -> str:
 def _writes(listening: socket.socket) -> SmallWrites:
     """Return the small writes of a store whose answer gives its status alone."""
     provider = Provider(
-        lambda _real: BucketEndpoint(_url(listening), lambda _, headers: headers),
+        lambda _real: BucketEndpoint(_url(listening), lambda _method, _url, headers: headers),
         lambda answer: {"status": answer.status},
         lambda _answer: None,
         (),
         lambda _error, _origin, what: StorageError(what),
     )
     return SmallWrites(Origin("far", _url(listening), None), provider)
+
+
+def _sent(endpoint: BucketEndpoint, name: str, method: str = "PUT") -> Answer:
+    return endpoint.send(method, f"{endpoint.url}/{name}", {"Content-Length": "0"}, b"", patience=WITHIN)
 
 
 def test_a_late_answer_is_not_that_of_the_next_write(listening: socket.socket) -> None:
@@ -62,8 +65,8 @@ def test_a_late_answer_is_not_that_of_the_next_write(listening: socket.socket) -
 
     server = threading.Thread(target=serve)
     server.start()
-    endpoint = BucketEndpoint(_url(listening), lambda _, headers: headers)
-    statuses = [endpoint.put(f"{endpoint.url}/{name}", b"", {"Content-Length": "0"}).status for name in ("one", "two")]
+    endpoint = BucketEndpoint(_url(listening), lambda _method, _url, headers: headers)
+    statuses = [_sent(endpoint, name).status for name in ("one", "two")]
     server.join(WITHIN)
     endpoint.free.pop().close()
     assert statuses == [103, 412]
@@ -116,8 +119,9 @@ def test_a_request_is_what_its_headers_say(listening: socket.socket, size: int) 
 
     server = threading.Thread(target=serve)
     server.start()
-    endpoint = BucketEndpoint(_url(listening), lambda _, headers: headers)
-    answer = endpoint.put(f"{endpoint.url}/a%20b", data, {"Content-Length": str(size), "x-amz-meta-a": "b"})
+    endpoint = BucketEndpoint(_url(listening), lambda _method, _url, headers: headers)
+    headers = {"Content-Length": str(size), "x-amz-meta-a": "b"}
+    answer = endpoint.send("PUT", f"{endpoint.url}/a%20b", headers, data, patience=WITHIN)
     server.join(WITHIN)
     endpoint.close()
     assert answer.is_written
@@ -171,8 +175,8 @@ def test_an_answer_is_what_the_library_makes_of_it(listening: socket.socket, nam
 
     server = threading.Thread(target=serve)
     server.start()
-    endpoint = BucketEndpoint(_url(listening), lambda _, headers: headers)
-    answer = endpoint.put(f"{endpoint.url}/key", b"", {"Content-Length": "0"})
+    endpoint = BucketEndpoint(_url(listening), lambda _method, _url, headers: headers)
+    answer = _sent(endpoint, "key")
     assert bool(endpoint.free) == is_kept
     endpoint.close()
     server.join(WITHIN)

@@ -9,7 +9,7 @@ from google.auth.transport.requests import AuthorizedSession
 from worker.storage.cloud.plain_requests import BucketEndpoint
 from worker.storage.config import GcsConfig
 from worker.storage.gcs.client import Connection
-from worker.storage.gcs.small_reads_by_plain_request import plain_reads
+from worker.storage.gcs.small_reads import plain_reads
 
 ENDPOINT = "https://storage.example.com"
 
@@ -44,7 +44,7 @@ def test_a_token_is_renewed_before_its_end() -> None:
     for seconds, renewed in ((3600, 1), (5, 3)):
         credentials = Renewed(seconds)
         found = located(credentials)
-        headers = [found.sign(found.url_of("key"), {}) for _ in range(3)]
+        headers = [found.sign("GET", found.url_of("key"), {}) for _ in range(3)]
         assert credentials.number == renewed
         assert headers[-1]["authorization"] == f"Bearer token-{renewed}"
         assert headers[-1]["x-goog-user-project"] == "payer"
@@ -55,4 +55,4 @@ def test_an_emulator_needs_no_token() -> None:
     """Without credentials a request has no authorisation."""
     found = located(AnonymousCredentials())  # type: ignore[no-untyped-call]
     assert found.url_of("a b/c?d") == f"{ENDPOINT}/app/a%20b/c%3Fd"
-    assert found.sign(found.url_of("key"), {}) == {"Accept-Encoding": "gzip"}
+    assert found.sign("GET", found.url_of("key"), {}) == {"Accept-Encoding": "gzip"}

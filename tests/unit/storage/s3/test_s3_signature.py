@@ -45,7 +45,8 @@ def test_a_write_is_signed_as_the_sdk_signs_it(
     request = AWSRequest(method="PUT", url=url, headers=HEADERS)
     request.context[PAYLOAD] = HEADERS[PAYLOAD]
     _OfTheSdk(ReadOnlyCredentials("AKIDEXAMPLE", "s3cr3t/+", token), "s3", "eu-west-1").add_auth(request)
-    ours = Signer(bucket, "eu-west-1").sign(re.sub(r"^\w+://[^/]*", "", url), HEADERS, {**KEYS, "token": token})
+    path = re.sub(r"^\w+://[^/]*", "", url)
+    ours = Signer(bucket, "eu-west-1").sign("PUT", path, HEADERS, {**KEYS, "token": token})
     assert ours["Authorization"] == request.headers["Authorization"]
     assert ours["X-Amz-Date"] == request.headers["X-Amz-Date"]
 
@@ -55,10 +56,10 @@ def test_the_key_follows_the_secret_and_the_day(monkeypatch: pytest.MonkeyPatch)
     signer = Signer("http://127.0.0.1/bucket", "eu-west-1")
     gmtime = time.gmtime
     monkeypatch.setattr(time, "gmtime", lambda: gmtime(0))
-    first = signer.sign("/bucket/key", HEADERS, KEYS)["Authorization"]
-    renewed = signer.sign("/bucket/key", HEADERS, {**KEYS, "secret_access_key": "another"})["Authorization"]
+    first = signer.sign("PUT", "/bucket/key", HEADERS, KEYS)["Authorization"]
+    renewed = signer.sign("PUT", "/bucket/key", HEADERS, {**KEYS, "secret_access_key": "another"})["Authorization"]
     monkeypatch.setattr(time, "gmtime", lambda: gmtime(86_400))
-    tomorrow = signer.sign("/bucket/key", HEADERS, KEYS)["Authorization"]
-    fresh = Signer("http://127.0.0.1/bucket", "eu-west-1").sign("/bucket/key", HEADERS, KEYS)["Authorization"]
+    tomorrow = signer.sign("PUT", "/bucket/key", HEADERS, KEYS)["Authorization"]
+    fresh = Signer("http://127.0.0.1/bucket", "eu-west-1").sign("PUT", "/bucket/key", HEADERS, KEYS)["Authorization"]
     assert first != renewed
     assert tomorrow == fresh

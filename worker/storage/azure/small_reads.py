@@ -7,10 +7,9 @@ from azure.storage.blob import BlobServiceClient
 from worker.storage.azure.errors import SDK_ERRORS
 from worker.storage.azure.object_stat import version_of
 from worker.storage.azure.requests_without_sdk import locator
-from worker.storage.cloud import small_reads_by_obstore
 from worker.storage.cloud.metadata import SHA256
 from worker.storage.cloud.plain_requests import PlainAnswer
-from worker.storage.cloud.small_reads_by_plain_request import PlainReads, whole_object
+from worker.storage.cloud.small_reads import PlainReads, whole_object
 from worker.storage.config import AzureConfig
 from worker.storage.driver import WholeObject
 
@@ -19,7 +18,7 @@ _DIGEST = f"x-ms-meta-{SHA256}"
 
 def plain_reads(config: AzureConfig, service: Callable[[], BlobServiceClient]) -> PlainReads:
     """Return the plain reads of a store."""
-    return PlainReads(locator(config, service, "GET", small_reads_by_obstore.PATIENCE), _read, SDK_ERRORS)
+    return PlainReads(locator(config, service), _read, SDK_ERRORS)
 
 
 def _read(answer: PlainAnswer) -> WholeObject | None:

@@ -5,10 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 from google.auth.transport.requests import Request
 
-from worker.storage.cloud import small_reads_by_obstore
 from worker.storage.cloud.metadata import SHA256
 from worker.storage.cloud.plain_requests import BucketEndpoint, Headers
-from worker.storage.cloud.small_reads_by_plain_request import PlainReads, whole_object
+from worker.storage.cloud.small_reads import PlainReads, whole_object
 from worker.storage.config import GcsConfig
 from worker.storage.gcs.errors import SDK_ERRORS
 
@@ -33,9 +32,9 @@ def _locate(real: str, connection: "Connection") -> BucketEndpoint:
     credentials: Any = connection.session.credentials  # type: ignore[attr-defined]
     renewal = Request()
 
-    def sign(url: str, headers: Headers) -> Headers:
+    def sign(method: str, url: str, headers: Headers) -> Headers:
         signed = {**headers, **_STORED}
-        credentials.before_request(renewal, "GET", url, signed)  # renews a token before it expires
+        credentials.before_request(renewal, method, url, signed)  # renews a token before it expires
         return signed
 
-    return BucketEndpoint(f"{connection.endpoint}/{real}", sign, timeout=small_reads_by_obstore.PATIENCE)
+    return BucketEndpoint(f"{connection.endpoint}/{real}", sign)

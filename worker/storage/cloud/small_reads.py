@@ -1,4 +1,4 @@
-"""Read small objects with one plain request, at about half of obstore's processor time.
+"""Read small objects with one plain request, at less than a fifth of the SDKs' processor time.
 
 A thread that reads many asks for several before it reads the first answer, each over a connection of its own. An answer
 has mostly arrived when the thread reads it: the thread does not sleep, and no other one takes Python's lock from it.
@@ -13,13 +13,25 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from http.client import HTTPException
 
-from worker.storage.cloud import small_reads_by_obstore
 from worker.storage.cloud.metadata import sha256_of
-from worker.storage.cloud.plain_requests import BucketEndpoint, BucketEndpoints, PlainAnswer
-from worker.storage.cloud.small_reads_by_obstore import SMALL, RealObject, is_plain_name
+from worker.storage.cloud.plain_requests import (
+    SMALL,
+    Answer,
+    BucketEndpoint,
+    BucketEndpoints,
+    Headers,
+    PlainAnswer,
+    RealObject,
+    is_plain_name,
+)
 from worker.storage.driver import SmallRead, WholeObject, WholeRead
 from worker.storage.errors import StorageError
 
+PATIENCE = 4
+"""Seconds for one request, which a job that has to stop waits for.
+
+A slower line is left to the SDK, whose time limit is for each piece.
+"""
 AHEAD = 8
 """Objects that one thread has asked for at a time. The answers wait in the connections, and not in this process."""
 _STALE = 1.0
@@ -65,13 +77,24 @@ class PlainReads:
         if endpoint is None:
             return None
         url = endpoint.url_of(target.name)
-        return endpoint, endpoint.ask(url, endpoint.sign(url, {}))
+        return endpoint, endpoint.ask(url, endpoint.sign("GET", url, {}), patience=PATIENCE)
 
     def receive(self, asked: _Asked, size: int) -> WholeObject | None:
         """Return what was asked for if it has exactly `size` bytes. Raises: one of `failures`."""
         endpoint, connection = asked
-        answer = endpoint.receive(connection, size, patience=small_reads_by_obstore.PATIENCE)
+        answer = endpoint.receive(connection, size, patience=PATIENCE)
         return None if answer is None else self._read(answer)
+
+    def head(self, target: RealObject, headers: Headers) -> Answer | None:
+        """Return what the store says of an object, with these headers in the request; None where the SDK has to ask."""
+        try:
+            endpoint = self._endpoints.get(target.real) if is_plain_name(target.name) else None
+            if endpoint is None:
+                return None
+            url = endpoint.url_of(target.name)
+            return endpoint.send("HEAD", url, endpoint.sign("HEAD", url, headers), b"", patience=PATIENCE)
+        except self.failures:
+            return None
 
     def close(self) -> None:
         """End the connections."""

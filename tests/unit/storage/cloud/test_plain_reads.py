@@ -5,7 +5,6 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,10 +12,9 @@ import pytest
 
 from tests.servers.tls import Authority, TlsProxy
 from tests.waiting import WITHIN
-from worker.storage.cloud import small_reads_by_obstore
-from worker.storage.cloud.plain_requests import BucketEndpoint
-from worker.storage.cloud.small_reads_by_obstore import RealObject
-from worker.storage.cloud.small_reads_by_plain_request import AHEAD, PlainReads, whole_object
+from worker.storage.cloud import small_reads
+from worker.storage.cloud.plain_requests import BucketEndpoint, RealObject
+from worker.storage.cloud.small_reads import AHEAD, PlainReads, whole_object
 from worker.storage.driver import Digest, SmallRead
 from worker.storage.errors import Unavailable
 
@@ -28,9 +26,7 @@ OBJECT = RealObject("bucket", "a b", "bucket/a b")
 
 def reads_at(url: str) -> PlainReads:
     return PlainReads(
-        lambda _real: BucketEndpoint(
-            f"{url}/bucket", lambda _, headers: {**headers, "X-Signed": "yes"}, timeout=WITHIN
-        ),
+        lambda _real: BucketEndpoint(f"{url}/bucket", lambda method, _, headers: {**headers, "X-Signed": method}),
         lambda answer: whole_object(answer, "x-amz-meta-sha256", answer.headers.get("etag", "").strip('"')),
         (),
     )
@@ -77,7 +73,7 @@ def test_objects_are_read_over_one_connection() -> None:
             assert (bytes(found.data), found.version, found.sha256) == (BODY, "v1", SHA256)
             assert len(reads._endpoints.get("bucket").free) == 1  # type: ignore[union-attr]
     assert all(each.startswith(b"GET /bucket/a%20b HTTP/1.1\r\nHost: 127.0.0.1:") for each in requests)
-    assert all(b"X-Signed: yes\r\n\r\n" in each for each in requests)
+    assert all(b"X-Signed: GET\r\n\r\n" in each for each in requests)
 
 
 @pytest.mark.parametrize(
@@ -141,11 +137,36 @@ def test_a_certificate_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert len(requests) == 1
 
 
-def test_a_slow_answer_is_left_to_the_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An object that comes in many small pieces takes no longer than PATIENCE."""
-    monkeypatch.setattr(small_reads_by_obstore, "PATIENCE", -1)
+def test_a_slow_answer_is_left_to_the_sdk() -> None:
+    """An object that comes in many small pieces takes no longer than one request may."""
     with serving(lambda _: [PLAIN[:20], PLAIN[20:], BODY]) as (reads, _):
-        assert reads.read(OBJECT, len(BODY)) is None
+        asked = reads.ask(OBJECT)
+        assert asked
+        endpoint, connection = asked
+        assert endpoint.receive(connection, len(BODY), patience=-1) is None
+
+
+def test_a_head_says_what_the_store_says() -> None:
+    """Status and headers are those of the answer, and the connection is used again, unless a body follows."""
+    gone = b"HTTP/1.1 404 Not Found\r\nContent-Length: 243\r\n\r\n"
+    answers = [PLAIN, gone, PLAIN + BODY, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"]
+    with serving(lambda number: [answers[number - 1]]) as (reads, requests):
+        for status, is_kept in ((200, True), (404, True), (200, False), (200, False)):
+            found = reads.head(OBJECT, {"X-Own": "yes"})
+            assert found is not None
+            assert (found.status, found.body) == (status, b"")
+            assert bool(reads._endpoints.get("bucket").free) is is_kept  # type: ignore[union-attr]
+    assert all(each.startswith(b"HEAD /bucket/a%20b HTTP/1.1\r\n") for each in requests)
+    assert all(b"X-Own: yes\r\nX-Signed: HEAD\r\n\r\n" in each for each in requests)
+
+
+def test_a_head_without_an_answer_is_left_to_the_sdk() -> None:
+    """What is no answer, and a name that servers normalise, say nothing of an object."""
+    with serving(lambda _: [b"nonsense\r\n\r\n"]) as (reads, requests):
+        assert reads.head(RealObject("bucket", "a/../b", "bucket/a/../b"), {}) is None
+        assert not requests
+        assert reads.head(OBJECT, {}) is None
+        assert not reads._endpoints.get("bucket").free  # type: ignore[union-attr]
 
 
 def objects(count: int, size: int = len(BODY)) -> Iterator[SmallRead]:
@@ -185,12 +206,10 @@ def test_few_connections_stay_open_after_a_page() -> None:
         assert len(reads._endpoints.get("bucket").free) <= 2 * AHEAD  # type: ignore[union-attr]
 
 
-def test_after_a_failure_nothing_more_is_asked() -> None:
+def test_after_a_failure_nothing_more_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that does not answer is not waited for once for each object: the SDK asks for the others."""
     with serving(lambda _: [b"HTTP/1.1 500 Error\r\nX: \xff"]) as (reads, requests):
-        endpoint = reads._endpoints.get("bucket")
-        assert endpoint is not None
-        reads._endpoints._endpoints["bucket"] = replace(endpoint, timeout=0.05)
+        monkeypatch.setattr(small_reads, "PATIENCE", 0.05)
         assert [read for _, read in reads.ahead(named).read(objects(5 * AHEAD))] == [None] * 5 * AHEAD
         assert len(requests) <= 2 * AHEAD
 
