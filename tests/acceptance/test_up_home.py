@@ -66,7 +66,7 @@ def test_what_is_no_file_is_told_in_place_of_waiting_for_it(name: str, tmp_path:
             assert f"{path} is no file" in done.stderr
 
 
-@pytest.mark.parametrize("command", [["up"], ["doctor"], ["upload", __file__, "a/b"]])
+@pytest.mark.parametrize("command", [["up"], ["doctor"], ["upload", __file__, "a/b"], ["jobs", "cancel", "x"]])
 def test_a_directory_that_cannot_be_made_is_one_line(command: list[str], tmp_path: Path) -> None:
     """Where the data directory cannot be made, the line names it and ZOT_HOME, with status 2."""
     (tmp_path / "file").touch()

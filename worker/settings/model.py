@@ -309,7 +309,7 @@ class Settings(BaseSettings):
 
         Raises:
             NoBroker: none is configured, and none runs on this data directory.
-            SettingsError: something else is where the file with the URL belongs.
+            SettingsError: the file with the URL cannot be read, or something else is where it belongs.
         """
         if self.broker:
             return self.broker.get_secret_value()
@@ -321,6 +321,8 @@ class Settings(BaseSettings):
             raise NoBroker(
                 f"no broker is configured and none runs on {self.home}: start `zot-artifacts up` or set ZOT_BROKER"
             ) from None
+        except OSError as error:
+            raise SettingsError(f"ZOT_HOME: {self.broker_file} cannot be read: {error.strerror}") from None
 
     @property
     def serves_default_queue(self) -> bool:
