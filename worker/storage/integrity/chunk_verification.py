@@ -10,7 +10,7 @@ from typing import Self
 
 from worker.storage.driver import BUFFER_SIZE, Driver, ObjectStat
 from worker.storage.errors import DigestMismatch
-from worker.storage.integrity.manifest import Chunk, Manifest
+from worker.storage.integrity.manifest import BadChunks, Chunk, Manifest
 from worker.storage.integrity.verifying_reader import OnBytes
 from worker.storage.transfer.resumable_read import ResumableReader, open_range, read_range
 
@@ -53,7 +53,7 @@ def bad_chunks(
     write: Write | None = None,
     uncached: bool = False,
     first_only: bool = False,
-) -> list[Chunk]:
+) -> BadChunks:
     """Read all bytes in several threads; return the chunks that do not match, in their order.
 
     The caller guarantees that the object has the manifest's size.
@@ -77,7 +77,7 @@ def bad_chunks(
                     on_bytes(count)
         finally:
             reading.stop()
-    return sorted(reading.bad, key=lambda chunk: chunk.number)
+    return reading.bad
 
 
 class _Reading:
@@ -97,7 +97,7 @@ class _Reading:
         uncached: bool,
         first_only: bool,
     ) -> None:
-        self.bad: list[Chunk] = []
+        self.bad = BadChunks(manifest)
         self._driver = driver
         self._stat = stat
         self._manifest = manifest
@@ -157,7 +157,7 @@ class _Reading:
                 if self._stopped:
                     return
                 if found != chunk.sha256:
-                    self.bad.append(chunk)
+                    self.bad.mark(chunk.number)
                     if self._first_only:
                         return
 

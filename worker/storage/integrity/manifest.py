@@ -5,10 +5,10 @@ recorded bytes.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, overload
 
 from worker.storage.driver import Digest
 from worker.storage.errors import SizeMismatch
@@ -65,6 +65,37 @@ class Manifest:
         """Return the manifest if it has as many chunks as an object of this size, else None."""
         expected = -(-digest.size // chunk_size)
         return cls(digest.size, chunk_size, digests) if len(digests) == expected * _DIGEST_SIZE else None
+
+
+class BadChunks(Sequence[Chunk]):
+    """Those chunks of a manifest that are marked, in their order. It needs one byte for each chunk of the manifest."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        """Begin with no chunk marked."""
+        self._manifest = manifest
+        self._marks = bytearray(len(manifest))
+
+    def mark(self, number: int) -> None:
+        """Mark a chunk that is not marked yet. Several threads may mark chunks at a time."""
+        self._marks[number] = 1
+
+    def __len__(self) -> int:
+        return self._marks.count(1)
+
+    def __bool__(self) -> bool:
+        return 1 in self._marks
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return (self._manifest.chunk(number) for number, marked in enumerate(self._marks) if marked)
+
+    @overload
+    def __getitem__(self, index: int) -> Chunk: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Chunk]: ...
+    def __getitem__(self, index: int | slice) -> Chunk | Sequence[Chunk]:
+        if index == 0 and self:
+            return self._manifest.chunk(self._marks.index(1))
+        return list(self)[index]
 
 
 def compute_digests(

@@ -1,5 +1,6 @@
 """Determine the verdict on a copy from one full read."""
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -41,7 +42,7 @@ class Verification(NamedTuple):
     """The SHA-256 that the store keeps beside verified bytes, empty if it keeps none; None where that is unknown."""
     error: StorageError | None = None
     """Why an `unreadable` object could not be read."""
-    bad: tuple[Chunk, ...] = ()
+    bad: Sequence[Chunk] = ()
     """All chunks that are wrong, in their order, where a `corrupt` object was compared chunk by chunk."""
 
 

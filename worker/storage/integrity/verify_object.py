@@ -106,7 +106,7 @@ def _verify_chunks(
     detail = f"bytes {bad[0].offset} to {bad[0].offset + bad[0].size} are not those that were recorded"
     if len(bad) > 1:
         detail += f"; bad chunks: {len(bad)} of {len(manifest)}"
-    return Verification(Verdict.CORRUPT, expected, stat.size, None, stat.version, detail, bad=tuple(bad))
+    return Verification(Verdict.CORRUPT, expected, stat.size, None, stat.version, detail, bad=bad)
 
 
 def _said(driver: Driver, error: StorageError) -> str:

@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from worker.storage.driver import Digest, ObjectStat, WriteInfo
 from worker.storage.errors import AccessDenied, Conflict, DigestMismatch
 from worker.storage.integrity import chunk_verification
 from worker.storage.integrity.chunk_verification import THREADS, first_bad_chunk
-from worker.storage.integrity.manifest import Manifest
+from worker.storage.integrity.manifest import CHUNK_SIZE, BadChunks, Manifest
 from worker.storage.integrity.verdict import Verdict
 from worker.storage.integrity.verifying_reader import VerifyingReader
 from worker.storage.store import Store
@@ -113,6 +114,21 @@ def test_a_verdict_has_all_bad_chunks(driver: Faulty, bad: tuple[int, ...]) -> N
     assert [chunk.number for chunk in seen.bad] == sorted(bad)
     assert seen.detail
     assert f"bytes {min(bad) * CHUNK} to" in seen.detail
+
+
+def test_the_bad_chunks_of_the_largest_object_need_little_memory() -> None:
+    """Each chunk of an object of 5 TiB is bad: that is a byte for each, beside the digests of the manifest."""
+    count = 5 * 1024**4 // CHUNK_SIZE
+    manifest = Manifest(count * CHUNK_SIZE, CHUNK_SIZE, bytes(32) * count)
+    tracemalloc.start()
+    try:
+        bad = BadChunks(manifest)
+        for number in range(count):
+            bad.mark(number)
+        assert (len(bad), bad[0].number, sum(1 for _ in bad)) == (count, 0, count)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_slow_thread_does_not_hide_an_earlier_bad_chunk(driver: Faulty) -> None:
