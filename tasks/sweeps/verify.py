@@ -15,7 +15,7 @@ from worker.artifacts.rebuild.companions_kept_in_stores import keep_companions
 from worker.artifacts.rebuild.tombstones_kept_in_stores import keep_tombstones
 from worker.artifacts.store_holds import hold_missing
 from worker.artifacts.verification_log_head import see_head
-from worker.catalogue import AHEAD, FindingKind
+from worker.catalogue import AHEAD, GRACE, FindingKind
 from worker.context import JobContext
 from worker.jobs.outbox import Outbox
 from worker.jobs.running_job import RunningJob
@@ -98,12 +98,12 @@ def _due(context: JobContext, store: str, open_: int) -> tuple[int, list[int]]:
     most_due = sweep.batch or page.in_flight * sweep.page
     count_due = partial(claims.count_due, store, period=period, first_read=first_read, now=now)
     due = count_due(limit=most_due)
-    _see_pace(context, store, most_due)
+    _see_pace(context, store)
     size = claims.mean_size(store, period=period, first_read=first_read, now=now, largest=page.large, ahead=AHEAD)
     backlog = Backlog(
-        copies=budgets.copies(store, now=now),
+        copies=budgets.copies(store),
         needed=budgets.needed(
-            store, lambda: claims.needed(store, period=period, first_read=first_read, now=now),
+            store, lambda: claims.needed(store, period=period, first_read=first_read, now=now, every=sweep.every),
             age=min(period / 200, max(first_read / 24, period / 1000)), now=now,
         ),
         due=due, retries=claims.count_retries(store, now=now),
@@ -122,10 +122,11 @@ def _due(context: JobContext, store: str, open_: int) -> tuple[int, list[int]]:
     return due, sizes[: max(0, min(most_open, page.in_flight) - open_)]
 
 
-def _see_pace(context: JobContext, store: str, most: int) -> None:
+def _see_pace(context: JobContext, store: str) -> None:
     """Open a finding if not all copies of a store can be read within its period, and resolve it if they can."""
     period, now = context.settings.sweep.verify.period_of(store), clock.now()
-    due = context.catalogue.sweep_claims.count_due(store, period=period, now=now, limit=most)
+    due = context.catalogue.sweep_claims.overdue(store, period=period * (1 - GRACE), now=now)
+    context.catalogue.budgets.usage(store, now=now)  # for `status`, which does not scan all copies
     told = [pace_of(context.catalogue, store, due, period=period, now=now).warning]
     if (ahead := forecast_of(context.settings, context.catalogue, store, now=now)) is not None:
         told.append(ahead.warning)

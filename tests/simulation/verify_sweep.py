@@ -325,10 +325,9 @@ def faults(of: Simulation, margin: float = 0.2) -> list[str]:
         expect(not late, f"{name}: a copy is older than its period and one run: {late[:1]}")
         expect(told.first_warning is None, f"{name}: told to be too slow at {told.first_warning}")
     day, first = frozenset(range(24)), max(0.1, 1.2 * of.first_read / period)
-    # Both reads of the bulk upload fall into the first period. A store with a limit is read at its limit until then.
     for name, begin, end, hours in (
-        ("plain", first, SHORTER, day), ("plain", SHORTER + 0.05, of.end, day), ("outage", 0.6, AWAY[0], day),
-        ("outage", AWAY[1] + 0.05, of.end, day), ("night", 1.5, of.end, NIGHT), ("money", 1.25, CUT, day),
+        ("plain", first, SHORTER, day), ("plain", SHORTER + 0.05, of.end, day), ("outage", first, AWAY[0], day),
+        ("outage", AWAY[1] + 0.05, of.end, day), ("night", first, of.end, NIGHT), ("money", first, CUT, day),
     ):  # fmt: skip
         loads = seen[name].loads(every, begin * period, end * period, hours)
         mean = sum(loads) / len(loads)

@@ -50,7 +50,8 @@ class Rates:
 class Forecast:
     """One pass over all copies of a store: what it takes, and the time that the budget needs for it.
 
-    `needs`: the time that each limit asks for, by its name.
+    `needs`: the time that each limit asks for, by its name. `waiting`: how many of the copies were not read since their
+    write, and `first_reads` within which time these reads are planned. They are reads of the pass and not more of it.
     """
 
     store: str
@@ -60,6 +61,8 @@ class Forecast:
     period: timedelta
     needs: dict[str, timedelta]
     cap: float | None
+    waiting: int = 0
+    first_reads: timedelta = timedelta()
 
     @property
     def takes(self) -> timedelta | None:
@@ -76,7 +79,10 @@ class Forecast:
         if self.takes is not None:
             took = f"takes {self.takes / _DAY:,.1f} days, its period is {self.period / _DAY:g} days"
             told.append(f"and {took}" if self.cost else took)
-        return f"{self.store}: {' '.join(told)}"
+        if self.waiting and self.takes is not None:
+            days = self.first_reads / _DAY
+            told.append(f"; the first reads of its {self.waiting:,} new copies take {days:,.1f} days")
+        return f"{self.store}: {' '.join(told)}".replace(" ;", ";")
 
     @property
     def warning(self) -> str | None:
@@ -235,17 +241,43 @@ def forecast_of(settings: Settings, catalogue: Catalogue, store: str, *, now: da
     """Return the forecast for all copies of a store, or None if neither a budget, a price nor a limit is set for it."""
     limits = settings.store_limits.get(store)
     limited = store in settings.budgets or store in settings.prices or (limits and limits.bytes_per_second)
-    return forecast_for(settings, store, *catalogue.budgets.totals(store, now=now)) if limited else None
+    if not limited:
+        return None
+    usage = catalogue.budgets.usage(store, now=now)
+    waiting = catalogue.sweep_claims.first_reads_late(store, first_read=timedelta(), now=now)
+    return forecast_for(settings, store, usage.copies, usage.bytes, waiting=min(waiting, usage.copies))
 
 
-def forecast_for(settings: Settings, store: str, copies: int, size: int) -> Forecast:
-    """Return the forecast for so many copies of a store with so many bytes together, by its settings."""
-    limits = settings.store_limits.get(store)
-    return forecast(
-        store, copies, size, period=settings.sweep.verify.period_of(store),
-        budget=settings.budgets.get(store, Budget()), prices=settings.prices.get(store, Prices()),
+def forecast_for(settings: Settings, store: str, copies: int, size: int, *, waiting: int = 0) -> Forecast:
+    """Return the forecast for so many copies of a store with so many bytes together, by its settings.
+
+    `waiting`: how many of them were not read since their write.
+    """
+    limits, verify = settings.store_limits.get(store), settings.sweep.verify
+    budget, prices = settings.budgets.get(store, Budget()), settings.prices.get(store, Prices())
+    found = forecast(
+        store, copies, size, period=verify.period_of(store), budget=budget, prices=prices,
         bandwidth=limits.bytes_per_second if limits else None,
     )  # fmt: skip
+    takes = first_reads_take(
+        waiting, copies, size // max(copies, 1), period=verify.period_of(store), first_read=verify.first_read_of(store),
+        budget=budget, prices=prices,
+    )  # fmt: skip
+    return replace(found, waiting=waiting, first_reads=takes)
+
+
+def first_reads_take(
+    waiting: int, copies: int, mean: int, *, period: timedelta, first_read: timedelta, budget: Budget, prices: Prices
+) -> timedelta:
+    """Return within which time `plan` has those copies read that were not read since their write.
+
+    That is `first_read` where the budget allows it, and otherwise as many days as the even reads of the store take.
+    """
+    even, share = _even(copies, period, budget), budget.open_share
+    allowed = _copies_a_second(mean, budget, prices) * share
+    if even + waiting / first_read.total_seconds() <= allowed:
+        return first_read if waiting else timedelta()
+    return timedelta(seconds=min(waiting / min(even, allowed), 1e10))
 
 
 def pace_of(catalogue: Catalogue, store: str, due: int, *, period: timedelta, now: datetime) -> Pace:
@@ -287,13 +319,17 @@ def plan(
     Copies are read evenly, also before they are due, and the first reads of new copies come on top. All are read faster
     only if they would be overdue otherwise: the late ones are all taken to be as old as the oldest one. Retries never
     wait, nor do a few that are due. The budget, whose state is `state`, is never exceeded.
+
+    A budget that cannot read all new copies in time is not used up for them: first reads that are late are made at the
+    even rate, before copies that are not due, and only those that are not late come on top.
     """
     if not budget.is_open(now):
         return 0, 0
     share = budget.open_share
-    closed = _DAY * (1 - share)  # the end of the period may be in hours in which nothing is read
-    within = max(period - closed, period / 2)
-    rate = max(of.copies * _EVEN / within.total_seconds() + of.needed.first, of.needed.all) / share
+    closed = _closed(budget)
+    even, needed = _even(of.copies, period, budget), of.needed
+    limited = math.isfinite(_copies_a_second(of.mean, budget, prices))
+    rate = (max(even + needed.new, needed.again) if limited else max(even + needed.first, needed.all)) / share
     evenly = _in_slot(rate * every.total_seconds(), now, every)
     left = period - (now - of.oldest) - 2 * every - closed if of.oldest is not None else period
     urgent = math.ceil(of.late * (every / left) / share) if left > every else of.late
@@ -301,6 +337,24 @@ def plan(
     allowed = most(state, of.mean, budget, prices, now, every=every)
     wanted = max(evenly, urgent)
     return (wanted, urgent) if allowed is None else (min(wanted, allowed), min(urgent, allowed))
+
+
+def _closed(budget: Budget) -> timedelta:
+    """Return how long a store is not read in a day: the end of the period may be in these hours."""
+    return _DAY * (1 - budget.open_share)
+
+
+def _even(copies: int, period: timedelta, budget: Budget) -> float:
+    """Return how many of these copies are read in a second, on average over the day, where nothing is late or new."""
+    within = max(period - _closed(budget), period / 2)
+    return copies * _EVEN / within.total_seconds()
+
+
+def _copies_a_second(mean: int, budget: Budget, prices: Prices) -> float:
+    """Return how many copies of this mean size a budget allows in a second of its hours, in the long run."""
+    per, cost = rates(budget, prices), prices.cost(mean, 1)
+    limits = ((per.bytes, max(mean, 1)), (per.requests, 1), (per.cost, cost))
+    return min((rate / each for rate, each in limits if rate is not None and each), default=math.inf)
 
 
 def _in_slot(wanted: float, now: datetime, every: timedelta) -> int:

@@ -1,8 +1,9 @@
 """What the verify sweep has used of the budget of each store."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
+from operator import itemgetter
 from typing import TypeVar
 
 import sqlalchemy as sa
@@ -11,6 +12,7 @@ from worker.catalogue.database import Database
 from worker.catalogue.sweep_claims import NeededReads
 from worker.catalogue.tables import artifacts, budgets, copies
 
+MOST_BUCKETS = 1000
 _TOTALS = timedelta(hours=4)
 """How old what was counted of a store may be."""
 Taken = TypeVar("Taken")
@@ -40,6 +42,19 @@ class BudgetState:
         )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a sweep reads of a store, as it was counted at a time: copies and bytes, and both by bucket.
+
+    `buckets`: the largest first, at most `MOST_BUCKETS` of them.
+    """
+
+    copies: int
+    bytes: int
+    buckets: Mapping[str, tuple[int, int]]
+    at: datetime
+
+
 class Budgets:
     """The state of each store's budget."""
 
@@ -63,46 +78,58 @@ class Budgets:
                 connection.execute(sa.update(budgets).where(budgets.c.store == store).values(**asdict(state)))
         return taken
 
-    def totals(self, store: str, *, now: datetime, fresh: bool = False) -> tuple[int, int]:
-        """Return how many copies a store has that a sweep reads, and their bytes; counted anew after some hours.
+    def counted(self, store: str) -> Usage | None:
+        """Return what `usage` has counted of a store, None if it has not yet."""
+        with self._database.read() as connection:
+            row = connection.execute(sa.select(budgets).where(budgets.c.store == store)).one_or_none()
+        if row is None or row.counted_at is None or row.buckets is None:
+            return None
+        buckets = {bucket: (count, size) for bucket, count, size in row.buckets}
+        return Usage(row.copies, row.bytes, buckets, row.counted_at)
+
+    def usage(self, store: str, *, now: datetime) -> Usage:
+        """Return what a sweep reads of a store; counted anew after some hours.
 
         The count scans all copies in the order of their rows, in which their artifacts are beside each other too. A
         search of an index by store reads the pages of both tables in another order, which takes many times longer.
         """
+        known = self.counted(store)
+        if known is not None and timedelta() <= now - known.at < _TOTALS:
+            return known
+        bucket = artifacts.c.bucket.concat(
+            sa.literal_column("''")
+        )  # concat: no scan in the order of an index of buckets
+        count = sa.select(bucket, sa.func.count(), sa.func.sum(artifacts.c.size))
+        query = count.join(copies, artifacts.c.id == copies.c.artifact_id).group_by(bucket)
+        of = (copies.c.store.concat("") == store, copies.c.read_at.is_not(None))  # concat: a scan, see above
         with self._database.read() as connection:
-            row = connection.execute(sa.select(budgets).where(budgets.c.store == store)).one_or_none()
-            if row is not None and row.counted_at and not fresh and timedelta() <= now - row.counted_at < _TOTALS:
-                return row.copies, row.bytes
-            count = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(artifacts.c.size), 0))
-            query = count.join(artifacts, artifacts.c.id == copies.c.artifact_id)
-            of = (copies.c.store.concat("") == store, copies.c.read_at.is_not(None))  # concat: a scan, see above
-            found = connection.execute(query.where(*of)).one()
-        total, size = int(found[0]), int(found[1])
-        self._keep(store, {"copies": total, "bytes": size, "counted_at": now}, now)
-        return total, size
+            rows = [(str(row[0]), int(row[1]), int(row[2])) for row in connection.execute(query.where(*of))]
+        rows.sort(key=itemgetter(2, 1), reverse=True)
+        some = {bucket: (number, size) for bucket, number, size in rows[:MOST_BUCKETS]}
+        found = Usage(sum(row[1] for row in rows), sum(row[2] for row in rows), some, now)
+        values = {"copies": found.copies, "bytes": found.bytes, "buckets": rows[:MOST_BUCKETS], "counted_at": now}
+        self._keep(store, values, now)
+        return found
 
-    def copies(self, store: str, *, now: datetime) -> int:
-        """Return how many copies a store has that a sweep reads: as `totals` has counted them, or from an index."""
+    def copies(self, store: str) -> int:
+        """Return how many copies a store has that a sweep reads now, from an index."""
         read = (copies.c.store == store, copies.c.read_at.is_not(None))
         count = sa.select(sa.func.count()).where(*read)
         with self._database.read() as connection:
-            row = connection.execute(sa.select(budgets).where(budgets.c.store == store)).one_or_none()
-            if row is not None and row.counted_at and timedelta() <= now - row.counted_at < _TOTALS:
-                return int(row.copies)
             by_spread = connection.execute(count.where(copies.c.next_due_at.is_(None))).scalar_one()
             return int(by_spread) + int(connection.execute(count.where(copies.c.next_due_at.is_not(None))).scalar_one())
 
     def needed(self, store: str, count: Callable[[], NeededReads], *, age: timedelta, now: datetime) -> NeededReads:
         """Return how many copies of a store have to be read in a second; `count` computes it anew after `age`."""
         columns = budgets.c
-        query = sa.select(columns.needed, columns.needed_first, columns.needed_at).where(columns.store == store)
+        names = ("needed", "needed_first", "needed_new", "needed_again")  # as in NeededReads
+        query = sa.select(columns.needed_at, *(columns[name] for name in names)).where(columns.store == store)
         with self._database.read() as connection:
             row = connection.execute(query).one_or_none()
-        known = row is not None and row.needed_at and row.needed_first is not None
-        if row is not None and known and timedelta() <= now - row.needed_at < min(age, _TOTALS):
-            return NeededReads(float(row.needed), float(row.needed_first))
+        if row is not None and None not in row and timedelta() <= now - row.needed_at < min(age, _TOTALS):
+            return NeededReads(*row[1:])
         found = count()
-        self._keep(store, {"needed": found.all, "needed_first": found.first, "needed_at": now}, now)
+        self._keep(store, {**dict(zip(names, found, strict=True)), "needed_at": now}, now)
         return found
 
     def _keep(self, store: str, values: dict[str, object], now: datetime) -> None:

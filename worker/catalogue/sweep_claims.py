@@ -54,10 +54,16 @@ _SHORTEST = 0.001
 
 
 class NeededReads(NamedTuple):
-    """How many copies of a store have to be read in a second: of all, and of those that were not read yet."""
+    """How many copies of a store have to be read in a second.
+
+    `all`: of all. `first`: of those that were not read yet. `new`: of those whose first read is not late yet. `again`:
+    of those that were read before.
+    """
 
     all: float = 0.0
     first: float = 0.0
+    new: float = 0.0
+    again: float = 0.0
 
 
 NOT_ARCHIVED = copies.c.last_verdict.is_distinct_from(Verdict.ARCHIVED.value)
@@ -107,28 +113,40 @@ class SweepClaims:
         with self._database.read() as connection:
             return connection.execute(due.where(copies.c.next_due_at <= now)).scalar_one()
 
-    def needed(self, store: str, *, period: timedelta, first_read: timedelta, now: datetime) -> NeededReads:
+    def needed(
+        self, store: str, *, period: timedelta, first_read: timedelta, now: datetime, every: timedelta = timedelta()
+    ) -> NeededReads:
         """Return how many copies a second have to be read so that none is late, at the lowest constant rates.
 
         For some times from now on it counts the copies that have to be read until then, by one scan of the index. The
         rate follows what was written, and not only how many copies there are: copies that were written together are
         read within `first_read` and then over the whole period, and those that an outage has made late within what is
-        left of it.
+        left of it. `every`: how often reads are planned; no shorter time says anything about them.
         """
-        waits = _waits(period, first_read)
-        must = [wait + _SPARE * (first_read if spread < FIRST_READS else period) for spread, wait in enumerate(waits)]
-        soon = (max(first_read * part, period * _SHORTEST) for part in _SOON)
-        horizons = [*(period * part for part in _HORIZONS), *soon]
+        must = [wait + _SPARE * first_read for wait in _waits(period, first_read)[:FIRST_READS]]
+        must += [period * (_LATEST + _SPARE)] * (SPREADS - FIRST_READS)  # earlier reads only make the load even
+        parts = [*(period * part for part in _HORIZONS), *(first_read * part for part in _SOON)]
+        horizons = [*(max(each, period * _SHORTEST, every) for each in parts), timedelta()]
         times = {
             f"h{spread}_{number}": now - must[spread] + horizon
             for spread in range(SPREADS) for number, horizon in enumerate(horizons)
         }  # fmt: skip
         with self._database.read() as connection:
-            first, others = connection.execute(_NEEDED, {"of": store, **times}).all()
-        seconds = [horizon.total_seconds() for horizon in horizons]
+            first, again = (
+                [int(count) for count in row] for row in connection.execute(_NEEDED, {"of": store, **times})
+            )
+        late = first.pop()
+        again.pop()
+        seconds = [horizon.total_seconds() for horizon in horizons[:-1]]
+
+        def rate(counts: Sequence[int]) -> float:
+            return max(count / time for count, time in zip(counts, seconds, strict=True))
+
         return NeededReads(
-            max((int(new) + int(other)) / time for new, other, time in zip(first, others, seconds, strict=True)),
-            max(int(new) / time for new, time in zip(first, seconds, strict=True)),
+            rate([new + other for new, other in zip(first, again, strict=True)]),
+            rate(first),
+            rate([count - late for count in first]),
+            rate(again),
         )
 
     def mean_size(
@@ -230,15 +248,16 @@ def due_copies(
     limit: int,
     ahead: float = 1,
 ) -> list[int]:
-    """Return the ids of copies that are due and not claimed: due by the period, then first reads, then others.
+    """Return the ids of copies that are due and not claimed: those late in the period, then first reads, then others.
 
     A copy is due a part of the period after its last full read, or a part of `first_read` after its write: the part
     follows from the copy, so that copies written together are not read together. `ahead`: see `AHEAD`. However many
-    copies are new, they make no other copy overdue: one that is due by the period is taken before them.
+    copies are new, they make no other copy overdue: one that was not read for `_LATEST` of the period is taken before
+    them, the oldest first. So none is overdue where all copies can be read once in a period.
     """
     waits = [*_waits(period, first_read), timedelta()]  # the last is that of -1, a retry
     values = {"of": store, "claimed_far": _far(until), **_due_times(waits[:-1], period, now, ahead)}
-    latest = [*_waits(period, None), timedelta()]
+    latest = [*[period * _LATEST] * SPREADS, timedelta()]
 
     def order(spread: int, moment: datetime) -> tuple[int, datetime]:
         if moment > now or moment + latest[spread] <= now:  # a moment to come is of a clock that was ahead
@@ -416,7 +435,7 @@ def _counts_until(spreads: Sequence[int]) -> sa.Select[Any]:
     for spread in spreads:
         of = (copies.c.store == sa.bindparam("of"), copies.c.spread == spread, copies.c.next_due_at.is_(None))
         sums = []
-        for number in range(len(_HORIZONS) + len(_SOON)):
+        for number in range(len(_HORIZONS) + len(_SOON) + 1):  # the last is now
             until = sa.case((copies.c.read_at <= sa.bindparam(f"h{spread}_{number}"), 1), else_=0)
             sums.append(sa.func.coalesce(sa.func.sum(until), 0).label(f"c{number}"))
         found.append(sa.select(*sums).where(*of))

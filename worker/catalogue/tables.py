@@ -533,14 +533,17 @@ budgets = Table(
     Column("copies", BigInteger),
     Column("bytes", BigInteger),
     Column("counted_at", UtcDateTime),
+    Column("buckets", JSON),
     Column("needed", Double),
     Column("needed_at", UtcDateTime),
     Column("needed_first", Double),
+    Column("needed_new", Double),
+    Column("needed_again", Double),
 )
 """What the verify sweep has used of each store's budget: see `BudgetState`.
 
-`copies`, `bytes`: all that it reads. `needed`, `needed_first`: the copies a second that it has to read, all of them and
-those that were not read yet, see `SweepClaims.needed`.
+`copies`, `bytes`: all that it reads. `buckets`: the same by bucket, the largest first. `needed` and the columns that
+begin with it: the copies a second that it has to read, see `NeededReads`.
 """
 
 delete_requests = Table(

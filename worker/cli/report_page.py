@@ -117,7 +117,8 @@ def _verdict(document: Mapping[str, Any]) -> tuple[str, str]:
 def _stores(stores: Sequence[Mapping[str, Any]], now: datetime) -> str:
     rows = [
         (
-            row["store"], row["copies"], _share(row["read_within_period"], row["copies"] - row["archived"]),
+            row["store"], row["copies"], None if row["bytes"] is None else size(row["bytes"]),
+            _share(row["read_within_period"], row["copies"] - row["archived"]),
             row["archived"],
             age(row["oldest_read_at"], now) if row["oldest_read_at"] else None, row["never_read"], row["overdue"],
             _ahead(row["forecast_seconds"]),
@@ -128,6 +129,7 @@ def _stores(stores: Sequence[Mapping[str, Any]], now: datetime) -> str:
     names = (
         "store",
         "copies",
+        "size",
         "read in period",
         "archived",
         "oldest read",
@@ -193,12 +195,22 @@ def _budgets(stores: Sequence[Mapping[str, Any]]) -> str:
         (
             row["store"], size(used["bytes_today"]), used["requests_today"], f"{used['cost_this_month']:,.2f}",
             f"{used['cost_per_month']:,.2f}" if used["cost_per_month"] else None,
+            f"{row['pass']['cost']:,.2f}" if row["pass"]["cost"] else None, _ahead(row["pass"]["seconds"]),
             "now" if used["reads_now"] else _moment(used["reads_at"]),
         )
         for row in stores
         if (used := row["budget"]) is not None
     ]  # fmt: skip
-    names = ("store", "read today", "requests today", "cost this month", "at most", "reads again")
+    names = (
+        "store",
+        "read today",
+        "requests today",
+        "cost this month",
+        "at most",
+        "a pass costs",
+        "and takes",
+        "reads again",
+    )
     return _table(names, rows, "No store has a budget for the verify sweep.")
 
 

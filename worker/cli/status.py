@@ -13,12 +13,14 @@ import typer
 
 from worker import clock
 from worker.artifacts.log_signature import BadKeyFile, LogKeys
-from worker.artifacts.read_budget import pace_of
+from worker.artifacts.read_budget import Forecast, forecast_for, pace_of
 from worker.artifacts.verification_log_head import CheckedLog, WrittenLog, check_kept_head
 from worker.catalogue import (
     BAD,
     CANARY_TIMES,
+    GRACE,
     CopyState,
+    Coverage,
     FindingCount,
     FindingKind,
     FindingRecord,
@@ -129,12 +131,21 @@ def _store(
     coverage = session.catalogue.coverage.of(name, period=period, recent=_RECENT, now=now)
     present = sum(count for state, count in states.items() if CopyState(state).present)
     pause = next((each for each in pauses if (each.scope, each.name) == (Scope.STORE, name)), None)
-    left = max(present - coverage.archived - coverage.read, 0)
-    due = claims.count_due(name, period=period, now=now, limit=_MOST_DUE)
+    absent = sum(states.get(state, 0) for state in (CopyState.MISSING, CopyState.SIZE_MISMATCH))
+    left = max(present - coverage.archived - coverage.read - absent, 0)  # absent ones wait for repair, not for a read
+    usage, limits = session.catalogue.budgets.counted(name), session.settings
+    mean = usage.bytes // max(usage.copies, 1) if usage else 0
+    pass_ = forecast_for(limits, name, present, present * mean, waiting=coverage.never)
+    due = claims.overdue(name, period=period * (1 - GRACE), now=now)
     pace = pace_of(session.catalogue, name, due, period=period, now=now)
     return {
         "store": name,
         "copies": present,
+        "bytes": usage.bytes if usage else None,
+        "buckets": {of: {"copies": count, "bytes": size_} for of, (count, size_) in usage.buckets.items()}
+        if usage
+        else {},
+        "bytes_counted_at": usage.at if usage else None,
         "states": dict(states),
         "period_seconds": period.total_seconds(),
         "read_within_period": coverage.read,
@@ -145,12 +156,28 @@ def _store(
         "unreadable": coverage.unreadable,
         "archived": coverage.archived,
         "overdue": claims.overdue(name, period=period, now=now),
-        "forecast_seconds": left * _RECENT.total_seconds() / coverage.recent if coverage.recent else None,
+        "forecast_seconds": _all_read_in(left, coverage, pass_),
+        "first_reads_seconds": pass_.first_reads.total_seconds(),
+        "pass": {
+            "cost": pass_.cost,
+            "cap_per_month": pass_.cap,
+            "seconds": pass_.takes and pass_.takes.total_seconds(),
+            "summary": pass_.summary,
+            "warning": pass_.warning,
+        },
         "due": claims.count_due(name, period=period, first_read=first_read, now=now, limit=_MOST_DUE),
         "too_slow": pace.warning,
         "paused": None if pause is None else _paused(pause),
         "budget": _budget(session, name, now),
     }
+
+
+def _all_read_in(left: int, coverage: Coverage, ahead: Forecast) -> float | None:
+    """Return the seconds until all copies have been read, at the rate of late and as the first reads are planned."""
+    planned = ahead.first_reads.total_seconds()
+    if coverage.recent:
+        return max(left * _RECENT.total_seconds() / coverage.recent, planned)
+    return planned if left <= coverage.never else None
 
 
 def _budget(session: Session, name: str, now: datetime) -> dict[str, Any] | None:
@@ -318,10 +345,11 @@ def _print(document: Mapping[str, Any]) -> None:
     for each in document["findings"]:
         if each["kind"] == FindingKind.LOST:
             say(f"{each['count']} LOST: no copy of an artifact is good: `zot-artifacts findings --kind lost`")
-    columns = ("store", "copies", "in period", "oldest", "never read", "overdue", "all read in")
+    columns = ("store", "copies", "size", "in period", "oldest", "never read", "overdue", "all read in")
     print_table(columns, [_cells(row, now) for row in document["stores"]], empty="no stores", flexible=("store",))
     for row in document["stores"]:
-        for line in filter(None, (row["too_slow"], _first_reads_line(row), _budget_line(row), _archived_line(row))):
+        lines = (row["too_slow"], _first_reads_line(row), _budget_line(row), _archived_line(row), _buckets_line(row))
+        for line in filter(None, lines):
             say(line)
     if document["findings"]:
         say("")
@@ -355,7 +383,8 @@ def _cells(row: Mapping[str, Any], now: datetime) -> tuple[object, ...]:
     forecast = row["forecast_seconds"]
     ahead = None if forecast is None else age(now, now + timedelta(seconds=min(forecast, 10**10)))
     overdue = f"{late} ({_share(late, row['copies'])})" if late else 0
-    return row["store"], row["copies"], share, oldest, row["never_read"], overdue, ahead
+    used = None if row["bytes"] is None else size(row["bytes"])
+    return row["store"], row["copies"], used, share, oldest, row["never_read"], overdue, ahead
 
 
 def _archived_line(row: Mapping[str, Any]) -> str | None:
@@ -364,13 +393,27 @@ def _archived_line(row: Mapping[str, Any]) -> str | None:
 
 
 def _first_reads_line(row: Mapping[str, Any]) -> str | None:
-    if not (late := row["first_reads_late"]):
+    late, within = row["first_reads_late"], row["first_read_seconds"] / 3600
+    if row["first_reads_seconds"] > row["first_read_seconds"]:
+        takes = row["first_reads_seconds"] / 86400
+        return (
+            f"{row['store']}: {row['never_read']} copies were not read since their write; its budget allows that "
+            f"within {takes:,.1f} days, not within {within:g} h: raise it, or set a longer sweep.verify.first_read"
+        )
+    if not late:
         return None
-    within = timedelta(seconds=row["first_read_seconds"]) / timedelta(hours=1)
     return (
         f"{row['store']}: {counted(late, 'copy')} written more than {within:g} h ago and not read since, to be read as "
         "workers and the budget allow, at the latest within the period"
     )
+
+
+def _buckets_line(row: Mapping[str, Any]) -> str | None:
+    """Return what the largest buckets of a store use."""
+    buckets = list(row["buckets"].items())
+    told = [f"{bucket} {size(used['bytes'])} in {used['copies']:,} copies" for bucket, used in buckets[:_NAMED]]
+    more = [f"{len(buckets) - _NAMED} more buckets"] if len(buckets) > _NAMED else []
+    return f"{row['store']}: {', '.join([*told, *more])}" if told else None
 
 
 def _budget_line(row: Mapping[str, Any]) -> str | None:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from pydantic import ByteSize, ValidationError
 
-from worker.artifacts.read_budget import forecast, most, take
+from worker.artifacts.read_budget import first_reads_take, forecast, most, take
 from worker.catalogue import BudgetState
 from worker.settings.budgets import Budget, Prices
 
@@ -28,6 +28,15 @@ def test_the_forecast_tells_cost_time_and_what_would_do() -> None:
         "dr", 1_000_000, 10**13, period=30 * DAY, budget=Budget(cost_per_month=600), prices=prices, bandwidth=None
     )
     assert (enough.warning, round(enough.cost)) == (None, 575)
+
+
+def test_the_first_reads_of_new_copies_take_as_long_as_the_budget_asks_for() -> None:
+    """They are made within `first_read` where the budget allows that, and else at the even rate of the store."""
+    given = {"period": 30 * DAY, "first_read": DAY, "prices": FREE}
+    enough, scarce = (Budget(bytes_per_day=count * 10**6) for count in (1_000_000, 50_000))
+    assert first_reads_take(700_000, 1_000_000, 10**6, budget=enough, **given) == DAY
+    assert round(first_reads_take(700_000, 1_000_000, 10**6, budget=scarce, **given) / DAY) == 18
+    assert first_reads_take(0, 1_000_000, 10**6, budget=scarce, **given) == timedelta()
 
 
 def test_requests_and_retrieval_have_their_price() -> None:
