@@ -68,7 +68,7 @@ def test_failed_objects_are_named_and_found_again(zot: Zot, bucket: str) -> None
     assert (page["kind"], page["result"]["objects"]) == ("page", 3)
     assert zot("jobs", "--parent", job, "--after", page["job"], "--json").document["jobs"] == []
     assert f"verify {bucket}/..v2/a" in zot("jobs", "--parent", job).stdout
-    assert zot("jobs", job, "--json").document["progress"]["objects_total"] == 3
+    assert zot("jobs", job, "--json").document["result"]["objects"] == 3
 
 
 def test_a_list_comes_from_a_file_or_from_stdin(zot: Zot, bucket: str, tmp_path: Path) -> None:
