@@ -11,7 +11,8 @@ from tests.servers.process import REPOSITORY
 from tests.waiting import WITHIN
 
 ABSENT_HOST = "http://127.0.0.1:9"
-ROUNDS = 60
+ROUNDS = 130
+"""So many that what they may keep is more than the 200 dead references to cursors that a connection of SQLite keeps."""
 PER_ROUND = 2
 """Objects that each round may keep: far less than one exception with its frames."""
 GARBAGE_PER_ROUND = 100
