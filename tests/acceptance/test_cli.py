@@ -84,9 +84,13 @@ def sha256(path: Path) -> str:
 
 
 def leftovers(zot: Zot) -> list[Path]:
-    """Return what uploads have left behind in the staging and spooling directories. Dead ones keep their sources."""
-    dead = {job["job"] for job in zot("jobs", "--dead", "--state", "retrying", "--json").document["jobs"]}
-    return [path for name in ("staging", "spool") for path in (zot.home / name).iterdir() if path.name not in dead]
+    """Return what uploads have left behind in the staging and spooling directories.
+
+    Jobs that are dead or have not ended, such as those of another test to a store that is away, keep their sources.
+    """
+    open_ = ("--state", "queued", "--state", "running", "--state", "retrying")
+    keeping = {job["job"] for job in zot("jobs", "--dead", *open_, "--json").document["jobs"]}
+    return [path for name in ("staging", "spool") for path in (zot.home / name).iterdir() if path.name not in keeping]
 
 
 # What works
