@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import redis
 from celery import Celery, Task, shared_task
@@ -44,12 +44,13 @@ def recover(context: Context, app: Celery) -> SweepRecoverResult:
     _step("keys in Redis", lambda: move_wrong_types(app))
     _step("pauses", lambda: _mirror_pauses(context, app))
     ledger.check_writable()
+    began = clock.now()  # a job to cancel whose lease ends after that is cancelled by the next run, and not sent again
     cancelled = _step("cancellations", lambda: cancel_waiting_jobs(context, app, clean_up))
     _step("batches", lambda: end_batch_items(context, app))
     _step("pages", context.catalogue.pages.remove_ended)
     _step("result backend", lambda: republish_results(context, app, clean_up))  # before the outbox forgets those jobs
     messages = _step("outbox", lambda: Outbox(app).resend(ledger.known, sweep.after))
-    jobs = _step("overdue jobs", lambda: _resend_overdue(context, app))
+    jobs = _step("overdue jobs", lambda: _resend_overdue(context, app, began))
     RESENT.add("message lost", count=messages)
     RESENT.add("job silent", count=jobs)
     _step("removed webhooks", lambda: _see_removed_webhooks(context))
@@ -67,10 +68,10 @@ def _step(name: str, work: Callable[[], int | None]) -> int:
         return 0
 
 
-def _resend_overdue(context: Context, app: Celery) -> int:
+def _resend_overdue(context: Context, app: Celery, now: datetime) -> int:
     settings = context.settings
     overdue = context.catalogue.ledger.overdue(
-        now=clock.now(),
+        now=now,
         again=settings.sweep.recover.again,
         lease=settings.jobs.lease,
         limit=_AT_ONCE,

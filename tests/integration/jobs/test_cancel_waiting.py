@@ -102,6 +102,24 @@ def test_a_job_between_two_attempts_ends_at_once(context, app, client, broker, b
     assert recover(context, app).cancelled == 0
 
 
+def test_a_job_whose_lease_ends_during_the_recovery_is_cancelled_and_not_sent_again(
+    context, app, client, begin, staged, monkeypatch
+):
+    """Its worker died, and its lease ends between the step that cancels and the one that sends again."""
+    begin("waits", source=str(staged), staged=True)
+    cancel(client, "waits")
+    later = clock.now() + timedelta(minutes=1)
+
+    def pass_time(*_: object) -> None:
+        monkeypatch.setattr(clock, "now", lambda: later)
+
+    monkeypatch.setattr("tasks.sweeps.recover.end_batch_items", pass_time)
+    first = recover(context, app)
+    assert (first.cancelled, first.jobs) == (0, 0)
+    assert recover(context, app).cancelled == 1
+    assert context.catalogue.ledger.get("waits").attempts == 1
+
+
 def test_a_job_that_no_worker_has_taken_over_ends_at_once(context, app, client, broker):
     """Its request is in the ledger, its message is not sent again, and a delivery of it finds that it has ended."""
     job = client.upload("/in/app.tgz", "releases", "app.tgz")
