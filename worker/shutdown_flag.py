@@ -18,7 +18,7 @@ def announce(grace: timedelta) -> None:
     _AT.pack_into(_shared, 0, time.monotonic() + grace.total_seconds())
 
 
-def grace_is_over() -> bool:
-    """Return whether the worker shuts down and the grace period is over: nothing may wait for anything then."""
+def grace_is_over(since: float = 0.0) -> bool:
+    """Return whether the worker shuts down and the grace period has been over for so many seconds."""
     (at,) = _AT.unpack_from(_shared, 0)
-    return bool(at) and time.monotonic() > at
+    return bool(at) and time.monotonic() > at + since

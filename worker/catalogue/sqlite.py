@@ -32,6 +32,13 @@ _POLL, _LONGEST_POLL = 0.0005, 0.005
 """Seconds between two tries of a writer to get its turn: so much longer at each try, up to the latter."""
 
 
+_AFTER_GRACE = 2.0
+"""Seconds for which a writer waits for its turn when its worker shuts down and the grace period is over.
+
+All children of the worker record then that their jobs are requeued.
+"""
+
+
 def options(url: URL) -> dict[str, Any]:
     """Return the options of the engine; options of connecting in the URL win over them."""
     found: dict[str, Any] = {} if "timeout" in url.query else {"connect_args": {"timeout": BUSY_SECONDS}}
@@ -144,7 +151,7 @@ def flush(path: Path | None) -> None:
 def begin_write(connection: Connection, *, wait: bool = True) -> bool:
     """Begin a transaction that may write, once no other one writes; without `wait`, return whether that is so now.
 
-    A worker whose grace period is over does not wait any longer.
+    A worker whose grace period is over waits for a moment only, in which its other children write.
     """
     # A transaction that reads first and then writes cannot wait for the lock in WAL mode: it fails at once. So a
     # transaction that may write takes the lock at its start.
@@ -166,7 +173,7 @@ def begin_write(connection: Connection, *, wait: bool = True) -> bool:
                 busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
                 if busy and not wait:
                     return False
-                if not busy or time.monotonic() >= deadline or shutdown_flag.grace_is_over():
+                if not busy or time.monotonic() >= deadline or shutdown_flag.grace_is_over(_AFTER_GRACE):
                     execute(connection, "BEGIN IMMEDIATE", ())  # again, for SQLAlchemy's own class of error
                     return True
                 time.sleep(min(tries * _POLL, _LONGEST_POLL))

@@ -4,6 +4,7 @@ import errno
 import os
 import sqlite3
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from datetime import datetime, timedelta
@@ -58,9 +59,20 @@ def test_a_worker_that_shuts_down_waits_for_no_lock(url, monkeypatch):
     path = url.removeprefix("sqlite:///")
     with closing(Catalogue(f"{url}?timeout=3600")) as catalogue, closing(sqlite3.connect(path)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        monkeypatch.setattr(shutdown_flag, "grace_is_over", lambda: True)
+        monkeypatch.setattr(shutdown_flag, "grace_is_over", lambda _since: True)
         with pytest.raises(CatalogueUnavailable, match="locked"):
             begin(catalogue, "job-1")
+
+
+def test_children_of_a_worker_that_shuts_down_wait_for_each_other(url, monkeypatch):
+    """At the end of the grace period all of them record at one time that their jobs are requeued."""
+    path = url.removeprefix("sqlite:///")
+    with closing(Catalogue(url)) as catalogue, closing(sqlite3.connect(path)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        over = time.monotonic()
+        monkeypatch.setattr(shutdown_flag, "grace_is_over", lambda since: time.monotonic() > over + since)
+        monkeypatch.setattr("worker.catalogue.sqlite.time.sleep", lambda _: other.rollback())
+        assert isinstance(begin(catalogue, "job-1"), Leased)
 
 
 def test_a_new_file_with_a_writer_is_waited_for(url):
