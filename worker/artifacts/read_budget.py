@@ -79,10 +79,11 @@ class Forecast:
         if self.takes is not None:
             took = f"takes {self.takes / _DAY:,.1f} days, its period is {self.period / _DAY:g} days"
             told.append(f"and {took}" if self.cost else took)
+        first = ""
         if self.waiting and self.takes is not None:
             days = self.first_reads / _DAY
-            told.append(f"; the first reads of its {self.waiting:,} new copies take {days:,.1f} days")
-        return f"{self.store}: {' '.join(told)}".replace(" ;", ";")
+            first = f"; the first reads of {counted(self.waiting, 'new copy')} take {days:,.1f} days"
+        return f"{self.store}: {' '.join(told)}{first}"
 
     @property
     def warning(self) -> str | None:

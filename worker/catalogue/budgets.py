@@ -96,9 +96,8 @@ class Budgets:
         known = self.counted(store)
         if known is not None and timedelta() <= now - known.at < _TOTALS:
             return known
-        bucket = artifacts.c.bucket.concat(
-            sa.literal_column("''")
-        )  # concat: no scan in the order of an index of buckets
+        # concat: no scan in the order of an index of buckets
+        bucket = artifacts.c.bucket.concat(sa.literal_column("''"))
         count = sa.select(bucket, sa.func.count(), sa.func.sum(artifacts.c.size))
         query = count.join(copies, artifacts.c.id == copies.c.artifact_id).group_by(bucket)
         of = (copies.c.store.concat("") == store, copies.c.read_at.is_not(None))  # concat: a scan, see above
