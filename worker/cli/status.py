@@ -158,17 +158,24 @@ def _store(
         "overdue": claims.overdue(name, period=period, now=now),
         "forecast_seconds": _all_read_in(left, coverage, pass_),
         "first_reads_seconds": pass_.first_reads.total_seconds(),
-        "pass": {
-            "cost": pass_.cost,
-            "cap_per_month": pass_.cap,
-            "seconds": pass_.takes and pass_.takes.total_seconds(),
-            "summary": pass_.summary,
-            "warning": pass_.warning,
-        },
+        "pass": _pass(pass_ if usage else None),
         "due": claims.count_due(name, period=period, first_read=first_read, now=now, limit=_MOST_DUE),
         "too_slow": pace.warning,
         "paused": None if pause is None else _paused(pause),
         "budget": _budget(session, name, now),
+    }
+
+
+def _pass(ahead: Forecast | None) -> dict[str, Any]:
+    """Return what one pass over a store takes and costs; nothing is known before a sweep has counted its bytes."""
+    if ahead is None:
+        return dict.fromkeys(("cost", "cap_per_month", "seconds", "summary", "warning"))
+    return {
+        "cost": ahead.cost,
+        "cap_per_month": ahead.cap,
+        "seconds": ahead.takes and ahead.takes.total_seconds(),
+        "summary": ahead.summary,
+        "warning": ahead.warning,
     }
 
 
