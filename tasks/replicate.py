@@ -34,7 +34,7 @@ def replicate(request: ReplicateRequest, context: JobContext, job: RunningJob) -
     Raises:
         NotFound: the artifact is not in the catalogue.
         NoGoodSource: naming what is wrong with each copy there is.
-        ReadBackMismatch: a store gave other bytes for a new copy that was read back: a repair, or as the settings say.
+        ReadBackMismatch: a repaired copy, or a new one that is read back by the settings, has other bytes.
         StorageError, Snooze: a store did not take its copy; the other stores have theirs.
     """
     artifact = context.artifact(request.bucket, request.key)

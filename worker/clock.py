@@ -48,20 +48,22 @@ def uptime() -> float:
 
 
 def follow(shared: datetime) -> None:
-    """Take a moment that was read just now from the clock that all machines share, that of the catalogue's server.
+    """Follow the clock of the catalogue's server, which has just said this moment; all machines share it.
 
-    The leases and due times of all workers are then by one clock, however wrong that of a machine is.
+    Leases and due times of all workers then go by one clock, even where the clock of a machine is wrong.
     """
     global _shared_start, _checked_at  # noqa: PLW0603 - a process has one clock
     if abs(shared - now()) > _AGREE:
         ahead = (host_time() - shared).total_seconds()
-        logger.warning("the clock of this machine is %+.0f s from that of the catalogue, which counts", ahead)
+        logger.warning(
+            "this machine's clock is %+.0f s off; leases and due times go by that of the catalogue's server", ahead
+        )
     _checked_at = uptime()
     _shared_start = shared - timedelta(seconds=_checked_at)
 
 
 def is_unchecked() -> bool:
-    """Return whether the clock was not compared with the shared one for a minute."""
+    """Return whether a minute has passed since the clock was compared with the shared one."""
     return uptime() - _checked_at >= _CHECKED_FOR
 
 

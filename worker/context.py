@@ -100,7 +100,7 @@ def current_version(catalogue: Catalogue, bucket: str, key: str) -> Artifact:
     """Return the current version under a key.
 
     Raises:
-        NotFound: there is none; with the way to undo its delete, or with the nearest key.
+        NotFound: there is none; the message has the way to undo its delete, or the nearest key.
     """
     found = catalogue.artifacts.current(bucket, key)
     if found is None and (gone := catalogue.deletions.get(bucket, key)) is not None:

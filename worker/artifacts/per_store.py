@@ -45,7 +45,7 @@ class SingleFailures:
         self._in_a_row = 0
 
     def add(self, error: StorageError) -> None:
-        """Record a failure; raise it if too many of the store came in a row."""
+        """Record a failure; raise it if the store has failed too often in a row."""
         self.all.append(error)
         self._in_a_row += error.of_store
         if self._in_a_row >= _IN_A_ROW:

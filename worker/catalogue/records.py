@@ -201,7 +201,7 @@ class VerdictRow(NamedTuple):
 
     @property
     def has_wrong_metadata(self) -> bool:
-        """Return whether the bytes are right, and the digest beside them is gone or another one."""
+        """Return whether the bytes are right, and the digest beside them is missing or different."""
         stored = self.stored_sha256
         return stored is not None and stored != self.expected_sha256 and self.verdict == Verdict.VERIFIED
 

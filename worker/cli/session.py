@@ -59,7 +59,7 @@ class Session:
         return names or None
 
     def check_known_store(self, name: str | None) -> None:
-        """Return if a store is configured, or the catalogue has copies in it.
+        """Check that a store is configured, or that the catalogue has copies in it.
 
         Raises:
             UnknownStore: naming those that are configured.

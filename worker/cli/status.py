@@ -180,7 +180,7 @@ def _pass(ahead: Forecast | None) -> dict[str, Any]:
 
 
 def _all_read_in(left: int, coverage: Coverage, ahead: Forecast) -> float | None:
-    """Return the seconds until all copies have been read, at the rate of late and as the first reads are planned."""
+    """Return the seconds until all copies have been read, by the recent rate and the plan for first reads."""
     planned = ahead.first_reads.total_seconds()
     if coverage.recent:
         return max(left * _RECENT.total_seconds() / coverage.recent, planned)
@@ -404,8 +404,8 @@ def _first_reads_line(row: Mapping[str, Any]) -> str | None:
     if row["first_reads_seconds"] > row["first_read_seconds"]:
         takes = row["first_reads_seconds"] / 86400
         return (
-            f"{row['store']}: {row['never_read']} copies were not read since their write; its budget allows that "
-            f"within {takes:,.1f} days, not within {within:g} h: raise it, or set a longer sweep.verify.first_read"
+            f"{row['store']}: {row['never_read']} copies were not read since their write; its budget allows "
+            f"these reads in {takes:,.1f} days, not in {within:g} h: raise it, or set a longer sweep.verify.first_read"
         )
     if not late:
         return None

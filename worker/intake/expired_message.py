@@ -1,4 +1,4 @@
-"""A message that has expired ends for itself: it says nothing about the job with its id."""
+"""An expired message is dropped alone: other messages of its job are still valid."""
 
 from datetime import UTC, datetime
 
@@ -6,7 +6,10 @@ from celery.worker.request import Request
 
 
 class RequestThatExpires(Request):
-    """Celery's own class revokes the id too, and its worker then drops every later message of the job."""
+    """A request of which only the expired message is dropped.
+
+    Celery's own class also revokes the id, so that its worker drops every later message of the job.
+    """
 
     def maybe_expire(self) -> bool:
         """Return whether the message has expired."""

@@ -452,11 +452,11 @@ class LimitedStores(Mapping[str, LimitedStore]):
         return len(self._stores)
 
     def admitting(self, names: Iterable[str]) -> list[LimitedStore]:
-        """Return these stores for work that serves all of them, if at least one takes a job now, or there are none.
+        """Return these stores for work that serves all of them, if at least one takes a job now; an empty set, too.
 
         Raises:
             UnknownStore: as `__getitem__`.
-            Snooze: none does; the one that is over first.
+            Snooze: no store takes a job now; it is the shortest of their snoozes.
         """
         stores = [self[name] for name in names]
         closed: list[Snooze] = []

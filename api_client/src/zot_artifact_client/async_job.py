@@ -76,7 +76,10 @@ class AsyncJob(Generic[ResultT]):
         return self.spec.kind if self.spec else None
 
     async def state(self) -> JobState:
-        """Return the state of the job: `unknown` for an id that is wrong, or whose result has expired."""
+        """Return the state of the job: `unknown` for an id that is wrong, or whose result has expired.
+
+        `running` is returned up to a second after a worker has begun the job.
+        """
         return (await self.results.snapshot(self.id)).state
 
     async def progress(self) -> Progress | None:

@@ -71,7 +71,10 @@ class Job(Generic[ResultT]):
 
     @property
     def state(self) -> JobState:
-        """Return the state of the job: `unknown` for an id that is wrong, or whose result has expired."""
+        """Return the state of the job: `unknown` for an id that is wrong, or whose result has expired.
+
+        `running` is returned up to a second after a worker has begun the job.
+        """
         return self.results.snapshot(self.id).state
 
     @property

@@ -39,7 +39,7 @@ def _locate(config: AzureConfig, real: str, service: BlobServiceClient) -> Bucke
 
 
 def _authorisation(credential: Any) -> Callable[[Any], None]:
-    """Return what adds the header that authorises a request. A signature in the URL, and no credential, add none."""
+    """Return what adds the authorisation header to a request; with a signature in the URL it adds nothing."""
     if hasattr(credential, "account_key"):
         return credential.on_request  # type: ignore[no-any-return]  # the SDK's own signature with the key
     return _Bearer(credential).sign if hasattr(credential, "get_token") else lambda _: None

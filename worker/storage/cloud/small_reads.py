@@ -1,4 +1,4 @@
-"""Read small objects with one plain request, at less than a fifth of the SDKs' processor time.
+"""Read small objects with one plain request, at a fraction of the SDKs' processor time.
 
 A thread that reads many asks for several before it reads the first answer, each over a connection of its own. An answer
 has mostly arrived when the thread reads it: the thread does not sleep, and no other one takes Python's lock from it.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import HeadObjectOutputTypeDef
 
 DIGESTS = {"x-amz-checksum-mode": "ENABLED"}
-"""Lets the answer to a HEAD say the store's own digest."""
+"""Asks for the store's own digest in the answer to a HEAD."""
 _DIGEST = f"x-amz-meta-{SHA256}"
 _FINAL = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND}
 """Statuses after which the SDK would not ask again either."""
