@@ -48,7 +48,7 @@ def test_a_copy_has_them_too(bucket: BucketUnderTest) -> None:
 
 
 def test_another_version_than_was_read_is_not_copied(bucket: BucketUnderTest) -> None:
-    """What is swapped in has the bytes that were read back, also if another writer replaces them meanwhile."""
+    """A copy of a version that another writer has replaced is a Conflict; the version that is there is copied."""
     driver = bucket.store._driver
     if not hasattr(driver, "refuses_damage") or not bucket.capabilities.max_copy_size:
         return

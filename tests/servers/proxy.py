@@ -21,7 +21,7 @@ class Request:
     method: str
     path: str
     headers: Mapping[str, str]
-    """By their names in any case, because libraries write them differently."""
+    """The headers by name; a name is found in upper and lower case, because libraries write them differently."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "headers", CaseInsensitiveDict(self.headers))

@@ -51,7 +51,7 @@ def test_what_is_no_file_is_named_and_stays(app, tmp_path):
 
 @pytest.mark.parametrize("entries", [b"", pickle.dumps(5)])
 def test_torn_entries_of_a_whole_file_are_discarded(app, tmp_path, entries):
-    """Entries that Celery does not expect cost a log line too, and not the sweeps, nor a file that is named like it."""
+    """Entries that Celery does not expect are logged and discarded; a file with a similar name stays."""
     (tmp_path / "schedule-notes.txt").write_text("notes")
     with dbm.open(str(tmp_path / "schedule"), "c") as file:
         file[b"entries"] = entries

@@ -105,7 +105,7 @@ def test_a_job_between_two_attempts_ends_at_once(context, app, client, broker, b
 def test_a_job_whose_lease_ends_during_the_recovery_is_cancelled_and_not_sent_again(
     context, app, client, begin, staged, monkeypatch
 ):
-    """Its worker died, and its lease ends between the step that cancels and the one that sends again."""
+    """The worker died; the lease ends after `sweep.recover` has cancelled jobs, and before it sends jobs again."""
     begin("waits", source=str(staged), staged=True)
     cancel(client, "waits")
     later = clock.now() + timedelta(minutes=1)

@@ -164,7 +164,7 @@ def test_a_worker_that_is_killed_in_mid_delivery_loses_no_end(
 def test_an_end_that_a_clock_a_day_ahead_delayed_is_delivered_now(
     catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the job was recorded with, or the last attempt, is due later than any attempt can be."""
+    """A clock that was ahead wrote the end, so its delivery would be due in a day; it is delivered now."""
     with monkeypatch.context() as wrong:
         later(wrong, timedelta(days=1))
         end(catalogue, "job-1", "ci")

@@ -31,7 +31,7 @@ def test_the_forecast_tells_cost_time_and_what_would_do() -> None:
 
 
 def test_the_first_reads_of_new_copies_take_as_long_as_the_budget_asks_for() -> None:
-    """They are made within `first_read` where the budget allows that, and else at the even rate of the store."""
+    """First reads take `first_read` if the budget allows that, and otherwise as long as the even rate needs."""
     given = {"period": 30 * DAY, "first_read": DAY, "prices": FREE}
     enough, scarce = (Budget(bytes_per_day=count * 10**6) for count in (1_000_000, 50_000))
     assert first_reads_take(700_000, 1_000_000, 10**6, budget=enough, **given) == DAY

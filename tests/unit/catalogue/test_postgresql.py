@@ -40,7 +40,7 @@ def record(catalogue, key="app.tgz"):
 
 @pytest.mark.parametrize("wrong", [timedelta(hours=1), timedelta(hours=-1)], ids=["ahead", "behind"])
 def test_a_machine_with_a_wrong_clock_takes_no_job_of_another(url, catalogue, monkeypatch, wrong):
-    """It goes by the clock of the server: a job that is alive is held for it, and not overdue; a lost one is."""
+    """The clock of the server counts: a job of a living worker stays leased, and one of a dead worker is overdue."""
     lease = timedelta(seconds=30)
     about = {"owner": "me", "holds": None, "parent": None, "lease": lease}
     catalogue.ledger.acquire("lives", "upload", {}, now=clock.now(), **about)

@@ -65,7 +65,7 @@ def test_a_worker_that_shuts_down_waits_for_no_lock(url, monkeypatch):
 
 
 def test_children_of_a_worker_that_shuts_down_wait_for_each_other(url, monkeypatch):
-    """At the end of the grace period all of them record at one time that their jobs are requeued."""
+    """When the grace period ends, all children record at the same time that their jobs are requeued."""
     path = url.removeprefix("sqlite:///")
     with closing(Catalogue(url)) as catalogue, closing(sqlite3.connect(path)) as other:
         other.execute("BEGIN IMMEDIATE")

@@ -19,7 +19,7 @@ def test_a_full_disk_and_a_failover_are_refused_writes(error):
 
 
 def test_no_memory_is_a_refused_write_and_any_other_error_is_not():
-    """An error whose text only quotes such a word is none of them."""
+    """An error whose text only quotes the word for such an error is another error."""
     assert is_write_refused(redis.OutOfMemoryError("command not allowed"))
     assert not is_write_refused(redis.ResponseError("ERR unknown command 'MISCONF x'"))
     assert not is_write_refused(
