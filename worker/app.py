@@ -122,7 +122,7 @@ def make_app(settings: Settings) -> Celery:
         redis_socket_keepalive=not results.is_socket,
         redis_backend_health_check_interval=10,
         # What Flower sees
-        task_track_started=False,  # Delivery publishes it, under the job's fence
+        task_track_started=False,  # the first heartbeat stores progress instead, with the fencing token
         worker_send_task_events=False,  # Flower turns them on while it runs; unseen, they cost a third of a job
         # Beat
         beat_schedule=beat_schedule(settings),
