@@ -144,6 +144,7 @@ def test_two_requests_do_not_append_at_once(gateway: Gateway) -> None:
     first = threading.Thread(target=lambda: append(client, place, 0, slow()))
     first.start()
     begun.wait(60)
+    until(lambda: any(each.stat().st_size for each in gateway.settings.staging_dir.glob("*/source")))
     other = gateway.client_of(client.headers["Authorization"].removeprefix("Bearer "))
     answer = until(lambda: (got := append(other, place, 0, b"x")).status_code != 409 and got)
     assert answer.status_code == 423
