@@ -75,7 +75,7 @@ def main() -> None:
         def absent() -> object:
             at = clock.now()
             return catalogue.sweep_claims.absent(
-                "main", "releases", "", wanted=lambda _: True, now=at, until=at, limit=500
+                "main", "releases", "", wanted=lambda *_, **__: True, now=at, until=at, limit=500
             )
 
         timed("due, none is", lambda: due(_PERIOD * 10))

@@ -82,7 +82,7 @@ def _record(
     recorded = context.catalogue.artifacts.record(
         request.bucket, request.key, content.digest, request.metadata, clock.now(), manifest=content.manifest,
         stores=[store.name for store in stores], job=job.id, properties=request.properties, replaces_headers=True,
-        durable=False,
+        stores_named=request.stores is not None, durable=False,
     )  # fmt: skip
     # Copies of a small artifact are recorded with the end of the job, in one transaction: to read them again costs
     # little.

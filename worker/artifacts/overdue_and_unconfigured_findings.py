@@ -44,12 +44,14 @@ def see_stores(settings: Settings, catalogue: Catalogue, now: datetime) -> None:
     unwanted = [
         each.id
         for each in findings.page(kind=FindingKind.UNDER_REPLICATED, limit=_OF_ARTIFACTS)
-        if not _wanted(settings, each)
+        if not _wanted(settings, catalogue, each)
     ]
     if unwanted:
-        findings.resolve(unwanted, "no rule wants the copy any more", now=now)
+        findings.resolve(unwanted, "the copy does not belong there any more", now=now)
 
 
-def _wanted(settings: Settings, found: FindingRecord) -> bool:
-    rule = settings.rule_for(found.bucket or "", found.key or "")
-    return rule is not None and found.store in rule.stores
+def _wanted(settings: Settings, catalogue: Catalogue, found: FindingRecord) -> bool:
+    store, bucket, key = found.store or "", found.bucket or "", found.key or ""
+    artifact = catalogue.artifacts.current(bucket, key)
+    placed_as = catalogue.companions.placed_as(bucket, key)
+    return artifact is not None and settings.wants(store, bucket, placed_as, stores_named=artifact.stores_named)

@@ -126,7 +126,12 @@ class UploadPage:
             if item.content is not None
         ]
         recorded = self.context.catalogue.artifacts.record_many(
-            versions, self.request.metadata, clock.now(), job=self.job.id, properties=self.request.properties
+            versions,
+            self.request.metadata,
+            clock.now(),
+            job=self.job.id,
+            properties=self.request.properties,
+            stores_named=self.request.stores is not None,
         )
         for item, each in zip(read, recorded, strict=True):
             if isinstance(each, Recorded):

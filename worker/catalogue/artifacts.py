@@ -21,7 +21,8 @@ from worker.storage.integrity.manifest import CHUNK_SIZE, Manifest
 from worker.storage.keys import CANARY_BUCKET
 from zot_artifact_client.contract import with_properties
 
-_GOOD = [state for state in CopyState if state.good]
+GOOD = [state for state in CopyState if state.good]
+"""The states of copies that are complete, and right as far as is known."""
 _ABSENT = [state for state in CopyState if not state.present]
 
 FIRST_READS = 12
@@ -78,6 +79,7 @@ _DELETE_COPY = Prepared(
     .where(copies.c.id == sa.bindparam("copy"))
     .values(state=CopyState.DELETED, read_at=None, next_due_at=None, claimed_until=None)
 )
+_PLACE = Prepared(sa.update(artifacts).where(artifacts.c.id == sa.bindparam("of")).values(stores_named=None))
 _DAMAGED = (
     sa.select(copies.c.store, copies.c.state)
     .join(artifacts, artifacts.c.id == copies.c.artifact_id)
@@ -177,6 +179,7 @@ class Artifacts:
         job: str | None = None,
         properties: Mapping[str, str] | None = None,
         replaces_headers: bool = False,
+        stores_named: bool = False,
         durable: bool = True,
     ) -> Recorded:
         """Return the newest version if it has this digest, else record a new one with its manifest and copies.
@@ -186,6 +189,9 @@ class Artifacts:
         given tags all tags, and what is empty is kept.
 
         A version without a complete copy is used again, so that a retry of its `job` records no second one.
+
+        `stores_named`: `stores` were named by the upload, and are not those of the setting `placement`. A version stays
+        so until an upload of the same bytes names none.
 
         Without `durable`, a power cut may undo the record of a first version, until something else is recorded: the job
         must be in the ledger, so that its next attempt records it again and finds what it has written. A further
@@ -207,12 +213,15 @@ class Artifacts:
                 artifact, begun = artifact_of(row), {}
                 for store in stores:
                     ensure_copy(connection, artifact, store)
+                if row.stores_named and not stores_named:
+                    _PLACE.run(connection, of=row.id)
             else:
                 if row is not None:
                     check_hold(connection, bucket, key)
                 artifact = insert_version(
                     connection, bucket=bucket, key=key, version=row.version + 1 if row else 1, digest=digest,
                     metadata=metadata, created_at=now, job=job, properties=properties, manifest=manifest,
+                    stores_named=stores_named,
                 )  # fmt: skip
                 begun = {
                     store: copy_of(_INSERT_COPY.first(connection, **_new_copy(artifact.id, store))) for store in stores
@@ -229,6 +238,7 @@ class Artifacts:
         *,
         job: str,
         properties: Mapping[str, str] | None = None,
+        stores_named: bool = False,
     ) -> list[Recorded | Superseded | OnHold]:
         """Record versions of different keys in one transaction; for each see `record`, whose errors are returned.
 
@@ -258,8 +268,11 @@ class Artifacts:
                 artifact = artifact_of(row)
                 for store in each.stores:
                     ensure_copy(connection, artifact, store)
+                if row.stores_named and not stores_named:
+                    _PLACE.run(connection, of=row.id)
                 recorded[number] = Recorded(artifact, fresh=False)
-            recorded |= _insert_versions(connection, fresh, beside, {"created_at": now, "job": job})
+            shared = {"created_at": now, "job": job, "stores_named": stores_named or None}
+            recorded |= _insert_versions(connection, fresh, beside, shared)
         return [recorded[number] for number in range(len(versions))]
 
     def manifest(self, artifact: Artifact) -> Manifest | None:
@@ -455,12 +468,12 @@ class Artifacts:
         """Return the oldest last full read among the good copies of a store that were read, None if none was."""
         oldest = sa.select(sa.func.min(copies.c.last_verified_at)).where(copies.c.store == store)
         with self._database.read() as connection:
-            found = [connection.execute(oldest.where(copies.c.state == state)).scalar() for state in _GOOD]
+            found = [connection.execute(oldest.where(copies.c.state == state)).scalar() for state in GOOD]
         return min((moment for moment in found if moment), default=None)
 
     def never_verified(self, store: str) -> int:
         """Return how many good copies of a store have never been read fully."""
-        never = sa.and_(copies.c.store == store, copies.c.state.in_(_GOOD), copies.c.last_verified_at.is_(None))
+        never = sa.and_(copies.c.store == store, copies.c.state.in_(GOOD), copies.c.last_verified_at.is_(None))
         with self._database.read() as connection:
             return connection.execute(sa.select(sa.func.count()).where(never)).scalar_one()
 
@@ -487,11 +500,13 @@ def insert_version(
     job: str | None,
     properties: Mapping[str, str] | None,
     manifest: Manifest | None,
+    stores_named: bool = False,
 ) -> Artifact:
     """Record a new version of a key, with the digests of its chunks."""
     row = _INSERT_VERSION.first(
         connection, bucket=bucket, key=key, version=version, job=job, size=digest.size, sha256=digest.sha256,
         metadata=dict(metadata), created_at=created_at, properties=dict(properties) if properties else None,
+        stores_named=stores_named or None,
     )  # fmt: skip
     if manifest and len(manifest) > 1:  # the digest of an only chunk is that of the whole
         chunks = {"artifact_id": row.id, "chunk_size": manifest.chunk_size, "digests": manifest.digests}
@@ -639,7 +654,7 @@ def artifact_of(row: Row[Any]) -> Artifact:
     """Return a row as an Artifact."""
     return Artifact(
         row.id, row.bucket, row.key, row.version, Digest(row.size, row.sha256), row.metadata,
-        row.created_at, row.committed_at, row.tombstoned_at, row.properties or {},
+        row.created_at, row.committed_at, row.tombstoned_at, row.properties or {}, bool(row.stores_named),
     )  # fmt: skip
 
 

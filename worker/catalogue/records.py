@@ -100,6 +100,8 @@ class Artifact:
     tombstoned_at: datetime | None = None
     properties: Mapping[str, str] = field(default_factory=dict)
     """The headers that clouds keep beside the bytes, by the names of `ObjectProperties`."""
+    stores_named: bool = False
+    """All its uploads named their stores, so that the setting `placement` adds no other."""
 
     @property
     def path(self) -> str:

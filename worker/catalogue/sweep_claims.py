@@ -10,7 +10,16 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from worker import clock
-from worker.catalogue.artifacts import FIRST_READS, READ_ONCE, SPREADS, artifact_of, begins_with, ensure_copy, listed
+from worker.catalogue.artifacts import (
+    FIRST_READS,
+    GOOD,
+    READ_ONCE,
+    SPREADS,
+    artifact_of,
+    begins_with,
+    ensure_copy,
+    listed,
+)
 from worker.catalogue.bulk import one_of_ids
 from worker.catalogue.companion_keys import PLACED_AS, with_owners
 from worker.catalogue.compiled_statements import Prepared
@@ -19,6 +28,7 @@ from worker.catalogue.findings import NewFinding, see
 from worker.catalogue.records import Artifact, CopyState, FindingKind
 from worker.catalogue.tables import artifacts, copies, sweep_cursors
 from worker.storage import Verdict
+from worker.storage.keys import CANARY_BUCKET
 
 _SOME = 100
 _LATEST = 0.9
@@ -162,25 +172,38 @@ class SweepClaims:
             sizes = [min(size, largest) for size in connection.execute(of.where(copies.c.id.in_(some))).scalars()]
         return sum(sizes) // len(sizes) if sizes else 0
 
-    def count_absent(self, store: str, bucket: str | None, prefix: str, *, wanted: Callable[[str, str], bool]) -> int:
-        """Return how many current artifacts `absent` would find in all, claimed ones included; it reads all of them."""
-        here = sa.and_(copies.c.artifact_id == artifacts.c.id, copies.c.store == store)
-        columns = (artifacts.c.bucket, PLACED_AS.label("placed_as"))
-        query = with_owners(sa.select(*columns).select_from(artifacts).outerjoin(copies, here)).where(*listed())
-        query = query.where(sa.or_(copies.c.id.is_(None), copies.c.state == CopyState.WRITING))
+    def measure_absent(
+        self, store: str, bucket: str | None, prefix: str, *, wanted: Callable[..., bool]
+    ) -> dict[str | None, tuple[int, int]]:
+        """Return how many current artifacts `absent` would find in all, and their bytes; it reads all artifacts.
+
+        They are by the store that has the copy to read, None where no other store has a good one. Claimed ones, and
+        those that their upload is still writing, are included.
+        """
+        source = copies.alias("source")
+        good = (source.c.artifact_id == artifacts.c.id, source.c.state.in_(GOOD), source.c.store != store)
+        first = (source.c.last_verified_at.is_(None), source.c.store)  # as replications choose it
+        read_from = sa.select(source.c.store).where(*good).order_by(*first).limit(1).scalar_subquery()
+        query = _absent(
+            store, artifacts.c.bucket, artifacts.c.stores_named, artifacts.c.size, read_from.label("read_from")
+        )
         if bucket is not None:
             query = query.where(artifacts.c.bucket == bucket, *begins_with(PLACED_AS, prefix))
+        found: dict[str | None, tuple[int, int]] = {}
         with self._database.read() as connection:
-            rows = connection.execution_options(yield_per=1000).execute(query)
-            return sum(1 for row in rows if wanted(row.bucket, row.placed_as))
+            for row in connection.execution_options(yield_per=1000).execute(query):
+                if wanted(row.bucket, row.placed_as, stores_named=bool(row.stores_named)):
+                    count, size = found.get(row.read_from, (0, 0))
+                    found[row.read_from] = count + 1, size + row.size
+        return found
 
     def absent(
         self,
         store: str,
-        bucket: str,
+        bucket: str | None,
         prefix: str,
         *,
-        wanted: Callable[[str, str], bool],
+        wanted: Callable[..., bool],
         now: datetime,
         until: datetime,
         limit: int,
@@ -191,29 +214,31 @@ class SweepClaims:
 
         A call reads the `scan` newest artifacts, and as many older ones from where the previous call ended, so that its
         cost does not grow with the catalogue. A copy that was deleted there, or that is there and bad, is not absent. A
-        claim keeps other sweeps away until the copy is written, or until `until`.
+        claim keeps other sweeps away until the copy is written, or until `until`. A copy that a job has begun is left
+        to it if the artifact was committed after `late_since`.
 
-        The prefix and `wanted` are about the key by which an artifact is placed, see `Companions.placed_as`.
+        `wanted`: asked with the bucket, the key by which an artifact is placed, see `Companions.placed_as`, and whether
+        its uploads named their stores. The prefix is about that key too.
         """
-        here = sa.and_(copies.c.artifact_id == artifacts.c.id, copies.c.store == store)
+        late = artifacts.c.committed_at <= late_since if late_since else sa.true()
         unclaimed = _unclaimed(sa.literal(now), sa.literal(_far(until)))
         query = (
-            with_owners(
-                sa.select(artifacts, PLACED_AS.label("placed_as")).select_from(artifacts).outerjoin(copies, here)
-            )
-            .where(artifacts.c.id > sa.bindparam("after"), artifacts.c.id <= sa.bindparam("last"), *listed())
-            .where(artifacts.c.bucket.concat("") == bucket, *begins_with(PLACED_AS, prefix))  # concat: search by id
-            .where(sa.or_(copies.c.id.is_(None), sa.and_(copies.c.state == CopyState.WRITING, unclaimed)))
+            _absent(store, artifacts)
+            .where(artifacts.c.id > sa.bindparam("after"), artifacts.c.id <= sa.bindparam("last"))
+            .where(sa.or_(copies.c.id.is_(None), sa.and_(unclaimed, late)))
             .order_by(artifacts.c.id)
         )
+        if bucket is not None:  # concat: search by id
+            query = query.where(artifacts.c.bucket.concat("") == bucket, *begins_with(PLACED_AS, prefix))
 
         def found(connection: Connection, after: int, last: int, most: int) -> list[Artifact]:
             rows = connection.execution_options(yield_per=1000).execute(query, {"after": after, "last": last})
-            some = list(islice((artifact_of(row) for row in rows if wanted(bucket, row.placed_as)), most))
+            fit = (row for row in rows if wanted(row.bucket, row.placed_as, stores_named=bool(row.stores_named)))
+            some = [artifact_of(row) for row in islice(fit, most)]
             rows.close()
             return some
 
-        cursor = f"replicate {store} {bucket}/{prefix}"
+        cursor = f"replicate {store}" if bucket is None else f"replicate {store} {bucket}/{prefix}"
         with self._database.read() as connection:  # it may scan many rows, and other writers would wait for it
             newest = connection.execute(sa.select(sa.func.max(artifacts.c.id))).scalar() or 0
             old = max(newest - scan, 0)
@@ -228,13 +253,26 @@ class SweepClaims:
         with self._database.write() as connection:
             ids = [ensure_copy(connection, artifact, store).id for artifact in absent]
             connection.execute(sa.update(copies).where(copies.c.id.in_(ids)).values(claimed_until=until))
-            late = [of for of in absent if late_since and of.committed_at and of.committed_at <= late_since]
+            old_ones = [of for of in absent if late_since and of.committed_at and of.committed_at <= late_since]
             kind = FindingKind.UNDER_REPLICATED
-            see(connection, [NewFinding(kind, store, of.bucket, of.key, of.version) for of in late], now)
+            see(connection, [NewFinding(kind, store, of.bucket, of.key, of.version) for of in old_ones], now)
             if old:
                 connection.execute(sa.delete(sweep_cursors).where(sweep_cursors.c.name == cursor))
                 connection.execute(sa.insert(sweep_cursors), {"name": cursor, "after": last})
         return absent
+
+
+def _absent(store: str, *columns: Any) -> sa.Select[Any]:
+    """Return the query of current artifacts of which a store has no complete copy; canaries have theirs in one store.
+
+    It reads these columns and `placed_as`.
+    """
+    here = sa.and_(copies.c.artifact_id == artifacts.c.id, copies.c.store == store)
+    return (
+        with_owners(sa.select(*columns, PLACED_AS.label("placed_as")).select_from(artifacts).outerjoin(copies, here))
+        .where(*listed(), artifacts.c.bucket != CANARY_BUCKET)
+        .where(sa.or_(copies.c.id.is_(None), copies.c.state == CopyState.WRITING))
+    )
 
 
 def due_copies(

@@ -44,12 +44,15 @@ artifacts = Table(
     Column("tombstoned_at", UtcDateTime),
     Column("job", Text(64)),
     Column("properties", JSON),
+    Column("stores_named", Boolean),
     UniqueConstraint("bucket", "key", "version"),
     Index("ix_artifacts_job", "job"),
 )
 """One row a version. `committed_at`: its first copy was whole. `job` is the one that recorded it.
 
 `properties`: the headers beside its bytes, by the names of `ObjectProperties`.
+
+`stores_named`: all its uploads named their stores, so that the setting `placement` adds no other.
 
 Triggers forbid updates of its digest.
 """

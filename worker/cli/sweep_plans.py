@@ -10,7 +10,8 @@ from worker.artifacts.read_budget import forecast_for, forecast_of
 from worker.artifacts.reconcile import buckets_to_compare, compare
 from worker.cli.output import age, size
 from worker.cli.session import Session
-from worker.settings.section_models import PlacementRule
+from worker.counted import counted
+from worker.settings.budgets import Prices
 
 _MOST = 1_000_000_000
 _NAMED = 5
@@ -61,15 +62,20 @@ def _repair(session: Session, store: str, prefix: str | None) -> dict[str, Any]:
 
 def _replicate(session: Session, store: str, prefix: str | None) -> dict[str, Any]:
     settings, bucket, below = session.settings, *_split(prefix)
-    absent = session.catalogue.sweep_claims.count_absent(
-        store, bucket, below, wanted=partial(_is_wanted, session, store)
-    )
-    return {"absent": absent, "rules": sum(store in rule.stores for rule in settings.placement_rules)}
-
-
-def _is_wanted(session: Session, store: str, bucket: str, key: str) -> bool:
-    rule: PlacementRule | None = session.settings.rule_for(bucket, key)
-    return rule is not None and store in rule.stores
+    found: dict[str | None, tuple[int, int]] = {}
+    if store in settings.replicated_to:
+        claims = session.catalogue.sweep_claims
+        found = claims.measure_absent(store, bucket, below, wanted=partial(settings.wants, store))
+    sources = sorted((name, count, size_) for name, (count, size_) in found.items() if name is not None)
+    cost = sum(settings.prices.get(name, Prices()).cost(size_, count) for name, count, size_ in sources)
+    read_from = ", ".join(f"{name} {size(size_)} in {counted(count, 'copy')}" for name, count, size_ in sources)
+    return {
+        "absent": sum(count for count, _ in found.values()),
+        "size": size(sum(size_ for _, size_ in found.values())),
+        "read from": read_from or None,
+        "costs": f"{cost:,.2f}" if cost else None,
+        "without a good copy": found.get(None, (0, 0))[0],
+    }
 
 
 def _cleanup(session: Session, store: str, _prefix: str | None) -> dict[str, Any]:

@@ -97,9 +97,12 @@ class Settings(BaseSettings):
     stores: dict[str, StoreConfig] = {}
     """The stores by name; without any, `primary` and `dr` in the data directory."""
     placement: tuple[str, ...] | None = None
-    """The stores of an upload that names none; all of them by default."""
+    """Where artifacts belong whose upload names no store. Those that lack a copy there are replicated.
+
+    Without it, such an upload goes to all stores, and nothing is replicated.
+    """
     placement_rules: tuple[PlacementRule, ...] = ()
-    """The stores of single buckets or prefixes instead. Artifacts that lack a copy there are replicated."""
+    """The stores of single buckets or prefixes instead. All artifacts that lack a copy there are replicated."""
     sources: SourceSettings = SourceSettings()
     replication: ReplicationSettings = ReplicationSettings()
     retry: RetrySettings = RetrySettings()
@@ -302,6 +305,20 @@ class Settings(BaseSettings):
         """Return the stores of an upload of this artifact that names none."""
         rule = self.rule_for(bucket, key)
         return rule.stores if rule else self.placement_stores
+
+    def wants(self, store: str, bucket: str, key: str, *, stores_named: bool) -> bool:
+        """Return whether a copy of an artifact is added to a store that has none.
+
+        `stores_named`: the upload of the artifact named its stores, so that only a rule adds others.
+        """
+        if rule := self.rule_for(bucket, key):
+            return store in rule.stores
+        return not stores_named and store in (self.placement or ())
+
+    @property
+    def replicated_to(self) -> frozenset[str]:
+        """Return the stores to which absent copies are added."""
+        return frozenset(self.placement or ()).union(*(rule.stores for rule in self.placement_rules))
 
     @property
     def broker_url(self) -> str:

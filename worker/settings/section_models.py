@@ -120,7 +120,10 @@ class VerifySweepSettings(Section):
 
 
 class ReplicateSweepSettings(Section):
-    """How often under-replicated artifacts are replicated to the stores of `placement_rules`; without rules, never."""
+    """How often under-replicated artifacts are replicated to the stores of `placement` and `placement_rules`.
+
+    Without either, never.
+    """
 
     enabled: bool = True
     every: Interval = timedelta(minutes=1)
@@ -129,7 +132,10 @@ class ReplicateSweepSettings(Section):
     claim: Duration = timedelta(hours=6)
     """How long a claim lasts: then another sweep may claim the copy."""
     late: DurationOrZero = timedelta(minutes=15)
-    """How long after its upload an artifact may lack a copy before that is a finding."""
+    """How long after its upload an artifact may lack a copy before that is a finding.
+
+    For as long, a copy that the upload has begun is left to it.
+    """
 
 
 class RepairSweepSettings(Section):

@@ -316,7 +316,7 @@ def test_a_claim_that_lasts_too_long_is_not_believed(catalogue):
     def claimed(ahead):
         times = {"now": now + ahead, "until": now + ahead + timedelta(hours=1), "limit": 9}
         due = claimed_keys(catalogue, "dr", period=PERIOD, **times)
-        absent = catalogue.sweep_claims.absent("cold", "releases", "", wanted=lambda *_: True, **times)
+        absent = catalogue.sweep_claims.absent("cold", "releases", "", wanted=lambda *_, **__: True, **times)
         return len(due), len(absent)
 
     assert claimed(timedelta(days=365)) == (1, 1)
@@ -332,7 +332,7 @@ def test_a_clock_that_was_two_hours_ahead_stops_no_sweep(catalogue):
     def claimed(ahead):
         times = {"now": now + ahead, "until": now + ahead + timedelta(hours=6), "limit": 9}
         due = claimed_keys(catalogue, "dr", period=PERIOD, **times)
-        absent = catalogue.sweep_claims.absent("cold", "releases", "", wanted=lambda *_: True, **times)
+        absent = catalogue.sweep_claims.absent("cold", "releases", "", wanted=lambda *_, **__: True, **times)
         return len(due), len(absent)
 
     assert claimed(timedelta(hours=2)) == (1, 1)
@@ -347,7 +347,9 @@ def test_absent_copies_of_a_large_catalogue_are_found_in_slices(catalogue):
         stored(catalogue, f"{number:02}")
     now = clock.now()
     times = {"now": now, "until": now + timedelta(hours=1), "limit": 4, "scan": 3}
-    calls = [catalogue.sweep_claims.absent("cold", "releases", "", wanted=lambda *_: True, **times) for _ in range(8)]
+    calls = [
+        catalogue.sweep_claims.absent("cold", "releases", "", wanted=lambda *_, **__: True, **times) for _ in range(8)
+    ]
     assert [int(artifact.key) for artifact in calls[0]] == [0, 1, 9, 10]
     assert sorted(int(artifact.key) for call in calls for artifact in call) == list(range(12))
 

@@ -1,11 +1,12 @@
 """A catalogue of a version before keeps what it knows when it is brought up to date."""
 
+import pytest
 import sqlalchemy as sa
 
 from tests.claimed_keys import claimed_keys
 from tests.unit.catalogue.test_catalogue import PERIOD
 from worker import clock
-from worker.catalogue import Catalogue, database
+from worker.catalogue import Catalogue, database, tables
 from worker.catalogue.database import open_engine
 
 _ARTIFACT = (
@@ -18,19 +19,51 @@ _COPY = (
 )
 
 
+def _make_tables(engine: sa.Engine, revision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as older:
+        older.setattr(database, "_REVISION", revision)
+        if sa.inspect(engine).has_table("alembic_version"):  # PostgreSQL's database is made from one up to date
+            with engine.begin() as connection:
+                connection.exec_driver_sql("DROP SCHEMA public CASCADE")
+                connection.exec_driver_sql("CREATE SCHEMA public")
+        database.migrate(engine)
+
+
+def test_artifacts_of_before_belong_to_the_stores_that_their_upload_named(catalogue_url, monkeypatch):
+    """As far as the ledger still has the request: of an upload, and of a page of them."""
+    engine, now = open_engine(catalogue_url), clock.now()
+    _make_tables(engine, "0030", monkeypatch)
+    moment = sa.bindparam("at", type_=sa.DateTime(timezone=True))
+    job = sa.text(
+        "INSERT INTO jobs (id, kind, request, state, attempts, fence, created_at, crashes)"
+        " VALUES (:id, :kind, :request, 'succeeded', 1, 1, :at, 0)"
+    ).bindparams(moment)
+    artifact = sa.text(
+        "INSERT INTO artifacts (id, bucket, key, version, size, sha256, metadata, created_at, committed_at, job)"
+        " VALUES (:id, 'releases', :key, 1, 1, 'a', '{}', :at, :at, :key)"
+    ).bindparams(moment)
+    requests = [("upload", "null"), ("upload", '["dr"]'), ("page", '["dr"]'), ("adopt", '["dr"]')]
+    with engine.begin() as connection:
+        for number, (kind, stores) in enumerate(requests):
+            values = {"kind": kind, "request": f'{{"stores": {stores}}}', "at": now}
+            connection.execute(job, {"id": f"{kind} {stores}", **values})
+            connection.execute(artifact, {"id": number, "key": f"{kind} {stores}", "at": now})
+        connection.execute(artifact, {"id": 9, "key": "forgotten", "at": now})
+    engine.dispose()
+    catalogue = Catalogue(catalogue_url)
+    with catalogue._database.read() as connection:
+        named = sa.select(tables.artifacts.c.key).where(tables.artifacts.c.stores_named)
+        assert sorted(connection.execute(named).scalars()) == ['page ["dr"]', 'upload ["dr"]']
+    catalogue.close()
+
+
 def test_copies_of_before_are_due_from_their_last_read(catalogue_url, monkeypatch):
     """Copies that were read long ago, or never, are due after the migration; those just read, or deleted, are not.
 
     What is bad by then is a finding.
     """
     engine, now = open_engine(catalogue_url), clock.now()
-    with monkeypatch.context() as older:
-        older.setattr(database, "_REVISION", "0007")
-        if sa.inspect(engine).has_table("alembic_version"):  # PostgreSQL's database is made from one up to date
-            with engine.begin() as connection:
-                connection.exec_driver_sql("DROP SCHEMA public CASCADE")
-                connection.exec_driver_sql("CREATE SCHEMA public")
-        database.migrate(engine)
+    _make_tables(engine, "0007", monkeypatch)
     rows = {
         "read": ("verified", "verified", now - 2 * PERIOD, now + PERIOD),
         "unread": ("stored", None, None, now + PERIOD),

@@ -58,14 +58,17 @@ def test_a_dry_run_counts_what_the_rules_want(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """An artifact that lacks a copy where a rule wants one is counted for that store."""
+    """An artifact that lacks a copy where a rule wants one is counted for that store, with the cost of reading it."""
     stores = {name: {"type": "filesystem", "root": str(tmp_path / name)} for name in ("primary", "dr", "cold")}
     config = tmp_path / "zot.yaml"
     rule = {"bucket": "rel*", "stores": ["cold", "dr"]}
-    config.write_text(yaml.safe_dump({"stores": stores, "placement_rules": [rule]}))
+    prices = {"primary": {"requests_1000": 2000}, "dr": {"requests_1000": 10}}
+    config.write_text(yaml.safe_dump({"stores": stores, "placement_rules": [rule], "prices": prices}))
     monkeypatch.setenv("ZOT_CONFIG", str(config))
-    counted = {store: row["absent"] for store, row in rows(zot, "replicate").items()}
-    assert counted == {"primary": 0, "dr": 0, "cold": 1}
+    nothing = {"absent": 0, "size": "0 B", "read from": None, "costs": None, "without a good copy": 0}
+    cold = nothing | {"absent": 1, "size": "1 B", "read from": "primary 1 B in 1 copy", "costs": "2.00"}
+    judge(catalogue, artifact, "primary", "verified")
+    assert rows(zot, "replicate") == {"primary": nothing, "dr": nothing, "cold": cold}
 
 
 @pytest.mark.parametrize(

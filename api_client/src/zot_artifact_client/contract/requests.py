@@ -358,7 +358,7 @@ class _Scope(Message):
 
 
 class SweepReplicateRequest(_Scope):
-    """Write the copies that the placement rules want and that do not exist, in one store or in all."""
+    """Write the copies that placement wants and that do not exist, in one store or in all."""
 
 
 class SweepRepairRequest(_Scope):

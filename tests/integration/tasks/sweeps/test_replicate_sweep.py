@@ -1,5 +1,6 @@
-"""Under-replicated artifacts are replicated by the placement rules, and a source stays while it may be needed."""
+"""Under-replicated artifacts are replicated where they belong, and a source stays while it may be needed."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -10,11 +11,14 @@ from tasks.sweeps.replicate import sweep_replicate
 from tasks.upload import upload
 from tests.integration.tasks.sweeps.test_verify_sweep import Sweeper
 from worker import clock
+from worker.artifacts.canary_objects import ensure
 from worker.artifacts.overdue_and_unconfigured_findings import see_stores
 from worker.catalogue import Leased, tables
+from worker.catalogue.artifacts import NewVersion
 from worker.context import Context
 from worker.limits.snooze import Snooze
 from worker.settings.section_models import PlacementRule
+from worker.storage import Digest
 from zot_artifact_client.contract import (
     DeleteRequest,
     JobState,
@@ -76,6 +80,48 @@ def test_what_lacks_a_copy_gets_it_once(context, run, put, sent):
     }  # fmt: skip
 
 
+def test_a_store_that_is_new_in_the_placement_gets_what_named_no_store(context: Context, put, sent, run):
+    """Artifacts of single uploads and of pages are brought there, but not those whose upload named its stores.
+
+    A canary has its copy in one store. Without `placement` nothing is brought anywhere.
+    """
+    put("releases", "old")
+    put("releases", "named", "primary")
+    put("releases", "named at first", "primary")
+    put("releases", "named at first")
+    digest = Digest(1, "a" * 64)
+    paged = [NewVersion("releases", key, digest, ["primary"]) for key in ("paged", "paged and named")]
+    for version, named in zip(paged, (False, True), strict=True):
+        recorded = context.catalogue.artifacts.record_many([version], {}, clock.now(), job="page", stores_named=named)
+        context.catalogue.artifacts.finish_copy(recorded[0].artifact, "primary", tag="1", evidence={}, now=clock.now())
+    ensure(context.catalogue, [context.stores["primary"]], "canary")
+
+    def brought(placement: tuple[str, ...] | None) -> list[str]:
+        settings = context.settings.model_copy(update={"placement_rules": (), "placement": placement})
+        run(
+            lambda request, of, job: sweep_replicate(request, replace(of, settings=settings), job),
+            SweepReplicateRequest(),
+        )
+        with context.catalogue._database.read() as connection:
+            keys = sa.select(tables.artifacts.c.key).join(tables.copies).where(tables.copies.c.store == "cold")
+            return sorted(connection.execute(keys).scalars())
+
+    assert brought(None) == []
+    assert brought(("primary", "cold")) == ["named at first", "old", "paged"]
+
+
+def test_a_copy_that_an_upload_has_begun_is_left_to_it_for_a_while(context: Context, run, put, sent, monkeypatch):
+    """A second job would wait for the lock of an upload that is writing; what was given up is brought."""
+    artifact = context.catalogue.artifacts.record(
+        "models-en", "begun", Digest(1, "a" * 64), {}, clock.now(), stores=["primary", "dr"]
+    ).artifact
+    context.catalogue.artifacts.finish_copy(artifact, "primary", tag="1", evidence={}, now=clock.now())
+    assert run(sweep_replicate, SweepReplicateRequest()).claimed == {}
+    later = clock.now() + context.settings.sweep.replicate.late
+    monkeypatch.setattr(clock, "now", lambda: later)
+    assert run(sweep_replicate, SweepReplicateRequest()).claimed == {"dr": 1}
+
+
 def test_a_named_companion_is_placed_as_its_artifact(context: Context, run, put, sent):
     """A new rule for the artifact, and a new upload or an undelete of its companion, bring that to the same stores."""
 
@@ -91,7 +137,8 @@ def test_a_named_companion_is_placed_as_its_artifact(context: Context, run, put,
     deletions, until = context.catalogue.deletions, clock.now() + timedelta(days=1)
     deletions.begin(of, now=clock.now(), until=until, by=None, reason=None, job="job", companions=companions)
     deletions.undo("models-en", "big/a")
-    assert context.catalogue.sweep_claims.count_absent("cold", None, "", wanted=lambda _, key: key == "big/a") == 2
+    absent = context.catalogue.sweep_claims.measure_absent("cold", None, "", wanted=lambda _, key, **__: key == "big/a")
+    assert sum(count for count, _ in absent.values()) == 2
     assert run(sweep_replicate, SweepReplicateRequest()).claimed == {"cold": 2}
     for id_ in sent.messages.sent:
         sent.page(id_)
