@@ -8,6 +8,7 @@ from uuid import NAMESPACE_OID, uuid5
 from worker import clock
 from worker.catalogue import CopyState
 from worker.context import JobContext
+from worker.counted import counted
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task, send_child
 from zot_artifact_client.contract import (
@@ -81,7 +82,7 @@ def _is_trusted(context: JobContext, store: str) -> bool:
     bad = repairs.count_bad(store, since=now - sweep.window, limit=most + 1)
     if bad <= most:
         return True
-    reason = f"more than {most} of its {present} copies were found bad within {_told(sweep.window)}"
+    reason = f"more than {most} of its {counted(present, 'copy')} were found bad within {_told(sweep.window)}"
     repairs.distrust(store, reason=reason, now=now)
     logger.error("store %s: its repairs stop: %s; `zot-artifacts stores trust %s` continues them", store, reason, store)
     return False

@@ -74,6 +74,6 @@ def _see_undelivered(alarms: Alarms, findings: Findings, settings: AlarmSettings
         name: each for name, each in alarms.channels().items() if each.pending and each.attempts >= _OFTEN
         if name in settings.channels
     }  # fmt: skip
-    told = [f"{each.pending} wait since {each.since:%Y-%m-%d %H:%M} UTC: {each.error}" for each in late.values()]
+    told = [f"{each.pending} waiting since {each.since:%Y-%m-%d %H:%M} UTC: {each.error}" for each in late.values()]
     evidence = {"detail": "; ".join(told), "channels": sorted(late)} if late else None
     findings.see_store(FindingKind.ALARM_UNDELIVERED, "", evidence, now=now)

@@ -118,7 +118,7 @@ class Pace:
         if self.due < _FEW or self.needed is None or self.needed <= self.allowed:
             return None
         return (
-            f"{self.store}: {self.due} copies are due and {self.rate:.0f} a second are read, which takes "
+            f"{self.store}: {counted(self.due, 'copy')} are due and {self.rate:.0f} a second are read, which takes "
             f"{_hours(self.needed)}; copies become overdue after {_hours(self.allowed)}: "
             "run more workers for the queue sweep, or set a longer sweep.verify.period"
         )

@@ -232,8 +232,8 @@ def _await_first(way: Sender, tally: Tally, under_way: "deque[tuple[str, Job[Any
     tally.count(key, outcome)
     if not outcome.ended and deadline is not None and time.monotonic() >= deadline:
         raise Failure(
-            f"the time is up: {counted(tally.adopted, 'object')} of {tally.bucket}/{tally.prefix} were adopted, "
-            f"{tally.unchanged} were known; run the same command again to continue",
+            f"the time is up: {counted(tally.adopted, 'object')} of {tally.bucket}/{tally.prefix} adopted, "
+            f"{tally.unchanged} known before; run the same command again to continue",
             Status.UNKNOWN,
             type_="WaitTimeout",
         )

@@ -48,7 +48,7 @@ def stat(root: Root = None, as_json: AsJson = False) -> None:
         document = {"chunks": found.chunks, "bytes": found.bytes, "max_size": cache.max_size}
         print_json({"root": str(cache.root), **document, "min_free": cache.min_free})
     else:
-        say(f"{cache.root}: {found.chunks} chunks, {size(found.bytes)} of {size(cache.max_size)}")
+        say(f"{cache.root}: {counted(found.chunks, 'chunk')}, {size(found.bytes)} of {size(cache.max_size)}")
 
 
 @app.command("warm")
@@ -107,7 +107,7 @@ def warm(
     else:
         say(
             f"{cache.root}: {counted(len(warmed), 'artifact')}, "
-            f"{counted(found.misses, 'chunk')} fetched, {found.hits} were there"
+            f"{counted(found.misses, 'chunk')} fetched, {found.hits} there already"
         )
     raise typer.Exit(status)
 
@@ -132,7 +132,7 @@ def verify(root: Root = None, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"root": str(cache.root), "verified": before.chunks - wrong, "removed": wrong})
     else:
-        say(f"{cache.root}: {before.chunks - wrong} chunks verified, {wrong} damaged and removed")
+        say(f"{cache.root}: {counted(before.chunks - wrong, 'chunk')} verified, {wrong} damaged and removed")
     raise typer.Exit(Status.BAD if wrong else Status.GOOD)
 
 
@@ -154,9 +154,9 @@ def drop(root: Root = None, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"root": str(cache.root), "removed": removed, "bytes": freed, "left": left.chunks})
     else:
-        say(f"{cache.root}: {removed} chunks removed, {size(freed)}")
+        say(f"{cache.root}: {counted(removed, 'chunk')} removed, {size(freed)}")
     if left.chunks:
-        complain(f"{cache.root}: {left.chunks} chunks are there: clients use it, or this user may not remove them")
+        complain(f"{cache.root}: {counted(left.chunks, 'chunk')} left: clients use it, or this user may not remove it")
         raise typer.Exit(Status.BAD)
 
 

@@ -342,7 +342,7 @@ class _Shown:
         if time.monotonic() - self._shown >= _SHOW_SECONDS:
             self._shown = time.monotonic()
             done = {name: sum(each.outcomes.values()) for name, each in tally.stores.items()}
-            note(f"rebuild: {flat(done)} objects done")
+            note(f"rebuild: objects done: {flat(done)}")
 
 
 def _choose(store: StoreOfBackups, key: str | None, expected: str | None) -> list[Backup]:

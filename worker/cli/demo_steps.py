@@ -24,6 +24,7 @@ from worker.cli.output import size, word
 from worker.cli.send_and_wait import request_of, sender
 from worker.cli.session import Session, opened
 from worker.cli.upload import upload_one
+from worker.counted import counted
 from worker.embedded.supervisor import FLOWER_USER
 from worker.embedded.up_subprocess import Up
 from worker.storage.config import FilesystemConfig
@@ -208,7 +209,7 @@ def verify(stage: Stage) -> None:
         stage.tell(sample, line, sample.size * len(verdicts), seconds)
         if verdicts != dict.fromkeys(sorted(stage.stores), "verified"):
             raise CheckFailed(stage.title, f"{sample.key}: {verdicts}")
-    stage.expect(True, f"{len(stage.files) * len(stage.stores)} copies read in full, every digest matches")
+    stage.expect(True, f"{counted(len(stage.files) * len(stage.stores), 'copy')} read in full, every digest matches")
 
 
 def get_back(stage: Stage) -> None:
@@ -267,11 +268,13 @@ def sweep(stage: Stage) -> None:
     with stage.console.status("waiting for beat") as status:
         while True:
             seen = {(s.key, copy.store) for s in stage.files for copy in _copies(stage, s) if _swept(copy, began)}
-            status.update(f"verified by the sweep: {len(seen)} of {len(wanted)} copies")
+            status.update(f"verified by the sweep: {len(seen)} of {counted(len(wanted), 'copy')}")
             if seen >= wanted or time.monotonic() > deadline:
                 break
             time.sleep(0.25)  # the catalogue is polled; it sends no events
-    stage.expect(seen >= wanted, f"beat started it: {len(seen)} of {len(wanted)} copies verified, without any request")
+    stage.expect(
+        seen >= wanted, f"beat started it: {len(seen)} of {counted(len(wanted), 'copy')} verified, without any request"
+    )
     broken = stage.session.catalogue.verifications.first_broken()
     stage.expect(broken is None, "the verification log is an unbroken chain of hashes")
 

@@ -232,7 +232,7 @@ def prune(
     if as_json:
         print_json({"removed": removed, "before": before})
     else:
-        say(f"{removed} jobs removed that ended before {moment(before)}")
+        say(f"{counted(removed, 'job')} removed that ended before {moment(before)}")
 
 
 def _cancel(session: Session, client: Any, id_: str) -> str:

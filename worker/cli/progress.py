@@ -20,6 +20,7 @@ from rich.text import Text
 from worker.catalogue import Catalogue, JobRecord
 from worker.cli.errors import Failure, Status
 from worker.cli.output import err, note, size
+from worker.counted import counted
 from worker.settings import Settings
 from zot_artifact_client.contract import JobState
 from zot_artifact_client.contract import Progress as JobProgress
@@ -77,7 +78,7 @@ class _Speed(ProgressColumn):
         speed = task.finished_speed or task.speed
         if speed is None:
             return Text("")
-        rate = f"{speed:.0f} objects" if task.fields.get("in_objects") else size(speed)
+        rate = counted(round(speed), "object") if task.fields.get("in_objects") else size(speed)
         return Text(f"{rate}/s", style="progress.data.speed")
 
 

@@ -404,7 +404,7 @@ def _first_reads_line(row: Mapping[str, Any]) -> str | None:
     if row["first_reads_seconds"] > row["first_read_seconds"]:
         takes = row["first_reads_seconds"] / 86400
         return (
-            f"{row['store']}: {row['never_read']} copies were not read since their write; its budget allows "
+            f"{row['store']}: {counted(row['never_read'], 'copy')} not read since the write; its budget allows "
             f"these reads in {takes:,.1f} days, not in {within:g} h: raise it, or set a longer sweep.verify.first_read"
         )
     if not late:
@@ -418,8 +418,8 @@ def _first_reads_line(row: Mapping[str, Any]) -> str | None:
 def _buckets_line(row: Mapping[str, Any]) -> str | None:
     """Return what the largest buckets of a store use."""
     buckets = list(row["buckets"].items())
-    told = [f"{bucket} {size(used['bytes'])} in {used['copies']:,} copies" for bucket, used in buckets[:_NAMED]]
-    more = [f"{len(buckets) - _NAMED} more buckets"] if len(buckets) > _NAMED else []
+    told = [f"{bucket} {size(used['bytes'])} in {counted(used['copies'], 'copy')}" for bucket, used in buckets[:_NAMED]]
+    more = [counted(len(buckets) - _NAMED, "more bucket")] if len(buckets) > _NAMED else []
     return f"{row['store']}: {', '.join([*told, *more])}" if told else None
 
 
@@ -432,22 +432,21 @@ def _budget_line(row: Mapping[str, Any]) -> str | None:
         else ""
     )
     rest = "" if used["reads_now"] else f"; it reads again at {used['reads_at']:%H:%M} UTC"
-    return (
-        f"{row['store']}: {size(used['bytes_today'])} and {used['requests_today']:,} requests used today{money}{rest}"
-    )
+    requests = counted(used["requests_today"], "request")
+    return f"{row['store']}: {size(used['bytes_today'])} and {requests} used today{money}{rest}"
 
 
 def _waiting(channels: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """Yield a line for each channel whose alarms wait."""
     for each in filter(itemgetter("pending"), channels):
-        yield f"alarms by {each['channel']}: {each['pending']} wait; {each['error'] or 'they are sent soon'}"
+        yield f"alarms by {each['channel']}: {each['pending']} waiting; {each['error'] or 'they are sent soon'}"
 
 
 def _undelivered(receivers: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """Yield a line for each receiver that does not have the ends of all its jobs."""
     for each in receivers:
         if each["pending"] or each["given_up"]:
-            counts = f"{each['pending']} wait, {each['given_up']} are given up"
+            counts = f"{each['pending']} waiting, {each['given_up']} given up"
             yield f"webhook {each['receiver']}: {counts}; {each['error'] or 'they are sent soon'}"
 
 

@@ -216,7 +216,7 @@ def _dry_run(session: Session, name: str, store: str | None, prefix: str | None,
         if as_json:
             print_json({"sweep": name, "dry_run": True, "due": due})
         else:
-            say(f"{due} deleted artifacts would be purged")
+            say(f"{counted(due, 'deleted artifact')} would be purged")
         raise typer.Exit(Status.GOOD)
     if name not in PLANS:
         raise Failure(f"the sweep {name} has no dry run", Status.USAGE, type_="UsageError")

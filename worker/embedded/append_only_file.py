@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from worker import clock
+from worker.counted import counted
 
 _AOF, _RDB = "valkey-check-aof", "valkey-check-rdb"
 """The names under which the server's program checks its files."""
@@ -74,7 +75,7 @@ def repair(directory: Path, server: Path) -> Repair | None:
     bad = [each for each in parts if each.path.suffix == ".rdb" and not _is_whole(server, each.path)]
     damage += [f"{each.path.name} cannot be read" for each in bad]
     cut = [(each, at) for each in parts if each.path.suffix == ".aof" and (at := _check(server, each.path))]
-    damage += [f"the last {size - good} bytes of {each.path.name} were cut off" for each, (size, good) in cut]
+    damage += [f"the last {counted(size - good, 'byte')} of {each.path.name} lost" for each, (size, good) in cut]
     if not damage:
         return None
     copy = directory / f"damaged-{_stamp(clock.now())}"

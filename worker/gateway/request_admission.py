@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker import clock
 from worker.catalogue import CatalogueUnavailable
+from worker.counted import counted
 from worker.gateway.access import Caller, caller_of, id_of
 from worker.gateway.problems import Problem, problem_of, response_of, unexpected
 from worker.gateway.services import Services
@@ -105,7 +106,7 @@ class Guard:
     def _count(self, limit: RateLimitItemPerSecond, who: str) -> None:
         if not self._rates.hit(limit, who):
             reset = self._rates.get_window_stats(limit, who).reset_time - time.time()
-            raise _too_many(f"more than {limit.amount} requests in a second: send fewer", reset)
+            raise _too_many(f"more than {counted(limit.amount, 'request')} in a second: send fewer", reset)
 
 
 def _too_many(detail: str, seconds: float) -> Problem:

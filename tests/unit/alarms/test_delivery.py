@@ -105,7 +105,7 @@ def test_a_failed_webhook_is_sent_again_under_its_id_until_it_is_accepted(catalo
         assert run(catalogue, settings) == ({}, {})  # the backoff has not passed
         assert run(catalogue, settings, HOUR)[1] == {"webhook": "webhook 127.0.0.1: it answered with status 503"}
         [found] = catalogue.findings.page(kind=FindingKind.ALARM_UNDELIVERED)
-        assert "1 wait since" in found.evidence["detail"]
+        assert "1 waiting since" in found.evidence["detail"]
         assert "status 503" in found.evidence["detail"]
         assert run(catalogue, settings, 3 * HOUR)[0] == {"webhook": 2}  # the second tells that the first was late
         assert catalogue.findings.page(kind=FindingKind.ALARM_UNDELIVERED) == []

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from worker.counted import counted
 from worker.storage.errors import PermanentError
 
 FileFormat = Literal["csv", "parquet", "orc"]
@@ -122,7 +123,7 @@ def _gcs(name: str, document: Mapping[str, Any]) -> Report:
     options = config.get("object_metadata_report_options") or {}
     files = tuple(ReportFile(str(each)) for each in document["report_shards_file_names"])
     if len(files) != int(document.get("shard_count") or len(files)):
-        raise BadInventory(f"{name}: it names {len(files)} files of {document['shard_count']}")
+        raise BadInventory(f"{name}: it names {counted(len(files), 'file')} of {document['shard_count']}")
     parquet = "parquet_options" in config or any(each.name.endswith(".parquet") for each in files)
     csv = config.get("csv_options") or {}
     columns = () if parquet or csv.get("header_required", True) else tuple(options.get("metadata_fields") or ())
