@@ -15,6 +15,8 @@ from worker.catalogue.tables import artifacts, budgets, copies
 MOST_BUCKETS = 1000
 _TOTALS = timedelta(hours=4)
 """How old what was counted of a store may be."""
+_TOTALS_OF_ONE = timedelta(seconds=0.1)
+"""For how long for each of its copies a store is not counted again, even if it has other copies now."""
 Taken = TypeVar("Taken")
 
 
@@ -88,14 +90,16 @@ class Budgets:
         return Usage(row.copies, row.bytes, buckets, row.counted_at)
 
     def usage(self, store: str, *, now: datetime) -> Usage:
-        """Return what a sweep reads of a store; counted anew after some hours.
+        """Return what a sweep reads of a store; counted anew after some hours, and sooner of a store with few copies.
 
         The count scans all copies in the order of their rows, in which their artifacts are beside each other too. A
         search of an index by store reads the pages of both tables in another order, which takes many times longer.
         """
         known = self.counted(store)
         if known is not None and timedelta() <= now - known.at < _TOTALS:
-            return known
+            soon = known.copies * _TOTALS_OF_ONE
+            if now - known.at < soon or self.copies(store) == known.copies:
+                return known
         # concat: no scan in the order of an index of buckets
         bucket = artifacts.c.bucket.concat(sa.literal_column("''"))
         count = sa.select(bucket, sa.func.count(), sa.func.sum(artifacts.c.size))

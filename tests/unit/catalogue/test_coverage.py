@@ -85,6 +85,9 @@ def test_the_copies_and_bytes_of_a_store_are_summed_in_the_order_of_their_rows(c
         sa.event.remove(sa.engine.Engine, "before_cursor_execute", plan)
     if catalogue_url.startswith("sqlite"):
         assert plans[:2] == ["SCAN copies", "SEARCH artifacts USING INTEGER PRIMARY KEY (rowid=?)"]
+    copied(catalogue, "later", "dr")
+    assert catalogue.budgets.usage("dr", now=usage.at + timedelta(seconds=0.1)) == usage
+    assert catalogue.budgets.usage("dr", now=usage.at + timedelta(seconds=1)).copies == 3, "of few it is soon"
 
 
 @pytest.fixture
