@@ -154,13 +154,13 @@ class VerifyPage:
             logger.log(level, "%s: %s/%s is %s: %s", copy.store, copy.bucket, copy.key, seen.verdict, seen.detail)
             retry_at = asked_again_at(seen.verdict, self._context.settings.sweep.verify.period_of(copy.store), now)
         return VerdictRow(
-            copy.id, self._job.id, copy.store, copy.bucket, copy.key, copy.version, seen.verdict.value,
+            copy.id, self._job.id, copy.store, copy.bucket, copy.key, copy.version, str(seen.verdict),
             copy.digest.sha256, seen.sha256, seen.size, seen.detail, seen.version, retry_at,
-            self._stored_sha256(copy, seen),
+            seen.stored_sha256 if seen.stored_sha256 == copy.digest.sha256 else self._stored_sha256(copy, seen),
         )  # fmt: skip
 
     def _stored_sha256(self, copy: PageCopy, seen: Verification) -> str | None:
-        if seen.stored_sha256 is None or seen.stored_sha256 == copy.digest.sha256:
-            return seen.stored_sha256
+        if seen.stored_sha256 is None:
+            return None
         evidence = self._context.catalogue.artifacts.evidence_of(copy.id)
         return stored_sha256_of(self._context, copy, copy.store, evidence, seen)

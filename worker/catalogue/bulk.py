@@ -73,14 +73,9 @@ class BulkStatement:
         names = [*self._types, *same]
         take = itemgetter(*(names.index(name) for name in found.names))
         last = tuple(same.values())
-        bound = (self._row(row, dialect) for row in rows) if self._moments else rows
+        moments = [at for at in self._moments if names[at] in found.names]
+        bound = (_with_moments(row, moments, dialect) for row in rows) if moments else rows
         execute(connection, found.text, [take((*row, *last)) for row in bound], many=True)
-
-    def _row(self, row: Sequence[Any], dialect: Dialect) -> Sequence[Any]:
-        for at in self._moments:
-            if row[at] is not None:
-                row = (*row[:at], _bound(row[at], dialect), *row[at + 1 :])
-        return row
 
     def _compile(self, dialect: Dialect) -> _Text:
         if dialect.positional:
@@ -98,6 +93,13 @@ class BulkStatement:
         constants = {name: value for name, value in compiled.params.items() if not compiled.binds[name].required}
         self._texts[dialect.name] = _Text(str(compiled), names, constants)
         return self._texts[dialect.name]
+
+
+def _with_moments(row: Sequence[Any], moments: Sequence[int], dialect: Dialect) -> Sequence[Any]:
+    for at in moments:
+        if row[at] is not None:
+            row = (*row[:at], _bound(row[at], dialect), *row[at + 1 :])
+    return row
 
 
 def _bound(value: Any, dialect: Dialect) -> Any:

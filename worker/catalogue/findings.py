@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from operator import attrgetter
 from statistics import median
 from typing import Any
 
@@ -36,6 +37,7 @@ _LOGGED = 20
 _PRUNED = 1000
 _TEXT = 500
 
+_PATH = attrgetter("bucket", "key")
 _OPEN = findings.c.resolved_at.is_(None)
 _PLACE = (findings.c.bucket, findings.c.key)
 _KEYED = (
@@ -304,7 +306,7 @@ class Findings:
 
 def note_verdicts(connection: Connection, verdicts: Sequence[VerdictRow], now: datetime) -> None:
     """Open what verdicts found bad or could not read; resolve what they found right, or wrong in another way."""
-    open_ = _open_at(connection, {(each.bucket, each.key) for each in verdicts})
+    open_ = _open_at(connection, set(map(_PATH, verdicts)))
     if not open_ and all(each.verdict == Verdict.VERIFIED and not each.has_wrong_metadata for each in verdicts):
         return
     last = {(each.store, each.bucket, each.key, each.version): each for each in verdicts}

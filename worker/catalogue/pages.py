@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from operator import attrgetter
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -406,7 +407,7 @@ def _after(page: Page, outcomes: Sequence[PageOutcome], not_kept: Mapping[str, S
         page,
         open=[id_ for id_ in page.open if id_ not in ended],
         bytes=page.bytes + sum(each.size for each in counted),
-        outcomes=dict(Counter(page.outcomes) + Counter(each.outcome for each in counted)),
+        outcomes=dict(Counter(page.outcomes) + Counter(map(attrgetter("outcome"), counted))),
         failures=[*page.failures, *failures],
         left=[*page.left, *(each.path for each in outcomes if each.left)],
         not_kept=_joined(page.not_kept or {}, not_kept or {}) or None,

@@ -5,9 +5,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
+from functools import lru_cache, partial
 from json.encoder import encode_basestring_ascii
-from typing import Any, NamedTuple
+from operator import attrgetter, itemgetter
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Row
@@ -29,22 +30,13 @@ _SAMPLED = 500
 """Bad copies of one group whose last read is looked up."""
 
 
-class _LogRow(NamedTuple):
-    """A row of the log without its moment, which a group has once, and without the links of the chain."""
-
-    job: str | None
-    store: str
-    bucket: str
-    key: str
-    version: int
-    verdict: str
-    expected_sha256: str | None
-    found_sha256: str | None
-    found_size: int | None
-    detail: str | None
-
-
-_APPENDED = (*_LogRow._fields, "previous", "hash")
+_LOGGED = slice(VerdictRow._fields.index("job"), VerdictRow._fields.index("detail") + 1)
+"""Of a verdict, the values of its row in the log, without its moment, which a group has once, and the chain's links."""
+_logged = itemgetter(_LOGGED)
+_COLUMNS = VerdictRow._fields[_LOGGED]
+_values = attrgetter(*_COLUMNS)
+_STORE_AND_VERDICT = attrgetter("store", "verdict")
+_APPENDED = (*_COLUMNS, "previous", "hash")
 
 
 def _append(given: Given) -> sa.Insert:
@@ -174,7 +166,8 @@ class PreparedVerdicts:
 
     verdicts: Sequence[VerdictRow]
     now: datetime
-    rows: Sequence[_LogRow]
+    rows: Sequence[tuple[Any, ...]]
+    """The values of `_COLUMNS`."""
     texts: Sequence[tuple[str, str]]
     """What is hashed of each row, before and after the hash of the row before it."""
     updates: Mapping[str, Sequence[tuple[Any, ...]]]
@@ -186,15 +179,19 @@ def prepare_verdicts(verdicts: Sequence[VerdictRow], now: datetime) -> PreparedV
     at, rows, texts = now.isoformat(), [], []
     updates: dict[str, list[tuple[Any, ...]]] = {}
     for each in verdicts:
-        job, detail = without_nul(each.job), without_nul(each.detail[:2000]) if each.detail else None
-        row = _LogRow(  # without NUL: the hash is over what can be read back
-            job, each.store, each.bucket, each.key, each.version, each.verdict, each.expected_sha256,
-            each.found_sha256, each.found_size, detail,
-        )  # fmt: skip
+        row = _logged(each)
+        if each.detail is not None or "\0" in each.job:
+            row = _readable(row)
         rows.append(row)
         texts.append(_canonical(at, row))
         updates.setdefault(each.verdict, []).append((each.copy, each.tag, each.retry_at))
     return PreparedVerdicts(verdicts, now, rows, texts, updates)
+
+
+def _readable(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return a row without NUL and long details: its hash is over what can be read back."""
+    job, *about, detail = row
+    return (without_nul(job), *about, without_nul(detail[:2000]) if detail else None)
 
 
 def append_verdicts(connection: Connection, prepared: PreparedVerdicts) -> None:
@@ -217,14 +214,15 @@ def append_verdicts(connection: Connection, prepared: PreparedVerdicts) -> None:
 
 def _measure(connection: Connection, prepared: PreparedVerdicts) -> None:
     """Count verdicts, and how long before each bad one its copy was last read or written."""
-    for (store, word), count in Counter((each.store, each.verdict) for each in prepared.verdicts).items():
+    for (store, word), count in Counter(map(_STORE_AND_VERDICT, prepared.verdicts)).items():
         VERDICTS.add(store, word, count=count)
+    if not any(word in BAD for word in prepared.updates):
+        return
     bad = {each.copy: each.store for each in prepared.verdicts if each.verdict in BAD}
-    some = list(bad)[:_SAMPLED]
-    if some:
-        for id_, read_at in connection.execute(sa.select(copies.c.id, copies.c.read_at).where(copies.c.id.in_(some))):
-            if read_at is not None:
-                DETECTION.observe(bad[id_], value=max(0.0, (prepared.now - read_at).total_seconds()))
+    some = copies.c.id.in_(list(bad)[:_SAMPLED])
+    for id_, read_at in connection.execute(sa.select(copies.c.id, copies.c.read_at).where(some)):
+        if read_at is not None:
+            DETECTION.observe(bad[id_], value=max(0.0, (prepared.now - read_at).total_seconds()))
 
 
 def _update(verdict: Verdict, given: Given) -> sa.Update:
@@ -233,7 +231,7 @@ def _update(verdict: Verdict, given: Given) -> sa.Update:
     values: dict[str, Any] = {
         "last_attempt_at": now,
         "last_verdict": verdict,
-        "next_due_at": given("retry_at"),
+        "next_due_at": given("retry_at") if verdict in {Verdict.UNREADABLE, Verdict.ARCHIVED} else None,
         "claimed_until": None,
         "attempts": copies.c.attempts + 1,
     }
@@ -258,8 +256,7 @@ def row_fits(row: Row[Any]) -> bool:
 
 
 def _hash(row: Row[Any]) -> str:
-    columns = _LogRow(*(getattr(row, name) for name in _LogRow._fields))
-    return _linked(_canonical(row.at.isoformat(), columns), row.previous)
+    return _linked(_canonical(row.at.isoformat(), _values(row)), row.previous)
 
 
 def _linked(text: tuple[str, str], previous: str) -> str:
@@ -267,18 +264,23 @@ def _linked(text: tuple[str, str], previous: str) -> str:
     return hashlib.sha256(f"{before}{previous}{after}".encode()).hexdigest()
 
 
-def _canonical(at: str, row: _LogRow) -> tuple[str, str]:
+def _canonical(at: str, row: tuple[Any, ...]) -> tuple[str, str]:
     """Return a row as JSON with its names in order, moments in ISO format: what is before and after `previous`."""
     # json.dumps of the whole row takes five times as long, and a page has hundreds of rows.
     job, store, bucket, key, version, verdict, expected, found, found_size, detail = row
-    size = "null" if found_size is None else found_size
+    wanted = _json(expected)
     before = (
-        f'{{"at": "{at}", "bucket": {_text(bucket)}, "detail": {_json(detail)}, '
-        f'"expected_sha256": {_json(expected)}, "found_sha256": {_json(found)}, '
-        f'"found_size": {size}, "job": {_json(job)}, "key": {_text(key)}, "previous": "'
+        f'{{"at": "{at}", "bucket": {_name(bucket)}, "detail": {_json(detail)}, '
+        f'"expected_sha256": {wanted}, "found_sha256": {wanted if found == expected else _json(found)}, '
+        f'"found_size": {"null" if found_size is None else found_size}, "job": {_name(job)}, '
+        f'"key": {_text(key)}, "previous": "'
     )
-    return before, f'", "store": {_text(store)}, "verdict": {_text(verdict)}, "version": {version}}}'
+    return before, f'", "store": {_name(store)}, "verdict": {_name(verdict)}, "version": {version}}}'
 
 
 def _json(value: str | None) -> str:
     return "null" if value is None else _text(value)
+
+
+_name = lru_cache(maxsize=256)(_json)
+"""The JSON of what many rows have in common."""
