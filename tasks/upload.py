@@ -11,7 +11,8 @@ from worker.artifacts.sources import HashedSource, Source, open_source, remove_p
 from worker.context import Context, JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
-from worker.limits.limited_store import LimitedStore
+from worker.limits.limited_store import LimitedStore, NoJob
+from worker.limits.snooze import Snooze
 from worker.storage.configured_stores import UnknownStore
 from worker.storage.errors import StorageError
 from worker.storage.keys import check_bucket, check_key
@@ -94,8 +95,8 @@ def remove_source(request: UploadRequest, context: Context, job: str) -> None:
     """Remove what was staged for an upload that has ended, or downloaded."""
     if is_staged_in_store(request.source):
         try:
-            remove_parts(request.source, context.stores, job=job)
-        except StorageError as error:
+            remove_parts(request.source, context.limited_stores(NoJob(job)), job=job)
+        except (StorageError, Snooze) as error:
             logger.warning("job %s: its staged parts stay until the cleanup sweep: %s", job, error)
     elif request.staged:
         remove_staged(request.source, context.settings, job)

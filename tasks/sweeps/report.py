@@ -48,7 +48,7 @@ def sweep_report(request: SweepReportRequest, context: JobContext, job: RunningJ
     if settings.bucket is None and not store.capabilities.reserved_buckets:
         raise NoReportStore(f"{store.name} has no reserved bucket: set sweep.report.bucket")
     session = Session(context.settings, context.catalogue, context.unlimited_stores)
-    document = report_of(session, timedelta(seconds=SINCE))
+    document = report_of(session, timedelta(seconds=SINCE), context.stores)
     job.check()
     forms = {
         "html": (page_of(document).encode(), "text/html; charset=utf-8"),

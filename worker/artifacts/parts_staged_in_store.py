@@ -130,8 +130,12 @@ def _check_size(source: str, size: int, announced: int | None, *, complete: bool
         raise SizeMismatch(f"source {source}: its parts have {size} bytes, announced were {announced}; send it again")
 
 
-def remove_parts(source: str, stores: Mapping[str, Store], *, job: str) -> None:
-    """Remove the parts of a job that has ended, and of no other one. Raise StorageError: some stay for the sweep."""
+def remove_parts(source: str, stores: Mapping[str, AnyStore], *, job: str) -> None:
+    """Remove the parts of a job that has ended, and of no other one.
+
+    Raises:
+        StorageError, Snooze: some stay for the sweep.
+    """
     try:
         store = _store_of(source, stores, job)
     except (SourceRefused, KeyError):

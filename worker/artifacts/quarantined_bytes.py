@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Protocol
 
 from worker.catalogue import BAD, Catalogue
-from worker.storage.driver import ListedObject, Match
+from worker.storage.driver import Capabilities, ListedObject, Match
 from worker.storage.errors import PreconditionFailed
 from worker.storage.keys import QUARANTINE_BUCKET
 
@@ -18,6 +18,8 @@ class Quarantines(Protocol):
 
     @property
     def name(self) -> str: ...
+    @property
+    def capabilities(self) -> Capabilities: ...
     def list_objects(self, bucket: str, prefix: str = "", *, after: str = "") -> Iterator[ListedObject]: ...
     def delete_object(self, bucket: str, key: str, *, condition: Match | None = None) -> bool: ...
 

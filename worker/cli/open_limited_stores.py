@@ -10,25 +10,13 @@ from worker.cli.output import note
 from worker.cli.session import has_catalogue
 from worker.limits.admission import Admission
 from worker.limits.check_pauses import PauseCheck
-from worker.limits.limited_store import LimitedStores
+from worker.limits.limited_store import LimitedStores, NoJob
 from worker.limits.shared_redis import SharedRedis, redis_of_results
 from worker.limits.snooze import Paused
 from worker.limits.waiting_store import WaitingStore
 from worker.settings.model import NoBroker, Settings
 from worker.settings.section_models import StoreLimits
 from worker.storage.configured_stores import Stores
-
-
-class _Command:
-    """The command as the limits see it: a job that is asked for nothing."""
-
-    fence = 0
-
-    def __init__(self) -> None:
-        self.id = f"command-{uuid4()}"
-
-    def heartbeat(self, _count: int = 0) -> None:
-        """Do nothing: an interrupt ends a command."""
 
 
 @contextmanager
@@ -68,7 +56,7 @@ def stores_within_limits(
         paused = _pauses(settings, catalogue, opened)
         shared = SharedRedis(lambda: client)
         admission = Admission(settings, lambda name: stores[name].list_buckets(), shared, paused=paused)
-        limited = LimitedStores(stores, admission, _Command())
+        limited = LimitedStores(stores, admission, NoJob(f"command-{uuid4()}"))
         pauses = {name: error for name in names if (error := paused(name)) is not None}
         for name, error in pauses.items():
             if not without_paused:

@@ -1,5 +1,6 @@
 """The command `report`."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from worker.artifacts.log_signature import LogKeys
-from worker.artifacts.quarantined_bytes import quarantined
+from worker.artifacts.quarantined_bytes import Quarantines, quarantined
 from worker.artifacts.verification_log_head import signed_head
+from worker.catalogue import Catalogue
 from worker.cli.arguments import seconds
 from worker.cli.atomic_file import complete_file
 from worker.cli.errors import Failure, Status
@@ -19,6 +21,7 @@ from worker.cli.report_page import page_of
 from worker.cli.report_preservation_level import preservation_level
 from worker.cli.session import Session, opened
 from worker.cli.status import document_of
+from worker.limits.snooze import Snooze
 from worker.storage.errors import StorageError
 from zot_artifact_client.contract import JobState
 
@@ -64,8 +67,11 @@ def report(
     raise typer.Exit(document["status"])
 
 
-def report_of(session: Session, since: timedelta) -> dict[str, Any]:
-    """Return the report as one document; findings are counted as far back as `since`."""
+def report_of(session: Session, since: timedelta, stores: Mapping[str, Quarantines] | None = None) -> dict[str, Any]:
+    """Return the report as one document; findings are counted as far back as `since`.
+
+    `stores`: those whose quarantines are listed, in place of the session's, which have no limits.
+    """
     catalogue = session.catalogue
     document = document_of(session)
     now: datetime = document["at"]
@@ -79,7 +85,7 @@ def report_of(session: Session, since: timedelta) -> dict[str, Any]:
             "not_read_yet": catalogue.coverage.ages(row["store"], edges, read=False),
         }
         row["bad_verdicts"] = catalogue.coverage.bad_verdicts(row["store"], since=now - since)
-        row["quarantine"] = _quarantine(session, row["store"])
+        row["quarantine"] = _quarantine(session.stores if stores is None else stores, row["store"], catalogue)
         row["evidence"] = asdict(evidence[row["store"]]) if row["store"] in evidence else None
     dead = catalogue.job_admin.find([JobState.DEAD], limit=_NAMED)
     detected = catalogue.coverage.seconds_to_detect(since=now - since)
@@ -101,12 +107,12 @@ def report_of(session: Session, since: timedelta) -> dict[str, Any]:
     return document | {"preservation": preservation_level(session.settings, document)}
 
 
-def _quarantine(session: Session, name: str) -> dict[str, Any]:
+def _quarantine(stores: Mapping[str, Quarantines], name: str, catalogue: Catalogue) -> dict[str, Any]:
     try:
-        store = session.stores[name]
+        store = stores[name]
         if not store.capabilities.reserved_buckets:
             return {"objects": 0, "bytes": 0, "error": None}
-        sizes = [each.size or 0 for each in quarantined(store, session.catalogue)]
-    except StorageError as error:
-        return {"objects": None, "bytes": None, "error": error.message}
+        sizes = [each.size or 0 for each in quarantined(store, catalogue)]
+    except (StorageError, Snooze) as error:
+        return {"objects": None, "bytes": None, "error": str(error)}
     return {"objects": len(sizes), "bytes": sum(sizes), "error": None}

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Protocol, Self, Unpack
 
 from worker import tracing
@@ -41,6 +42,17 @@ class Job(Protocol):
     def heartbeat(self, _count: int = 0) -> None:
         """Raise if the job has to stop."""
         ...
+
+
+@dataclass(slots=True)
+class NoJob:
+    """What uses a store and is no running job: a command, or the cleanup after a job. Nothing asks it to stop."""
+
+    id: str
+    fence: int = 0
+
+    def heartbeat(self, _count: int = 0) -> None:
+        """Do nothing."""
 
 
 class LimitedStore:

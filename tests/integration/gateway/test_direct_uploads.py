@@ -26,7 +26,7 @@ from tests.unit.gateway.conftest import serving
 from worker import clock
 from worker.artifacts import parts_staged_in_store
 from worker.artifacts.sources import SourceRefused
-from worker.catalogue import Leased
+from worker.catalogue import Leased, Scope
 from worker.context import Context
 from worker.gateway.access import TokenVerb, new_token
 from worker.gateway.staging import Staging, request_of
@@ -188,6 +188,9 @@ def test_other_bytes_than_were_announced_fail_the_job(client: ArtifactClient, co
     assert context.catalogue.artifacts.current("releases", "app.tgz") is None
     remove_source(request, context, "thief")
     assert len(staged(context)) == 4
+    context.catalogue.pauses.begin(Scope.STORE, "cloud", reason="", now=clock.now())
+    remove_source(request, context, job.id)
+    assert len(staged(context)) == 4, "a paused store is not asked to delete anything"
 
 
 @pytest.mark.parametrize("settings", ["azure"], indirect=True)

@@ -63,6 +63,16 @@ def test_a_paused_store_gets_no_report(run, context: Context, settings: Settings
     assert not folder(settings).exists()
 
 
+def test_the_quarantine_of_a_paused_store_is_not_listed(run, context: Context, settings: Settings) -> None:
+    """The report of a store that takes requests says that another one is paused, and asks it for nothing."""
+    context.catalogue.pauses.begin(Scope.STORE, "primary", reason="its disks are moved", now=clock.now())
+    run(sweep_report, SweepReportRequest())
+    stores = json.loads((folder(settings) / "latest.json").read_text())["stores"]
+    kept = {row["store"]: row["quarantine"] for row in stores}
+    assert "paused" in kept["primary"]["error"]
+    assert kept["dr"]["error"] is None
+
+
 def test_without_a_store_the_sweep_says_so(run, context: Context, monkeypatch) -> None:
     """Run by hand, it names the setting."""
     monkeypatch.setitem(context.settings.sweep.report.__dict__, "store", None)
