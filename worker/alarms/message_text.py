@@ -50,7 +50,7 @@ def _lines(payload: Mapping[str, Any]) -> Iterator[str]:
 def _named(examples: Sequence[Mapping[str, Any]], count: int) -> Iterator[str]:
     for each in examples:
         what = f"{each['bucket']}/{each['key']}" if each["bucket"] else each["key"] or "the store as a whole"
-        more = each["how"] or each["detail"]
+        more = (each["how"] or each["detail"] or "").removeprefix(f"{what} ")  # as in `a/b does not exist`
         yield f"  {each['id']}: {bounded(what, _NAME)}" + (f": {bounded(more, _NAME)}" if more else "")
     if count > len(examples):
         yield f"  and {count - len(examples)} more"

@@ -35,7 +35,8 @@ class Report:
         at: the time whose state it has; what changed later may be in it or not.
         format: the format of its files.
         files: all of them.
-        columns: the names of the columns of CSV files without a header; empty if they have one.
+        columns: the names of the columns of CSV files; empty if their header has them.
+        delimiter: what is between two values of a CSV file.
         bucket: the real bucket that it lists, or None if each row names its own.
         account: the host of the account, for Azure.
         rows: how many rows there are in all, where the manifest tells.
@@ -53,6 +54,7 @@ class Report:
     rows: int | None = None
     within: tuple[str, ...] = ()
     computed: bool = False
+    delimiter: str = ","
 
 
 def parse_manifest(name: str, data: bytes) -> Report:
@@ -126,11 +128,15 @@ def _gcs(name: str, document: Mapping[str, Any]) -> Report:
         raise BadInventory(f"{name}: it names {counted(len(files), 'file')} of {document['shard_count']}")
     parquet = "parquet_options" in config or any(each.name.endswith(".parquet") for each in files)
     csv = config.get("csv_options") or {}
-    columns = () if parquet or csv.get("header_required", True) else tuple(options.get("metadata_fields") or ())
+    header = parquet or csv.get("header_required")  # which Google leaves out if it is false
+    columns = () if header else tuple(options.get("metadata_fields") or ())
     bucket = (options.get("storage_filters") or {}).get("bucket")
     rows = int(document["records_processed"])
     at = _time(document["snapshot_time"])
-    return Report("gcs", at, "parquet" if parquet else "csv", files, columns, bucket, rows=rows)
+    return Report(
+        "gcs", at, "parquet" if parquet else "csv", files, columns, bucket, rows=rows,
+        delimiter=str(csv.get("delimiter") or ","),
+    )  # fmt: skip
 
 
 def _azure(name: str, document: Mapping[str, Any]) -> Report:

@@ -83,11 +83,11 @@ def _csv(name: str, file: IO[bytes], report: Report, wanted: Mapping[str, str]) 
     file.seek(0)
     raw: Any = gzip.GzipFile(fileobj=file) if packed else file
     with io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as text:
-        lines = csv.reader(text, strict=True)
+        lines = csv.reader(text, strict=True, delimiter=report.delimiter)
         columns = [_plain(each) for each in report.columns]
         for values in lines:
-            if not columns:  # the first line is the header
-                columns = [_plain(each) for each in values]
+            if lines.line_num == 1 and (not columns or {_plain(each) for each in values} == set(columns)):
+                columns = [_plain(each) for each in values]  # it is the header
                 continue
             if len(values) != len(columns):
                 raise BadInventory(f"{name}: line {lines.line_num} has {len(values)} values, not {len(columns)}")

@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from pyarrow import orc, parquet
 
 AT = datetime(2026, 11, 25, 1, 0, tzinfo=UTC)
 OLD = datetime(2026, 11, 1, tzinfo=UTC)
+GCS_CSV: Mapping[str, Any] = {"record_separator": "\n", "delimiter": ",", "header_required": True}
 AZURE = "https://account.blob.core.windows.net"
 
 
@@ -106,7 +107,10 @@ def s3_batch_report(directory: Path, objects: Sequence[Object], *, bucket: str =
     return manifest
 
 
-def gcs_report(directory: Path, objects: Sequence[Object], format_: str = "CSV", *, bucket: str = "src") -> Path:
+def gcs_report(
+    directory: Path, objects: Sequence[Object], format_: str = "CSV", *, bucket: str = "src",
+    csv_options: Mapping[str, Any] = GCS_CSV, header: bool = True,
+) -> Path:  # fmt: skip
     """Write a Storage Insights report of two shards, and return the path of its manifest."""
     names = ["project", "bucket", "name", "size", "updated", "timeDeleted", "crc32c", "md5Hash", "generation"]
     rows = []
@@ -121,13 +125,14 @@ def gcs_report(directory: Path, objects: Sequence[Object], format_: str = "CSV",
         part = rows[number::2]
         if format_ == "CSV":
             text = io.StringIO()
-            csv.writer(text, lineterminator="\n").writerows([names, *part])
+            lines = csv.writer(text, lineterminator="\n", delimiter=csv_options.get("delimiter", ","))
+            lines.writerows([names, *part] if header else part)
             data, suffix = text.getvalue().encode(), "csv"
         else:
             data, suffix = _columns(names, part, parquet.write_table), "parquet"
         shards.append(f"{start}_{number}.{suffix}")
         (directory / shards[-1]).write_bytes(data)
-    kind = {"csv_options": {"delimiter": ",", "header_required": True}} if format_ == "CSV" else {"parquet_options": {}}
+    kind = {"csv_options": csv_options} if format_ == "CSV" else {"parquet_options": {}}
     manifest = {
         "report_config": {
             "name": "projects/p/locations/us/reportConfigs/fc95c52f",

@@ -85,6 +85,14 @@ def test_every_report_is_the_same_sorted_listing(where: Path, read, kind: str) -
     assert [each.key for each in read(manifest, store, prefix="a/")] == ["a/b"]
 
 
+@pytest.mark.parametrize("header", [True, False])
+def test_a_storage_insights_report_is_read_with_its_own_delimiter(where: Path, read, *, header: bool) -> None:
+    """As its configuration has it; a manifest that does not tell of a header is read with and without one."""
+    options = {"record_separator": "\n", "delimiter": ";"}
+    manifest = gcs_report(where / "report", OBJECTS, csv_options=options, header=header)
+    assert [each.key for each in read(manifest, "gcs")] == sorted(KEYS, key=str.encode)
+
+
 @pytest.mark.parametrize(
     ("kind", "more"),
     [
