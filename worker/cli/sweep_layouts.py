@@ -22,10 +22,10 @@ from worker.storage.keys import check_any_bucket
 from zot_artifact_client.contract import Progress
 
 _LAYOUTS: dict[str, tuple[Callable[[CheckedPrefix], Iterator[Fault]], str]] = {
-    "oci": (verify_oci, "OCI layouts"),
-    "bagit": (verify_bagit, "bags"),
-    "ocfl": (verify_ocfl, "OCFL objects"),
-    "sha256sums": (verify_sha256sums, "lists"),
+    "oci": (verify_oci, "OCI layout"),
+    "bagit": (verify_bagit, "bag"),
+    "ocfl": (verify_ocfl, "OCFL object"),
+    "sha256sums": (verify_sha256sums, "list"),
 }
 _KEPT = 10_000
 """Faults that the JSON document names; all of them are counted."""
@@ -92,7 +92,7 @@ def _print(name: str, place: CheckedPrefix, counts: Counter[FaultKind], faults: 
         return
     verb = "would be read" if place.dry_run else "read in full"
     say(
-        f"{place}: {tally.layouts} {_LAYOUTS[name][1]}, {counted(tally.listed, 'object')} listed, "
+        f"{place}: {counted(tally.layouts, _LAYOUTS[name][1])}, {counted(tally.listed, 'object')} listed, "
         f"{tally.objects} {verb} ({size(tally.bytes)})"
     )
     if total:

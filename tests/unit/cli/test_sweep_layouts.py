@@ -49,7 +49,7 @@ def test_the_exit_status_and_the_document_tell_what_is_wrong(root: Path, capsys:
     assert cli.run(["sweep", "sha256sums", "--store", "nas", "--prefix", "there"]) == 1
     shown = capsys.readouterr()
     assert "corrupt: there/b" in shown.err
-    assert "1 lists, 3 objects listed, 2 read in full (6 B)" in shown.out
+    assert "1 list, 3 objects listed, 2 read in full (6 B)" in shown.out
     assert sorted(root.parent.rglob("*")) == before
     assert not (root.parents[1] / "home").exists()
 

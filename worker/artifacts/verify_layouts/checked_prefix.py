@@ -367,4 +367,4 @@ def merged(
 
 
 def _missing(place: CheckedPrefix, claim: Claim) -> Fault:
-    return place.missing(claim.key, claim.absent or f"{claim.by} names it")
+    return place.missing(claim.key, claim.absent or f"named by {claim.by}")

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -138,6 +138,13 @@ def _verify(place: CheckedPrefix, root: str, declared: list[str]) -> Iterator[Fa
             continue
         claims += _claims_of(root, before, f"{version}/inventory.json")
         yield from _differences(key, version, before, inventory)
+    yield from _compare_files(place, root, inventory, claims)
+
+
+def _compare_files(
+    place: CheckedPrefix, root: str, inventory: _Inventory, claims: Sequence[Claim | Fault]
+) -> Iterator[Fault]:
+    """Compare the files of an object with what its inventories claim; each version has at least one."""
     yield from (each for each in claims if isinstance(each, Fault))
 
     def others(found: ListedObject) -> Iterable[Fault]:
@@ -145,7 +152,18 @@ def _verify(place: CheckedPrefix, root: str, declared: list[str]) -> Iterator[Fa
             yield Fault(FaultKind.UNREFERENCED, found.key, "no inventory names it")
 
     wanted = sorted((each for each in claims if isinstance(each, Claim)), key=lambda each: each.key)
-    yield from merged(place, place.listed(root), _grouped(wanted), others=others)
+    versions = set[str]()
+
+    def listed() -> Iterator[ListedObject]:
+        for found in place.listed(root):
+            versions.add(found.key.removeprefix(root).partition("/")[0])
+            yield found
+
+    yield from merged(place, listed(), _grouped(wanted), others=others)
+    for version in inventory.states:
+        if version not in versions:  # also one that has no content of its own has a directory with its inventory
+            detail = "inventory.json has this version, and nothing of it is there"
+            yield Fault(FaultKind.MISSING, f"{root}{version}/", detail)
 
 
 def _differences(key: str, version: str, older: _Inventory, now: _Inventory) -> Iterator[Fault]:

@@ -209,7 +209,7 @@ class _Sweep:
             yield from self._one_digest(digest, there, named)
             for root, by in wanted.items():
                 if root not in there:
-                    yield self._place.missing(_key(root, digest), f"{by} names it")
+                    yield self._place.missing(_key(root, digest), f"named by {by}")
 
     def _one_digest(
         self, digest: str, there: dict[str, tuple[str, int]], named: dict[str, str]

@@ -65,6 +65,15 @@ def test_a_right_storage_root_has_no_faults(laid: Laid) -> None:
     assert laid.find(verify_ocfl, ROOT) == set()
 
 
+def test_a_version_of_which_nothing_is_left_is_missing(laid: Laid) -> None:
+    """Also one whose content is all in earlier versions: its directory had an inventory, and is lost."""
+    third = inventory()
+    third["versions"] |= {"v3": third["versions"]["v2"]}
+    third["head"] = "v3"
+    laid.lay(stored() | with_sidecar(ROOT, third) | with_sidecar(f"{ROOT}v2/", inventory()))
+    assert laid.find(verify_ocfl) == {("missing", f"{ROOT}v3/")}
+
+
 @pytest.mark.parametrize("name", ["v1/content/image.tiff", "v1/content/foo/bar.xml", "v2/content/foo/bar.xml"])
 def test_rot_and_loss_of_content_are_found_in_all_versions(laid: Laid, name: str) -> None:
     """A flipped bit is corrupt and an absent file missing."""
