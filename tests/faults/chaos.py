@@ -375,7 +375,8 @@ class Fleet:
     def _orphans(self) -> Iterator[str]:
         """The stores hold nothing that the catalogue does not know, and no upload is left open.
 
-        One whose beginning had no answer, and has an intent, is removed by the first cleanup five minutes later.
+        An upload to the cloud whose beginning had no answer, and has an intent, is removed by the first cleanup five
+        minutes later.
         """
         for name in STORES:
             store = self.stores[name]
@@ -383,12 +384,23 @@ class Fleet:
                 held = self.catalogue.artifacts.version_in_store(name, "data", found.key)
                 if held is None:
                     yield f"{name}: data/{found.key} is not in the catalogue"
-            for unfinished in store.iter_stale_uploads():
-                if name != "cloud":
-                    yield f"{name}: {unfinished.description} was left behind"
+        for name, description in self._left_behind():
+            yield f"{name}: {description} was left behind"
         intended = Counter(f"{each.bucket}/{each.key}" for each in self.catalogue.transfers.intents("cloud"))
         client = s3_client(self._ministack)
         for upload in client.list_multipart_uploads(Bucket=self._bucket).get("Uploads", []):
             intended[upload["Key"]] -= 1
             if intended[upload["Key"]] < 0:
                 yield f"cloud: the upload of {upload['Key']} was left open"
+
+    def _left_behind(self) -> set[tuple[str, str]]:
+        """Return what no cleanup removes and no running repair or sweep ends, by store, other than the cloud."""
+        deadline, left = time.monotonic() + WITHIN, self._open_uploads()
+        while left and time.monotonic() < deadline:
+            self._sweep()
+            left &= self._open_uploads()
+        return left
+
+    def _open_uploads(self) -> set[tuple[str, str]]:
+        names = [name for name in STORES if name != "cloud"]
+        return {(name, each.description) for name in names for each in self.stores[name].iter_stale_uploads()}

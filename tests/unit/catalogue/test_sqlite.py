@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
@@ -71,7 +72,11 @@ def test_children_of_a_worker_that_shuts_down_wait_for_each_other(url, monkeypat
         other.execute("BEGIN IMMEDIATE")
         over = time.monotonic()
         monkeypatch.setattr(shutdown_flag, "grace_is_over", lambda since: time.monotonic() > over + since)
-        monkeypatch.setattr("worker.catalogue.sqlite.time.sleep", lambda _: other.rollback())
+
+        def ended(_seconds: float) -> None:
+            other.rollback()
+
+        monkeypatch.setattr("worker.catalogue.sqlite.time", SimpleNamespace(**{**vars(time), "sleep": ended}))
         assert isinstance(begin(catalogue, "job-1"), Leased)
 
 
