@@ -23,7 +23,6 @@ from worker.artifacts import key_lists as keylist
 from worker.artifacts.page_selection import (
     PageObject,
     artifact_object,
-    is_older,
     limits_of,
     of_lines,
     open_objects,
@@ -268,12 +267,13 @@ def _next_range(
 ) -> PlannedJobs:
     most = min(room, _PAGES_AT_ONCE) * limits.objects
     assert request.bucket is not None
-    after, newest, now = before.cursor["after"], before.cursor.get("last"), clock.now()
-    artifacts = context.catalogue.artifacts.page(request.bucket, request.prefix, (request.bucket, after), most)
+    after, newest = before.cursor["after"], before.cursor.get("last")
     # An artifact that is newer than the batch is no part of it, least of all of a delete.
-    objects = [artifact_object(each) for each in artifacts if is_older(each, newest, before.begun_at, now)]
+    artifacts = context.catalogue.artifacts.listing(
+        request.bucket, request.prefix, after, most, existed_at=before.begun_at, newest=newest
+    )
     found: list[ObjectJob | PageJob] = []
-    pages = list(split(objects, limits))
+    pages = list(split(map(artifact_object, artifacts), limits))
     for page in pages[:room]:
         until = str(page[-1].end)
         selection = RangeSelection(

@@ -88,7 +88,7 @@ def _begin(request: PageRequest, context: JobContext, job: RunningJob) -> tuple[
     small: list[PageObject] = []
     others: list[PageObject] = []
     for each in objects:
-        fits = each.artifact is not None and each.size <= context.settings.page.large
+        fits = each.artifact_id is not None and each.size <= context.settings.page.large
         (small if fits else others).append(each)
     return _leave(found, others, context), small
 
@@ -215,12 +215,12 @@ def _send_large(found: Page, copies: Sequence[PageCopy], context: JobContext, jo
 
 def _verify_selected(request: PageRequest, context: JobContext, job: RunningJob) -> Page:
     found, selected = _begin(request, context, job)
-    copies = context.catalogue.pages.copies_of([each.artifact.id for each in selected if each.artifact])
+    copies = context.catalogue.pages.copies_of([each.artifact_id for each in selected if each.artifact_id is not None])
     before = context.catalogue.pages.verdicts_by(job.id)
     objects, leaving = [], []
     for each in selected:
-        assert each.artifact is not None
-        of = copies.get(each.artifact.id, [])
+        assert each.artifact_id is not None
+        of = copies.get(each.artifact_id, [])
         if request.stores is not None:
             of = [copy for copy in of if copy.store in request.stores]
         complete = request.stores is None or len(of) == len(request.stores)
@@ -362,9 +362,6 @@ def _write_selected(request: PageRequest, context: JobContext, job: RunningJob) 
     locked = locks.acquire(job.id, job.fence, paths, now=clock.now(), lease=context.settings.jobs.lease)
     found = _leave(found, [each for each in objects if (each.bucket, each.key) not in locked], context)
     mine = [each for each in objects if (each.bucket, each.key) in locked]
-    if request.verb == REPLICATE.kind:
-        wanted = [(each.artifact, context.stores[name].name) for each in mine for name in request.to or ()]
-        context.catalogue.artifacts.ensure_copies([(artifact, name) for artifact, name in wanted if artifact])
     job.start(sum(each.size for each in mine), f"{request.verb}: {counted(len(mine), 'object')}")
     fresh = FreshCopies(context, job, mine, request.to or ()) if request.verb == REPLICATE.kind else None
     work = _Writes(request, context, job, found, fresh)

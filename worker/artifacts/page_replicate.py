@@ -43,15 +43,18 @@ class FreshCopies:
         self._context = context
         self._job = job
         targets = [context.stores[name] for name in stores]
+        artifacts = context.catalogue.artifacts
+        current = artifacts.currents((each.bucket, each.key) for each in objects)
+        artifacts.ensure_copies([(artifact, target.name) for artifact in current.values() for target in targets])
         self._fresh: dict[int, FreshObject] = {}
         if context.settings.replication.proof == "reread":
             return
-        small = [each for each in objects if each.artifact is not None and 0 < each.size <= _SMALL]
-        current = context.catalogue.artifacts.currents((each.bucket, each.key) for each in small)
-        copies = context.catalogue.artifacts.copies_of_all([artifact.id for artifact in current.values()])
-        for each in small:
+        copies = artifacts.copies_of_all([artifact.id for artifact in current.values()])
+        for each in objects:
             artifact = current.get((each.bucket, each.key))
-            if artifact is not None and (fresh := self._plan(each, artifact, copies.get(artifact.id, {}), targets)):
+            if artifact is None or not 0 < artifact.digest.size <= _SMALL:
+                continue
+            if fresh := self._plan(each, artifact, copies.get(artifact.id, {}), targets):
                 self._fresh[each.id] = fresh
         for target in targets:
             target.expect_writes([(fresh.artifact.bucket, fresh.artifact.key) for fresh in self._fresh.values()])

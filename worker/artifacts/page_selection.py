@@ -1,12 +1,10 @@
 """The objects of a page: from a range of keys, or from the lines of a file."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from typing import NamedTuple
 
-from worker import clock
 from worker.artifacts import key_lists
-from worker.catalogue import Artifact, Catalogue, Page
+from worker.catalogue import Catalogue, ListedArtifact, Page
 from worker.context import JobContext
 from worker.settings import Settings
 from worker.settings.section_models import PageSettings
@@ -18,33 +16,23 @@ _FEWEST = 100
 """Objects of such a page at least: each page costs transactions of its own."""
 
 
-@dataclass(frozen=True, slots=True)
-class PageObject:
-    """An object of a page. `id` is that of the artifact, or the number of the line; `artifact`: None if there is none.
+class PageObject(NamedTuple):
+    """An object of a page. `id` is that of the artifact, or the number of the line.
 
-    `end` is where the object after it begins: after this key, or at this offset of the file.
+    `artifact_id`: None if there is no artifact. `end` is where the object after it begins: after this key, or at this
+    offset of the file.
     """
 
     id: int
     bucket: str
     key: str
     size: int
-    artifact: Artifact | None
+    artifact_id: int | None
     end: str | int
 
     @property
     def path(self) -> str:
         return f"{self.bucket}/{self.key}"
-
-
-def is_older(artifact: Artifact, newest: int | None, begun_at: datetime, now: datetime) -> bool:
-    """Return whether an artifact existed when a batch began; a newer one does not belong to the batch."""
-    if (
-        newest is not None and artifact.id > newest
-    ):  # ids do not depend on clocks, so a clock that was ahead hides no artifact
-        return False
-    committed = artifact.committed_at
-    return committed is not None and not begun_at < committed <= now + clock.SKEW
 
 
 def select(request: PageRequest, catalogue: Catalogue, settings: Settings, job: str) -> list[PageObject]:
@@ -69,7 +57,7 @@ def open_objects(request: PageRequest, page: Page | None, context: JobContext, j
     if page is None:
         return select(request, context.catalogue, context.settings, job)
     if request.lines is None:  # also those that were replaced since the page began
-        return [artifact_object(artifact) for artifact in context.catalogue.artifacts.by_ids(page.open)]
+        return [artifact_object(artifact) for artifact in context.catalogue.artifacts.listed_by_ids(page.open)]
     still = set(page.open)
     return [each for each in select(request, context.catalogue, context.settings, job) if each.id in still]
 
@@ -111,14 +99,13 @@ def split(objects: Iterable[PageObject], most: PageSettings) -> Iterator[list[Pa
 
 
 def _in_range(selection: RangeSelection, catalogue: Catalogue, at_once: int) -> Iterator[PageObject]:
-    after, until, now = selection.after, selection.until, clock.now()
+    after = selection.after
     while True:
-        found = catalogue.artifacts.page(
-            selection.bucket, selection.prefix, (selection.bucket, after), at_once, until=until
-        )
-        for artifact in found:
-            if is_older(artifact, selection.newest, selection.begun_at, now):
-                yield artifact_object(artifact)
+        found = catalogue.artifacts.listing(
+            selection.bucket, selection.prefix, after, at_once,
+            existed_at=selection.begun_at, newest=selection.newest, until=selection.until,
+        )  # fmt: skip
+        yield from map(artifact_object, found)
         if len(found) < at_once:
             return
         after = found[-1].key
@@ -136,13 +123,14 @@ def of_lines(lines: Sequence[key_lists.Line], catalogue: Catalogue) -> list[Page
     found = catalogue.artifacts.currents((line.bucket, line.key) for line in lines)
     return [
         PageObject(
-            number, line.bucket, line.key, artifact.digest.size if artifact else 0, artifact, line.end,
+            number, line.bucket, line.key, artifact.digest.size if artifact else 0,
+            artifact.id if artifact else None, line.end,
         )
         for number, line in enumerate(lines, 1)
         for artifact in [found.get((line.bucket, line.key))]
     ]  # fmt: skip
 
 
-def artifact_object(artifact: Artifact) -> PageObject:
+def artifact_object(artifact: ListedArtifact) -> PageObject:
     """Return an artifact as an object of a page."""
-    return PageObject(artifact.id, artifact.bucket, artifact.key, artifact.digest.size, artifact, artifact.key)
+    return PageObject(*artifact, artifact.id, artifact.key)

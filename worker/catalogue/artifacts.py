@@ -9,12 +9,12 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
 from worker import clock
-from worker.catalogue.bulk import by_bucket
+from worker.catalogue.bulk import by_bucket, one_of_ids
 from worker.catalogue.compiled_statements import Prepared
 from worker.catalogue.database import CatalogueError, Database
 from worker.catalogue.findings import note_deletes, note_tombstones, note_writes
 from worker.catalogue.holds import OnHold, check_hold
-from worker.catalogue.records import BAD, Artifact, Copy, CopyState
+from worker.catalogue.records import BAD, Artifact, Copy, CopyState, ListedArtifact
 from worker.catalogue.tables import CURRENT, artifacts, canaries, copies, manifests
 from worker.storage import Digest
 from worker.storage.integrity.manifest import CHUNK_SIZE, Manifest
@@ -45,6 +45,8 @@ _VERSIONS = (
     .order_by(artifacts.c.version.desc())
 )
 _NEWEST = Prepared(_VERSIONS.limit(1))
+_LISTED = (artifacts.c.id, artifacts.c.bucket, artifacts.c.key, artifacts.c.size)
+_BY_IDS = Prepared(sa.select(*_LISTED).where(one_of_ids(artifacts.c.id, "ids")))
 _CURRENT = Prepared(_VERSIONS.where(artifacts.c.committed_at.is_not(None)).limit(1))
 _RECORDED_BY = Prepared(_VERSIONS.where(artifacts.c.job == sa.bindparam("by")))
 _COPIES = sa.select(copies).where(copies.c.artifact_id == sa.bindparam("of"))
@@ -310,6 +312,36 @@ class Artifacts:
         with self._database.read() as connection:
             return [artifact_of(row) for row in connection.execute(query)]
 
+    def listing(
+        self,
+        bucket: str,
+        prefix: str,
+        after: str,
+        limit: int,
+        *,
+        existed_at: datetime,
+        newest: int | None = None,
+        until: str | None = None,
+    ) -> list[ListedArtifact]:
+        """Return current artifacts of a bucket by key, after a key and up to another one, that existed at a time.
+
+        `newest`: no id above this one; ids do not depend on clocks, so a clock that was ahead hides no artifact.
+        """
+        row = artifacts.c
+        query = sa.select(*_LISTED).where(*listed(), row.bucket == bucket, *following(prefix, after, until))
+        query = query.where(sa.or_(row.committed_at <= existed_at, row.committed_at > clock.now() + clock.SKEW))
+        if newest is not None:
+            query = query.where(row.id + 0 <= newest)  # + 0: search by key
+        with self._database.read() as connection:
+            found = connection.execute(query.order_by(row.key).limit(limit)).all()
+        return [ListedArtifact._make(each) for each in found]
+
+    def listed_by_ids(self, ids: Sequence[int]) -> list[ListedArtifact]:
+        """Return the versions of these ids, in the same order, also those that were deleted or replaced."""
+        with self._database.read() as connection:
+            found = {row[0]: ListedArtifact._make(row) for row in _BY_IDS.tuples(connection, ids=ids)}
+        return [found[id_] for id_ in ids if id_ in found]
+
     def newest_id(self) -> int:
         """Return the id of the version that was recorded last, 0 if there is none; ids only grow."""
         with self._database.read() as connection:
@@ -334,13 +366,6 @@ class Artifacts:
         with self._database.read() as connection:
             found = {path: _current(connection, *path) for path in paths}
         return {path: artifact for path, artifact in found.items() if artifact}
-
-    def by_ids(self, ids: Sequence[int]) -> list[Artifact]:
-        """Return the versions of these ids, in the same order, also those that were deleted or replaced."""
-        with self._database.read() as connection:
-            rows = connection.execute(sa.select(artifacts).where(artifacts.c.id.in_(ids)))
-            found = {row.id: artifact_of(row) for row in rows}
-        return [found[id_] for id_ in ids if id_ in found]
 
     # Copies
 

@@ -56,6 +56,8 @@ _COPIES = (
 _CLAIMED = Prepared(
     _COPIES.where(one_of_ids(copies.c.id, "ids"), copies.c.claimed_until.is_not_distinct_from(sa.bindparam("until")))
 )
+_COPIES_OF = Prepared(_COPIES.where(one_of_ids(copies.c.artifact_id, "ids")).order_by(copies.c.store))
+_PRESENT = frozenset(state.value for state in CopyState if state.present)
 
 
 class PageCopy(NamedTuple):
@@ -193,13 +195,13 @@ class Pages:
 
     def copies_of(self, artifact_ids: Sequence[int]) -> dict[int, list[PageCopy]]:
         """Return the copies of these versions that their stores should have, by version, in the order of the stores."""
-        query = _COPIES.where(copies.c.artifact_id.in_(artifact_ids)).order_by(copies.c.store)
         found: dict[int, list[PageCopy]] = {}
         with self._database.read() as connection:
-            for row in connection.execute(query):
-                copy = PageCopy(*row[:7], Digest(row[7], row[8]))
-                if CopyState(copy.state).present:
-                    found.setdefault(copy.artifact_id, []).append(copy)
+            rows = _COPIES_OF.tuples(connection, ids=artifact_ids)
+        for row in rows:
+            copy = PageCopy._make((*row[:7], Digest(row[7], row[8])))
+            if copy.state in _PRESENT:
+                found.setdefault(copy.artifact_id, []).append(copy)
         return found
 
     def verdicts_by(self, job: str) -> dict[tuple[str, str, str, int], tuple[str, str | None]]:

@@ -109,6 +109,15 @@ class Artifact:
         return f"{self.bucket}/{self.key}"
 
 
+class ListedArtifact(NamedTuple):
+    """A version of an artifact, with as much of it as planning needs."""
+
+    id: int
+    bucket: str
+    key: str
+    size: int
+
+
 @dataclass(frozen=True, slots=True)
 class Copy:
     """One artifact version in one store."""
