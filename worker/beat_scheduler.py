@@ -1,4 +1,7 @@
-"""Beat's scheduler: Celery's own, which also records that it ticks. `zot-artifacts doctor` reads the record."""
+"""Beat's scheduler: Celery's own, which also records that it ticks, and starts no run that another beat has started.
+
+`zot-artifacts doctor` reads the record.
+"""
 
 import logging
 import time
@@ -17,10 +20,14 @@ from zot_artifact_client.text_escaping import bounded
 logger = logging.getLogger(__name__)
 
 _TICKED = f"{PREFIX}:beat:ticked"
+_STARTED = f"{PREFIX}:beat:started"
+_SAME_RUN = 0.9
+"""The part of its period for which a run that one beat has started is no other's: less than all, as ticks differ."""
 _EVERY = 10.0
 """Seconds between two records."""
 _REMEMBERED = 3600
 _CLOCK_SKEW = timedelta(seconds=5)
+_MILLISECOND = timedelta(milliseconds=1)
 _ENDS = ("", ".db", ".dat", ".dir", ".bak", ".pag", "-journal", "-wal", "-shm")
 """The ends of the names of its files: each kind of database of the module `dbm` has others."""
 LONGEST_SLEEP = 30
@@ -28,7 +35,7 @@ LONGEST_SLEEP = 30
 
 
 class Scheduler(PersistentScheduler):  # type: ignore[misc]  # Celery has no types
-    """The persistent scheduler of Celery, with a record of its last tick in the result backend."""
+    """The persistent scheduler of Celery; the result backend has its last tick, and what a beat has started."""
 
     _recorded = float("-inf")
 
@@ -74,11 +81,36 @@ class Scheduler(PersistentScheduler):  # type: ignore[misc]  # Celery has no typ
             self._record()
         return seconds
 
+    def apply_entry(self, entry: Any, producer: Any = None) -> None:
+        """Start a run, unless another beat has started it."""
+        if self._starts(entry.name, entry.schedule.run_every):
+            super().apply_entry(entry, producer=producer)
+        else:
+            logger.info("beat: another beat has started %s", bounded(entry.name, 64))
+
+    def _starts(self, name: str, every: timedelta) -> bool:
+        """Return whether this beat starts the run that is due; it does if the result backend does not answer."""
+        key, lasts = f"{_STARTED}:{name}:{every.total_seconds():g}", max(1, int(every / _MILLISECOND * _SAME_RUN))
+        try:
+            client = self._redis()
+            if client is None or client.set(key, "", nx=True, px=lasts):
+                return True
+            left: Any = client.pttl(key)
+            if left <= lasts:  # a longer time is of a clock of Redis that was ahead
+                return False
+            client.set(key, "", px=lasts)
+        except (redis.RedisError, OSError) as error:
+            logger.warning("whether another beat has started %s is not known: %s", name, type(error).__name__)
+        return True
+
+    def _redis(self) -> "redis.Redis | None":
+        self._client = self._client or result_backend(self.app)
+        return self._client
+
     def _record(self) -> None:
         try:
-            self._client = self._client or result_backend(self.app)
-            if self._client is not None:
-                self._client.set(_TICKED, f"{time.time():.3f}", ex=_REMEMBERED)
+            if (client := self._redis()) is not None:
+                client.set(_TICKED, f"{time.time():.3f}", ex=_REMEMBERED)
         except (redis.RedisError, OSError) as error:
             logger.warning("the tick of beat is not recorded: %s", type(error).__name__)
 

@@ -6,8 +6,11 @@ import pickle
 from datetime import timedelta
 
 import pytest
+import redis
 from celery import Celery
+from celery.beat import PersistentScheduler
 
+from tests.servers import Valkey
 from worker.beat_scheduler import Scheduler
 from worker.schedule import beat_schedule
 from worker.settings import Settings
@@ -75,3 +78,30 @@ def test_a_last_run_ahead_of_the_clock_is_corrected(app, tmp_path):
     scheduler._correct()
     assert scheduler.schedule["recover"].is_due().next <= 15
     scheduler.close()
+
+
+def test_a_run_that_is_due_is_started_by_one_of_two_beats(app: Celery, tmp_path, valkey: Valkey, monkeypatch):
+    """So is the next one; a record that a clock far ahead has left, or no answer of Redis, stops neither."""
+    app.conf.result_backend = valkey.url
+    started = []
+    monkeypatch.setattr(PersistentScheduler, "apply_entry", lambda beat, entry, producer: started.append(beat))
+    beats = [open_scheduler(app, tmp_path / name) for name in "ab"]
+
+    def run() -> int:
+        started.clear()
+        for beat in beats:
+            beat.apply_entry(beat.schedule["recover"])
+        return len(started)
+
+    assert run() == 1
+    assert run() == 0, "another beat is late by less than a period"
+    client = redis.Redis.from_url(valkey.url)
+    (key,) = client.keys("*beat:started*")
+    assert 10_000 < client.pttl(key) < 15_000, "the next run is not stopped"
+    client.pexpire(key, timedelta(days=1))
+    assert run() == 1
+    app.conf.result_backend = "redis://127.0.0.1:1/0"
+    beats = [open_scheduler(app, tmp_path / name) for name in "cd"]
+    assert run() == 2
+    for beat in beats:
+        beat.close()
