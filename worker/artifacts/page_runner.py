@@ -20,7 +20,9 @@ GROUP_SECONDS = 1.0
 _PART = 25
 """Most objects that a thread takes at a time; to hand out each alone costs more than to read a small one."""
 SLOW = 0.001
-"""Seconds for an object above which its thread mostly waits, so that another thread makes the page faster."""
+"""Seconds for an object above which its thread mostly waits, so that another thread may make the page faster."""
+_FASTER = 1.25
+"""How many times faster a page has to be with twice the threads, or it gets no more: the store is at its limit."""
 _ABANDON_AFTER = 1.0
 """Seconds after which a thread that only reads is no longer waited for when its page has to stop."""
 
@@ -32,7 +34,6 @@ def work_on(
     *,
     threads: int,
     begin: int | None = None,
-    slow: float = SLOW,
     reads_only: bool = False,
     seconds: float | None = None,
 ) -> bool:
@@ -44,8 +45,8 @@ def work_on(
         record: is called in the calling thread with at most `GROUP` results.
         threads: how many parts are worked on at a time.
         begin: how many at first. With 1, the calling thread itself does the work: a second thread that computes takes
-            Python's lock from it. There are twice as many as soon as an object takes longer than `slow`.
-        slow: seconds for an object above which its thread mostly waits, so that another thread is started.
+            Python's lock from it. There are twice as many while an object takes longer than `SLOW`, as long as that
+            makes the page faster.
         reads_only: `do` changes nothing. A page that has to stop does not wait for a request that hangs.
         seconds: after which no item is begun any more.
 
@@ -56,7 +57,7 @@ def work_on(
         BaseException: what `do` or `record` raised first. No item is handed out after that; what was done by then is
             recorded, unless the catalogue itself is what failed.
     """
-    return _Run(items, do, record, threads, begin or threads, slow=slow, reads_only=reads_only, seconds=seconds).run()
+    return _Run(items, do, record, threads, begin or threads, reads_only=reads_only, seconds=seconds).run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,6 @@ class _Run(Generic[ItemT, DoneT]):
         threads: int,
         begin: int,
         *,
-        slow: float,
         reads_only: bool,
         seconds: float | None,
     ) -> None:
@@ -89,13 +89,16 @@ class _Run(Generic[ItemT, DoneT]):
         self._record = record
         self._threads = max(1, min(threads, len(items)))
         self._begin = min(begin, self._threads)
-        self._slow = slow
         self._patience = _ABANDON_AFTER if reads_only else None
         self._stop = threading.Event()
         self._until = None if seconds is None else time.monotonic() + seconds
         self._in_time = True
         self._said: SimpleQueue[_Part[DoneT]] = SimpleQueue()
         self._started = self._ended = 0
+        self._rate = 0.0
+        """Results a second before there were twice the threads."""
+        self._grown, self._parts, self._results = time.monotonic(), 0, 0
+        """When there were twice the threads, and how many parts and results there were since."""
         self._done: list[DoneT] = []
         self._recorded = time.monotonic()
 
@@ -121,11 +124,12 @@ class _Run(Generic[ItemT, DoneT]):
             if said.error is not None:
                 return said.error
             self._record_done(everything=time.monotonic() - self._recorded >= GROUP_SECONDS)
-            if said.seconds > self._slow and self._threads > 1:
+            if said.seconds > SLOW and self._threads > 1:
                 return self._work_in_threads(2)
         return None
 
     def _work_in_threads(self, count: int) -> BaseException | None:
+        self._grown = time.monotonic()
         self._start(count)
         return self._collect()
 
@@ -179,12 +183,26 @@ class _Run(Generic[ItemT, DoneT]):
                 said = _Part(seconds=GROUP_SECONDS)
             error = error or said.error
             self._take(said)
-            if said.seconds > self._slow and not self._stop.is_set():
-                self._start(self._started)
+            if not self._stop.is_set():
+                self._grow(said)
             if deadline is not None and time.monotonic() >= deadline:
                 break
             self._record_done(everything=time.monotonic() - self._recorded >= GROUP_SECONDS)
         return error
+
+    def _grow(self, said: _Part[DoneT]) -> None:
+        """Start as many threads again where objects take long, unless the last time made the page no faster."""
+        stalled = said.seconds >= GROUP_SECONDS
+        self._parts, self._results = self._parts + 1, self._results + len(said.done)
+        if self._started >= self._threads or said.seconds <= SLOW or not (stalled or self._parts >= self._started):
+            return
+        now = time.monotonic()
+        rate = self._results / (now - self._grown)
+        if not stalled and rate < _FASTER * self._rate:
+            self._threads = self._started
+            return
+        self._rate, self._grown, self._parts, self._results = rate, now, 0, 0
+        self._start(self._started)
 
     def _wait(self) -> None:
         """Wait for the threads of a page that stops, and take what they have done."""

@@ -9,7 +9,7 @@ from operator import attrgetter
 
 from worker import clock
 from worker.artifacts.artifact_copies import BAD, ArtifactJob, asked_again_at, suspicion
-from worker.artifacts.page_runner import GROUP, SLOW, work_on
+from worker.artifacts.page_runner import GROUP, work_on
 from worker.artifacts.stored_digests import stored_sha256_of
 from worker.catalogue import Page, PageCopy, PageOutcome, VerdictRow
 from worker.context import JobContext
@@ -87,11 +87,11 @@ class VerifyPage:
         kinds = [self._context.stores[name].capabilities for name in {copy.store for copy in copies}]
         threads, ahead = self._context.settings.page.threads, min((kind.reads_ahead for kind in kinds), default=1)
         # More threads would only take Python's lock from each other, until objects take so long that each one waits.
-        # Threads that ask ahead are fewer at first: together they have two requests open for each thread allowed.
-        begin = 1 if all(kind.local for kind in kinds) else max(2, 2 * threads // ahead)
+        # Threads that ask ahead are fewer at first: together they have a request open for each thread allowed.
+        begin = 1 if all(kind.local for kind in kinds) else max(2, threads // ahead)
         with self._recorder:
             self.in_time = work_on(
-                by_store, self._read, record, threads=threads, begin=begin, slow=SLOW * ahead, reads_only=True,
+                by_store, self._read, record, threads=threads, begin=begin, reads_only=True,
                 seconds=self._context.settings.page.time.total_seconds(),
             )  # fmt: skip
             order = {id_: number for number, id_ in enumerate(self._objects)}

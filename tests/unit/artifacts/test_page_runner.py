@@ -67,6 +67,21 @@ def test_threads_are_added_where_objects_are_slow():
     assert len(recorded) == 8
 
 
+def test_no_threads_are_added_where_the_store_is_at_its_limit():
+    """A store that does one request at a time gets no faster by more threads, so that the page has few of them."""
+    one, where = threading.Lock(), set()
+
+    def do(part):
+        where.add(threading.get_ident())
+        for each in part:
+            with one:
+                time.sleep(0.002)
+            yield each
+
+    assert work_on(range(800), do, lambda _: None, threads=64, begin=2)
+    assert len(where) < 64
+
+
 def test_a_page_that_reads_does_not_wait_for_a_request_that_hangs():
     """A page that has to stop ends while one of its threads still waits for a store; its own result is discarded."""
     answered, recorded = threading.Event(), []
