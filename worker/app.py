@@ -17,7 +17,7 @@ from celery import Celery, signals
 
 from worker import clock, context, shutdown_flag, tracing
 from worker.beat_scheduler import LONGEST_SLEEP
-from worker.bounded_exit import end_unless, end_within, end_within_after_signals
+from worker.bounded_exit import end_after, end_within, end_within_after_signals
 from worker.catalogue import Catalogue, CatalogueError
 from worker.embedded.parent_death import die_with_parent
 from worker.flower.require_authentication import check_authentication, is_flower
@@ -37,8 +37,8 @@ from zot_artifact_client.text_escaping import bounded
 
 logger = logging.getLogger(__name__)
 
-_NOTICED_WITHIN = 20.0
-"""Seconds, beyond `jobs.grace`, within which the main loop of a worker that works notices a signal."""
+_REQUEUED_WITHIN = 20.0
+"""Seconds, beyond `jobs.grace`, within which a worker that works notices a signal, and its children requeue jobs."""
 TASK_MODULES = (
     "tasks.upload",
     "tasks.replicate",
@@ -229,15 +229,20 @@ def _drain(**_: Any) -> None:
     grace = context.configured().jobs.grace
     shutdown_flag.announce(grace)
     signals.worker_shutdown.connect(_end_in_time)
-    seconds = grace.total_seconds() + _NOTICED_WITHIN
-    end_unless(_is_ending, seconds, "the broker does not answer; other workers get the jobs when their leases end")
+    end_after(grace.total_seconds() + _REQUEUED_WITHIN, _what_does_not_end)
+
+
+def _what_does_not_end() -> str:
+    """Return why the worker has not ended: Celery waits without a limit for a silent broker, and for its children.
+
+    A child waits for a catalogue that is silent, which no signal ends.
+    """
+    silent = "a child waits for its job or the catalogue" if _is_ending() else "the broker does not answer"
+    return f"{silent}; other workers get the jobs when their leases end"
 
 
 def _is_ending() -> bool:
-    """Return whether Celery's main loop has noticed that the worker is to end.
-
-    It does not while it waits for a broker that is silent, which it does without a limit.
-    """
+    """Return whether Celery's main loop has noticed that the worker is to end."""
     from celery.worker import WorkController
 
     frame = sys._current_frames().get(threading.main_thread().ident or 0)  # noqa: SLF001 - documented for this

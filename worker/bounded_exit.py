@@ -30,16 +30,15 @@ def end_within(seconds: float = SECONDS, status: int = 0) -> None:
     threading.Thread(target=_end, args=(seconds + _LOG_WITHIN, status), name="bounded-exit", daemon=True).start()
 
 
-def end_unless(is_ending: Callable[[], bool], seconds: float, reason: str) -> None:
-    """Return at once; after `seconds`, end this process with status 1 and `reason` in the log, unless `is_ending()`."""
+def end_after(seconds: float, reason: Callable[[], str]) -> None:
+    """Return at once; after `seconds`, end this process with status 1 and `reason` in the log, if it is still there."""
 
-    def check() -> None:
+    def end() -> None:
         time.sleep(seconds)
-        if not is_ending():
-            threading.Thread(target=logger.error, args=("the process ends now: %s", reason), daemon=True).start()
-            _end(_LOG_WITHIN, 1)
+        threading.Thread(target=lambda: logger.error("the process ends now: %s", reason()), daemon=True).start()
+        _end(_LOG_WITHIN, 1)
 
-    threading.Thread(target=check, name="bounded-exit", daemon=True).start()
+    threading.Thread(target=end, name="bounded-exit", daemon=True).start()
 
 
 def end_within_after_signals(seconds: float = SECONDS) -> None:

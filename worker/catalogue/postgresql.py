@@ -4,14 +4,16 @@ One transaction writes at a time, as in SQLite: the ledger, the claims of the sw
 log rely on it. docs/decisions/0011-writers-take-turns.md has the reasons.
 """
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
-from worker import clock
+from worker import clock, shutdown_flag
 from worker.catalogue.compiled_statements import execute
 
 LOCK_SECONDS = 30
@@ -19,6 +21,8 @@ LOCK_SECONDS = 30
 IDLE_SECONDS = 20
 """A writer that was stopped within a transaction loses the lock before the next writers give up."""
 STATEMENT_SECONDS = 60
+_LOOK_SECONDS = 0.5
+"""How often a writer that waits for the lock looks whether its worker shuts down."""
 
 KEEPS_CONNECTIONS = False
 """A connection is closed after each transaction, so that the engine's pool can replace it after a restart."""
@@ -172,8 +176,38 @@ def flush(path: Path | None) -> None:
 
 
 def begin_write(connection: Connection, *, wait: bool = True) -> bool:
-    """Wait until no other transaction writes; without `wait`, return whether that is so now."""
-    if not wait:
-        return bool(execute(connection, _TRY_TURN, ()).fetchone()[0])
-    execute(connection, _TAKE_TURN, ())
-    return True
+    """Wait until no other transaction writes; without `wait`, return whether that is so now.
+
+    A worker whose grace period is over waits for a moment only, in which its other children write.
+    """
+    if execute(connection, _TRY_TURN, ()).fetchone()[0]:
+        return True
+    if wait:
+        with _ended_with_the_worker(connection):
+            execute(connection, _TAKE_TURN, ())
+    return wait
+
+
+@contextmanager
+def _ended_with_the_worker(connection: Connection) -> Iterator[None]:
+    """Cancel the statement of the block when the grace period of this worker is over.
+
+    A thread has to do so: the wait of libpq hears no flag, and to ask again and again would lose the place in the
+    server's queue.
+    """
+    driver: Any = connection.connection.dbapi_connection
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(_LOOK_SECONDS):
+            if shutdown_flag.grace_is_over(shutdown_flag.TO_RECORD):
+                with suppress(connection.dialect.loaded_dbapi.Error):
+                    driver.cancel_safe(timeout=_LOOK_SECONDS)
+
+    watcher = threading.Thread(target=watch, name="writers-turn", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()  # a cancellation must not meet the next statement

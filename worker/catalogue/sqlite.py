@@ -32,13 +32,6 @@ _POLL, _LONGEST_POLL = 0.0005, 0.005
 """Seconds between two tries of a writer to get its turn: so much longer at each try, up to the latter."""
 
 
-_AFTER_GRACE = 2.0
-"""Seconds for which a writer waits for its turn when its worker shuts down and the grace period is over.
-
-All children of the worker record then that their jobs are requeued.
-"""
-
-
 def options(url: URL) -> dict[str, Any]:
     """Return the options of the engine; options of connecting in the URL win over them."""
     found: dict[str, Any] = {} if "timeout" in url.query else {"connect_args": {"timeout": BUSY_SECONDS}}
@@ -173,7 +166,7 @@ def begin_write(connection: Connection, *, wait: bool = True) -> bool:
                 busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
                 if busy and not wait:
                     return False
-                if not busy or time.monotonic() >= deadline or shutdown_flag.grace_is_over(_AFTER_GRACE):
+                if not busy or time.monotonic() >= deadline or shutdown_flag.grace_is_over(shutdown_flag.TO_RECORD):
                     execute(connection, "BEGIN IMMEDIATE", ())  # again, for SQLAlchemy's own class of error
                     return True
                 time.sleep(min(tries * _POLL, _LONGEST_POLL))

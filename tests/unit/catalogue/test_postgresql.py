@@ -13,7 +13,7 @@ from tests.servers.pgbouncer import PgBouncer
 from tests.servers.postgres import connect
 from tests.servers.process import free_port
 from tests.servers.tls import Authority, TlsProxy
-from worker import clock
+from worker import clock, shutdown_flag
 from worker.catalogue import Catalogue, CatalogueError, CatalogueUnavailable, Held, postgresql
 from worker.catalogue.database import Database
 from worker.storage import Digest
@@ -204,6 +204,20 @@ def test_a_writer_that_was_stopped_loses_its_turn(url, monkeypatch):
     stopped.engine.dispose()
     going_on.close()
     Catalogue(url).close()
+
+
+@pytest.mark.timeout(60)
+def test_a_worker_that_shuts_down_waits_for_no_turn(url, catalogue, monkeypatch):
+    """A writer that stands still keeps a worker no longer than its grace period; the job is delivered again."""
+    monkeypatch.setattr(postgresql, "LOCK_SECONDS", 3600)
+    monkeypatch.setattr(postgresql, "STATEMENT_SECONDS", 3600)
+    late = Catalogue(url)
+    with catalogue.artifacts._database.write():
+        monkeypatch.setattr(shutdown_flag, "grace_is_over", lambda _since: True)
+        with pytest.raises(CatalogueUnavailable, match="user request"):
+            record(late)
+    assert record(late).version == 1
+    late.close()
 
 
 def test_all_connections_in_use_is_something_that_passes(url, monkeypatch):
