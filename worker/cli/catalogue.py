@@ -261,7 +261,8 @@ def rebuild(
     The command may be interrupted: run it again, and it continues with what is not recorded.
     A paused store is not read, and the limits of stores apply.
     The lists of deletes and companions are also read from stores that `--store` does not name.
-    The exit status is 1 if something is not right, and 3 if a store or an object could not be read.
+    The exit status is 1 if something is not right, such as a named bucket without objects.
+    It is 3 if a store or an object could not be read.
 
     Examples:
 
@@ -285,7 +286,8 @@ def rebuild(
             )  # fmt: skip
             tally = run.run(tuple(map(check_bucket, bucket or ())))
             companions = 0 if dry_run else restore_companions(session.catalogue, [*stores, *others], spool_dir)
-    status = _status(tally)
+    empty = sorted({*(bucket or ())} - run.found_in)
+    status = Status.BAD if empty and not _status(tally) else _status(tally)
     if as_json:
         of_stores = {name: {**asdict(each), "outcomes": dict(each.outcomes)} for name, each in tally.stores.items()}
         print_json(
@@ -302,6 +304,8 @@ def rebuild(
         _print(tally)
         if companions:
             say(f"{companions} named companions are known again")
+    for each in empty:
+        complain(f"no store has listed an object in the bucket {each}")
     raise typer.Exit(status)
 
 

@@ -22,6 +22,7 @@ from worker.cli.jobs_selection import (
     check_kind,
     chosen_states,
     having,
+    tell_unknown_error,
 )
 from worker.cli.output import AsJson, moment, note, print_json, say
 from worker.cli.session import Session, opened
@@ -125,6 +126,8 @@ def list_(
             records = session.catalogue.job_admin.find(
                 states, kind=kind, fits=having(store, error), limit=limit, succeeded_sweeps=bool(chosen)
             )
+            if not records:
+                tell_unknown_error(session.catalogue, error)
     print_jobs(records, as_json=as_json)
 
 
@@ -161,6 +164,8 @@ def retry(
             chosen = [session.job(id_) for id_ in dict.fromkeys(ids)]
         else:
             chosen = session.catalogue.job_admin.find(states, kind=kind, fits=having(store, error), limit=None)
+            if not chosen:
+                tell_unknown_error(session.catalogue, error)
         rejected = {record.id: reason for record in chosen if (reason := why_not(record))}
         fit = [record for record in chosen if record.id not in rejected]
         if everything and fit and not (dry_run or yes):

@@ -5,9 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
-from worker.catalogue import JobRecord
+from worker.catalogue import Catalogue, JobRecord
 from worker.cli.errors import Failure, Status, suggestion
 from worker.cli.jobs_output import causes_of
+from worker.cli.output import complain
 from zot_artifact_client.contract import TASKS, JobState
 
 _KINDS = [spec.kind for spec in TASKS.values()]
@@ -56,6 +57,21 @@ def having(store: str | None, error: str | None) -> Callable[[JobRecord], bool]:
         return named and (error is None or any(cause.get("type") == error for cause in causes))
 
     return fits
+
+
+def tell_unknown_error(catalogue: Catalogue, error: str | None) -> None:
+    """Say that no job has this error, and which errors jobs have: those of libraries are too many for a list."""
+    if error is None:
+        return
+    known = set[str]()
+
+    def collect(record: JobRecord) -> bool:
+        known.update(str(cause["type"]) for cause in causes_of(record) if cause.get("type"))
+        return error in known
+
+    if not catalogue.job_admin.find([], fits=collect, limit=1):
+        there = f"{suggestion(error, known) or '.'} There are: {', '.join(sorted(known))}" if known else ""
+        complain(f"no job has the error {error!r}{there}")
 
 
 def _stores_of(record: JobRecord, causes: list[Mapping[str, Any]]) -> set[str]:

@@ -158,6 +158,7 @@ def test_all_means_the_dead_ones_unless_told_otherwise(zot, end, catalogue):
         (("jobs", "--state", "runing"), 2, "did you mean 'running'?"),
         (("jobs", "--store", "prmary"), 2, "did you mean 'primary'?"),
         (("jobs", "retry", "--all", "--kind", "uplod"), 2, "did you mean 'upload'?"),
+        (("catalogue", "rebuild", "--bucket", "nope"), 1, "in the bucket nope"),
     ],
 )
 def test_what_makes_no_sense_is_one_line(zot, catalogue, arguments, status, line):
@@ -165,6 +166,14 @@ def test_what_makes_no_sense_is_one_line(zot, catalogue, arguments, status, line
     found, _, told = zot(*arguments)
     assert (found, len(told.strip().splitlines())) == (status, 1)
     assert line in told
+
+
+@pytest.mark.parametrize("command", [("jobs",), ("jobs", "retry", "--all", "--yes")])
+def test_an_error_that_no_job_has_is_told(zot, end, command):
+    """The errors that jobs have are named, since those of libraries are too many for a list."""
+    end("away")
+    status, _, told = zot(*command, "--error", "Unavailble")
+    assert (status, "did you mean 'Unavailable'? There are: Unavailable" in told) == (0, True)
 
 
 def test_a_pause_is_shown_by_every_command(zot, catalogue):

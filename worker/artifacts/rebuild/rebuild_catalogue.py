@@ -104,6 +104,8 @@ class Rebuild:
         self._dry_run = dry_run
         self._on_page = on_page
         self.tally = Tally({store.name: StoreTally() for store in stores})
+        self.found_in: set[str] = set()
+        """The buckets in which a store has listed an object."""
 
     def run(self, buckets: Sequence[str] = ()) -> Tally:
         """Rebuild these buckets, or all that the stores list."""
@@ -162,6 +164,7 @@ class Rebuild:
         try:
             for row in in_order(store.name, store.list_objects(bucket)):
                 tally.listed += 1
+                self.found_in.add(bucket)
                 tally.bytes += row.size or 0
                 try:
                     check_existing_key(bucket, row.key)
