@@ -6,7 +6,7 @@ import sqlalchemy as sa
 
 from worker.catalogue.database import Database
 from worker.catalogue.tables import store_identities
-from worker.storage.identity import KnownIdFiles
+from worker.storage.identity import SHARED, KnownIdFiles
 
 _ALL = sa.select(store_identities.c.store, store_identities.c.marker)
 
@@ -30,10 +30,10 @@ class StoreIdentities:
         with self._database.write() as connection:
             recorded: dict[str, str] = {row.store: row.marker for row in connection.execute(_ALL)}
             before = recorded.get(name)
-            shared = before in {marker for store, marker in recorded.items() if store != name and store in self._names}
+            others = {marker for store, marker in recorded.items() if store != name and store in self._names}
             if before is None:
                 connection.execute(sa.insert(store_identities), {"store": name, "marker": store_id})
-            elif shared:
+            elif before in others or before.startswith(SHARED):
                 own = store_identities.c.store == name
                 connection.execute(sa.update(store_identities).where(own).values(marker=store_id))
 

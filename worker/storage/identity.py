@@ -42,6 +42,8 @@ from worker.storage.integrity.verifying_reader import VerifyingReader
 from worker.storage.keys import MARKER_BUCKET, RESERVED_PREFIX
 
 MARKER_KEY = "identity"
+SHARED = "shared "
+"""Before the recorded id of a store that had the marker of another one when it was first used: the id is not its own."""
 RECHECK_SECONDS = 600
 """A store whose identity was checked longer ago is checked again at its next use."""
 _UNMARKED_SECONDS = 5.0
@@ -73,7 +75,7 @@ class KnownIds(Protocol):
         ...
 
     def put(self, name: str, store_id: str) -> None:
-        """Record the id of the store of this name."""
+        """Record the id of the store of this name; with `SHARED` before it if it is the id of another store."""
         ...
 
     def others(self, name: str) -> Mapping[str, str]:
@@ -143,7 +145,8 @@ class Identity:
         self._driver_of = driver_of
         own = self._configs.get(driver.name)
         self._root = own.root if isinstance(own, FilesystemConfig) else None
-        self._checked: tuple[object, float] | None = None
+        self._checked: dict[bool, tuple[object, float]] = {}
+        """The mount that was checked and until when that counts: for reads (False), and for writes (True)."""
         self._unmarked_until = 0.0
         self._looked_below = False
         self._own_buckets: set[str] = set()
@@ -162,14 +165,14 @@ class Identity:
             StorageError: the marker cannot be read or written.
         """
         mount = self._mount()
-        checked, until = self._checked or (None, 0.0)
+        checked, until = self._checked.get(write) or (None, 0.0)
         if not fresh and mount == checked and time.monotonic() < until:
             return  # first: a sweep asks for each object
         if not (fresh or write) and time.monotonic() < self._unmarked_until:
             return
         if not self._driver.capabilities.reserved_buckets:
             return  # the store has no bucket for a marker
-        self._checked = None
+        self._checked.clear()
         known = self._own_known()
         found = self._read(known)
         if found is None and known is None and not write:
@@ -186,7 +189,7 @@ class Identity:
             self._refuse_nested(found, below=fresh or not self._looked_below)
             self._refuse_one_server(found)
             self._looked_below = True
-        self._checked = (mount, time.monotonic() + RECHECK_SECONDS)
+        self._checked |= dict.fromkeys({False, write}, (mount, time.monotonic() + RECHECK_SECONDS))
 
     def check_bucket(self, bucket: str) -> None:
         """Raise if a logical bucket is the real bucket of another configured store, whose objects would be in both.
@@ -197,7 +200,7 @@ class Identity:
         own = self._configs.get(self._driver.name)
         if bucket in self._own_buckets or not (isinstance(own, CloudConfig) and own.layout == "native"):
             return
-        markers = self._known.others(self._driver.name)
+        markers = self._others()
         for name, config in self._configs.items():
             if not isinstance(config, type(own)) or (config.layout, config.real_bucket) != ("prefixed", bucket):
                 continue
@@ -212,9 +215,17 @@ class Identity:
         self._own_buckets.add(bucket)
 
     def _own_known(self) -> str | None:
-        """Return the recorded id, or None if another store has the same one: both were rejected then."""
+        """Return the recorded id, or None if it is that of another store, which was there first.
+
+        Earlier versions did not record which of the two was first: with them it is the id of neither.
+        """
         known = self._known.get(self._driver.name)
-        return None if known in self._known.others(self._driver.name).values() else known
+        shared = known is not None and known.startswith(SHARED)
+        return None if shared or known in self._known.others(self._driver.name).values() else known
+
+    def _others(self) -> dict[str, str]:
+        """Return the ids of the other stores that have been seen, also those that are shared."""
+        return {name: known.removeprefix(SHARED) for name, known in self._known.others(self._driver.name).items()}
 
     def _mount(self) -> object:
         if self._root is None:
@@ -253,7 +264,8 @@ class Identity:
             found = self._create(secrets.token_hex(16))
         if found is None or known is not None:
             return known, found
-        self._refuse_same(found, write=write)
+        if self._refuse_same(found, write=write):
+            return None, found
         self._known.put(self._driver.name, found)
         known = self._own_known()
         if created and known not in {None, found} and not self._driver.capabilities.conditional_writes:
@@ -280,17 +292,20 @@ class Identity:
             f"disk or correct the settings; {self._known.way_out(self._driver.name)} if it was replaced on purpose"
         )
 
-    def _refuse_same(self, found: str, *, write: bool) -> None:
-        same = sorted(name for name, other in self._known.others(self._driver.name).items() if other == found)
+    def _refuse_same(self, found: str, *, write: bool) -> bool:
+        """Raise before a write if another store has this marker; return whether one has it."""
+        same = sorted(name for name, other in self._others().items() if other == found)
         if not same:
-            return
-        self._known.put(self._driver.name, found)  # so that the other store is rejected too
+            return False
+        if self._known.get(self._driver.name) not in {found, SHARED + found}:
+            self._known.put(self._driver.name, SHARED + found)  # so that the other store is rejected too
         if write:
             raise SameStore(
                 f"stores {self._driver.name} and {same[0]} are one physical place (id {found}): a copy in each would "
                 "be one copy. Remove one of them from the settings, or point it to another place; if one was made as "
                 f"a copy of the other, remove {MARKER_BUCKET}/{MARKER_KEY} in the copy"
             )
+        return True
 
     def _refuse_nested(self, own: str | None, *, below: bool) -> None:
         """Find the marker of another store around or below the root, or that of this one below another root.
@@ -301,7 +316,7 @@ class Identity:
             own: the id of this store.
             below: search the directories below the roots, too.
         """
-        others = {marker: name for name, marker in self._known.others(self._driver.name).items()}
+        others = {marker: name for name, marker in self._others().items()}
         if self._root is not None and others:
             around = self._root.resolve().parents
             for directory in [*around, *(_directories_below(self._root) if below else ())]:
@@ -328,7 +343,7 @@ class Identity:
         """Find the marker of a store through another one that names its bucket: two addresses of one server."""
         if self._driver_of is None:
             return
-        markers = {**self._known.others(self._driver.name), self._driver.name: own}
+        markers = {**self._others(), self._driver.name: own}
         for through, of, bucket, key in _crossings(self._driver.name, self._configs):
             if not (marker := markers.get(of)):
                 continue

@@ -12,9 +12,9 @@ from tests.conformance.bodies import source
 from tests.memory_driver import MemoryDriver
 from tests.waiting import WITHIN
 from worker.catalogue import Catalogue
-from worker.storage import Capabilities, FilesystemConfig, Store, Stores
+from worker.storage import Capabilities, FilesystemConfig, Store, Stores, Verdict
 from worker.storage.errors import NotFound
-from worker.storage.identity import MARKER_KEY, Identity, OtherStore
+from worker.storage.identity import MARKER_KEY, Identity, OtherStore, SameStore
 from worker.storage.keys import MARKER_BUCKET
 
 DATA = b"bytes"
@@ -132,3 +132,22 @@ def test_a_store_that_was_replaced_is_accepted_by_name(catalogue, tmp_path, disk
         store.read_object("b", "k")
     with pytest.raises(OtherStore, match="it has the marker"):
         _machine(catalogue, tmp_path / "second", disk=disk)["disk"].write_object("b", "k", source(DATA))
+
+
+def test_a_name_that_takes_the_disk_of_a_store_makes_it_accept_no_other_one(catalogue, tmp_path, disk):
+    """The store that was there first keeps its record: it is refused on another disk until that is accepted by name."""
+    old = tmp_path / "old"
+    old.mkdir()
+    run = tmp_path / "run"
+    _machine(catalogue, run, first=disk)["first"].write_object("b", "k", source(DATA))
+    _machine(catalogue, run, gone=old)["gone"].write_object("b", "k", source(DATA))
+    catalogue.store_identities(["gone"], run).forget("gone")
+    stores = _machine(catalogue, run, first=old, gone=disk)
+    assert stores["gone"].verify_object("b", "k").verdict == Verdict.VERIFIED
+    with pytest.raises(SameStore):
+        stores["gone"].write_object("b", "new", source(DATA))
+    with pytest.raises(OtherStore, match="stores accept first"):
+        stores["first"].delete_object("b", "k")
+    catalogue.store_identities(["first"], run).forget("first")
+    for store in (stores["first"], stores["gone"]):
+        store.write_object("b", "new", source(DATA))

@@ -178,12 +178,17 @@ def test_a_source_root_around_or_inside_the_data_directory_is_refused(tmp_path: 
 
 
 def test_a_place_with_two_names_takes_no_write_and_no_delete(tmp_path: Path) -> None:
-    """What no configuration shows is found by the marker: both stores refuse writes and deletes, and can be read."""
+    """What no configuration shows is found by the marker: both stores refuse writes and deletes, and can be read.
+
+    A read before them makes no difference.
+    """
     root = tmp_path / "root"
     root.mkdir()
     first = _stores(tmp_path / "run", one=root)["one"]
     first.write_object("b", "k", source(DATA))
     stores = _stores(tmp_path / "run", one=root, two=root)
+    for store in stores.values():
+        assert store.verify_object("b", "k").verdict == Verdict.VERIFIED
     for name in ("two", "one"):
         with pytest.raises(SameStore, match=r"one.*two|two.*one"):
             stores[name].write_object("b", "other", source(DATA))
