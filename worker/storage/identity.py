@@ -43,7 +43,7 @@ from worker.storage.keys import MARKER_BUCKET, RESERVED_PREFIX
 
 MARKER_KEY = "identity"
 SHARED = "shared "
-"""Before the recorded id of a store that had the marker of another one when it was first used: the id is not its own."""
+"""Before the recorded id of a store that had the marker of another store at its first use: the id is not its own."""
 RECHECK_SECONDS = 600
 """A store whose identity was checked longer ago is checked again at its next use."""
 _UNMARKED_SECONDS = 5.0
