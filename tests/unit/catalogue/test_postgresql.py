@@ -208,7 +208,7 @@ def test_a_writer_that_was_stopped_loses_its_turn(url, monkeypatch):
 
 @pytest.mark.timeout(60)
 def test_a_worker_that_shuts_down_waits_for_no_turn(url, catalogue, monkeypatch):
-    """A writer that stands still keeps a worker no longer than its grace period; the job is delivered again."""
+    """A writer that does not go on keeps a worker no longer than its grace period; the job is delivered again."""
     monkeypatch.setattr(postgresql, "LOCK_SECONDS", 3600)
     monkeypatch.setattr(postgresql, "STATEMENT_SECONDS", 3600)
     late = Catalogue(url)
