@@ -26,7 +26,8 @@ RUN --mount=from=wheels,source=/wheels,target=/wheels \
     && useradd --system --uid 10001 --home-dir /data zot \
     && install --directory --owner zot --mode 0750 /data
 ENV PATH=/opt/zot/bin:$PATH PYTHONUNBUFFERED=1 ZOT_HOME=/data
-USER zot
+# As a number, so that Kubernetes can see that it is not root.
+USER 10001
 WORKDIR /data
 VOLUME /data
 CMD ["celery", "-A", "worker.app", "worker", "--loglevel", "INFO"]

