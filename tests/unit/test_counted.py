@@ -6,7 +6,7 @@ from pathlib import Path
 from worker.counted import counted
 
 _ROOT = Path(__file__).parents[2]
-_NOUNS = "artifact|bucket|chunk|file|finding|job|object|request|store|upload"
+_NOUNS = "artifact|bucket|chunk|file|finding|job|object|request|store|upload|letter"
 _NUMBER = r"(?<!/)\{[^{}A-Z_][^{}]*\}"  # not of 1/{all} objects, which is a part, and not of a constant
 _PLURAL = re.compile(rf"{_NUMBER} (?:(?:bad|deleted|good|more|new|open) )?(?:copies|(?:{_NOUNS})s)\b")
 

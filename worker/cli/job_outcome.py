@@ -221,7 +221,7 @@ def _print_repairs(result: Mapping[str, Any]) -> None:
 def _print_due(result: Mapping[str, Any]) -> None:
     pages = result.get("pages", {})
     for store, count in result["claimed"].items():
-        say(f"{store}: copies to read now: {count}, in pages: {pages.get(store, 0)}")
+        say(f"{store}: copies due: {count}, pages sent: {pages.get(store, 0)}")
 
 
 def _print_absent(result: Mapping[str, Any]) -> None:

@@ -22,13 +22,21 @@ body { margin: 0 auto; max-width: 60rem; padding: 1rem; background: var(--paper)
 h1 { font-size: 1.4rem; margin: 0 0 .2rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
 h3 { font-size: 1rem; margin: 1.2rem 0 .2rem; }
 p { margin: .3rem 0; } .dim, caption { color: var(--dim); } .good { color: var(--good); } .bad { color: var(--bad); }
+.bar { color: var(--bar); } .new { color: var(--new); }
 .verdict { font-size: 1.2rem; font-weight: 600; margin: .6rem 0; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 th, td { text-align: left; padding: .3rem .7rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th, td { white-space: nowrap; } th { color: var(--dim); font-weight: 500; }
 td.long { white-space: normal; overflow-wrap: anywhere; min-width: 10rem; }
-svg { width: 100%; max-width: 40rem; height: auto; } svg text { fill: var(--dim); font-size: 11px; }
+.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); gap: 0 2rem; }
+svg { width: 100%; height: auto; } svg text { fill: var(--dim); font-size: 11px; }
 code { font-size: .85em; overflow-wrap: anywhere; }
+@media (max-width: 40rem) { thead { display: none; } table, tbody { display: block; }
+  tr { display: grid; grid-template-columns: 1fr 1fr; gap: 0 1rem; padding: .5rem 0;
+    border-bottom: 1px solid var(--line); }
+  td, td.long { border: 0; padding: 0; white-space: normal; overflow-wrap: anywhere; min-width: 0; }
+  td:first-child, td.long { grid-column: 1 / -1; } td:first-child { font-weight: 600; }
+  td[data-name]:not(:first-child)::before { content: attr(data-name) " "; color: var(--dim); } }
 </style></head><body>
 <h1>$title</h1><p class="dim">$at, catalogue <code>$catalogue</code></p>
 <p class="verdict $tone">$verdict</p>
@@ -49,8 +57,8 @@ code { font-size: .85em; overflow-wrap: anywhere; }
 </body></html>
 """)
 _LEGEND = (
-    '<p class="dim">Copies by the time since their last full read; lighter: since their write, not read yet; '
-    "red: overdue.</p>"
+    '<p class="dim">Copies by the time since their last full read: <span class="bar">■</span> read, '
+    '<span class="new">■</span> not read since their write, <span class="bad">■</span> overdue.</p>'
 )
 _BAD = {"corrupt", "missing", "size_mismatch"}
 _HEIGHT = 110
@@ -105,7 +113,7 @@ def _verdict(document: Mapping[str, Any]) -> tuple[str, str]:
     for each in document["findings"]:
         counts[each["kind"]] = counts.get(each["kind"], 0) + each["count"] - each["acknowledged"]
     told = [f"{count} {_text(kind.replace('_', ' '))}" for kind, count in counts.items() if count]
-    told += [f"{document['dead_letters']} dead letters"] if document["dead_letters"] else []
+    told += [counted(document["dead_letters"], "dead letter")] if document["dead_letters"] else []
     told += [_text(each["name"]) for each in document["checks"] if each["outcome"] == "bad"]
     if told:
         return f"Open: {', '.join(told)}.", "bad"
@@ -121,7 +129,7 @@ def _stores(stores: Sequence[Mapping[str, Any]], now: datetime) -> str:
             _share(row["read_within_period"], row["copies"] - row["archived"]),
             row["archived"],
             age(row["oldest_read_at"], now) if row["oldest_read_at"] else None, row["never_read"], row["overdue"],
-            _ahead(row["forecast_seconds"]),
+            _ahead(row["forecast_seconds"]) if row["forecast_seconds"] != 0 else "done",
             ", ".join(f"{count} {word}" for word, count in row["bad_verdicts"].items()) or "none",
         )
         for row in stores
@@ -136,9 +144,11 @@ def _stores(stores: Sequence[Mapping[str, Any]], now: datetime) -> str:
         "never read",
         "overdue",
         "all read in",
-        "found bad",
+        "bad verdicts",
     )
-    return _table(names, rows, "No store is configured.") + "".join(map(_plot, stores)) + _LEGEND
+    plots = "".join(_plot(row) for row in stores if row["copies"])
+    more = f'<div class="plots">{plots}</div>{_LEGEND}' if plots else ""
+    return _table(names, rows, "No store is configured.") + more
 
 
 def _plot(row: Mapping[str, Any]) -> str:
@@ -162,12 +172,12 @@ def _plot(row: Mapping[str, Any]) -> str:
     line, days = within * wide, f"{period.total_seconds() / 86400:g} d"
     label = _text(f"ages of the {counted(row['copies'], 'copy')} in {row['store']} against the period of {days}")
     return (
-        f"<h3>{_text(row['store'])}</h3>"
+        f"<div><h3>{_text(row['store'])}</h3>"
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT + 16}" role="img" aria-label="{label}">{"".join(bars)}'
         f'<line x1="0" y1="{_HEIGHT}" x2="{_WIDTH}" y2="{_HEIGHT}" stroke="var(--line)"/>'
         f'<line x1="{line}" y1="0" x2="{line}" y2="{_HEIGHT}" stroke="var(--dim)" stroke-dasharray="3 3"/>'
         f'<text x="0" y="{_HEIGHT + 13}">now</text>'
-        f'<text x="{line}" y="{_HEIGHT + 13}" text-anchor="middle">period, {days}</text></svg>'
+        f'<text x="{line}" y="{_HEIGHT + 13}" text-anchor="middle">period, {days}</text></svg></div>'
     )
 
 
@@ -191,16 +201,17 @@ def _evidence(stores: Sequence[Mapping[str, Any]], now: datetime) -> str:
 
 
 def _budgets(stores: Sequence[Mapping[str, Any]]) -> str:
-    rows = [
-        (
-            row["store"], size(used["bytes_today"]), used["requests_today"], f"{used['cost_this_month']:,.2f}",
-            f"{used['cost_per_month']:,.2f}" if used["cost_per_month"] else None,
-            f"{row['pass']['cost']:,.2f}" if row["pass"]["cost"] else None, _ahead(row["pass"]["seconds"]),
-            "now" if used["reads_now"] else _moment(used["reads_at"]),
-        )
-        for row in stores
-        if (used := row["budget"]) is not None
-    ]  # fmt: skip
+    rows: list[tuple[object, ...]] = []
+    for row in stores:
+        used, whole = row["budget"], row["pass"]
+        ahead = (f"{whole['cost']:,.2f}" if whole["cost"] else None, _ahead(whole["seconds"]))
+        if used is None and whole["cost"]:
+            rows.append((row["store"], None, None, None, None, *ahead, "now"))
+        elif used is not None:
+            most = f"{used['cost_per_month']:,.2f}" if used["cost_per_month"] else None
+            again = "now" if used["reads_now"] else _moment(used["reads_at"])
+            spent = (size(used["bytes_today"]), used["requests_today"], f"{used['cost_this_month']:,.2f}")
+            rows.append((row["store"], *spent, most, *ahead, again))
     names = (
         "store",
         "read today",
@@ -211,7 +222,7 @@ def _budgets(stores: Sequence[Mapping[str, Any]]) -> str:
         "and takes",
         "reads again",
     )
-    return _table(names, rows, "No store has a budget for the verify sweep.")
+    return _table(names, rows, "No store has a budget for the verify sweep or a price.")
 
 
 def _findings(findings: Sequence[Mapping[str, Any]], now: datetime) -> str:
@@ -306,12 +317,14 @@ def _log(head: Mapping[str, Any] | None) -> str:
 def _table(names: Iterable[str], rows: Sequence[Sequence[object]], empty: str) -> str:
     if not rows:
         return f'<p class="dim">{empty}</p>'
+    names = tuple(names)
     head = "".join(f"<th>{name}</th>" for name in names)
-    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    body = "".join(f"<tr>{''.join(map(_cell, names, row))}</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _cell(value: object) -> str:
+def _cell(name: str, value: object) -> str:
+    """Return a cell; on a phone, where a row is a card, its name is before its value."""
     text = _text("-" if value is None else value)
     tone = {
         "good": "good",
@@ -323,7 +336,8 @@ def _cell(value: object) -> str:
         "dead": "bad",
     }.get(text, "")
     kind = "long" if len(text) > 24 else tone  # noqa: PLR2004 - what a phone shows of one cell
-    return f'<td class="{kind}">{text}</td>' if kind else f"<td>{text}</td>"
+    of = f' data-name="{name}"' if name else ""
+    return f'<td class="{kind}"{of}>{text}</td>' if kind else f"<td{of}>{text}</td>"
 
 
 def _text(value: object) -> str:

@@ -36,7 +36,7 @@ _CLEANED = (
 @pytest.mark.parametrize(
     ("kind", "result", "out"),
     [
-        ("sweep.verify", {"claimed": {"dr": 3}, "pages": {"dr": 1}}, "dr: copies to read now: 3, in pages: 1\n"),
+        ("sweep.verify", {"claimed": {"dr": 3}, "pages": {"dr": 1}}, "dr: copies due: 3, pages sent: 1\n"),
         ("sweep.replicate", {"claimed": {}}, "no copy is missing\n"),
         ("sweep.replicate", {"claimed": {"dr": 2}}, "dr: missing copies that are being written: 2\n"),
         (
