@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import partial
 
 import redis
 from celery import Celery, Task, shared_task
@@ -14,7 +15,7 @@ from worker.context import Context, current
 from worker.jobs.cancel_jobs import cancel_waiting_jobs
 from worker.jobs.outbox import Outbox
 from worker.jobs.redis_keys_of_wrong_type import move_wrong_types
-from worker.jobs.republish_results import republish_results
+from worker.jobs.republish_results import republish_results, uncompared
 from worker.jobs.task import MORE_DELAY, clean_up
 from worker.limits.check_pauses import mirror_queues
 from worker.limits.snooze import LONGEST_PAUSE
@@ -48,8 +49,9 @@ def recover(context: Context, app: Celery) -> SweepRecoverResult:
     cancelled = _step("cancellations", lambda: cancel_waiting_jobs(context, app, clean_up))
     _step("batches", lambda: end_batch_items(context, app))
     _step("pages", context.catalogue.pages.remove_ended)
-    _step("result backend", lambda: republish_results(context, app, clean_up))  # before the outbox forgets those jobs
-    messages = _step("outbox", lambda: Outbox(app).resend(ledger.known, sweep.after))
+    _step("result backend", lambda: republish_results(context, app, clean_up))
+    kept = partial(uncompared, context, app)
+    messages = _step("outbox", lambda: Outbox(app).resend(ledger.known, sweep.after, kept=kept))
     jobs = _step("overdue jobs", lambda: _resend_overdue(context, app, began))
     RESENT.add("message lost", count=messages)
     RESENT.add("job silent", count=jobs)

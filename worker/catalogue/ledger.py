@@ -352,6 +352,12 @@ class Ledger:
         with self._database.read() as connection:
             return set(connection.execute(sa.select(jobs.c.id).where(jobs.c.id.in_(ids), taken)).scalars())
 
+    def running_or_ended_since(self, ids: Sequence[str], since: datetime) -> set[str]:
+        """Return which of these jobs a worker has leased and not ended, or have ended at this time or later."""
+        late = sa.or_(jobs.c.state == JobState.RUNNING, jobs.c.finished_at >= since)
+        with self._database.read() as connection:
+            return set(connection.execute(sa.select(jobs.c.id).where(jobs.c.id.in_(ids), late)).scalars())
+
     def states(self, ids: Sequence[str]) -> dict[str, JobState]:
         """Return the states of those of these jobs that are in the ledger, by id."""
         with self._database.read() as connection:

@@ -165,10 +165,10 @@ def _cancel_new(context: Context, sent: Outgoing) -> JobRecord | None:
 
 
 def _publish_cancelled(app: Celery, job: JobRecord) -> None:
-    Outbox(app).taken(job.id)
     try:
         if app.backend.get_state(job.id) != "REVOKED":  # not twice: a client may wait for the end of a redrive
             app.backend.mark_as_revoked(job.id, cause(job.id)["message"], request=fenced_request(job))
+        Outbox(app).taken(job.id)  # after that: `republish_results` knows by it that no end is stored
     except (redis.RedisError, RuntimeError) as error:  # RuntimeError: Celery's own retries are used up
         logger.warning("job %s: its cancellation is not published for now: %s", job.id, type(error).__name__)
 

@@ -173,7 +173,7 @@ class Outbox:
                 client.delete(key)
             return left[0] if left else None
 
-    def resend(self, known: Known, after: timedelta) -> int:
+    def resend(self, known: Known, after: timedelta, *, kept: Known = lambda _: set()) -> int:
         """Send again what was sent longer than `after` ago and neither waits in its queue nor is in the ledger.
 
         A queue delivers its messages in order. So every message that was sent before the next one in its queue has been
@@ -189,6 +189,7 @@ class Outbox:
         Args:
             known: returns those of the ids that are in the ledger.
             after: how long a job is not sent again.
+            kept: returns those of the known ids that stay here all the same: see `republish_results`.
         """
         sent = 0
         with self._redis() as client:
@@ -196,7 +197,7 @@ class Outbox:
                 return 0
             for queue in Queue:
                 try:
-                    sent += _resend(client, queue.value, known, after)
+                    sent += _resend(client, queue.value, known, after, kept)
                 except redis.ResponseError as error:
                     logger.error("outbox of %s: not recovered: Redis: %s", queue.value, bounded(error, 200))  # noqa: TRY400
             try:
@@ -243,7 +244,7 @@ def outgoing_of(job_id: str, message: bytes) -> Outgoing | None:
         return None
 
 
-def _resend(client: Any, queue: str, known: Known, after: timedelta) -> int:
+def _resend(client: Any, queue: str, known: Known, after: timedelta, kept: Known) -> int:
     order = ORDER.format(queue=queue)
     correct_times(client, order)
     now = time.time()
@@ -255,9 +256,12 @@ def _resend(client: Any, queue: str, known: Known, after: timedelta) -> int:
     messages, resends = client.hmget(MESSAGES, names), client.hmget(RESENDS, names)
     readable = {name: name.decode() for name in names if JOB_ID.fullmatch(name.decode(errors="replace"))}
     done = known(list(readable.values()))
+    stay = kept(list(done))
     sent = 0
     for (name, since), message, count in zip(entries, messages, resends, strict=True):
         again = _again(message)
+        if message is not None and readable.get(name) in stay:
+            continue
         if message is None or readable.get(name) in done:
             again = None
         elif name not in readable or again is None:

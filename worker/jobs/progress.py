@@ -35,7 +35,8 @@ class CeleryReporter:
     def _show(self, progress: Progress) -> None:
         """Tell Flower, if it listens: nothing keeps an event. A job that takes less than a second sends none."""
         try:
-            self._task.send_event("task-progress", retry=False, result=described(progress))
+            with self._task.app.events.default_dispatcher(hostname=self._request.hostname) as dispatcher:
+                dispatcher.send("task-progress", uuid=self._id, retry=False, result=described(progress))
         except (redis.RedisError, OperationalError, OSError) as error:
             logger.debug("job %s: no event tells the progress: %s", self._id, type(error).__name__)
 

@@ -31,14 +31,14 @@ def republish_results(context: Context, app: Celery, clean_up: Callable[[Context
     """Compare a page of the ledger's latest ends with the result backend, and store the ends that are missing there.
 
     An end is missing where another state is stored, or where the outbox still has the job: the first state that is
-    stored takes it out. Other jobs without a state store none. `clean_up` runs the `at_end` of a job's task first,
-    because Celery may take a stored end for the end of the delivery.
+    stored takes it out, and `uncompared` keeps it there. Other jobs without a state store none. `clean_up` runs the
+    `at_end` of a job's task first, because Celery may take a stored end for the end of the delivery.
     """
     client = getattr(app.backend, "client", None)
     if not isinstance(client, redis.Redis):
         return 0
     now = clock.now()
-    since = max(_cursor(client, now), now - _LONGEST)
+    since = _since(client, now)
     ended = context.catalogue.ledger.ended_since(since, limit=_PAGE)
     keys = [app.backend.get_key_for_task(job.id) for job in ended]
     states = dict(zip((job.id for job in ended), stored_states(client, keys), strict=True))
@@ -50,16 +50,27 @@ def republish_results(context: Context, app: Celery, clean_up: Callable[[Context
         try:
             if job.state != JobState.DEAD:  # a dead job needs its source when it is redriven
                 clean_up(context, job)
-            _publish(app, job)
-            published += 1
         except (CatalogueUnavailable, redis.RedisError):
             raise
         except Exception:
-            logger.exception("job %s: its end is not published for now", job.id)
+            logger.exception("job %s: what was staged for it stays until the cleanup sweep", job.id)
+        _publish(app, job)
+        published += 1
     last = ended[-1].finished_at if len(ended) == _PAGE else now - _OVERLAP
     if last is not None:
         client.set(CURSOR, f"{max(last, since).timestamp():.6f}")
     return published
+
+
+def uncompared(context: Context, app: Celery, ids: list[str]) -> set[str]:
+    """Return which of these jobs must stay in the outbox, so that `republish_results` finds that an end is missing.
+
+    They run and may have stored no state yet, or their ends are still to be compared.
+    """
+    client = getattr(app.backend, "client", None)
+    if not ids or not isinstance(client, redis.Redis):
+        return set()
+    return context.catalogue.ledger.running_or_ended_since(ids, _since(client, clock.now()))
 
 
 def _in_outbox(app: Celery, ids: Sequence[str]) -> set[str]:
@@ -67,12 +78,13 @@ def _in_outbox(app: Celery, ids: Sequence[str]) -> set[str]:
     return set() if lost is None else set(ids) - lost
 
 
-def _cursor(client: Any, now: datetime) -> datetime:
+def _since(client: Any, now: datetime) -> datetime:
+    """Return the moment from which on the ends of jobs are to be compared."""
     try:
         kept = datetime.fromtimestamp(float(client.get(CURSOR) or 0), UTC)
     except (ValueError, OverflowError, OSError):
         return now - _LONGEST
-    return min(kept, now - _OVERLAP)  # a clock that was ahead wrote it
+    return max(min(kept, now - _OVERLAP), now - _LONGEST)  # the first: a clock that was ahead wrote it
 
 
 def _publish(app: Celery, job: JobRecord) -> None:

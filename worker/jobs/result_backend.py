@@ -21,7 +21,7 @@ from redis.exceptions import RedisError
 from worker import clock
 from worker.catalogue import JobRecord
 from worker.intake.message_filter import send_record
-from worker.jobs.outbox import keys_of_taken, shares_redis
+from worker.jobs.outbox import Outbox, keys_of_taken, shares_redis
 from zot_artifact_client.connection import is_write_refused
 from zot_artifact_client.contract import ANSWER_KEPT, BATCH_JOB_ID, QUERY_ID, TASKS, JobState
 from zot_artifact_client.errors import JobFailed
@@ -97,11 +97,10 @@ class _AtomicStore:
         backend: Any = self
         fence = getattr(request, _FENCE, None) or 0
         meta = _meta_of(job_id, result, state, traceback, request)
-        outbox: Sequence[str] = ()
+        queue, in_one = meta.get("queue"), shares_redis(backend.app)
         if fence:
             meta["fence"] = fence
-            if shares_redis(backend.app):
-                outbox = keys_of_taken(meta.get("queue"))
+        outbox: Sequence[str] = keys_of_taken(queue) if fence and in_one else ()
         kept = backend.encode(meta)
         if len(kept) > MAX_RESULT:
             kept = backend.encode(meta | {"result": None, "traceback": None})
@@ -111,6 +110,8 @@ class _AtomicStore:
         yields = _gives_way(state, result)
         args = [kept, int(seconds or 0), int(state in READY_STATES), int(yields), fence, job_id]
         self._store(keys=[backend.get_key_for_task(job_id), *outbox], args=args)
+        if fence and not in_one:
+            Outbox(backend.app).taken(job_id, queue)
 
     def _record_later(self, job_id: str, state: str, result: Any, request: Any) -> None:
         """Have a task find out whether another message under this id is that of the job, and record it if none is."""

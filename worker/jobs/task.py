@@ -265,7 +265,7 @@ class Delivery(Generic[RequestT, ResultT]):
     def _attempt(  # noqa: C901, PLR0912 - one clause for each end of an attempt
         self, work: Work[RequestT, ResultT], record: JobRecord, *, cancelled: bool
     ) -> dict[str, Any]:
-        if self._task.request.ignore_result or not shares_redis(self._task.app):
+        if self._task.request.ignore_result:
             Outbox(self._task.app).taken(self._id, self._queue)  # otherwise the first state that is stored removes it
         reporter = CeleryReporter(self._task)
         job = RunningJob(

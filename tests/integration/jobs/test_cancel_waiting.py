@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,9 @@ from worker import clock
 from worker.catalogue import CatalogueUnavailable, Held, Leased
 from worker.context import Context
 from worker.jobs.cancel_jobs import request_cancel
+from worker.jobs.outbox import Outbox
+from worker.jobs.republish_results import uncompared
+from worker.jobs.result_backend import use_atomic_result_backend
 from worker.settings import Settings
 from worker.settings.section_models import SourceSettings
 from worker.storage.config import FilesystemConfig
@@ -218,6 +222,48 @@ def test_an_end_that_no_state_was_stored_of_is_published_and_cleaned_up(context,
     recover(context, app)
     assert client.job("waits").result == {"ok": 1}
     assert not staged.parent.exists()
+
+
+def test_the_outbox_keeps_a_running_job_until_a_state_of_it_is_stored(context, app, client, broker, begin, monkeypatch):
+    """The job waited long for its worker, and the recovery ran in its first second; then the worker died."""
+    use_atomic_result_backend(app)
+    id_ = client.upload("/in", "releases", "app.tgz").id
+    broker.delete("transfer")
+    fence = begin(id_).record.fence
+    monkeypatch.setattr("worker.jobs.outbox.time.time", lambda: clock.now().timestamp() + 3600)
+    assert recover(context, app).messages == 0
+    context.catalogue.ledger.finish(id_, fence, "succeeded", now=clock.now(), result={"ok": 1})
+    kept = partial(uncompared, context, app)
+    assert Outbox(app).resend(context.catalogue.ledger.known, timedelta(), kept=kept) == 0  # it ended meanwhile
+    assert recover(context, app).messages == 0
+    assert app.backend.get_result(id_) == {"ok": 1}
+    assert not broker.exists(MESSAGES)
+
+
+def test_an_end_is_published_although_its_cleanup_fails(context, app, client, broker, begin):
+    """A client waits for the end; what was staged is removed by the cleanup sweep."""
+    fence = begin("done", source=7).record.fence
+    context.catalogue.ledger.finish("done", fence, "succeeded", now=clock.now(), result={"ok": 1})
+    broker.hset(MESSAGES, "done", "{}")
+    recover(context, app)
+    assert client.job("done").result == {"ok": 1}
+
+
+def test_a_cancellation_that_could_not_be_published_is_published_later(context, app, client, monkeypatch):
+    """The job stays in the outbox until its end is stored, by which the recovery sees that it is not."""
+    job = client.upload("/in", "releases", "app.tgz")
+    job.cancel()
+    publish, refusals = app.backend.mark_as_revoked, iter([redis.ConnectionError()])
+
+    def refuse_once(*args: object, **options: object) -> object:
+        for error in refusals:
+            raise error
+        return publish(*args, **options)
+
+    monkeypatch.setattr(app.backend, "mark_as_revoked", refuse_once)
+    assert recover(context, app).cancelled == 1
+    with pytest.raises(JobCancelled):
+        job.wait(WITHIN)
 
 
 def test_a_step_that_fails_stops_no_other_step(context, app, client, broker, monkeypatch):

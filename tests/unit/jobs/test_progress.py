@@ -1,5 +1,6 @@
 """No job waits for its progress to be published."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,7 +19,7 @@ def reporter() -> Iterator[Callable[[str], CeleryReporter]]:
     apps: list[Any] = []
 
     def made(backend: str) -> CeleryReporter:
-        app = Celery("test", backend=backend, set_as_current=False)
+        app = Celery("test", backend=backend, broker="memory://", set_as_current=False)
         app.backend.always_retry = True
         apps.append(app)
 
@@ -46,3 +47,16 @@ def test_progress_is_not_kept_back_by_a_result_backend_that_is_away(
 def test_a_result_backend_without_redis_tells_of_no_cancellation(reporter: Callable[[str], CeleryReporter]) -> None:
     """A job is not cancelled where the backend is no Redis, also where it has a client of another kind."""
     assert reporter("cache+memory://").cancelled() is False
+
+
+def test_an_event_of_progress_names_its_job_whichever_thread_reports_it(
+    reporter: Callable[[str], CeleryReporter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread of the heartbeats reports, and those of transfers: to Celery none of them runs a task."""
+    made = reporter("cache+memory://")
+    sent: list[dict[str, Any]] = []
+    monkeypatch.setattr("celery.events.dispatcher.EventDispatcher.send", lambda _, kind, **fields: sent.append(fields))
+    thread = threading.Thread(target=made.report, args=(Progress(),))
+    thread.start()
+    thread.join()
+    assert [fields["uuid"] for fields in sent] == ["job-1"]

@@ -14,6 +14,7 @@ from worker.jobs import result_backend
 from worker.jobs.outbox import keys_of_taken
 from worker.jobs.result_backend import fence_request, use_atomic_result_backend
 from zot_artifact_client.errors import JobFailed
+from zot_artifact_client.outgoing_messages import MESSAGES
 
 
 @pytest.fixture
@@ -84,6 +85,21 @@ def test_a_state_of_a_job_takes_it_out_of_the_outbox_in_the_same_round_trip(app,
         client.hdel(outbox[1], f"{job}-2")
         client.zrem(outbox[2], f"{job}-2")
     assert app.backend.get_task_meta(job)["status"] == "PROGRESS"
+
+
+def test_a_state_takes_a_job_out_of_the_outbox_of_another_redis(valkey, job):
+    """While the outbox has the job, `sweep.recover` finds that no end is stored."""
+    request = Context({"id": job, "task": "artifact.upload.v1"})
+    fence_request(request, 1)
+    with (
+        Celery(backend=valkey.database(1), broker=valkey.url, set_as_current=False) as app,
+        redis.Redis.from_url(valkey.url) as client,
+    ):
+        use_atomic_result_backend(app)
+        client.hset(MESSAGES, job, "x")
+        app.backend.store_result(job, None, "SUCCESS", request=request)
+        assert not client.hexists(MESSAGES, job)
+        app.backend.client.flushdb()
 
 
 def test_results_are_kept_after_the_backend_has_forgotten_how(app, valkey, job):
