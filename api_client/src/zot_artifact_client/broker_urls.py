@@ -154,13 +154,23 @@ def redis_client(url: str, setting: str = "broker_url", **options: Any) -> "redi
     from redis.sentinel import Sentinel
 
     class Sentinels(Sentinel):
-        """Closes its connections after each question: redis-py leaves them open when the client is closed."""
+        """Asks over connections of its own, and closes them: redis-py leaves them open when the client is closed.
+
+        Threads ask at one time. So none may close a connection of another one.
+        """
+
+        def __init__(self, hosts: list[tuple[str, int]], **options: Any) -> None:
+            super().__init__(hosts, **options)  # type: ignore[no-untyped-call]
+            self._hosts, self._options = hosts, options
 
         def discover_master(self, service_name: str) -> Any:
+            asked = Sentinel(self._hosts, **self._options)  # type: ignore[no-untyped-call]
             try:
-                return super().discover_master(service_name)  # type: ignore[no-untyped-call]
+                found = asked.discover_master(service_name)  # type: ignore[no-untyped-call]
+                self._hosts = _hosts_of(asked)
+                return found
             finally:
-                for each in self.sentinels:
+                for each in asked.sentinels:
                     each.close()
 
     made: redis.Redis = _make_redis(parse_url(url, setting), redis.Redis, Sentinels, setting, options)
@@ -177,17 +187,30 @@ def async_redis_client(url: str, setting: str = "broker_url", **options: Any) ->
     from redis.asyncio.sentinel import Sentinel
 
     class Sentinels(Sentinel):
-        """Closes its connections after each question, as those of `redis_client`."""
+        """Asks over connections of its own, and closes them, as those of `redis_client`."""
+
+        def __init__(self, hosts: list[tuple[str, int]], **options: Any) -> None:
+            super().__init__(hosts, **options)  # type: ignore[no-untyped-call]
+            self._hosts, self._options = hosts, options
 
         async def discover_master(self, service_name: str) -> Any:
+            asked = Sentinel(self._hosts, **self._options)  # type: ignore[no-untyped-call]
             try:
-                return await super().discover_master(service_name)
+                found = await asked.discover_master(service_name)
+                self._hosts = _hosts_of(asked)
+                return found
             finally:
-                for each in self.sentinels:
+                for each in asked.sentinels:
                     await each.aclose()
 
     made: redis.asyncio.Redis = _make_redis(parse_url(url, setting), redis.asyncio.Redis, Sentinels, setting, options)
     return made
+
+
+def _hosts_of(asked: Any) -> list[tuple[str, int]]:
+    """Return the Sentinels in the order in which they were left: the one that answered is the first."""
+    kept = (each.connection_pool.connection_kwargs for each in asked.sentinels)
+    return [(each["host"], each["port"]) for each in kept]
 
 
 def _make_redis(parsed: ServerUrl, client: Any, sentinels: Any, setting: str, options: dict[str, Any]) -> Any:

@@ -1,7 +1,9 @@
 """Brokers behind TLS and behind a Sentinel, with a real worker and a real client."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from redis import Redis
@@ -14,7 +16,7 @@ from tests.waiting import WITHIN, until
 from worker import cli
 from worker.limits.shared_redis import redis_of_results
 from zot_artifact_client import ArtifactClient, AsyncArtifactClient, BrokerUnavailable, JobFailed
-from zot_artifact_client.broker_urls import redis_client
+from zot_artifact_client.broker_urls import async_redis_client, redis_client
 from zot_artifact_client.contract import JobState
 
 
@@ -63,6 +65,20 @@ def assert_closed_clients_leave_no_connection(url: str, port: int) -> None:
         until(lambda: len(watch.client_list()) == before)
 
 
+def assert_threads_connect(url: str) -> None:
+    """Expect that threads and tasks which share a client, and connect at one time, all reach the master."""
+    many = 12
+    with redis_client(url) as client, ThreadPoolExecutor(many) as threads:
+        begin = Barrier(many)
+        assert all(threads.map(lambda _: begin.wait() < many and client.ping(), range(many)))
+
+    async def ping() -> list[bool]:
+        async with async_redis_client(url) as client:
+            return await asyncio.gather(*(client.ping() for _ in range(many)))
+
+    assert all(asyncio.run(ping()))
+
+
 def assert_pauses(home: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Expect that the commands which use the Redis of the results can: they read its URL themselves."""
     monkeypatch.setenv("ZOT_HOME", str(home))
@@ -105,4 +121,5 @@ def test_a_broker_behind_a_sentinel_is_found(valkey: Valkey, tmp_path: Path, mon
         with WorkerBehindSentinel(tmp_path / "worker", url, concurrency=1):
             assert_a_job_ends(url)
             assert_pauses(tmp_path / "worker" / "home", url, monkeypatch)
+        assert_threads_connect(url)
         assert_closed_clients_leave_no_connection(url, sentinel.port)
