@@ -4,12 +4,13 @@ A job on one artifact needs no row here: the ledger's `holds` is its lock. Each 
 rows for the companions that it writes to.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from worker.catalogue.bulk import by_bucket
 from worker.catalogue.compiled_statements import Prepared
 from worker.catalogue.database import Database
 from worker.catalogue.tables import artifact_locks, jobs
@@ -22,10 +23,11 @@ _LIVE = (
     jobs.c.lease_until.between(sa.bindparam("now"), sa.bindparam("far")),
 )
 _LOCKED = (
-    sa.select(artifact_locks.c.bucket, artifact_locks.c.key)
+    sa.select(artifact_locks.c.key)
     .join(jobs, sa.and_(jobs.c.id == artifact_locks.c.job, jobs.c.fence == artifact_locks.c.fence))
     .where(artifact_locks.c.job != sa.bindparam("job"), *_LIVE)
 )
+_INSERT = Prepared(sa.insert(artifact_locks))
 _HOLDS = sa.select(jobs.c.holds).where(jobs.c.id != sa.bindparam("job"), *_LIVE)
 HOLDERS = Prepared(
     sa.union_all(
@@ -61,15 +63,12 @@ class ArtifactLocks:
         times = {"job": job, "now": now, "far": now + credible * lease}
         granted: set[Path] = set()
         with self._database.write() as connection:
-            for start in range(0, len(paths), _GROUP):
-                group = list(paths[start : start + _GROUP])
-                taken = _taken(connection, group, times)
-                free = [path for path in dict.fromkeys(group) if path not in taken]
-                connection.execute(sa.delete(artifact_locks).where(_any(free)))
-                if free:
-                    rows = [{"bucket": bucket, "key": key, "job": job, "fence": fence} for bucket, key in free]
-                    connection.execute(sa.insert(artifact_locks), rows)
-                granted.update(free)
+            for bucket, keys in by_bucket(dict.fromkeys(paths), _GROUP):
+                taken = _taken(connection, bucket, keys, times)
+                free = [key for key in keys if key not in taken]
+                connection.execute(sa.delete(artifact_locks).where(*_named(bucket, free)))
+                _INSERT.run_many(connection, [{"key": key} for key in free], bucket=bucket, job=job, fence=fence)
+                granted.update((bucket, key) for key in free)
         return granted
 
     def release(self, job: str, fence: int) -> None:
@@ -79,12 +78,12 @@ class ArtifactLocks:
             connection.execute(sa.delete(artifact_locks).where(mine))
 
 
-def _taken(connection: Connection, group: Sequence[Path], times: dict[str, object]) -> set[Path]:
-    locked = {(row.bucket, row.key) for row in connection.execute(_LOCKED.where(_any(group)), times)}
-    held = [f"{bucket}/{key}" for bucket, key in group]
+def _taken(connection: Connection, bucket: str, keys: Sequence[str], times: dict[str, object]) -> set[str]:
+    locked = set(connection.execute(_LOCKED.where(*_named(bucket, keys)), times).scalars())
+    held = [f"{bucket}/{key}" for key in keys]
     holders = connection.execute(_HOLDS.where(jobs.c.holds.in_(held)), times).scalars()
-    return locked | {(bucket, key) for bucket, _, key in (path.partition("/") for path in holders)}
+    return locked | {path.partition("/")[2] for path in holders}
 
 
-def _any(paths: Iterable[Path]) -> sa.ColumnElement[bool]:
-    return sa.tuple_(artifact_locks.c.bucket, artifact_locks.c.key).in_(list(paths))
+def _named(bucket: str, keys: Sequence[str]) -> list[sa.ColumnElement[bool]]:
+    return [artifact_locks.c.bucket == bucket, artifact_locks.c.key.in_(keys)]

@@ -53,7 +53,7 @@ _COPIES = sa.select(copies).where(copies.c.artifact_id == sa.bindparam("of"))
 _COPIES_BY_STORE = Prepared(_COPIES.order_by(copies.c.store))
 _COPY = Prepared(_COPIES.where(copies.c.store == sa.bindparam("at")))
 _INSERT_VERSION = Prepared(sa.insert(artifacts).returning(artifacts))
-_INSERT_VERSIONS = sa.insert(artifacts).returning(artifacts, sort_by_parameter_order=True)
+_INSERT_VERSIONS = Prepared(sa.insert(artifacts))
 _INSERT_MANIFEST = Prepared(sa.insert(manifests))
 _INSERT_COPIES = Prepared(sa.insert(copies))
 _INSERT_COPY = Prepared(sa.insert(copies).returning(copies))
@@ -547,17 +547,35 @@ def _insert_versions(
 ) -> dict[int, Recorded]:
     if not fresh:
         return {}
-    rows = connection.execute(
-        _INSERT_VERSIONS,
-        [
-            {"bucket": each.bucket, "key": each.key, "version": version, "size": each.digest.size,
-             "sha256": each.digest.sha256, "metadata": beside[number][0], "properties": beside[number][1], **shared}
-            for number, each, version in fresh
-        ],
-    ).all()  # fmt: skip
-    begun = [_new_copy(row.id, store) for row, (_, each, _) in zip(rows, fresh, strict=True) for store in each.stores]
+    rows = [
+        {"bucket": each.bucket, "key": each.key, "version": version, "size": each.digest.size,
+         "sha256": each.digest.sha256, "metadata": beside[number][0], "properties": beside[number][1]}
+        for number, each, version in fresh
+    ]  # fmt: skip
+    _INSERT_VERSIONS.run_many(connection, rows, **shared)
+    ids = _ids_of(connection, [(each.bucket, each.key) for _, each, _ in fresh], shared["job"])
+    recorded: dict[int, Recorded] = {}
+    for number, each, version in fresh:
+        kept, properties = beside[number]
+        artifact = Artifact(
+            ids[each.bucket, each.key, version], each.bucket, each.key, version, each.digest, kept,
+            shared["created_at"], properties=properties or {}, stores_named=bool(shared["stores_named"]),
+        )  # fmt: skip
+        recorded[number] = Recorded(artifact, fresh=True)
+    begun = [_new_copy(recorded[number].artifact.id, store) for number, each, _ in fresh for store in each.stores]
     _INSERT_COPIES.run_many(connection, begun)
-    return {number: Recorded(artifact_of(row), fresh=True) for row, (number, _, _) in zip(rows, fresh, strict=True)}
+    return recorded
+
+
+def _ids_of(connection: Connection, paths: Sequence[tuple[str, str]], job: str) -> dict[tuple[str, str, int], int]:
+    """Return the ids of the versions of these keys that a job has recorded, by bucket, key and version."""
+    row, found = artifacts.c, {}
+    query = sa.select(row.bucket, row.key, row.version, row.id)
+    query = query.where(row.job.concat("") == job)  # concat: search by key
+    for bucket, keys in by_bucket(paths, _KEYS):
+        for *name, id_ in connection.execute(query.where(row.bucket == bucket, row.key.in_(keys))):
+            found[tuple(name)] = id_
+    return found
 
 
 _Beside = tuple[dict[str, str], dict[str, str] | None]
