@@ -186,7 +186,11 @@ def test_an_upload_whose_client_is_killed_is_resumed(
     child = os.fork()
     if child == 0:
         try:
-            send(lambda told: os.kill(os.getpid(), signal.SIGKILL) if told.bytes_done >= at else None)
+            send(
+                lambda told: (
+                    os.kill(os.getpid(), signal.SIGKILL) if (told.step, told.bytes_done) >= ("sending", at) else None
+                )
+            )
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL

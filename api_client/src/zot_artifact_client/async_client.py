@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 import threading
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
@@ -56,6 +57,8 @@ from zot_artifact_client.snapshot import JobStatus, Snapshot, recorded_status, s
 
 ReturnT = TypeVar("ReturnT")
 Awaited: TypeAlias = Coroutine[Any, Any, ReturnT]
+_PIECE = 1 << 20
+"""Bytes between two looks of a read at whether it was cancelled."""
 
 
 class AsyncArtifacts(
@@ -182,7 +185,8 @@ class AsyncArtifacts(
     async def read(self, bucket: str, key: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return `length` bytes of an artifact from `offset`, by default all, read from the gateway.
 
-        Each chunk of 16 MiB that has some of them is verified by its SHA-256 first.
+        Each chunk of 16 MiB that has some of them is verified by its SHA-256 first. A cancelled read ends with the
+        chunk that it works on.
 
         Raises:
             ArtifactNotFound: there is none, or the token is not for it.
@@ -342,12 +346,17 @@ class AsyncArtifactClient(AsyncArtifacts):
     async def read(self, bucket: str, key: str, offset: int = 0, length: int | None = None) -> bytes:
         self._check_open()
 
-        def read() -> bytes:
+        def read(tell: Callable[[Progress], object]) -> bytes:
+            found, wanted = bytearray(), sys.maxsize if length in {None, -1} else length
             with self._bytes.open(bucket, key) as file:
                 file.seek(offset)
-                return file.read(-1 if length is None else length)
+                while piece := file.read(min(_PIECE, wanted - len(found))):
+                    found += piece
+                    tell(Progress(bytes_done=len(found)))
+            return bytes(found)
 
-        return await asyncio.to_thread(read)
+        async with _told(None) as tell:
+            return await asyncio.to_thread(read, tell)
 
     async def get(
         self,

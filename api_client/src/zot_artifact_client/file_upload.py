@@ -39,7 +39,8 @@ def send_file(
     """Send the bytes of a file for an upload with these fields, and return the id of its job.
 
     The SHA-256 is computed first, unless `fields` has it, and announced: a job whose bytes have another one fails. The
-    same call with the same idempotency key continues after the bytes that have arrived.
+    progress of that is `hashing`, with 0 bytes done. The same call with the same idempotency key continues after the
+    bytes that have arrived.
 
     Raises:
         OSError: the file cannot be read.
@@ -51,7 +52,7 @@ def send_file(
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "it is no regular file, whose size is known before it is read", str(path))
         size = found.st_size
-        announced = {**fields, "size": size, "sha256": fields.get("sha256") or _sha256(file)}
+        announced = {**fields, "size": size, "sha256": fields.get("sha256") or _sha256(file, size, on_progress)}
         headers = {} if idempotency_key is None else {"Idempotency-Key": quote(idempotency_key, safe=":/")}
         created = gateway.ask("POST", "/v1/uploads?direct=true", announced, headers=headers, again=bool(headers))
         if created.get("direct"):
@@ -78,8 +79,11 @@ def send_file(
     return upload
 
 
-def _sha256(file: FileIO) -> str:
-    digest = hashlib.file_digest(file, "sha256")
+def _sha256(file: FileIO, size: int, on_progress: OnProgress | None) -> str:
+    digest = hashlib.sha256()
+    while piece := file.read(_PIECE):
+        digest.update(piece)
+        _tell(on_progress, 0, size, "hashing")  # a cancelled transfer ends here
     return digest.hexdigest()
 
 
@@ -101,6 +105,6 @@ def _pieces(
         _tell(on_progress, offset, size)
 
 
-def _tell(on_progress: OnProgress | None, done: int, size: int) -> None:
+def _tell(on_progress: OnProgress | None, done: int, size: int, step: str = "sending") -> None:
     if on_progress is not None:
-        on_progress(Progress(bytes_done=done, bytes_total=size, step="sending"))
+        on_progress(Progress(bytes_done=done, bytes_total=size, step=step))

@@ -44,7 +44,9 @@ from zot_artifact_client import (
     UnknownJob,
     file_upload,
 )
+from zot_artifact_client.chunk_cache import Chunk
 from zot_artifact_client.contract import VerifyRequest
+from zot_artifact_client.download import RemoteArtifact
 
 CONTENT = os.urandom(CHUNK_SIZE) + os.urandom(CHUNK_SIZE) + b"the end"
 MIB = 1 << 20
@@ -230,6 +232,33 @@ def test_an_asynchronous_service_reads_too(gateway: Gateway, tmp_path: Path) -> 
     asyncio.run(scene())  # waits for the threads
     assert seen == sorted(seen)
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["app.tgz"]
+
+
+def test_a_cancelled_read_fetches_no_further_chunk(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread of a read that is cancelled ends with its chunk, so that the rest is neither fetched nor kept."""
+    gateway.store("app.tgz", CONTENT)
+    fetched: list[int] = []
+    begun, cancelled = threading.Event(), threading.Event()
+    fetch = RemoteArtifact.chunk
+
+    def chunk(remote: RemoteArtifact, number: int) -> Chunk:
+        fetched.append(number)
+        begun.set()
+        assert cancelled.wait(WITHIN)
+        return fetch(remote, number)
+
+    async def scene() -> None:
+        async with AsyncArtifactClient(gateway=gateway.url, token=token(gateway)) as client:
+            task = asyncio.create_task(client.read("releases", "app.tgz"))
+            assert await asyncio.to_thread(begun.wait, WITHIN)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            cancelled.set()
+
+    monkeypatch.setattr(RemoteArtifact, "chunk", chunk)
+    asyncio.run(scene())  # waits for the threads
+    assert fetched == [0]
 
 
 # A gateway that sends wrong bytes, breaks off and is busy.
@@ -450,7 +479,10 @@ def staged(gateway: Gateway) -> list[bytes]:
 def test_a_file_is_sent_without_a_shared_disk(
     sending: ArtifactClient, gateway_with_broker: Gateway, tmp_path: Path
 ) -> None:
-    """All bytes of a file arrive and are announced by their digest, a job is sent, and progress counts them."""
+    """All bytes of a file arrive and are announced by their digest, a job is sent, and progress counts them.
+
+    What is cancelled while the digest is computed announces nothing.
+    """
     (tmp_path / "app.tgz").write_bytes(CONTENT)
     seen: list[int] = []
     job = sending.upload_file(
@@ -468,6 +500,14 @@ def test_a_file_is_sent_without_a_shared_disk(
         sending.upload_file(tmp_path / "fifo", "releases", "fifo")
     with pytest.raises(NotAllowed):
         sending.upload_file(tmp_path / "app.tgz", "other", "app.tgz")
+
+    def cancel(told: Progress) -> None:
+        raise ClientError(told.step)
+
+    uploads = list(gateway_with_broker.settings.staging_dir.iterdir())
+    with pytest.raises(ClientError, match="hashing"):
+        sending.upload_file(tmp_path / "app.tgz", "releases", "app.tgz", on_progress=cancel)
+    assert list(gateway_with_broker.settings.staging_dir.iterdir()) == uploads
 
 
 def test_a_broken_line_loses_no_byte(
@@ -506,7 +546,7 @@ def test_a_request_that_the_gateway_still_takes_is_waited_for(
     held: list[int] = []
 
     def hold(told: Progress) -> None:
-        if told.bytes_done == 0 and not held:
+        if told.step == "sending" and not held:
             [source] = gateway_with_broker.settings.staging_dir.glob("*/source")
             held.append(os.open(source, os.O_RDONLY))
             fcntl.flock(held[0], fcntl.LOCK_EX)
@@ -534,8 +574,8 @@ def test_a_killed_sender_is_followed_by_another_one(
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    seen: list[int] = []
-    job = send(lambda told: seen.append(told.bytes_done))
-    assert seen[0] >= 16 * MIB
+    seen: list[Progress] = []
+    job = send(seen.append)
+    assert next(told.bytes_done for told in seen if told.step == "sending") >= 16 * MIB
     assert staged(gateway_with_broker) == [CONTENT]
     assert send(lambda told: None) == job
