@@ -47,12 +47,15 @@ def uptime() -> float:
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
-def follow(shared: datetime) -> None:
+def follow(shared: datetime, *, asked_at: float) -> None:
     """Follow the clock of the catalogue's server, which has just said this moment; all machines share it.
 
-    Leases and due times of all workers then go by one clock, even where the clock of a machine is wrong.
+    Leases and due times of all workers then go by one clock, even where the clock of a machine is wrong. An answer that
+    took long is dropped: it says when it was made, and not when it came. `asked_at`: the uptime before the question.
     """
     global _shared_start, _checked_at  # noqa: PLW0603 - a process has one clock
+    if uptime() - asked_at > _AGREE.total_seconds():
+        return
     if abs(shared - now()) > _AGREE:
         ahead = (host_time() - shared).total_seconds()
         logger.warning(

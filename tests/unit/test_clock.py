@@ -10,6 +10,7 @@ from worker import clock
 HOLD = timedelta(days=7)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
+real_now = clock.now
 
 
 class Machine:
@@ -113,3 +114,16 @@ def test_a_damaged_record_is_written_anew(tmp_path: Path, content: str) -> None:
     kept.write_text(content)
     assert abs(clock.not_ahead(kept, HOLD) - clock.now()) < HOUR
     assert abs(clock.not_ahead(kept, HOLD) - clock.now()) < HOUR
+
+
+def test_an_answer_of_the_server_that_came_late_tells_no_time(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says the moment at which it was made. The next transaction asks again."""
+    monkeypatch.setattr(clock, "now", real_now)
+    monkeypatch.setattr(clock, "host_time", lambda: machine.now)
+    monkeypatch.setattr(clock, "_shared_start", None)
+    monkeypatch.setattr(clock, "_checked_at", float("-inf"))
+    machine.now, machine.uptime = BEGIN + timedelta(seconds=9), 109.0
+    clock.follow(BEGIN, asked_at=100.0)
+    assert (clock.now(), clock.is_unchecked()) == (machine.now, True)
+    clock.follow(BEGIN, asked_at=108.5)
+    assert (clock.now(), clock.is_unchecked()) == (BEGIN, False)

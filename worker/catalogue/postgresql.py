@@ -160,7 +160,8 @@ def _limits(word: str) -> str:
 def follow_clock(connection: Connection) -> None:
     """Make the clock of the server the one of this process: several machines share it."""
     if clock.is_unchecked():
-        clock.follow(execute(connection, "SELECT clock_timestamp()", ()).fetchone()[0])
+        asked_at = clock.uptime()
+        clock.follow(execute(connection, "SELECT clock_timestamp()", ()).fetchone()[0], asked_at=asked_at)
 
 
 def begin_read(connection: Connection) -> None:

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -231,7 +231,11 @@ def outgoing_in(client: Any, job_id: str, message: bytes | None) -> Outgoing | N
     """Return the job of a message in the outbox, and when it was sent; None if there is none, or it is garbage."""
     found = None if message is None else outgoing_of(job_id, message)
     at = None if found is None else client.zscore(ORDER.format(queue=found.queue), job_id)
-    return found if found is None or at is None else replace(found, sent_at=datetime.fromtimestamp(at, UTC))
+    if found is None or at is None:
+        return found
+    with suppress(ValueError, OverflowError, OSError):  # another program wrote what is no time
+        found = replace(found, sent_at=datetime.fromtimestamp(at, UTC))
+    return found
 
 
 def outgoing_of(job_id: str, message: bytes) -> Outgoing | None:

@@ -97,6 +97,15 @@ def test_what_the_ledger_has_leaves_the_outbox(client, broker, outbox):
     assert [id_.decode() for id_ in broker.zrange(TRANSFER, 0, -1)] == [lost]
 
 
+def test_a_job_is_found_whatever_another_program_wrote_as_its_time(client, broker, outbox):
+    """The time is only shown."""
+    job = client.upload("/a", "releases", "a").id
+    assert outbox.find(job).sent_at is not None
+    for time_ in (float("inf"), -1e20):
+        broker.zadd(TRANSFER, {job: time_})
+        assert (outbox.find(job).job_id, outbox.find(job).sent_at) == (job, None)
+
+
 def test_a_job_is_taken_away_in_one_round_trip(client, outbox, monkeypatch):
     """Every job has to wait for it."""
     first, second = (client.upload("/a", "releases", f"{n}").id for n in range(2))
