@@ -116,7 +116,9 @@ def test_a_damaged_record_is_written_anew(tmp_path: Path, content: str) -> None:
     assert abs(clock.not_ahead(kept, HOLD) - clock.now()) < HOUR
 
 
-def test_an_answer_of_the_server_that_came_late_tells_no_time(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_of_the_server_that_came_late_tells_no_time(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It says the moment at which it was made. The next transaction asks again."""
     monkeypatch.setattr(clock, "now", real_now)
     monkeypatch.setattr(clock, "host_time", lambda: machine.now)

@@ -37,6 +37,10 @@ def test_the_first_reads_of_new_copies_take_as_long_as_the_budget_asks_for() -> 
     assert first_reads_take(700_000, 1_000_000, 10**6, budget=enough, **given) == DAY
     assert round(first_reads_take(700_000, 1_000_000, 10**6, budget=scarce, **given) / DAY) == 18
     assert first_reads_take(0, 1_000_000, 10**6, budget=scarce, **given) == timedelta()
+    given["first_read"] = timedelta()  # as soon as can be
+    assert first_reads_take(700, 1_000_000, 10**6, budget=Budget(), **given) == timedelta()
+    assert first_reads_take(0, 0, 0, budget=scarce, **given) == timedelta()
+    assert round(first_reads_take(700_000, 1_000_000, 10**6, budget=scarce, **given) / DAY) == 18
 
 
 def test_requests_and_retrieval_have_their_price() -> None:
