@@ -43,6 +43,17 @@ class _Adapter(HTTPAdapter):
         request.body = as_sliced_body(request.body)
         return super().send(request, *args, **kwargs)
 
+    def close(self) -> None:
+        """End the connections: a pool of urllib3 that is only forgotten keeps them while an answer refers to it.
+
+        An answer is freed late where it is in a cycle, as those of errors are.
+        """
+        for manager in (self.poolmanager, *self.proxy_manager.values()):
+            for key in manager.pools.keys():  # noqa: SIM118 - its container has no iterator
+                if (pool := manager.pools.get(key)) is not None:
+                    pool.close()
+        super().close()
+
 
 def mount_sliced_body(session: requests.Session, retries: Retry | int = 0) -> None:
     """Make a session send bodies in slices."""
