@@ -322,7 +322,8 @@ def _print(outcome: Outcome, jobs: _Jobs, *, as_json: bool) -> None:
                 f"and {len(jobs.failed) - _EXAMPLES} more: `zot-artifacts findings` and `zot-artifacts jobs --failed`"
             )
         if jobs.open:
-            note(f"{counted(jobs.open, 'job')} still open: `zot-artifacts jobs --parent {outcome.job}`")
+            open_ = f"{counted(jobs.open, 'job')} still open, or sent before by another run"
+            note(f"{open_}: `zot-artifacts jobs --parent {outcome.job}`")
     if outcome.status is not Status.GOOD or jobs.open:
         raise typer.Exit(outcome.status if outcome.status is not Status.GOOD else Status.UNKNOWN)
     bad = jobs.failed or set(jobs.outcomes) - _GOOD or _is_bad(outcome.result or {})
