@@ -117,6 +117,7 @@ def upload(
     """Upload a file, standard input or a URL as an artifact.
 
     Without --store the placement settings choose the stores.
+    With it the artifact stays in these stores, unless a placement rule wants it elsewhere too.
 
     With -r each file of a directory is uploaded as an artifact, in one batch.
     To continue after an interruption, run the same command again: files that a store has are `already there`.
