@@ -44,6 +44,7 @@ from zot_artifact_client.contract import (
     ReplicateRequest,
     VerifyRequest,
 )
+from zot_artifact_client.tracing import trace_headers
 
 logger = logging.getLogger(__name__)
 
@@ -407,8 +408,9 @@ def _at_end(_request: PageRequest, context: Context, job: str) -> None:
             return
         queue = batch.queue or BATCH.queue.value
         current_app.send_task(
-            BATCH.name, kwargs=dict(batch.request), task_id=batch.id, parent_id=batch.parent, queue=queue
-        )
+            BATCH.name, kwargs=dict(batch.request), task_id=batch.id, parent_id=batch.parent, queue=queue,
+            headers=trace_headers(),
+        )  # fmt: skip
     except (CatalogueError, *BROKER_ERRORS) as error:
         logger.warning("job %s: its batch continues later: %s", job, error)
 

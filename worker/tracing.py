@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -13,10 +14,30 @@ logger = logging.getLogger(__name__)
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 _SERVICE = "zot-artifact-worker"
 _MESSAGE = 500
+_EXPORTER = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
+_REPORT_EVERY = 600.0
+"""Seconds between two lines about a collector that takes no spans: the exporter writes four every few seconds."""
 _tracer: Any = None
 _provider: Any = None
 _job: Any = None
 """The context of the running job's span: threads of a page do not inherit it."""
+
+
+class _Seldom(logging.Filter):
+    """Lets a line pass if none has passed for some minutes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last = float("-inf")
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        now = time.monotonic()
+        if now - self._last < _REPORT_EVERY:
+            return False
+        self._last = now
+        record.msg = f"traces are not sent, jobs go on: {record.getMessage()}"
+        record.args = ()
+        return True
 
 
 def start() -> None:
@@ -32,6 +53,7 @@ def start() -> None:
     except ImportError:
         logger.warning("no traces: an endpoint is configured, and the extra `tracing` is not installed")
         return
+    logging.getLogger(_EXPORTER).addFilter(_Seldom())
     name = os.environ.get("OTEL_SERVICE_NAME") or _SERVICE
     _provider = TracerProvider(resource=Resource.create({"service.name": name}), shutdown_on_exit=False)
     _provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))

@@ -23,6 +23,7 @@ from worker.jobs.unacked import UNACKED_INDEX, correct_times, give_back, lost_me
 from zot_artifact_client.contract import CANCEL_KEY, JOB_ID, Queue
 from zot_artifact_client.outgoing_messages import MESSAGES, ORDER, Outgoing, push, with_new_delivery_tag
 from zot_artifact_client.text_escaping import bounded
+from zot_artifact_client.tracing import trace_headers
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +144,14 @@ class Outbox:
         with self._app.producer_or_acquire() as producer:
             for job in jobs:
                 options = {"task_id": job.job_id, "queue": job.queue, "parent_id": job.parent, "root_id": job.parent}
-                self._app.send_task(job.name, kwargs=job.payload, producer=producer, ignore_result=True, **options)
+                self._app.send_task(
+                    job.name,
+                    kwargs=job.payload,
+                    producer=producer,
+                    ignore_result=True,
+                    headers=trace_headers(),
+                    **options,
+                )
 
     def lost(self, ids: list[str]) -> set[str] | None:
         """Return which of these jobs, which no worker has taken, have no message; None if the broker cannot tell."""
