@@ -467,7 +467,6 @@ class ArtifactJob:
         with store.slot():
             seen = store.verify_object(*where, artifact.digest, manifest=manifest, on_bytes=on_bytes or job.advance)
             if seen.verdict in BAD:
-                logger.warning("%s: %s is suspect (%s), reading it again", store.name, artifact.path, seen.verdict)
                 findings = self.context.catalogue.findings
                 of = suspicion(artifact, copy.store, seen, job.id)
                 findings.see([of], now=clock.now())
@@ -475,6 +474,9 @@ class ArtifactJob:
                 if confirmed is None:
                     findings.end_suspicion(copy.store, artifact.bucket, artifact.key, now=clock.now())
                     return None
+                if confirmed.verdict not in BAD:
+                    what = "%s: %s is %s at the second read, and was %s at the first one"
+                    logger.warning(what, store.name, artifact.path, confirmed.verdict, seen.verdict)
                 same = (confirmed.verdict, confirmed.version) == (seen.verdict, seen.version)
                 seen = confirmed._replace(bad=seen.bad) if same else confirmed
         self._record_verdict(copy, seen)

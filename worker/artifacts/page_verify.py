@@ -118,14 +118,17 @@ class VerifyPage:
 
     def _read_again(self, copy: PageCopy) -> Verification | None:
         """Read a suspect copy a second time; None if it was replaced meanwhile."""
-        logger.warning("%s: %s/%s is suspect, reading it again", copy.store, copy.bucket, copy.key)
         self._job.heartbeat()
         artifacts = self._context.catalogue.artifacts
         artifact = artifacts.version(copy.bucket, copy.key, copy.version)
         known = artifacts.copies(artifact).get(copy.store) if artifact else None
         if artifact is None or known is None:
             return None
-        return ArtifactJob(self._context, self._job, artifact).confirm(known)
+        seen = ArtifactJob(self._context, self._job, artifact).confirm(known)
+        if seen is not None and seen.verdict not in BAD:
+            what = "%s: %s/%s is %s at the second read, and was bad at the first one"
+            logger.warning(what, copy.store, copy.bucket, copy.key, seen.verdict)
+        return seen
 
     def _record(self, seen: Sequence[tuple[PageCopy, Verification | None]]) -> None:
         if not seen:

@@ -89,7 +89,7 @@ def _manifest(session: Session, artifact: Artifact, part: Part | None) -> Manife
     if part and manifest is None:
         raise Failure(
             f"{artifact.path}: its chunks have no recorded digests, so a part of it cannot be verified; get it whole",
-            type_="ReadBackMismatch",
+            type_="Unverifiable",
         )
     return manifest
 
