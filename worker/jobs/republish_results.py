@@ -10,7 +10,7 @@ from celery import Celery
 from celery.states import READY_STATES
 
 from worker import clock
-from worker.catalogue import CatalogueUnavailable, JobRecord
+from worker.catalogue import JobRecord
 from worker.context import Context
 from worker.jobs.outbox import Outbox
 from worker.jobs.result_backend import fenced_request, stored_states
@@ -47,13 +47,8 @@ def republish_results(context: Context, app: Celery, clean_up: Callable[[Context
     for job in ended:
         if job.id not in unstored and states[job.id] in {None, *READY_STATES}:
             continue
-        try:
-            if job.state != JobState.DEAD:  # a dead job needs its source when it is redriven
-                clean_up(context, job)
-        except (CatalogueUnavailable, redis.RedisError):
-            raise
-        except Exception:
-            logger.exception("job %s: what was staged for it stays until the cleanup sweep", job.id)
+        if job.state != JobState.DEAD:  # a dead job needs its source when it is redriven
+            clean_up(context, job)
         _publish(app, job)
         published += 1
     last = ended[-1].finished_at if len(ended) == _PAGE else now - _OVERLAP

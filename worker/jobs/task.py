@@ -123,10 +123,22 @@ def counted(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def clean_up(context: Context, job: JobRecord) -> None:
-    """Call the `at_end` of a job's task, for a job that ended without a delivery."""
-    if job.kind in _AT_ENDS:
-        model, at_end = _AT_ENDS[job.kind]
+    """Call the `at_end` of a job's task, for a job that ended without a delivery.
+
+    What else it raises is logged: the client is told of the end all the same, and the cleanup sweep removes the rest.
+
+    Raises:
+        CatalogueUnavailable, RedisError: it has to be called again.
+    """
+    if job.kind not in _AT_ENDS:
+        return
+    model, at_end = _AT_ENDS[job.kind]
+    try:
         at_end(model.read(job.request), context, job.id)
+    except (CatalogueUnavailable, redis.RedisError):
+        raise
+    except Exception:
+        logger.exception("job %s: what was staged for it stays until the cleanup sweep", job.id)
 
 
 def send_child(spec: TaskSpec[RequestT, Any], request: RequestT, *, id_: str, parent: str, queue: Queue) -> None:

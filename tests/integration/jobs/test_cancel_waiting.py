@@ -266,6 +266,17 @@ def test_a_cancellation_that_could_not_be_published_is_published_later(context, 
         job.wait(WITHIN)
 
 
+def test_a_job_is_told_as_cancelled_although_its_cleanup_fails(context, app, client, begin):
+    """The ledger has its end before the cleanup begins."""
+    fence = begin("waits", source=7).record.fence
+    away = {"type": "Unavailable", "message": "away"}
+    context.catalogue.ledger.retry("waits", fence, away, due=clock.now() + timedelta(hours=1))
+    cancel(client, "waits")
+    assert recover(context, app).cancelled == 1
+    with pytest.raises(JobCancelled):
+        client.job("waits").wait(WITHIN)
+
+
 def test_a_step_that_fails_stops_no_other_step(context, app, client, broker, monkeypatch):
     """A fault in one step of the recovery is logged; the message that was lost is sent again nevertheless."""
     client.upload("/in/app.tgz", "releases", "app.tgz")
