@@ -123,22 +123,20 @@ def counted(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def clean_up(context: Context, job: JobRecord) -> None:
-    """Call the `at_end` of a job's task, for a job that ended without a delivery.
+    """Call the `at_end` of a job's task, for a job that ended without a delivery; raise NotCleanedUp."""
+    if job.kind in _AT_ENDS:
+        model, at_end = _AT_ENDS[job.kind]
+        _clean_up(lambda: at_end(model.read(job.request), context, job.id), job.id)
 
-    What else it raises is logged: the client is told of the end all the same, and the cleanup sweep removes the rest.
 
-    Raises:
-        CatalogueUnavailable, RedisError: it has to be called again.
-    """
-    if job.kind not in _AT_ENDS:
-        return
-    model, at_end = _AT_ENDS[job.kind]
+def _clean_up(call: Callable[[], None], job: str) -> None:
+    """Make the call that ends a job whose end is recorded: whatever it raises, the job does not fail by it."""
     try:
-        at_end(model.read(job.request), context, job.id)
-    except (CatalogueUnavailable, redis.RedisError):
-        raise
+        call()
+    except CatalogueUnavailable as error:
+        raise NotCleanedUp(f"it has ended, and is not cleaned up yet: {bounded(error, _MESSAGE)}") from error
     except Exception:
-        logger.exception("job %s: what was staged for it stays until the cleanup sweep", job.id)
+        logger.exception("job %s: what was staged for it stays until the cleanup sweep", job)
 
 
 def send_child(spec: TaskSpec[RequestT, Any], request: RequestT, *, id_: str, parent: str, queue: Queue) -> None:
@@ -151,6 +149,10 @@ def send_child(spec: TaskSpec[RequestT, Any], request: RequestT, *, id_: str, pa
         spec.name, kwargs=request.payload(), task_id=id_, parent_id=parent, queue=queue, ignore_result=True,
         headers=trace_headers(),
     )  # fmt: skip
+
+
+class NotCleanedUp(CatalogueUnavailable):
+    """A job has ended, and its `at_end` has to be called again."""
 
 
 class UnknownReceiver(PermanentError):
@@ -225,7 +227,7 @@ class Delivery(Generic[RequestT, ResultT]):
                     fence_request(self._task.request, found.record.fence)
                     if found.record.state != JobState.DEAD and self._at_end is not None:
                         # The worker that ended it may have been killed before its cleanup.
-                        self._at_end(request, self._context, self._id)
+                        self._call_at_end(self._at_end)
                     return self._answer(found.record)
         except CatalogueUnavailable as error:
             # Nothing can be recorded in the ledger now. A lease of this delivery expires.
@@ -303,7 +305,7 @@ class Delivery(Generic[RequestT, ResultT]):
             logger.info("%s", error)
             end_writes(self._context, record)
             raise Ignore from error
-        except EndNotDurable:  # the job has ended, and nothing else may be recorded for it
+        except (EndNotDurable, NotCleanedUp):  # the job has ended, and nothing else may be recorded for it
             raise
         except Continue as step:
             self._continue_later(job, step)
@@ -395,7 +397,10 @@ class Delivery(Generic[RequestT, ResultT]):
     ) -> None:
         self._ledger.finish(job.id, job.fence, state, now=clock.now(), result=result, error=error, copies=job.finished)
         if state != JobState.DEAD and self._at_end is not None:  # a dead job needs its source when it is redriven
-            self._at_end(self._request, self._context, self._id)
+            self._call_at_end(self._at_end)
+
+    def _call_at_end(self, at_end: AtEnd[RequestT]) -> None:
+        _clean_up(lambda: at_end(self._request, self._context, self._id), self._id)
 
     def _retry(self, job: RunningJob, error: Exception) -> NoReturn:
         longest = (self._context.settings.retry.backoff_max + MORE_DELAY).total_seconds()  # see visibility_timeout

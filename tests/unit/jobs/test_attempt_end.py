@@ -3,7 +3,7 @@
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 from celery import Celery
 from celery.exceptions import Retry
 
+from worker.catalogue import CatalogueUnavailable
 from worker.context import Context, JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import Delivery
@@ -64,3 +65,25 @@ def test_a_job_whose_end_the_disk_did_not_confirm_is_delivered_again(context, ta
     assert (record.state, record.attempts) == (JobState.SUCCEEDED, 1)
     assert delivery.handle(work, (), FIELDS) == record.result
     assert ended == ["job-1"]
+
+
+def test_a_job_that_cannot_be_cleaned_up_now_is_delivered_again(context, task):
+    """It has succeeded, and must not be told as failed: the next delivery cleans up and answers with the end."""
+    tries = iter([CatalogueUnavailable("locked")])
+
+    def clean_up(*_: object) -> None:
+        for error in tries:
+            raise error
+
+    for outcome in (pytest.raises(Retry), nullcontext()):
+        delivery = Delivery(task, VERIFY, context, writes=False, at_end=clean_up)
+        with outcome:
+            assert delivery.handle(work, (), FIELDS)["version"] == 1
+    assert context.catalogue.ledger.get("job-1").state == JobState.SUCCEEDED
+
+
+def test_a_job_succeeds_although_its_cleanup_fails(context, task):
+    """A bug or a damaged disk there is none of the job; the cleanup sweep removes what stays."""
+    for _ in range(2):
+        delivery = Delivery(task, VERIFY, context, writes=False, at_end=lambda *_: 1 / 0)
+        assert delivery.handle(work, (), FIELDS)["version"] == 1
