@@ -112,7 +112,7 @@ def test_companions_are_deleted_undeleted_and_purged_with_the_artifact(
     run(delete, DeleteRequest(**APP))
     assert run(sweep_purge, SweepPurgeRequest()).purged == 0
     now, uptime, by = clock.host_time, clock.uptime, GRACE + timedelta(minutes=1)
-    monkeypatch.setattr(clock, "follow", lambda _: None)
+    monkeypatch.setattr(clock, "follow", lambda _, **__: None)
     monkeypatch.setattr(clock, "host_time", lambda: now() + by)
     monkeypatch.setattr(clock, "uptime", lambda: uptime() + by.total_seconds())
     monkeypatch.setattr(Deletions, "database_time", lambda _: None)

@@ -73,7 +73,7 @@ def purge(run, monkeypatch) -> Callable[[], SweepPurgeResult]:
         run(sweep_purge, SweepPurgeRequest())
         now, uptime, by = clock.host_time, clock.uptime, after + timedelta(minutes=1)
         with monkeypatch.context() as later:
-            later.setattr(clock, "follow", lambda _: None)
+            later.setattr(clock, "follow", lambda _, **__: None)
             later.setattr(clock, "host_time", lambda: now() + by)
             later.setattr(clock, "uptime", lambda: uptime() + by.total_seconds())
             later.setattr(Deletions, "database_time", lambda _: None)
