@@ -34,7 +34,7 @@ _started: list["subprocess.Popen[bytes]"] = []
 class PausedQueues(TimerStep):
     """Makes a worker stop and resume to consume from paused queues.
 
-    While Redis does not answer, nothing changes.
+    While Redis does not answer, or has lost the pauses, nothing changes.
     """
 
     every = _CHECK_EVERY

@@ -17,6 +17,8 @@ PAUSED_QUEUES = f"{PREFIX}:paused-queues"
 
 The main process of a worker reads it, because it must not open the catalogue. The catalogue is the record.
 """
+_MIRRORED = "mirrored"
+"""A member that is always there, and no queue: without it, Redis has lost the set, which tells nothing of pauses."""
 _FRESH = 0.2
 """Seconds for which the pauses that were read with a lease count."""
 _NOTHING_LEASED: tuple[float, dict[tuple[Scope, str], Pause]] = (-math.inf, {})
@@ -58,13 +60,14 @@ def mirror_queues(client: "Redis", pauses: list[Pause]) -> None:
     """Copy the paused queues to Redis, where the main processes of the workers read them."""
     with client.pipeline(transaction=True) as pipeline:
         pipeline.delete(PAUSED_QUEUES)
+        pipeline.sadd(PAUSED_QUEUES, _MIRRORED)
         for pause in pauses:
             if pause.scope is Scope.QUEUE:
                 pipeline.sadd(PAUSED_QUEUES, pause.name)
         pipeline.execute()
 
 
-def paused_queues(client: "Redis") -> set[str]:
-    """Return the queues that no worker serves."""
+def paused_queues(client: "Redis") -> set[str] | None:
+    """Return the queues that no worker serves; None if Redis has lost them, until they are copied again."""
     names: Any = client.smembers(PAUSED_QUEUES)
-    return {name.decode(errors="replace") for name in names}
+    return {name.decode(errors="replace") for name in names} - {_MIRRORED} if names else None

@@ -12,7 +12,7 @@ from tests.servers.worker import Worker
 from tests.waiting import until
 from worker import clock
 from worker.catalogue import Catalogue, Scope
-from worker.limits.check_pauses import paused_queues
+from worker.limits.check_pauses import PAUSED_QUEUES, mirror_queues, paused_queues
 
 FIELDS = {"bucket": "releases", "key": "absent.tgz"}
 
@@ -32,3 +32,12 @@ def test_a_worker_that_starts_obeys_a_pause_that_redis_has_lost(valkey: Valkey, 
             until(lambda: (found := catalogue.ledger.get(other)) and found.finished_at)
             assert (broker.llen("transfer"), catalogue.ledger.get(job)) == (1, None)
     catalogue.close()
+
+
+def test_pauses_that_redis_has_lost_resume_no_queue(valkey: Valkey):
+    """A worker changes nothing until they are copied again: nothing paused is another answer than nothing known."""
+    with redis.Redis.from_url(valkey.url) as broker:
+        mirror_queues(broker, [])
+        assert paused_queues(broker) == set()
+        broker.delete(PAUSED_QUEUES)
+        assert paused_queues(broker) is None
