@@ -171,7 +171,7 @@ def _heads(client: "redis.Redis", state: State) -> dict[str, bytes]:
 
 def _paused(settings: Settings) -> set[str]:
     client = redis_of_results(settings.results_url)
-    return paused_queues(client) if client is not None else set()
+    return (paused_queues(client) or set()) if client is not None else set()
 
 
 def _with_catalogue(settings: Settings, found: Health) -> Health:

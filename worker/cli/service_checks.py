@@ -133,7 +133,8 @@ def _paused_queues(settings: Settings) -> set[str]:
     """Return the queues from which workers take nothing because an operator paused them."""
     try:
         client = redis_of_results(settings.results_url)
-        return paused_queues(client) & {queue.value for queue in Queue} if client is not None else set()
+        paused = paused_queues(client) if client is not None else None
+        return (paused or set()) & {queue.value for queue in Queue}
     except (NoBroker, redis.RedisError):
         return set()
 

@@ -110,7 +110,7 @@ class SharedFigures:
             passed = last_tick(client)
             about = "Seconds since beat ticked last; absent if it did not within an hour."
             yield gauge("beat_last_tick_seconds", about, [] if passed is None else [((), passed)])
-            paused = paused_queues(client)
+            paused = paused_queues(client) or set()
             queues: list[Sample] = [((queue.value,), float(queue.value in paused)) for queue in Queue]
             yield gauge("queue_paused", "Whether a queue is paused.", queues, ["queue"])
         finally:
