@@ -1,8 +1,14 @@
-"""An expired message is dropped alone: other messages of its job are still valid."""
+"""The end of one message in a worker's main process: an expired one is dropped alone, and none is held for ever."""
 
+import logging
 from datetime import UTC, datetime
+from typing import Any
 
 from celery.worker.request import Request
+
+from zot_artifact_client.text_escaping import bounded
+
+logger = logging.getLogger(__name__)
 
 
 class RequestThatExpires(Request):
@@ -15,3 +21,15 @@ class RequestThatExpires(Request):
         """Return whether the message has expired."""
         expires: datetime | None = self.expires
         return expires is not None and datetime.now(UTC if expires.tzinfo else None) > expires
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:  # noqa: FBT001, FBT002 - Celery's
+        """Handle a failure, and deliver the message again if that fails, such as without a free file descriptor.
+
+        Celery would only log it: the message would be held until the worker ends, and as many as its processes make it
+        take no other one. The ledger knows whether the job has ended.
+        """
+        try:
+            return super().on_failure(exc_info, send_failed_event, return_ok)
+        except Exception as error:  # noqa: BLE001 - whatever it was
+            logger.warning("job %s: its failure cannot be handled, it is delivered again: %s", self.id, bounded(error))
+            return self.reject(requeue=True)
