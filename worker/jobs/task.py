@@ -4,6 +4,7 @@ Every task runs the same way: the message is validated as its request, the ledge
 function does the work, and the outcome is in the ledger before Celery learns of it.
 """
 
+import errno
 import logging
 import os
 import signal
@@ -47,7 +48,7 @@ from worker.jobs.running_job import Cancelled, Continue, Requeue, RunningJob
 from worker.limits.snooze import Paused, Snooze
 from worker.log_fields import during
 from worker.metric_counters import LEASE_RECOVERIES, RETRIES, SNOOZES
-from worker.storage.errors import PermanentError, StorageError, TransientError
+from worker.storage.errors import PermanentError, StorageError, TransientError, Unavailable
 from zot_artifact_client.contract import PAGE, JobError, JobState, Message, Queue, TaskSpec, is_batch_job
 from zot_artifact_client.errors import JobFailed
 from zot_artifact_client.text_escaping import bounded
@@ -66,6 +67,8 @@ AtEnd = Callable[[RequestT, Context, str], None]
 
 _AT_ENDS: dict[str, tuple[type[Message], AtEnd[Any]]] = {}
 """By kind, the function that is called at a job's end, and the model of the request that it is given."""
+_OF_THE_MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE}
+"""Errors of the system that pass, and are about no store."""
 MORE_DELAY = timedelta(minutes=5)
 """How much longer than `retry.backoff_max` a store may ask a job to wait."""
 _MIN_WAIT = 1.0
@@ -350,7 +353,7 @@ class Delivery(Generic[RequestT, ResultT]):
         """Do what the task does; where it fails, record the copies that it has completed."""
         context = self._context.for_job(job)
         try:
-            return work(self._request, context, job)
+            return _without_faults_of_the_machine(work, self._request, context, job)
         except BaseException:
             context.catalogue.artifacts.finish_copies(job.finished, now=clock.now())
             job.finished.clear()
@@ -477,6 +480,20 @@ class Delivery(Generic[RequestT, ResultT]):
             full_jitter=retry.jitter,
         )
         return seconds
+
+
+def _without_faults_of_the_machine(
+    work: Work[RequestT, ResultT], request: RequestT, context: JobContext, job: RunningJob
+) -> ResultT:
+    """Do the work; raise Unavailable for what passes and is no bug, such as a file that cannot be opened now."""
+    try:
+        return work(request, context, job)
+    except StorageError:
+        raise
+    except OSError as error:
+        if error.errno not in _OF_THE_MACHINE:
+            raise
+        raise Unavailable(f"this machine: {error.strerror}") from error
 
 
 def _path(request: Message) -> str | None:

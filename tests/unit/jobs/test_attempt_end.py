@@ -17,6 +17,7 @@ from worker.jobs.running_job import RunningJob
 from worker.jobs.task import Delivery
 from worker.settings import Settings
 from zot_artifact_client.contract import VERIFY, JobState, VerifyRequest, VerifyResult
+from zot_artifact_client.errors import JobFailed
 
 FIELDS = {"bucket": "b", "key": "k"}
 
@@ -80,6 +81,18 @@ def test_a_job_that_cannot_be_cleaned_up_now_is_delivered_again(context, task):
         with outcome:
             assert delivery.handle(work, (), FIELDS)["version"] == 1
     assert context.catalogue.ledger.get("job-1").state == JobState.SUCCEEDED
+
+
+@pytest.mark.parametrize(("number", "state"), [(errno.EMFILE, JobState.RETRYING), (errno.EISDIR, JobState.FAILED)])
+def test_a_job_that_meets_a_fault_of_the_machine_is_tried_again(context, task, number, state):
+    """Too many open files are no bug, wherever they are met; another error of the system is one."""
+
+    def meet(*_: object) -> VerifyResult:
+        raise OSError(number, os.strerror(number))
+
+    with pytest.raises((Retry, JobFailed)):
+        Delivery(task, VERIFY, context, writes=False, at_end=None).handle(meet, (), FIELDS)
+    assert context.catalogue.ledger.get("job-1").state == state
 
 
 def test_a_job_succeeds_although_its_cleanup_fails(context, task):
