@@ -14,7 +14,7 @@ from worker.catalogue import JobRecord
 from worker.context import Context
 from worker.jobs.outbox import Outbox
 from worker.jobs.result_backend import fenced_request, stored_states
-from zot_artifact_client.contract import JobError, JobState
+from zot_artifact_client.contract import JobError, JobState, is_batch_job
 from zot_artifact_client.errors import JobFailed
 
 logger = logging.getLogger(__name__)
@@ -31,8 +31,9 @@ def republish_results(context: Context, app: Celery, clean_up: Callable[[Context
     """Compare a page of the ledger's latest ends with the result backend, and store the ends that are missing there.
 
     An end is missing where another state is stored, or where the outbox still has the job: the first state that is
-    stored takes it out, and `uncompared` keeps it there. Other jobs without a state store none. `clean_up` runs the
-    `at_end` of a job's task first, because Celery may take a stored end for the end of the delivery.
+    stored takes it out, and `uncompared` keeps it there. Other jobs without a state store none, and so do those of a
+    batch, which reads the ledger. `clean_up` runs the `at_end` of a job's task first, because Celery may take a stored
+    end for the end of the delivery.
     """
     client = getattr(app.backend, "client", None)
     if not isinstance(client, redis.Redis):
@@ -45,7 +46,7 @@ def republish_results(context: Context, app: Celery, clean_up: Callable[[Context
     unstored = _in_outbox(app, [id_ for id_, state in states.items() if state is None])
     published = 0
     for job in ended:
-        if job.id not in unstored and states[job.id] in {None, *READY_STATES}:
+        if is_batch_job(job.id, job.parent) or (job.id not in unstored and states[job.id] in {None, *READY_STATES}):
             continue
         if job.state != JobState.DEAD:  # a dead job needs its source when it is redriven
             clean_up(context, job)

@@ -224,6 +224,19 @@ def test_an_end_that_no_state_was_stored_of_is_published_and_cleaned_up(context,
     assert not staged.parent.exists()
 
 
+def test_the_end_of_a_job_of_a_batch_is_not_published(context, app, broker, begin):
+    """The batch reads the ledger, and no client waits: a state would stay in Redis for a day."""
+    batch = "1d0941e5-206c-497d-a218-0cfd4a59ca7a"
+    leased = context.catalogue.ledger.acquire(
+        f"{batch}.00000004", "verify", {}, owner="here", holds=None, parent=batch, now=clock.now(),
+        lease=timedelta(seconds=30),
+    )  # fmt: skip
+    context.catalogue.ledger.finish(leased.record.id, leased.record.fence, "succeeded", now=clock.now(), result={})
+    broker.hset(MESSAGES, leased.record.id, "{}")  # a message that was sent again while a worker began the job
+    recover(context, app)
+    assert not broker.keys("celery-task-meta-*")
+
+
 def test_the_outbox_keeps_a_running_job_until_a_state_of_it_is_stored(context, app, client, broker, begin, monkeypatch):
     """The job waited long for its worker, and the recovery ran in its first second; then the worker died."""
     use_atomic_result_backend(app)

@@ -1,6 +1,7 @@
 """The azure driver with a bad network, a wrong configuration, other programs' blobs and a slow copy."""
 
 import logging
+import re
 import tracemalloc
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -245,7 +246,7 @@ class TestSignature:
             datetime.now(UTC) + timedelta(hours=1),
         )
         opened = store(azurite, service, account_key=None, sas_token=token)
-        yield opened, token.partition("sig=")[2][:20]
+        yield opened, re.sub("%.?$", "", token.partition("sig=")[2][:20])  # a server rejects a half of an escape
         opened.close()
 
     def test_works(self, signed: tuple[Store, str]) -> None:
