@@ -22,13 +22,15 @@ logger = logging.getLogger(__name__)
 CURSOR = "zot-artifacts:republished-until"
 """The Redis key, in the result backend, of the second up to which the ends of jobs were compared."""
 _PAGE = 500
+_PAGES = 20
+"""Pages of one run at most: at `sweep.recover` every 15 s, so many as more than 600 jobs that end each second."""
 _OVERLAP = timedelta(minutes=2)
 """A worker has this long to store an end after the ledger has it."""
 _LONGEST = timedelta(days=1)
 
 
 def republish_results(context: Context, app: Celery, clean_up: Callable[[Context, JobRecord], None]) -> int:
-    """Compare a page of the ledger's latest ends with the result backend, and store the ends that are missing there.
+    """Compare the ledger's latest ends with the result backend, and store the ends that are missing there.
 
     An end is missing where another state is stored, or where the outbox still has the job: the first state that is
     stored takes it out, and `uncompared` keeps it there. Other jobs without a state store none, and so do those of a
@@ -39,23 +41,29 @@ def republish_results(context: Context, app: Celery, clean_up: Callable[[Context
     if not isinstance(client, redis.Redis):
         return 0
     now = clock.now()
-    since = _since(client, now)
-    ended = context.catalogue.ledger.ended_since(since, limit=_PAGE)
-    keys = [app.backend.get_key_for_task(job.id) for job in ended]
-    states = dict(zip((job.id for job in ended), stored_states(client, keys), strict=True))
-    unstored = _in_outbox(app, [id_ for id_, state in states.items() if state is None])
-    published = 0
-    for job in ended:
-        if is_batch_job(job.id, job.parent) or (job.id not in unstored and states[job.id] in {None, *READY_STATES}):
-            continue
-        if job.state != JobState.DEAD:  # a dead job needs its source when it is redriven
-            clean_up(context, job)
-        _publish(app, job)
-        published += 1
-    last = ended[-1].finished_at if len(ended) == _PAGE else now - _OVERLAP
-    if last is not None:
-        client.set(CURSOR, f"{max(last, since).timestamp():.6f}")
+    since, published = _since(client, now), 0
+    for _ in range(_PAGES):
+        ended = context.catalogue.ledger.ended_since(since, limit=_PAGE)
+        for job in _unstored(app, client, ended):
+            if job.state != JobState.DEAD:  # a dead job needs its source when it is redriven
+                clean_up(context, job)
+            _publish(app, job)
+            published += 1
+        if len(ended) < _PAGE:
+            since = max(since, now - _OVERLAP)
+            break
+        since = ended[-1].finished_at or since
+    client.set(CURSOR, f"{since.timestamp():.6f}")
     return published
+
+
+def _unstored(app: Celery, client: "redis.Redis", ended: Sequence[JobRecord]) -> list[JobRecord]:
+    """Return those of these jobs whose ends are missing in the result backend."""
+    told = [job for job in ended if not is_batch_job(job.id, job.parent)]
+    keys = [app.backend.get_key_for_task(job.id) for job in told]
+    states = dict(zip((job.id for job in told), stored_states(client, keys), strict=True))
+    waiting = _in_outbox(app, [id_ for id_, state in states.items() if state is None])
+    return [job for job in told if job.id in waiting or states[job.id] not in {None, *READY_STATES}]
 
 
 def uncompared(context: Context, app: Celery, ids: list[str]) -> set[str]:

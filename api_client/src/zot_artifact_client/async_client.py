@@ -347,7 +347,7 @@ class AsyncArtifactClient(AsyncArtifacts):
         self._check_open()
 
         def read(tell: Callable[[Progress], object]) -> bytes:
-            found, wanted = bytearray(), sys.maxsize if length in {None, -1} else length
+            found, wanted = bytearray(), sys.maxsize if length is None or length == -1 else length
             with self._bytes.open(bucket, key) as file:
                 file.seek(offset)
                 while piece := file.read(min(_PIECE, wanted - len(found))):

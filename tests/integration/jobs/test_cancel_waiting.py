@@ -224,6 +224,16 @@ def test_an_end_that_no_state_was_stored_of_is_published_and_cleaned_up(context,
     assert not staged.parent.exists()
 
 
+def test_an_end_behind_many_others_is_published_by_the_same_run(context, app, client, broker, begin):
+    """Jobs may end faster than one page of them is compared at each recovery."""
+    for number in range(501):
+        fence = begin(f"job-{number}").record.fence
+        context.catalogue.ledger.finish(f"job-{number}", fence, "succeeded", now=clock.now(), result={"ok": number})
+    broker.hset(MESSAGES, "job-500", "{}")
+    recover(context, app)
+    assert client.job("job-500").result == {"ok": 500}
+
+
 def test_the_end_of_a_job_of_a_batch_is_not_published(context, app, broker, begin):
     """The batch reads the ledger, and no client waits: a state would stay in Redis for a day."""
     batch = "1d0941e5-206c-497d-a218-0cfd4a59ca7a"
