@@ -133,7 +133,6 @@ class RunningJob:
         if shutdown_flag.grace_is_over():
             raise Requeue(f"job {self.id} is requeued: its worker shuts down")
         if time.monotonic() - self._reported >= REPORT_SECONDS:
-            self._reported = time.monotonic()
             self._publish(self.progress)
             self.check()
 
@@ -142,7 +141,7 @@ class RunningJob:
         self.advance(0)
 
     def _publish(self, progress: Progress) -> None:
-        self._shown = True
+        self._shown, self._reported = True, time.monotonic()
         self._reporter.report(progress)
 
     def check(self) -> None:
