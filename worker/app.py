@@ -81,7 +81,7 @@ def make_app(settings: Settings) -> Celery:
         amqp="worker.intake.message_filter:AMQP",  # filters every message: a malformed one would end the worker
     )
     use_atomic_result_backend(app)
-    app.Task.Request = "worker.intake.expired_message:RequestThatExpires"  # by name: only a worker imports it
+    app.Task.Request = "worker.intake.celery_request:OneMessageRequest"  # by name: only a worker imports it
     limit = settings.jobs.time_limit.total_seconds()
     visibility = settings.visibility_timeout.total_seconds()
     app.conf.update(

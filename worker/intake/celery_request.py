@@ -1,4 +1,4 @@
-"""The end of one message in a worker's main process: an expired one is dropped alone, and none is held for ever."""
+"""Celery's request of a message: an expired message is dropped alone, and none is held for ever."""
 
 import logging
 from datetime import UTC, datetime
@@ -11,10 +11,10 @@ from zot_artifact_client.text_escaping import bounded
 logger = logging.getLogger(__name__)
 
 
-class RequestThatExpires(Request):
-    """A request of which only the expired message is dropped.
+class OneMessageRequest(Request):
+    """A request whose end is that of its message, and not of the job.
 
-    Celery's own class also revokes the id, so that its worker drops every later message of the job.
+    Celery's own class also revokes the id of an expired message, so that its worker drops every later one of the job.
     """
 
     def maybe_expire(self) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from celery.worker.request import Request
 
-from worker.intake.expired_message import RequestThatExpires
+from worker.intake.celery_request import OneMessageRequest
 
 
 def test_a_failure_that_cannot_be_handled_holds_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,5 +19,5 @@ def test_a_failure_that_cannot_be_handled_holds_no_message(monkeypatch: pytest.M
     monkeypatch.setattr(Request, "on_failure", fail)
     monkeypatch.setattr(Request, "reject", lambda _self, requeue: rejected.append(requeue))
     monkeypatch.setattr(Request, "id", "one", raising=False)
-    RequestThatExpires.__new__(RequestThatExpires).on_failure(None)
+    OneMessageRequest.__new__(OneMessageRequest).on_failure(None)
     assert rejected == [True]
