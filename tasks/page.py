@@ -364,7 +364,7 @@ def _write_selected(request: PageRequest, context: JobContext, job: RunningJob) 
     found = _leave(found, [each for each in objects if (each.bucket, each.key) not in locked], context)
     mine = [each for each in objects if (each.bucket, each.key) in locked]
     job.start(sum(each.size for each in mine), f"{request.verb}: {counted(len(mine), 'object')}")
-    fresh = FreshCopies(context, job, mine, request.to or ()) if request.verb == REPLICATE.kind else None
+    fresh = _fresh_copies(request, context, job, mine) if request.verb == REPLICATE.kind else None
     work = _Writes(request, context, job, found, fresh)
     try:
         most, seconds = context.settings.page.threads, context.settings.page.time.total_seconds()
@@ -376,6 +376,16 @@ def _write_selected(request: PageRequest, context: JobContext, job: RunningJob) 
     if not in_time:
         raise _out_of_time(context, job)
     return work.page
+
+
+def _fresh_copies(
+    request: PageRequest, context: JobContext, job: RunningJob, objects: Sequence[PageObject]
+) -> FreshCopies:
+    """Record the copies that are to be written, and return those that need no inspection."""
+    artifacts, targets = context.catalogue.artifacts, [context.stores[name] for name in request.to or ()]
+    current = artifacts.currents((each.bucket, each.key) for each in objects)
+    artifacts.ensure_copies([(artifact, target.name) for artifact in current.values() for target in targets])
+    return FreshCopies(context, job, objects, current, targets)
 
 
 def _first(order: Sequence[str], words: Sequence[str]) -> str:

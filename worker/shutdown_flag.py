@@ -11,7 +11,7 @@ from datetime import timedelta
 
 _AT = struct.Struct("d")
 _shared = mmap.mmap(-1, _AT.size)
-TO_RECORD = 2.0
+RECORDING_SECONDS = 2.0
 """Seconds after the grace period for which a writer of the catalogue still waits for its turn.
 
 All children of the worker record then that their jobs are requeued.

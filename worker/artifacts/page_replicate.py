@@ -5,7 +5,7 @@ provider makes itself, objects that are there already, and what one read or writ
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from worker.artifacts.artifact_copies import ArtifactJob, CopySlot, Records
@@ -38,18 +38,20 @@ class FreshCopies:
     """
 
     def __init__(
-        self, context: JobContext, job: RunningJob, objects: Sequence[PageObject], stores: Sequence[str]
+        self,
+        context: JobContext,
+        job: RunningJob,
+        objects: Sequence[PageObject],
+        current: Mapping[tuple[str, str], Artifact],
+        targets: Sequence[LimitedStore],
     ) -> None:
+        """Find these objects among those of the page; `current` are their versions, by bucket and key."""
         self._context = context
         self._job = job
-        targets = [context.stores[name] for name in stores]
-        artifacts = context.catalogue.artifacts
-        current = artifacts.currents((each.bucket, each.key) for each in objects)
-        artifacts.ensure_copies([(artifact, target.name) for artifact in current.values() for target in targets])
         self._fresh: dict[int, FreshObject] = {}
         if context.settings.replication.proof == "reread":
             return
-        copies = artifacts.copies_of_all([artifact.id for artifact in current.values()])
+        copies = context.catalogue.artifacts.copies_of_all([artifact.id for artifact in current.values()])
         for each in objects:
             artifact = current.get((each.bucket, each.key))
             if artifact is None or not 0 < artifact.digest.size <= _SMALL:

@@ -19,7 +19,7 @@ GROUP_SECONDS = 1.0
 """Results wait no longer than this for a group to be full."""
 _PART = 25
 """Most objects that a thread takes at a time; to hand out each alone costs more than to read a small one."""
-SLOW = 0.001
+_SLOW = 0.001
 """Seconds for an object above which its thread mostly waits, so that another thread may make the page faster."""
 _FASTER = 1.25
 """How many times faster a page has to be with twice the threads, or it gets no more: the store is at its limit."""
@@ -45,8 +45,8 @@ def work_on(
         record: is called in the calling thread with at most `GROUP` results.
         threads: how many parts are worked on at a time.
         begin: how many at first. With 1, the calling thread itself does the work: a second thread that computes takes
-            Python's lock from it. There are twice as many while an object takes longer than `SLOW`, as long as that
-            makes the page faster.
+            Python's lock from it. While an object takes longer than a millisecond there are twice as many, as long as
+            that makes the page faster.
         reads_only: `do` changes nothing. A page that has to stop does not wait for a request that hangs.
         seconds: after which no item is begun any more.
 
@@ -96,9 +96,9 @@ class _Run(Generic[ItemT, DoneT]):
         self._said: SimpleQueue[_Part[DoneT]] = SimpleQueue()
         self._started = self._ended = 0
         self._rate = 0.0
-        """Results a second before there were twice the threads."""
+        """Results a second before threads were added the last time."""
         self._grown, self._parts, self._results = time.monotonic(), 0, 0
-        """When there were twice the threads, and how many parts and results there were since."""
+        """When threads were added the last time, and how many parts and results there were since."""
         self._done: list[DoneT] = []
         self._recorded = time.monotonic()
 
@@ -124,7 +124,7 @@ class _Run(Generic[ItemT, DoneT]):
             if said.error is not None:
                 return said.error
             self._record_done(everything=time.monotonic() - self._recorded >= GROUP_SECONDS)
-            if said.seconds > SLOW and self._threads > 1:
+            if said.seconds > _SLOW and self._threads > 1:
                 return self._work_in_threads(2)
         return None
 
@@ -191,10 +191,10 @@ class _Run(Generic[ItemT, DoneT]):
         return error
 
     def _grow(self, said: _Part[DoneT]) -> None:
-        """Start as many threads again where objects take long, unless the last time made the page no faster."""
+        """Start as many threads again where objects take long, as long as that makes the page faster."""
         stalled = said.seconds >= GROUP_SECONDS
         self._parts, self._results = self._parts + 1, self._results + len(said.done)
-        if self._started >= self._threads or said.seconds <= SLOW or not (stalled or self._parts >= self._started):
+        if self._started >= self._threads or said.seconds <= _SLOW or not (stalled or self._parts >= self._started):
             return
         now = time.monotonic()
         rate = self._results / (now - self._grown)

@@ -159,11 +159,11 @@ class VerifyPage:
         return VerdictRow(
             copy.id, self._job.id, copy.store, copy.bucket, copy.key, copy.version, str(seen.verdict),
             copy.digest.sha256, seen.sha256, seen.size, seen.detail, seen.version, retry_at,
-            seen.stored_sha256 if seen.stored_sha256 == copy.digest.sha256 else self._stored_sha256(copy, seen),
+            self._stored_sha256(copy, seen),
         )  # fmt: skip
 
     def _stored_sha256(self, copy: PageCopy, seen: Verification) -> str | None:
-        if seen.stored_sha256 is None:
-            return None
+        if seen.stored_sha256 is None or seen.stored_sha256 == copy.digest.sha256:
+            return seen.stored_sha256
         evidence = self._context.catalogue.artifacts.evidence_of(copy.id)
         return stored_sha256_of(self._context, copy, copy.store, evidence, seen)

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 from pydantic import ByteSize
 
-from worker.catalogue import GRACE, SHORTEST, BudgetState, Catalogue, NeededReads
+from worker.catalogue import GRACE, SHORTEST_HORIZON, BudgetState, Catalogue, NeededReads
 from worker.counted import counted
 from worker.settings import Settings
 from worker.settings.budgets import Budget, Prices
@@ -276,7 +276,7 @@ def first_reads_take(
     """
     even, share = _even(copies, period, budget), budget.open_share
     allowed = _copies_a_second(mean, budget, prices) * share
-    wanted = waiting / max(first_read, period * SHORTEST).total_seconds()  # as `SweepClaims.needed` counts them
+    wanted = waiting / max(first_read, period * SHORTEST_HORIZON).total_seconds()  # as `SweepClaims.needed` counts them
     if even + wanted <= allowed:
         return first_read if waiting else timedelta()
     return timedelta(seconds=min(waiting / min(even, allowed), 1e10))

@@ -71,7 +71,7 @@ from worker.catalogue.records import (
 )
 from worker.catalogue.repairable_copies import Repairs, UntrustedStore
 from worker.catalogue.store_identities import StoreIdentities
-from worker.catalogue.sweep_claims import AHEAD, GRACE, SHORTEST, NeededReads, SweepClaims
+from worker.catalogue.sweep_claims import AHEAD, GRACE, SHORTEST_HORIZON, NeededReads, SweepClaims
 from worker.catalogue.tokens import AccessToken, AccessTokens
 from worker.catalogue.verification_log import Verifications
 from worker.storage.identity import KnownIdFiles
@@ -83,7 +83,7 @@ __all__ = [
     "COPY_KINDS",
     "EVIDENCE_OUTCOMES",
     "GRACE",
-    "SHORTEST",
+    "SHORTEST_HORIZON",
     "AccessToken",
     "Alarms",
     "ApprovalState",

@@ -81,7 +81,9 @@ _DELETE_COPY = Prepared(
     .where(copies.c.id == sa.bindparam("copy"))
     .values(state=CopyState.DELETED, read_at=None, next_due_at=None, claimed_until=None)
 )
-_PLACE = Prepared(sa.update(artifacts).where(artifacts.c.id == sa.bindparam("of")).values(stores_named=None))
+_BELONGS_TO_PLACEMENT = Prepared(
+    sa.update(artifacts).where(artifacts.c.id == sa.bindparam("of")).values(stores_named=None)
+)
 _DAMAGED = (
     sa.select(copies.c.store, copies.c.state)
     .join(artifacts, artifacts.c.id == copies.c.artifact_id)
@@ -216,7 +218,7 @@ class Artifacts:
                 for store in stores:
                     ensure_copy(connection, artifact, store)
                 if row.stores_named and not stores_named:
-                    _PLACE.run(connection, of=row.id)
+                    _BELONGS_TO_PLACEMENT.run(connection, of=row.id)
             else:
                 if row is not None:
                     check_hold(connection, bucket, key)
@@ -271,7 +273,7 @@ class Artifacts:
                 for store in each.stores:
                     ensure_copy(connection, artifact, store)
                 if row.stores_named and not stores_named:
-                    _PLACE.run(connection, of=row.id)
+                    _BELONGS_TO_PLACEMENT.run(connection, of=row.id)
                 recorded[number] = Recorded(artifact, fresh=False)
             shared = {"created_at": now, "job": job, "stores_named": stores_named or None}
             recorded |= _insert_versions(connection, fresh, beside, shared)
@@ -298,17 +300,15 @@ class Artifacts:
         prefix: str = "",
         after: tuple[str, str] = ("", ""),
         limit: int = 1000,
-        *,
-        until: str | None = None,
     ) -> Sequence[Artifact]:
-        """Return current artifacts by bucket and key, starting after the one given, up to a key of the bucket."""
+        """Return current artifacts by bucket and key, starting after the one given."""
         query = sa.select(artifacts).where(*listed()).order_by(artifacts.c.bucket, artifacts.c.key).limit(limit)
         if bucket is None:
             query = query.where(sa.tuple_(artifacts.c.bucket, artifacts.c.key) > sa.tuple_(*after))
             query = query.where(artifacts.c.bucket != CANARY_BUCKET)
             query = query.where(*begins_with(artifacts.c.key, prefix))
         else:
-            query = query.where(artifacts.c.bucket == bucket, *following(prefix, after[1], until))
+            query = query.where(artifacts.c.bucket == bucket, *following(prefix, after[1]))
         with self._database.read() as connection:
             return [artifact_of(row) for row in connection.execute(query)]
 

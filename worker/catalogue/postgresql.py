@@ -201,7 +201,7 @@ def _ended_with_the_worker(connection: Connection) -> Iterator[None]:
 
     def watch() -> None:
         while not ended.wait(_LOOK_SECONDS):
-            if shutdown_flag.grace_is_over(shutdown_flag.TO_RECORD):
+            if shutdown_flag.grace_is_over(shutdown_flag.RECORDING_SECONDS):
                 with suppress(connection.dialect.loaded_dbapi.Error):
                     driver.cancel_safe(timeout=_LOOK_SECONDS)
 

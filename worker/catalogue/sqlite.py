@@ -166,7 +166,11 @@ def begin_write(connection: Connection, *, wait: bool = True) -> bool:
                 busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
                 if busy and not wait:
                     return False
-                if not busy or time.monotonic() >= deadline or shutdown_flag.grace_is_over(shutdown_flag.TO_RECORD):
+                if (
+                    not busy
+                    or time.monotonic() >= deadline
+                    or shutdown_flag.grace_is_over(shutdown_flag.RECORDING_SECONDS)
+                ):
                     execute(connection, "BEGIN IMMEDIATE", ())  # again, for SQLAlchemy's own class of error
                     return True
                 time.sleep(min(tries * _POLL, _LONGEST_POLL))

@@ -59,7 +59,7 @@ _HORIZONS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.45, 0.65, _LA
 """The parts of the period from now on for which the copies that have to be read are counted."""
 _SOON = (0.1, 0.2, 0.4, 0.7, _LATEST + _SPARE)
 """The parts of `first_read` from now on for which these copies are counted, too."""
-SHORTEST = 0.001
+SHORTEST_HORIZON = 0.001
 """The shortest time for which they are counted, as a part of the period."""
 
 
@@ -136,7 +136,7 @@ class SweepClaims:
         must = [wait + _SPARE * first_read for wait in _waits(period, first_read)[:FIRST_READS]]
         must += [period * (_LATEST + _SPARE)] * (SPREADS - FIRST_READS)  # earlier reads only make the load even
         parts = [*(period * part for part in _HORIZONS), *(first_read * part for part in _SOON)]
-        horizons = [*(max(each, period * SHORTEST, every) for each in parts), timedelta()]
+        horizons = [*(max(each, period * SHORTEST_HORIZON, every) for each in parts), timedelta()]
         times = {
             f"h{spread}_{number}": now - must[spread] + horizon
             for spread in range(SPREADS) for number, horizon in enumerate(horizons)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache, partial
 from json.encoder import encode_basestring_ascii
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from typing import Any
 
 import sqlalchemy as sa
@@ -30,11 +30,12 @@ _SAMPLED = 500
 """Bad copies of one group whose last read is looked up."""
 
 
-_LOGGED = slice(VerdictRow._fields.index("job"), VerdictRow._fields.index("detail") + 1)
-"""Of a verdict, the values of its row in the log, without its moment, which a group has once, and the chain's links."""
-_logged = itemgetter(_LOGGED)
-_COLUMNS = VerdictRow._fields[_LOGGED]
+_COLUMNS = (
+    "job", "store", "bucket", "key", "version", "verdict", "expected_sha256", "found_sha256", "found_size", "detail",
+)  # fmt: skip
+"""Of a row of the log, what a verdict has: all but its moment, which a group has once, and the links of the chain."""
 _values = attrgetter(*_COLUMNS)
+"""Returns these values of a verdict, or of a row."""
 _STORE_AND_VERDICT = attrgetter("store", "verdict")
 _APPENDED = (*_COLUMNS, "previous", "hash")
 
@@ -179,7 +180,7 @@ def prepare_verdicts(verdicts: Sequence[VerdictRow], now: datetime) -> PreparedV
     at, rows, texts = now.isoformat(), [], []
     updates: dict[str, list[tuple[Any, ...]]] = {}
     for each in verdicts:
-        row = _logged(each)
+        row = _values(each)
         if each.detail is not None or "\0" in each.job:
             row = _readable(row)
         rows.append(row)
@@ -216,32 +217,31 @@ def _measure(connection: Connection, prepared: PreparedVerdicts) -> None:
     """Count verdicts, and how long before each bad one its copy was last read or written."""
     for (store, word), count in Counter(map(_STORE_AND_VERDICT, prepared.verdicts)).items():
         VERDICTS.add(store, word, count=count)
-    if not any(word in BAD for word in prepared.updates):
-        return
     bad = {each.copy: each.store for each in prepared.verdicts if each.verdict in BAD}
-    some = copies.c.id.in_(list(bad)[:_SAMPLED])
-    for id_, read_at in connection.execute(sa.select(copies.c.id, copies.c.read_at).where(some)):
-        if read_at is not None:
-            DETECTION.observe(bad[id_], value=max(0.0, (prepared.now - read_at).total_seconds()))
+    some = list(bad)[:_SAMPLED]
+    if some:
+        for id_, read_at in connection.execute(sa.select(copies.c.id, copies.c.read_at).where(copies.c.id.in_(some))):
+            if read_at is not None:
+                DETECTION.observe(bad[id_], value=max(0.0, (prepared.now - read_at).total_seconds()))
 
 
 def _update(verdict: Verdict, given: Given) -> sa.Update:
     """Return how a verdict updates its copy."""
-    now = sa.bindparam("now", type_=UtcDateTime())
+    now, unread = sa.bindparam("now", type_=UtcDateTime()), verdict in {Verdict.UNREADABLE, Verdict.ARCHIVED}
     values: dict[str, Any] = {
         "last_attempt_at": now,
         "last_verdict": verdict,
-        "next_due_at": given("retry_at") if verdict in {Verdict.UNREADABLE, Verdict.ARCHIVED} else None,
+        "next_due_at": given("retry_at") if unread else None,
         "claimed_until": None,
         "attempts": copies.c.attempts + 1,
     }
-    if verdict not in {Verdict.UNREADABLE, Verdict.ARCHIVED}:
+    if not unread:
         once = READ_ONCE + copies.c.artifact_id % (SPREADS - READ_ONCE)
         again = FIRST_READS + copies.c.artifact_id % (READ_ONCE - FIRST_READS)
         values |= {"read_at": now, "spread": sa.case((copies.c.spread < FIRST_READS, once), else_=again)}
     if verdict == Verdict.VERIFIED:
         values |= {"last_verified_at": now, "tag": given("tag")}
-    if verdict not in {Verdict.UNREADABLE, Verdict.ARCHIVED, Verdict.UNVERIFIABLE}:
+    if not unread and verdict != Verdict.UNVERIFIABLE:
         values["state"] = CopyState(verdict)
     return sa.update(copies).where(copies.c.id == given("copy")).values(values)
 

@@ -56,7 +56,7 @@ def report(
     if html is None and not as_json:
         raise Failure("say --html FILE or --json", Status.USAGE, type_="UsageError")
     with opened(existing=True) as session:
-        document = report_of(session, timedelta(seconds=since or SINCE))
+        document = report_of(session, timedelta(seconds=since or SINCE), session.stores)
         if html is not None:
             with complete_file(html, session.settings.spool_dir) as file:
                 file.write(page_of(document).encode())
@@ -67,10 +67,10 @@ def report(
     raise typer.Exit(document["status"])
 
 
-def report_of(session: Session, since: timedelta, stores: Mapping[str, Quarantines] | None = None) -> dict[str, Any]:
+def report_of(session: Session, since: timedelta, stores: Mapping[str, Quarantines]) -> dict[str, Any]:
     """Return the report as one document; findings are counted as far back as `since`.
 
-    `stores`: those whose quarantines are listed, in place of the session's, which have no limits.
+    `stores`: those whose quarantines are listed; within their limits, or without.
     """
     catalogue = session.catalogue
     document = document_of(session)
@@ -85,7 +85,7 @@ def report_of(session: Session, since: timedelta, stores: Mapping[str, Quarantin
             "not_read_yet": catalogue.coverage.ages(row["store"], edges, read=False),
         }
         row["bad_verdicts"] = catalogue.coverage.bad_verdicts(row["store"], since=now - since)
-        row["quarantine"] = _quarantine(session.stores if stores is None else stores, row["store"], catalogue)
+        row["quarantine"] = _quarantine(stores, row["store"], catalogue)
         row["evidence"] = asdict(evidence[row["store"]]) if row["store"] in evidence else None
     dead = catalogue.job_admin.find([JobState.DEAD], limit=_NAMED)
     detected = catalogue.coverage.seconds_to_detect(since=now - since)

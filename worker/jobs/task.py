@@ -488,8 +488,6 @@ def _without_faults_of_the_machine(
     """Do the work; raise Unavailable for what passes and is no bug, such as a file that cannot be opened now."""
     try:
         return work(request, context, job)
-    except StorageError:
-        raise
     except OSError as error:
         if error.errno not in _OF_THE_MACHINE:
             raise

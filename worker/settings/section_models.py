@@ -395,7 +395,7 @@ class PageSettings(Section):
     threads: Annotated[int, Field(ge=1, le=128)] = 16
     """Objects of one page that are worked on at a time.
 
-    A page that verifies small objects in S3, Azure or Cloud Storage has requested two to eight times as many.
+    A page that verifies small objects in S3, Azure or Cloud Storage has requested up to eight times as many.
     """
     time: Duration = timedelta(minutes=5)
     """After which a page begins no further object: what is left of a sweep's page is due again, and a batch's page goes
