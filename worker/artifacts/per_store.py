@@ -62,9 +62,10 @@ class SingleFailures:
 
 
 def most_retryable(failures: Sequence[StorageError | Snooze]) -> StorageError | Snooze:
-    """Return the failure that decides how a job goes on: a transient error, else a snooze, else a permanent error."""
-    for kind in (TransientError, Snooze):
-        found = next((error for error in failures if isinstance(error, kind)), None)
-        if found is not None:
-            return found
-    return failures[0]
+    """Return the failure that decides how a job goes on: a transient error, else a snooze, else a permanent error.
+
+    Of several transient errors it is the one whose store wants to be left alone for longest.
+    """
+    if transient := [error for error in failures if isinstance(error, TransientError)]:
+        return max(transient, key=lambda error: error.retry_after or 0)
+    return next((error for error in failures if isinstance(error, Snooze)), failures[0])

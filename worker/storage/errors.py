@@ -62,9 +62,14 @@ class StorageError(Exception):
 
 
 class TransientError(StorageError):
-    """Trying again later may help."""
+    """Trying again later may help; `retry_after` is the seconds after which the store wants it, or None."""
 
     of_store = True
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.args = (self.message, retry_after)
+        self.retry_after = retry_after
 
 
 class Unavailable(TransientError):
@@ -72,12 +77,7 @@ class Unavailable(TransientError):
 
 
 class Throttled(TransientError):
-    """The store asks for fewer requests; `retry_after` is its wish in seconds, or None."""
-
-    def __init__(self, message: str, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.args = (self.message, retry_after)
-        self.retry_after = retry_after
+    """The store asks for fewer requests."""
 
 
 class Timeout(TransientError):

@@ -6,6 +6,7 @@ import select
 import ssl
 import time
 from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
@@ -26,6 +27,7 @@ from zot_artifact_client.errors import (
     UnknownJob,
 )
 from zot_artifact_client.http_final_response import PlainConnection, SecureConnection
+from zot_artifact_client.retry_after import read_retry_after
 from zot_artifact_client.text_escaping import bounded
 from zot_artifact_client.tls_faults import TRUST, tls_fault
 
@@ -263,7 +265,8 @@ class Gateway:
                 error = _error_of(response, self.url)
                 if response.status in _AGAIN:
                     refused = response.status == HTTPStatus.TOO_MANY_REQUESTS
-                    raise _TryAgain(error, _seconds(response.getheader("Retry-After")), refused=refused)
+                    wish = read_retry_after(response.getheader("Retry-After"), datetime.now(UTC))
+                    raise _TryAgain(error, wish, refused=refused)
                 raise error
             answer = take(response)
             if response.isclosed() and not self._closed and len(idle) < _MOST_IDLE:
@@ -317,7 +320,3 @@ def _error_of(response: http.client.HTTPResponse, url: str) -> ClientError:
         fallback = GatewayUnavailable if later else ClientError
         kind = _ERRORS.get(name) or _BY_STATUS.get(response.status, fallback)
     return kind(bounded(detail, 1000))
-
-
-def _seconds(text: str | None) -> float | None:
-    return float(text) if text and text.isascii() and text.isdigit() else None

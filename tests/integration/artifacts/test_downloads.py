@@ -320,10 +320,11 @@ def test_a_host_that_is_busy_says_for_how_long(host, settings):
     """Retry-After is read as seconds and as a date; anything else is no delay."""
     later = format_datetime(clock.now() + timedelta(seconds=90), usegmt=True)
     for said, low, high in (("17", 17, 17), (later, 80, 90), ("Thu, 01 Jan 1970 00:00:00 GMT", 0, 0)):
-        host.answers = [answer(status="503 Busy", Retry_After=said)]
-        with pytest.raises(Throttled) as busy:
-            fetch(host, settings)
-        assert low <= busy.value.retry_after <= high
+        for status, kind in (("503 Busy", Throttled), ("502 Bad", Unavailable)):
+            host.answers = [answer(status=status, Retry_After=said)]
+            with pytest.raises(kind) as busy:
+                fetch(host, settings)
+            assert low <= busy.value.retry_after <= high
     for said in ("soon", "²", "Thu, 99 Jan 1970"):
         host.answers = [f"HTTP/1.1 429 Busy\r\nRetry-After: {said}\r\n\r\n".encode("latin-1", "replace")]
         with pytest.raises(Throttled) as busy:

@@ -4,7 +4,8 @@ import pickle
 
 import pytest
 
-from worker.storage.errors import MAX_MESSAGE, NotFound, Throttled
+from worker.artifacts.per_store import most_retryable
+from worker.storage.errors import MAX_MESSAGE, NotFound, Throttled, Unavailable
 
 
 @pytest.mark.parametrize("text", ["a\nb", "a\r\x1b[31mb", "a\u202eb", "a\u2028b", "a\ud800b", "a\x00b", "a\u200fb"])
@@ -30,3 +31,9 @@ def test_escaping_again_changes_nothing() -> None:
     again = pickle.loads(pickle.dumps(error))
     assert (str(again), again.retry_after) == (str(error), 3.0)
     assert NotFound(NotFound("a\tb").message).message == NotFound("a\tb").message
+
+
+def test_the_longest_wish_decides_when_a_job_is_retried() -> None:
+    """A job that several stores put off asks none of them before its time."""
+    failures = [NotFound("a"), Unavailable("b"), Throttled("c", 300.0), Unavailable("d", 5.0)]
+    assert most_retryable(failures) is failures[2]

@@ -6,7 +6,6 @@ rate, and shuts the connection down if the job has to end.
 """
 
 import base64
-import email.utils
 import hashlib
 import logging
 import os
@@ -45,6 +44,7 @@ from worker.storage.errors import (
     Unavailable,
 )
 from zot_artifact_client.host_and_port import split_address
+from zot_artifact_client.retry_after import read_retry_after
 
 logger = logging.getLogger(__name__)
 
@@ -489,19 +489,8 @@ def _check_status(response: urllib3.BaseHTTPResponse, name: str) -> None:
         )
     if status == 407:  # noqa: PLR2004
         raise AccessDenied(f"source {name}: the proxy answers 407, it asks for credentials; put them into its URL")
-    if status in {429, 503}:
-        raise Throttled(f"source {name}: the host answers {status}", _retry_after(response))
-    if status in {408, 416} or status >= 500:  # noqa: PLR2004 - RFC 9110
-        raise Unavailable(f"source {name}: the host answers {status}")
+    if status in {408, 416, 429} or status >= 500:  # noqa: PLR2004 - RFC 9110
+        kind = Throttled if status in {429, 503} else Unavailable
+        wish = read_retry_after(response.headers.get("Retry-After"), clock.now())
+        raise kind(f"source {name}: the host answers {status}", wish)
     raise SourceRefused(f"source {name}: the host answers {status}")
-
-
-def _retry_after(response: urllib3.BaseHTTPResponse) -> float | None:
-    """Return the seconds after which the host wants to be asked again, which it gives as a number or as a date."""
-    said = response.headers.get("Retry-After", "").strip()
-    if said.isascii() and said.isdigit():
-        return float(said)
-    try:
-        return max(0.0, (email.utils.parsedate_to_datetime(said) - clock.now()).total_seconds())
-    except (ValueError, TypeError, OverflowError):  # no date; or one without a time zone
-        return None

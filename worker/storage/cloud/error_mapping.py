@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from worker.storage.errors import NotFound, PermanentError, StorageError, Throttled, Unavailable, UnexpectedAnswer
+from worker import clock
+from worker.storage.errors import NotFound, PermanentError, StorageError, TransientError, Unavailable, UnexpectedAnswer
+from zot_artifact_client.retry_after import read_retry_after
 from zot_artifact_client.tls_faults import no_authorities, tls_fault
 
 REQUESTS_TRUST = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
@@ -59,7 +61,7 @@ def by_code(
     code: str,
     status: str,
     said: str,
-    retry_after: object,
+    retry_after: str | None,
 ) -> StorageError:
     """Return the StorageError for an answer of the store, by its code, else by its HTTP status.
 
@@ -75,7 +77,8 @@ def by_code(
     unknown: Meaning = (Unavailable if status.startswith(_SERVER_FAILURE) else PermanentError, None)
     kind, reason = meanings.get(code) or meanings.get(status) or unknown
     message = f"{origin.store}: {what}: {reason or quoted(said)} ({code or status})"
-    error = Throttled(message, seconds(retry_after)) if kind is Throttled else kind(message)
+    wish = read_retry_after(retry_after, clock.now())
+    error = kind(message, wish) if issubclass(kind, TransientError) else kind(message)
     error.code = code or status
     return error
 
@@ -158,8 +161,3 @@ def quoted(said: str) -> str:
     """Return a message of a store as one line of bounded length."""
     said = " ".join(said.split()) or "the store refuses"
     return said if len(said) <= _MAX_QUOTE else said[: _MAX_QUOTE - 1] + "…"
-
-
-def seconds(said: object) -> float | None:
-    """Return the seconds of a Retry-After header, or None if it has none."""
-    return float(str(said)) if str(said).isdecimal() else None

@@ -233,7 +233,7 @@ def _translate_answer(error: Exception, origin: Origin, what: str) -> StorageErr
         code=_reason(error),
         status=str(status_of(error)),
         said=_said(error),
-        retry_after=headers.get("Retry-After", ""),
+        retry_after=headers.get("Retry-After"),
     )
 
 

@@ -237,7 +237,7 @@ def _translate_answer(error: sdk.ClientError, origin: Origin, what: str) -> Stor
         code=code,
         status=str(_metadata(error).get("HTTPStatusCode", "")),
         said=said,
-        retry_after=_metadata(error).get("HTTPHeaders", {}).get("retry-after", ""),
+        retry_after=_metadata(error).get("HTTPHeaders", {}).get("retry-after"),
     )
 
 

@@ -16,6 +16,7 @@ from urllib3.exceptions import ProtocolError
 from worker.storage import errors
 from worker.storage.azure.errors import CLASSES, CODES, SDK_ERRORS, translate, translated
 from worker.storage.cloud.error_mapping import Origin
+from zot_artifact_client.retry_after import LONGEST
 
 ORIGIN = Origin("primary", "https://acme.blob.core.windows.net", "artifacts")
 SDK_CLASSES = [
@@ -100,11 +101,17 @@ def test_unknown_refusals_are_not_tried_again(status: int) -> None:
     assert isinstance(translate(answer("SomethingNew", status), ORIGIN, "a/b"), errors.PermanentError)
 
 
-@pytest.mark.parametrize(("header", "seconds"), [("7", 7.0), ("Wed, 21 Oct 2026 07:28:00 GMT", None), (None, None)])
-def test_throttling_carries_the_wish_of_the_store(header: str | None, seconds: float | None) -> None:
-    """The seconds that a store asks for reach the job's retry."""
-    error = translate(answer("ServerBusy", 503, headers={"Retry-After": header} if header else {}), ORIGIN, "a/b")
-    assert isinstance(error, errors.Throttled)
+@pytest.mark.parametrize(("code", "status"), [("ServerBusy", 503), ("InternalError", 500)])
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [("7", 7.0), ("Wed, 21 Oct 2026 07:28:00 GMT", 0.0), ("Fri, 31 Dec 9999 23:59:59 GMT", LONGEST), (None, None)],
+)
+def test_a_passing_fault_carries_the_wish_of_the_store(
+    code: str, status: int, header: str | None, seconds: float | None
+) -> None:
+    """The time that a store asks for, as seconds or as a date, reaches the job's retry."""
+    error = translate(answer(code, status, headers={"Retry-After": header} if header else {}), ORIGIN, "a/b")
+    assert isinstance(error, errors.TransientError)
     assert error.retry_after == seconds
 
 

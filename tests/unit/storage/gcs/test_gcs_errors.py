@@ -17,6 +17,7 @@ from urllib3.exceptions import IncompleteRead, ProtocolError, ReadTimeoutError
 from worker.storage import errors
 from worker.storage.cloud.error_mapping import Origin
 from worker.storage.gcs.errors import CLASSES, REASONS, SDK_ERRORS, status_of, translate, without_address
+from zot_artifact_client.retry_after import LONGEST
 
 ORIGIN = Origin("primary", "https://storage.googleapis.com", "artifacts")
 ROOTS = {api.GoogleAPIError, api.GoogleAPICallError, http.RequestException}
@@ -121,13 +122,19 @@ def test_answers(status: int, reason: str, kind: type[errors.StorageError]) -> N
     assert str(error).startswith("primary: releases/app.tgz: ")
 
 
-@pytest.mark.parametrize(("header", "seconds"), [("7", 7.0), ("Wed, 21 Oct 2026 07:28:00 GMT", None), (None, None)])
-def test_throttling_carries_the_wish_of_the_store(header: str | None, seconds: float | None) -> None:
-    """The seconds that a store asks for reach the job's retry, also through a retry that gave up."""
-    throttled = answer(429, "rateLimitExceeded", headers={"Retry-After": header} if header else {})
-    for error in (throttled, api.RetryError("gave up", cause=throttled)):
+@pytest.mark.parametrize(("code", "status"), [("rateLimitExceeded", 429), ("backendError", 503)])
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [("7", 7.0), ("Wed, 21 Oct 2026 07:28:00 GMT", 0.0), ("Fri, 31 Dec 9999 23:59:59 GMT", LONGEST), (None, None)],
+)
+def test_a_passing_fault_carries_the_wish_of_the_store(
+    code: str, status: int, header: str | None, seconds: float | None
+) -> None:
+    """The time that a store asks for, as seconds or as a date, reaches the retry, also through one that gave up."""
+    refused = answer(status, code, headers={"Retry-After": header} if header else {})
+    for error in (refused, api.RetryError("gave up", cause=refused)):
         translated = translate(error, ORIGIN, "a/b")
-        assert isinstance(translated, errors.Throttled)
+        assert isinstance(translated, errors.TransientError)
         assert translated.retry_after == seconds
 
 
