@@ -1,5 +1,6 @@
 """List the files of a directory that are to be uploaded, and the keys that they get."""
 
+import hashlib
 import os
 import re
 import stat
@@ -51,6 +52,12 @@ class DirectoryListing:
     def __post_init__(self) -> None:
         """Compile the patterns."""
         self._unwanted = [_compiled(pattern) for pattern in self.filters.exclude]
+
+    @property
+    def name(self) -> str:
+        """Return a name for the list that is the same only for this directory, place of the artifacts and filters."""
+        what = repr((os.fspath(self.directory), self.bucket, self.prefix, self.filters))
+        return f"list-{hashlib.sha256(what.encode()).hexdigest()[:32]}"
 
     def files(self) -> Iterator[ListedFile]:
         """Yield the files in the order of their paths, each with its size and time of change."""

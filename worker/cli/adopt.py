@@ -128,8 +128,8 @@ def _adopt_one(
 ) -> Outcome:
     request = request_of(ADOPT, bucket=at.bucket, key=at.key, **fields)
     job_id = choose_id(ADOPT, idempotency_key=key)
-    with sender(session, "adopt: waiting for a worker") as way:
-        job = way.client.job(job_id, ADOPT) if way.known(ADOPT, job_id, request) else way.send(ADOPT, job_id, request)
+    with sender(session, "adopt: waiting for a worker", key) as way:
+        job = way.send_once(ADOPT, job_id, request)
         return way.wait(job, limit) if wait else Outcome(job_id, ADOPT.kind)
 
 

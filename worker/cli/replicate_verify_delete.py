@@ -12,7 +12,6 @@ from worker.cli.send_and_wait import Sender, request_of, sender
 from worker.cli.session import Session
 from worker.cli.stage_file import check_file, stage, within_roots
 from zot_artifact_client.contract import BATCH, BatchRequest, TaskSpec
-from zot_artifact_client.errors import BrokerUnavailable
 from zot_artifact_client.job_ids import choose_id
 
 
@@ -60,9 +59,8 @@ def run_verb(
     at = ArtifactPath.parse(selection.path)
     request = request_of(spec, bucket=at.bucket, key=at.key, **fields)
     job_id = choose_id(spec, idempotency_key=key)
-    with sender(session, f"{spec.kind}: waiting for a worker") as way:
-        known = way.known(spec, job_id, request)
-        job = way.client.job(job_id, spec) if known else way.send(spec, job_id, request)
+    with sender(session, f"{spec.kind}: waiting for a worker", key) as way:
+        job = way.send_once(spec, job_id, request)
         return way.wait(job, timeout) if wait else Outcome(job_id, spec.kind)
 
 
@@ -89,21 +87,18 @@ def _run_batch(
         where |= {"keys_from": str(_list(selection.keys_from))}
     request: BatchRequest = request_of(BATCH, verb=verb, **fields, **where)
     job_id = choose_id(BATCH, idempotency_key=key)
-    with sender(session, f"{verb}: waiting for a worker") as way:
-        job = way.client.job(job_id, BATCH) if way.known(BATCH, job_id, request) else _send(way, job_id, request)
+    with sender(session, f"{verb}: waiting for a worker", key) as way:
+        job = _send(way, job_id, request)
         return way.wait(job, timeout) if wait else Outcome(job_id, BATCH.kind)
 
 
 def _send(way: Sender, job_id: str, request: BatchRequest) -> Any:
     settings, path = way.session.settings, Path(request.keys_from or "")
     if request.keys_from is None or within_roots(path, settings):
-        return way.send(BATCH, job_id, request)
-    staged = stage(path, settings, job_id)
-    try:
-        return way.send(BATCH, job_id, request.model_copy(update={"keys_from": str(staged.path), "staged": True}))
-    except BrokerUnavailable:
-        staged.drop()
-        raise
+        return way.send_once(BATCH, job_id, request)
+    staged = stage(path, settings, job_id, named_by_digest=True)
+    update = {"keys_from": str(staged.path), "staged": True}
+    return way.send_staged(BATCH, job_id, request.model_copy(update=update), staged)
 
 
 def _list(name: str) -> Path:

@@ -12,9 +12,10 @@ from worker.cli.job_outcome import Outcome, outcome_from_client, outcome_of
 from worker.cli.output import note
 from worker.cli.progress import Bar, await_end, bar
 from worker.cli.session import Session
+from worker.cli.stage_file import Staged
 from worker.settings import Settings
 from zot_artifact_client.contract import Message, TaskSpec
-from zot_artifact_client.errors import BrokerUnavailable
+from zot_artifact_client.errors import BrokerUnavailable, ClientError
 from zot_artifact_client.request_faults import faults_of
 
 if TYPE_CHECKING:
@@ -23,14 +24,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """The connection to the broker, with the progress bar of the command."""
+    """The connection to the broker, with the progress bar and the idempotency key of the command."""
 
     session: Session
     client: "ArtifactClient"
     shown: Bar
+    key: str | None
 
     def known(self, spec: TaskSpec[Any, Any], job_id: str, request: Message) -> bool:
         """Return whether the ledger has this job already, because its idempotency key is used again.
+
+        The SHA-256 of `request` is that of the bytes if they are outside sources.roots.
 
         Raises:
             Failure: the job with this id has another request.
@@ -39,9 +43,10 @@ class Sender:
         if record is None:
             return False
         ours, theirs = request.payload(), dict(record.request)
-        for staging in ("source", "sha256", "keys_from", "staged") if theirs.get("staged") else ():
-            ours.pop(staging, None)
-            theirs.pop(staging, None)
+        if theirs.get("staged"):  # the bytes are compared, and not where they were
+            for place in ("source", "staged"):
+                ours.pop(place, None)
+                theirs.pop(place, None)
         if (record.kind, theirs) != (spec.kind, ours):
             raise Failure(
                 f"the idempotency key was used for another request, job {job_id}: use another key for this one",
@@ -55,8 +60,11 @@ class Sender:
 
         Raises:
             BrokerUnavailable: nothing was sent; says the way out.
+            IdempotencyMismatch: the key was used for another request, which may wait; nothing was sent.
         """
         try:
+            if self.key is not None:  # `job_id` was made from it
+                return self.client.submit(spec, request, idempotency_key=self.key)
             return self.client.submit(spec, request, job_id=job_id)
         except BrokerUnavailable as error:
             from zot_artifact_client.connection import broker_fault  # it imports Celery
@@ -66,6 +74,29 @@ class Sender:
             raise BrokerUnavailable(f"{error}; {way_out_of_broker(self.session.settings, error)}") from error
         except KeyboardInterrupt:
             note(f"job {job_id} may have been sent: `zot-artifacts jobs {job_id}` shows it")
+            raise
+
+    def send_once(self, spec: TaskSpec[Any, Any], job_id: str, request: Message) -> "Job[Any]":
+        """Return the job, which is sent unless the ledger has it.
+
+        Raises: as `known` and `send`.
+        """
+        if self.known(spec, job_id, request):
+            return self.client.job(job_id, spec)
+        return self.send(spec, job_id, request)
+
+    def send_staged(self, spec: TaskSpec[Any, Any], job_id: str, request: Message, staged: Staged) -> "Job[Any]":
+        """Return the job that needs a staged file; the file is removed if nothing was sent.
+
+        Raises: as `known` and `send`.
+        """
+        try:
+            if self.known(spec, job_id, request):
+                staged.drop()
+                return self.client.job(job_id, spec)
+            return self.send(spec, job_id, request)
+        except (ClientError, Failure):
+            staged.drop()
             raise
 
     def wait(self, job: "Job[Any]", timeout: float | None) -> Outcome:
@@ -87,8 +118,8 @@ class Sender:
 
 
 @contextmanager
-def sender(session: Session, step: str) -> Iterator[Sender]:
-    """Open the connection to the broker.
+def sender(session: Session, step: str, key: str | None = None) -> Iterator[Sender]:
+    """Open the connection to the broker. `key` is the idempotency key of the job that will be sent.
 
     Raises:
         NoBroker: none is configured, and none runs on the data directory.
@@ -97,7 +128,7 @@ def sender(session: Session, step: str) -> Iterator[Sender]:
 
     settings = session.settings
     with ArtifactClient(settings.broker_url, settings.results_url) as client, bar(step) as shown:
-        yield Sender(session, client, shown)
+        yield Sender(session, client, shown, key)
 
 
 def request_of(spec: TaskSpec[Any, Any], **fields: object) -> Any:

@@ -64,9 +64,17 @@ def within_roots(path: Path, settings: Settings) -> bool:
 
 
 def stage(
-    path: Path, settings: Settings, job_id: str, sha256: str | None = None, on_bytes: OnBytes = lambda _: None
+    path: Path,
+    settings: Settings,
+    job_id: str,
+    sha256: str | None = None,
+    on_bytes: OnBytes = lambda _: None,
+    *,
+    named_by_digest: bool = False,
 ) -> Staged:
     """Copy a file into the staging directory of a job, hashing it on the way.
+
+    It keeps its name, or is named by its digest where the request has no other place for it.
 
     Raises:
         Failure: it cannot be read, there is no room, or its SHA-256 is not the one given; no staged file is left.
@@ -77,7 +85,7 @@ def stage(
         raise Failure(f"source {path}: {error.strerror}", type_="SourceUnreadable") from error
     with source:
         name = path.name if path.name.isprintable() else "source"
-        return _stage(source, name, settings.staging_dir / job_id, sha256, on_bytes)
+        return _stage(source, None if named_by_digest else name, settings.staging_dir / job_id, sha256, on_bytes)
 
 
 def stage_stream(
@@ -87,7 +95,7 @@ def stage_stream(
     return _stage(source, "stdin", settings.staging_dir / job_id, sha256, on_bytes)
 
 
-def _stage(source: BinaryIO, name: str, directory: Path, sha256: str | None, on_bytes: OnBytes) -> Staged:
+def _stage(source: BinaryIO, name: str | None, directory: Path, sha256: str | None, on_bytes: OnBytes) -> Staged:
     what = "standard input" if source is sys.stdin.buffer else f"source {source.name}"
     partial = directory / f".zot-partial-{secrets.token_hex(8)}"
     try:
@@ -95,7 +103,7 @@ def _stage(source: BinaryIO, name: str, directory: Path, sha256: str | None, on_
         with os.fdopen(fd, "wb", buffering=0) as copy:
             digest = _copy(source, copy, on_bytes)
             os.fsync(copy.fileno())
-        staged = _placed(partial, directory / name, digest)
+        staged = _placed(partial, directory / (name or digest), digest)
     except OSError as error:
         way_out = f"{WAYS_OUT_OF_WRITE[error.errno]}, or " if error.errno in WAYS_OUT_OF_WRITE else ""
         raise Failure(

@@ -15,12 +15,11 @@ from worker.cli.job_outcome import Outcome, finish
 from worker.cli.output import AsJson
 from worker.cli.send_and_wait import Sender, request_of, sender
 from worker.cli.session import opened
-from worker.cli.stage_file import check_file, stage, stage_stream, within_roots
+from worker.cli.stage_file import Staged, check_file, stage, stage_stream, within_roots
 from worker.cli.upload_directory import WaitOptions, listing_of, report, upload_directory
 from worker.cli.upload_directory import dry_run as print_dry_run
 from worker.storage.keys import check_key
 from zot_artifact_client.contract import PROPERTIES, UPLOAD, UploadRequest
-from zot_artifact_client.errors import BrokerUnavailable
 from zot_artifact_client.job_ids import choose_id
 
 STDIN = "-"
@@ -116,6 +115,7 @@ def upload(
 ) -> None:
     """Upload a file, standard input or a URL as an artifact.
 
+    Standard input that a dying program cuts short looks complete: give --sha256 where that matters.
     Without --store the placement settings choose the stores.
     With it the artifact stays in these stores, unless a placement rule wants it elsewhere too.
 
@@ -171,7 +171,7 @@ def upload(
             **beside,
         )
         job_id = choose_id(UPLOAD, idempotency_key=idempotency_key)
-        with sender(session, "uploading") as way:
+        with sender(session, "uploading", idempotency_key) as way:
             if source == STDIN:
                 outcome = _upload_stdin(way, job_id, request, wait=waiting.wait, timeout=timeout)
             else:
@@ -215,19 +215,12 @@ def upload_one(
         BrokerUnavailable: nothing was sent, and nothing is left in the staging directory.
     """
     settings = way.session.settings
-    if way.known(UPLOAD, job_id, request):
-        job = way.client.job(job_id, UPLOAD)
-    elif path is None or within_roots(path, settings):
-        job = way.send(UPLOAD, job_id, request)
+    if path is None or within_roots(path, settings):
+        job = way.send_once(UPLOAD, job_id, request)
     else:
         way.shown.start(path.stat().st_size, "staging")
         staged = stage(path, settings, job_id, request.sha256, way.shown.advance)
-        update = {"source": str(staged.path), "sha256": staged.sha256, "staged": True}
-        try:
-            job = way.send(UPLOAD, job_id, request.model_copy(update=update))
-        except BrokerUnavailable:
-            staged.drop()
-            raise
+        job = way.send_staged(UPLOAD, job_id, _staged_request(request, staged), staged)
     return way.wait(job, timeout) if wait else Outcome(job_id, UPLOAD.kind)
 
 
@@ -236,16 +229,12 @@ def _upload_stdin(way: Sender, job_id: str, request: UploadRequest, *, wait: boo
         raise Failure("standard input is a terminal: pipe the bytes into `zot-artifacts upload -`", Status.USAGE)
     way.shown.start(None, "reading standard input")
     staged = stage_stream(sys.stdin.buffer, way.session.settings, job_id, request.sha256, way.shown.advance)
-    update = {"source": str(staged.path), "sha256": staged.sha256, "staged": True}
-    try:
-        staged_request = request.model_copy(update=update)
-        if known := way.known(UPLOAD, job_id, staged_request):
-            staged.drop()
-        job = way.client.job(job_id, UPLOAD) if known else way.send(UPLOAD, job_id, staged_request)
-    except (BrokerUnavailable, Failure):
-        staged.drop()
-        raise
+    job = way.send_staged(UPLOAD, job_id, _staged_request(request, staged), staged)
     return way.wait(job, timeout) if wait else Outcome(job_id, UPLOAD.kind)
+
+
+def _staged_request(request: UploadRequest, staged: Staged) -> UploadRequest:
+    return request.model_copy(update={"source": str(staged.path), "sha256": staged.sha256, "staged": True})
 
 
 def _pairs(option: str, given: list[str]) -> dict[str, str] | None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import secrets
 import shutil
 import stat
 from collections.abc import Callable, Mapping
@@ -21,9 +22,9 @@ from worker.counted import counted
 from worker.settings import Settings
 from worker.storage.keys import check_bucket, check_key_prefix
 from zot_artifact_client.contract import BATCH, BatchRequest
+from zot_artifact_client.errors import ClientError
 from zot_artifact_client.job_ids import choose_id
 
-_LIST = "list"
 _COPY = 1 << 26
 
 
@@ -100,41 +101,39 @@ def upload_directory(
         BrokerUnavailable: nothing was sent; nothing is left in the staging directory.
     """
     job_id = choose_id(BATCH, idempotency_key=waiting.key)
-    staged = session.settings.staging_dir / job_id
-    fields: dict[str, object] = {"verb": "upload", "keys_from": str(staged / _LIST), "staged": True, "stores": stores}
+    path = session.settings.staging_dir / job_id / listing.name
+    fields: dict[str, object] = {"verb": "upload", "keys_from": str(path), "staged": True, "stores": stores}
     fields |= {"notify": waiting.notify or None, **beside}
     request: BatchRequest = request_of(BATCH, **fields)
-    with sender(session, "listing") as way:
-        if way.known(BATCH, job_id, request):
-            job = way.client.job(job_id, BATCH)
-        else:
-            job = _send(way, job_id, request, listing, staged)
+    with sender(session, "listing", waiting.key) as way:
+        known = way.known(BATCH, job_id, request)
+        job = way.client.job(job_id, BATCH) if known else _send(way, job_id, request, listing, path)
         return way.wait(job, waiting.timeout) if waiting.wait else Outcome(job_id, BATCH.kind)
 
 
-def _send(way: Sender, job_id: str, request: BatchRequest, listing: DirectoryListing, staged: Path) -> Any:
-    sent = False
+def _send(way: Sender, job_id: str, request: BatchRequest, listing: DirectoryListing, path: Path) -> Any:
+    fresh = _stage(listing, path, way.session.settings, way.shown.advance)
     try:
-        _stage(listing, staged, way.session.settings, way.shown.advance)
-        if not listing.count:
-            raise Failure(f"source {listing.directory}: there is no file to upload in it", type_="NotFound")
-        job = way.send(BATCH, job_id, request)
-        sent = True
-    finally:
-        if not sent:
-            shutil.rmtree(staged, ignore_errors=True)
-    return job
+        return way.send(BATCH, job_id, request)
+    except ClientError:
+        if fresh:
+            shutil.rmtree(path.parent, ignore_errors=True)
+        raise
 
 
-def _stage(listing: DirectoryListing, staged: Path, settings: Settings, moved: Callable[[int], None]) -> None:
-    """Write the list. Files outside sources.roots are named by a hard link or a copy in the staging directory."""
+def _stage(listing: DirectoryListing, path: Path, settings: Settings, moved: Callable[[int], None]) -> bool:
+    """Write the list. Files outside sources.roots are named by a hard link or a copy in the staging directory.
+
+    Returns whether it is new; an earlier request with the same idempotency key may wait with the same one.
+    """
     in_place = within_roots(listing.directory / "file", settings) and listing.filters.symlinks != "follow"
+    partial = path.parent.with_name(f".zot-partial-{secrets.token_hex(8)}")
     try:
-        staged.mkdir(mode=0o700)
-        with (staged / _LIST).open("wb") as file:
+        partial.mkdir(mode=0o700)
+        with (partial / path.name).open("wb") as file:
             for listed in listing.files():
                 try:
-                    readable = listed if in_place else _staged(listed, staged / str(listing.count))
+                    readable = listed if in_place else _staged(listed, partial / str(listing.count), path.parent)
                 except (PermissionError, FileNotFoundError) as error:
                     listing.refuse(listed.path, error.strerror or str(error))
                     continue
@@ -142,16 +141,42 @@ def _stage(listing: DirectoryListing, staged: Path, settings: Settings, moved: C
                 moved(listed.size)
             file.flush()
             os.fsync(file.fileno())
+        if not listing.count:
+            raise Failure(f"source {listing.directory}: there is no file to upload in it", type_="NotFound")
+        return _placed(partial, path)
     except OSError as error:
         raise Failure(
-            f"source {listing.directory}: it cannot be staged in {staged.parent}: {error.strerror}; make room there, "
-            "or add the directory to sources.roots",
+            f"source {listing.directory}: it cannot be staged in {settings.staging_dir}: {error.strerror}; make room "
+            "there, or add the directory to sources.roots",
             type_="StagingFailed",
         ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
-def _staged(listed: ListedFile, path: Path) -> ListedFile:
-    """Link a file into the staging directory; copy it if it is on another disk or belongs to another user."""
+def _placed(partial: Path, path: Path) -> bool:
+    """Rename what was staged to the directory of its job, unless an earlier request with the same key waits there."""
+    try:
+        partial.rename(path.parent)
+    except OSError as error:
+        if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+            raise
+        if not path.exists():
+            raise Failure(
+                "the idempotency key was used for another directory, which waits for a worker: use another key for "
+                "this one",
+                Status.USAGE,
+                type_="OtherRequest",
+            ) from None
+        return False
+    return True
+
+
+def _staged(listed: ListedFile, path: Path, directory: Path) -> ListedFile:
+    """Link a file into a directory that gets the name `directory`.
+
+    It is copied if it is on another disk or belongs to another user.
+    """
     try:
         os.link(os.path.realpath(listed.path), path)
     except OSError as error:
@@ -159,7 +184,7 @@ def _staged(listed: ListedFile, path: Path) -> ListedFile:
             raise
         _copy(listed.path, path)
     found = path.stat()
-    return ListedFile(listed.bucket, listed.key, str(path), found.st_size, found.st_mtime_ns)
+    return ListedFile(listed.bucket, listed.key, str(directory / path.name), found.st_size, found.st_mtime_ns)
 
 
 def _copy(source: str, path: Path) -> None:

@@ -1,15 +1,21 @@
 """What the options of a command become in the request that it sends: webhooks, metadata, headers and tags."""
 
+import io
 import json
+import shutil
+import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from tests.servers import Valkey
-from worker import cli
+from worker import cli, clock
+from worker.catalogue import Catalogue, Leased
 from worker.gateway.services import Services
 from worker.settings import load_settings
+from zot_artifact_client.contract import JobState
 
 _OPTIONS = ["--metadata", "build=7", "--tag", "team=core", "--property", "content_type=text/plain"]
 _BESIDE = {"metadata": {"build": "7"}, "tags": {"team": "core"}, "content_type": "text/plain"}
@@ -59,3 +65,62 @@ def test_the_sent_request_has_what_the_options_say(
         assert sent.payload | _BESIDE == sent.payload
     assert cli.run([*words, "--notify", "no name", "--no-wait"]) == 2
     assert "notify" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("upload", "FILE", "releases/app.tgz"),
+        ("upload", "-", "releases/app.tgz"),
+        ("upload", "-r", "DIRECTORY", "releases"),
+        ("delete", "--keys-from", "LIST"),
+    ],
+    ids=lambda command: " ".join(command[:2]),
+)
+def test_an_idempotency_key_with_other_bytes_is_another_request(
+    command: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    valkey: Valkey,
+    make_tables: Callable[[str], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What was staged is compared while its job waits, and when it has ended; the waiting job keeps its files."""
+    monkeypatch.setenv("ZOT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("ZOT_BROKER", valkey.url)
+    settings = load_settings()
+    settings.prepare()
+    make_tables(settings.catalogue_url)
+
+    def run(content: str) -> tuple[int, str]:
+        (tmp_path / content).mkdir(exist_ok=True)
+        file = tmp_path / content / "app.tgz"
+        file.write_text(f"releases/{content}\n")
+        places = {"FILE": str(file), "LIST": str(file), "DIRECTORY": str(file.parent)}
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
+        words = [places.get(word, word) for word in command]
+        status = cli.run([*words, "--idempotency-key", "key", "--no-wait"])
+        return status, capsys.readouterr().out.strip()
+
+    def staged() -> set[Path]:
+        return {path for path in settings.staging_dir.rglob("*") if path.is_file()}
+
+    status, job = run("one")
+    there = staged()
+    assert (status, bool(there)) == (0, True)
+    assert (run("one"), run("two")[0], staged()) == ((0, job), 2, there)
+
+    services, catalogue = Services(settings), Catalogue(settings.catalogue_url)
+    sent = services.waiting_job(job)
+    assert sent is not None
+    kind, now = sent.name.split(".")[1], clock.now()
+    lease = catalogue.ledger.acquire(
+        job, kind, sent.payload, owner="test", holds=None, parent=None, now=now, lease=timedelta(1)
+    )
+    assert isinstance(lease, Leased)
+    catalogue.ledger.finish(job, lease.record.fence, JobState.SUCCEEDED, now=now)
+    services.close()
+    catalogue.close()
+    valkey.empty()
+    shutil.rmtree(settings.staging_dir / job)
+    assert (run("one"), run("two")[0], staged()) == ((0, job), 2, set())

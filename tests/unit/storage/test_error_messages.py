@@ -34,6 +34,6 @@ def test_escaping_again_changes_nothing() -> None:
 
 
 def test_the_longest_wish_decides_when_a_job_is_retried() -> None:
-    """A job that several stores put off asks none of them before its time."""
+    """Of the stores that a job failed at, none is asked before its time."""
     failures = [NotFound("a"), Unavailable("b"), Throttled("c", 300.0), Unavailable("d", 5.0)]
     assert most_retryable(failures) is failures[2]

@@ -127,7 +127,7 @@ def test_answers(status: int, reason: str, kind: type[errors.StorageError]) -> N
     ("header", "seconds"),
     [("7", 7.0), ("Wed, 21 Oct 2026 07:28:00 GMT", 0.0), ("Fri, 31 Dec 9999 23:59:59 GMT", LONGEST), (None, None)],
 )
-def test_a_passing_fault_carries_the_wish_of_the_store(
+def test_a_transient_error_carries_the_wish_of_the_store(
     code: str, status: int, header: str | None, seconds: float | None
 ) -> None:
     """The time that a store asks for, as seconds or as a date, reaches the retry, also through one that gave up."""
