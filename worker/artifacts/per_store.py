@@ -64,7 +64,7 @@ class SingleFailures:
 def most_retryable(failures: Sequence[StorageError | Snooze]) -> StorageError | Snooze:
     """Return the failure that decides how a job goes on: a transient error, else a snooze, else a permanent error.
 
-    Of several transient errors it is the one whose store wants to be left alone for longest.
+    Of several transient errors it is the one with the longest Retry-After.
     """
     if transient := [error for error in failures if isinstance(error, TransientError)]:
         return max(transient, key=lambda error: error.retry_after or 0)
