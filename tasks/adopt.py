@@ -98,8 +98,8 @@ def _evidence(request: AdoptRequest, stat: ObjectStat, known: Artifact | None) -
     if request.first_read:
         return FIRST_READ
     raise Unverifiable(
-        f"{request.store}: {request.bucket}/{request.key} is unverifiable, the store keeps no SHA-256 of it: if its "
-        "bytes are to be trusted as they are, adopt it with `first_read` and the first read becomes the record"
+        f"{request.store}: {request.bucket}/{request.key} is unverifiable, the store keeps no SHA-256 of it; "
+        "to record its bytes as they are, adopt it with `--first-read` (in a request: `first_read`)"
     )
 
 

@@ -18,8 +18,8 @@ def sweep_probe(request: SweepProbeRequest, context: JobContext, job: RunningJob
     """Write, read, list and delete a small object in every store, and report what is wrong with which.
 
     A store that ignores create-if-absent is named: there only our own lease keeps two writers apart. Stores that are
-    paused are left out. Those whose circuit breaker is open are probed too. Each store keeps the head of the
-    verification log, and the log is compared with the head that it kept before.
+    paused are left out. Those whose circuit breaker is open are probed too, and a probe that succeeds closes it. Each
+    store keeps the head of the verification log, and the log is compared with the head that it kept before.
 
     Raises:
         UnknownStore: naming the stores there are.
@@ -34,6 +34,7 @@ def sweep_probe(request: SweepProbeRequest, context: JobContext, job: RunningJob
         store = context.unlimited_stores[name]
         try:
             fault = probe(store)
+            context.stores.close_breaker(name)  # it answers, even if it cannot be relied on
             changed = None if fault else see_head(store, context.catalogue, keys)
         except StorageError as error:
             fault, changed = error.message, None

@@ -20,6 +20,8 @@ from zot_artifact_client.contract import REPLICATE, JobState
 _NAMES = (artifacts.c.bucket, artifacts.c.key, artifacts.c.version, copies.c.store)
 _NOT_READ = [CopyState.MISSING, CopyState.SIZE_MISMATCH]
 """The states after a verdict that needed no read to the end."""
+_LATEST_RUNS = 100
+"""Runs of a sweep among which its last one is searched for that was of all stores."""
 _OPEN_JOBS = [state for state in JobState if not state.terminal]
 
 
@@ -187,12 +189,17 @@ class CoverageQueries:
             return connection.execute(repairs).scalar_one(), connection.execute(dead).scalar_one()
 
     def last_runs(self, kinds: Sequence[str]) -> dict[str, LastRun]:
-        """Return the last run of each of these kinds of sweep that has left a row in the ledger."""
+        """Return the last run of each of these kinds of sweep that has left a row in the ledger.
+
+        A run of a single store or prefix, by hand, says nothing about the others, and counts only if there is no other.
+        """
         found = {}
         with self._database.read() as connection:
             for kind in kinds:
-                query = sa.select(jobs).where(jobs.c.kind == kind, SWEEPS).order_by(jobs.c.created_at.desc()).limit(1)
-                if (row := connection.execute(query).one_or_none()) is not None:
+                latest = sa.select(jobs).where(jobs.c.kind == kind, SWEEPS).order_by(jobs.c.created_at.desc())
+                rows = connection.execute(latest.limit(_LATEST_RUNS)).all()
+                if rows:
+                    row = next((each for each in rows if not _is_narrowed(each.request)), rows[0])
                     found[kind] = LastRun(row.id, row.state, row.started_at, row.finished_at, row.result, row.error)
         return found
 
@@ -200,3 +207,8 @@ class CoverageQueries:
         with self._database.read() as connection:
             rows = connection.execute(query.limit(limit)).all()
         return [OverdueCopy(row.store, row.bucket, row.key, row.version, row.since) for row in rows]
+
+
+def _is_narrowed(request: Mapping[str, Any]) -> bool:
+    """Return whether a run of a sweep was of a single store or prefix."""
+    return any(request.get(name) for name in ("store", "bucket", "prefix"))

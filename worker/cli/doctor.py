@@ -20,10 +20,11 @@ from worker.catalogue import CatalogueError, CatalogueUnavailable
 from worker.cli.errors import Status
 from worker.cli.output import AsJson, out, print_json, printable, size
 from worker.cli.pause import describe_pause
-from worker.cli.service_checks import Check, OpenBreaker, broker_checks, open_breakers
+from worker.cli.service_checks import Check, broker_checks, open_breakers, way_out_of_breaker
 from worker.cli.session import Session, no_catalogue, open_session
 from worker.cli.stores import bad_copies, unconfigured, way_out_of_unconfigured
 from worker.counted import counted
+from worker.limits.circuit_breaker import OpenBreaker
 from worker.settings.model import Settings, load_settings
 from worker.settings.private_data_directory import private_paths, readable_by_others
 from worker.storage.config import FilesystemConfig
@@ -233,12 +234,14 @@ def _store(session: Session, name: str, breaker: OpenBreaker | None) -> Check:
     except (SameStore, OtherStore) as error:
         return Check(title, "bad", error.message)
     except StorageError as error:
-        way_out = f"see `stores.{name}` in the settings"
-        return Check(title, "unknown", error.message.removeprefix(f"{name}: "), way_out)
+        detail = error.message.removeprefix(f"{name}: ")
+        if breaker:
+            return Check(title, "unknown", f"{detail}; {breaker}", way_out_of_breaker(name))
+        return Check(title, "unknown", detail, f"see `stores.{name}` in the settings")
     if fault:
-        return Check(title, "bad", fault, "do not rely on it before that is repaired")
+        return Check(title, "bad", fault.removeprefix(f"{name}: "), "do not rely on it before that is repaired")
     if breaker:
-        return Check(title, "bad", str(breaker), "it answers now: the next job that needs it closes the breaker")
+        return Check(title, "bad", str(breaker), "it answers here now: `zot-artifacts sweep probe` closes the breaker")
     detail = f"{session.settings.stores[name].type}: writes, reads, verifies, lists and deletes"
     return Check(title, "good", detail, "; ".join(advice) or None)
 

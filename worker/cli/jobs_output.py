@@ -8,7 +8,7 @@ from worker.catalogue import JobRecord
 from worker.cli.job_outcome import outcome_of
 from worker.cli.output import age, flat, moment, out, print_json, print_table, say, size
 from worker.counted import counted
-from zot_artifact_client.contract import BATCH, PAGE
+from zot_artifact_client.contract import BATCH, PAGE, JobState
 from zot_artifact_client.text_escaping import without_secrets
 
 _SHORT_ID = 8
@@ -45,8 +45,9 @@ def print_jobs(records: list[JobRecord], *, as_json: bool) -> None:
         )
         for r in records
     ]
-    columns = ("job", "kind", "artifact", "state", "tries", "age" if narrow else "created", "error")
-    print_table(columns, rows, empty="no jobs that a worker has taken", flexible=("artifact", "error"))
+    columns = ("job", "kind", "artifact", "state", "attempts", "age" if narrow else "created", "error")
+    empty = "no such jobs; one that no worker has taken yet is not listed"
+    print_table(columns, rows, empty=empty, flexible=("artifact", "error"))
 
 
 def print_job(record: JobRecord, webhooks: Mapping[str, str], *, traceback: bool, as_json: bool) -> None:
@@ -114,6 +115,8 @@ def _fields(record: JobRecord) -> Iterator[tuple[str, object]]:
     yield "progress", _progress(record)
     for name, value in (("created", record.created_at), ("started", record.started_at), ("ended", record.finished_at)):
         yield name, value and moment(value)
+    if record.state in (JobState.QUEUED, JobState.RETRYING) and record.due_at:
+        yield "next attempt", f"by {moment(record.due_at)}"
     for number, cause in enumerate(causes_of(record)):
         yield "before that" if number else "error", f"{cause.get('type')}: {cause.get('message')}"
     label = "request"

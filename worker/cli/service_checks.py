@@ -11,7 +11,7 @@ from worker.beat_scheduler import last_tick
 from worker.cli.errors import FULL_BROKER
 from worker.cli.jobs_rejected import describe_counts, open_rejected
 from worker.limits.check_pauses import paused_queues
-from worker.limits.circuit_breaker import CircuitBreaker
+from worker.limits.circuit_breaker import CircuitBreaker, OpenBreaker
 from worker.limits.expiring_counters import Counters
 from worker.limits.shared_redis import SharedRedis, redis_of_results
 from worker.settings.model import NoBroker, Settings
@@ -39,18 +39,6 @@ class Check:
     outcome: str
     detail: str
     way_out: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class OpenBreaker:
-    """A circuit breaker that is open: for how many more seconds, and the error that opened it."""
-
-    seconds: float
-    reason: str
-
-    def __str__(self) -> str:
-        said = f"its circuit breaker is open for {self.seconds:.0f} s more: workers do not use the store"
-        return f"{said}, which failed with: {self.reason}" if self.reason else said
 
 
 def broker_checks(settings: Settings) -> Iterator[Check]:
@@ -182,12 +170,19 @@ def beat_check(settings: Settings) -> Check:
 
 
 def open_breakers(settings: Settings) -> dict[str, OpenBreaker]:
-    """Return the stores whose circuit breaker is open."""
+    """Return the circuit breakers that are open or half-open, by store."""
     try:
         url = settings.results_url
     except NoBroker:
         return {}
     counters = Counters(SharedRedis(lambda: redis_of_results(url)))
     breakers = {name: CircuitBreaker(name, counters, settings.breaker) for name in settings.stores}
-    left = {name: breaker.seconds_open() for name, breaker in breakers.items()}
-    return {name: OpenBreaker(seconds, breakers[name].reason()) for name, seconds in left.items() if seconds}
+    return {name: found for name, breaker in breakers.items() if (found := breaker.opened())}
+
+
+def way_out_of_breaker(store: str) -> str:
+    """Return what to do about a store whose circuit breaker is open."""
+    return (
+        f"repair the store, then `zot-artifacts sweep probe` closes the breaker; "
+        f"`zot-artifacts jobs --state queued --store {store}` lists the jobs that wait"
+    )

@@ -32,7 +32,7 @@ from worker.cli.errors import Status
 from worker.cli.findings import what
 from worker.cli.output import AsJson, age, flat, print_json, print_table, say, size
 from worker.cli.pause import describe_pause
-from worker.cli.service_checks import Check, broker_checks, open_breakers
+from worker.cli.service_checks import Check, broker_checks, open_breakers, way_out_of_breaker
 from worker.cli.session import Session, opened
 from worker.cli.stores import unconfigured
 from worker.counted import counted
@@ -104,7 +104,10 @@ def document_of(session: Session) -> dict[str, Any]:
         findings = sorted(_findings(session, stores, now), key=lambda each: (_RANK.index(each.kind), each.store or ""))
         runs = catalogue.coverage.last_runs([spec.kind for spec in TASKS.values() if spec.kind.startswith("sweep.")])
         broken = breakers.result()
-        checks = [*asked.result(), *(Check(f"store {name}", "bad", str(each)) for name, each in broken.items())]
+        checks = [
+            *asked.result(),
+            *(Check(f"store {name}", "bad", str(each), way_out_of_breaker(name)) for name, each in broken.items()),
+        ]
         checks += _probed(runs.get(SWEEP_PROBE.kind), [name for name in session.settings.stores if name not in broken])
         checks += [*_failed(runs), *_disks(session), *_log(session)]
     return {
@@ -283,7 +286,7 @@ def _probed(run: LastRun | None, names: list[str]) -> Iterator[Check]:
             yield Check(
                 f"store {name}",
                 "bad",
-                f"its last probe failed: {fault}",
+                f"its last probe failed: {fault.removeprefix(f'{name}: ')}",
                 "repair it, then run `zot-artifacts sweep probe`",
             )
 
@@ -375,7 +378,8 @@ def _print(document: Mapping[str, Any]) -> None:
     for line in told:
         say(line)
     for each in document["paused"]:
-        say(f"{each['scope']} {each['name']}: paused {describe_pause(each['since'], each['reason'])}")
+        paused = f"{each['scope']} {each['name']}: paused {describe_pause(each['since'], each['reason'])}"
+        say(f"{paused}; `zot-artifacts resume {each['scope']} {each['name']}` ends it")
     for check in document["checks"]:
         line = f"{check['name']}: {check['outcome']}, {check['detail']}"
         say(f"{line}; {check['way_out']}" if check["way_out"] and check["outcome"] != "good" else line)

@@ -11,6 +11,7 @@ from worker.catalogue import BAD, Pause, Scope
 from worker.cli.errors import Failure, Status, suggestion
 from worker.cli.output import AsJson, note, print_json, print_table, say
 from worker.cli.pause import describe_pause
+from worker.cli.service_checks import open_breakers
 from worker.cli.session import Session, opened
 from worker.counted import counted
 from worker.storage.errors import StorageError
@@ -24,7 +25,7 @@ app = typer.Typer(invoke_without_command=True, add_completion=False)
 def stores(context: typer.Context, as_json: AsJson = False) -> None:
     """List the stores; forget, accept or trust one.
 
-    For each store: whether it can be reached, and the copies in it.
+    For each store: whether it can be reached, whether its circuit breaker is open, and the copies in it.
     A store that has copies in the catalogue and is not in the settings is listed as `not configured`.
     The exit status is 1 if a copy is corrupt, missing or of another size.
     Otherwise it is 3 if a store cannot be reached or is not configured.
@@ -168,6 +169,7 @@ def way_out_of_unconfigured(session: Session, name: str) -> str:
 
 def _rows(session: Session) -> list[dict[str, Any]]:
     counts = session.catalogue.artifacts.count_by_state()
+    breakers = open_breakers(session.settings)
     with ThreadPoolExecutor(max_workers=8) as pool:  # a store that does not answer must not delay the others
         errors = dict(zip(session.stores, pool.map(lambda name: _reach(session, name), session.stores), strict=True))
     paused = {pause.name: pause for pause in session.catalogue.pauses.all() if pause.scope is Scope.STORE}
@@ -182,6 +184,7 @@ def _rows(session: Session) -> list[dict[str, Any]]:
                 "configured": configured,
                 "reachable": error is None,
                 "error": error,
+                "breaker": str(breakers[name]) if name in breakers else None,
                 "copies": counts.get(name, {}),
                 "oldest_verified_at": session.catalogue.artifacts.oldest_verified(name),
                 "never_verified": session.catalogue.artifacts.never_verified(name),
@@ -201,7 +204,7 @@ def _cells(row: dict[str, Any]) -> tuple[object, ...]:
         row["oldest_verified_at"],
         row["never_verified"],
         row["paused"] and describe_pause(row["paused"]["since"], row["paused"]["reason"]),
-        row["error"],
+        "; ".join(filter(None, (row["error"], row["breaker"]))) or None,
     )
 
 
@@ -214,5 +217,5 @@ def _reach(session: Session, name: str) -> str | None:
         session.stores[name].health_check()
         session.stores[name].check_identity(write=False)
     except StorageError as error:
-        return error.message
+        return error.message.removeprefix(f"{name}: ")
     return None

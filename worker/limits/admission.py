@@ -98,6 +98,10 @@ class Admission:
         """Reset the count of failures."""
         self._breaker(store).record_success()
 
+    def close_breaker(self, store: str) -> None:
+        """Close the circuit breaker of a store that was probed with success."""
+        self._breaker(store).close()
+
     def limits_of(self, store: str) -> StoreLimits:
         """Return the limits of a store; None for a limit that it does not have."""
         return self._limits.get(store, _NO_LIMITS)

@@ -3,7 +3,10 @@
 import logging
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
 
+from worker import clock
 from worker.counted import counted
 from worker.limits.expiring_counters import Counters, redis_key
 from worker.limits.snooze import Snooze
@@ -19,6 +22,27 @@ _PROBE_SECONDS = 120.0
 _JITTER = 3.0
 _REASON = 500
 """Characters of the error that opened a breaker that its jobs tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenBreaker:
+    """A circuit breaker that no probe has closed yet.
+
+    `seconds` are left until a job may probe the store, 0 if one may now. `since` is None, and `reason` empty, where
+    Redis has lost them.
+    """
+
+    seconds: float
+    since: datetime | None
+    reason: str
+
+    def __str__(self) -> str:
+        since = f" since {self.since:%Y-%m-%d %H:%M:%SZ}" if self.since else ""
+        probe = f"in {self.seconds:.0f} s" if self.seconds else "now"
+        said = (
+            f"its circuit breaker is open{since}: jobs that need the store wait, and the next one may probe it {probe}"
+        )
+        return f"{said}; the store failed with: {self.reason}" if self.reason else said
 
 
 class CircuitBreaker:
@@ -38,6 +62,7 @@ class CircuitBreaker:
         self._opened = f"breaker:{store}:opened"  # how often in a row; it exists until a probe succeeds
         self._probing = f"breaker:{store}:probing"
         self._reason = f"breaker:{store}:reason"
+        self._since = f"breaker:{store}:since"
         self.redis_keys = [redis_key(name) for name in (self._open, self._opened, self._failures)]
         """While none of these exists, the breaker is closed and counts no failures."""
 
@@ -62,9 +87,21 @@ class CircuitBreaker:
         """Return for how many more seconds the breaker is open."""
         return min(self._counters.get(self._open)[0][1], self._longest) if self._settings.enabled else 0.0
 
-    def reason(self) -> str:
-        """Return the error that opened the breaker; empty if it is not known."""
-        return self._counters.get_text(self._reason)
+    def opened(self) -> OpenBreaker | None:
+        """Return since when and why the breaker is open or half-open, None if it is closed."""
+        if not self._settings.enabled:
+            return None
+        (is_open, left), (opened, _) = self._counters.get(self._open, self._opened)
+        if not (is_open or opened):
+            return None
+        return OpenBreaker(min(left, self._longest), self._opened_since(), self._counters.get_text(self._reason))
+
+    def close(self) -> None:
+        """Close the breaker, because a probe has succeeded."""
+        if self.opened():
+            logger.warning("store %s: the circuit breaker closes", self._store)
+        names = (self._open, self._opened, self._failures, self._reason, self._since)
+        self._counters.delete(*names)
 
     def record_failure(self, reason: str = "") -> None:
         """Count a failure of the store, and open the breaker if there are too many.
@@ -85,6 +122,8 @@ class CircuitBreaker:
     def _trip(self, cause: str, reason: str) -> None:
         times = self._counters.get(self._opened)[0][0]
         seconds = min(self._settings.open.total_seconds() * 2 ** min(times, 30), self._longest)
+        since = self._opened_since() or clock.now()
+        self._counters.set_text(self._since, since.isoformat(), _DAY)
         self._counters.set_text(self._reason, reason.removeprefix(f"{self._store}: ")[:_REASON], _DAY)
         if self._counters.set_if_absent(self._open, seconds):
             self._counters.increment(self._opened, _DAY)
@@ -113,11 +152,16 @@ class CircuitBreaker:
             raise self._snooze(self.seconds_open()) from error
         except StorageError as error:  # an open breaker would hide the error; the jobs report it
             logger.warning("store %s answers, but %s", self._store, error)
-        self._counters.delete(self._opened, self._failures, self._reason)
-        logger.warning("store %s: the circuit breaker closes", self._store)
+        self.close()
+
+    def _opened_since(self) -> datetime | None:
+        try:
+            return datetime.fromisoformat(self._counters.get_text(self._since)).astimezone(UTC)
+        except ValueError:  # there is none, or another program wrote it
+            return None
 
     def _snooze(self, left: float) -> Snooze:
         seconds = left + random.uniform(0.1, _JITTER)  # noqa: S311 - spreads the jobs in time
-        reason = self.reason()
+        reason = self._counters.get_text(self._reason)
         said = f"{self._store}: the store keeps failing, its circuit breaker is open"
         return Snooze(f"{said}: {reason}" if reason else said, seconds)

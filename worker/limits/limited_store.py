@@ -463,6 +463,10 @@ class LimitedStores(Mapping[str, LimitedStore]):
     def __len__(self) -> int:
         return len(self._stores)
 
+    def close_breaker(self, name: str) -> None:
+        """Close the circuit breaker of a store that was probed with success."""
+        self._admission.close_breaker(name)
+
     def admitting(self, names: Iterable[str]) -> list[LimitedStore]:
         """Return these stores for work that serves all of them, if at least one takes a job now; an empty set, too.
 

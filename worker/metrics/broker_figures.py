@@ -119,9 +119,10 @@ class SharedFigures:
     def _limits(self, client: "Redis") -> Iterator[Metric]:
         shared, names = SharedRedis(lambda: client), list(self._settings.stores)
         counters = Counters(shared)
-        left = {name: CircuitBreaker(name, counters, self._settings.breaker).seconds_open() for name in names}
-        is_open: list[Sample] = [((name,), float(seconds > 0)) for name, seconds in left.items()]
-        yield gauge("store_breaker_open", "Whether the circuit breaker of a store is open.", is_open, ["store"])
+        opened = {name: CircuitBreaker(name, counters, self._settings.breaker).opened() for name in names}
+        is_open: list[Sample] = [((name,), float(found is not None)) for name, found in opened.items()]
+        about = "Whether the circuit breaker of a store is open, or half-open: until a probe succeeds."
+        yield gauge("store_breaker_open", about, is_open, ["store"])
         semaphore = DistributedSemaphore(shared, seconds=self._settings.jobs.lease.total_seconds())
         limits = {name: limit.concurrency for name, limit in self._settings.store_limits.items() if limit.concurrency}
         slots: list[Sample] = [((name, "limit"), limit) for name, limit in limits.items()]

@@ -10,7 +10,7 @@ import pytest
 from tests.servers import Valkey
 from tests.servers.worker import Beat, Worker
 from tests.waiting import until
-from worker import cli
+from worker import cli, clock
 from worker.beat_scheduler import last_tick
 from worker.cli.session import open_session
 from worker.limits.circuit_breaker import CircuitBreaker
@@ -96,21 +96,25 @@ def test_beat_is_good_while_it_ticks(doctor: Doctor, broker: Valkey, tmp_path: P
 
 
 def test_an_open_circuit_breaker_is_bad(doctor: Doctor, broker: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
-    """A store whose breaker is open is bad although it answers, with the error that opened it; so `status` says."""
+    """A store is bad although it answers, with the error; so `status` and `stores` say, until a probe succeeds."""
     settings = load_settings()
     with redis_client(broker.url) as client:
         breaker = CircuitBreaker("dr", Counters(SharedRedis(lambda: client)), settings.breaker)
         for _ in range(settings.breaker.failures):
             breaker.record_failure("dr: the disk of the gateway is full")
+        Counters(SharedRedis(lambda: client)).delete("breaker:dr:open")  # as if its time were over, and no job came
     checks = doctor()
     assert (checks["store dr"]["outcome"], "circuit breaker is open" in checks["store dr"]["detail"]) == ("bad", True)
     assert checks["store primary"]["outcome"] == "good"
     cli.run(["status", "--json"])
     of_status = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
-    for found in (checks["store dr"], of_status["store dr"]):
-        assert found["detail"].endswith(
-            "workers do not use the store, which failed with: the disk of the gateway is full"
-        )
+    cli.run(["stores", "--json"])
+    of_stores = {row["store"]: row["breaker"] for row in json.loads(capsys.readouterr().out)["stores"]}
+    assert of_stores["primary"] is None
+    for told in (checks["store dr"]["detail"], of_status["store dr"]["detail"], of_stores["dr"]):
+        assert f"is open since {clock.now():%Y-%m-%d}" in told
+        assert told.endswith("the next one may probe it now; the store failed with: the disk of the gateway is full")
+    assert "sweep probe" in of_status["store dr"]["way_out"]
 
 
 def test_an_open_data_directory_is_bad(doctor: Doctor, tmp_path: Path) -> None:

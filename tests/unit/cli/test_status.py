@@ -166,9 +166,9 @@ def test_a_store_that_is_not_trusted_is_open(catalogue: Catalogue, artifact: Art
 def test_a_store_that_failed_its_last_probe_is_open(catalogue: Catalogue, zot: Zot) -> None:
     """A store without its bucket opens no circuit breaker; a later probe that succeeds closes it."""
 
-    def probed(job: str, faults: dict[str, str]) -> dict[str, Any]:
+    def probed(job: str, faults: dict[str, str], **request: str) -> dict[str, Any]:
         begun = catalogue.ledger.acquire(
-            job, "sweep.probe", {}, owner="here", holds=None, parent=None, now=clock.now(),
+            job, "sweep.probe", request, owner="here", holds=None, parent=None, now=clock.now(),
             lease=timedelta(seconds=30), queue="sweep",
         )  # fmt: skip
         assert isinstance(begun, Leased)
@@ -179,6 +179,7 @@ def test_a_store_that_failed_its_last_probe_is_open(catalogue: Catalogue, zot: Z
     gone = probed("first", {"dr": "dr: bucket 'b' does not exist", "retired": "retired: gone"})
     assert {name: each["outcome"] for name, each in gone.items()} == {"store dr": "bad"}
     assert "bucket 'b' does not exist" in gone["store dr"]["detail"]
+    assert probed("of one store", {}, store="primary").keys() == {"store dr"}  # which says nothing about dr
     assert probed("second", {}) == {}
 
 

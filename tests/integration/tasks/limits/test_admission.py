@@ -10,6 +10,7 @@ from redis import Redis
 
 from tasks.delete import delete
 from tasks.replicate import replicate
+from tasks.sweeps.probe import sweep_probe
 from tasks.upload import upload
 from tasks.verify import verify
 from tests.conformance.targets import make_s3_bucket, s3_config
@@ -26,7 +27,13 @@ from worker.settings.section_models import BreakerSettings, StoreLimits
 from worker.storage import Digest
 from worker.storage.errors import TransientError
 from worker.storage.probe import probe
-from zot_artifact_client.contract import DeleteRequest, ReplicateRequest, UploadRequest, VerifyRequest
+from zot_artifact_client.contract import (
+    DeleteRequest,
+    ReplicateRequest,
+    SweepProbeRequest,
+    UploadRequest,
+    VerifyRequest,
+)
 
 STORM = [Say(503, b"<Error><Code>SlowDown</Code></Error>"), Say(429)]
 
@@ -108,6 +115,21 @@ def test_a_storm_opens_the_breaker_and_the_other_store_goes_on(run, context, red
     injector.storm = False
     for n in range(4):
         assert [copy.outcome for copy in run(upload, wish[n]).copies] == ["already_there", "stored"]
+
+
+def test_the_sweep_probe_closes_the_breaker_of_a_store_that_answers_again(run, context, redis, injector, source):
+    """An operator need not wait for the end of its time, nor for a job; a store that fails the probe keeps waiting."""
+    wish = UploadRequest(source=source(b"release"), bucket="releases", key="app")
+    injector.storm = True
+    for _ in range(2):
+        with pytest.raises(TransientError):
+            run(upload, wish)
+    assert "cloud" in run(sweep_probe, SweepProbeRequest()).faults
+    with pytest.raises(Snooze):
+        run(upload, wish)
+    injector.storm = False
+    assert run(sweep_probe, SweepProbeRequest()).faults == {}
+    assert [copy.outcome for copy in run(upload, wish).copies] == ["already_there", "stored"]
 
 
 def test_no_verb_asks_a_store_whose_breaker_is_open(run, context, redis, injector, source):
