@@ -10,6 +10,9 @@ from kombu.connection import Connection
 from worker.beat_scheduler import last_tick
 from worker.cli.errors import FULL_BROKER
 from worker.cli.jobs_rejected import describe_counts, open_rejected
+from worker.cli.output import moment
+from worker.counted import counted
+from worker.jobs.waiting_messages import waiting_messages
 from worker.limits.check_pauses import paused_queues
 from worker.limits.circuit_breaker import CircuitBreaker, OpenBreaker
 from worker.limits.expiring_counters import Counters
@@ -59,6 +62,7 @@ def broker_checks(settings: Settings) -> Iterator[Check]:
     except redis.RedisError as error:
         yield _unreachable("broker", url, error, "ZOT_BROKER" if settings.broker else "")
         return
+    yield _queues(url)
     yield from _rejected(settings)
     yield _workers(url, _paused_queues(settings))
     yield beat_check(settings)
@@ -104,6 +108,22 @@ def _unreachable(title: str, url: str, error: Exception, setting: str) -> Check:
     if takes_no_writes(error):
         way_out = FULL_BROKER
     return Check(title, "unknown", f"{name}: {first_line(error)}", way_out)
+
+
+def _queues(url: str) -> Check:
+    """Tell how many messages no worker has taken: their jobs are not in the ledger yet."""
+    try:
+        waiting = waiting_messages(url, [queue.value for queue in Queue])
+    except Exception as error:  # noqa: BLE001 - each transport raises other errors
+        return Check("queues", "unknown", f"no answer: {first_line(error)}")
+    told = [
+        f"{counted(each.count, 'message')} in {name}{f', the oldest since {moment(each.since)}' if each.since else ''}"
+        for name, each in waiting.items()
+        if each.count
+    ]
+    return Check(
+        "queues", "good", f"no worker has taken {'; '.join(told)}" if told else "no message waits for a worker"
+    )
 
 
 def _rejected(settings: Settings) -> Iterator[Check]:

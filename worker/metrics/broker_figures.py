@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from kombu.connection import Connection
 from prometheus_client import Metric
 from redis import Redis
 
@@ -14,6 +13,7 @@ from worker.intake.delayed import DELAYED
 from worker.intake.message_rules import Reason
 from worker.intake.rejected import RejectedMessages
 from worker.jobs.unacked import UNACKED_INDEX
+from worker.jobs.waiting_messages import length_of_redis, lengths_of_rabbitmq
 from worker.limits.check_pauses import paused_queues
 from worker.limits.circuit_breaker import CircuitBreaker
 from worker.limits.concurrency import DistributedSemaphore
@@ -28,8 +28,6 @@ from zot_artifact_client.contract.queues import UNROUTED
 from zot_artifact_client.outgoing_messages import MESSAGES, ORDER
 
 _TIMEOUT = 5
-_PRIORITIES = ("", "\x06\x163", "\x06\x166", "\x06\x169")
-"""What kombu appends to the name of a queue for messages with a priority."""
 _SAMPLE = 50
 
 
@@ -46,10 +44,10 @@ class BrokerFigures:
         url = self._settings.broker_url  # read anew: the embedded broker has another one after a restart
         server = parse_url(url, "broker")
         if not server.is_redis:
-            yield from self._of_queues(_lengths(server.text))
+            yield from self._of_queues(lengths_of_rabbitmq(server.text, [queue.value for queue in Queue]))
             return
         with redis_client(url, "broker", socket_timeout=_TIMEOUT, socket_connect_timeout=_TIMEOUT) as client:
-            yield from self._of_queues({name: _length(client, name) for name in self._queues()})
+            yield from self._of_queues({name: length_of_redis(client, name) for name in self._queues()})
             yield from self._ages(client)
             yield from _outbox(client)
             delayed: list[Sample] = [((name,), client.zcard(DELAYED.format(queue=name))) for name in self._queues()]
@@ -139,23 +137,6 @@ def _outbox(client: "Redis") -> Iterator[Metric]:
     oldest = min((float(entry[0][1]) for entry in first if entry), default=now)
     about = "How long the oldest job in the outbox waits."
     yield gauge("outbox_oldest_seconds", about, [((), max(0.0, now - oldest))])
-
-
-def _length(client: "Redis", queue: str) -> int:
-    return sum(int(client.llen(f"{queue}{priority}")) for priority in _PRIORITIES)
-
-
-def _lengths(url: str) -> dict[str, int]:
-    """Return the messages of each queue of a RabbitMQ; a queue that no worker has declared is left out."""
-    found = {}
-    with Connection(url, connect_timeout=_TIMEOUT) as connection:
-        for queue in Queue:
-            with connection.channel() as channel:
-                try:
-                    found[queue.value] = int(channel.queue_declare(queue.value, passive=True).message_count)
-                except connection.channel_errors:
-                    continue
-    return found
 
 
 def _id_of(message: bytes) -> str:

@@ -17,6 +17,7 @@ from worker.limits.circuit_breaker import CircuitBreaker
 from worker.limits.expiring_counters import Counters
 from worker.limits.shared_redis import SharedRedis
 from worker.settings import load_settings
+from zot_artifact_client import ArtifactClient
 from zot_artifact_client.broker_urls import redis_client
 
 Doctor = Callable[[], dict[str, Any]]
@@ -48,8 +49,15 @@ class _Interactive(Worker):
 def test_a_queue_without_a_worker_is_bad(
     doctor: Doctor, broker: Valkey, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without any worker, and with one that serves other queues only, the line names what is missing; no paused one."""
-    unserved = doctor()["workers"]
+    """Without any worker, and with one that serves other queues only, the line names what is missing; no paused one.
+
+    What no worker has taken is counted.
+    """
+    with ArtifactClient(broker.url) as client:
+        client.replicate("releases", "app.tgz", to="dr")
+    checks = doctor()
+    unserved, waiting = checks["workers"], checks["queues"]["detail"]
+    assert waiting.startswith(f"no worker has taken 1 message in transfer, the oldest since {clock.now():%Y-%m-%d}")
     assert (unserved["outcome"], unserved["detail"]) == ("bad", "none answers")
     with _Interactive(tmp_path, broker.url, concurrency=1):
         found = doctor()["workers"]
