@@ -1,6 +1,7 @@
 """Delete: delete an artifact's copies in some stores, or the artifact in all of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from worker import clock
 from worker.artifacts.artifact_copies import Records, not_configured
@@ -44,16 +45,24 @@ def delete(request: DeleteRequest, context: JobContext, job: RunningJob) -> Dele
     """
     companions = [] if request.stores else context.catalogue.companions.of(request.bucket, request.key)
     check_delete(request, context, job, objects=1 + len(companions))
-    return delete_artifact(request, context, job)
+    return delete_artifact(request, context, job, wanted=partial(_is_of_batch, context, job))
 
 
 def delete_artifact(
-    request: DeleteRequest, context: JobContext, job: RunningJob, records: Records | None = None
-) -> DeleteResult:
-    """Do as `delete`; `records`: what was deleted is kept there until a page records it."""
+    request: DeleteRequest, context: JobContext, job: RunningJob, records: Records | None = None, *,
+    wanted: Callable[[Artifact], bool] = lambda _: True,
+) -> DeleteResult:  # fmt: skip
+    """Do as `delete`; `records`: what was deleted is kept there until a page records it.
+
+    `wanted` is asked for the current version: one that was uploaded after its batch began stays.
+    """
     catalogue, where = context.catalogue, (request.bucket, request.key)
-    catalogue.holds.check(*where)
     artifact = catalogue.artifacts.current(*where)
+    if artifact and not wanted(artifact):
+        return DeleteResult(
+            bucket=artifact.bucket, key=artifact.key, everywhere=not request.stores, unchanged=True, copies=()
+        )
+    catalogue.holds.check(*where)
     tombstone = None if artifact else catalogue.deletions.get(*where)
     if tombstone and not request.now:
         return _recorded(request, tombstone, (), unchanged=True)
@@ -70,6 +79,15 @@ def delete_artifact(
             _delete_one(request.model_copy(update={"key": each.key}), context, job, each, records=records)
         done = _delete_one(request, context, job, artifact, records=records)
         return done.model_copy(update={"companions": tuple(each.key for each in companions)})
+
+
+def _is_of_batch(context: JobContext, job: RunningJob, artifact: Artifact) -> bool:
+    """Return whether an artifact was there when the batch of a job began; a batch of a list names keys, whenever."""
+    batch = context.catalogue.batches.get(job.parent) if job.parent and is_batch_job(job.id, job.parent) else None
+    if batch is None or (newest := batch.cursor.get("last")) is None:
+        return True
+    committed = artifact.committed_at or batch.begun_at
+    return artifact.id <= newest and not batch.begun_at < committed <= clock.now() + clock.SKEW
 
 
 def _takes_companions(context: JobContext, job: RunningJob, records: Records | None) -> bool:

@@ -9,7 +9,7 @@ from celery import current_app
 
 from tasks.delete import delete_artifact
 from tasks.plan_directory_upload import files_of
-from tasks.replicate import replicate_to
+from tasks.replicate import is_begun, replicate_to
 from worker import clock
 from worker.artifacts.artifact_copies import ArtifactJob, Records
 from worker.artifacts.page_replicate import FreshCopies
@@ -333,8 +333,10 @@ class _Writes:
             by=self.request.by,
             reason=self.request.reason,
         )
-        records = Records()
-        done = delete_artifact(wanted, self.context, self.job, records)
+        records, of_list = Records(), self.request.lines is not None
+        done = delete_artifact(
+            wanted, self.context, self.job, records, wanted=lambda found: of_list or found.id == each.artifact_id
+        )
         words: list[str] = [copy.outcome for copy in done.copies]
         if done.purge_after is not None and not done.unchanged:
             words = [_DELETED[0]]
@@ -363,6 +365,8 @@ def _write_selected(request: PageRequest, context: JobContext, job: RunningJob) 
     locked = locks.acquire(job.id, job.fence, paths, now=clock.now(), lease=context.settings.jobs.lease)
     found = _leave(found, [each for each in objects if (each.bucket, each.key) not in locked], context)
     mine = [each for each in objects if (each.bucket, each.key) in locked]
+    if request.claim is not None:
+        mine = _still_begun(request.claim.store, context, mine)
     job.start(sum(each.size for each in mine), f"{request.verb}: {counted(len(mine), 'object')}")
     fresh = _fresh_copies(request, context, job, mine) if request.verb == REPLICATE.kind else None
     work = _Writes(request, context, job, found, fresh)
@@ -376,6 +380,19 @@ def _write_selected(request: PageRequest, context: JobContext, job: RunningJob) 
     if not in_time:
         raise _out_of_time(context, job)
     return work.page
+
+
+def _still_begun(store: str, context: JobContext, objects: Sequence[PageObject]) -> list[PageObject]:
+    """Return the objects of a sweep whose copies it still wants: not where the artifact or the copy was deleted since.
+
+    Nor where the artifact was replaced: its upload may have named other stores, and the next sweep may claim that.
+    """
+    artifacts = context.catalogue.artifacts
+    current = artifacts.currents((each.bucket, each.key) for each in objects)
+    copies = artifacts.copies_of_all([artifact.id for artifact in current.values()])
+    return [
+        each for each in objects if each.artifact_id is not None and is_begun(copies.get(each.artifact_id, {}), store)
+    ]
 
 
 def _fresh_copies(

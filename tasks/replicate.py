@@ -1,11 +1,11 @@
 """Replicate: copy an artifact to more stores, from any copy whose bytes are right."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from worker.artifacts.artifact_copies import ArtifactJob, CopySlot
 from worker.artifacts.lock_companions_for_job import locked_companions
 from worker.artifacts.per_store import for_each_store, most_retryable
-from worker.catalogue import Artifact, Copy
+from worker.catalogue import Artifact, Copy, CopyState
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
@@ -13,7 +13,7 @@ from worker.limits.limited_store import LimitedStore
 from worker.limits.snooze import Snooze
 from worker.storage import Verdict
 from worker.storage.errors import IntegrityError, StorageError, TransientError, Unavailable
-from zot_artifact_client.contract import REPLICATE, PlacedCopy, ReplicateRequest, ReplicateResult
+from zot_artifact_client.contract import REPLICATE, SWEEP_REPAIR, PlacedCopy, ReplicateRequest, ReplicateResult
 
 
 class NoGoodSource(IntegrityError):
@@ -42,8 +42,27 @@ def replicate(request: ReplicateRequest, context: JobContext, job: RunningJob) -
     with locked_companions(context, job, request.bucket, request.key, none=alone) as others:
         wanted = [artifact, *others]
         job.start(sum(each.digest.size for each in wanted) * len(request.to), "replicating")
-        first, *rest = for_each_store(wanted, lambda each: _replicate(context, job, each, request.to))
+        stores = _still_wanted(context, job, artifact, request.to)
+        first, *rest = for_each_store(wanted, lambda each: _replicate(context, job, each, stores))
     return first.model_copy(update={"companions": tuple(rest)})
+
+
+def _still_wanted(context: JobContext, job: RunningJob, artifact: Artifact, stores: Sequence[str]) -> Sequence[str]:
+    """Return where to copy to: a sweep wants the copies that it has begun, and of no version that came after it.
+
+    The upload of such a version may have named other stores.
+    """
+    parent = context.catalogue.ledger.get(job.parent) if job.parent else None
+    if parent is None or not (parent.kind == SWEEP_REPAIR.kind or parent.request.get("claim")):
+        return stores
+    copies = context.catalogue.artifacts.copies(artifact)
+    return [name for name in stores if is_begun(copies, name)]
+
+
+def is_begun(copies: Mapping[str, Copy], store: str) -> bool:
+    """Return whether one of these copies of a version is recorded in a store, whatever its state, and not deleted."""
+    copy = copies.get(store)
+    return copy is not None and copy.state != CopyState.DELETED
 
 
 def _replicate(context: JobContext, job: RunningJob, artifact: Artifact, stores: Sequence[str]) -> ReplicateResult:

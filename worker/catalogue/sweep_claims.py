@@ -249,7 +249,8 @@ class SweepClaims:
                 last, room = min(after + scan, old), limit - len(absent)
                 older = found(connection, after, last, room)
                 absent = older + absent
-                last = older[-1].id if len(older) == room else last
+                if len(older) == room:
+                    last = older[-1].id if older else after
         with self._database.write() as connection:
             ids = [ensure_copy(connection, artifact, store).id for artifact in absent]
             connection.execute(sa.update(copies).where(copies.c.id.in_(ids)).values(claimed_until=until))

@@ -226,6 +226,27 @@ def test_a_store_that_takes_no_job_keeps_only_its_own_copies_waiting(laid, drive
     assert len(verdicts(context)) == len(set(verdicts(context))) == 6
 
 
+@pytest.mark.parametrize("number", [1, 3], ids=["alone", "page"])
+def test_what_is_uploaded_again_while_its_delete_waits_stays(laid, drive, context, run, source, number):
+    """A later version is no part of the batch: also not of a page that has begun, or of a job of one artifact."""
+    laid(number)
+    driver = drive(VERBS[2])
+    driver.step()
+    sent, stores = dict(driver.queue.waiting), ("primary", "dr")
+    for store in stores:
+        context.catalogue.pauses.begin("store", store, reason=None, now=clock.now())
+    context.pauses.__init__(context.catalogue.pauses)
+    with pytest.raises(Snooze):
+        driver.work()
+    for store in stores:
+        context.catalogue.pauses.end("store", store)
+    context.pauses.__init__(context.catalogue.pauses)
+    run(upload, UploadRequest(bucket="releases", key="a/000", source=source(b"uploaded after the batch began")))
+    driver.queue.waiting |= sent
+    assert driver.finish().outcomes["already_gone"] == 1
+    assert [each.version for each in context.catalogue.artifacts.page("releases")] == [2]
+
+
 def test_a_cancelled_page_stops_and_keeps_what_it_has_recorded(laid, drive, monkeypatch, context):
     """A page whose job is cancelled starts no further object, and what was read has its verdict."""
     monkeypatch.setitem(context.settings.page.__dict__, "objects", 6)

@@ -353,6 +353,11 @@ def test_absent_copies_of_a_large_catalogue_are_found_in_slices(catalogue):
     ]
     assert [int(artifact.key) for artifact in calls[0]] == [0, 1, 9, 10]
     assert sorted(int(artifact.key) for call in calls for artifact in call) == list(range(12))
+    times["limit"] = 1
+    one_by_one = [
+        catalogue.sweep_claims.absent("warm", "releases", "", wanted=lambda *_, **__: True, **times) for _ in range(8)
+    ]
+    assert [int(artifact.key) for call in one_by_one for artifact in call] == [9, 10, 11, 0, 1, 2, 3, 4]
 
 
 def test_a_version_is_recorded_with_the_copies_that_are_begun(catalogue):

@@ -7,8 +7,10 @@ import pytest
 import sqlalchemy as sa
 
 from tasks.delete import delete
+from tasks.replicate import replicate
 from tasks.sweeps.replicate import sweep_replicate
 from tasks.upload import upload
+from tests.integration.tasks.conftest import NullReporter
 from tests.integration.tasks.sweeps.test_verify_sweep import Sweeper
 from worker import clock
 from worker.artifacts.canary_objects import ensure
@@ -16,6 +18,7 @@ from worker.artifacts.overdue_and_unconfigured_findings import see_stores
 from worker.catalogue import Leased, tables
 from worker.catalogue.artifacts import NewVersion
 from worker.context import Context
+from worker.jobs.running_job import RunningJob
 from worker.limits.snooze import Snooze
 from worker.settings.section_models import PlacementRule
 from worker.storage import Digest
@@ -48,8 +51,9 @@ def sent(monkeypatch, context) -> Sweeper:
 
 @pytest.fixture
 def put(run, source):
-    def put(bucket: str, key: str, *stores: str):
-        return run(upload, UploadRequest(bucket=bucket, key=key, source=source(key.encode()), stores=stores or None))
+    def put(bucket: str, key: str, *stores: str, content: bytes | None = None):
+        laid = source(content or key.encode())
+        return run(upload, UploadRequest(bucket=bucket, key=key, source=laid, stores=stores or None))
 
     return put
 
@@ -164,6 +168,35 @@ def test_a_deleted_copy_is_not_brought_back(run, put, sent):
     run(delete, DeleteRequest(bucket="models-en", key="small", stores=("dr",)))
     run(delete, DeleteRequest(bucket="models-en", key="gone"))
     assert run(sweep_replicate, SweepReplicateRequest()).claimed == {}
+
+
+@pytest.mark.parametrize("large", [1 << 20, 1], ids=["page", "alone"])
+def test_what_was_replaced_or_deleted_since_its_claim_is_not_brought(
+    context: Context, run, put, sent, stored, monkeypatch, large
+):
+    """The upload of the later version may have named other stores, also before a job of its own brings a large one."""
+    for key in ("same", "replaced", "deleted", "copy deleted"):
+        put("releases", key)
+    of_cold = context.settings.model_copy(update={"placement_rules": (), "placement": ("primary", "cold")})
+    run(lambda request, of, job: sweep_replicate(request, replace(of, settings=of_cold), job), SweepReplicateRequest())
+    (id_,) = sent.messages.sent
+    put("releases", "replaced", "dr", content=b"only for dr")
+    run(delete, DeleteRequest(bucket="releases", key="deleted"))
+    run(delete, DeleteRequest(bucket="releases", key="copy deleted", stores=("cold",)))
+    alone = dict[str, ReplicateRequest]()
+    monkeypatch.setattr("tasks.page.send_child", lambda _, wanted, **__: alone.update({wanted.key: wanted}))
+    monkeypatch.setitem(context.settings.page.__dict__, "large", large)
+    sent.page(id_)
+    assert set(alone) == ({"same", "replaced", "deleted", "copy deleted"} if large == 1 else set())
+    for key in alone.keys() - {"deleted"}:
+        begun = context.catalogue.ledger.acquire(
+            key, "replicate", {}, owner="me", holds=None, parent=id_, now=clock.now(), lease=timedelta(0)
+        )
+        assert isinstance(begun, Leased)
+        job = RunningJob(begun.record, context.catalogue.ledger, context.settings.jobs, NullReporter())
+        replicate(alone[key], context.for_job(job), job)
+    there = [key for key in ("same", "replaced", "copy deleted") if stored("cold", key).exists()]
+    assert there == ["same"]
 
 
 def test_a_source_stays_while_a_replication_may_still_need_it(context, run, put, stored):
