@@ -352,9 +352,9 @@ class Ledger:
         with self._database.read() as connection:
             return set(connection.execute(sa.select(jobs.c.id).where(jobs.c.id.in_(ids), taken)).scalars())
 
-    def running_or_ended_since(self, ids: Sequence[str], since: datetime) -> set[str]:
-        """Return which of these jobs a worker has leased and not ended, or have ended at this time or later."""
-        late = sa.or_(jobs.c.state == JobState.RUNNING, jobs.c.finished_at >= since)
+    def open_or_ended_since(self, ids: Sequence[str], since: datetime) -> set[str]:
+        """Return which of these jobs have not ended, or have ended at this time or later."""
+        late = sa.or_(jobs.c.finished_at.is_(None), jobs.c.finished_at >= since)
         with self._database.read() as connection:
             return set(connection.execute(sa.select(jobs.c.id).where(jobs.c.id.in_(ids), late)).scalars())
 
@@ -364,9 +364,10 @@ class Ledger:
             rows = connection.execute(sa.select(jobs.c.id, jobs.c.state).where(jobs.c.id.in_(ids)))
             return {row.id: JobState(row.state) for row in rows}
 
-    def ended_since(self, since: datetime, *, limit: int) -> list[JobRecord]:
-        """Return jobs that ended at this time or later, the earliest first."""
-        query = sa.select(jobs).where(jobs.c.finished_at >= since).order_by(jobs.c.finished_at, jobs.c.id).limit(limit)
+    def ended_since(self, since: datetime, *, after: str = "", limit: int) -> list[JobRecord]:
+        """Return jobs that ended at this time with ids behind `after`, and those that ended later, in this order."""
+        at, id_ = jobs.c.finished_at, jobs.c.id
+        query = sa.select(jobs).where(at >= since, sa.or_(at > since, id_ > after)).order_by(at, id_).limit(limit)
         with self._database.read() as connection:
             found = [job_record(row) for row in connection.execute(query)]
         return self._durable(found)

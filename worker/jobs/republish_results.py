@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from typing import Any
 
 import redis
@@ -41,9 +42,10 @@ def republish_results(context: Context, app: Celery, clean_up: Callable[[Context
     if not isinstance(client, redis.Redis):
         return 0
     now = clock.now()
-    since, published = _since(client, now), 0
-    for _ in range(_PAGES):
-        ended = context.catalogue.ledger.ended_since(since, limit=_PAGE)
+    since = begun = _since(client, now)
+    published, after = 0, ""
+    for number in count(1):
+        ended = context.catalogue.ledger.ended_since(since, after=after, limit=_PAGE)
         for job in _unstored(app, client, ended):
             if job.state != JobState.DEAD:  # a dead job needs its source when it is redriven
                 clean_up(context, job)
@@ -52,7 +54,9 @@ def republish_results(context: Context, app: Celery, clean_up: Callable[[Context
         if len(ended) < _PAGE:
             since = max(since, now - _OVERLAP)
             break
-        since = ended[-1].finished_at or since
+        since, after = ended[-1].finished_at or since, ended[-1].id
+        if number >= _PAGES and since > begun:  # a restored catalogue may have ended any number at one moment
+            break
     client.set(CURSOR, f"{since.timestamp():.6f}")
     return published
 
@@ -69,12 +73,12 @@ def _unstored(app: Celery, client: "redis.Redis", ended: Sequence[JobRecord]) ->
 def uncompared(context: Context, app: Celery, ids: list[str]) -> set[str]:
     """Return which of these jobs must stay in the outbox, so that `republish_results` finds that an end is missing.
 
-    They run and may have stored no state yet, or their ends are still to be compared.
+    They are open and may have stored no state yet, or their ends are still to be compared.
     """
     client = getattr(app.backend, "client", None)
     if not ids or not isinstance(client, redis.Redis):
         return set()
-    return context.catalogue.ledger.running_or_ended_since(ids, _since(client, clock.now()))
+    return context.catalogue.ledger.open_or_ended_since(ids, _since(client, clock.now()))
 
 
 def _in_outbox(app: Celery, ids: Sequence[str]) -> set[str]:

@@ -234,6 +234,19 @@ def test_an_end_behind_many_others_is_published_by_the_same_run(context, app, cl
     assert client.job("job-500").result == {"ok": 500}
 
 
+def test_an_end_behind_many_that_ended_at_one_moment_is_published(context, app, client, broker, begin):
+    """A restored catalogue has ended its open jobs at one moment, which may be more than a run compares."""
+    records = [begin(f"job-{number:03}").record for number in range(501)]
+    now = clock.now()
+    for record in records:
+        context.catalogue.ledger.finish(record.id, record.fence, "dead", now=now, error={"type": "a", "message": "b"})
+    fence = begin("last").record.fence
+    context.catalogue.ledger.finish("last", fence, "succeeded", now=now, result={"ok": 1})
+    broker.hset(MESSAGES, "last", "{}")
+    recover(context, app)
+    assert client.job("last").result == {"ok": 1}
+
+
 def test_the_end_of_a_job_of_a_batch_is_not_published(context, app, broker, begin):
     """The batch reads the ledger, and no client waits: a state would stay in Redis for a day."""
     batch = "1d0941e5-206c-497d-a218-0cfd4a59ca7a"
@@ -259,6 +272,23 @@ def test_the_outbox_keeps_a_running_job_until_a_state_of_it_is_stored(context, a
     kept = partial(uncompared, context, app)
     assert Outbox(app).resend(context.catalogue.ledger.known, timedelta(), kept=kept) == 0  # it ended meanwhile
     assert recover(context, app).messages == 0
+    assert app.backend.get_result(id_) == {"ok": 1}
+    assert not broker.exists(MESSAGES)
+
+
+def test_the_end_after_a_retry_that_no_state_was_stored_of_is_published(
+    context, app, client, broker, begin, monkeypatch
+):
+    """The workers of two attempts died, each between its record in the ledger and the state that it would store."""
+    use_atomic_result_backend(app)
+    id_ = client.upload("/in", "releases", "app.tgz").id
+    broker.delete("transfer")
+    away = {"type": "Unavailable", "message": "away"}
+    context.catalogue.ledger.retry(id_, begin(id_).record.fence, away, due=clock.now() + timedelta(hours=1))
+    monkeypatch.setattr("worker.jobs.outbox.time.time", lambda: clock.now().timestamp() + 3600)
+    assert recover(context, app).messages == 0
+    context.catalogue.ledger.finish(id_, begin(id_).record.fence, "succeeded", now=clock.now(), result={"ok": 1})
+    recover(context, app)
     assert app.backend.get_result(id_) == {"ok": 1}
     assert not broker.exists(MESSAGES)
 
