@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import redis
-from celery.beat import PersistentScheduler
+from celery.beat import PersistentScheduler, SchedulingError
 
 from worker.input_files import special_kind
 from worker.limits.shared_redis import PREFIX, result_backend
@@ -88,9 +88,19 @@ class Scheduler(PersistentScheduler):  # type: ignore[misc]  # Celery has no typ
         else:
             logger.info("beat: another beat has started %s", bounded(entry.name, 64))
 
+    def apply_async(self, entry: Any, *args: Any, **kwargs: Any) -> Any:
+        """Send the message of a run; where that fails, another beat can start it."""
+        try:
+            return super().apply_async(entry, *args, **kwargs)
+        except SchedulingError:
+            with suppress(redis.RedisError, OSError):
+                if (client := self._redis()) is not None:
+                    client.delete(_key(entry.name, entry.schedule.run_every))
+            raise
+
     def _starts(self, name: str, every: timedelta) -> bool:
         """Return whether this beat starts the run that is due; it does if the result backend does not answer."""
-        key, lasts = f"{_STARTED}:{name}:{every.total_seconds():g}", max(1, int(every / _MILLISECOND * _SAME_RUN))
+        key, lasts = _key(name, every), max(1, int(every / _MILLISECOND * _SAME_RUN))
         try:
             client = self._redis()
             if client is None or client.set(key, "", nx=True, px=lasts):
@@ -113,6 +123,10 @@ class Scheduler(PersistentScheduler):  # type: ignore[misc]  # Celery has no typ
                 client.set(_TICKED, f"{time.time():.3f}", ex=_REMEMBERED)
         except (redis.RedisError, OSError) as error:
             logger.warning("the tick of beat is not recorded: %s", type(error).__name__)
+
+
+def _key(name: str, every: timedelta) -> str:
+    return f"{_STARTED}:{name}:{every.total_seconds():g}"
 
 
 def last_tick(client: "redis.Redis") -> float | None:
