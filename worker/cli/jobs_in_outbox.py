@@ -7,7 +7,7 @@ from worker import clock
 from worker.catalogue import JobRecord
 from worker.settings import Settings
 from worker.settings.model import NoBroker
-from zot_artifact_client.contract import TASKS, JobState
+from zot_artifact_client.contract import JOB_ID, TASKS, JobState
 
 if TYPE_CHECKING:
     from zot_artifact_client.outgoing_messages import Outgoing
@@ -50,7 +50,8 @@ def _messages(client: Any, beginning: str, limit: int) -> dict[str, bytes]:
     cursor = 0
     for _ in range(_MOST_PAGES):
         cursor, page = client.hscan(MESSAGES, cursor, match=f"{beginning}*", count=_PAGE)
-        found |= {id_.decode(): message for id_, message in page.items()}
+        names = {name.decode(errors="replace"): message for name, message in page.items()}  # of other programs, too
+        found |= {name: message for name, message in names.items() if JOB_ID.fullmatch(name)}
         if not cursor or len(found) >= limit:
             break
     return dict(sorted(found.items())[:limit])

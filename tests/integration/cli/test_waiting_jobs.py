@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from worker import cli, clock
 from worker.catalogue import Catalogue
@@ -15,6 +16,7 @@ from worker.jobs.result_backend import fenced_request, use_atomic_result_backend
 from worker.settings import load_settings
 from zot_artifact_client import ArtifactClient
 from zot_artifact_client.contract import VERIFY, JobState, VerifyRequest
+from zot_artifact_client.outgoing_messages import MESSAGES
 from zot_artifact_client.result_backend import result_backend_app
 
 Zot = Callable[..., tuple[int, str]]
@@ -44,7 +46,7 @@ def zot(client: ArtifactClient, capsys: pytest.CaptureFixture[str]) -> Zot:
 
 
 def test_a_waiting_job_is_shown_cancelled_and_paused_by_the_beginning_of_its_id(
-    client: ArtifactClient, zot: Zot
+    client: ArtifactClient, zot: Zot, valkey: Any
 ) -> None:
     """A unique beginning names a job in the outbox as it names one in the ledger; an ambiguous one is refused."""
     job = client.verify("releases", "app.tgz")
@@ -55,6 +57,9 @@ def test_a_waiting_job_is_shown_cancelled_and_paused_by_the_beginning_of_its_id(
     assert zot("pause", "job", short)[0] == Status.GOOD
     assert zot("resume", "job", short) == (Status.GOOD, f"job {job.id} is resumed\n")
     assert "it is queued" in zot("jobs", "retry", short)[1]
+    with redis.Redis.from_url(valkey.url) as broker:
+        broker.hset(MESSAGES, short.encode() + b"\xff", "of another program")
+    assert job.id in zot("jobs", short)[1]
     other = VerifyRequest(bucket="releases", key="other.tgz")
     same = [client.submit(VERIFY, other, job_id=f"{short}-{n}") for n in range(2)]
     assert "more than one job begins" in zot("jobs", "cancel", short)[1]
