@@ -28,7 +28,6 @@ from worker.storage.config import (
     connection_fields,
 )
 from worker.storage.driver import Condition, Driver, WriteInfo
-from worker.storage.endpoint import InvalidEndpoint, parse_endpoint
 from worker.storage.errors import (
     AccessDenied,
     AlreadyExists,
@@ -40,6 +39,7 @@ from worker.storage.errors import (
 )
 from worker.storage.integrity.verifying_reader import VerifyingReader
 from worker.storage.keys import MARKER_BUCKET, RESERVED_PREFIX
+from zot_artifact_client.endpoint import InvalidEndpoint, parse_endpoint
 
 MARKER_KEY = "identity"
 SHARED = "shared "

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, TypeVar
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 from zot_artifact_client.connection import PerProcess
 from zot_artifact_client.contract import QUERY_LIST, QUERY_SHOW, ListRequest, Message, ResultT, ShowRequest, TaskSpec
+from zot_artifact_client.endpoint import InvalidEndpoint, parse_endpoint
 from zot_artifact_client.errors import (
     ArtifactChanged,
     ArtifactNotFound,
@@ -97,17 +98,15 @@ class Gateway:
     """
 
     def __init__(self, url: str, token: str, *, timeout: float = TIMEOUT) -> None:
-        parsed = urlsplit(url)
-        if parsed.scheme not in {"http", "https"} or not parsed.hostname or parsed.query or parsed.fragment:
-            raise InvalidUrl("gateway: expected is a URL like https://HOST:8484")
-        if parsed.username is not None or parsed.password is not None:
-            raise InvalidUrl("gateway: the URL has a user or password; give the token as `token`")
+        try:
+            endpoint = parse_endpoint(url, example="https://HOST:8484", credentials="give the token as `token`")
+        except InvalidEndpoint as error:
+            raise InvalidUrl(f"gateway: {error}") from None
         if not token or not token.isascii() or not token.isprintable() or " " in token:
             raise ClientError("token: expected is the text that `zot-artifacts tokens add` prints")
-        self.url = f"{parsed.scheme}://{parsed.netloc}{parsed.path.rstrip('/')}"
-        self._host, self._port = parsed.hostname, parsed.port
-        self._base = parsed.path.rstrip("/")
-        self._tls = ssl.create_default_context() if parsed.scheme == "https" else None
+        self.url = endpoint.text
+        self._host, self._port, self._base = endpoint.host, endpoint.port, endpoint.path
+        self._tls = ssl.create_default_context() if endpoint.scheme == "https" else None
         self._token = token
         self._timeout = timeout
         self._closed = False

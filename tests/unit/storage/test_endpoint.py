@@ -1,9 +1,10 @@
-"""Test that the address of a store is read once, and that each bad spelling is one line without a secret."""
+"""Test that the address of a store or gateway is read once, and that each bad spelling is one line without a secret."""
 
 import pytest
 
 from worker.settings import SettingsError, load_settings
 from worker.storage import AzureConfig, GcsConfig, S3Config
+from zot_artifact_client import ArtifactClient, InvalidUrl
 
 SECRET = "sEcret"
 KINDS: dict[str, tuple[str, dict[str, object]]] = {
@@ -60,6 +61,18 @@ def test_a_bad_address_is_one_line_that_names_its_setting(kind: str, url: str, r
         load_settings(stores={"far": {"type": kind, field: url, **rest}})
     text = str(caught.value)
     assert text.startswith(f"stores.far.{field}: ")
+    assert reason in text
+    assert "\n" not in text
+    assert SECRET not in text
+
+
+@pytest.mark.parametrize(("url", "reason"), SPELLINGS.items(), ids=range(len(SPELLINGS)))
+def test_a_bad_address_of_a_gateway_is_one_line_that_names_the_argument(url: str, reason: str) -> None:
+    """The client refuses every bad spelling when it is made, not with an error of Python at its first request."""
+    with pytest.raises(InvalidUrl) as caught:
+        ArtifactClient(gateway=url, token="zot_token")
+    text = str(caught.value)
+    assert text.startswith("gateway: ")
     assert reason in text
     assert "\n" not in text
     assert SECRET not in text

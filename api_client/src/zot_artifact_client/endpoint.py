@@ -1,4 +1,4 @@
-"""Read the address of a store in a cloud, once for all clouds: each SDK that gets it has another grammar."""
+"""Read the address of an HTTP server, once for stores, sources and gateways: each library has another grammar."""
 
 import re
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ _MAX_HOST = 253
 
 
 class InvalidEndpoint(ValueError):
-    """The address of a store cannot be used."""
+    """The address of a server cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """The address of a store. `host` is in lower case, an IPv6 address without brackets; `path` ends in no slash."""
+    """The address of a server. `host` is in lower case, an IPv6 address without brackets; `path` ends in no slash."""
 
     scheme: str
     host: str
@@ -28,7 +28,7 @@ class Endpoint:
 
     @property
     def text(self) -> str:
-        """Return the URL as every SDK reads it."""
+        """Return the URL as every library reads it."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         port = "" if self.port == _DEFAULT_PORTS[self.scheme] else f":{self.port}"
         return f"{self.scheme}://{host}{port}{self.path}"
