@@ -169,28 +169,35 @@ def size(count: float) -> str:
 def middle_cut(text: str, width: int) -> str:
     """Return a text of at most `width` cells of a terminal: its beginning and its end, with `…` between.
 
-    A wide character, such as a Chinese one, has two cells.
+    A wide character, such as a Chinese one, has two cells. A terminal that has no `…` gets `...`.
     """
     from rich.cells import cell_len
 
     if cell_len(text) <= width:
         return text
+    mark = "…" if _encoded("…") == "…" else "..."
     head, tail = "", ""
     for char in text:
-        if cell_len(head + char) > (width - 1) // 2:
+        if cell_len(head + char) > (width - len(mark)) // 2:
             break
         head += char
     for char in reversed(text):
-        if cell_len(head + "…" + char + tail) > width:
+        if cell_len(head + mark + char + tail) > width:
             break
         tail = char + tail
-    return f"{head}…{tail}"
+    return f"{head}{mark}{tail}"
 
 
 def _cell(value: object) -> str:
     if value is None:
         return "-"
-    return moment(value) if isinstance(value, datetime) else printable(value)
+    return moment(value) if isinstance(value, datetime) else _encoded(printable(value))
+
+
+def _encoded(text: str) -> str:
+    """Return a text with what stdout cannot encode as escapes, before a table counts its cells."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _shorten(columns: Sequence[str], cells: list[list[str]], flexible: Sequence[str], width: int) -> None:

@@ -80,6 +80,19 @@ def test_wide_characters_count_twice(terminal: None, capsys: pytest.CaptureFixtu
     assert "発行.tgz" in told
 
 
+def test_a_table_fits_a_terminal_that_has_no_unicode(terminal: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With LC_ALL=C a Chinese character is an escape of six cells, and a key is cut with `...`."""
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii", errors="backslashreplace"))
+    rows = [("5f0a1d0e", f"releases/{'発行' * 60}.tgz", "succeeded"), ("6", "\U0001f600" * 4, "succeeded")]
+    output.print_table(("job", "artifact", "state"), rows, empty="", flexible=("artifact",))
+    sys.stdout.flush()
+    lines = written.getvalue().decode().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "..." in lines[2]
+    assert r"\u884c.tgz |succeeded" in lines[2]
+
+
 def test_an_empty_list_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing to list is told on stderr, so that a script's stdout stays empty."""
     output.print_table(("job",), [], empty="no jobs")
