@@ -308,7 +308,7 @@ def _configured_app() -> Celery:
         context.configure(settings)
         made = make_app(settings)
     except SettingsError as error:
-        raise SystemExit(f"zot-artifacts: {error}") from None
+        raise SystemExit(f"zot-artifacts: {bounded('; '.join(str(error).splitlines()), 2000)}") from None
     if is_flower(sys.argv[1:]):
         set_up(made, settings)
         logging.basicConfig(format="[%(asctime)s: %(levelname)s] %(message)s")

@@ -1,6 +1,8 @@
 """The arguments and options that several commands take."""
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Self
 
 import typer
@@ -16,6 +18,14 @@ def seconds(text: str) -> float:
         return float(text) if text.replace(".", "", 1).isdigit() else parse_duration(text).total_seconds()
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+def local_path(name: str | Path) -> Path:
+    """Return the path of a file on this machine; `~` and `~user` at its beginning are home directories, if they exist.
+
+    `~$report.docx` is the name of a file, for which `Path.expanduser` raises RuntimeError.
+    """
+    return Path(os.path.expanduser(name))  # noqa: PTH111
 
 
 ArtifactArgument = Annotated[str, typer.Argument(metavar="BUCKET/KEY", help="The artifact, such as releases/app.tgz.")]

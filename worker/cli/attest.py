@@ -11,7 +11,7 @@ import typer
 
 from worker import clock
 from worker.artifacts.attestation import NotAttested, Policy, sign, statement_of
-from worker.cli.arguments import ArtifactArgument, ArtifactPath
+from worker.cli.arguments import ArtifactArgument, ArtifactPath, local_path
 from worker.cli.atomic_file import complete_file
 from worker.cli.errors import Failure, Status
 from worker.cli.output import note, print_json
@@ -81,7 +81,7 @@ def attest(
         if output is None:
             print_json(envelope)
             return
-        with complete_file(output.expanduser().absolute(), session.settings.spool_dir) as file:
+        with complete_file(local_path(output).absolute(), session.settings.spool_dir) as file:
             file.write(json.dumps(envelope).encode() + b"\n")
     note(f"{found.path}: {', '.join(statement['predicate']['properties'])}; signed in {output}")
     sys.stdout.flush()

@@ -13,7 +13,7 @@ import typer
 from worker import clock
 from worker.artifacts.premis import premis
 from worker.catalogue import Artifact
-from worker.cli.arguments import ArtifactPath
+from worker.cli.arguments import ArtifactPath, local_path
 from worker.cli.atomic_file import complete_file
 from worker.cli.errors import Failure, Status
 from worker.cli.fetch_artifact import fetch
@@ -58,7 +58,7 @@ def export(
             sys.stdout.buffer.write(premis(found, session.catalogue))
             sys.stdout.buffer.flush()
             return
-        _write_bag(session, found, bagit.expanduser().absolute())
+        _write_bag(session, found, local_path(bagit).absolute())
     total = sum(artifact.digest.size for artifact in found)
     if as_json:
         print_json({"bag": str(bagit), "artifacts": len(found), "bytes": total})

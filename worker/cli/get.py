@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from worker.catalogue import Artifact
-from worker.cli.arguments import ArtifactPath
+from worker.cli.arguments import ArtifactPath, local_path
 from worker.cli.errors import Failure, Status
 from worker.cli.fetch_artifact import Fetched, Part, fetch
 from worker.cli.get_directory import finish, get_directory
@@ -95,7 +95,7 @@ def check_output(dest: str, *, as_json: bool) -> None:
 
 def file_at(dest: str, key: str) -> Path:
     """Return the file that DEST names for an artifact: one with the last name of its key if DEST is a directory."""
-    path = Path(dest).expanduser()
+    path = local_path(dest)
     return path / key.rpartition("/")[2] if path.is_dir() else path
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from worker.catalogue import Artifact
+from worker.cli.arguments import local_path
 from worker.cli.errors import Failure, Status
 from worker.cli.fetch_artifact import fetch
 from worker.cli.keys_of_written_files import KeysOfFiles
@@ -159,7 +160,7 @@ def finish(done: FetchCounts, *, as_json: bool) -> Status:
 
 
 def _made(dest: str) -> Path:
-    root = Path(dest).expanduser()
+    root = local_path(dest)
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:

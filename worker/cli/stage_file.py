@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from worker.cli.arguments import local_path
 from worker.cli.errors import WAYS_OUT_OF_WRITE, Failure, Status
 from worker.settings import Settings
 from worker.settings.private_data_directory import open_own
@@ -39,7 +40,7 @@ def check_file(name: str) -> Path:
     Raises:
         Failure: there is no such file, or it cannot be uploaded; says why.
     """
-    path = Path(name).expanduser().absolute()
+    path = local_path(name).absolute()
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):

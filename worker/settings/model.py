@@ -59,6 +59,8 @@ _MAX_FILE = 1 << 20
 """Bytes of the largest configuration file."""
 _OTHER_VARIABLES = ("ZOT_CONFIG", "ZOT_DEMO_", "ZOT_SERVERS_", "ZOT_TEST_", "ZOT_FLOWER_")
 
+_PATHS = {"home", "root", "roots", "signing_key", "public_keys", "credentials_file", "ca_file"}
+"""The settings that are paths, in whatever section."""
 _FILES_IN_URLS = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "sslrootcert", "sslcert", "sslkey", "sslcrl"}
 _FILES_OF_SDKS = (
     "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "AWS_CONFIG_FILE",
@@ -171,7 +173,7 @@ class Settings(BaseSettings):
     @field_validator("home")
     @classmethod
     def _absolute(cls, home: Path) -> Path:
-        absolute = home.expanduser().absolute()
+        absolute = _expanded(home).absolute()
         if not _is_unicode(str(absolute)):
             msg = "its name is not UTF-8, or the current directory's is not: the URL of the catalogue could not name it"
             raise ValueError(msg)
@@ -181,8 +183,9 @@ class Settings(BaseSettings):
     @classmethod
     def _default_stores(cls, data: dict[str, Any]) -> dict[str, Any]:
         if "stores" not in data:
-            stores = Path(data.get("home", "var")).expanduser().absolute() / "stores"
-            data["stores"] = {name: FilesystemConfig(root=stores / name) for name in ("primary", "dr")}
+            with suppress(TypeError, ValueError):  # `home` is no path: the error of `home` itself says so
+                stores = _expanded(Path(data.get("home", "var"))).absolute() / "stores"
+                data["stores"] = {name: FilesystemConfig(root=stores / name) for name in ("primary", "dr")}
         return data
 
     @model_validator(mode="after")
@@ -537,16 +540,13 @@ def _named_twice(node: yaml.Node) -> yaml.ScalarNode | None:
 
 def _unusable(data: Mapping[Any, Any]) -> Iterable[str]:
     """Yield the errors that the models of the settings cannot see."""
-    for key in data:
-        if not isinstance(key, str):
-            yield f"{key!r} is not a setting: names are text"
     for key in ("home", "stores"):
         if key in data and data[key] is None:
             yield f"{key}: a value is expected, this is null"
-    yield from _with_bad_characters("", data, set())
+    yield from _unusable_in("", data, set())
 
 
-def _with_bad_characters(where: str, value: object, seen: set[int]) -> Iterable[str]:
+def _unusable_in(where: str, value: object, seen: set[int]) -> Iterable[str]:
     if isinstance(value, str) and "\0" in value:
         yield f"{where}: the character NUL cannot be part of a value"
     if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
@@ -554,7 +554,9 @@ def _with_bad_characters(where: str, value: object, seen: set[int]) -> Iterable[
     if isinstance(value, dict | list) and id(value) not in seen:  # an alias may contain itself
         seen.add(id(value))
         for name, each in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _with_bad_characters(f"{where}.{name}".removeprefix("."), each, seen)
+            if isinstance(value, dict) and not isinstance(name, str):  # such as `no`, which YAML takes for false
+                yield f"{where}.{name!r} is no name: write it in quotes".removeprefix(".")
+            yield from _unusable_in(f"{where}.{name}".removeprefix("."), each, seen)
 
 
 def _bad_json(error: SourceError) -> str:
@@ -566,23 +568,40 @@ def _bad_json(error: SourceError) -> str:
 
 
 def _make_absolute(data: dict[str, Any], base: Path) -> None:
-    """Resolve relative paths against the file's directory, because its readers start in different directories."""
-    stores, sources = data.get("stores"), data.get("sources")
-    for store in stores.values() if isinstance(stores, dict) else ():
-        if isinstance(store, dict) and isinstance(store.get("root"), str):
-            store["root"] = str(base / Path(store["root"]).expanduser())
-    if isinstance(sources, dict) and isinstance(sources.get("roots"), list):
-        sources["roots"] = [str(base / Path(str(root)).expanduser()) for root in sources["roots"]]
-    log = data.get("verification_log")
-    if isinstance(log, dict) and isinstance(log.get("signing_key"), str):
-        log["signing_key"] = str(base / Path(log["signing_key"]).expanduser())
-    if isinstance(log, dict) and isinstance(log.get("public_keys"), list):
-        log["public_keys"] = [str(base / Path(str(key)).expanduser()) for key in log["public_keys"]]
-    cache = data.get("cache")
-    if isinstance(cache, dict) and isinstance(cache.get("root"), str):
-        cache["root"] = str(base / Path(cache["root"]).expanduser())
-    if isinstance(data.get("home"), str):
-        data["home"] = str(base / Path(data["home"]).expanduser())
+    """Resolve relative paths against the file's directory, because its readers start in different directories.
+
+    Raises:
+        SettingsError: a path begins with a `~` that names no home directory.
+    """
+    stores, alarms = data.get("stores"), data.get("alarms")
+    sections: list[tuple[str, Any]] = [
+        ("", data),
+        *((name, data.get(name)) for name in ("sources", "verification_log", "cache")),
+    ]
+    if isinstance(stores, dict):
+        sections += [(f"stores.{name}", store) for name, store in stores.items()]
+    if isinstance(alarms, dict):
+        sections.append(("alarms.email", alarms.get("email")))
+    for where, section in sections:
+        for name in _PATHS.intersection(section) if isinstance(section, dict) else ():
+            value = section[name]
+            try:
+                section[name] = [_from(base, each) for each in value] if isinstance(value, list) else _from(base, value)
+            except ValueError as error:
+                raise SettingsError(f"{where}.{name}: {error}".removeprefix(".")) from None
+
+
+def _from(base: Path, path: object) -> object:
+    return str(base / _expanded(Path(path))) if isinstance(path, str) else path  # the models refuse what is no text
+
+
+def _expanded(path: Path) -> Path:
+    """Return a path with the home directory in place of a `~` at its beginning. Raise ValueError if there is none."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        msg = f"{path.parts[0]!r} at its beginning names no home directory of this machine"
+        raise ValueError(msg) from None
 
 
 def _unknown_variables(environ: Mapping[str, str]) -> Iterable[str]:
@@ -598,8 +617,8 @@ def _unknown_variables(environ: Mapping[str, str]) -> Iterable[str]:
             yield f"{variable} is not a setting: {name} has no parts"
         elif not _is_unicode(environ[variable]):
             yield f"{variable}: its value is not UTF-8"
-        elif twice := _twice_in_json(environ[variable]):
-            yield f"{variable}: {twice} is there twice"
+        else:
+            yield from (f"{variable}: {fault}" for fault in _unusable_in_json(environ[variable]))
 
 
 def _is_unicode(text: str) -> bool:
@@ -617,17 +636,21 @@ def _has_parts(annotation: Any) -> bool:
     return any(hasattr(kind, "model_fields") or get_origin(kind) not in {None, Union, UnionType} for kind in kinds)
 
 
-def _twice_in_json(text: str) -> str | None:
-    """Return a name that is in one object of a JSON text twice, or None: Python would use the last one in silence."""
+def _unusable_in_json(text: str) -> list[str]:
+    """Return the errors in a JSON text that the models cannot see.
+
+    One is a name that is in one object twice: Python would use the last one in silence.
+    """
     found: list[str] = []
 
-    def checked(pairs: list[tuple[str, Any]]) -> None:
-        found.extend(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+    def checked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found.extend(f"{name} is there twice" for name, n in Counter(name for name, _ in pairs).items() if n > 1)
+        return dict(pairs)
 
-    if text.lstrip().startswith(("{", "[")):
+    if text.lstrip().startswith(("{", "[", '"')):
         with suppress(ValueError, RecursionError):  # what is no JSON is named when it is read
-            json.loads(text, object_pairs_hook=checked)
-    return found[0] if found else None
+            found += _unusable_in("", json.loads(text, object_pairs_hook=checked), set())
+    return found
 
 
 def _problems(error: ValidationError) -> Iterable[str]:

@@ -25,7 +25,7 @@ def parse_duration(value: object) -> timedelta:
     if text == "0":
         return timedelta()
     if not text or _PARTS.sub("", text):
-        msg = f"{value!r} is not a duration: write a number with a unit, such as 30s, 15m, 1h30m or 30d"
+        msg = f"{repr(value)[:40]} is not a duration: write a number with a unit, such as 30s, 15m, 1h30m or 30d"
         raise ValueError(msg)
     seconds = sum(float(number) * _SECONDS[unit] for number, unit in _PARTS.findall(text))
     if seconds > _LONGEST.total_seconds():
@@ -35,9 +35,11 @@ def parse_duration(value: object) -> timedelta:
 
 
 def _check_size(value: object) -> object:
-    if isinstance(value, int) or (isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?\s*(?:[KMGTP]i?)?B", value)):
+    if (type(value) is int and value >= 0) or (
+        isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?\s*(?:[KMGTP]i?)?B", value)
+    ):
         return value
-    msg = f"{value!r} is not a size: write a number with a unit, such as 64KiB, 8MiB or 5GiB"
+    msg = f"{repr(value)[:40]} is not a size: write a number with a unit, such as 64KiB, 8MiB or 5GiB"
     raise ValueError(msg)
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from worker.artifacts.sources.partial_download import partial_download
 from worker.cli.errors import Failure
-from worker.cli.stage_file import stage
+from worker.cli.get import file_at
+from worker.cli.stage_file import check_file, stage
 from worker.settings import Settings
 from worker.storage.errors import OutOfSpace
 
@@ -38,6 +39,14 @@ def test_a_file_is_staged_and_dropped(settings: Settings, source: Path) -> None:
     assert (staged.sha256, staged.path.stat().st_mode & 0o777) == (hashlib.sha256(DATA).hexdigest(), 0o600)
     staged.drop()
     assert list(settings.staging_dir.iterdir()) == []
+
+
+def test_a_name_that_begins_with_a_tilde_may_be_that_of_a_file(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Office programs write `~$report.docx` beside a document; no user has such a name."""
+    named = source.rename(source.with_name("~$report.docx"))
+    monkeypatch.chdir(named.parent)
+    assert check_file(named.name) == named
+    assert file_at(named.name, "rel/report.docx") == Path(named.name)
 
 
 def test_no_link_is_followed(settings: Settings, source: Path, tmp_path: Path) -> None:

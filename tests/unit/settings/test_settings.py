@@ -231,10 +231,14 @@ def test_a_store_root_that_has_gone_is_not_made_again(config):
 
 def test_a_relative_path_in_the_file_starts_at_the_file(config, tmp_path, monkeypatch):
     """Whatever directory a worker is started in, a relative path means the same place."""
-    config("stores: {a: {type: filesystem, root: data}}\nsources: {roots: [in]}")
+    config(
+        "stores: {a: {type: filesystem, root: data}, b: {type: gcs, bucket: b, credentials_file: key.json}}\n"
+        "sources: {roots: [in]}"
+    )
     monkeypatch.chdir("/")
     settings = load_settings()
     assert settings.stores["a"].root == tmp_path / "data"
+    assert settings.stores["b"].credentials_file == tmp_path / "key.json"
     assert settings.sources.roots == (tmp_path / "in",)
 
 

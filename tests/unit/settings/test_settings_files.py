@@ -1,5 +1,8 @@
 """Errors before validation: files and variables that cannot be read, and impossible values."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +21,14 @@ from worker.settings.model import Settings
         (b"- a\n", "this is a list"),
         (b"stores: null\n", "stores: a value is expected"),
         (b"home: null\n", "home: a value is expected"),
-        (b"{1: 2}\n", "1 is not a setting"),
+        (b"home: 5\n", "home: "),
+        (b"home: ~nosuchuser/x\n", "home: '~nosuchuser' at its beginning names no home directory"),
+        (b"stores: {p: {type: filesystem, root: ~nosuchuser/x}}\n", "stores.p.root: '~nosuchuser' at its beginning"),
+        (b"sources: {roots: [~]}\n", "sources.roots.0: "),
+        (b"sources: {max_size: yes}\n", "sources.max_size: True is not a size"),
+        (b"sources: {max_size: -1}\n", "sources.max_size: -1 is not a size"),
+        (b"{1: 2}\n", "1 is no name: write it in quotes"),
+        (b"stores: {no: {type: filesystem, root: /x}}\n", "stores.False is no name: write it in quotes"),
         (b"when: 2026-13-45\n", "not valid YAML"),
         (b"a: &a [*a]\n", "a is not a setting"),
         (b'home: "a\\0b"\n', "NUL"),
@@ -58,6 +68,8 @@ def test_a_device_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         ("ZOT_STORES", '{"p": {"type": "filesystem", "root": "/a"}, "p": {"root": "/b"}}', "p is there twice"),
         ("ZOT_STORES", '{"p": {"type": "filesystem", "root": "/a", "root": "/b"}}', "root is there twice"),
         ("ZOT_JOBS", '{"lease": "30s", "lease": "40s"}', "lease is there twice"),
+        ("ZOT_STORES", r'{"p": {"type": "filesystem", "root": "/hunter2\u0000"}}', "p.root: the character NUL"),
+        ("ZOT_STORES", r'{"p": {"type": "filesystem", "root": "/hunter2\ud800"}}', "p.root: half of a surrogate pair"),
         ("ZOT_BROKER__PASSWORD", "hunter2", "ZOT_BROKER has no parts"),
         ("ZOT_HOME__X", "hunter2", "ZOT_HOME has no parts"),
         ("ZOT_HOME", "/hunter2/\udcff", "its value is not UTF-8"),
@@ -125,3 +137,16 @@ def test_a_data_directory_that_is_a_file_is_named(name: str, told: str, tmp_path
     path.touch()
     with pytest.raises(SettingsError, match=f"{name}.*{told}"):
         settings.prepare()
+
+
+def test_a_worker_tells_wrong_settings_in_one_escaped_line(tmp_path: Path) -> None:
+    """`celery -A worker.app` ends with one bounded line, whatever a name in the file would do to a terminal."""
+    config = tmp_path / "zot.yaml"
+    config.write_text('? "\\e[31m\\u202e\\n"\n: 1\n' + "".join(f"k{n}: 1\n" for n in range(5000)))
+    command = (sys.executable, "-c", "import worker.app")
+    done = subprocess.run(
+        command, env=os.environ | {"ZOT_CONFIG": str(config)}, capture_output=True, text=True, check=False
+    )
+    assert done.stderr.startswith(r"zot-artifacts: \x1b[31m\u202e")
+    assert done.stderr.rstrip("\n").isprintable()
+    assert len(done.stderr) < 2100
