@@ -135,8 +135,14 @@ class _Run(Generic[ItemT, DoneT]):
 
     def _start(self, count: int) -> None:
         for _ in range(min(count, self._threads - self._started)):
+            try:
+                threading.Thread(target=self._work, name=f"page-{self._started + 1}", daemon=True).start()
+            except RuntimeError:  # the machine has no room for more
+                if not self._started:
+                    raise
+                self._threads = self._started
+                return
             self._started += 1
-            threading.Thread(target=self._work, name=f"page-{self._started}", daemon=True).start()
 
     def _work(self) -> None:
         while not self._stop.is_set() and (part := self._next()) is not None:

@@ -26,8 +26,8 @@ def begin(job: object, beat: Callable[[], None], *, every: float) -> None:
         _every = min(LONGEST, every)
         if _process != os.getpid():  # no thread survives a fork
             _beats.clear()
-            _process = os.getpid()
             threading.Thread(target=_run, name="heartbeats", daemon=True).start()
+            _process = os.getpid()  # after that: the machine may have no room for a thread
         _beats[job] = beat
 
 

@@ -12,7 +12,8 @@ import socket
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Generic, NoReturn, TypeVar
@@ -69,6 +70,8 @@ _AT_ENDS: dict[str, tuple[type[Message], AtEnd[Any]]] = {}
 """By kind, the function that is called at a job's end, and the model of the request that it is given."""
 _OF_THE_MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE}
 """Errors of the system that pass, and are about no store."""
+_NO_THREAD = "can't start new thread"
+"""What Python says, as a RuntimeError, where the system allows no more threads."""
 MORE_DELAY = timedelta(minutes=5)
 """How much longer than `retry.backoff_max` a store may ask a job to wait."""
 _MIN_WAIT = 1.0
@@ -290,7 +293,7 @@ class Delivery(Generic[RequestT, ResultT]):
         )
         began = time.monotonic()
         try:
-            with job:
+            with _without_faults_of_the_machine(), job:
                 if cancelled:
                     raise Cancelled(f"job {job.id} was cancelled")
                 self._check_receivers(record)
@@ -353,7 +356,7 @@ class Delivery(Generic[RequestT, ResultT]):
         """Do what the task does; where it fails, record the copies that it has completed."""
         context = self._context.for_job(job)
         try:
-            return _without_faults_of_the_machine(work, self._request, context, job)
+            return work(self._request, context, job)
         except BaseException:
             context.catalogue.artifacts.finish_copies(job.finished, now=clock.now())
             job.finished.clear()
@@ -482,16 +485,19 @@ class Delivery(Generic[RequestT, ResultT]):
         return seconds
 
 
-def _without_faults_of_the_machine(
-    work: Work[RequestT, ResultT], request: RequestT, context: JobContext, job: RunningJob
-) -> ResultT:
-    """Do the work; raise Unavailable for what passes and is no bug, such as a file that cannot be opened now."""
+@contextmanager
+def _without_faults_of_the_machine() -> Iterator[None]:
+    """Raise Unavailable for what passes and is no bug, such as a file that cannot be opened now."""
     try:
-        return work(request, context, job)
+        yield
     except OSError as error:
         if error.errno not in _OF_THE_MACHINE:
             raise
         raise Unavailable(f"this machine: {error.strerror}") from error
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and str(error) != _NO_THREAD:
+            raise
+        raise Unavailable(f"this machine: {str(error) or 'not enough memory'}") from error
 
 
 def _path(request: Message) -> str | None:

@@ -130,3 +130,20 @@ def test_a_page_whose_time_is_up_begins_nothing_more():
     assert recorded
     assert len(recorded) < 1000
     assert work_on(range(3), do, recorded.extend, threads=3, seconds=60)
+
+
+def test_a_page_goes_on_with_the_threads_that_there_is_room_for(monkeypatch):
+    """It neither waits for a thread that was never started, nor leaves an object out."""
+    start, allowed, recorded = threading._start_new_thread, iter(range(2)), []
+
+    def start_few(*args, **kwargs):
+        if next(allowed, None) is None:
+            raise RuntimeError("can't start new thread")
+        return start(*args, **kwargs)
+
+    with monkeypatch.context() as full:
+        full.setattr(threading, "_start_new_thread", start_few)
+        assert work_on(range(100), iter, recorded.extend, threads=8)
+        assert sorted(recorded) == list(range(100))
+        with pytest.raises(RuntimeError, match="thread"):
+            work_on(range(100), iter, recorded.extend, threads=8)

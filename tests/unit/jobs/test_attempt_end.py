@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from pathlib import Path
@@ -13,6 +14,7 @@ from celery.exceptions import Retry
 
 from worker.catalogue import CatalogueUnavailable
 from worker.context import Context, JobContext
+from worker.jobs import heartbeats
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import Delivery
 from worker.settings import Settings
@@ -83,12 +85,22 @@ def test_a_job_that_cannot_be_cleaned_up_now_is_delivered_again(context, task):
     assert context.catalogue.ledger.get("job-1").state == JobState.SUCCEEDED
 
 
-@pytest.mark.parametrize(("number", "state"), [(errno.EMFILE, JobState.RETRYING), (errno.EISDIR, JobState.FAILED)])
-def test_a_job_that_meets_a_fault_of_the_machine_is_tried_again(context, task, number, state):
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), JobState.RETRYING),
+        (RuntimeError("can't start new thread"), JobState.RETRYING),
+        (MemoryError(), JobState.RETRYING),
+        (OSError(errno.EISDIR, os.strerror(errno.EISDIR)), JobState.FAILED),
+        (RuntimeError("a bug"), JobState.FAILED),
+    ],
+    ids=repr,
+)
+def test_a_job_that_meets_a_fault_of_the_machine_is_tried_again(context, task, error, state):
     """Too many open files are no bug, wherever they are met; another error of the system is one."""
 
     def meet(*_: object) -> VerifyResult:
-        raise OSError(number, os.strerror(number))
+        raise error
 
     with pytest.raises((Retry, JobFailed)):
         Delivery(task, VERIFY, context, writes=False, at_end=None).handle(meet, (), FIELDS)
@@ -100,3 +112,17 @@ def test_a_job_succeeds_although_its_cleanup_fails(context, task):
     for _ in range(2):
         delivery = Delivery(task, VERIFY, context, writes=False, at_end=lambda *_: 1 / 0)
         assert delivery.handle(work, (), FIELDS)["version"] == 1
+
+
+def test_a_job_for_whose_heartbeats_there_is_no_thread_is_tried_again(context, task, monkeypatch):
+    """The machine allows no more threads for now."""
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(heartbeats, "_process", None)
+    with monkeypatch.context() as full:
+        full.setattr(threading, "_start_new_thread", refuse)
+        with pytest.raises(Retry):
+            Delivery(task, VERIFY, context, writes=False, at_end=None).handle(work, (), FIELDS)
+    assert context.catalogue.ledger.get("job-1").state == JobState.RETRYING

@@ -18,6 +18,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         heartbeats.end(job)
 
 
+def refuse_thread(*_: object) -> None:
+    """Answer as a system that allows no more threads."""
+    raise RuntimeError("can't start new thread")
+
+
 def test_all_jobs_of_a_process_beat_in_one_thread() -> None:
     """Two jobs share a thread, and each has its own heartbeat."""
     threads: dict[str, threading.Thread] = {}
@@ -73,3 +78,15 @@ def test_no_heartbeat_is_under_way_once_they_have_ended() -> None:
     heartbeats.begin("two", beaten.set, every=1)
     assert beaten.wait(WITHIN)
     assert not over.is_set()
+
+
+def test_a_process_that_had_no_room_for_the_thread_gets_it_with_its_next_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise no later job of the process would renew its lease."""
+    monkeypatch.setattr(heartbeats, "_process", None)
+    before = [thread.name for thread in threading.enumerate()]  # of earlier tests
+    with monkeypatch.context() as full:
+        full.setattr(threading, "_start_new_thread", refuse_thread)
+        with pytest.raises(RuntimeError, match="thread"):
+            heartbeats.begin("one", lambda: None, every=1)
+    heartbeats.begin("two", lambda: None, every=1)
+    assert sorted(thread.name for thread in threading.enumerate()) == sorted([*before, "heartbeats"])
