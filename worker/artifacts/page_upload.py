@@ -79,7 +79,8 @@ class UploadPage:
         Raises:
             Snooze: a store takes no job now; the outcomes so far are recorded.
         """
-        items = [_Item(number, files[number], self._stores_of(files[number])) for number in self.page.open]
+        stores = self._stores_of([files[number] for number in self.page.open])
+        items = [_Item(number, files[number], of) for number, of in zip(self.page.open, stores, strict=True)]
         free = self._lock(items)
         mine = {item.number for item in free}
         self._leave([item for item in items if item.number not in mine])
@@ -223,8 +224,13 @@ class UploadPage:
         granted = locks.acquire(self.job.id, self.job.fence, paths, now=clock.now(), lease=lease)
         return [item for item in small if (item.file.bucket, item.file.key) in granted]
 
-    def _stores_of(self, file: ListedFile) -> tuple[str, ...]:
-        return self.request.stores or self.context.settings.placement_of(file.bucket, file.key)
+    def _stores_of(self, files: Sequence[ListedFile]) -> list[tuple[str, ...]]:
+        """Return the stores of each file; of a named companion they are those of its artifact."""
+        settings, paths = self.context.settings, [(file.bucket, file.key) for file in files]
+        if self.request.stores or not settings.placement_rules:
+            return [self.request.stores or settings.placement_stores] * len(files)
+        placed_as = self.context.catalogue.companions.all_placed_as(paths)
+        return [settings.placement_of(path[0], placed_as[path]) for path in paths]
 
 
 def _content(file: ListedFile, context: JobContext, job: RunningJob) -> HashedBytes:

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from worker.catalogue.artifacts import artifact_of, begins_with
-from worker.catalogue.companion_keys import OWNERS, companion_keys, named_for, owner_keys, placed_as
+from worker.catalogue.companion_keys import OWNERS, all_placed_as, companion_keys, named_for, owner_keys, placed_as
 from worker.catalogue.database import CatalogueError, Database
 from worker.catalogue.detect_changed_rows import extent_of
 from worker.catalogue.holds import check_hold
@@ -78,6 +78,11 @@ class Companions:
         """Return the key by which the placement rules choose the stores: of a named companion that of its artifact."""
         with self._database.read() as connection:
             return placed_as(connection, bucket, key)
+
+    def all_placed_as(self, paths: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
+        """Return `placed_as` of several artifacts, by bucket and key."""
+        with self._database.read() as connection:
+            return all_placed_as(connection, paths)
 
     def add(self, bucket: str, key: str, of: str, *, by: str, now: datetime) -> None:
         """Record that an artifact is a companion of another one. Both are in the catalogue.

@@ -1,15 +1,19 @@
 """The keys of what belongs to an artifact, and of what an artifact belongs to."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from worker.catalogue.bulk import by_bucket
 from worker.catalogue.tables import artifacts, companions
 from worker.catalogue.types import Text
 from zot_artifact_client.contract import COMPANION_SUFFIXES
 
 _LONGEST_KEY = 1024
+_KEYS = 200
+"""Keys that one statement names at most: databases bound the number of parameters."""
 OWNERS = sa.select(companions.c.key, companions.c.of_key).where(
     companions.c.bucket == sa.bindparam("of", type_=Text()), companions.c.key.in_(sa.bindparam("keys", expanding=True))
 )
@@ -87,6 +91,20 @@ def with_owners(query: sa.Select[Any]) -> sa.Select[Any]:
 
 def placed_as(connection: Connection, bucket: str, key: str) -> str:
     """Return `PLACED_AS` of one key, whether or not there is an artifact."""
-    bases = [key, *(key.removesuffix(end) for end in COMPANION_SUFFIXES if key.endswith(end))]
-    said = {row.key: row.of_key for row in connection.execute(OWNERS, {"of": bucket, "keys": bases})}
-    return next((said[each] or key for each in bases if each in said), key)
+    return all_placed_as(connection, [(bucket, key)])[bucket, key]
+
+
+def all_placed_as(connection: Connection, paths: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """Return `PLACED_AS` of several keys, by bucket and key."""
+    bases = {
+        (bucket, key): [key, *(key.removesuffix(end) for end in COMPANION_SUFFIXES if key.endswith(end))]
+        for bucket, key in paths
+    }
+    said: dict[tuple[str, str], str | None] = {}
+    for bucket, keys in by_bucket(((path[0], base) for path, of in bases.items() for base in of), _KEYS):
+        for row in connection.execute(OWNERS, {"of": bucket, "keys": keys}):
+            said[bucket, row.key] = row.of_key
+    return {
+        (bucket, key): next((said[bucket, each] or key for each in of if (bucket, each) in said), key)
+        for (bucket, key), of in bases.items()
+    }

@@ -24,7 +24,8 @@ from worker.catalogue.artifact_locks import ArtifactLocks
 from worker.context import Context
 from worker.jobs.running_job import RunningJob
 from worker.limits.limited_store import LimitedStore
-from worker.storage import ObjectStat, Verdict
+from worker.settings.section_models import PlacementRule
+from worker.storage import Digest, ObjectStat, Verdict
 from worker.storage.configured_stores import Stores
 from worker.storage.driver import SmallPut
 from worker.storage.errors import StorageError, Unavailable
@@ -84,6 +85,26 @@ def deliver(context: Context) -> Callable[[PageRequest], PageResult]:
             return page(request, context.for_job(running), running)
 
     return deliver
+
+
+def test_a_named_companion_goes_where_its_artifact_belongs(context: Context, source_root: Path, deliver):
+    """As it does when it is uploaded alone; a rule for its own key does not count."""
+    rules = (PlacementRule(bucket="releases", prefix="big/", stores=("cold",)),)
+    context = dataclasses.replace(context, settings=context.settings.model_copy(update={"placement_rules": rules}))
+    artifacts, keys = context.catalogue.artifacts, ("big/a", "sboms/a.json")
+    for key in keys:
+        made = artifacts.record("releases", key, Digest(1, "a" * 64), {}, clock.now(), stores=["cold"]).artifact
+        artifacts.finish_copy(made, "cold", tag="1", evidence={}, now=clock.now())
+    context.catalogue.companions.add("releases", "sboms/a.json", "big/a", by="ana", now=clock.now())
+    for name in ("a.json", "a.json.sig", "b.json"):
+        (source_root / "dir").mkdir(exist_ok=True)
+        (source_root / "dir" / name).write_text(f"another {name}")
+    files = list(DirectoryListing(source_root / "dir", "releases", "sboms/").files())
+    deliver(request_for(context, files, source_root), context)
+    found = {file.key: artifacts.copies(context.artifact("releases", file.key)) for file in files}
+    assert {key: sorted(copies) for key, copies in found.items()} == {
+        "sboms/a.json": ["cold"], "sboms/a.json.sig": ["cold"], "sboms/b.json": ["dr", "primary"],
+    }  # fmt: skip
 
 
 def assert_all_there(context: Context) -> None:
