@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from worker.artifacts.artifact_copies import ArtifactJob, CopySlot
-from worker.artifacts.lock_companions_for_job import locked_companions
+from worker.artifacts.lock_companions_for_job import locked_companions, names_companions_itself
 from worker.artifacts.per_store import for_each_store, most_retryable
 from worker.catalogue import Artifact, Copy, CopyState
 from worker.context import JobContext
@@ -38,7 +38,7 @@ def replicate(request: ReplicateRequest, context: JobContext, job: RunningJob) -
         StorageError, Snooze: a store did not take its copy; the other stores have theirs.
     """
     artifact = context.artifact(request.bucket, request.key)
-    alone = job.parent is not None  # a batch or sweep names companions itself
+    alone = names_companions_itself(context, job)
     with locked_companions(context, job, request.bucket, request.key, none=alone) as others:
         wanted = [artifact, *others]
         job.start(sum(each.digest.size for each in wanted) * len(request.to), "replicating")

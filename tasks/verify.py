@@ -1,6 +1,7 @@
 """Verify: read all bytes of an artifact's copies and compare them with the recorded digest."""
 
 from worker.artifacts.artifact_copies import ArtifactJob
+from worker.artifacts.lock_companions_for_job import names_companions_itself
 from worker.artifacts.per_store import for_each_store
 from worker.artifacts.verification_log_head import WrittenLog
 from worker.catalogue import Artifact, Copy
@@ -23,7 +24,7 @@ def verify(request: VerifyRequest, context: JobContext, job: RunningJob) -> Veri
         Snooze: a store takes no job now; the copies in the others have their verdicts.
     """
     artifact = _find_version(request, context)
-    alone = request.version is not None or job.parent is not None  # a batch or sweep names companions itself
+    alone = request.version is not None or names_companions_itself(context, job)
     known = [] if alone else context.catalogue.companions.of(request.bucket, request.key)
     examined = [(artifact, _find_copies(request, context, artifact))]
     examined += [(each, _find_copies(request, context, each, of_companion=True)) for each in known]

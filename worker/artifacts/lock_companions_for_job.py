@@ -9,9 +9,12 @@ from worker.catalogue import Artifact, Tombstone
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.limits.snooze import Snooze
+from zot_artifact_client.contract import ADOPT, DELETE, REPLICATE, UPLOAD, VERIFY, is_batch_job
 
 _POLL = 5.0
 """Seconds until a job asks again whether the job on a companion has ended."""
+_OF_ONE = {spec.kind for spec in (UPLOAD, REPLICATE, VERIFY, DELETE, ADOPT)}
+"""The kinds of jobs on one artifact."""
 _Companion = TypeVar("_Companion", Artifact, Tombstone)
 
 
@@ -39,6 +42,17 @@ def locked_deleted_companions(
     return _locked(
         lambda: context.catalogue.deletions.of_companions(of), context, job, f"{of.bucket}/{of.key}", of_page=of_page
     )
+
+
+def names_companions_itself(context: JobContext, job: RunningJob) -> bool:
+    """Return whether a batch or sweep has sent a job, which has jobs for the companions, too.
+
+    Celery also gives a parent to what a service sends from a task of its own, and to the next job of a chain.
+    """
+    if job.parent is None or is_batch_job(job.id, job.parent):
+        return job.parent is not None
+    parent = context.catalogue.ledger.get(job.parent)
+    return parent is not None and parent.kind not in _OF_ONE
 
 
 @contextmanager

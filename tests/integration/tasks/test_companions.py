@@ -11,12 +11,14 @@ from tasks.replicate import replicate
 from tasks.sweeps.purge import sweep_purge
 from tasks.upload import upload
 from tasks.verify import verify
+from tests.integration.tasks.conftest import NullReporter
 from worker import clock
 from worker.artifacts.queries import describe
 from worker.artifacts.wait_for_delete_approval import WaitsForApproval
-from worker.catalogue import Catalogue, OnHold, WrongCompanion
+from worker.catalogue import Catalogue, Leased, OnHold, WrongCompanion
 from worker.catalogue.deletions import Deletions
 from worker.context import Context
+from worker.jobs.running_job import RunningJob
 from worker.limits.snooze import Snooze
 from worker.settings import Settings
 from worker.settings.section_models import DeleteSettings
@@ -81,6 +83,25 @@ def test_what_belongs_to_an_artifact_is_shown_from_both_sides(context: Context, 
     known.companions.remove("releases", "app.tgz.sig", by="ana", now=clock.now())
     assert describe(context.artifact("releases", "app.tgz.sig"), context).companion_of is None
     assert "app.tgz.sig" not in describe(context.artifact("releases", "app.tgz"), context).companions
+
+
+@pytest.mark.usefixtures("family")
+def test_a_job_that_a_task_of_a_service_sends_takes_the_companions_too(context: Context, known: Catalogue) -> None:
+    """Celery makes that task its parent. A sweep has other jobs for the companions."""
+    known.ledger.acquire(
+        "sweep", "sweep.repair", {}, owner="me", holds=None, parent=None, now=clock.now(), lease=timedelta(0)
+    )
+    counts = {}
+    for parent in ("task-of-a-service", "sweep"):
+        begun = known.ledger.acquire(
+            f"of-{parent}", "verify", {}, owner="me", holds=None, parent=parent, now=clock.now(), lease=timedelta(0)
+        )
+        assert isinstance(begun, Leased)
+        job = RunningJob(begun.record, known.ledger, context.settings.jobs, NullReporter())
+        verified = verify(VerifyRequest(**APP), context.for_job(job), job)
+        copied = replicate(ReplicateRequest(**APP, to=("cold",)), context.for_job(job), job)
+        counts[parent] = (len(verified.companions), len(copied.companions))
+    assert counts == {"task-of-a-service": (4, 4), "sweep": (0, 0)}
 
 
 @pytest.mark.usefixtures("family")
