@@ -373,7 +373,11 @@ def _print(document: Mapping[str, Any]) -> None:
     say(f"findings: {_sum(document['findings'])}")
     say(f"repairs and replications under way: {document['repairs']}")
     dead = document["dead_letters"]
-    say(f"dead letters: {dead}; `zot-artifacts jobs --dead` lists them" if dead else "dead letters: 0")
+    say(
+        f"dead letters: {dead}; `zot-artifacts jobs --dead` lists them, `zot-artifacts jobs retry --all` redrives them"
+        if dead
+        else "dead letters: 0"
+    )
     told = (*map(_canary, document["canaries"]), *_waiting(document["alarms"]), *_undelivered(document["webhooks"]))
     for line in told:
         say(line)
