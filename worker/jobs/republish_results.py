@@ -24,7 +24,7 @@ CURSOR = "zot-artifacts:republished-until"
 """The Redis key, in the result backend, of the second up to which the ends of jobs were compared."""
 _PAGE = 500
 _PAGES = 20
-"""Pages of one run at most: at `sweep.recover` every 15 s, so many as more than 600 jobs that end each second."""
+"""Most pages of one run. With `sweep.recover` every 15 s, they are enough for 600 jobs that end in each second."""
 _OVERLAP = timedelta(minutes=2)
 """A worker has this long to store an end after the ledger has it."""
 _LONGEST = timedelta(days=1)

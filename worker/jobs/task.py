@@ -136,7 +136,7 @@ def clean_up(context: Context, job: JobRecord) -> None:
 
 
 def _clean_up(call: Callable[[], None], job: str) -> None:
-    """Make the call that ends a job whose end is recorded: whatever it raises, the job does not fail by it."""
+    """Clean up after a job whose end is recorded; an error of the cleanup does not fail the job. Raise NotCleanedUp."""
     try:
         call()
     except CatalogueUnavailable as error:

@@ -58,7 +58,7 @@ from zot_artifact_client.snapshot import JobStatus, Snapshot, recorded_status, s
 ReturnT = TypeVar("ReturnT")
 Awaited: TypeAlias = Coroutine[Any, Any, ReturnT]
 _PIECE = 1 << 20
-"""Bytes between two looks of a read at whether it was cancelled."""
+"""A read checks after so many bytes whether it was cancelled."""
 
 
 class AsyncArtifacts(
