@@ -524,6 +524,7 @@ def _failure(failed: FailedBatchItem) -> BatchFailure:
 
 def _at_end(request: BatchRequest, context: Context, job: str) -> None:
     if request.verb == UPLOAD.kind:
+        context.catalogue.upload_lists.remove(job)
         remove_staged_directory(context.settings, job)
     elif request.staged and request.keys_from is not None:
         remove_staged(request.keys_from, context.settings, job)

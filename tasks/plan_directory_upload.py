@@ -1,26 +1,30 @@
 """Plan the upload of a directory: its files are listed once, and each page uploads some lines of the list."""
 
 import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from worker.artifacts import upload_lists
 from worker.artifacts.directory_listing import DirectoryListing, Filters
 from worker.artifacts.page_selection import page_sizes
-from worker.artifacts.sources import SourceRefused, staged_directory
+from worker.artifacts.sources import SourceRefused
 from worker.catalogue import Batch
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
-from worker.storage.errors import NotFound, OutOfSpace
+from worker.storage.errors import NotFound
 from worker.storage.keys import check_bucket
 from zot_artifact_client.contract import (
     BatchRequest,
     LinesSelection,
+    ListedSelection,
     PageRequest,
 )
 
-_LIST = "list"
-_HEARTBEAT_FILES = 1000
+_ROW = 500
+"""Files of a directory that are recorded at a time."""
 
 
 def begin_upload(
@@ -28,44 +32,39 @@ def begin_upload(
 ) -> tuple[dict[str, Any], int, int]:  # fmt: skip
     """Return the cursor at the beginning of the list, and how many files and bytes it names.
 
-    A directory is listed first, into a file beside what is staged for the job.
+    A directory is listed first, into the catalogue.
 
     Raises:
         SourceRefused, NotFound: the directory is not below a root, or is none.
         BadKeyList: a line of the list names no file.
     """
-    problems: dict[str, Any] = {}
-    name = request.keys_from
     if request.directory is not None:
         job.step("listing the directory")
-        name, problems = _list(request, request.directory, context, job)
-    assert name is not None
+        return _list(request, request.directory, context, job)
+    assert request.keys_from is not None
     job.step("reading the list")
-    listed = upload_lists.check(name, context.settings, job.heartbeat, job=job.id)
-    if not listed.count and not problems.get("refused"):
-        raise NotFound(f"{request.directory or name}: there is no file there to upload")
-    return {"file": name, "offset": 0, "tag": listed.tag, **problems}, listed.count, listed.size
+    listed = upload_lists.check(request.keys_from, context.settings, job.heartbeat, job=job.id)
+    if not listed.count:
+        raise NotFound(f"{request.keys_from}: there is no file there to upload")
+    return {"file": request.keys_from, "offset": 0, "tag": listed.tag}, listed.count, listed.size
 
 
-def _list(request: BatchRequest, name: str, context: JobContext, job: RunningJob) -> tuple[str, dict[str, Any]]:
+def _list(
+    request: BatchRequest, name: str, context: JobContext, job: RunningJob
+) -> tuple[dict[str, Any], int, int]:  # fmt: skip
     directory = _directory(name, context)
     bucket = check_bucket(request.bucket or "")
     filters = Filters(request.include, request.exclude, request.symlinks)
     listing = DirectoryListing(directory, bucket, request.prefix, filters)
-    staged = staged_directory(context.settings, job.id)
-    try:
-        staged.mkdir(mode=0o700, exist_ok=True)
-        with (staged / _LIST).open("wb") as file:
-            for listed in listing.files():
-                file.write(listed.line())
-                if listing.count % _HEARTBEAT_FILES == 0:
-                    job.heartbeat()
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise OutOfSpace(f"{staged}: the list of {name} cannot be written: {error.strerror}") from error
+    files, begin = listing.files(), 0
+    while lines := [file.line() for file in islice(files, _ROW)]:
+        context.catalogue.upload_lists.append(job.id, begin, b"".join(lines))
+        begin += len(lines)
+        job.heartbeat()
+    if not listing.count and not listing.failed:
+        raise NotFound(f"{name}: there is no file there to upload")
     problems = [{"bucket": bucket, "key": path, "message": reason} for path, reason in listing.problems]
-    return str(staged / _LIST), {"problems": problems, "refused": listing.failed}
+    return {"offset": 0, "problems": problems, "refused": listing.failed}, listing.count, listing.size
 
 
 def _directory(name: str, context: JobContext) -> Path:
@@ -84,21 +83,47 @@ def next_upload_pages(
     """Return the next pages with their bytes, the cursor after them, and whether they are the last."""
     cursor, most = dict(before.cursor), context.settings.page
     left = max(0, (before.total or 0) - int(cursor.get("planned", 0)))
-    extents = upload_lists.extents(
-        cursor["file"], context.settings, offset=cursor["offset"], tag=cursor["tag"], job=before.job,
-        objects=page_sizes(most.objects, left), size=most.size, limit=room,
-    )  # fmt: skip
     shared = {"verb": "upload", "stores": request.stores, **request.beside_bytes}
+    with _lines_from(cursor, context, before.job) as lines:
+        sizes = page_sizes(most.objects, left)
+        extents = upload_lists.extents(lines, objects=sizes, size=most.size, limit=room)
     pages: list[tuple[PageRequest, int]] = []
     for extent in extents:
-        lines = LinesSelection(file=cursor["file"], offset=cursor["offset"], end=extent.end, tag=cursor["tag"])
-        pages.append((PageRequest.read({**shared, "lines": lines}), extent.size))
+        pages.append((PageRequest.read({**shared, **_selection(cursor, extent.end, before.job)}), extent.size))
         cursor |= {"offset": extent.end, "planned": int(cursor.get("planned", 0)) + extent.count}
     return pages, cursor, len(extents) < room
 
 
+def _lines_from(
+    cursor: Mapping[str, Any], context: JobContext, batch: str
+) -> AbstractContextManager[upload_lists.Lines]:  # fmt: skip
+    """Return the lines of the list of a batch from its cursor on."""
+    if "file" not in cursor:
+        return nullcontext(upload_lists.of_batch(context.catalogue, batch, cursor["offset"]))
+    return upload_lists.opened(cursor["file"], context.settings, batch, offset=cursor["offset"], tag=cursor["tag"])
+
+
+def _selection(cursor: Mapping[str, Any], end: int, batch: str) -> dict[str, Any]:
+    """Return the field of a page's request that selects the files from the cursor on."""
+    if "file" not in cursor:
+        return {"listed": ListedSelection(batch=batch, begin=cursor["offset"], end=end)}
+    return {"lines": LinesSelection(file=cursor["file"], offset=cursor["offset"], end=end, tag=cursor["tag"])}
+
+
 def files_of(request: PageRequest, context: JobContext, job: str) -> list[upload_lists.ListedFile]:
-    """Return all files of a page of an upload."""
+    """Return all files of a page of an upload.
+
+    Raises:
+        BadKeyList: the list was changed since it was checked.
+        NotFound: the list is gone, because the batch has ended.
+        SourceRefused, AccessDenied: the list is a file that cannot be opened.
+    """
+    if (listed := request.listed) is not None:
+        found = upload_lists.up_to(upload_lists.of_batch(context.catalogue, listed.batch, listed.begin), listed.end)
+        if len(found) != listed.end - listed.begin:
+            raise NotFound(f"the list of batch {listed.batch} is gone: the batch has ended")
+        return found
+    assert request.lines is not None
     lines = request.lines
-    assert lines is not None
-    return upload_lists.read(lines.file, context.settings, offset=lines.offset, end=lines.end, tag=lines.tag, job=job)
+    with upload_lists.opened(lines.file, context.settings, job, offset=lines.offset, tag=lines.tag) as found_lines:
+        return upload_lists.up_to(found_lines, lines.end)

@@ -82,7 +82,9 @@ class Scene:
             (self.directory / "sources" / prefix).mkdir()
             for n in range(COUNT):
                 (self.directory / "sources" / prefix / f"{n:03d}").write_text(f"the bytes of {prefix} {n}")
-        assert self.client.upload_dir(self.directory / "sources", BUCKET).wait(WITHIN).good
+        job = self.client.upload_dir(self.directory / "sources", BUCKET)
+        assert job.wait(WITHIN).good
+        until(lambda: not list(self.catalogue.upload_lists.rows(job.id, 0)))
 
     def order(self, name: str, at: str, **how: Any) -> None:
         """Let the process that works on the page of this prefix die at a point."""

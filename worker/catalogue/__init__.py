@@ -73,6 +73,7 @@ from worker.catalogue.repairable_copies import Repairs, UntrustedStore
 from worker.catalogue.store_identities import StoreIdentities
 from worker.catalogue.sweep_claims import AHEAD, GRACE, SHORTEST_HORIZON, NeededReads, SweepClaims
 from worker.catalogue.tokens import AccessToken, AccessTokens
+from worker.catalogue.upload_lists import UploadLists
 from worker.catalogue.verification_log import Verifications
 from worker.storage.identity import KnownIdFiles
 
@@ -337,6 +338,10 @@ class Catalogue:
     @cached_property
     def transfers(self) -> Transfers:
         return Transfers(self._database)
+
+    @cached_property
+    def upload_lists(self) -> UploadLists:
+        return UploadLists(self._database)
 
     @cached_property
     def verifications(self) -> Verifications:

@@ -17,7 +17,7 @@ from worker.catalogue.fencing import LostLease
 from worker.catalogue.job_webhooks import want_webhooks
 from worker.catalogue.pauses import Pause, pauses_of_job
 from worker.catalogue.records import JobRecord
-from worker.catalogue.tables import SWEEPS, artifact_locks, batch_items, batches, job_webhooks, jobs
+from worker.catalogue.tables import SWEEPS, artifact_locks, batch_items, batches, job_webhooks, jobs, upload_lists
 from worker.counted import counted
 from zot_artifact_client.contract import BATCH_JOB_ID, JobState
 
@@ -332,6 +332,7 @@ class Ledger:
             with self._database.write() as connection:
                 connection.execute(sa.delete(batch_items).where(batch_items.c.batch.in_(group)))
                 connection.execute(sa.delete(batches).where(batches.c.job.in_(group)))
+                connection.execute(sa.delete(upload_lists).where(upload_lists.c.batch.in_(group)))
                 connection.execute(sa.delete(artifact_locks).where(artifact_locks.c.job.in_(group)))
                 still = sa.and_(jobs.c.id.in_(group), jobs.c.state.in_(_PRUNED))  # none was redriven meanwhile
                 connection.execute(sa.delete(jobs).where(still))

@@ -268,6 +268,15 @@ artifact_locks = Table(
 )
 """The artifacts that a page may write to, while its job has its lease under this fence."""
 
+upload_lists = Table(
+    "upload_lists",
+    metadata,
+    Column("batch", Text(128), primary_key=True),
+    Column("begin", BigInteger, primary_key=True),
+    Column("lines", LargeBinary, nullable=False),
+)
+"""The files of a directory that a batch uploads, compressed, hundreds in a row; `begin` is the number of the first."""
+
 pages = Table(
     "pages",
     metadata,

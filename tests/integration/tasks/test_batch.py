@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from datetime import timedelta
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from celery import Celery
+from pydantic import SecretStr
 
 from tasks import batch as batches
 from tasks.delete import delete
@@ -19,6 +22,7 @@ from tests.waiting import WITHIN
 from worker import clock
 from worker.artifacts.key_lists import BadKeyList
 from worker.catalogue import Leased, tables
+from worker.catalogue.upload_lists import UploadLists
 from worker.context import Context
 from worker.jobs.outbox import Outbox
 from worker.jobs.running_job import Continue, RunningJob
@@ -225,6 +229,58 @@ def test_a_batch_refuses_a_storage_class_for_a_store_that_has_none(drive, source
     with pytest.raises(PermanentError, match="primary: the store has no storage classes; leave it out"):
         drive(asked).finish()
     assert not stored("primary").exists()
+
+
+@pytest.fixture
+def files(source_root: Path) -> BatchRequest:
+    """Lay 600 files into a directory, which is more than one row of its list; return the upload of it."""
+    for number in range(600):
+        (source_root / f"{number:03d}").write_text(f"the bytes of {number}")
+    return BatchRequest(verb="upload", directory=str(source_root), bucket="releases", stores=("primary",))
+
+
+def test_the_workers_of_several_machines_share_the_list_of_a_directory(drive, files, settings, tmp_path):
+    """One machine lists the directory; steps and pages run on another one, with a data directory of its own."""
+    changes = {"home": tmp_path / "other machine", "catalogue": SecretStr(settings.catalogue_url)}
+    driver = drive(files)
+    assert driver.step() is None
+    other = Context.open(settings.model_copy(update=changes))
+    driver.context = other
+    result = driver.finish()
+    assert (result.outcomes, result.failed) == ({"stored": 600}, 0)
+    other.close()
+
+
+def test_a_directory_is_listed_again_after_a_death(drive, files, source_root, monkeypatch, context):
+    """The list of the attempt that was killed leaves no line: the directory may have changed since."""
+    driver = drive(files)
+    with monkeypatch.context() as patched:
+        append, calls = UploadLists.append, count()
+
+        def killed(self: UploadLists, batch: str, begin: int, lines: bytes) -> None:
+            append(self, batch, begin, lines)
+            if next(calls):
+                kill()
+
+        patched.setattr(UploadLists, "append", killed)
+        with pytest.raises(Killed):
+            driver.step()
+    for number in range(400):
+        (source_root / f"{number:03d}").unlink()
+    assert driver.finish().outcomes == {"stored": 200}
+    assert len(context.catalogue.artifacts.page("releases")) == 200
+
+
+def test_a_page_of_a_batch_that_has_ended_uploads_nothing(drive, files, context, stored):
+    """The list goes with its batch, and a page that is delivered late says so."""
+    driver = drive(files)
+    assert driver.step() is None
+    context.catalogue.upload_lists.remove(driver.id)
+    driver.work()
+    assert {job.error["message"] for job in children(context)} == {
+        "the list of batch batch-1 is gone: the batch has ended"
+    }
+    assert not stored("primary").parent.exists()
 
 
 @pytest.mark.parametrize("point", ["before it is recorded", "before its messages", "after its messages"])

@@ -7,7 +7,6 @@ from worker.artifacts.sources.open_source import (
     open_source,
     remove_staged,
     remove_staged_directory,
-    staged_directory,
 )
 from worker.artifacts.sources.partial_download import remove_partial
 
@@ -19,5 +18,4 @@ __all__ = [
     "remove_partial",
     "remove_staged",
     "remove_staged_directory",
-    "staged_directory",
 ]

@@ -80,14 +80,9 @@ class HashedSource:
         return self.in_memory or self.source.rewind()
 
 
-def staged_directory(settings: Settings, job: str) -> Path:
-    """Return the directory in which the files of a job are staged; it may not exist."""
-    return settings.staging_dir / staging_name(job)
-
-
 def remove_staged_directory(settings: Settings, job: str) -> None:
     """Remove all files that were staged for a job."""
-    shutil.rmtree(staged_directory(settings, job), ignore_errors=True)
+    shutil.rmtree(settings.staging_dir / staging_name(job), ignore_errors=True)
 
 
 class _Reader:

@@ -313,6 +313,14 @@ class LinesSelection(Message):
     """Tells whether the file was changed."""
 
 
+class ListedSelection(Message):
+    """Files of the list that a batch has made of a directory, by their numbers: from `begin` on, without `end`."""
+
+    batch: Annotated[str, StringConstraints(min_length=1, max_length=128)]
+    begin: Annotated[int, Field(ge=0)]
+    end: Annotated[int, Field(ge=0)]
+
+
 class PageRequest(KeptBesideBytes):
     """Do one verb to all objects of a page: the part of a batch or sweep that one job does at once.
 
@@ -324,6 +332,7 @@ class PageRequest(KeptBesideBytes):
     claim: ClaimSelection | None = None
     range: RangeSelection | None = None
     lines: LinesSelection | None = None
+    listed: ListedSelection | None = None
     to: StoreNames | None = None
     stores: StoreNames | None = None
     allow_last: bool = False
@@ -332,8 +341,8 @@ class PageRequest(KeptBesideBytes):
 
     @model_validator(mode="after")
     def _selects_once(self) -> Self:
-        if [self.claim, self.range, self.lines].count(None) != 2:  # noqa: PLR2004 - one of three is given
-            msg = "give one of claim, range and lines"
+        if [self.claim, self.range, self.lines, self.listed].count(None) != 3:  # noqa: PLR2004 - one of four is given
+            msg = "give one of claim, range, lines and listed"
             raise ValueError(msg)
         return self
 
