@@ -35,6 +35,8 @@ from zot_artifact_client.outgoing_messages import MESSAGES
 MIB = 1 << 20
 STORES = ("primary", "dr", "cloud")
 SIZES = (0, 1, 3_000, 700_000, 2 * MIB, 17 * MIB)
+_CANCELLED = 0.05
+"""Which part of the jobs is cancelled as soon as it is sent."""
 SETTINGS = {
     "jobs__lease": "2s",
     "jobs__grace": "1s",
@@ -151,17 +153,21 @@ class Fleet:
     # What users do
 
     def work(self) -> None:
-        """Send one job of a random kind."""
-        kind = self.rng.choices(("upload", "replicate", "verify", "delete"), (6, 3, 3, 1))[0]
+        """Send one job of a random kind, and cancel one now and then."""
         key = f"k{self.rng.randrange(24)}"
-        sends: dict[str, Callable[[], Job[Any]]] = {
-            "upload": lambda: self._upload(key),
-            "replicate": lambda: self.client.replicate("data", key, to=self.rng.choice(STORES)),
-            "verify": lambda: self.client.verify("data", key),
-            "delete": lambda: self._delete(key),
+        sends: dict[str, tuple[int, Callable[[], Job[Any]]]] = {
+            "upload": (6, lambda: self._upload(key)),
+            "replicate": (3, lambda: self.client.replicate("data", key, to=self.rng.choice(STORES))),
+            "verify": (3, lambda: self.client.verify("data", key)),
+            "delete": (1, lambda: self._delete(key)),
+            "upload of a directory": (2, lambda: self._upload_directory(f"d{self.rng.randrange(8)}")),
+            "batch": (2, self._batch),
         }
+        kind = self.rng.choices(list(sends), [weight for weight, _ in sends.values()])[0]
         try:
-            job = sends[kind]()
+            job = sends[kind][1]()
+            if self.rng.random() < _CANCELLED:
+                job.cancel()
         except BrokerUnavailable:
             self.tally.refused_to_send += 1
             return
@@ -177,6 +183,21 @@ class Fleet:
         self._uploads.setdefault(key, []).append(digest)
         stores = self.rng.choice((STORES, ("primary", "cloud"), ("primary",)))
         return self.client.upload(path, "data", key, stores=stores, idempotency_key=digest)
+
+    def _upload_directory(self, prefix: str) -> Job[Any]:
+        directory = self._sources / f"directory-{self.rng.randrange(1 << 32):08x}"
+        directory.mkdir()
+        for number in range(self.rng.randrange(1, 40)):
+            content = self.rng.randbytes(self.rng.choice(SIZES[:3])) + os.urandom(8)
+            (directory / f"{number}").write_bytes(content)
+            self._uploads.setdefault(f"{prefix}/{number}", []).append(hashlib.sha256(content).hexdigest())
+        return self.client.upload_dir(directory, "data", prefix, stores=self.rng.choice((STORES, ("primary",))))
+
+    def _batch(self) -> Job[Any]:
+        verb, prefix = self.rng.choice(("replicate", "verify", "delete")), f"d{self.rng.randrange(8)}/"
+        to = self.rng.choice(STORES) if verb == "replicate" else None
+        stores = self.rng.choice((None, "dr", "cloud")) if verb == "delete" else None
+        return self.client.batch(verb, "data", prefix, to=to, stores=stores)
 
     def _delete(self, key: str) -> Job[Any]:
         return self.client.delete("data", key, stores=self.rng.choice((None, "dr", "cloud")))
@@ -295,14 +316,15 @@ class Fleet:
 
     def rot(self) -> None:
         """Flip a bit of a file, so that nothing but reading it tells."""
-        files = [path for path in (self._home / "dr" / "data").glob("k*") if path.suffix != ".sha256"]
+        data = self._home / "dr" / "data"
+        files = [path for path in data.rglob("*") if path.suffix != ".sha256" and path.is_file()]
         if files:
             path = self.rng.choice(sorted(files))
             with suppress(OSError), path.open("r+b") as file:
                 first = file.read(1)
                 file.seek(0)
                 file.write(bytes([first[0] ^ 1]))
-                self._rotten.add(path.name)
+                self._rotten.add(path.relative_to(data).as_posix())
 
     # What must be true afterwards
 
@@ -319,20 +341,33 @@ class Fleet:
         self.injector.calm()
 
     def settle(self, within: float = WITHIN) -> None:
-        """Wait until every accepted job has ended; those that have not are lost."""
+        """Wait until every accepted job has ended, and its client is told the same end; others are lost."""
         deadline = time.monotonic() + within
         waiting = dict(self._jobs)
         while waiting and time.monotonic() < deadline:
             self.look_after_workers()
             for id_ in list(waiting):
                 record = self.catalogue.ledger.get(id_)
-                if record is not None and JobState(record.state).terminal:
+                ended = record is not None and JobState(record.state).terminal
+                if record is not None and ended and self._told(id_) == record.state and not self._items_of(id_):
                     self.tally.states[f"{record.kind} {record.state}"] += 1
                     self.tally.attempts[record.attempts] += 1
                     del waiting[id_]
             time.sleep(0.2)  # the ledger and the workers have to be polled
-        self.tally.lost += [f"{self._kinds[id_]} {id_} {self._state(id_)}" for id_ in waiting]
+        self.tally.lost += [
+            f"{self._kinds[id_]} {id_} {self._state(id_)}; its client is told {self._told(id_)}" for id_ in waiting
+        ]
         self._jobs.clear()
+
+    def _items_of(self, batch: str) -> list[str]:
+        """Return the jobs of a batch that have not ended."""
+        return [item.job for item in self.catalogue.batches.in_flight(batch) if not item.state.terminal]
+
+    def _told(self, id_: str) -> JobState | None:
+        """Return the state that a client of the job sees now; None if the broker is away."""
+        with suppress(BrokerUnavailable):
+            return self._jobs[id_].state
+        return None
 
     def _state(self, id_: str) -> str:
         record = self.catalogue.ledger.get(id_)
