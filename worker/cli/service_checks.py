@@ -190,12 +190,17 @@ def beat_check(settings: Settings) -> Check:
 
 
 def open_breakers(settings: Settings) -> dict[str, OpenBreaker]:
-    """Return the circuit breakers that are open or half-open, by store."""
+    """Return the circuit breakers that are open or half-open, by store; none while their Redis does not answer.
+
+    `doctor` and `status` check that Redis by itself.
+    """
     try:
-        url = settings.results_url
-    except NoBroker:
+        client = redis_of_results(settings.results_url)
+        if client is None or not client.ping():
+            return {}
+    except (NoBroker, redis.RedisError):
         return {}
-    counters = Counters(SharedRedis(lambda: redis_of_results(url)))
+    counters = Counters(SharedRedis(lambda: client))
     breakers = {name: CircuitBreaker(name, counters, settings.breaker) for name in settings.stores}
     return {name: found for name, breaker in breakers.items() if (found := breaker.opened())}
 
