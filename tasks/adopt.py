@@ -57,7 +57,7 @@ def adopt(request: AdoptRequest, context: JobContext, job: RunningJob) -> AdoptR
     with store.read_object(stat.bucket, stat.key, on_bytes=job.advance) as reader:
         if reader.stat.version != stat.version:
             raise Conflict(f"{what} was written by another program just now")
-        beside = tuple(sorted({*stat.not_carried, *reader.stat.not_carried}))
+        beside = {*stat.not_carried, *reader.stat.not_carried}
         digest, manifest = compute_digests(reader, size=stat.size, what=what)  # compared with what the store keeps
     if request.sha256 not in {None, digest.sha256}:
         raise DigestMismatch(f"{what} has SHA-256 {digest.sha256}, the request has {request.sha256}")
@@ -67,14 +67,17 @@ def adopt(request: AdoptRequest, context: JobContext, job: RunningJob) -> AdoptR
             f"{known.digest.sha256}: one of the two belongs under another key"
         )
     tags = encoded_tags(store, stat) if "tags" in beside else None
-    if tags and tags == (known.properties.get("tags") if known else tags):
-        beside = tuple(name for name in beside if name != "tags")
     now = clock.now()
     properties = set_properties(stat.properties) | ({"tags": tags} if tags else {})
     artifact = known or artifacts.record(
         request.bucket, request.key, digest, valid_metadata(stat.metadata), now, manifest=manifest,
         properties=properties,
     ).artifact  # fmt: skip
+    if tags:
+        beside.discard("tags")
+    beside |= {name for name, value in properties.items() if artifact.properties.get(name) != value}
+    if any(artifact.metadata.get(name) != value for name, value in stat.metadata.items()):
+        beside.add("metadata")
     copy = artifacts.ensure_copy(artifact, store.name)
     finished = FinishedCopy(artifact, store.name, stat.version, {**stat.storage_tags, "adopted": evidence})
     if evidence == FIRST_READ:
@@ -83,8 +86,8 @@ def adopt(request: AdoptRequest, context: JobContext, job: RunningJob) -> AdoptR
         finding = Finding(job.id, store.name, artifact, Verdict.VERIFIED, digest.sha256, digest.size)
         context.catalogue.verifications.record(finding, copy, tag=stat.version, now=now, finished=finished)
     if beside:
-        logger.warning("%s: the store keeps %s, which is not recorded and not replicated", what, ", ".join(beside))
-    return _result(artifact, store.name, evidence, not_recorded=beside)
+        logger.warning("%s: the store keeps %s, which is not recorded and not replicated", what, ", ".join(sorted(beside)))
+    return _result(artifact, store.name, evidence, not_recorded=tuple(sorted(beside)))
 
 
 def _evidence(request: AdoptRequest, stat: ObjectStat, known: Artifact | None) -> str:

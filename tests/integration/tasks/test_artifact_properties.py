@@ -211,6 +211,28 @@ def test_what_no_artifact_has_is_told_at_adoption(with_cloud, cloud):
     assert "tags" not in with_cloud(adopt, wish).not_recorded
 
 
+@pytest.mark.parametrize("metadata", [{"build-id": "7"}, {"note": "x" * 2000}])
+def test_metadata_that_no_artifact_can_have_is_told_at_adoption(with_cloud, cloud, metadata):
+    """A name or a value that another program chose and no request may have is not lost in silence."""
+    client, config = cloud
+    where = {"Bucket": config.bucket, "Key": "releases/page.html"}
+    client.put_object(**where, Body=b"<html>", ChecksumAlgorithm="SHA256", Metadata=metadata | {"team": "core"})
+    assert with_cloud(adopt, AdoptRequest(bucket="releases", key="page.html", store="cloud")).not_recorded == (
+        "metadata",
+    )
+
+
+def test_a_copy_with_other_headers_than_recorded_is_told_at_adoption(with_cloud, cloud, source):
+    """The artifact keeps what was recorded first; the result names what the adopted object has different."""
+    wish = UploadRequest(bucket="releases", key="page.html", source=source(b"<html>"), stores=("primary",))
+    with_cloud(upload, wish.model_copy(update={"content_type": "text/html", "metadata": {"build": "7"}}))
+    client, config = cloud
+    where = {"Bucket": config.bucket, "Key": "releases/page.html"}
+    client.put_object(**where, Body=b"<html>", ContentType="text/plain", Metadata={"build": "8"})
+    result = with_cloud(adopt, AdoptRequest(bucket="releases", key="page.html", store="cloud"))
+    assert result.not_recorded == ("content_type", "metadata")
+
+
 TAGS = {"team": "a=b/c", "stage": "caf\u00e9 +1", "empty": ""}
 
 
