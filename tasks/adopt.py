@@ -86,7 +86,9 @@ def adopt(request: AdoptRequest, context: JobContext, job: RunningJob) -> AdoptR
         finding = Finding(job.id, store.name, artifact, Verdict.VERIFIED, digest.sha256, digest.size)
         context.catalogue.verifications.record(finding, copy, tag=stat.version, now=now, finished=finished)
     if beside:
-        logger.warning("%s: the store keeps %s, which is not recorded and not replicated", what, ", ".join(sorted(beside)))
+        logger.warning(
+            "%s: the store keeps %s, which is not recorded and not replicated", what, ", ".join(sorted(beside))
+        )
     return _result(artifact, store.name, evidence, not_recorded=tuple(sorted(beside)))
 
 

@@ -102,16 +102,14 @@ def _stage(source: BinaryIO, name: str | None, directory: Path, sha256: str | No
     try:
         fd = open_own(directory, partial.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         with os.fdopen(fd, "wb", buffering=0) as copy:
-            digest = _copy(source, copy, on_bytes)
+            digest = _copy(source, copy, on_bytes, what)
             os.fsync(copy.fileno())
         staged = _placed(partial, directory / (name or digest), digest)
     except OSError as error:
-        way_out = f"{WAYS_OUT_OF_WRITE[error.errno]}, or " if error.errno in WAYS_OUT_OF_WRITE else ""
-        raise Failure(
-            f"{what}: it cannot be staged in {directory.parent}: {error.strerror}; {way_out}add the file's "
-            "directory to sources.roots",
-            type_="StagingFailed",
-        ) from error
+        ways_out = [WAYS_OUT_OF_WRITE[error.errno]] if error.errno in WAYS_OUT_OF_WRITE else []
+        ways_out += ["add the file's directory to sources.roots"] if source is not sys.stdin.buffer else []
+        reason = "; ".join([str(error.strerror), *filter(None, [", or ".join(ways_out)])])
+        raise Failure(f"{what}: it cannot be staged in {directory.parent}: {reason}", type_="StagingFailed") from error
     finally:
         _remove(partial)  # also when Ctrl-C ends it
     if sha256 is not None and sha256 != staged.sha256:
@@ -150,12 +148,19 @@ def _remove(path: Path) -> None:
         path.parent.rmdir()
 
 
-def _copy(source: BinaryIO, copy: BinaryIO, on_bytes: OnBytes) -> str:
+def _copy(source: BinaryIO, copy: BinaryIO, on_bytes: OnBytes, what: str) -> str:
     digest = hashlib.sha256()
-    while piece := source.read(BUFFER_SIZE):
+    while piece := _read(source, what):
         digest.update(piece)
         left = memoryview(piece)
         while left:
             left = left[copy.write(left) :]
         on_bytes(len(piece))
     return digest.hexdigest()
+
+
+def _read(source: BinaryIO, what: str) -> bytes:
+    try:
+        return source.read(BUFFER_SIZE)
+    except OSError as error:
+        raise Failure(f"{what}: it cannot be read: {error.strerror}", type_="SourceUnreadable") from error

@@ -55,7 +55,7 @@ _DEPTH_BELOW = 3
 _MOST_BELOW = 1000
 _MOUNT_POINT = 4  # field of a line of mountinfo
 _AMAZON = re.compile(r"(?!.*\bus-(?:gov|iso))(?:[a-z0-9-]+\.)*s3[a-z0-9-]*\.(?:[a-z0-9-]+\.)*amazonaws\.com")
-_GOOGLE = re.compile(r"(?:[a-z]+-)?storage\.googleapis\.com|www\.googleapis\.com")
+_GOOGLE = re.compile(r"(?:[a-z0-9-]+\.)+googleapis\.com")
 """Hosts of one name space of buckets: a bucket is the same one at each of them."""
 
 
@@ -328,7 +328,7 @@ class Identity:
         for name, config in self._configs.items():
             if name == self._driver.name or not isinstance(config, FilesystemConfig):
                 continue
-            for directory in _directories_below(config.root):
+            for directory in [*config.root.resolve().parents, *_directories_below(config.root)]:
                 if _marker_in(directory) == own:
                     raise self._nested(name, directory, self._driver.name)
 
@@ -410,7 +410,7 @@ def _crossings(name: str, configs: Mapping[str, StoreConfig]) -> Iterator[tuple[
         for of, seen in configs.items():
             if through == of or name not in {through, of}:
                 continue
-            if not (isinstance(seeing, CloudConfig) and isinstance(seen, CloudConfig) and type(seeing) is type(seen)):
+            if not (isinstance(seeing, CloudConfig) and isinstance(seen, CloudConfig) and _may_share(seeing, seen)):
                 continue
             if _names_bucket_of(seeing, seen):
                 yield through, of, str(seen.real_bucket), f"{MARKER_BUCKET}/{MARKER_KEY}"
@@ -535,9 +535,14 @@ def _lists(native: CloudConfig, prefixed: CloudConfig) -> bool:
 
 
 def _names_bucket_of(native: CloudConfig, prefixed: CloudConfig) -> bool:
-    if type(native) is not type(prefixed) or (native.layout, prefixed.layout) != ("native", "prefixed"):
+    if not _may_share(native, prefixed) or (native.layout, prefixed.layout) != ("native", "prefixed"):
         return False
     return any(fnmatchcase(prefixed.real_bucket or "", pattern) for pattern in native.buckets)
+
+
+def _may_share(first: CloudConfig, second: CloudConfig) -> bool:
+    """Return whether two stores can have a bucket in common: Cloud Storage shows its buckets to clients of S3 too."""
+    return isinstance(first, AzureConfig) == isinstance(second, AzureConfig)
 
 
 def _server(config: CloudConfig) -> tuple[str | None, ...] | None:
@@ -547,9 +552,9 @@ def _server(config: CloudConfig) -> tuple[str | None, ...] | None:
 
 def _location(config: StoreConfig) -> tuple[str | None, ...] | None:
     match config:
-        case S3Config():
+        case S3Config() if config.endpoint is None or _endpoint(config.endpoint, _GOOGLE) is not None:
             return "s3", _endpoint(config.endpoint, _AMAZON), config.layout, config.bucket
-        case GcsConfig():
+        case S3Config() | GcsConfig():
             return "gcs", _endpoint(config.endpoint, _GOOGLE), config.layout, config.bucket
         case AzureConfig():
             return "azure", _account(config), config.layout, config.container

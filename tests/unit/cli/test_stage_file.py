@@ -84,6 +84,13 @@ def test_a_full_disk_is_one_line(settings: Settings, source: Path) -> None:
     assert list(settings.staging_dir.iterdir()) == []
 
 
+def test_a_source_that_cannot_be_read_is_no_fault_of_the_staging_directory(settings: Settings) -> None:
+    """The error of a read names the source alone, and nothing is left behind."""
+    with pytest.raises(Failure, match=r"source /proc/self/mem: it cannot be read: Input/output error$"):
+        stage(Path("/proc/self/mem"), settings, "job-1")
+    assert list(settings.staging_dir.iterdir()) == []
+
+
 def test_the_file_of_an_earlier_request_stays(settings: Settings, source: Path) -> None:
     """A second request of one idempotency key neither replaces nor removes the file that the first one waits with."""
     first = stage(source, settings, "job-1")

@@ -146,11 +146,14 @@ def test_two_spellings_of_one_bucket_are_one_place() -> None:
         "v7": S3Config(bucket="b", endpoint="http://[2001:db8:0::1]:9000/"),
         "g1": GcsConfig(bucket="b"),
         "g2": GcsConfig(bucket="b", storage_class="NEARLINE", endpoint="https://storage.googleapis.com"),
+        "g3": S3Config(bucket="b", endpoint="https://storage.europe-west3.rep.googleapis.com"),
+        "g4": S3Config(bucket="other", endpoint="https://storage.googleapis.com"),
         "a1": AzureConfig(container="b", account_url="https://acc.blob.core.windows.net"),
         "a2": AzureConfig.model_validate({"container": "b", "connection_string": azure}),
         "a3": AzureConfig(container="b", account_url="https://acc2.blob.core.windows.net"),
     }
-    assert _pairs(configs) == [("s1", "s2"), ("s4", "s5"), ("v6", "v7"), ("g1", "g2"), ("a1", "a2")]
+    google = [("g1", "g2"), ("g1", "g3"), ("g2", "g3")]
+    assert _pairs(configs) == [("s1", "s2"), ("s4", "s5"), ("v6", "v7"), *google, ("a1", "a2")]
 
 
 def test_the_settings_refuse_one_place_with_both_names(tmp_path: Path) -> None:
@@ -318,6 +321,26 @@ def test_one_share_that_is_mounted_twice_is_found_inside_the_other(tmp_path: Pat
         _stores(tmp_path / "other", one=outer, two=aside)["one"].write_object("b", "k", source(DATA))
 
 
+def test_a_root_inside_a_directory_that_a_server_gives_out_is_found_by_both(tmp_path: Path) -> None:
+    """A store of the server finds its marker above the root of the other store, which finds it there too."""
+    root = tmp_path / "served" / "in" / "side"
+    root.mkdir(parents=True)
+    configs: dict[str, StoreConfig] = {
+        "gate": S3Config(bucket="served", endpoint="http://store.example"),
+        "disk": FilesystemConfig(root=root),
+    }
+    driver = MemoryDriver("gate")
+    gate = Store(driver, identity=Identity(driver, KnownIdFiles(tmp_path, configs), configs=configs))
+    gate.check_identity()
+    (tmp_path / "served" / "zot-store").mkdir()
+    marker = b"".join(Store(driver).read_object("zot-store", "identity"))
+    (tmp_path / "served" / "zot-store" / "identity").write_bytes(marker)
+    with pytest.raises(SameStore, match="gate and disk are one physical place"):
+        gate.check_identity()
+    with pytest.raises(SameStore, match="disk and gate are one physical place"):
+        Stores(configs, known_ids=KnownIdFiles(tmp_path, configs))["disk"].write_object("b", "k", source(DATA))
+
+
 def test_a_bucket_that_another_store_names_is_one_place() -> None:
     """A store with a bucket for each logical one, and a store of one of these buckets, would count one object twice."""
     configs = {
@@ -325,8 +348,10 @@ def test_a_bucket_that_another_store_names_is_one_place() -> None:
         "inside": S3Config(bucket="team-a", endpoint="http://store.example:80"),
         "beside": S3Config(bucket="other", endpoint="http://store.example"),
         "elsewhere": S3Config(bucket="team-a", endpoint="http://store2.example"),
+        "google": S3Config(layout="native", buckets=("team-*",), endpoint="https://storage.googleapis.com"),
+        "in_google": GcsConfig(bucket="team-a"),
     }
-    assert _pairs(configs) == [("all", "inside")]
+    assert _pairs(configs) == [("all", "inside"), ("google", "in_google")]
 
 
 def test_the_bucket_of_another_store_is_no_logical_bucket(tmp_path: Path) -> None:
