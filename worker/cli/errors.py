@@ -48,6 +48,8 @@ def failure_of(error: Exception) -> Failure | None:
     if isinstance(error, typer.TyperException):
         told = error.format_message().replace("Value error, ", "")  # Typer quotes pydantic
         return Failure(told, Status.USAGE, type_="UsageError")
+    if isinstance(error, UnicodeEncodeError):  # Python keeps such bytes of the command line as lone surrogates
+        return Failure(f"{error.object} is not UTF-8", Status.USAGE, type_="UsageError")
     for kind, status in _statuses():
         if isinstance(error, kind):
             return Failure(_one_line(str(error).splitlines()), status, type_=type(error).__name__)

@@ -22,7 +22,7 @@ def choose_id(
     """Return the id to send a job under: the caller's, or one of kind, service and key, or a new one.
 
     Raises:
-        InvalidRequest: the caller gave both, or an id that is none.
+        InvalidRequest: the caller gave both, or an id or a key that is none.
     """
     if job_id is not None:
         if idempotency_key is not None:
@@ -35,7 +35,11 @@ def choose_id(
         msg = f"{spec.kind}: idempotency_key is empty"
         raise InvalidRequest(msg)
     scope = spec.kind if service is None else f"{spec.kind}@{service}"
-    return str(uuid5(IDEMPOTENCY_NAMESPACE, f"{scope}:{idempotency_key}"))
+    try:
+        return str(uuid5(IDEMPOTENCY_NAMESPACE, f"{scope}:{idempotency_key}"))
+    except UnicodeEncodeError:
+        msg = f"{spec.kind}: idempotency_key is not valid Unicode (lone surrogate)"
+        raise InvalidRequest(msg) from None
 
 
 def choose_ids(

@@ -8,6 +8,10 @@ import pytest
 from rich.cells import cell_len
 
 from worker.cli import output
+from worker.cli.errors import Status, failure_of
+from zot_artifact_client import InvalidRequest
+from zot_artifact_client.contract import UPLOAD
+from zot_artifact_client.job_ids import choose_id
 
 HOSTILE = "a\x1b[31m\r\nb\u202ec\u2028d\x9bq\udc80"
 
@@ -91,6 +95,20 @@ def test_a_table_fits_a_terminal_that_has_no_unicode(terminal: None, monkeypatch
     assert max(map(len, lines)) <= 80
     assert "..." in lines[2]
     assert r"\u884c.tgz |succeeded" in lines[2]
+
+
+def test_a_text_that_is_not_utf8_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """A reason or an idempotency key with other bytes is a usage error that shows it, and no traceback."""
+    given = "nightly \udcff"
+    with pytest.raises(InvalidRequest, match="lone surrogate"):
+        choose_id(UPLOAD, idempotency_key=given)
+    with pytest.raises(UnicodeEncodeError) as raised:
+        given.encode()
+    failure = failure_of(raised.value)
+    assert failure is not None
+    assert failure.status is Status.USAGE
+    output.complain(failure.message)
+    assert capsys.readouterr().err == "zot-artifacts: nightly \\udcff is not UTF-8\n"
 
 
 def test_an_empty_list_says_so(capsys: pytest.CaptureFixture[str]) -> None:
