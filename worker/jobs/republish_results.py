@@ -101,7 +101,7 @@ def _publish(app: Celery, job: JobRecord) -> None:
     if job.state == JobState.SUCCEEDED:
         app.backend.mark_as_done(job.id, dict(job.result or {}), request=request)
         return
-    error = JobError.model_validate(job.error or {"type": "JobFailed", "message": "no cause was recorded"})
+    error = JobError.recorded(job.error)
     if job.state == JobState.CANCELLED:
         app.backend.mark_as_revoked(job.id, error.message, request=request)
     else:

@@ -458,7 +458,7 @@ class Delivery(Generic[RequestT, ResultT]):
         logger.info("job %s has ended before: %s", record.id, record.state)
         if record.state == JobState.SUCCEEDED:
             return dict(record.result or {})
-        error = JobError.model_validate(record.error or {"type": "JobFailed", "message": "no cause was recorded"})
+        error = JobError.recorded(record.error)
         if record.state == JobState.CANCELLED:
             self._task.backend.mark_as_revoked(record.id, error.message, request=self._task.request)
             raise Ignore

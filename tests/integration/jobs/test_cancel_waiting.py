@@ -224,6 +224,18 @@ def test_an_end_that_no_state_was_stored_of_is_published_and_cleaned_up(context,
     assert not staged.parent.exists()
 
 
+def test_an_end_behind_one_without_a_cause_is_published(context, app, client, broker, begin):
+    """A row that another program has written, or a restored one, may have an error of another form."""
+    for id_, error in (("odd", {"reason": 1}), ("next", {"type": "NotFound", "message": "not there"})):
+        context.catalogue.ledger.finish(id_, begin(id_, key=id_).record.fence, "failed", now=clock.now(), error=error)
+        broker.hset(MESSAGES, id_, "{}")
+    recover(context, app)
+    with pytest.raises(JobFailed, match="no cause was recorded"):
+        client.job("odd").wait(WITHIN)
+    with pytest.raises(JobFailed, match="not there"):
+        client.job("next").wait(WITHIN)
+
+
 def test_an_end_behind_many_others_is_published_by_the_same_run(context, app, client, broker, begin):
     """Jobs may end faster than one page of them is compared at each recovery."""
     for number in range(501):

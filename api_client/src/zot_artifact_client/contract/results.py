@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, ValidationError
 
 from zot_artifact_client.contract.requests import Message
 
@@ -352,3 +352,11 @@ class JobError(Result):
 
     type: str
     message: str
+
+    @classmethod
+    def recorded(cls, error: object) -> "JobError":
+        """Return the error in a row of the ledger; for one that is missing or has another form, one that says so."""
+        try:
+            return cls.model_validate(error)
+        except ValidationError:
+            return cls(type="JobFailed", message="no cause was recorded")
