@@ -42,11 +42,13 @@ def check_delete(request: DeleteRequest, context: JobContext, job: RunningJob, *
     `objects`: the artifact and its companions.
 
     Raises:
-        NotApproved: it was rejected or not approved in time, or says not who requests it.
+        NotApproved: it was rejected or not approved in time, or says not who requests it; or the artifact was uploaded
+            again since.
         WaitsForApproval: a second person has not decided yet.
     """
     if not is_batch_job(job.id, job.parent):
         _check(request, context, job, what=_what(f"{request.bucket}/{request.key}", request), objects=objects, size=0)
+        _check_not_replaced(request, context, job)
 
 
 def check_page(request: PageRequest, context: JobContext, job: RunningJob) -> None:
@@ -120,6 +122,19 @@ def _check_decision(found: DeleteApproval, context: JobContext, job: RunningJob)
     if found.state in {ApprovalState.REJECTED, ApprovalState.EXPIRED, ApprovalState.WITHDRAWN}:
         who = f" by {found.decided_by}: {found.note}" if found.decided_by else ""
         raise NotApproved(f"{what}: nothing was deleted: the delete was {found.state}{who}; send it again to ask anew")
+
+
+def _check_not_replaced(request: DeleteRequest, context: JobContext, job: RunningJob) -> None:
+    """Raise NotApproved if the artifact has a version that the second person did not approve."""
+    found = context.catalogue.delete_approvals.get(job.id)
+    artifact = context.catalogue.artifacts.current(request.bucket, request.key)
+    if found is None or found.state is not ApprovalState.APPROVED or artifact is None or artifact.committed_at is None:
+        return
+    if found.requested_at < artifact.committed_at <= clock.now() + clock.SKEW:
+        raise NotApproved(
+            f"{found.what}: nothing was deleted: it was uploaded again after this delete was requested; send it again "
+            "to ask anew"
+        )
 
 
 def _waits(found: DeleteApproval) -> WaitsForApproval:

@@ -12,7 +12,7 @@ from tasks.page import page
 from tasks.upload import upload
 from tests.integration.tasks.test_batch import Driver, drive, laid  # noqa: F401 - fixtures
 from worker import clock
-from worker.artifacts.wait_for_delete_approval import NotApproved, WaitsForApproval, check_batch
+from worker.artifacts.wait_for_delete_approval import NotApproved, WaitsForApproval, check_batch, check_delete
 from worker.catalogue import ApprovalState, CannotDecide, FindingKind
 from worker.context import Context
 from zot_artifact_client.contract import (
@@ -78,6 +78,21 @@ def test_what_comes_while_a_delete_waits_is_no_part_of_it(context, limit, laid, 
     approve(context)
     driver.finish()
     assert [each.key for each in context.catalogue.artifacts.page("releases", "a/")] == ["a/late"]
+
+
+def test_a_version_that_comes_while_its_delete_waits_stays(context, limit, laid, run, source):  # noqa: F811
+    """The approval of the delete of one artifact is for the version that was there when it was requested."""
+    limit(0)
+    laid(1)
+    wanted = DeleteRequest(bucket="releases", key="a/000", by="ana")
+    job: Any = SimpleNamespace(id="single", parent=None, created_at=clock.now())
+    with pytest.raises(WaitsForApproval):
+        check_delete(wanted, context, job)
+    approve(context, "single")
+    check_delete(wanted, context, job)
+    run(upload, UploadRequest(bucket="releases", key="a/000", source=source(b"other bytes")))
+    with pytest.raises(NotApproved, match="uploaded again after this delete was requested"):
+        check_delete(wanted, context, job)
 
 
 def test_an_approval_is_for_one_delete_only(context, limit):
