@@ -35,7 +35,7 @@ def parse_duration(value: object) -> timedelta:
 
 
 def _check_size(value: object) -> object:
-    if (type(value) is int and value >= 0) or (
+    if (isinstance(value, int) and not isinstance(value, bool) and value >= 0) or (
         isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?\s*(?:[KMGTP]i?)?B", value)
     ):
         return value
