@@ -19,7 +19,7 @@ from worker.catalogue.tables import CURRENT, artifacts, canaries, copies, manife
 from worker.storage import Digest
 from worker.storage.integrity.manifest import CHUNK_SIZE, Manifest
 from worker.storage.keys import CANARY_BUCKET
-from zot_artifact_client.contract import with_properties
+from zot_artifact_client.contract import BATCH_JOB_ID, with_properties
 
 GOOD = [state for state in CopyState if state.good]
 """The states of copies that are complete, and right as far as is known."""
@@ -48,7 +48,12 @@ _NEWEST = Prepared(_VERSIONS.limit(1))
 _LISTED = (artifacts.c.id, artifacts.c.bucket, artifacts.c.key, artifacts.c.size)
 _BY_IDS = Prepared(sa.select(*_LISTED).where(one_of_ids(artifacts.c.id, "ids")))
 _CURRENT = Prepared(_VERSIONS.where(artifacts.c.committed_at.is_not(None)).limit(1))
-_RECORDED_BY = Prepared(_VERSIONS.where(artifacts.c.job == sa.bindparam("by")))
+_RECORDED_BY = Prepared(
+    _VERSIONS.where(
+        artifacts.c.job.concat("") >= sa.bindparam("first"),  # concat: search by key; a batch records many versions
+        artifacts.c.job.concat("") <= sa.bindparam("last"),
+    )
+)
 _COPIES = sa.select(copies).where(copies.c.artifact_id == sa.bindparam("of"))
 _COPIES_BY_STORE = Prepared(_COPIES.order_by(copies.c.store))
 _COPY = Prepared(_COPIES.where(copies.c.store == sa.bindparam("at")))
@@ -590,9 +595,16 @@ def _beside(before: Row[Any] | None, metadata: Mapping[str, str], properties: Ma
 
 
 def _check_not_superseded(connection: Connection, newest: Row[Any], job: str) -> None:
-    own = _RECORDED_BY.first(connection, bucket=newest.bucket, key=newest.key, by=job)
-    if own is None:
+    """Raise Superseded if the job has recorded a version before that is not the newest any more, or was deleted.
+
+    The jobs of a batch count as one: a file that leaves its page is uploaded by a job of its own.
+    """
+    of_batch = BATCH_JOB_ID.fullmatch(job)
+    first, last = (f"{of_batch['batch']}.{n}" for n in ("0" * 8, "9" * 8)) if of_batch else (job, job)
+    found = _RECORDED_BY.all(connection, bucket=newest.bucket, key=newest.key, first=first, last=last)
+    if not found:
         return
+    own = next((row for row in found if row.job == job), found[0])
     what = f"version {own.version} of {own.bucket}/{own.key}, which this job recorded at an earlier attempt,"
     if own.tombstoned_at is not None:
         raise Superseded(f"{what} was deleted before the job could end")

@@ -188,20 +188,24 @@ def test_a_worker_that_lost_a_job_writes_nothing_for_it(catalogue, write):
     assert catalogue.transfers.find(artifact, "dr").sent == {}
 
 
-def test_an_upload_that_goes_on_makes_no_second_version(catalogue):
-    """Its next attempt uses the version of the one before, and gives way to what came between."""
+@pytest.mark.parametrize(("one", "again"), [("one", "one"), ("batch.00000001", "batch.00000007")])
+def test_an_upload_that_goes_on_makes_no_second_version(catalogue, one, again):
+    """Its next attempt uses the version of the one before, and gives way to what came between.
+
+    So does the job of a file that has left its page: the page was its first attempt.
+    """
 
     def record(key, digest, job):
         return catalogue.artifacts.record("releases", key, digest, {}, clock.now(), job=job).artifact
 
     other = Digest(12, "b" * 64)
-    first = record("a", DIGEST, "one")
-    assert record("a", DIGEST, "one") == first
+    first = record("a", DIGEST, one)
+    assert record("a", DIGEST, again) == first
     assert record("a", other, "two").version == 2
     with pytest.raises(Superseded, match="followed by version 2"):
-        record("a", DIGEST, "one")
+        record("a", DIGEST, again)
     assert record("a", DIGEST, "three").version == 3
 
-    catalogue.artifacts.tombstone(record("b", DIGEST, "four"), clock.now())
+    catalogue.artifacts.tombstone(record("b", DIGEST, one), clock.now())
     with pytest.raises(Superseded, match="was deleted"):
-        record("b", DIGEST, "four")
+        record("b", DIGEST, again)
