@@ -11,6 +11,7 @@ from worker.artifacts import upload_lists
 from worker.artifacts.directory_listing import DirectoryListing, Filters
 from worker.artifacts.page_selection import page_sizes
 from worker.artifacts.sources import SourceRefused
+from worker.artifacts.upload_lists import Lines, ListedFile
 from worker.catalogue import Batch
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
@@ -27,9 +28,7 @@ _ROW = 500
 """Files of a directory that are recorded at a time."""
 
 
-def begin_upload(
-    request: BatchRequest, context: JobContext, job: RunningJob
-) -> tuple[dict[str, Any], int, int]:  # fmt: skip
+def begin_upload(request: BatchRequest, context: JobContext, job: RunningJob) -> tuple[dict[str, Any], int, int]:
     """Return the cursor at the beginning of the list, and how many files and bytes it names.
 
     A directory is listed first, into the catalogue.
@@ -40,18 +39,20 @@ def begin_upload(
     """
     if request.directory is not None:
         job.step("listing the directory")
-        return _list(request, request.directory, context, job)
-    assert request.keys_from is not None
-    job.step("reading the list")
-    listed = upload_lists.check(request.keys_from, context.settings, job.heartbeat, job=job.id)
-    if not listed.count:
-        raise NotFound(f"{request.keys_from}: there is no file there to upload")
-    return {"file": request.keys_from, "offset": 0, "tag": listed.tag}, listed.count, listed.size
+        listing = _list(request, request.directory, context, job)
+        cursor, count, size = _problems(listing), listing.count, listing.size
+    else:
+        assert request.keys_from is not None
+        job.step("reading the list")
+        listed = upload_lists.check(request.keys_from, context.settings, job.heartbeat, job=job.id)
+        cursor, count, size = {"file": request.keys_from, "tag": listed.tag}, listed.count, listed.size
+    if not count and not cursor.get("refused"):
+        raise NotFound(f"{request.directory or request.keys_from}: there is no file there to upload")
+    return {"offset": 0, **cursor}, count, size
 
 
-def _list(
-    request: BatchRequest, name: str, context: JobContext, job: RunningJob
-) -> tuple[dict[str, Any], int, int]:  # fmt: skip
+def _list(request: BatchRequest, name: str, context: JobContext, job: RunningJob) -> DirectoryListing:
+    """Record the files of a directory in the catalogue."""
     directory = _directory(name, context)
     bucket = check_bucket(request.bucket or "")
     filters = Filters(request.include, request.exclude, request.symlinks)
@@ -61,10 +62,12 @@ def _list(
         context.catalogue.upload_lists.append(job.id, begin, b"".join(lines))
         begin += len(lines)
         job.heartbeat()
-    if not listing.count and not listing.failed:
-        raise NotFound(f"{name}: there is no file there to upload")
-    problems = [{"bucket": bucket, "key": path, "message": reason} for path, reason in listing.problems]
-    return {"offset": 0, "problems": problems, "refused": listing.failed}, listing.count, listing.size
+    return listing
+
+
+def _problems(listing: DirectoryListing) -> dict[str, Any]:
+    named = [{"bucket": listing.bucket, "key": path, "message": reason} for path, reason in listing.problems]
+    return {"problems": named, "refused": listing.failed}
 
 
 def _directory(name: str, context: JobContext) -> Path:
@@ -94,9 +97,7 @@ def next_upload_pages(
     return pages, cursor, len(extents) < room
 
 
-def _lines_from(
-    cursor: Mapping[str, Any], context: JobContext, batch: str
-) -> AbstractContextManager[upload_lists.Lines]:  # fmt: skip
+def _lines_from(cursor: Mapping[str, Any], context: JobContext, batch: str) -> AbstractContextManager[Lines]:
     """Return the lines of the list of a batch from its cursor on."""
     if "file" not in cursor:
         return nullcontext(upload_lists.of_batch(context.catalogue, batch, cursor["offset"]))
@@ -110,7 +111,7 @@ def _selection(cursor: Mapping[str, Any], end: int, batch: str) -> dict[str, Any
     return {"lines": LinesSelection(file=cursor["file"], offset=cursor["offset"], end=end, tag=cursor["tag"])}
 
 
-def files_of(request: PageRequest, context: JobContext, job: str) -> list[upload_lists.ListedFile]:
+def files_of(request: PageRequest, context: JobContext, job: str) -> list[ListedFile]:
     """Return all files of a page of an upload.
 
     Raises:

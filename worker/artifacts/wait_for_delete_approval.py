@@ -47,8 +47,10 @@ def check_delete(request: DeleteRequest, context: JobContext, job: RunningJob, *
         WaitsForApproval: a second person has not decided yet.
     """
     if not is_batch_job(job.id, job.parent):
-        _check(request, context, job, what=_what(f"{request.bucket}/{request.key}", request), objects=objects, size=0)
-        _check_not_replaced(request, context, job)
+        what = _what(f"{request.bucket}/{request.key}", request)
+        found = _check(request, context, job, what=what, objects=objects, size=0)
+        if found is not None and found.state is ApprovalState.APPROVED:
+            _check_not_replaced(request, context, found)
 
 
 def check_page(request: PageRequest, context: JobContext, job: RunningJob) -> None:
@@ -64,11 +66,12 @@ def check_page(request: PageRequest, context: JobContext, job: RunningJob) -> No
 
 def _check(
     request: BatchRequest | DeleteRequest, context: JobContext, job: RunningJob, *, what: str, objects: int, size: int
-) -> None:
+) -> DeleteApproval | None:
+    """Return the delete as it was allowed or approved; None if none needs an approval. Raise as `check_delete`."""
     rules, approvals = context.settings.delete, context.catalogue.delete_approvals
     what, found = what[:_WHAT], approvals.get(job.id)
     if found is not None and rules.approval_above is None and _is_earlier(found, job):
-        return
+        return None
     # Another attempt may find fewer companions. A different delete under the id means that its job was pruned since.
     fewer = isinstance(request, DeleteRequest) and found is not None and objects < found.objects
     if found is not None and (found.what != what or (found.objects != objects and not fewer)):
@@ -77,7 +80,7 @@ def _check(
         )
     if found is None:
         if rules.approval_above is None:
-            return
+            return None
         now = clock.now()
         found = approvals.request(
             DeleteApproval(
@@ -91,7 +94,7 @@ def _check(
         if found.state is ApprovalState.WAITING:
             told = (job.id, found.requested_by or "an unnamed requester", objects, what)
             logger.warning("delete %s: %s wants to delete %d objects, %s: it waits for an approval", *told)
-    _check_decision(found, context, job)
+    return _decided(found, context, job)
 
 
 def _is_earlier(found: DeleteApproval, job: RunningJob) -> bool:
@@ -99,7 +102,8 @@ def _is_earlier(found: DeleteApproval, job: RunningJob) -> bool:
     return found.requested_at < job.created_at - _SKEW
 
 
-def _check_decision(found: DeleteApproval, context: JobContext, job: RunningJob) -> None:
+def _decided(found: DeleteApproval, context: JobContext, job: RunningJob) -> DeleteApproval:
+    """Return the delete once it is allowed or approved. Raise as `check_delete`."""
     what, objects, approvals = found.what, found.objects, context.catalogue.delete_approvals
     if _is_earlier(found, job):
         raise NotApproved(
@@ -122,15 +126,14 @@ def _check_decision(found: DeleteApproval, context: JobContext, job: RunningJob)
     if found.state in {ApprovalState.REJECTED, ApprovalState.EXPIRED, ApprovalState.WITHDRAWN}:
         who = f" by {found.decided_by}: {found.note}" if found.decided_by else ""
         raise NotApproved(f"{what}: nothing was deleted: the delete was {found.state}{who}; send it again to ask anew")
+    return found
 
 
-def _check_not_replaced(request: DeleteRequest, context: JobContext, job: RunningJob) -> None:
+def _check_not_replaced(request: DeleteRequest, context: JobContext, found: DeleteApproval) -> None:
     """Raise NotApproved if the artifact has a version that the second person did not approve."""
-    found = context.catalogue.delete_approvals.get(job.id)
     artifact = context.catalogue.artifacts.current(request.bucket, request.key)
-    if found is None or found.state is not ApprovalState.APPROVED or artifact is None or artifact.committed_at is None:
-        return
-    if found.requested_at < artifact.committed_at <= clock.now() + clock.SKEW:
+    committed = artifact.committed_at if artifact else None
+    if committed is not None and found.requested_at < committed <= clock.now() + clock.SKEW:
         raise NotApproved(
             f"{found.what}: nothing was deleted: it was uploaded again after this delete was requested; send it again "
             "to ask anew"

@@ -34,7 +34,7 @@ class Sender:
     def known(self, spec: TaskSpec[Any, Any], job_id: str, request: Message) -> bool:
         """Return whether the ledger has this job already, because its idempotency key is used again.
 
-        The SHA-256 of `request` is that of the bytes if they are outside sources.roots.
+        For a file that was staged, `request` has the SHA-256 of its bytes: they decide whether it is the same request.
 
         Raises:
             Failure: the job with this id has another request.
@@ -43,7 +43,7 @@ class Sender:
         if record is None:
             return False
         ours, theirs = request.payload(), dict(record.request)
-        if theirs.get("staged"):  # the bytes are compared, and not where they were
+        if theirs.get("staged"):  # where the file was staged differs between two requests with the same bytes
             for place in ("source", "staged"):
                 ours.pop(place, None)
                 theirs.pop(place, None)

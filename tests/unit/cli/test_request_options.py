@@ -14,11 +14,24 @@ from tests.servers import Valkey
 from worker import cli, clock
 from worker.catalogue import Catalogue, Leased
 from worker.gateway.services import Services
-from worker.settings import load_settings
+from worker.settings import Settings, load_settings
 from zot_artifact_client.contract import JobState
 
 _OPTIONS = ["--metadata", "build=7", "--tag", "team=core", "--property", "content_type=text/plain"]
 _BESIDE = {"metadata": {"build": "7"}, "tags": {"team": "core"}, "content_type": "text/plain"}
+
+
+@pytest.fixture
+def settings(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, valkey: Valkey, make_tables: Callable[[str], None]
+) -> Settings:
+    """Return the settings of the commands: an empty data directory, and a broker without workers."""
+    monkeypatch.setenv("ZOT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("ZOT_BROKER", valkey.url)
+    made = load_settings()
+    made.prepare()
+    make_tables(made.catalogue_url)
+    return made
 
 
 @pytest.mark.parametrize(
@@ -33,12 +46,7 @@ _BESIDE = {"metadata": {"build": "7"}, "tags": {"team": "core"}, "content_type":
     ids=lambda command: " ".join(command[:2]),
 )
 def test_the_sent_request_has_what_the_options_say(
-    command: tuple[str, ...],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    valkey: Valkey,
-    make_tables: Callable[[str], None],
-    capsys: pytest.CaptureFixture[str],
+    command: tuple[str, ...], settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The request of one job, of an uploaded directory and of a batch has each webhook once, in order.
 
@@ -46,11 +54,6 @@ def test_the_sent_request_has_what_the_options_say(
     """
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "app.tgz").write_bytes(b"bytes")
-    monkeypatch.setenv("ZOT_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("ZOT_BROKER", valkey.url)
-    settings = load_settings()
-    settings.prepare()
-    make_tables(settings.catalogue_url)
     places = {"FILE": str(tmp_path / "in" / "app.tgz"), "DIRECTORY": str(tmp_path / "in")}
     words = [places.get(word, word) for word in command]
     words += _OPTIONS if command[0] == "upload" else []
@@ -79,18 +82,13 @@ def test_the_sent_request_has_what_the_options_say(
 )
 def test_an_idempotency_key_with_other_bytes_is_another_request(
     command: tuple[str, ...],
+    settings: Settings,
+    valkey: Valkey,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-    valkey: Valkey,
-    make_tables: Callable[[str], None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """What was staged is compared while its job waits, and when it has ended; the waiting job keeps its files."""
-    monkeypatch.setenv("ZOT_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("ZOT_BROKER", valkey.url)
-    settings = load_settings()
-    settings.prepare()
-    make_tables(settings.catalogue_url)
 
     def run(content: str) -> tuple[int, str]:
         (tmp_path / content).mkdir(exist_ok=True)

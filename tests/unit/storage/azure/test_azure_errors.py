@@ -13,10 +13,10 @@ from azure.storage.blob import StorageErrorCode
 from requests.exceptions import ConnectionError as BrokenConnection
 from urllib3.exceptions import ProtocolError
 
+from tests.unit.storage.retry_after import with_retry_after
 from worker.storage import errors
 from worker.storage.azure.errors import CLASSES, CODES, SDK_ERRORS, translate, translated
 from worker.storage.cloud.error_mapping import Origin
-from zot_artifact_client.retry_after import LONGEST
 
 ORIGIN = Origin("primary", "https://acme.blob.core.windows.net", "artifacts")
 SDK_CLASSES = [
@@ -102,10 +102,7 @@ def test_unknown_refusals_are_not_tried_again(status: int) -> None:
 
 
 @pytest.mark.parametrize(("code", "status"), [("ServerBusy", 503), ("InternalError", 500)])
-@pytest.mark.parametrize(
-    ("header", "seconds"),
-    [("7", 7.0), ("Wed, 21 Oct 2026 07:28:00 GMT", 0.0), ("Fri, 31 Dec 9999 23:59:59 GMT", LONGEST), (None, None)],
-)
+@with_retry_after
 def test_a_transient_error_carries_the_wish_of_the_store(
     code: str, status: int, header: str | None, seconds: float | None
 ) -> None:

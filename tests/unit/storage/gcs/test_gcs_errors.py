@@ -14,10 +14,10 @@ from google.resumable_media import common as media
 from requests import exceptions as http
 from urllib3.exceptions import IncompleteRead, ProtocolError, ReadTimeoutError
 
+from tests.unit.storage.retry_after import with_retry_after
 from worker.storage import errors
 from worker.storage.cloud.error_mapping import Origin
 from worker.storage.gcs.errors import CLASSES, REASONS, SDK_ERRORS, status_of, translate, without_address
-from zot_artifact_client.retry_after import LONGEST
 
 ORIGIN = Origin("primary", "https://storage.googleapis.com", "artifacts")
 ROOTS = {api.GoogleAPIError, api.GoogleAPICallError, http.RequestException}
@@ -123,10 +123,7 @@ def test_answers(status: int, reason: str, kind: type[errors.StorageError]) -> N
 
 
 @pytest.mark.parametrize(("code", "status"), [("rateLimitExceeded", 429), ("backendError", 503)])
-@pytest.mark.parametrize(
-    ("header", "seconds"),
-    [("7", 7.0), ("Wed, 21 Oct 2026 07:28:00 GMT", 0.0), ("Fri, 31 Dec 9999 23:59:59 GMT", LONGEST), (None, None)],
-)
+@with_retry_after
 def test_a_transient_error_carries_the_wish_of_the_store(
     code: str, status: int, header: str | None, seconds: float | None
 ) -> None:
