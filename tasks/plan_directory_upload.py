@@ -83,18 +83,31 @@ def _directory(name: str, context: JobContext) -> Path:
 def next_upload_pages(
     request: BatchRequest, context: JobContext, before: Batch, room: int
 ) -> tuple[list[tuple[PageRequest, int]], dict[str, Any], bool]:
-    """Return the next pages with their bytes, the cursor after them, and whether they are the last."""
+    """Return the next pages with their bytes, the cursor after them, and whether they are the last.
+
+    Raises:
+        NotFound: the list is gone, because the batch had ended before it was redriven.
+        BadKeyList, SourceRefused, AccessDenied: the list is a file that was changed, or that cannot be opened.
+    """
     cursor, most = dict(before.cursor), context.settings.page
     left = max(0, (before.total or 0) - int(cursor.get("planned", 0)))
     shared = {"verb": "upload", "stores": request.stores, **request.beside_bytes}
     with _lines_from(cursor, context, before.job) as lines:
         sizes = page_sizes(most.objects, left)
         extents = upload_lists.extents(lines, objects=sizes, size=most.size, limit=room)
+    exhausted = len(extents) < room
+    if exhausted and "file" not in cursor and sum(extent.count for extent in extents) != left:
+        raise _gone(before.job)
     pages: list[tuple[PageRequest, int]] = []
     for extent in extents:
         pages.append((PageRequest.read({**shared, **_selection(cursor, extent.end, before.job)}), extent.size))
         cursor |= {"offset": extent.end, "planned": int(cursor.get("planned", 0)) + extent.count}
-    return pages, cursor, len(extents) < room
+    return pages, cursor, exhausted
+
+
+def _gone(batch: str) -> NotFound:
+    way_out = "send the upload again; what is stored already is not written again"
+    return NotFound(f"the list of batch {batch} is gone, because the batch has ended: {way_out}")
 
 
 def _lines_from(cursor: Mapping[str, Any], context: JobContext, batch: str) -> AbstractContextManager[Lines]:
@@ -122,7 +135,7 @@ def files_of(request: PageRequest, context: JobContext, job: str) -> list[Listed
     if (listed := request.listed) is not None:
         found = upload_lists.up_to(upload_lists.of_batch(context.catalogue, listed.batch, listed.begin), listed.end)
         if len(found) != listed.end - listed.begin:
-            raise NotFound(f"the list of batch {listed.batch} is gone: the batch has ended")
+            raise _gone(listed.batch)
         return found
     assert request.lines is not None
     lines = request.lines

@@ -271,14 +271,24 @@ def test_a_directory_is_listed_again_after_a_death(drive, files, source_root, mo
     assert len(context.catalogue.artifacts.page("releases")) == 200
 
 
+def test_a_batch_that_is_redriven_without_its_list_fails(drive, files, context):
+    """A batch that ended early has no list any more: what is left of the directory is not forgotten in silence."""
+    driver = drive(files.model_copy(update={"in_flight": 1}))
+    assert driver.step() is None
+    driver.work()
+    context.catalogue.upload_lists.remove(driver.id)
+    with pytest.raises(NotFound, match="the list of batch batch-1 is gone.*send the upload again"):
+        driver.finish()
+
+
 def test_a_page_of_a_batch_that_has_ended_uploads_nothing(drive, files, context, stored):
     """The list goes with its batch, and a page that is delivered late says so."""
     driver = drive(files)
     assert driver.step() is None
     context.catalogue.upload_lists.remove(driver.id)
     driver.work()
-    assert {job.error["message"] for job in children(context)} == {
-        "the list of batch batch-1 is gone: the batch has ended"
+    assert {job.error["message"].partition(":")[0] for job in children(context)} == {
+        "the list of batch batch-1 is gone, because the batch has ended"
     }
     assert not stored("primary").parent.exists()
 
