@@ -221,6 +221,7 @@ def end_batch_items(context: Context, app: Celery) -> None:
             logger.warning("batch %s: its jobs are ended later: %s", ended, type(error).__name__)
             continue
         context.catalogue.batches.close(ended)
+        context.catalogue.upload_lists.remove(ended)  # a dead one has no other end
 
 
 # Beginning

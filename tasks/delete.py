@@ -44,7 +44,7 @@ def delete(request: DeleteRequest, context: JobContext, job: RunningJob) -> Dele
         StorageError, Snooze: a store could not delete its copy; the others have.
     """
     companions = [] if request.stores else context.catalogue.companions.of(request.bucket, request.key)
-    check_delete(request, context, job, objects=1 + len(companions))
+    check_delete(request, context, job, companions=companions)
     return delete_artifact(request, context, job, wanted=partial(_is_of_batch, context, job))
 
 

@@ -1,10 +1,11 @@
 """Have a delete of many artifacts wait until a second person has approved it."""
 
 import logging
+from collections.abc import Sequence
 from datetime import timedelta
 
 from worker import clock
-from worker.catalogue import ApprovalState, DeleteApproval
+from worker.catalogue import ApprovalState, Artifact, DeleteApproval
 from worker.context import JobContext
 from worker.counted import counted
 from worker.jobs.running_job import RunningJob
@@ -36,21 +37,24 @@ def check_batch(request: BatchRequest, context: JobContext, job: RunningJob, obj
     _check(request, context, job, what=_what(where, request), objects=objects, size=size)
 
 
-def check_delete(request: DeleteRequest, context: JobContext, job: RunningJob, *, objects: int = 1) -> None:
+def check_delete(
+    request: DeleteRequest, context: JobContext, job: RunningJob, *, companions: Sequence[Artifact] = ()
+) -> None:
     """Return if a delete of one artifact may begin; the jobs of a batch are allowed with their batch.
 
-    `objects`: the artifact and its companions.
+    `companions` are deleted with the artifact.
 
     Raises:
-        NotApproved: it was rejected or not approved in time, or says not who requests it; or the artifact was uploaded
-            again since.
+        NotApproved: it was rejected or not approved in time, or says not who requests it; or the artifact or a
+            companion was uploaded again since.
         WaitsForApproval: a second person has not decided yet.
     """
     if not is_batch_job(job.id, job.parent):
         what = _what(f"{request.bucket}/{request.key}", request)
-        found = _check(request, context, job, what=what, objects=objects, size=0)
+        found = _check(request, context, job, what=what, objects=1 + len(companions), size=0)
         if found is not None and found.state is ApprovalState.APPROVED:
-            _check_not_replaced(request, context, found)
+            artifact = context.catalogue.artifacts.current(request.bucket, request.key)
+            _check_not_replaced(found, [*filter(None, [artifact]), *companions])
 
 
 def check_page(request: PageRequest, context: JobContext, job: RunningJob) -> None:
@@ -129,15 +133,14 @@ def _decided(found: DeleteApproval, context: JobContext, job: RunningJob) -> Del
     return found
 
 
-def _check_not_replaced(request: DeleteRequest, context: JobContext, found: DeleteApproval) -> None:
-    """Raise NotApproved if the artifact has a version that the second person did not approve."""
-    artifact = context.catalogue.artifacts.current(request.bucket, request.key)
-    committed = artifact.committed_at if artifact else None
-    if committed is not None and found.requested_at < committed <= clock.now() + clock.SKEW:
-        raise NotApproved(
-            f"{found.what}: nothing was deleted: it was uploaded again after this delete was requested; send it again "
-            "to ask anew"
-        )
+def _check_not_replaced(found: DeleteApproval, artifacts: Sequence[Artifact]) -> None:
+    """Raise NotApproved if there is a version that the second person did not approve."""
+    for each in artifacts:
+        if each.committed_at is not None and found.requested_at < each.committed_at <= clock.now() + clock.SKEW:
+            raise NotApproved(
+                f"{found.what}: {each.path} was uploaded again after this delete was requested, and that version was "
+                "not approved; send the delete again to ask anew"
+            )
 
 
 def _waits(found: DeleteApproval) -> WaitsForApproval:

@@ -599,9 +599,10 @@ def _check_not_superseded(connection: Connection, newest: Row[Any], job: str) ->
 
     The jobs of a batch count as one: a file that leaves its page is uploaded by a job of its own.
     """
-    of_batch = BATCH_JOB_ID.fullmatch(job)
-    first, last = (f"{of_batch['batch']}.{n}" for n in ("0" * 8, "9" * 8)) if of_batch else (job, job)
-    found = _RECORDED_BY.all(connection, bucket=newest.bucket, key=newest.key, first=first, last=last)
+    batch = _batch_of(job)
+    first, last = (f"{batch}.{'0' * 8}", f"{batch}.{'9' * 8}") if batch else (job, job)
+    rows = _RECORDED_BY.all(connection, bucket=newest.bucket, key=newest.key, first=first, last=last)
+    found = [row for row in rows if row.job == job or _batch_of(row.job) == batch]
     if not found:
         return
     own = next((row for row in found if row.job == job), found[0])
@@ -610,6 +611,11 @@ def _check_not_superseded(connection: Connection, newest: Row[Any], job: str) ->
         raise Superseded(f"{what} was deleted before the job could end")
     if own.id != newest.id:
         raise Superseded(f"{what} was followed by version {newest.version} before the job could end")
+
+
+def _batch_of(job: str) -> str | None:
+    found = BATCH_JOB_ID.fullmatch(job)
+    return found["batch"] if found else None
 
 
 def _current(connection: Connection, bucket: str, key: str) -> Artifact | None:

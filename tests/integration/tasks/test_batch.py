@@ -534,3 +534,18 @@ def test_an_artifact_that_was_stored_after_a_batch_began_is_no_part_of_it(contex
         connection.execute(sa.update(tables.artifacts).values(committed_at=clock.now() - timedelta(days=1)))
     driver.work()
     assert driver.finish().objects == 2
+
+
+@pytest.mark.parametrize("state", [JobState.DEAD, JobState.CANCELLED])
+def test_the_list_of_a_batch_that_ended_early_goes(drive, files, context, monkeypatch, state):
+    """A dead batch has no other end, and its list would stay in the catalogue."""
+    monkeypatch.setattr(batches, "request_cancel", lambda *_: True)
+    driver = drive(files)
+    driver.step()
+    record = context.catalogue.ledger.get(driver.id)
+    lease = {"owner": "test", "holds": None, "parent": None, "now": clock.now(), "lease": timedelta(0)}
+    fence = context.catalogue.ledger.acquire(driver.id, "batch", record.request, **lease).record.fence
+    context.catalogue.ledger.finish(driver.id, fence, state, now=clock.now(), error={"type": "a", "message": "b"})
+    assert list(context.catalogue.upload_lists.rows(driver.id, 0))
+    batches.end_batch_items(context, None)
+    assert not list(context.catalogue.upload_lists.rows(driver.id, 0))

@@ -95,6 +95,22 @@ def test_a_version_that_comes_while_its_delete_waits_stays(context, limit, laid,
         check_delete(wanted, context, job)
 
 
+def test_a_companion_that_comes_while_a_delete_waits_stays(context, limit, laid, run, source):  # noqa: F811
+    """The approval is for the companions that were there, too."""
+    limit(0)
+    laid(1)
+    asked = UploadRequest(bucket="releases", key="a/000.sig", source=source(b"signature"))
+    run(upload, asked)
+    wanted, companions = DeleteRequest(bucket="releases", key="a/000", by="ana"), context.catalogue.companions
+    job: Any = SimpleNamespace(id="single", parent=None, created_at=clock.now())
+    with pytest.raises(WaitsForApproval):
+        check_delete(wanted, context, job, companions=companions.of("releases", "a/000"))
+    approve(context, "single")
+    run(upload, asked.model_copy(update={"source": source(b"another signature")}))
+    with pytest.raises(NotApproved, match="releases/a/000.sig was uploaded again"):
+        check_delete(wanted, context, job, companions=companions.of("releases", "a/000"))
+
+
 def test_an_approval_is_for_one_delete_only(context, limit):
     """A later delete under the id of a job that was pruned is not the one that was approved."""
     limit(2)

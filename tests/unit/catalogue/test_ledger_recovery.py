@@ -206,6 +206,8 @@ def test_an_upload_that_goes_on_makes_no_second_version(catalogue, one, again):
         record("a", DIGEST, again)
     assert record("a", DIGEST, "three").version == 3
 
+    assert record("a", other, f"{again}.7").version == 4  # its id only begins alike
+
     catalogue.artifacts.tombstone(record("b", DIGEST, one), clock.now())
     with pytest.raises(Superseded, match="was deleted"):
         record("b", DIGEST, again)

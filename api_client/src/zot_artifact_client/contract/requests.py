@@ -344,6 +344,9 @@ class PageRequest(KeptBesideBytes):
         if [self.claim, self.range, self.lines, self.listed].count(None) != 3:  # noqa: PLR2004 - one of four is given
             msg = "give one of claim, range, lines and listed"
             raise ValueError(msg)
+        if self.listed is not None and self.verb != "upload":
+            msg = "listed goes with upload"
+            raise ValueError(msg)
         return self
 
 
