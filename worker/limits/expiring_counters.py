@@ -8,8 +8,8 @@ from redis import Redis
 
 from worker.limits.shared_redis import PREFIX, SharedRedis
 
-_WITHOUT_END = -1
-"""What Redis tells of a key that does not expire."""
+_WITHOUT_END, _GONE = -1, -2
+"""What Redis tells of a key that does not expire, and of one that does not exist."""
 
 
 class Counters:
@@ -58,8 +58,8 @@ class Counters:
             keys = [redis_key(name) for name in names]
             counts: Any = redis.mget(keys)
             # Most often no store has failed, and there is nothing that could expire.
-            lefts = [_left(redis.pttl(key)) if n else 0.0 for key, n in zip(keys, counts, strict=True)]
-            return [(_count(n), left) if n and left else (0, 0.0) for n, left in zip(counts, lefts, strict=True)]
+            lefts = [redis.pttl(key) if n else _GONE for key, n in zip(keys, counts, strict=True)]
+            return [(0, 0.0) if ms == _GONE else (_count(n), _left(ms)) for n, ms in zip(counts, lefts, strict=True)]
 
         def locally() -> list[tuple[int, float]]:
             now = time.monotonic()
@@ -113,7 +113,7 @@ def _count(value: bytes) -> int:
 
 
 def _left(ms: Any) -> float:
-    return math.inf if ms == _WITHOUT_END else max(0, ms) / 1000
+    return math.inf if ms == _WITHOUT_END else max(1, ms) / 1000  # it is 0 in the last millisecond
 
 
 def _ms(seconds: float) -> int:

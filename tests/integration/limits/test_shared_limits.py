@@ -463,6 +463,15 @@ def test_a_success_between_failures_keeps_it_closed(counters):
         assert not tested.check(pytest.fail)
 
 
+def test_a_counter_that_is_told_as_gone_counts_no_more(counters):
+    """Redis tells 0 milliseconds of a key in its last one, which still counts."""
+    for number in range(5):
+        counters.increment(f"gone-{number}", 0.02)
+        while counters.get(f"gone-{number}")[0][0]:
+            pass
+        assert counters.increment(f"gone-{number}", 0.02) == 1
+
+
 def test_failures_that_are_far_apart_open_nothing(counters):
     """A failure counts for its time only."""
     tested = breaker(counters, within="1s")
