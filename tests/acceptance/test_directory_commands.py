@@ -56,6 +56,13 @@ def test_a_directory_goes_there_and_back(zot: Zot, place: str) -> None:
     (back / "d0" / "f2").write_bytes(b"??")
     assert zot("get", "-r", f"dirs/{place}", back).stdout == "1 written, 20 already there, 17.0 MiB, verified\n"
     assert content_of(back) == contents
+    some = ("get", "-r", f"dirs/{place}", zot.home.parent / f"some-{place}", "--include", "d0", "--exclude", "f?")
+    assert zot(*some, "--dry-run").stdout == "5 artifacts, 70 B would be read; nothing was written\n"
+    assert not some[3].exists()
+    assert zot(*some).stdout == "5 written, 0 already there, 70 B, verified\n"
+    assert sorted(content_of(some[3])) == [f"d0/f{number}" for number in range(10, 20, 2)]
+    assert zot(*some, "--include", "no").status == 0
+    assert zot("get", "dirs/x", "x", "--include", "d0").status == 2
 
 
 def test_what_fails_is_named_and_stops_nothing(zot: Zot) -> None:

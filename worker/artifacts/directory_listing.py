@@ -4,10 +4,10 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from worker.artifacts.upload_lists import ListedFile
 from worker.storage.errors import InvalidKey
@@ -19,7 +19,7 @@ _MAX_NAMED = 100
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """Which files are uploaded: those that match an `include` pattern, or all without one, and no `exclude` pattern.
+    """Which files are wanted: those that match an `include` pattern, or all without one, and no `exclude` pattern.
 
     A pattern without a slash is matched with each name in the path, one with a slash with the whole path below the
     directory. `*` and `?` match within a name, `**` any number of directories.
@@ -28,6 +28,26 @@ class Filters:
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
     symlinks: Symlinks = "skip"
+
+
+def selector(filters: Filters) -> Callable[[str], bool]:
+    """Return what tells whether a path is wanted. It is not where a directory on its way is excluded."""
+    wanted, unwanted = [[_compiled(glob) for glob in globs] for globs in (filters.include, filters.exclude)]
+
+    def wants(path: str) -> bool:
+        ways = [path[: slash.start()] for slash in re.finditer("/", path)] if unwanted else []
+        excluded = any(_matches(unwanted, way) for way in (*ways, path))
+        return not excluded and (not wanted or _matches(wanted, path))
+
+    return wants
+
+
+class _Level(NamedTuple):
+    """A directory on the way to a file: its path below the first one, its device and inode, and what is left in it."""
+
+    below: str
+    inode: tuple[int, int]
+    entries: Iterator[os.DirEntry[str]]
 
 
 @dataclass(slots=True)
@@ -62,7 +82,7 @@ class DirectoryListing:
     def files(self) -> Iterator[ListedFile]:
         """Yield the files in the order of their paths, each with its size and time of change."""
         wanted = [_compiled(pattern) for pattern in self.filters.include]
-        for below, path, found in self._walk(os.fspath(self.directory), "", ()):
+        for below, path, found in self._walk():
             if wanted and not _matches(wanted, below):
                 continue
             if not stat.S_ISREG(found.st_mode):
@@ -82,21 +102,19 @@ class DirectoryListing:
             self.size += found.st_size
             yield ListedFile(self.bucket, key, path, found.st_size, found.st_mtime_ns)
 
-    def _walk(
-        self, directory: str, below: str, above: tuple[tuple[int, int], ...]
-    ) -> Iterator[tuple[str, str, os.stat_result]]:
-        try:
-            here = os.stat(directory)  # noqa: PTH116 - a million paths are no objects
-            with os.scandir(directory) as entries:
-                names = sorted(entries, key=lambda entry: entry.name)
-        except OSError as error:
-            self.refuse(below or ".", error.strerror or str(error))
-            return
-        if (here.st_dev, here.st_ino) in above:
-            self.refuse(below, "a symbolic link leads back to a directory above it")
-            return
-        for entry in names:
-            path = f"{below}{entry.name}"
+    def _walk(self) -> Iterator[tuple[str, str, os.stat_result]]:
+        """Yield each file below the directory: its path there, its path, and what it is.
+
+        The directories on the way to it are in a list: a disk has more levels than Python allows nested calls.
+        """
+        open_: list[_Level] = []
+        self._enter(open_, os.fspath(self.directory), "")
+        while open_:
+            entry = next(open_[-1].entries, None)
+            if entry is None:
+                open_.pop()
+                continue
+            path = f"{open_[-1].below}{entry.name}"
             if _matches(self._unwanted, path):
                 continue
             try:
@@ -107,9 +125,23 @@ class DirectoryListing:
             if found is None:
                 continue
             if stat.S_ISDIR(found.st_mode):
-                yield from self._walk(entry.path, f"{path}/", (*above, (here.st_dev, here.st_ino)))
+                self._enter(open_, entry.path, f"{path}/")
             else:
                 yield path, entry.path, found
+
+    def _enter(self, open_: list["_Level"], directory: str, below: str) -> None:
+        """Add a directory to those that are open, unless it cannot be read or is one of them."""
+        try:
+            here = os.stat(directory)  # noqa: PTH116 - a million paths are no objects
+            with os.scandir(directory) as entries:
+                names = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            self.refuse(below or ".", error.strerror or str(error))
+            return
+        if any((here.st_dev, here.st_ino) == level.inode for level in open_):
+            self.refuse(below, "a symbolic link leads back to a directory above it")
+            return
+        open_.append(_Level(below, (here.st_dev, here.st_ino), iter(names)))
 
     def _stat(self, entry: os.DirEntry[str], path: str) -> os.stat_result | None:
         """Return what an entry is, or None if it is a symbolic link that is not followed."""
@@ -122,10 +154,10 @@ class DirectoryListing:
         return None
 
     def refuse(self, path: str, reason: str) -> None:
-        """Count a file or directory that cannot be uploaded."""
+        """Count a file or directory that cannot be uploaded; bytes of its name that are no text are shown in hex."""
         self.failed += 1
         if len(self.problems) < _MAX_NAMED:
-            self.problems.append((path, reason))
+            self.problems.append((os.fsencode(path).decode(errors="backslashreplace"), reason))
 
 
 def _matches(patterns: Sequence[tuple[bool, re.Pattern[str]]], path: str) -> bool:

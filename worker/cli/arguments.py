@@ -1,6 +1,7 @@
 """The arguments and options that several commands take."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Self
@@ -28,6 +29,13 @@ def local_path(name: str | Path) -> Path:
     return Path(os.path.expanduser(name))  # noqa: PTH111
 
 
+def refuse(why: str, options: Mapping[str, object]) -> None:
+    """Raise Failure if one of these options was given, by its name; `why` says where it goes."""
+    for name, value in options.items():
+        if value:
+            raise Failure(f"{name} {why}", Status.USAGE, type_="UsageError")
+
+
 ArtifactArgument = Annotated[str, typer.Argument(metavar="BUCKET/KEY", help="The artifact, such as releases/app.tgz.")]
 ArtifactsArgument = Annotated[
     str,
@@ -46,6 +54,14 @@ IdempotencyKey = Annotated[
     ),
 ]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Print the job's id and exit without waiting for its end.")]
+Include = Annotated[
+    list[str] | None,
+    typer.Option(metavar="GLOB", help="With -r: only files that match, by name or by path. Can be repeated."),
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(metavar="GLOB", help="With -r: no files and directories that match. Can be repeated."),
+]
 Timeout = Annotated[
     float | None,
     typer.Option(

@@ -9,11 +9,13 @@ from typing import Annotated
 
 import typer
 
+from worker.artifacts.directory_listing import Filters
 from worker.catalogue import Artifact
-from worker.cli.arguments import ArtifactPath, local_path
+from worker.cli.arguments import ArtifactPath, Exclude, Include, local_path, refuse
 from worker.cli.errors import Failure, Status
 from worker.cli.fetch_artifact import Fetched, Part, fetch
-from worker.cli.get_directory import finish, get_directory
+from worker.cli.get_directory import dry_run as print_dry_run
+from worker.cli.get_directory import finish, get_directory, selection_of
 from worker.cli.output import AsJson, note, print_json, say, size
 from worker.cli.progress import bar
 from worker.cli.session import Session, opened
@@ -33,6 +35,7 @@ def get(
     dest: Annotated[
         str, typer.Argument(metavar="DEST", help="A file, a directory to put it into, or `-` for standard output.")
     ],
+    *,
     recursive: Annotated[
         bool, typer.Option("--recursive", "-r", help="Write all artifacts below the prefix into the directory DEST.")
     ] = False,
@@ -44,6 +47,11 @@ def get(
             help="Only these bytes, counted from 0, the last one included, such as 0-1023.",
         ),
     ] = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With -r: count artifacts and bytes, and write nothing.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write an artifact to a file or to standard output.
@@ -53,17 +61,20 @@ def get(
     With -r each file is verified before it appears, and files that already have the right bytes are skipped.
     To continue after an interruption, run the same command again.
     A key that names a path outside DEST is reported and not written.
+    A GLOB is matched as by `upload -r`: with names, or with the path below the prefix where it has a slash.
 
     Examples:
 
         zot-artifacts get releases/app.tgz .
         zot-artifacts get backups/dir.tar - | tar x
-        zot-artifacts get -r releases/2026-11 ./2026-11
+        zot-artifacts get -r releases/2026-11 ./2026-11 --exclude '*.log'
     """
     check_output(dest, as_json=as_json)
     if recursive:
-        _get_directory(artifact, dest, range_, as_json=as_json)
+        filters = Filters(tuple(include or ()), tuple(exclude or ()))
+        _get_directory(artifact, dest, range_, filters, dry=dry_run, as_json=as_json)
         return
+    refuse("goes with --recursive", {"--include": include, "--exclude": exclude, "--dry-run": dry_run})
     at = ArtifactPath.parse(artifact)
     with opened(existing=True) as session, bar("reading") as shown:
         found = session.artifact(at.bucket, at.key)
@@ -76,12 +87,16 @@ def get(
     _print(fetched, part, as_json=as_json)
 
 
-def _get_directory(source: str, dest: str, range_: str | None, *, as_json: bool) -> None:
+def _get_directory(source: str, dest: str, range_: str | None, filters: Filters, *, dry: bool, as_json: bool) -> None:
     if range_ or dest == STDOUT:
         what = "--range" if range_ else "DEST `-`"
         raise Failure(f"{what} is for one artifact: leave it out with --recursive", Status.USAGE)
     with opened(existing=True) as session, bar("reading") as shown:
-        done = get_directory(session, source, dest, shown)
+        chosen = selection_of(session, source, filters)
+        if dry:
+            print_dry_run(chosen, as_json=as_json)
+            return
+        done = get_directory(session, chosen, dest, shown)
     raise typer.Exit(finish(done, as_json=as_json))
 
 

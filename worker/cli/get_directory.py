@@ -3,13 +3,14 @@
 import hashlib
 import os
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from worker.artifacts.directory_listing import Filters, selector
 from worker.catalogue import Artifact
 from worker.cli.arguments import local_path
 from worker.cli.errors import Failure, Status
@@ -111,11 +112,26 @@ class Target:
             return False
 
 
-def get_directory(session: Session, source: str, dest: str, shown: Bar) -> FetchCounts:
-    """Write all artifacts of BUCKET, or below BUCKET/PREFIX, into a directory that is made if it is not there.
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The artifacts of BUCKET, or below BUCKET/PREFIX, that filters leave: how many, and their bytes."""
+
+    bucket: str
+    prefix: str
+    wants: Callable[[str], bool]
+    count: int
+    size: int
+
+    def artifacts(self, session: Session) -> Iterator[tuple[Artifact, str]]:
+        """Yield each with the path of its file below DEST."""
+        yield from _wanted(session, self.bucket, self.prefix, self.wants)
+
+
+def selection_of(session: Session, source: str, filters: Filters) -> Selection:
+    """Return the artifacts that BUCKET or BUCKET/PREFIX and filters name.
 
     Raises:
-        Failure: there is no such artifact, or the directory cannot be made.
+        Failure: there is none.
         InvalidKey: naming the rule that bucket or prefix breaks.
     """
     bucket, _, prefix = source.partition("/")
@@ -124,13 +140,36 @@ def get_directory(session: Session, source: str, dest: str, shown: Bar) -> Fetch
     count, total = session.catalogue.artifacts.measure(check_bucket(bucket), check_key_prefix(prefix))
     if not count:
         raise Failure(f"{bucket}/{prefix}: there is no artifact below it; see `zot-artifacts ls`", type_="NotFound")
+    wants = selector(filters)
+    if filters.include or filters.exclude:
+        count = total = 0
+        for artifact, _ in _wanted(session, bucket, prefix, wants):
+            count, total = count + 1, total + artifact.digest.size
+        if not count:
+            raise Failure(f"{bucket}/{prefix}: no artifact below it matches --include and --exclude", type_="NotFound")
+    return Selection(bucket, prefix, wants, count, total)
+
+
+def dry_run(chosen: Selection, *, as_json: bool) -> None:
+    """Print what would be read."""
+    if as_json:
+        print_json({"objects": chosen.count, "bytes": chosen.size})
+    else:
+        say(f"{counted(chosen.count, 'artifact')}, {size(chosen.size)} would be read; nothing was written")
+
+
+def get_directory(session: Session, chosen: Selection, dest: str, shown: Bar) -> FetchCounts:
+    """Write all artifacts of a selection into a directory that is made if it is not there.
+
+    Raises:
+        Failure: the directory cannot be made.
+    """
     target = Target(_made(dest))
-    shown.start(total, f"reading {counted(count, 'artifact')}")
+    shown.start(chosen.size, f"reading {counted(chosen.count, 'artifact')}")
     done = FetchCounts()
     with closing(target.placed), ThreadPoolExecutor(_THREADS, thread_name_prefix="get") as pool:
         waiting: dict[Future[bool], Reading] = {}
-        for artifact in _artifacts(session, bucket, prefix):
-            relative = artifact.key[len(prefix) :]
+        for artifact, relative in chosen.artifacts(session):
             name = unicodedata.normalize("NFC", relative).casefold()
             # Two keys that the disk may take for one are read one after the other, so that the second finds the first.
             while len(waiting) >= 4 * _THREADS or any(name == each.name for each in waiting.values()):
@@ -168,10 +207,10 @@ def _made(dest: str) -> Path:
     return root.resolve()
 
 
-def _artifacts(session: Session, bucket: str, prefix: str) -> Iterator[Artifact]:
+def _wanted(session: Session, bucket: str, prefix: str, wants: Callable[[str], bool]) -> Iterator[tuple[Artifact, str]]:
     after = ""
     while page := session.catalogue.artifacts.page(bucket, prefix, (bucket, after), _PAGE):
-        yield from page
+        yield from ((each, each.key[len(prefix) :]) for each in page if wants(each.key[len(prefix) :]))
         after = page[-1].key
 
 

@@ -9,7 +9,17 @@ from typing import Annotated
 import typer
 
 from worker.artifacts.directory_listing import DirectoryListing, Filters
-from worker.cli.arguments import ArtifactPath, IdempotencyKey, Notify, NoWait, Stores, Timeout
+from worker.cli.arguments import (
+    ArtifactPath,
+    Exclude,
+    IdempotencyKey,
+    Include,
+    Notify,
+    NoWait,
+    Stores,
+    Timeout,
+    refuse,
+)
 from worker.cli.errors import Failure, Status
 from worker.cli.job_outcome import Outcome, finish
 from worker.cli.output import AsJson
@@ -46,14 +56,6 @@ Target = Annotated[
 ]
 Recursive = Annotated[
     bool, typer.Option("--recursive", "-r", help="SOURCE is a directory: upload the files in and below it.")
-]
-Include = Annotated[
-    list[str] | None,
-    typer.Option(metavar="GLOB", help="With -r: only files that match, by name or by path. Can be repeated."),
-]
-Exclude = Annotated[
-    list[str] | None,
-    typer.Option(metavar="GLOB", help="With -r: no files and directories that match. Can be repeated."),
 ]
 Symlinks = Annotated[SymlinkPolicy, typer.Option(help="With -r: what to do with symbolic links.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="With -r: count files and bytes, and upload nothing.")]
@@ -142,7 +144,7 @@ def upload(
     }
     if recursive:
         single = {"--sha256": sha256, "--companion-of": companion_of}
-        _refuse("is for one file: leave it out with --recursive", single)
+        refuse("is for one file: leave it out with --recursive", single)
         if storage_class and not store:
             raise Failure(
                 "with --recursive, name the stores of --storage-class with --store too",
@@ -154,7 +156,7 @@ def upload(
         return
     link_policy = symlinks if symlinks is not SymlinkPolicy.skip else None
     several = {"--include": include, "--exclude": exclude, "--symlinks": link_policy, "--dry-run": dry_run}
-    _refuse("goes with --recursive", several)
+    refuse("goes with --recursive", several)
     at = ArtifactPath.parse(artifact)
     check_key(at.bucket, at.key)
     with opened(existing=True, sends=True) as session:
@@ -197,12 +199,6 @@ def _upload_directory(
         finish(outcome, waited=waiting.wait, as_json=as_json)
     except typer.Exit as end:
         raise typer.Exit(end.exit_code or left_out) from None
-
-
-def _refuse(why: str, options: Mapping[str, object]) -> None:
-    for name, value in options.items():
-        if value:
-            raise Failure(f"{name} {why}", Status.USAGE, type_="UsageError")
 
 
 def upload_one(

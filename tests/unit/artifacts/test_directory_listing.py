@@ -1,11 +1,12 @@
 """Test which files of a directory are uploaded, and under which keys."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
-from worker.artifacts.directory_listing import DirectoryListing, Filters
+from worker.artifacts.directory_listing import DirectoryListing, Filters, selector
 
 
 @pytest.fixture
@@ -42,11 +43,17 @@ def test_each_file_gets_its_path_as_a_key(tree: Path) -> None:
         (["/a.txt"], [], ["a.txt"]),
         (["[ab].t?[tp]"], ["sub"], ["a.txt", "b.tmp"]),
         (["[!a]*.txt"], [], ["sub/deep/d.txt"]),
+        (["*.txt"], ["sub/deep"], ["a.txt", "sub/a.txt"]),
     ],
 )
 def test_filters_take_names_and_paths(tree: Path, include: list[str], exclude: list[str], expected: list[str]) -> None:
-    """A pattern without a slash is matched with names, one with a slash with the whole path; exclusion wins."""
-    assert keys(DirectoryListing(tree, "b", "", Filters(include, exclude))) == expected
+    """A pattern without a slash is matched with names, one with a slash with the whole path; exclusion wins.
+
+    `get -r`, which has keys and no directories, chooses the same.
+    """
+    filters = Filters(include, exclude)
+    assert keys(DirectoryListing(tree, "b", "", filters)) == expected
+    assert list(filter(selector(filters), keys(DirectoryListing(tree, "b", "")))) == expected
 
 
 def test_symbolic_links_are_skipped_followed_or_refused(tree: Path, tmp_path: Path) -> None:
@@ -76,7 +83,7 @@ def test_what_cannot_be_uploaded_is_named_and_stops_nothing(tree: Path) -> None:
     listing = DirectoryListing(tree, "b", "")
     assert len([key for key in keys(listing) if key != "..."]) == 6
     assert listing.special == 1
-    assert {".zot-x", "\udcff.txt"} <= {path for path, _ in listing.problems}
+    assert {".zot-x", r"\xff.txt"} <= {path for path, _ in listing.problems}
 
 
 def test_an_empty_directory_has_no_files(tmp_path: Path) -> None:
@@ -85,3 +92,24 @@ def test_an_empty_directory_has_no_files(tmp_path: Path) -> None:
     absent = DirectoryListing(tmp_path / "absent", "b", "")
     assert keys(absent) == []
     assert absent.problems == [(".", "No such file or directory")]
+
+
+def test_a_tree_may_be_deeper_than_python_calls_functions(tmp_path: Path) -> None:
+    """What is in a very deep directory is listed or refused by name, as its key is short enough or not."""
+    levels = sys.getrecursionlimit() + 10
+    directory = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(levels):
+        os.mkdir("d", dir_fd=directory)
+        below = os.open("d", os.O_RDONLY, dir_fd=directory)
+        os.close(directory)
+        directory = below
+    os.close(os.open("f", os.O_CREAT, dir_fd=directory))
+    (tmp_path / "z").write_text("last")
+    listing = DirectoryListing(tmp_path, "b", "")
+    try:
+        assert keys(listing) == ["z"]
+        assert [path for path, _ in listing.problems] == ["d/" * levels + "f"]
+    finally:  # nothing that calls itself removes it
+        os.unlink("f", dir_fd=directory)
+        os.close(directory)
+        os.removedirs(tmp_path / ("d/" * levels))
