@@ -78,7 +78,8 @@ def stage(
     It keeps its name, or is named by its digest where the request has no other place for it.
 
     Raises:
-        Failure: it cannot be read, there is no room, or its SHA-256 is not the one given; no staged file is left.
+        Failure: it cannot be read or changes meanwhile, there is no room, or its SHA-256 is not the one given; no
+            staged file is left.
     """
     try:
         source = path.open("rb", buffering=0)
@@ -86,7 +87,17 @@ def stage(
         raise Failure(f"source {path}: {error.strerror}", type_="SourceUnreadable") from error
     with source:
         name = path.name if path.name.isprintable() else "source"
-        return _stage(source, None if named_by_digest else name, settings.staging_dir / job_id, sha256, on_bytes)
+        before = os.fstat(source.fileno())
+        staged = _stage(source, None if named_by_digest else name, settings.staging_dir / job_id, sha256, on_bytes)
+        if has_changed(before, os.fstat(source.fileno())):
+            staged.drop()
+            raise Failure(f"source {path}: it has changed while it was copied; nothing was sent", type_="SourceChanged")
+    return staged
+
+
+def has_changed(before: os.stat_result, after: os.stat_result) -> bool:
+    """Return whether a file was written to between these two moments: what was read of it may be of both contents."""
+    return (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns)
 
 
 def stage_stream(

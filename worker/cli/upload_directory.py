@@ -8,7 +8,7 @@ import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from worker.artifacts.directory_listing import DirectoryListing, Filters
 from worker.artifacts.upload_lists import ListedFile
@@ -18,7 +18,7 @@ from worker.cli.job_outcome import Outcome
 from worker.cli.output import complain, note, print_json, say, size
 from worker.cli.send_and_wait import Sender, request_of, sender
 from worker.cli.session import Session
-from worker.cli.stage_file import within_roots
+from worker.cli.stage_file import has_changed, within_roots
 from worker.counted import counted
 from worker.settings import Settings
 from worker.storage.keys import check_bucket, check_key_prefix
@@ -27,6 +27,9 @@ from zot_artifact_client.errors import ClientError
 from zot_artifact_client.job_ids import choose_id
 
 _COPY = 1 << 26
+_PIECE = 1 << 20
+_OF_THE_STAGING_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_NO_FILE = "it is no regular file any more"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +138,8 @@ def _stage(listing: DirectoryListing, path: Path, settings: Settings, moved: Cal
             for listed in listing.files():
                 try:
                     readable = listed if in_place else _staged(listed, partial / str(listing.count), path.parent)
-                except (PermissionError, FileNotFoundError) as error:
-                    listing.refuse(listed.path, error.strerror or str(error))
+                except _NotStaged as error:
+                    listing.refuse(listed.path, str(error))
                     continue
                 file.write(readable.line())
                 moved(listed.size)
@@ -173,29 +176,72 @@ def _placed(partial: Path, path: Path) -> bool:
     return True
 
 
-def _staged(listed: ListedFile, path: Path, directory: Path) -> ListedFile:
-    """Link a file into a directory that gets the name `directory`.
+class _NotStaged(Exception):
+    """A file cannot be staged; this stops no other file."""
 
-    It is copied if it is on another disk or belongs to another user.
+
+def _staged(listed: ListedFile, path: Path, directory: Path) -> ListedFile:
+    """Link a file into a directory that gets the name `directory`; copy it where that is impossible.
+
+    It may be on another disk or belong to another user.
+
+    Raises:
+        _NotStaged: it cannot be read, is no regular file any more, or changed while it was copied.
+        OSError: there is no room for it.
     """
+    source = os.path.realpath(listed.path)
     try:
-        os.link(os.path.realpath(listed.path), path)
+        os.link(source, path)
     except OSError as error:
-        if error.errno not in {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP}:
+        if error.errno in _OF_THE_STAGING_DISK:
             raise
-        _copy(listed.path, path)
-    found = path.stat()
+        _copy(source, path)
+    found = path.lstat()  # a link to a symbolic link is one
+    if not stat.S_ISREG(found.st_mode):
+        path.unlink()
+        raise _NotStaged(_NO_FILE)
     return ListedFile(listed.bucket, listed.key, str(directory / path.name), found.st_size, found.st_mtime_ns)
 
 
 def _copy(source: str, path: Path) -> None:
-    """Copy a file, sharing its blocks where the disk can."""
-    with Path(source).open("rb") as original, path.open("xb") as copy:
+    with _opened(source) as original:
+        before = os.fstat(original.fileno())
         try:
-            while os.copy_file_range(original.fileno(), copy.fileno(), _COPY):
-                pass
-        except OSError:
-            original.seek(0)
-            copy.seek(0)
-            copy.truncate()
-            shutil.copyfileobj(original, copy)
+            with path.open("xb") as copy:
+                _copy_bytes(original, copy)
+            if has_changed(before, os.fstat(original.fileno())):
+                raise _NotStaged("it has changed while it was copied")
+        except _NotStaged:
+            path.unlink()
+            raise
+
+
+def _opened(source: str) -> BinaryIO:
+    try:
+        fd = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # to open a FIFO may never end
+    except OSError as error:
+        raise _NotStaged(error.strerror or str(error)) from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise _NotStaged(_NO_FILE)
+    return os.fdopen(fd, "rb", buffering=0)
+
+
+def _copy_bytes(original: BinaryIO, copy: BinaryIO) -> None:
+    """Copy a file, sharing its blocks where the disk can."""
+    try:
+        while os.copy_file_range(original.fileno(), copy.fileno(), _COPY):
+            pass
+    except OSError:
+        original.seek(0)
+        copy.truncate(0)
+        copy.seek(0)
+        while piece := _read(original):
+            copy.write(piece)
+
+
+def _read(original: BinaryIO) -> bytes:
+    try:
+        return original.read(_PIECE)
+    except OSError as error:
+        raise _NotStaged(error.strerror or str(error)) from error

@@ -102,3 +102,15 @@ def test_the_file_of_an_earlier_request_stays(settings: Settings, source: Path) 
         stage(source, settings, "job-1")
     assert first.path.read_bytes() == DATA
     assert os.listdir(first.path.parent) == ["app.tgz"]  # noqa: PTH208 - names
+
+
+def test_a_file_that_changes_while_it_is_copied_is_not_sent(settings: Settings, source: Path) -> None:
+    """A copy may be of both contents, and its digest would be recorded as that of the file."""
+
+    def written_to(_: int) -> None:
+        if source.stat().st_size == len(DATA):
+            source.write_bytes(DATA + b"more")
+
+    with pytest.raises(Failure, match="it has changed while it was copied"):
+        stage(source, settings, "job-1", on_bytes=written_to)
+    assert list(settings.staging_dir.iterdir()) == []
