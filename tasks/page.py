@@ -112,10 +112,14 @@ def _upload_listed(request: PageRequest, context: JobContext, job: RunningJob) -
     pages, files = context.catalogue.pages, files_of(request, context, job.id)
     found = pages.get(job.id) or pages.begin(job.id, range(len(files)))
     job.start(sum(files[number].size for number in found.open), f"uploading {counted(len(found.open), 'file')}")
+    work = UploadPage(context, job, found, request)
     try:
-        return UploadPage(context, job, found, request).run(files)
+        done = work.run(files)
     finally:
         context.catalogue.artifact_locks.release(job.id, job.fence)
+    if not work.in_time:
+        raise _out_of_time(context, job)
+    return done
 
 
 # Verify

@@ -7,6 +7,7 @@ does the objects without an outcome; what a killed attempt had written is found 
 
 import logging
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -67,6 +68,8 @@ class UploadPage:
     job: RunningJob
     page: Page
     request: PageRequest
+    in_time: bool = True
+    """Whether there was time for all files."""
     not_kept: dict[str, list[str]] = field(default_factory=dict)
     """By store, what it does not keep beside the bytes: all files of the page have the same, so that one tells."""
 
@@ -93,8 +96,9 @@ class UploadPage:
         return self.page
 
     def _run(self, groups: Iterator[list[_Item]], pool: ThreadPoolExecutor) -> None:
+        until = time.monotonic() + self.context.settings.page.time.total_seconds()
         ahead = self._reading(next(groups, None), pool)
-        while ahead is not None:
+        while ahead is not None and self.in_time:
             group, reads = ahead
             ahead = self._reading(next(groups, None), pool)
             for read in reads:
@@ -103,6 +107,7 @@ class UploadPage:
             for store in dict.fromkeys(name for item in group for name in item.stores):
                 self._write(self.context.stores[store], [item for item in group if store in item.stores], pool)
             self._record(group)
+            self.in_time = ahead is None or time.monotonic() < until
 
     def _reading(
         self, group: list[_Item] | None, pool: ThreadPoolExecutor
@@ -260,13 +265,17 @@ def _check_unchanged(file: ListedFile, found: os.stat_result, when: str) -> None
 
 
 def _groups(items: Iterable[_Item]) -> Iterator[list[_Item]]:
+    """Yield the files in groups. One whose key an earlier line has too is in a later group, as a version after that."""
     group: list[_Item] = []
+    keys: set[str] = set()
     size = 0
     for item in items:
-        if group and (len(group) >= GROUP or size + item.file.size > _GROUP_SIZE):
+        if group and (len(group) >= GROUP or size + item.file.size > _GROUP_SIZE or item.path in keys):
             yield group
             group, size = [], 0
+            keys.clear()
         group.append(item)
+        keys.add(item.path)
         size += item.file.size
     if group:
         yield group

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import groupby
 from operator import attrgetter
+from typing import Any
 
 from worker import clock
 from worker.artifacts.artifact_copies import BAD, ArtifactJob, asked_again_at, suspicion
-from worker.artifacts.page_runner import GROUP, work_on
+from worker.artifacts.page_runner import work_on
 from worker.artifacts.stored_digests import stored_sha256_of
 from worker.catalogue import Page, PageCopy, PageOutcome, VerdictRow
 from worker.context import JobContext
@@ -61,6 +62,7 @@ class VerifyPage:
         self._objects = {copy.id: each for each in objects for copy in each.copies}
         self._closed: dict[str, Snooze] = {}
         """The stores that take no job now."""
+        self._time = context.settings.page.time.total_seconds()
         self.in_time = True
         """Whether there was time for all copies."""
 
@@ -90,14 +92,12 @@ class VerifyPage:
         # Threads that ask ahead are fewer at first: together they have a request open for each thread allowed.
         begin = 1 if all(kind.local for kind in kinds) else max(2, threads // ahead)
         with self._recorder:
-            self.in_time = work_on(
-                by_store, self._read, record, threads=threads, begin=begin, reads_only=True,
-                seconds=self._context.settings.page.time.total_seconds(),
-            )  # fmt: skip
+            options: Any = {"threads": threads, "begin": begin, "reads_only": True, "seconds": self._time}
+            in_time = work_on(by_store, self._read, record, **options)
             order = {id_: number for number, id_ in enumerate(self._objects)}
             suspects.sort(key=lambda copy: order[copy.id])
-            for start in range(0, len(suspects), GROUP):
-                self._record([(copy, self._read_again(copy)) for copy in suspects[start : start + GROUP]])
+            # They have time of their own, so that a page of bad copies ends some of them whatever that takes.
+            self.in_time = work_on(suspects, self._read_again, self._record, **options) and in_time
         if self._closed:
             raise min(self._closed.values(), key=lambda error: error.seconds)
         return self._recorder.page
@@ -116,9 +116,13 @@ class VerifyPage:
                 self._closed[error.store] = error  # the copies in other stores are read
         self._job.advance(sum(copy.digest.size for copy in part))
 
-    def _read_again(self, copy: PageCopy) -> Verification | None:
+    def _read_again(self, part: Sequence[PageCopy]) -> Iterator[tuple[PageCopy, Verification | None]]:
+        for copy in part:
+            self._job.heartbeat()
+            yield copy, self._confirm(copy)
+
+    def _confirm(self, copy: PageCopy) -> Verification | None:
         """Read a suspect copy a second time; None if it was replaced meanwhile."""
-        self._job.heartbeat()
         artifacts = self._context.catalogue.artifacts
         artifact = artifacts.version(copy.bucket, copy.key, copy.version)
         known = artifacts.copies(artifact).get(copy.store) if artifact else None

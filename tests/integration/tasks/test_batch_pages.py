@@ -1,5 +1,6 @@
 """A batch works in pages: no recorded outcome is repeated, and an object that fails becomes a job of its own."""
 
+import sqlite3
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +10,11 @@ import sqlalchemy as sa
 from tasks.upload import upload
 from tests.integration.tasks.test_batch import Driver
 from worker import clock
-from worker.catalogue import tables
+from worker.artifacts import page_verify
+from worker.catalogue import CatalogueUnavailable, tables
 from worker.catalogue.pages import Pages, VerdictRecorder
 from worker.context import Context
-from worker.jobs.running_job import Cancelled, RunningJob
+from worker.jobs.running_job import Cancelled, Requeue, RunningJob
 from worker.limits.limited_store import LimitedStore
 from worker.limits.snooze import Snooze
 from worker.storage.errors import Unavailable
@@ -100,6 +102,29 @@ def test_bad_copies_are_named_with_the_page(laid, drive, stored):
     assert "dr" in result.failures[0].message
 
 
+def test_a_page_of_bad_copies_ends_in_bounded_time(laid, drive, stored, context, monkeypatch):
+    """Second reads for which there is no time are made by the next delivery; each copy has one verdict."""
+    laid(3)
+    for key in ("a/001", "a/002"):
+        stored("dr", key).write_bytes(b"rotten" * 3)
+    runs, begun = page_verify.work_on, []
+
+    def work_on(*args: Any, **options: Any) -> bool:
+        begun.append(args)
+        return runs(*args, **options | ({"seconds": -1} if len(begun) == 2 else {}))
+
+    monkeypatch.setattr(page_verify, "work_on", work_on)
+    driver = drive(ALL)
+    driver.step()
+    sent = dict(driver.queue.waiting)
+    with pytest.raises(Requeue, match="others wait"):
+        driver.work()
+    assert {key for key, store, _ in verdicts(context) if store == "dr"} == {"a/000"}
+    driver.queue.waiting |= sent
+    assert driver.finish().outcomes == {"verified": 1, "corrupt": 2}
+    assert len(verdicts(context)) == len(set(verdicts(context))) == 6
+
+
 def test_what_fails_leaves_the_page_as_a_job_of_its_own(laid, drive, stored, context):
     """An artifact without a good copy is tried again in its own job, which fails by name; the others are replicated."""
     laid(3)
@@ -136,9 +161,13 @@ def test_an_artifact_that_another_job_writes_to_leaves_the_page(laid, drive, con
     assert kinds(context) == (["page"] if request_.verb == "verify" else ["page", request_.verb])
 
 
+@pytest.mark.parametrize("fault", [KeyboardInterrupt, CatalogueUnavailable])
 @pytest.mark.parametrize("request_", VERBS, ids=lambda each: each.verb)
-def test_a_page_that_dies_between_two_groups_goes_on_behind_them(laid, drive, context, monkeypatch, request_):
-    """The objects whose group was recorded are not done again; each has one verdict, write or delete."""
+def test_a_page_that_dies_between_two_groups_goes_on_behind_them(laid, drive, context, monkeypatch, request_, fault):
+    """The objects whose group was recorded are not done again; each has one verdict, write or delete.
+
+    So it is where the commit of a group finds the disk of the catalogue full.
+    """
     monkeypatch.setitem(context.settings.page.__dict__, "objects", 6)
     monkeypatch.setattr("worker.artifacts.page_runner.GROUP", 2)
     laid(6)
@@ -148,15 +177,21 @@ def test_a_page_that_dies_between_two_groups_goes_on_behind_them(laid, drive, co
     record, recorded = getattr(of, name), []
 
     def dying(*args: Any, now: Any) -> Any:
-        if len(recorded) == 1:
-            raise KeyboardInterrupt
         recorded.append(args)
-        return record(*args, now=now)
+        with monkeypatch.context() as full:
+            if len(recorded) > 1:
+                full.setattr(sa.engine.RootTransaction, "commit", fails)
+            return record(*args, now=now)
+
+    def fails(*_: object) -> None:
+        if fault is KeyboardInterrupt:
+            raise KeyboardInterrupt
+        raise sa.exc.OperationalError("COMMIT", None, sqlite3.OperationalError("database or disk is full"))
 
     sent = dict(driver.queue.waiting)
     with monkeypatch.context() as dead:
         dead.setattr(of, name, dying)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(fault):
             driver.work()
     driver.queue.waiting |= sent
     result = driver.finish()

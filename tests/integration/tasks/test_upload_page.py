@@ -3,6 +3,7 @@
 import dataclasses
 import io
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -18,16 +19,17 @@ from tests.servers.proxy import FaultyProxy
 from worker import clock
 from worker.artifacts import page_upload, upload_lists
 from worker.artifacts.directory_listing import DirectoryListing
+from worker.artifacts.page_runner import GROUP
 from worker.artifacts.upload_lists import ListedFile
 from worker.catalogue import Leased
 from worker.catalogue.artifact_locks import ArtifactLocks
 from worker.context import Context
-from worker.jobs.running_job import RunningJob
+from worker.jobs.running_job import Requeue, RunningJob
 from worker.limits.limited_store import LimitedStore
 from worker.settings.section_models import PlacementRule
 from worker.storage import Digest, ObjectStat, Verdict
 from worker.storage.configured_stores import Stores
-from worker.storage.driver import SmallPut
+from worker.storage.driver import HashedBytes, SmallPut
 from worker.storage.errors import StorageError, Unavailable
 from worker.storage.s3.driver import S3Driver
 from zot_artifact_client.contract import LinesSelection, PageRequest, PageResult, RangeSelection
@@ -125,6 +127,36 @@ def test_a_page_uploads_all_its_files(context: Context, request_: PageRequest, r
     assert_all_there(context)
     again = run(page, request_)
     assert again.outcomes == {"already_there": len(NAMES)}
+    assert_all_there(context)
+
+
+def test_two_files_of_one_key_become_two_versions_in_the_order_of_the_list(
+    context: Context, source_root: Path, run: Callable[..., Any]
+) -> None:
+    """A list may name a key twice; the later line is the later version, in the catalogue and in every store."""
+    files = []
+    for name in ("first", "second"):
+        (source_root / name).write_text(name)
+        found = (source_root / name).stat()
+        files.append(ListedFile("releases", "k", str(source_root / name), found.st_size, found.st_mtime_ns))
+    assert run(page, request_for(context, files, source_root)).outcomes == {"stored": 2}
+    artifact = context.artifact("releases", "k")
+    assert (artifact.version, artifact.digest) == (2, HashedBytes.of(b"second").digest)
+    for store in ("primary", "dr"):
+        assert context.stores[store].stat_object("releases", "k").sha256 == artifact.digest.sha256
+
+
+def test_a_page_whose_time_is_up_goes_on_behind_the_jobs_that_wait(
+    context: Context, request_: PageRequest, deliver: Callable[..., PageResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends after a group, which is recorded, and its next delivery does the others."""
+    monkeypatch.setitem(context.settings.page.__dict__, "time", timedelta())
+    with pytest.raises(Requeue, match="others wait"):
+        deliver(request_)
+    done = context.catalogue.pages.get("page")
+    assert done is not None
+    assert (done.outcomes, len(done.open)) == ({"stored": GROUP}, len(NAMES) - GROUP)
+    assert deliver(request_).outcomes == {"stored": len(NAMES)}
     assert_all_there(context)
 
 
