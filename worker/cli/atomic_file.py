@@ -53,12 +53,14 @@ def _complete_file(path: Path, spool_dir: Path) -> Iterator[BinaryIO]:
             with open(_opened(path), "wb", buffering=0) as file:
                 shutil.copyfileobj(spool, file, _COPY)
         return
-    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}{_PARTIAL}")
+    temporary = target.with_name(f".zot-{secrets.token_hex(8)}{_PARTIAL}")
     try:
-        with temporary.open("xb", buffering=0) as file:
+        with _unnamed(target.parent) or temporary.open("xb", buffering=0) as file:
             yield file
             os.fchmod(file.fileno(), stat.S_IMODE(target.stat().st_mode) if target.exists() else mode_for_the_user())
             os.fsync(file.fileno())
+            if not os.fstat(file.fileno()).st_nlink:
+                _give_name(file, temporary)
         temporary.replace(target)
         _sync_directory(target.parent)
     except OSError as error:
@@ -67,6 +69,23 @@ def _complete_file(path: Path, spool_dir: Path) -> Iterator[BinaryIO]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _unnamed(directory: Path) -> BinaryIO | None:
+    """Return a file without a name, of which nothing is left when the process dies; None where there are none."""
+    try:
+        fd = os.open(directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+    except (AttributeError, OSError):
+        return None  # if it is not about such files, a file with a name has the same error
+    return os.fdopen(fd, "wb", buffering=0)
+
+
+def _give_name(file: BinaryIO, path: Path) -> None:
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.link(f"/proc/self/fd/{file.fileno()}", path.name, dst_dir_fd=directory, follow_symlinks=True)
+    finally:
+        os.close(directory)
 
 
 def _followed(path: Path) -> Path | None:

@@ -44,6 +44,25 @@ def test_a_file_is_replaced_whole_and_keeps_its_permissions(tmp_path: Path) -> N
     assert [entry.name for entry in tmp_path.iterdir()] == ["f"]
 
 
+def test_a_process_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
+    """The bytes have no name before they are complete, whatever name they get: one of 246 bytes, too."""
+    path = tmp_path / ("\u3042" * 82)
+    with complete_file(path, tmp_path) as file:
+        file.write(DATA)
+        assert list(tmp_path.iterdir()) == []
+    assert path.read_bytes() == DATA
+
+
+def test_a_disk_without_unnamed_files_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A temporary file has a reserved name, which no upload of the directory takes for a file of the user."""
+    monkeypatch.delattr(os, "O_TMPFILE")
+    with complete_file(tmp_path / "f", tmp_path) as file:
+        file.write(DATA)
+        (temporary,) = tmp_path.iterdir()
+    assert temporary.name.startswith(".zot-")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("f", DATA)]
+
+
 @pytest.mark.parametrize("exists", [True, False])
 def test_a_link_is_followed_and_stays(tmp_path: Path, exists: bool) -> None:
     """A symbolic link still refers to its file, which has the bytes."""
