@@ -59,21 +59,25 @@ POINTS: Mapping[str, tuple[str, When]] = {
     "result shown": ("celery.backends.base:Backend.mark_as_done", "after"),
 }
 """Every point at which a process can be told to die: a call, and on which side of it."""
+_WRITES = ("upload", "replicate", "delete")
+_ALL = ("verify", *_WRITES)
 PAGE_POINTS: Mapping[str, tuple[str, When, tuple[str, ...]]] = {
     "page received": ("worker.artifacts.page_selection:select", "before", ("verify", "replicate", "delete")),
-    "page begun": ("worker.catalogue.pages:Pages.begin", "after", ("verify", "replicate", "delete")),
-    "artifacts locked": ("worker.catalogue.artifact_locks:ArtifactLocks.acquire", "after", ("replicate", "delete")),
+    "page begun": ("worker.catalogue.pages:Pages.begin", "after", _ALL),
+    "artifacts locked": ("worker.catalogue.artifact_locks:ArtifactLocks.acquire", "after", _WRITES),
     "copies begun": ("worker.catalogue.artifacts:Artifacts.ensure_copies", "after", ("replicate",)),
+    "versions recorded": ("worker.catalogue.artifacts:Artifacts.record_many", "after", ("upload",)),
     "object written": ("worker.storage.store:Store.write_object", "after", ("replicate",)),
+    "objects written": ("worker.storage.store:Store.write_objects", "after", ("upload",)),
     "object deleted": ("worker.storage.store:Store.delete_object", "after", ("delete",)),
-    "group not recorded": ("worker.catalogue.pages:Pages.record", "before", ("replicate", "delete")),
-    "group recorded": ("worker.catalogue.pages:Pages.record", "after", ("replicate", "delete")),
+    "group not recorded": ("worker.catalogue.pages:Pages.record", "before", _WRITES),
+    "group recorded": ("worker.catalogue.pages:Pages.record", "after", _WRITES),
     "verdicts not recorded": ("worker.catalogue.pages:VerdictRecorder.add", "before", ("verify",)),
     "verdicts recorded": ("worker.catalogue.pages:VerdictRecorder.add", "after", ("verify",)),
     "verdicts not flushed": ("worker.catalogue.database:Database.flush", "before", ("verify",)),
-    "artifacts not released": ("worker.catalogue.artifact_locks:ArtifactLocks.release", "before", ("delete",)),
-    "page not finished": ("worker.catalogue.ledger:Ledger.finish", "before", ("verify", "replicate", "delete")),
-    "page finished": ("worker.catalogue.ledger:Ledger.finish", "after", ("verify", "replicate", "delete")),
+    "artifacts not released": ("worker.catalogue.artifact_locks:ArtifactLocks.release", "before", ("upload", "delete")),
+    "page not finished": ("worker.catalogue.ledger:Ledger.finish", "before", _ALL),
+    "page finished": ("worker.catalogue.ledger:Ledger.finish", "after", _ALL),
 }
 """The points of a page, and the verbs whose pages pass them."""
 
@@ -124,7 +128,8 @@ class Death:
 
         @wraps(handle)
         def handled(delivery: Any, work: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
-            page = (kwargs.get("range") or {}).get("prefix", "").rstrip("/")
+            listed = (kwargs.get("listed") or {}).get("batch", "")
+            page = (kwargs.get("range") or {}).get("prefix", "").rstrip("/") or listed
             self._key, self._passed = kwargs.get("key") or kwargs.get("prefix") or page, Counter()
             self._freezes = bool((self._order() or {}).get("freeze"))
             return handle(delivery, work, args, kwargs)  # what is left to do for the job after that is still its own
@@ -255,7 +260,8 @@ def prepare(directory: Path) -> None:
         wrap(target, lambda call, point=point, when=when: death.here(point, when, call))
     for point, (target, when, _) in PAGE_POINTS.items():
         wrap(target, lambda call, point=point, when=when: death.here(point, when, call))
-    importlib.import_module("worker.artifacts.page_runner").GROUP = 5  # so that a small page has several groups
+    for module in ("page_runner", "page_upload"):
+        importlib.import_module(f"worker.artifacts.{module}").GROUP = 5  # so that a small page has several groups
 
 
 if __name__ == "__main__":

@@ -24,8 +24,9 @@ from tests.servers import Valkey
 from tests.waiting import WITHIN, until
 from worker.catalogue import Catalogue, tables
 from zot_artifact_client import ArtifactClient, Job
-from zot_artifact_client.contract import JobState, Queue
+from zot_artifact_client.contract import BATCH, JobState, Queue
 from zot_artifact_client.contract.queues import queues
+from zot_artifact_client.job_ids import choose_id
 from zot_artifact_client.outgoing_messages import MESSAGES
 
 COUNT = 24
@@ -40,9 +41,9 @@ SETTINGS = QUICK | {
     "retry__backoff": "1s",
     "placement": json.dumps(["primary", "dr"]),
 }
-VERBS = ("verify", "replicate", "delete")
+VERBS = ("verify", "upload", "replicate", "delete")
 """Each point is passed by pages of these verbs, where the point is part of the verb."""
-NOT_RECORDED = {"verify": "verdicts not recorded"} | dict.fromkeys(("replicate", "delete"), "group not recorded")
+NOT_RECORDED = {"verify": "verdicts not recorded"} | dict.fromkeys(VERBS[1:], "group not recorded")
 
 
 class Scene:
@@ -77,21 +78,30 @@ class Scene:
         self.redis.close()
 
     def fill(self, *prefixes: str) -> None:
-        """Upload the artifacts of some cases."""
+        """Lay the files of some cases, and upload them where that is not the case itself."""
         for prefix in prefixes:
             (self.directory / "sources" / prefix).mkdir()
             for n in range(COUNT):
                 (self.directory / "sources" / prefix / f"{n:03d}").write_text(f"the bytes of {prefix} {n}")
-        job = self.client.upload_dir(self.directory / "sources", BUCKET)
+        if all(prefix.startswith("upload") for prefix in prefixes):
+            return
+        job = self.client.upload_dir(self.directory / "sources", BUCKET, exclude=["upload*"])
         assert job.wait(WITHIN).good
         until(lambda: not list(self.catalogue.upload_lists.rows(job.id, 0)))
 
     def order(self, name: str, at: str, **how: Any) -> None:
         """Let the process that works on the page of this prefix die at a point."""
         order = {"at": at, "skip": 0, "whole": False, "meets": None, "clock": None} | how
-        (self.worker.orders / f"{name}.order").write_text(json.dumps(order))
+        self.order_of(name, "order").write_text(json.dumps(order))
+
+    def order_of(self, prefix: str, state: str) -> Path:
+        """Return the file of an order. The page of an upload names its batch in place of a prefix."""
+        of_upload = choose_id(BATCH, idempotency_key=prefix)
+        return self.worker.orders / f"{of_upload if prefix.startswith('upload') else prefix}.{state}"
 
     def start(self, verb: str, prefix: str) -> Job[Any]:
+        if verb == "upload":
+            return self.client.upload_dir(self.directory / "sources" / prefix, BUCKET, prefix, idempotency_key=prefix)
         more = {"to": ["cold"]} if verb == "replicate" else {}
         return self.client.batch(verb, BUCKET, f"{prefix}/", **more)
 
@@ -117,11 +127,12 @@ class Scene:
         result = record.result or {}
         keys = [f"{prefix}/{n:03d}" for n in range(COUNT)]
         read = ("primary", "dr") if verb == "verify" else ()
-        there = {"verify": ("primary", "dr"), "replicate": STORES, "delete": ()}[verb]
-        verdicts = self._verdicts(keys)
-        if verb == "replicate":  # a copy that a dead attempt wrote and did not record is read once
-            verdicts -= Counter({(key, "cold"): 1 for key in keys})
-        current = {key for key in keys if self.catalogue.artifacts.current(BUCKET, key)}
+        there = {"replicate": STORES, "delete": ()}.get(verb, ("primary", "dr"))
+        written = {"upload": ("primary", "dr"), "replicate": ("cold",)}.get(verb, ())
+        # a copy that a dead attempt wrote and did not record is read once
+        verdicts = self._verdicts(keys) - Counter({(key, store): 1 for key in keys for store in written})
+        artifacts = filter(None, (self.catalogue.artifacts.current(BUCKET, key) for key in keys))
+        current = {artifact.key: artifact.version for artifact in artifacts}
         found = [
             (record.state, "succeeded", f"how the batch ended: {record.error}"),
             ((result.get("objects"), result.get("failed")), (COUNT, 0), "what it counted"),
@@ -129,7 +140,7 @@ class Scene:
             (verdicts, Counter({(key, store): 1 for key in keys for store in read}), "the verdicts"),
             (self._copies(keys), {key: sorted(there) for key in keys}, "the copies that the catalogue relies on"),
             (self._files(keys), {key: sorted(there) for key in keys}, "the files"),
-            (current, set() if verb == "delete" else set(keys), "the artifacts"),
+            (current, {} if verb == "delete" else dict.fromkeys(keys, 1), "the artifacts"),
         ]
         return [f"{what}: {is_!r}, not {should!r}" for is_, should, what in found if is_ != should]
 
@@ -183,7 +194,7 @@ def test_every_point_of_a_page_is_the_last_of_a_process_once(valkey, tmp_path):
             jobs[prefix] = scene.start(verb, prefix)
         scene.come_to_rest(list(jobs.values()))
         wrong = {prefix: scene.wrong(verb, prefix, jobs[prefix]) for prefix, (verb, _) in cases.items()}
-        undead = [f"{cases[p]}" for p in cases if not (scene.worker.orders / f"{p}.died").exists()]
+        undead = [f"{cases[p]}" for p in cases if not scene.order_of(p, "died").exists()]
         assert {f"{prefix} {cases[prefix][1]}": what for prefix, what in wrong.items() if what} == {}
         assert undead == []
         assert scene.catalogue.verifications.first_broken() is None
@@ -210,7 +221,7 @@ def test_a_frozen_worker_writes_nothing_after_its_lease(valkey, tmp_path, verb):
 
 
 def _frozen(scene: Scene, prefix: str) -> int | None:
-    path = scene.worker.orders / f"{prefix}.frozen"
+    path = scene.order_of(prefix, "frozen")
     return int(path.read_text()) if path.exists() and path.read_text() else None
 
 
