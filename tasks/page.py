@@ -15,7 +15,7 @@ from worker.artifacts.artifact_copies import ArtifactJob, Records
 from worker.artifacts.page_replicate import FreshCopies
 from worker.artifacts.page_runner import work_on
 from worker.artifacts.page_selection import PageObject, open_objects
-from worker.artifacts.page_upload import UploadPage
+from worker.artifacts.page_upload import UploadPage, stores_of
 from worker.artifacts.page_verify import ObjectToVerify, VerifyPage
 from worker.artifacts.read_budget import take
 from worker.artifacts.verification_log_head import WrittenLog
@@ -110,7 +110,14 @@ def _upload_listed(request: PageRequest, context: JobContext, job: RunningJob) -
     for name in request.stores or ():
         context.stores[name]  # raises UnknownStore
     pages, files = context.catalogue.pages, files_of(request, context, job.id)
-    found = pages.get(job.id) or pages.begin(job.id, range(len(files)))
+    stores = {name for of in stores_of(request, files, context) for name in of}
+    found = pages.get(job.id)
+    if found is None:
+        context.stores.admitting(stores)
+        found = pages.begin(job.id, range(len(files)))
+    elif job.was_snoozed:  # the open stores have their copies, so nothing is read before the others take jobs
+        for name in stores:
+            context.stores[name].admit()
     job.start(sum(files[number].size for number in found.open), f"uploading {counted(len(found.open), 'file')}")
     work = UploadPage(context, job, found, request)
     try:

@@ -23,6 +23,7 @@ from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.upload_checkpoint import CopyCheckpoint
 from worker.limits.limited_store import LimitedStore
+from worker.limits.snooze import Snooze
 from worker.storage import ObjectStat
 from worker.storage.driver import HashedBytes, SmallPut
 from worker.storage.errors import AlreadyExists, PermanentError, SizeMismatch, StorageError, TransientError
@@ -54,6 +55,8 @@ class _Item:
     written: dict[str, ObjectStat] = field(default_factory=dict)
     outcomes: list[str] = field(default_factory=list)
     error: StorageError | Exception | None = None
+    waits: bool = False
+    """A store takes no job now: the file stays in the page, and has its copies in the other stores."""
 
     @property
     def path(self) -> str:
@@ -70,6 +73,8 @@ class UploadPage:
     request: PageRequest
     in_time: bool = True
     """Whether there was time for all files."""
+    closed: dict[str, Snooze] = field(default_factory=dict)
+    """The stores that take no job now."""
     not_kept: dict[str, list[str]] = field(default_factory=dict)
     """By store, what it does not keep beside the bytes: all files of the page have the same, so that one tells."""
 
@@ -80,9 +85,9 @@ class UploadPage:
         leaves the page.
 
         Raises:
-            Snooze: a store takes no job now; the outcomes so far are recorded.
+            Snooze: a store takes no job now; the others have their copies, and outcomes and copies are recorded.
         """
-        stores = self._stores_of([files[number] for number in self.page.open])
+        stores = stores_of(self.request, [files[number] for number in self.page.open], self.context)
         items = [_Item(number, files[number], of) for number, of in zip(self.page.open, stores, strict=True)]
         free = self._lock(items)
         mine = {item.number for item in free}
@@ -93,6 +98,8 @@ class UploadPage:
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
+        if self.closed:
+            raise min(self.closed.values(), key=lambda error: error.seconds)
         return self.page
 
     def _run(self, groups: Iterator[list[_Item]], pool: ThreadPoolExecutor) -> None:
@@ -104,8 +111,8 @@ class UploadPage:
             for read in reads:
                 read.result()
             self._record_versions(group)
-            for store in dict.fromkeys(name for item in group for name in item.stores):
-                self._write(self.context.stores[store], [item for item in group if store in item.stores], pool)
+            for name in dict.fromkeys(name for item in group for name in item.stores):
+                self._write_if_open(name, [item for item in group if name in item.stores], pool)
             self._record(group)
             self.in_time = ahead is None or time.monotonic() < until
 
@@ -144,6 +151,18 @@ class UploadPage:
                 item.artifact, item.fresh = each.artifact, each.fresh
             else:
                 item.error = each
+
+    def _write_if_open(self, name: str, items: Sequence[_Item], pool: ThreadPoolExecutor) -> None:
+        if name not in self.closed:
+            try:
+                self._write(self.context.stores[name], items, pool)
+            except Snooze as error:
+                if error.store is None:
+                    raise
+                self.closed[error.store] = error
+        if name in self.closed:
+            for item in items:
+                item.waits = item.waits or name not in item.written
 
     def _write(self, store: LimitedStore, items: Sequence[_Item], pool: ThreadPoolExecutor) -> None:
         """Write new versions under free keys, and the others after an inspection of what is under their keys."""
@@ -209,8 +228,9 @@ class UploadPage:
             if item.artifact
             for store, stat in item.written.items()
         ]
-        self._save([_outcome(item) for item in group], finished)
-        self.job.advance(sum(item.file.size for item in group))
+        done = [item for item in group if item.error is not None or not item.waits]
+        self._save([_outcome(item) for item in done], finished)
+        self.job.advance(sum(item.file.size for item in done))
 
     def _leave(self, items: Sequence[_Item]) -> None:
         if items:
@@ -229,13 +249,14 @@ class UploadPage:
         granted = locks.acquire(self.job.id, self.job.fence, paths, now=clock.now(), lease=lease)
         return [item for item in small if (item.file.bucket, item.file.key) in granted]
 
-    def _stores_of(self, files: Sequence[ListedFile]) -> list[tuple[str, ...]]:
-        """Return the stores of each file; of a named companion they are those of its artifact."""
-        settings, paths = self.context.settings, [(file.bucket, file.key) for file in files]
-        if self.request.stores or not settings.placement_rules:
-            return [self.request.stores or settings.placement_stores] * len(files)
-        placed_as = self.context.catalogue.companions.all_placed_as(paths)
-        return [settings.placement_of(path[0], placed_as[path]) for path in paths]
+
+def stores_of(request: PageRequest, files: Sequence[ListedFile], context: JobContext) -> list[tuple[str, ...]]:
+    """Return the stores of each file; of a named companion they are those of its artifact."""
+    settings, paths = context.settings, [(file.bucket, file.key) for file in files]
+    if request.stores or not settings.placement_rules:
+        return [request.stores or settings.placement_stores] * len(files)
+    placed_as = context.catalogue.companions.all_placed_as(paths)
+    return [settings.placement_of(path[0], placed_as[path]) for path in paths]
 
 
 def _content(file: ListedFile, context: JobContext, job: RunningJob) -> HashedBytes:

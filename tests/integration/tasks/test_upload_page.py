@@ -26,6 +26,7 @@ from worker.catalogue.artifact_locks import ArtifactLocks
 from worker.context import Context
 from worker.jobs.running_job import Requeue, RunningJob
 from worker.limits.limited_store import LimitedStore
+from worker.limits.snooze import Snooze
 from worker.settings.section_models import PlacementRule
 from worker.storage import Digest, ObjectStat, Verdict
 from worker.storage.configured_stores import Stores
@@ -156,6 +157,28 @@ def test_a_page_whose_time_is_up_goes_on_behind_the_jobs_that_wait(
     done = context.catalogue.pages.get("page")
     assert done is not None
     assert (done.outcomes, len(done.open)) == ({"stored": GROUP}, len(NAMES) - GROUP)
+    assert deliver(request_).outcomes == {"stored": len(NAMES)}
+    assert_all_there(context)
+
+
+def test_a_paused_store_keeps_only_its_own_copies_waiting(
+    context: Context, request_: PageRequest, deliver: Callable[..., PageResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All files get their copies in the open store at once, are read no more while they wait, and end as stored."""
+    context.catalogue.pauses.begin("store", "dr", reason=None, now=clock.now())
+    context.pauses.__init__(context.catalogue.pauses)
+    with pytest.raises(Snooze):
+        deliver(request_)
+    for name in NAMES:
+        copies = context.catalogue.artifacts.copies(context.artifact("releases", f"v1/{name}"))
+        assert {store: copy.state.value for store, copy in copies.items()} == {"primary": "stored", "dr": "writing"}
+    context.catalogue.ledger.snooze("page", 1, {}, since=clock.now(), due=clock.now())
+    with monkeypatch.context() as patch:
+        patch.setattr(page_upload, "_content", None)
+        with pytest.raises(Snooze):
+            deliver(request_)
+    context.catalogue.pauses.end("store", "dr")
+    context.pauses.__init__(context.catalogue.pauses)
     assert deliver(request_).outcomes == {"stored": len(NAMES)}
     assert_all_there(context)
 
