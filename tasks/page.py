@@ -1,8 +1,10 @@
 """Page: do one verb to many objects in one job, which is the part of a batch or of a sweep that is done at once."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from uuid import NAMESPACE_OID, uuid5
 
 from celery import current_app
@@ -12,7 +14,7 @@ from tasks.plan_directory_upload import files_of
 from tasks.replicate import is_begun, replicate_to
 from worker import clock
 from worker.artifacts.artifact_copies import ArtifactJob, Records
-from worker.artifacts.page_replicate import FreshCopies
+from worker.artifacts.page_replicate import FreshCopies, FreshObject
 from worker.artifacts.page_runner import work_on
 from worker.artifacts.page_selection import PageObject, open_objects
 from worker.artifacts.page_upload import UploadPage, stores_of
@@ -260,8 +262,14 @@ def _out_of_time(context: JobContext, job: RunningJob) -> Requeue:
 
 @dataclass(frozen=True, slots=True)
 class _Done:
-    outcome: PageOutcome
+    """What was done to an object. It has no outcome while a store takes no job: the others have done their part."""
+
+    outcome: PageOutcome | None
     records: Records = field(default_factory=Records)
+
+
+class _AskFirst(Exception):
+    """Something is under the key of an object."""
 
 
 @dataclass(slots=True)
@@ -278,23 +286,27 @@ class _Writes:
 
     def do(self, part: Sequence[PageObject]) -> Iterator[_Done]:
         done: set[int] = set()
-        for id_, outcome in self._replicate_fresh(part):
+        for id_, fresh in self._replicate_fresh(part):
             done.add(id_)
-            if outcome is not None:
-                yield outcome
+            yield fresh
         for each in part:
             if each.id in done:
                 continue
             self.job.heartbeat()
-            try:
-                yield self._replicate(each) if self.request.verb == REPLICATE.kind else self._delete(each)
-            except Snooze as error:
-                self.closed.append(error)
-            except (StorageError, OnHold):  # it is tried again in a job of its own, which tells what is wrong
-                yield _Done(PageOutcome(each.id, each.path, each.size, _LEFT, left=True))
+            yield self._done(each, self._replicate if self.request.verb == REPLICATE.kind else self._delete)
 
-    def _replicate_fresh(self, part: Sequence[PageObject]) -> Iterator[tuple[int, _Done | None]]:
-        """Yield the objects that were replicated without asking first, or failed at it; None for one that has to wait.
+    def _done(self, each: PageObject, do: Callable[[PageObject, Records], str]) -> _Done:
+        records = Records()
+        try:
+            return _Done(PageOutcome(each.id, each.path, each.size, do(each, records)), records)
+        except Snooze as error:
+            self.closed.append(error)
+            return _Done(None, records)
+        except (StorageError, OnHold):  # it is tried again in a job of its own, which tells what is wrong
+            return _Done(PageOutcome(each.id, each.path, each.size, _LEFT, left=True), records)
+
+    def _replicate_fresh(self, part: Sequence[PageObject]) -> Iterator[tuple[int, _Done]]:
+        """Yield the objects that were replicated without asking first, or failed at it.
 
         The others have to be asked for one by one.
         """
@@ -302,24 +314,23 @@ class _Writes:
             return
         try:
             for fresh, data in self.fresh.read(part):
-                each = fresh.object
-                try:
-                    if (records := self.fresh.write(fresh, data)) is not None:
-                        yield each.id, _Done(PageOutcome(each.id, each.path, each.size, "stored"), records)
-                except Snooze as error:
-                    self.closed.append(error)
-                    yield each.id, None
-                except StorageError:
-                    yield each.id, _Done(PageOutcome(each.id, each.path, each.size, _LEFT, left=True))
+                with suppress(_AskFirst):
+                    yield fresh.object.id, self._done(fresh.object, partial(self._write_fresh, fresh, data))
         except Snooze as error:  # of a source: another one may take the job
             logger.debug("%s", error)
+
+    def _write_fresh(self, fresh: FreshObject, data: bytes, _: PageObject, records: Records) -> str:
+        assert self.fresh is not None
+        if not self.fresh.write(fresh, data, records):
+            raise _AskFirst
+        return "stored"
 
     def record(self, done: Sequence[_Done]) -> None:
         lost: dict[str, set[str]] = {}
         for store, names in (pair for each in done for pair in each.records.not_kept.items()):
             lost.setdefault(store, set()).update(names)
         group = Group(
-            [each.outcome for each in done],
+            [each.outcome for each in done if each.outcome is not None],
             [row for each in done for row in each.records.verdicts],
             [copy for each in done for copy in each.records.finished],
             [copy for each in done for copy in each.records.deleted],
@@ -328,14 +339,11 @@ class _Writes:
         )
         self.page = self.context.catalogue.pages.record(self.page, group, now=clock.now())
 
-    def _replicate(self, each: PageObject) -> _Done:
-        artifact = self.context.artifact(each.bucket, each.key)
-        records = Records()
-        work = ArtifactJob(self.context, self.job, artifact, records)
-        words = [copy.outcome for copy in replicate_to(work, self.request.to or ())]
-        return _Done(PageOutcome(each.id, each.path, each.size, _first(_PLACED, words)), records)
+    def _replicate(self, each: PageObject, records: Records) -> str:
+        work = ArtifactJob(self.context, self.job, self.context.artifact(each.bucket, each.key), records)
+        return _first(_PLACED, [copy.outcome for copy in replicate_to(work, self.request.to or ())])
 
-    def _delete(self, each: PageObject) -> _Done:
+    def _delete(self, each: PageObject, records: Records) -> str:
         wanted = DeleteRequest(
             bucket=each.bucket,
             key=each.key,
@@ -344,14 +352,14 @@ class _Writes:
             by=self.request.by,
             reason=self.request.reason,
         )
-        records, of_list = Records(), self.request.lines is not None
+        of_list = self.request.lines is not None
         done = delete_artifact(
             wanted, self.context, self.job, records, wanted=lambda found: of_list or found.id == each.artifact_id
         )
         words: list[str] = [copy.outcome for copy in done.copies]
         if done.purge_after is not None and not done.unchanged:
             words = [_DELETED[0]]
-        return _Done(PageOutcome(each.id, each.path, each.size, _first(_DELETED, words)), records)
+        return _first(_DELETED, words)
 
 
 def _replicate_claimed(request: PageRequest, context: JobContext, job: RunningJob) -> Page:

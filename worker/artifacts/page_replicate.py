@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from worker.artifacts.artifact_copies import ArtifactJob, CopySlot, Records
 from worker.artifacts.page_selection import PageObject
+from worker.artifacts.per_store import for_each_store
 from worker.catalogue import Artifact, Copy, CopyState
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
@@ -77,24 +78,21 @@ class FreshCopies:
                 if data is not None:
                     yield fresh, data
 
-    def write(self, each: FreshObject, data: bytes) -> Records | None:
-        """Write the copies of an object, and return what is to be recorded; None where something is under its key.
+    def write(self, each: FreshObject, data: bytes, records: Records) -> bool:
+        """Write the copies of an object, and add them to `records`; return False where something is under its key.
 
         Raises:
-            Snooze: a target takes no job now.
-            StorageError: a target did not take its copy.
+            Snooze, StorageError: a target takes no job now, or did not take its copy; the others have theirs.
         """
-        records = Records()
         work = ArtifactJob(self._context, self._job, each.artifact, records)
         body = HashedBytes(data, each.artifact.digest)
-        for slot in each.slots:
-            try:
-                work.write(slot, body)
-            except StorageError as error:
-                if isinstance(error.__cause__, AlreadyExists | PreconditionFailed):
-                    return None  # such as the copy that a killed job has written and not recorded
-                raise
-        return records
+        try:
+            for_each_store(each.slots, lambda slot: work.write(slot, body))
+        except StorageError as error:
+            if isinstance(error.__cause__, AlreadyExists | PreconditionFailed):
+                return False  # such as the copy that a killed job has written and not recorded
+            raise
+        return True
 
     def _plan(
         self, each: PageObject, artifact: Artifact, copies: dict[str, Copy], targets: Sequence[LimitedStore]

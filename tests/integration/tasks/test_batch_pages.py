@@ -261,6 +261,33 @@ def test_a_store_that_takes_no_job_keeps_only_its_own_copies_waiting(laid, drive
     assert len(verdicts(context)) == len(set(verdicts(context))) == 6
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["new", "something there"])
+def test_a_paused_target_keeps_only_its_own_copies_waiting(run, source, drive, stored, context, again):
+    """A page writes the copies to the other targets and records them; later only the paused one gets its copies."""
+    for n in range(3):
+        key = f"a/{n:03d}"
+        run(upload, UploadRequest(bucket="releases", key=key, source=source(key.encode()), stores=("primary",)))
+        if again:
+            stored("cold", key).parent.mkdir(parents=True, exist_ok=True)
+            stored("cold", key).write_bytes(key.encode())
+    driver = drive(BatchRequest(verb="replicate", bucket="releases", to=("dr", "cold")))
+    driver.step()
+    sent = dict(driver.queue.waiting)
+    context.catalogue.pauses.begin("store", "dr", reason=None, now=clock.now())
+    context.pauses.__init__(context.catalogue.pauses)
+    with pytest.raises(Snooze):
+        driver.work()
+    for artifact in context.catalogue.artifacts.page("releases"):
+        copies = context.catalogue.artifacts.copies(artifact)
+        assert (copies["cold"].state.good, copies["dr"].state.value) == (True, "writing")
+    context.catalogue.pauses.end("store", "dr")
+    context.pauses.__init__(context.catalogue.pauses)
+    read = len(verdicts(context))
+    driver.queue.waiting |= sent
+    assert driver.finish().outcomes == {"stored": 3}
+    assert len(verdicts(context)) == read
+
+
 @pytest.mark.parametrize("number", [1, 3], ids=["alone", "page"])
 def test_what_is_uploaded_again_while_its_delete_waits_stays(laid, drive, context, run, source, number):
     """A later version is no part of the batch: also not of a page that has begun, or of a job of one artifact."""
