@@ -56,6 +56,10 @@ def _section(name: str, command: Any) -> list[str]:
         shown = ", ".join(f"`{each}`" for each in parameter.opts) or f"`{parameter.name}`"
         if getattr(parameter, "param_type_name", "") == "argument":
             shown = f"`{parameter.metavar or parameter.name}`"
+        elif parameter.metavar:
+            shown += f" `{parameter.metavar}`"
         text = " ".join(str(getattr(parameter, "help", "") or "").split()).replace("|", "\\|")
+        if parameter.show_default and parameter.default and not getattr(parameter, "is_flag", False):
+            text += f" Default: `{getattr(parameter.default, 'value', parameter.default)}`."
         rows.append(f"| {shown} | {text} |")
     return [*lines, "| argument or option | meaning |", "|---|---|", *rows, ""] if rows else lines

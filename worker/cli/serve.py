@@ -19,7 +19,7 @@ Key = Annotated[Path | None, typer.Option("--key", metavar="FILE", help="The pri
 
 
 def serve(
-    host: Annotated[str, typer.Option(metavar="HOST", help="The address to listen on.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(metavar="PORT", min=0, max=65535, help="The port to listen on; 0 for a free one.")
     ] = 8484,

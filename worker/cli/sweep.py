@@ -120,7 +120,7 @@ def sweep(
         purge       remove the bytes of deleted artifacts after their grace period
         cleanup     remove what killed writers left
         probe       write, read and delete a small object in every store
-        canary      damage an own object, to measure how soon that is found
+        canary      damage an object of its own, to measure how soon that is found
         alarms      send alarms about the findings that changed
         webhooks    tell webhooks which jobs have ended
         report      write the report into the store of `sweep.report`

@@ -57,7 +57,9 @@ Target = Annotated[
 Recursive = Annotated[
     bool, typer.Option("--recursive", "-r", help="SOURCE is a directory: upload the files in and below it.")
 ]
-Symlinks = Annotated[SymlinkPolicy, typer.Option(help="With -r: what to do with symbolic links.")]
+Symlinks = Annotated[
+    SymlinkPolicy, typer.Option(metavar="skip|follow|error", help="With -r: what to do with symbolic links.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="With -r: count files and bytes, and upload nothing.")]
 Sha256 = Annotated[str | None, typer.Option(metavar="HEX", help="Reject the upload if the bytes have another SHA-256.")]
 Metadata = Annotated[

@@ -24,7 +24,7 @@ from zot_artifact_client.contract import EVIDENCE, VERIFY, TaskSpec
 
 By = Annotated[
     str,
-    typer.Option("--by", metavar="HOW", help="`read` reads all bytes, `provider` only asks the stores about them."),
+    typer.Option("--by", metavar="read|provider", help="`read` reads all bytes, `provider` only asks the stores about them."),
 ]
 
 
