@@ -39,7 +39,7 @@ def adopt(request: AdoptRequest, context: JobContext, job: RunningJob) -> AdoptR
         NotFound: the store has no such object.
         DigestMismatch: the bytes are not those whose digest the store keeps or the request has; nothing was recorded.
         OtherContent: the artifact is known with other bytes; nothing was recorded.
-        Unverifiable: there is no digest, and the request does not take the first read for one.
+        Unverifiable: there is no digest, and the request does not say `first_read`.
         InvalidKey, UnknownStore: nothing was read.
         Snooze: the store takes no job now.
     """

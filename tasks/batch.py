@@ -91,17 +91,17 @@ _LATEST_PART = 20
 """The next step waits at least for this part of the time that the batch has taken."""
 _SLACK = timedelta(milliseconds=300)
 UNSEEN = timedelta(hours=1)
-"""After which a job is sent again where the broker cannot tell whether its message is lost."""
+"""The time after which a job is sent again where the broker cannot tell whether its message is lost."""
 _PAGES_AT_ONCE = 32
 """Pages that one step plans at most: it reads their artifacts."""
 _BROKER = (redis.RedisError, OperationalError, OSError)
 _VERDICTS = ("corrupt", "size_mismatch", "missing", "unreadable", "unverifiable", "archived", "verified")
-"""The worst first."""
+"""The verdicts, the worst first."""
 _PLACED = ("repaired", "stored", "already_there")
 _DELETED = ("deleted", "already_gone")
 _FAILED = "failed"
 _NOT_KEPT = "not_kept"
-"""What of the cursor names what stores do not keep beside the bytes."""
+"""The field of the cursor that names what stores do not keep beside the bytes."""
 
 
 class Messages(Protocol):
@@ -211,14 +211,16 @@ def _rest(before: Batch, ended: Sequence[EndedItem], objects: int, now: datetime
 
 
 def end_batch_items(context: Context, app: Celery) -> None:
-    """Ask all jobs of batches that were cancelled, failed or dead to end."""
+    """Cancel the jobs of batches that were cancelled, failed or dead."""
     for ended in context.catalogue.batches.ended_open():
         ids = [item.job for item in context.catalogue.batches.in_flight(ended) if not item.state.terminal]
         try:
             if ids and not request_cancel(app, ids):
-                logger.warning("batch %s has ended, its jobs go on: no Redis keeps the results", ended)
+                logger.warning(
+                    "batch %s has ended and its jobs continue: to cancel them takes Redis as the result backend", ended
+                )
         except _BROKER as error:
-            logger.warning("batch %s: its jobs are ended later: %s", ended, type(error).__name__)
+            logger.warning("batch %s: its jobs are cancelled later: %s", ended, type(error).__name__)
             continue
         context.catalogue.batches.close(ended)
         context.catalogue.upload_lists.remove(ended)  # a dead one has no other end

@@ -82,7 +82,7 @@ def delete_artifact(
 
 
 def _is_of_batch(context: JobContext, job: RunningJob, artifact: Artifact) -> bool:
-    """Return whether an artifact was there when the batch of a job began; a batch of a list names keys, whenever."""
+    """Return whether an artifact was there when the batch of a job began; a list names keys of any age."""
     batch = context.catalogue.batches.get(job.parent) if job.parent and is_batch_job(job.id, job.parent) else None
     if batch is None or (newest := batch.cursor.get("last")) is None:
         return True

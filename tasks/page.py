@@ -160,7 +160,7 @@ def _verify_claimed(claim: ClaimSelection, context: JobContext, job: RunningJob)
 
 
 def claim_copies(claim: ClaimSelection, context: JobContext, job: str) -> Page:
-    """Claim the copies of a page: as many as the planner has counted, also some that are not due yet, or what is due.
+    """Claim the copies of a page: as many as the planner has counted, due or not; without a count, those that are due.
 
     What the budget of the store does not allow is released.
     """

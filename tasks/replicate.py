@@ -25,7 +25,7 @@ class BadSource(IntegrityError):
 
 
 def replicate(request: ReplicateRequest, context: JobContext, job: RunningJob) -> ReplicateResult:
-    """Write a copy that matches the recorded digest to each store that was named, hashed all the way; so of companions.
+    """Write a copy that matches the recorded digest to each store that was named, hashed all the way; also companions.
 
     Where two stores belong to one provider, it copies by itself, and the new copy is read back in full. A source that
     is corrupt is recorded as such, nothing of it stays at the target, and the next source is tried. Copies that were

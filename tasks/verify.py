@@ -13,7 +13,7 @@ from zot_artifact_client.contract import VERIFY, CopyVerdict, VerifyRequest, Ver
 
 
 def verify(request: VerifyRequest, context: JobContext, job: RunningJob) -> VerifyResult:
-    """Read every copy that was asked for to its end, and record one verdict for each; so for its companions.
+    """Read every copy that was asked for to its end, and record one verdict for each; the same for its companions.
 
     A copy that cannot be read has the verdict `unreadable`, and the others are read nevertheless. So has a copy in a
     store that is not configured.

@@ -35,7 +35,7 @@ class _Seldom(logging.Filter):
         if now - self._last < _REPORT_EVERY:
             return False
         self._last = now
-        record.msg = f"traces are not sent, jobs go on: {record.getMessage()}"
+        record.msg = f"traces are not sent, and jobs continue: {record.getMessage()}"
         record.args = ()
         return True
 

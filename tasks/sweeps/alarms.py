@@ -1,4 +1,4 @@
-"""Sweep alarms: tell the findings that changed since the last digest, and deliver the digests that wait."""
+"""Sweep alarms: send an alarm about the findings that changed, and deliver those that wait."""
 
 from datetime import timedelta
 
@@ -13,7 +13,7 @@ _KEPT = timedelta(days=30)
 
 
 def sweep_alarms(request: SweepAlarmsRequest, context: JobContext, job: RunningJob) -> SweepAlarmsResult:  # noqa: ARG001
-    """Make one digest of all findings that changed, and deliver it and earlier ones through each channel."""
+    """Make one alarm of all findings that changed, and deliver it and earlier ones through each channel."""
     settings, alarms, now = context.settings.alarms, context.catalogue.alarms, clock.now()
     alarms.drop(settings.channels)
     alarms.make_digest(settings.channels, quiet={*settings.quiet, "canary"}, escalate=settings.escalate, now=now)

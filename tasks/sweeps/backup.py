@@ -1,4 +1,4 @@
-"""Sweep backup: write the catalogue to the stores of `sweep.backup.stores`, and restore a backup for trial."""
+"""Sweep backup: write the catalogue to the stores of `sweep.backup.stores`, and rehearse a restore."""
 
 import logging
 

@@ -78,7 +78,7 @@ def _clean_uploads(store: LimitedStore, context: JobContext, job: RunningJob) ->
         if stale.since > before:
             return
         if not ours and cleanup.foreign_uploads == "report":
-            logger.warning("%s: left %s: this worker did not begin it", store.name, what)
+            logger.warning("%s: %s stays: this worker did not begin it", store.name, what)
             counts["foreign"] += 1
         elif _removed(store, stale, failures):
             logger.info("%s: removed %s", store.name, what)

@@ -31,7 +31,7 @@ from zot_artifact_client.contract import (
 logger = logging.getLogger(__name__)
 
 _FEW = 20
-"""So many missing objects say nothing about a listing, whatever their share is."""
+"""Up to this number, missing objects say nothing about a listing, whatever their share is."""
 _NAMED = 5
 """Objects that a finding about a listing names."""
 _PART = 2000

@@ -66,7 +66,7 @@ def _step(name: str, work: Callable[[], int | None]) -> int:
     except CatalogueUnavailable:
         raise
     except Exception:
-        logger.exception("recover: the step %s failed; the others go on", name)
+        logger.exception("recover: the step %s failed; the others continue", name)
         return 0
 
 
@@ -87,7 +87,7 @@ def _resend_overdue(context: Context, app: Celery, now: datetime) -> int:
 
 
 def _see_removed_webhooks(context: Context) -> None:
-    """Tell of ends that wait for a receiver which was removed: the sweep that delivers asks only those that there are.
+    """Report ends that wait for a receiver which was removed: the sweep that delivers sends to configured ones only.
 
     That sweep does not run at all where the settings have no webhook.
     """

@@ -23,7 +23,7 @@ from zot_artifact_client.contract import (
 logger = logging.getLogger(__name__)
 
 _FEW = 20
-"""So many bad copies are no share of a store that says anything about it."""
+"""Up to this number, bad copies say nothing about a store, whatever their share is."""
 _MOST_LOST = 1000
 
 

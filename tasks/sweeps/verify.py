@@ -34,7 +34,7 @@ from zot_artifact_client.contract import (
 
 logger = logging.getLogger(__name__)
 _OPEN = 4
-"""So many pages of a store may be open when the next ones of an even pace are sent."""
+"""The most pages of a store that may be open when the next ones of an even pace are sent."""
 
 
 def sweep_verify(request: SweepVerifyRequest, context: JobContext, job: RunningJob) -> SweepVerifyResult:

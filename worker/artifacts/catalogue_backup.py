@@ -1,4 +1,4 @@
-"""Backups of the catalogue in the stores: write and verify them, restore one for trial, restore one for good."""
+"""Backups of the catalogue in the stores: write and verify them, rehearse a restore, restore one."""
 
 import gzip
 import hashlib
@@ -85,7 +85,7 @@ def back_up(
     job: str,
     on_bytes: OnBytes | None = None,
 ) -> BackedUp:
-    """Write one export of the catalogue to each store, read it back, and restore one for trial where that is due.
+    """Write one export of the catalogue to each store, read it back, and rehearse a restore where that is due.
 
     A store that has a good backup by this job already, from an earlier attempt, gets no second one. Older backups are
     removed only from stores that have a new one. A store without a good backup has a finding from then on.

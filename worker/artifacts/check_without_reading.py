@@ -75,6 +75,6 @@ def check_copy(
 
 
 def _check(known: RecordedEvidence, source: str, found: dict[str, tuple[object, object]]) -> EvidenceCheck:
-    wrong = [f"{name} is {now}, recorded {then}" for name, (then, now) in found.items() if then != now]
+    wrong = [f"{name} is {now}, not the recorded {then}" for name, (then, now) in found.items() if then != now]
     outcome = "differs" if wrong else "agrees" if found else "unknown"
     return EvidenceCheck(known.copy_id, source, outcome, ", ".join(found), "; ".join(wrong) or None)

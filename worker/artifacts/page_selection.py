@@ -11,9 +11,9 @@ from worker.settings.section_models import PageSettings
 from zot_artifact_client.contract import LinesSelection, PageRequest, RangeSelection
 
 _SHARES = 4
-"""Pages of a batch that would fit into fewer: one page is one process, and most of a machine would wait for it."""
+"""Pages into which a small batch is split, so that as many processes work on it: one page is done by one process."""
 _FEWEST = 100
-"""Objects of such a page at least: each page costs transactions of its own."""
+"""The fewest objects of such a page: each page costs transactions of its own."""
 
 
 class PageObject(NamedTuple):
@@ -63,7 +63,7 @@ def open_objects(request: PageRequest, page: Page | None, context: JobContext, j
 
 
 def limits_of(most: PageSettings, total: int | None) -> PageSettings:
-    """Return the limits of the pages of a batch of so many objects: several processes share a small one, too."""
+    """Return the limits of the pages of a batch of so many objects; a small batch has several pages too."""
     if total is None:
         return most
     return most.model_copy(update={"objects": next(page_sizes(most.objects, total))})

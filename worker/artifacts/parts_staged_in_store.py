@@ -127,7 +127,9 @@ def assembled(
 
 def _check_size(source: str, size: int, announced: int | None, *, complete: bool = True) -> None:
     if announced is not None and (size > announced or (complete and size < announced)):
-        raise SizeMismatch(f"source {source}: its parts have {size} bytes, announced were {announced}; send it again")
+        raise SizeMismatch(
+            f"source {source}: its parts have {size} bytes, not the announced {announced}; send it again"
+        )
 
 
 def remove_parts(source: str, stores: Mapping[str, AnyStore], *, job: str) -> None:

@@ -17,7 +17,7 @@ from worker.settings import Settings
 from worker.settings.budgets import Budget, Prices
 
 BURST = timedelta(hours=1)
-"""The time whose allowance is saved at most, so that what an outage left is not read all at once.
+"""The longest time whose unused allowance is saved, so that what an outage left is not read all at once.
 
 Between two runs of the sweep it is all saved: otherwise a store whose sweep runs every few hours could never use its
 budget, and its copies would become overdue.
@@ -30,11 +30,11 @@ LATE = 0.95
 _EVEN = 1.15
 """How much faster than evenly over the period a store is read, so that short outages make no copy late."""
 _RECENT = timedelta(hours=1)
-"""The pages of this time tell how fast a store is read."""
+"""The speed of a store is that of its pages within this time."""
 _FEW = 10_000
-"""So many copies are read in a moment at any rate."""
+"""With fewer due copies than this no store is too slow: a worker reads them within minutes."""
 _AT_ONCE = 10
-"""So many copies that are due are read at once: to spread them saves nothing."""
+"""Up to this number, copies that are due are read at once: to spread them saves nothing."""
 
 
 @dataclass(frozen=True, slots=True)

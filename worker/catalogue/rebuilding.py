@@ -338,7 +338,7 @@ class _Write:
             return Rebuilt(each.store, found.bucket, found.key, "conflict" if detail else "stored", detail)
         good = each.read == sha256
         verdict = Verdict.VERIFIED if good else Verdict.CORRUPT
-        told = None if good else f"the bytes have SHA-256 {each.read}, recorded is {sha256}"
+        told = None if good else f"the bytes have SHA-256 {each.read}, not the recorded {sha256}"
         self._verdicts.append(
             VerdictRow(
                 copy.id, self._job, each.store, found.bucket, found.key, of.version, verdict, sha256, each.read,

@@ -164,7 +164,7 @@ def _adopt_all(
         except KeyboardInterrupt:
             if under_way:
                 ids = ", ".join(job.id for _, job in under_way)
-                note(f"these jobs go on too: {ids}; the same command again continues")
+                note(f"these jobs continue: {ids}; run the same command again for the rest")
             raise
     if tally.adopted + tally.unchanged + tally.failed == 0:
         raise Failure(f"{tally.store}: there is no object below {tally.bucket}/{tally.prefix}", type_="NotFound")

@@ -130,7 +130,7 @@ Store = Annotated[str | None, typer.Option("--store", metavar="STORE", help="Onl
 def backup(store: Store = None, as_json: AsJson = False) -> None:
     """Write the catalogue to the stores of `sweep.backup.stores` now, and read it back; no worker is needed.
 
-    The newest backup of each store is restored for trial where that is due.
+    The newest backup of each store is restored into a temporary database where that is due.
     `zot-artifacts sweep backup` does the same as a job.
 
     Examples:
@@ -154,7 +154,7 @@ def backup(store: Store = None, as_json: AsJson = False) -> None:
         )
     else:
         for name, key in done.written.items():
-            tried = ", restored for trial" if name in done.rehearsed and name not in done.faults else ""
+            tried = ", restored as a rehearsal" if name in done.rehearsed and name not in done.faults else ""
             say(f"{name}: {BACKUP_BUCKET}/{key}, written and read back{tried}")
         for name, fault in done.faults.items():
             complain(f"{name}: {fault}")

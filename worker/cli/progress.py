@@ -115,7 +115,7 @@ def await_end(
         except BrokerUnavailable as error:
             if not _ended(catalogue.ledger.get(job.id)):
                 raise Failure(
-                    f"{error}; job {job.id} may go on: `zot-artifacts jobs {job.id}` shows it", Status.UNKNOWN,
+                    f"{error}; job {job.id} may continue: `zot-artifacts jobs {job.id}` shows it", Status.UNKNOWN,
                     type_="BrokerUnavailable",
                 ) from error  # fmt: skip
         else:

@@ -195,7 +195,7 @@ def _evidence(stores: Sequence[Mapping[str, Any]], now: datetime) -> str:
         '<p class="dim">What stores say of their copies, compared with what was recorded at the write. '
         "No byte was read, so none of them counts as verified.</p>"
     )
-    return _table(("store", *EVIDENCE_OUTCOMES, "oldest check"), rows, "No copy was checked so.") + (
+    return _table(("store", *EVIDENCE_OUTCOMES, "oldest check"), rows, "No copy was checked in this way.") + (
         told if rows else ""
     )
 

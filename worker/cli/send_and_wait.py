@@ -109,7 +109,7 @@ class Sender:
         try:
             told = await_end(job, self.session.catalogue, self.session.settings, self.shown, timeout)
         except KeyboardInterrupt:
-            note(f"job {job.id} goes on: `zot-artifacts jobs {job.id} --wait` waits for its end")
+            note(f"job {job.id} continues: `zot-artifacts jobs {job.id} --wait` waits for its end")
             raise
         record = self.session.catalogue.ledger.get(job.id)
         if record is None:

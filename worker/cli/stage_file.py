@@ -126,7 +126,8 @@ def _stage(source: BinaryIO, name: str | None, directory: Path, sha256: str | No
     if sha256 is not None and sha256 != staged.sha256:
         staged.drop()
         raise Failure(
-            f"{what}: its SHA-256 is {staged.sha256}, announced was {sha256}; nothing was sent", type_="DigestMismatch"
+            f"{what}: its SHA-256 is {staged.sha256}, not the announced {sha256}; nothing was sent",
+            type_="DigestMismatch",
         )
     return staged
 

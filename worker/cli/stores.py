@@ -135,7 +135,7 @@ def trust(
     if as_json:
         print_json({"store": name, "stopped": stopped})
     else:
-        say(f"{name}: {'its repairs go on at the next sweep' if stopped else 'its repairs had not stopped'}")
+        say(f"{name}: {'its repairs continue at the next sweep' if stopped else 'its repairs had not stopped'}")
 
 
 def _check_forgettable(session: Session, name: str) -> None:

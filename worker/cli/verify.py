@@ -24,7 +24,9 @@ from zot_artifact_client.contract import EVIDENCE, VERIFY, TaskSpec
 
 By = Annotated[
     str,
-    typer.Option("--by", metavar="read|provider", help="`read` reads all bytes, `provider` only asks the stores about them."),
+    typer.Option(
+        "--by", metavar="read|provider", help="`read` reads all bytes, `provider` only asks the stores about them."
+    ),
 ]
 
 

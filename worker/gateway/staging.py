@@ -192,7 +192,7 @@ class Staging:
         missing = sum(each.size - (self.offset(each) or 0) for each in unsent if each.store is None)
         free = shutil.disk_usage(self._directory).free - missing - _KEPT_FREE
         if upload.size > free:
-            raise no_room(f"the gateway has room for {max(0, free)} bytes, announced are {upload.size}")
+            raise no_room(f"the gateway has room for {max(0, free)} bytes, and {upload.size} were announced")
 
 
 def request_of(upload: StagedUpload, source: Path) -> UploadRequest:

@@ -51,7 +51,7 @@ def request_cancel(app: Celery, ids: list[str], start: Callable[[], bool] = lamb
 
 
 def call_recovery(app: Celery, client: Any, start: Callable[[], bool]) -> None:
-    """Have the waiting jobs cancelled for which that was requested, unless that was called for and has not begun."""
+    """Start a recovery, which cancels the waiting jobs to cancel, unless one was started and has not begun."""
     if client.set(_CALLED, 1, ex=_CALLED_FOR, nx=True) and not start():
         expires = clock.SKEW.total_seconds()  # by the clock of another machine
         app.send_task(SWEEP_RECOVER.name, queue=SWEEP_RECOVER.queue.value, expires=expires, ignore_result=True)

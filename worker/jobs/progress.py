@@ -38,7 +38,7 @@ class CeleryReporter:
             with self._task.app.events.default_dispatcher(hostname=self._request.hostname) as dispatcher:
                 dispatcher.send("task-progress", uuid=self._id, retry=False, result=described(progress))
         except (redis.RedisError, OperationalError, OSError) as error:
-            logger.debug("job %s: no event tells the progress: %s", self._id, type(error).__name__)
+            logger.debug("job %s: Flower does not get its progress: %s", self._id, type(error).__name__)
 
     def cancelled(self) -> bool:
         """Return whether a client asked for the job to stop; False if the result backend cannot tell."""

@@ -24,7 +24,7 @@ _CHECK_EVERY = 2.0
 """Seconds between two reads of the paused queues."""
 _NO_REQUESTS = repr([0, []])
 _COMPARING, _COMPARED = "zot-artifacts:cancelling:comparing", "zot-artifacts:cancelling:compared"
-"""The Redis keys that exist while a worker has just compared, and of what the last one found."""
+"""The Redis key that exists for a moment after a worker has compared, and the key of what it found."""
 _COMPARE_SECONDS = 3
 """Least seconds between two processes that are started for new requests, in all workers."""
 _CANCEL = (sys.executable, "-m", "worker.cancel_waiting_jobs")
@@ -66,7 +66,7 @@ class PausedQueues(TimerStep):
 
 
 class CancelRequests(TimerStep):
-    """Has waiting jobs cancelled for which that was requested without a command: an ACL may forbid commands.
+    """Cancels waiting jobs whose clients requested it in Redis and sent no command: an ACL may forbid commands.
 
     The newest request and their number are compared every few seconds, which costs the same however many there are.
     One worker of all of them starts the process.

@@ -17,7 +17,7 @@ from zot_artifact_client.outgoing_messages import Outgoing
 logger = logging.getLogger(__name__)
 
 UNSEEN = timedelta(hours=1)
-"""After which a job is sent again where the broker cannot tell whether its message is lost."""
+"""The time after which a job is sent again where the broker cannot tell whether its message is lost."""
 BROKER_ERRORS = (redis.RedisError, OperationalError, OSError)
 
 

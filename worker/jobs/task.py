@@ -387,7 +387,9 @@ class Delivery(Generic[RequestT, ResultT]):
             else:
                 ledger.finish(self._id, fence, JobState.DEAD, now=now, error=_details(stop))
         except (CatalogueError, LostLease) as error:
-            logger.warning("job %s: that is not recorded, its lease expires: %s", self._id, error)
+            logger.warning(
+                "job %s: its end is not recorded; it runs again when its lease has expired: %s", self._id, error
+            )
         finally:
             os.kill(os.getpid(), signal.SIGKILL)
 

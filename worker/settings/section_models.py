@@ -314,7 +314,7 @@ class JobSettings(Section):
     lease: Duration = timedelta(seconds=30)
     """How long a job belongs to its worker after the last heartbeat."""
     grace: DurationOrZero = timedelta(seconds=5)
-    """How long jobs go on after their worker was told to shut down; then they are requeued at their next part."""
+    """How long jobs continue after their worker got SIGTERM; then they are requeued at their next chunk."""
     max_put_off: DurationOrZero = timedelta(days=1)
     """How long a job is snoozed in a row for a store that is away or busy; then it is a dead letter."""
     result_expires: Duration = timedelta(days=1)

@@ -288,7 +288,7 @@ class Store:
         self._check_read(bucket, key)
         stat = self._driver.stat(bucket, key)
         if stat.size != expected.size:
-            raise SizeMismatch(f"{self.name}: {bucket}/{key} has {stat.size} bytes, recorded are {expected.size}")
+            raise SizeMismatch(f"{self.name}: {bucket}/{key} has {stat.size} bytes, not the recorded {expected.size}")
         bad = first_bad_chunk(self._driver, stat, manifest, on_bytes, write=partial(write_at, file))
         if bad:
             raise DigestMismatch(
@@ -338,7 +338,7 @@ class Store:
         if found != chunk.sha256:
             raise DigestMismatch(
                 f"{self.name}: {bucket}/{key}: bytes {chunk.offset} to {chunk.offset + chunk.size} have SHA-256 "
-                f"{found}, recorded is {chunk.sha256}"
+                f"{found}, not the recorded {chunk.sha256}"
             )
         return data
 

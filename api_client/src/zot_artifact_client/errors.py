@@ -68,7 +68,7 @@ class NotAllowed(ClientError):
 
 
 class WaitTimeout(ClientError, TimeoutError):
-    """The job has not ended in the time given, and goes on; or no worker has answered the query."""
+    """The job has not ended in the time given, and continues; or no worker has answered the query."""
 
 
 class JobNotDone(ClientError):

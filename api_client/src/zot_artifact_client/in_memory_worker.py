@@ -269,13 +269,15 @@ class InMemoryWorker:
         artifact = self._artifacts.setdefault((request.bucket, request.key), _Artifact())
         known = artifact.versions[-1].sha256 if artifact.copies else None
         if kept not in {None, sha256}:
-            raise JobFailed(f"{store}: {path} has the SHA-256 {sha256}, kept beside it is {kept}", "DigestMismatch")
+            raise JobFailed(
+                f"{store}: {path} has the SHA-256 {sha256}, not the {kept} that is kept beside it", "DigestMismatch"
+            )
         if request.sha256 not in {None, sha256}:
             raise JobFailed(
-                f"{store}: {path} has the SHA-256 {sha256}, asked for was {request.sha256}", "DigestMismatch"
+                f"{store}: {path} has the SHA-256 {sha256}, not the requested {request.sha256}", "DigestMismatch"
             )
         if known not in {None, sha256}:
-            raise JobFailed(f"{store}: {path} has the SHA-256 {sha256}, recorded is {known}", "OtherContent")
+            raise JobFailed(f"{store}: {path} has the SHA-256 {sha256}, not the recorded {known}", "OtherContent")
         if kept is known is request.sha256 is None and not request.first_read:
             raise JobFailed(f"{store}: {path} has no digest to compare its bytes with", "Unverifiable")
         if known is None:

@@ -207,7 +207,7 @@ def test_parts_above_the_announced_size_are_not_spooled(
         monkeypatch.setattr(LimitedStore, "list_objects", lambda *_, **__: iter(before))
     written: list[int] = []
     monkeypatch.setattr(parts_staged_in_store, "write_at", lambda *given: written.append(given[2] + len(given[1])))
-    with pytest.raises(SizeMismatch, match="announced were"):
+    with pytest.raises(SizeMismatch, match="not the announced"):
         run(context, job.id, upload, sent(context, job.id))
     assert max(written, default=0) <= len(CONTENT)
     assert context.catalogue.artifacts.current("releases", "app.tgz") is None

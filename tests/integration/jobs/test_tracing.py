@@ -125,7 +125,7 @@ def test_a_collector_that_is_away_is_told_seldom(caplog: pytest.LogCaptureFixtur
     exporter.addFilter(tracing._Seldom())
     for attempt in range(3):
         exporter.warning("refused, attempt %d", attempt)
-    assert caplog.messages == ["traces are not sent, jobs go on: refused, attempt 0"]
+    assert caplog.messages == ["traces are not sent, and jobs continue: refused, attempt 0"]
 
 
 def test_nothing_is_traced_without_an_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,7 @@ class Source:
             digest, manifest = compute_digests(self.rewind(), size=self.size, what=self.name, on_bytes=on_bytes)
             found = HashedSource(self, digest, manifest)
         if sha256 is not None and found.digest.sha256 != sha256:
-            raise DigestMismatch(f"{self.name} has SHA-256 {found.digest.sha256}, announced was {sha256}")
+            raise DigestMismatch(f"{self.name} has SHA-256 {found.digest.sha256}, not the announced {sha256}")
         return found
 
     def _read_whole(self, on_bytes: OnBytes) -> HashedBytes:
@@ -62,7 +62,7 @@ class Source:
             data += piece
             on_bytes(len(piece))
         if len(data) != self.size:
-            raise SizeMismatch(f"{self.name} has {len(data)} bytes, announced were {self.size}")
+            raise SizeMismatch(f"{self.name} has {len(data)} bytes, not the announced {self.size}")
         return HashedBytes.of(data)
 
 

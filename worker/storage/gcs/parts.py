@@ -138,7 +138,7 @@ class MultipartWrite:
         if missing or not parts:
             raise UploadEnded(f"{where}: part {', '.join(missing) or '1'} is missing, or was replaced since")
         if (size := sum(part.size for part in parts)) != write.size:
-            raise SizeMismatch(f"{where}: the parts have {size} bytes, announced were {write.size}")
+            raise SizeMismatch(f"{where}: the parts have {size} bytes, not the announced {write.size}")
 
     def _composing(self, parts: Iterable[Part], write: GcsWrite) -> Callable[[int], Any]:
         """Return the function that composes the object; intermediate compositions are made at its first call only."""

@@ -224,6 +224,6 @@ class VerifiedRange:
             end = chunk.offset + chunk.size
             raise DigestMismatch(
                 f"{self._driver.name}: {self._stat.bucket}/{self._stat.key}: bytes {chunk.offset} to {end} have "
-                f"SHA-256 {found}, recorded is {chunk.sha256}"
+                f"SHA-256 {found}, not the recorded {chunk.sha256}"
             )
         return data

@@ -114,7 +114,7 @@ def compute_digests(
     else:
         digest, chunks = _take_many(source, on_bytes)
     if digest.size != size:
-        raise SizeMismatch(f"{what} has {digest.size} bytes, announced were {size}")
+        raise SizeMismatch(f"{what} has {digest.size} bytes, not the announced {size}")
     return digest, Manifest(size, CHUNK_SIZE, chunks)
 
 

@@ -105,10 +105,10 @@ class VerifyingReader:
         if self._digest is not None:
             return
         if self._size is not None and self._count != self._size:
-            raise SizeMismatch(f"{self._what} has {self._count} bytes, announced were {self._size}")
+            raise SizeMismatch(f"{self._what} has {self._count} bytes, not the announced {self._size}")
         found = self._hash.hexdigest()
         if self._sha256 is not None and found != self._sha256:
-            raise DigestMismatch(f"{self._what} has SHA-256 {found}, announced was {self._sha256}")
+            raise DigestMismatch(f"{self._what} has SHA-256 {found}, not the announced {self._sha256}")
         self._digest = Digest(self._count, found)
 
 

@@ -41,7 +41,7 @@ def copy_server_side(
     try:
         found = source.stat(bucket, key)
         if found.size != info.size:
-            raise SizeMismatch(f"{source.name}: {bucket}/{key} has {found.size} bytes, recorded are {info.size}")
+            raise SizeMismatch(f"{source.name}: {bucket}/{key} has {found.size} bytes, not the recorded {info.size}")
     except StorageError as error:
         error.store = source.name
         raise

@@ -59,7 +59,7 @@ def test_objects_at_the_edge_of_a_chunk_have_as_many_chunks_as_they_need(size):
 
 def test_a_source_of_another_size_is_refused():
     """A source that shrinks or grows while it is hashed is not recorded."""
-    with pytest.raises(SizeMismatch, match="has 3 bytes, announced were 4"):
+    with pytest.raises(SizeMismatch, match="has 3 bytes, not the announced 4"):
         compute_digests(io.BytesIO(b"abc"), size=4, what="the source")
 
 

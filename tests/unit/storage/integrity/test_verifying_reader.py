@@ -38,7 +38,7 @@ def test_one_flipped_bit_is_found(content: bytes, data: st.DataObject) -> None:
     wrong = bytearray(content)
     wrong[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     reader = VerifyingReader(io.BytesIO(bytes(wrong)), size=len(content), sha256=sha256, what="main: b/k")
-    with pytest.raises(DigestMismatch, match=f"main: b/k has SHA-256 .*, announced was {sha256}"):
+    with pytest.raises(DigestMismatch, match=f"main: b/k has SHA-256 .*, not the announced {sha256}"):
         drain(reader)
     assert not reader.finished
 
@@ -53,7 +53,7 @@ def test_too_many_bytes_are_found_before_they_are_passed_on() -> None:
 def test_too_few_bytes_are_found_at_the_end() -> None:
     """A source that ends early is refused with both sizes."""
     reader = VerifyingReader(io.BytesIO(CONTENT), size=100)
-    with pytest.raises(SizeMismatch, match=f"has {len(CONTENT)} bytes, announced were 100"):
+    with pytest.raises(SizeMismatch, match=f"has {len(CONTENT)} bytes, not the announced 100"):
         drain(reader)
 
 
