@@ -18,7 +18,7 @@ from celery import Celery, signals
 from worker import clock, context, shutdown_flag, tracing
 from worker.beat_scheduler import LONGEST_SLEEP
 from worker.bounded_exit import end_after, end_within, end_within_after_signals
-from worker.catalogue import Catalogue, CatalogueError
+from worker.catalogue import Catalogue, CatalogueError, NewerCatalogue
 from worker.embedded.parent_death import die_with_parent
 from worker.flower.require_authentication import check_authentication, is_flower
 from worker.flower.setup import set_up
@@ -267,7 +267,7 @@ def _end_beat_in_time(**_: Any) -> None:
 def _mirror_pauses(**_: Any) -> None:
     """Restore the paused queues in Redis before the worker consumes; it may have lost them.
 
-    The catalogue is closed again before the worker forks.
+    The catalogue is closed again before the worker forks. A worker that is older than the catalogue ends.
     """
     settings = context.configured()
     try:
@@ -280,6 +280,8 @@ def _mirror_pauses(**_: Any) -> None:
         if client is not None:
             mirror_queues(client, pauses)
             client.close()
+    except NewerCatalogue as error:
+        raise SystemExit(str(error)) from None
     except (CatalogueError, redis.RedisError, OSError) as error:
         logger.warning("paused queues are not copied to Redis for now: %s", bounded(error))
 

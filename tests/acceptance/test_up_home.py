@@ -1,12 +1,17 @@
 """`zot-artifacts up` on data directories with odd names, damaged files, or no permission to write."""
 
 import os
+import sqlite3
+import subprocess
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests.acceptance.commands import Zot
 from tests.acceptance.forked_up import running
+from tests.servers.worker import Worker, new_catalogue
+from tests.waiting import WITHIN
 
 
 def test_any_name_of_the_data_directory_works(tmp_path: Path) -> None:
@@ -50,6 +55,27 @@ def test_up_tells_what_is_where_the_catalogue_belongs(content: str, tmp_path: Pa
     assert str(file) in done.stderr
     assert "catalogue restore" in done.stderr
     assert list((home / "logs").iterdir()) == []
+
+
+def test_an_older_version_starts_nothing_on_a_newer_catalogue(tmp_path: Path) -> None:
+    """`up` and a worker say in one line that the catalogue is of a newer version, and where the way back is."""
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    (home / "catalogue.sqlite3").write_bytes(new_catalogue())
+    with closing(sqlite3.connect(home / "catalogue.sqlite3")) as catalogue, catalogue:
+        catalogue.execute("UPDATE alembic_version SET version_num = '9999'")
+    done = Zot(home)("up")
+    assert (done.status, done.is_one_line()) == (2, True)
+    assert list((home / "logs").iterdir()) == []
+    worker = Worker(tmp_path, "redis://127.0.0.1:1/0")
+    ended = subprocess.run(
+        worker.command(), env={**os.environ, **worker.environment()}, capture_output=True, text=True, check=False,
+        timeout=WITHIN,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    for said in (done.stderr, ended.stderr):
+        assert "made by a newer version" in said
+        assert "docs/howto/upgrade.md" in said
 
 
 @pytest.mark.parametrize("name", ["run/broker-password", "run/broker-url", "logs/worker.log"])

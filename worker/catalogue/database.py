@@ -36,6 +36,10 @@ class CatalogueUnavailable(CatalogueError):
     """The catalogue cannot be reached or is locked for too long; trying again later may help."""
 
 
+class NewerCatalogue(CatalogueError):
+    """The catalogue was made by a newer version of this program, which does not understand it."""
+
+
 class NoCatalogue(CatalogueError):
     """There is no catalogue at the URL."""
 
@@ -76,7 +80,8 @@ def migrate(engine: Engine) -> None:
 
     Raises:
         CatalogueUnavailable: it cannot be reached.
-        CatalogueError: the catalogue is newer than this program, or the database is not fit for one.
+        NewerCatalogue: the catalogue is newer than this program.
+        CatalogueError: the database is not fit for one.
     """
     try:
         with _with_way_out(), translated(engine):
@@ -267,15 +272,17 @@ def _check_not_lost(path: Path) -> None:
 
 
 def check_file(url: str) -> None:
-    """Raise CatalogueError if something that is no catalogue is where this URL names the file of one."""
+    """Raise CatalogueError if the file that this URL names is no catalogue, or NewerCatalogue if it is a newer one."""
     engine = open_engine(url)
     try:
         path = sqlite.file_of(engine.url) if engine.dialect.name == "sqlite" else None
         if path and _check_is_database(path):
             with _with_way_out(), translated(engine):
-                if _revision(engine) is None:
+                if (revision := _revision(engine)) is None:
                     with engine.connect() as connection:
                         _check_fit(connection)
+                elif revision > _REVISION:
+                    raise _newer(engine, revision)
     finally:
         engine.dispose()
 
@@ -411,7 +418,8 @@ def upgrade_tables(connection: Connection, revision: str | None = None) -> None:
     Without a revision they are those of this program.
 
     Raises:
-        CatalogueError: the revision or the tables are those of a newer version, or the database is not fit for them.
+        NewerCatalogue: the revision or the tables are those of a newer version.
+        CatalogueError: the database is not fit for them.
     """
     from alembic import command
     from alembic.config import Config
@@ -426,8 +434,16 @@ def upgrade_tables(connection: Connection, revision: str | None = None) -> None:
     config.attributes["connection"] = connection
     try:
         command.upgrade(config, revision or _REVISION)
-    except CommandError as error:
-        raise CatalogueError(f"the catalogue {_named(engine.url)} was made by a newer version: {error}") from None
+    except CommandError:
+        found = revision or connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
+        raise _newer(engine, found) from None
+
+
+def _newer(engine: Engine, revision: str | None) -> NewerCatalogue:
+    return NewerCatalogue(
+        f"the catalogue {_named(engine.url)} was made by a newer version: its tables have revision {revision}, this "
+        f"program knows {_REVISION}; install that version, or go back as docs/howto/upgrade.md says"
+    )
 
 
 def _check_fit(connection: Connection) -> None:

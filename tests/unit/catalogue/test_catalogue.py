@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from tests.claimed_keys import claimed_keys
 from tests.servers.postgres import connect
 from worker import clock
-from worker.catalogue import AHEAD, Catalogue, CatalogueError, Finding, Finished, Held, Leased, LostLease, OtherRequest
+from worker.catalogue import AHEAD, Catalogue, Finding, Finished, Held, Leased, LostLease, NewerCatalogue, OtherRequest
 from worker.catalogue.database import open_engine
 from worker.catalogue.tables import metadata
 from worker.storage import Digest
@@ -82,7 +82,7 @@ def test_the_tables_are_those_that_the_migrations_make(catalogue_url, catalogue)
 def test_a_catalogue_of_a_newer_version_is_refused(catalogue_url, database):
     """A catalogue that this program does not understand is not touched."""
     database.execute("UPDATE alembic_version SET version_num = '9999'")
-    with pytest.raises(CatalogueError, match="newer version"):
+    with pytest.raises(NewerCatalogue, match="its tables have revision 9999"):
         Catalogue(catalogue_url)
 
 
