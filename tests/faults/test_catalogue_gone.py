@@ -104,11 +104,11 @@ def test_jobs_outlive_a_catalogue_that_is_away(outage, valkey, tmp_path):
             assert [job.wait(WITHIN).version for job in (at_work, waiting)] == [1, 1]
 
         catalogue = Catalogue(outage.url)
-        attempts = [catalogue.ledger.get(job.id).attempts for job in (at_work, waiting)]
+        jobs = [catalogue.ledger.get(job.id) for job in (at_work, waiting)]
         artifacts = [catalogue.artifacts.current("releases", key) for key in ("a.tgz", "b.tgz")]
         states = [copy.state for artifact in artifacts for copy in catalogue.artifacts.copies(artifact).values()]
         catalogue.close()
-    assert attempts == [2, 1]
+    assert [(job.attempts, job.parent) for job in jobs] == [(2, None), (1, None)]
     assert states == ["stored"] * 4
     password = make_url(outage.url).password
     assert password is None or password not in worker.log

@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from worker.artifacts.log_signature import BadKeyFile, LogKeys
 from worker.artifacts.store_holds import tries_to_delete_held
 from worker.artifacts.verification_log_head import CheckedLog, WrittenLog, log_faults
-from worker.catalogue import CatalogueError, CatalogueUnavailable
+from worker.catalogue import CatalogueError, CatalogueUnavailable, NewerCatalogue
 from worker.cli.errors import Status
 from worker.cli.output import AsJson, out, print_json, printable, size
 from worker.cli.pause import describe_pause
@@ -99,8 +99,8 @@ def _catalogue_of_workers(settings: Settings) -> Iterator[Check]:
         with ArtifactClient(settings.broker_url, settings.results_url) as client:
             client.list("any", limit=1, timeout=_ANSWER_WITHIN)
     except JobFailed as error:
-        if error.type in {CatalogueUnavailable.__name__, CatalogueError.__name__}:
-            yield Check("catalogue of the workers", "bad", str(error), "restart the workers on the right file")
+        if error.type in {each.__name__ for each in (CatalogueUnavailable, CatalogueError, NewerCatalogue)}:
+            yield Check("catalogue of the workers", "bad", str(error), "restart the workers once it is the right one")
     except ClientError:
         pass
 

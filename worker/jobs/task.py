@@ -188,6 +188,8 @@ class Delivery(Generic[RequestT, ResultT]):
         self._writes = writes
         self._at_end = at_end
         self._id: str = task.request.id
+        # Celery makes a message that is sent again, such as while the catalogue is away, the parent of itself.
+        self._parent = None if task.request.parent_id == self._id else task.request.parent_id
         self._queue: str | None = (task.request.delivery_info or {}).get("routing_key")
         self._ledger = context.catalogue.ledger
 
@@ -205,12 +207,12 @@ class Delivery(Generic[RequestT, ResultT]):
                 request.payload(),
                 owner=f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}",
                 holds=path if self._writes else None,
-                parent=self._task.request.parent_id,
+                parent=self._parent,
                 now=clock.now(),
                 lease=self._context.settings.jobs.lease,
                 queue=self._queue,
                 max_crashes=self._context.settings.retry.max_crashes,
-                planned=is_batch_job(self._id, self._task.request.parent_id),
+                planned=is_batch_job(self._id, self._parent),
             )
             if not isinstance(found, Leased):
                 Outbox(self._task.app).taken(self._id, self._queue)

@@ -72,7 +72,9 @@ class SharedRedis:
         if not self._found:  # once, in the first thread that asks, because Celery makes another backend for each thread
             self._client, self._found = self._find(), True
             if self._client is None:
-                logger.warning("no Redis is shared with the other workers: limits and breakers are this process's own")
+                logger.warning(
+                    "no Redis is shared with the other workers: this process has its own limits and breakers"
+                )
         if self._client is None or time.monotonic() < self._not_before:
             return locally()
         try:

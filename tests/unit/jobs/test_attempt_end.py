@@ -85,6 +85,13 @@ def test_a_job_that_cannot_be_cleaned_up_now_is_delivered_again(context, task):
     assert context.catalogue.ledger.get("job-1").state == JobState.SUCCEEDED
 
 
+def test_a_job_that_waited_for_the_catalogue_is_not_its_own_parent(context, task):
+    """Celery says so of a message that it sends again; a sweep would then find itself among its pages."""
+    task.request.parent_id = "job-1"
+    Delivery(task, VERIFY, context, writes=False).handle(work, (), FIELDS)
+    assert context.catalogue.ledger.get("job-1").parent is None
+
+
 @pytest.mark.parametrize(
     ("error", "state"),
     [
