@@ -16,6 +16,7 @@ from typing import Any
 from worker import clock
 from worker.artifacts.artifact_copies import ArtifactJob, kept_properties
 from worker.artifacts.page_runner import GROUP
+from worker.artifacts.per_store import most_retryable
 from worker.artifacts.sources import open_source
 from worker.artifacts.upload_lists import ListedFile
 from worker.catalogue import Artifact, FinishedCopy, Group, NewVersion, Page, PageOutcome, Recorded
@@ -54,7 +55,10 @@ class _Item:
     fresh: bool = False
     written: dict[str, ObjectStat] = field(default_factory=dict)
     outcomes: list[str] = field(default_factory=list)
-    error: StorageError | Exception | None = None
+    error: Exception | None = None
+    """Why it could not be read, or be recorded as a version: no store is written to."""
+    failed: dict[str, StorageError] = field(default_factory=dict)
+    """By store, why it did not take its copy; the others take theirs."""
     waits: bool = False
     """A store takes no job now: the file stays in the page, and has its copies in the other stores."""
 
@@ -216,7 +220,7 @@ class UploadPage:
             storage_class = self.request.storage_classes.get(store.name)
             placed = work.write(slot, item.content, storage_class=storage_class) if slot else None
         except StorageError as error:
-            item.error = item.error or error
+            item.failed[store.name] = error
         else:
             item.outcomes.append(placed.outcome if placed else "already_there")
 
@@ -331,18 +335,19 @@ def _note(store: LimitedStore, item: _Item, result: ObjectStat | StorageError) -
         item.written[store.name] = result
         item.outcomes.append("stored")
     elif not isinstance(result, AlreadyExists):  # what is there may be what a killed attempt wrote
-        item.error = item.error or result
+        item.failed[store.name] = result
 
 
 def _is_left(item: _Item, store: LimitedStore) -> bool:
-    return item.error is None and store.name not in item.written
+    return store.name not in item.written and store.name not in item.failed
 
 
 def _outcome(item: _Item) -> PageOutcome:
-    if isinstance(item.error, TransientError):
-        logger.warning("%s leaves its page: %s", item.path, item.error)
+    error = item.error or (most_retryable(list(item.failed.values())) if item.failed else None)
+    if isinstance(error, TransientError):
+        logger.warning("%s leaves its page: %s", item.path, error)
         return PageOutcome(item.number, item.path, item.file.size, "left", left=True)
-    if item.error is not None:
-        return PageOutcome(item.number, item.path, item.file.size, "failed", str(item.error))
+    if error is not None:
+        return PageOutcome(item.number, item.path, item.file.size, "failed", str(error))
     outcome = next((word for word in ("repaired", "stored") if word in item.outcomes), "already_there")
     return PageOutcome(item.number, item.path, item.file.size, outcome)

@@ -31,7 +31,7 @@ from worker.settings.section_models import PlacementRule
 from worker.storage import Digest, ObjectStat, Verdict
 from worker.storage.configured_stores import Stores
 from worker.storage.driver import HashedBytes, SmallPut
-from worker.storage.errors import StorageError, Unavailable
+from worker.storage.errors import OutOfSpace, StorageError, Unavailable
 from worker.storage.s3.driver import S3Driver
 from zot_artifact_client.contract import LinesSelection, PageRequest, PageResult, RangeSelection
 
@@ -159,6 +159,33 @@ def test_a_page_whose_time_is_up_goes_on_behind_the_jobs_that_wait(
     assert (done.outcomes, len(done.open)) == ({"stored": GROUP}, len(NAMES) - GROUP)
     assert deliver(request_).outcomes == {"stored": len(NAMES)}
     assert_all_there(context)
+
+
+@pytest.mark.parametrize("error", [OutOfSpace("full"), Unavailable("not now")], ids=["permanent", "transient"])
+@pytest.mark.parametrize("beside", [None, {"build": "7"}], ids=["group", "one by one"])
+def test_a_store_that_fails_keeps_no_other_from_its_copy(
+    context: Context, request_: PageRequest, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch,
+    error: StorageError, beside: dict[str, str] | None,
+) -> None:  # fmt: skip
+    """The first store does not take one file: the second has it, and the file fails by name or leaves the page."""
+    write, write_one, bad = LimitedStore.write_objects, LimitedStore.write_object, f"v1/{NAMES[7]}"
+
+    def writes(store: LimitedStore, puts: list[SmallPut]) -> list[ObjectStat | StorageError]:
+        written = write(store, [put for put in puts if (store.name, put.key) != ("primary", bad)])
+        return [error if (store.name, put.key) == ("primary", bad) else written.pop(0) for put in puts]
+
+    def write_object(store: LimitedStore, bucket: str, key: str, *args: Any, **options: Any) -> Any:
+        if (store.name, key) == ("primary", bad):
+            raise error
+        return write_one(store, bucket, key, *args, **options)
+
+    monkeypatch.setattr(LimitedStore, "write_objects", writes)
+    monkeypatch.setattr(LimitedStore, "write_object", write_object)
+    result = run(page, request_.model_copy(update={"metadata": beside or {}}))
+    assert result.outcomes["stored"] == len(NAMES) - 1
+    assert [*result.left, *(f"releases/{each.key}" for each in result.failures)] == [f"releases/{bad}"]
+    copies = context.catalogue.artifacts.copies(context.artifact("releases", bad))
+    assert {store: copy.state.value for store, copy in copies.items()} == {"primary": "writing", "dr": "stored"}
 
 
 def test_a_paused_store_keeps_only_its_own_copies_waiting(
