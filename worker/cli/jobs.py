@@ -1,7 +1,7 @@
 """The commands `jobs`, `jobs retry`, `jobs cancel` and `jobs prune`."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 
 from worker import clock
 from worker.catalogue import JobRecord
-from worker.cli.arguments import Timeout
+from worker.cli.arguments import Timeout, refuse
 from worker.cli.errors import Failure, Status
 from worker.cli.job_outcome import finish, outcome_of
 from worker.cli.jobs_output import print_job, print_jobs
@@ -29,7 +29,7 @@ from worker.cli.session import Session, opened
 from worker.counted import counted
 from worker.settings.model import load_settings
 from worker.storage.durations_and_sizes import parse_duration
-from zot_artifact_client.contract import JobState
+from zot_artifact_client.contract import PAGE, JobState
 
 _ASKED = "requested"
 
@@ -140,6 +140,9 @@ def retry(
     store: StoreOption = None,
     error: ErrorOption = None,
     kind: Kind = None,
+    parent: Annotated[
+        str | None, typer.Option(metavar="ID", help="With --all: only the jobs of this batch, dead and failed ones.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the jobs and change nothing.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     as_json: AsJson = False,
@@ -148,22 +151,26 @@ def retry(
 
     They keep their ids, and all attempts are available again.
     --all without --state retries the dead letters.
+    The artifacts of a page that failed are jobs of their own, which are retried in its place.
 
     Examples:
 
         zot-artifacts jobs retry 5f0a1d0e
+        zot-artifacts jobs retry --all --parent 7c2e9f41
         zot-artifacts jobs retry --all --store dr --dry-run
     """
     if bool(ids) == everything:
         raise Failure("name the jobs, or give --all", Status.USAGE, type_="UsageError")
-    states = chosen_states(state) or [JobState.DEAD]
+    refuse("goes with --all", {"--parent": None if everything else parent})
+    states = chosen_states(state) or [JobState.DEAD, *([JobState.FAILED] if parent else [])]
     check_kind(kind)
     with opened(existing=True) as session:
         session.check_known_store(store)
         if ids:
             chosen = [session.job(id_) for id_ in dict.fromkeys(ids)]
         else:
-            chosen = session.catalogue.job_admin.find(states, kind=kind, fits=having(store, error), limit=None)
+            fits = having(store, error) if parent is None else _of_batch(session.job(parent).id, having(store, error))
+            chosen = session.catalogue.job_admin.find(states, kind=kind, fits=fits, limit=None)
             if not chosen:
                 tell_unknown_error(session.catalogue, error)
         rejected = {record.id: reason for record in chosen if (reason := why_not(record))}
@@ -173,6 +180,10 @@ def retry(
         retried = [record.id for record in fit] if dry_run else list(send_again(session, fit, rejected))
     _print_retried(retried, rejected, dry_run=dry_run, as_json=as_json)
     raise typer.Exit(Status.BAD if rejected else Status.GOOD)
+
+
+def _of_batch(batch: str, fits: Callable[[JobRecord], bool]) -> Callable[[JobRecord], bool]:
+    return lambda record: record.parent == batch and record.kind != PAGE.kind and fits(record)
 
 
 @app.command()

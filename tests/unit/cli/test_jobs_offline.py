@@ -44,9 +44,12 @@ def catalogue(home, make_tables) -> Iterator[Catalogue]:
 def end(catalogue) -> Callable[..., str]:
     """Put a job into the ledger that has ended."""
 
-    def end(id_: str, state: JobState = JobState.DEAD, error: Any = AWAY, kind: str = "upload", **request: Any) -> str:
+    def end(
+        id_: str, state: JobState = JobState.DEAD, error: Any = AWAY, kind: str = "upload",
+        parent: str | None = None, **request: Any,
+    ) -> str:  # fmt: skip
         begun = catalogue.ledger.acquire(
-            id_, kind, {"bucket": "releases", "key": id_, **request}, owner="here", holds=None, parent=None,
+            id_, kind, {"bucket": "releases", "key": id_, **request}, owner="here", holds=None, parent=parent,
             now=clock.now(), lease=timedelta(seconds=30), queue="sweep",
         )  # fmt: skip
         assert isinstance(begun, Leased)
@@ -139,6 +142,17 @@ def test_all_means_the_dead_ones_unless_told_otherwise(zot, end, catalogue):
     assert zot("jobs", "retry", "--all", "--json")[1]["retried"] == ["dead"]
     assert zot("jobs", "retry", "--all", "--state", "failed", "--json")[1]["retried"] == ["failed"]
     assert zot("jobs", "retry", "cancelled", "--json")[1]["retried"] == ["cancelled"]
+
+
+def test_the_failed_jobs_of_a_batch_are_retried_together(catalogue, end, zot):
+    """Its dead and failed jobs, no page whose artifacts are jobs of their own, and no job of another batch."""
+    end("b", JobState.SUCCEEDED, error=None, kind="batch")
+    states = {1: JobState.DEAD, 2: JobState.FAILED, 3: JobState.SUCCEEDED, 4: JobState.DEAD}
+    for number, state in states.items():
+        end(f"b.0000000{number}", state, kind="page" if number == 4 else "verify", parent="b")
+    end("other.00000001", parent="other")
+    assert zot("jobs", "retry", "--all", "--parent", "b", "--json")[1]["retried"] == ["b.00000002", "b.00000001"]
+    assert zot("jobs", "retry", "b.00000001", "--parent", "b")[0] == 2
 
 
 @pytest.mark.parametrize(
