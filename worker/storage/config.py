@@ -31,7 +31,7 @@ class _StoreConfig(BaseModel):
 
 def _readable_class(name: str) -> str:
     if name in {"GLACIER", "DEEP_ARCHIVE"}:
-        msg = f"{name} keeps objects that cannot be read at once, hence not verified; GLACIER_IR can"
+        msg = f"{name} keeps objects that cannot be read at once, so they cannot be verified; use GLACIER_IR"
         raise ValueError(msg)
     return name
 
@@ -193,7 +193,7 @@ class S3Config(CloudConfig):
     def _endpoint(cls, url: str | None, info: ValidationInfo) -> str | None:
         if url is None:
             return None
-        credentials = "keys belong into access_key_id and secret_access_key"
+        credentials = "keys belong in access_key_id and secret_access_key"
         found = parse_endpoint(url, example="https://s3.example.com", credentials=credentials)
         if "_" in found.host:
             msg = "the SDK takes no host with an underscore in it"
@@ -266,7 +266,7 @@ class GcsConfig(CloudConfig):
     def _endpoint(cls, url: str | None, info: ValidationInfo) -> str | None:
         if url is None:
             return None
-        credentials = "credentials belong into credentials_file"
+        credentials = "credentials belong in credentials_file"
         found = parse_endpoint(url, example="https://storage.googleapis.com", credentials=credentials)
         _check_no_bucket(found, info.data.get("bucket"))
         return found.text
@@ -308,7 +308,7 @@ class AzureConfig(CloudConfig):
     """The version of the REST interface; from this one on, a listing can start after a key."""
     encryption_scope: str | None = None
     access_tier: Literal["hot", "cool", "cold"] | None = None
-    """The account's default tier if left out. Archived objects cannot be read, hence not verified."""
+    """The account's default tier if left out. Archived objects cannot be read, so they cannot be verified."""
 
     @property
     def real_bucket(self) -> str | None:
@@ -364,7 +364,7 @@ def connection_fields(string: SecretStr) -> dict[str, str]:
 
 
 def _azure_endpoint(url: str, container: str | None) -> Endpoint:
-    credentials = "a shared access signature belongs into sas_token, a key into account_key"
+    credentials = "a shared access signature belongs in sas_token, a key in account_key"
     found = parse_endpoint(url, example="https://ACCOUNT.blob.core.windows.net", credentials=credentials)
     # The address of an emulator ends in the name of its account.
     inside = container if found.path.count("/") > 1 else None

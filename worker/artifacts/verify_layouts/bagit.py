@@ -147,7 +147,7 @@ def _sort_manifest(place: CheckedPrefix, bag: _Bag, name: str, rows: DiskSort) -
             raise ValueError
         key = _path(bag, found["path"])
         if bool(match["tag"]) == key.startswith(f"{bag.root}data/"):
-            raise InvalidLayout(f"{found['path']!r} belongs into a {'payload' if match['tag'] else 'tag'} manifest")
+            raise InvalidLayout(f"{found['path']!r} belongs in a {'payload' if match['tag'] else 'tag'} manifest")
         rows.add((key, name, algorithm, found["digest"].lower()))
 
     yield from _lines_of(place, bag, name, sort)
