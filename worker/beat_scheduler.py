@@ -5,24 +5,30 @@
 
 import logging
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import redis
 from celery.beat import PersistentScheduler, SchedulingError
 
 from worker.input_files import special_kind
-from worker.limits.shared_redis import PREFIX, result_backend
+from worker.limits.shared_redis import PREFIX, Backoff, result_backend
 from zot_artifact_client.text_escaping import bounded
 
 logger = logging.getLogger(__name__)
+
+AnswerT = TypeVar("AnswerT")
 
 _TICKED = f"{PREFIX}:beat:ticked"
 _STARTED = f"{PREFIX}:beat:started"
 _SAME_RUN = 0.9
 """The part of its period for which a run that one beat has started is no other's: less than all, as ticks differ."""
+_CLAIM = timedelta(seconds=30)
+"""For so long a beat has a run to itself whose message it has not sent yet."""
+_SENDING, _SENT = b"sending", b"sent"
 _EVERY = 10.0
 """Seconds between two records."""
 _REMEMBERED = 3600
@@ -38,6 +44,8 @@ class Scheduler(PersistentScheduler):  # type: ignore[misc]  # Celery has no typ
     """The persistent scheduler of Celery; the result backend has its last tick, and what a beat has started."""
 
     _recorded = float("-inf")
+    _client: "redis.Redis | None" = None
+    _backoff = Backoff()
 
     def setup_schedule(self) -> None:
         """Open the file of the last runs; discard one that cannot be used, and correct times in the future."""
@@ -70,8 +78,6 @@ class Scheduler(PersistentScheduler):  # type: ignore[misc]  # Celery has no typ
                 entry.last_run_at = now
                 self._heap = None
 
-    _client: "redis.Redis | None" = None
-
     def tick(self, *args: Any, **kwargs: Any) -> float:
         """Start what is due, then record the tick."""
         self._correct()
@@ -82,51 +88,81 @@ class Scheduler(PersistentScheduler):  # type: ignore[misc]  # Celery has no typ
         return seconds
 
     def apply_entry(self, entry: Any, producer: Any = None) -> None:
-        """Start a run, unless another beat has started it."""
-        if self._starts(entry.name, entry.schedule.run_every):
-            super().apply_entry(entry, producer=producer)
+        """Start a run, unless another beat has started it; one that could not be started is soon due again."""
+        name = bounded(entry.name, 64)
+        state = self._claim(entry)
+        if state is not None:
+            logger.info("beat: another beat has started %s", name)
+            if state == _SENDING:  # that beat may have been killed before it sent the message
+                self._try_again(entry)
+            return
+        logger.info("beat: starts %s", name)
+        try:
+            self.apply_async(entry, producer=producer, advance=False)
+        except SchedulingError as error:
+            # In one line: Celery's own has 130, at every try while the broker is away.
+            logger.error("beat: %s is not started: %s", name, bounded(error.__cause__ or error, 200))  # noqa: TRY400
+            self._ask(lambda client: client.delete(_key(entry)), f"that {name} is not started is not recorded")
+            self._try_again(entry)
         else:
-            logger.info("beat: another beat has started %s", bounded(entry.name, 64))
+            lasts = _lasts(entry)
+            self._ask(lambda client: client.set(_key(entry), _SENT, px=lasts), f"the start of {name} is not recorded")
 
-    def apply_async(self, entry: Any, *args: Any, **kwargs: Any) -> Any:
-        """Send the message of a run; where that fails, another beat can start it."""
-        try:
-            return super().apply_async(entry, *args, **kwargs)
-        except SchedulingError:
-            with suppress(redis.RedisError, OSError):
-                if (client := self._redis()) is not None:
-                    client.delete(_key(entry.name, entry.schedule.run_every))
-            raise
+    def _try_again(self, entry: Any) -> None:
+        """Make an entry due again when a beat that may be sending it has had its time, and not a period later."""
+        self.schedule[entry.name].last_run_at -= entry.schedule.run_every - _claimed_for(entry)
+        self._heap = None
 
-    def _starts(self, name: str, every: timedelta) -> bool:
-        """Return whether this beat starts the run that is due; it does if the result backend does not answer."""
-        key, lasts = _key(name, every), max(1, int(every / _MILLISECOND * _SAME_RUN))
-        try:
-            client = self._redis()
-            if client is None or client.set(key, "", nx=True, px=lasts):
-                return True
+    def _claim(self, entry: Any) -> bytes | None:
+        """Return what another beat has recorded of the run that is due, or None if this one starts it.
+
+        It also starts it if the result backend does not answer.
+        """
+
+        def claim(client: "redis.Redis") -> bytes | None:
+            key, lasts, claimed = _key(entry), _lasts(entry), min(_lasts(entry), _claimed_for(entry))
+            if client.set(key, _SENDING, nx=True, px=claimed):
+                return None
             left: Any = client.pttl(key)
-            if left <= lasts:  # a longer time is of a clock of Redis that was ahead
-                return False
-            client.set(key, "", px=lasts)
-        except (redis.RedisError, OSError) as error:
-            logger.warning("whether another beat has started %s is not known: %s", name, type(error).__name__)
-        return True
+            if left <= lasts / _MILLISECOND:
+                found: Any = client.get(key)
+                return found or _SENDING  # it has expired just now
+            client.set(key, _SENDING, px=claimed)  # a longer time is of a clock of Redis that was ahead
+            return None
 
-    def _redis(self) -> "redis.Redis | None":
-        self._client = self._client or result_backend(self.app)
-        return self._client
+        return self._ask(claim, f"whether another beat has started {entry.name} is not known")
+
+    def _ask(self, question: Callable[["redis.Redis"], AnswerT], otherwise: str) -> AnswerT | None:
+        """Return the answer of the result backend; log `otherwise` and return None if there is none."""
+        if not self._backoff.is_over:
+            return None
+        began = time.monotonic()
+        try:
+            self._client = self._client or result_backend(self.app)
+            return None if self._client is None else question(self._client)
+        except (redis.RedisError, OSError) as error:
+            self._backoff.begin(began)
+            logger.warning("%s: %s", bounded(otherwise, 200), type(error).__name__)
+            return None
 
     def _record(self) -> None:
-        try:
-            if (client := self._redis()) is not None:
-                client.set(_TICKED, f"{time.time():.3f}", ex=_REMEMBERED)
-        except (redis.RedisError, OSError) as error:
-            logger.warning("the tick of beat is not recorded: %s", type(error).__name__)
+        now = f"{time.time():.3f}"
+        self._ask(lambda client: client.set(_TICKED, now, ex=_REMEMBERED), "the tick of beat is not recorded")
 
 
-def _key(name: str, every: timedelta) -> str:
-    return f"{_STARTED}:{name}:{every.total_seconds():g}"
+def _key(entry: Any) -> str:
+    return f"{_STARTED}:{entry.name}:{entry.schedule.run_every.total_seconds():g}"
+
+
+def _lasts(entry: Any) -> timedelta:
+    """Return for how long a run that one beat has started is no other's."""
+    lasts: timedelta = entry.schedule.run_every * _SAME_RUN
+    return max(lasts, _MILLISECOND)
+
+
+def _claimed_for(entry: Any) -> timedelta:
+    every: timedelta = entry.schedule.run_every
+    return min(_CLAIM, every)
 
 
 def last_tick(client: "redis.Redis") -> float | None:

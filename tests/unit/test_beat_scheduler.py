@@ -3,12 +3,14 @@
 import dbm
 import os
 import pickle
+from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import redis
 from celery import Celery
-from celery.beat import PersistentScheduler
+from celery.beat import PersistentScheduler, SchedulingError
 
 from tests.servers import Valkey
 from worker.beat_scheduler import Scheduler
@@ -84,7 +86,7 @@ def test_a_run_that_is_due_is_started_by_one_of_two_beats(app: Celery, tmp_path,
     """So is the next one; a record that a clock far ahead has left, or no answer of Redis, stops neither."""
     app.conf.result_backend = valkey.url
     started = []
-    monkeypatch.setattr(PersistentScheduler, "apply_entry", lambda beat, entry, producer: started.append(beat))
+    monkeypatch.setattr(PersistentScheduler, "apply_async", lambda beat, *_, **__: started.append(beat))
     beats = [open_scheduler(app, tmp_path / name) for name in "ab"]
 
     def run() -> int:
@@ -120,3 +122,34 @@ def test_a_run_whose_message_cannot_be_sent_is_started_by_another_beat(app: Cele
         assert app.connection().default_channel.queues["celery"].qsize() == 1
         for beat in beats:
             beat.close()
+
+
+@pytest.mark.parametrize("fate", ["killed", "without a broker"])
+def test_a_run_that_a_beat_did_not_send_waits_for_no_other_period(
+    app: Celery, tmp_path: Path, valkey: Valkey, monkeypatch: pytest.MonkeyPatch, fate: str
+) -> None:
+    """A beat is killed just before it sends, or its broker is away for a moment: the daily sweep starts soon after."""
+    valkey.empty()
+    app.conf.result_backend = valkey.url
+    app.conf.beat_schedule["recover"]["schedule"] = timedelta(days=1)
+    first, second = [open_scheduler(app, tmp_path / name) for name in "ab"]
+    sent: list[Scheduler] = []
+
+    def fail(*_: object, **__: object) -> None:
+        raise SystemExit if fate == "killed" else SchedulingError("no broker")
+
+    monkeypatch.setattr(PersistentScheduler, "apply_async", fail)
+    with suppress(SystemExit):
+        first.apply_entry(first.schedule["recover"])
+    monkeypatch.setattr(PersistentScheduler, "apply_async", lambda beat, *_, **__: sent.append(beat))
+    if fate == "killed":  # another beat comes before the claim of the first one has expired
+        first.close()
+        first = second
+        first.apply_entry(first.schedule["recover"])
+        with redis.Redis.from_url(valkey.url) as client:
+            client.delete(*client.keys("*beat:started*"))
+    assert sent == []
+    assert first.schedule["recover"].is_due().next <= 30
+    first.apply_entry(first.schedule["recover"])
+    assert sent == [first]
+    first.close()
