@@ -47,7 +47,11 @@ class DistributedSemaphore:
             if not self.renew(name, holder, limit=limit, otherwise=free):
                 return None
             self._local[name].add(holder)
-        return Slot(self, name, holder, limit)
+        try:
+            return Slot(self, name, holder, limit)
+        except BaseException:  # the machine has no room for its thread
+            self.release(name, holder)
+            raise
 
     def renew(self, name: str, holder: str, *, limit: int, otherwise: bool) -> bool:
         """Renew a slot and return whether the holder still has it; `otherwise` while Redis does not answer."""

@@ -24,6 +24,7 @@ _ROUNDS = 6
 """Rounds in a row in which no part may have arrived."""
 _FIRST_PAUSE = 0.5
 _GOOD = range(200, 300)
+_NO_URL = "the gateway returned what is no URL of a store"
 
 OnProgress = Callable[[Progress], object]
 
@@ -92,17 +93,19 @@ def _send(file: FileIO, parts: list[_Part], told: _Told) -> GatewayUnavailable |
 
 def _put(file: FileIO, part: _Part, told: _Told) -> None:
     """Send one part. No error shows the URL, which is a secret."""
-    url = urlsplit(part.url)
-    where, host = f"the staging store {url.hostname}", url.hostname or ""
+    try:
+        url = urlsplit(part.url)
+        host, port = url.hostname, url.port
+    except ValueError:
+        raise ClientError(_NO_URL) from None
+    if not host or url.scheme not in {"http", "https"}:
+        raise ClientError(_NO_URL)
+    where = f"the staging store {host}"
     connection: http.client.HTTPConnection
     if url.scheme == "https":
-        connection = SecureConnection(
-            host, url.port, timeout=TIMEOUT, context=ssl.create_default_context()
-        )  # fmt: skip
-    elif url.scheme == "http":
-        connection = PlainConnection(host, url.port, timeout=TIMEOUT)
+        connection = SecureConnection(host, port, timeout=TIMEOUT, context=ssl.create_default_context())
     else:
-        raise ClientError("the gateway returned what is no URL of a store")
+        connection = PlainConnection(host, port, timeout=TIMEOUT)
     sent = 0
 
     def pieces() -> Iterator[bytes]:

@@ -37,7 +37,7 @@ from worker.settings.section_models import GatewaySettings
 from worker.storage import FilesystemConfig, StoreConfig
 from worker.storage.errors import DigestMismatch, SizeMismatch
 from worker.storage.keys import UPLOADS_BUCKET
-from zot_artifact_client import ArtifactClient, signed_parts
+from zot_artifact_client import ArtifactClient, ClientError, signed_parts
 from zot_artifact_client.contract import SweepLeftoversRequest, UploadRequest
 from zot_artifact_client.errors import GatewayUnavailable
 
@@ -270,3 +270,15 @@ def test_a_store_that_refuses_parts_is_named_without_the_url(file: Path) -> None
     assert "127.0.0.1" in str(raised.value)
     assert "secret" not in str(raised.value)
     assert "abc" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://h:port/?sig=abc", "https://[::1/?sig=abc", "https:///?sig=abc", "ftp://h/?sig=abc"]
+)
+def test_what_is_no_url_of_a_store_is_an_error_of_ours(file: Path, url: str) -> None:
+    """A gateway or a proxy may answer anything, and the URL is shown in no error."""
+    with (
+        file.open("rb", buffering=0) as handle,
+        pytest.raises(ClientError, match=r"^the gateway returned what is no URL"),
+    ):
+        signed_parts._put(handle, signed_parts._Part(0, 10, url, {}), signed_parts._Told(0, 10, None))

@@ -221,12 +221,12 @@ class BucketEndpoints:
             return self._endpoints[real]
         except KeyError:
             pass
+        # Without the lock: it asks Amazon for the region, and every thread would wait for one that gets no answer.
+        found = None if getproxies() or _bundle() is None else self._locate(real)
         with self._lock:
-            if real not in self._endpoints:
-                while len(self._endpoints) >= KEPT_BUCKETS:
-                    self._forget_oldest()
-                self._endpoints[real] = None if getproxies() or _bundle() is None else self._locate(real)
-            return self._endpoints[real]
+            while len(self._endpoints) >= KEPT_BUCKETS and real not in self._endpoints:
+                self._forget_oldest()
+            return self._endpoints.setdefault(real, found)
 
     def close(self) -> None:
         """End the connections."""

@@ -13,7 +13,7 @@ import pytest
 from tests.servers.tls import Authority, TlsProxy
 from tests.waiting import WITHIN
 from worker.storage.cloud import small_reads
-from worker.storage.cloud.plain_requests import BucketEndpoint, RealObject
+from worker.storage.cloud.plain_requests import BucketEndpoint, BucketEndpoints, RealObject
 from worker.storage.cloud.small_reads import AHEAD, PlainReads, whole_object
 from worker.storage.driver import Digest, SmallRead
 from worker.storage.errors import Unavailable
@@ -243,3 +243,24 @@ def test_a_forked_child_has_connections_of_its_own() -> None:
         reads._endpoints._process = os.getpid() + 1
         assert reads._endpoints.get("bucket").free is not kept  # type: ignore[union-attr]
         kept.pop().close()
+
+
+def test_a_bucket_whose_region_is_not_told_holds_up_no_other() -> None:
+    """Where a bucket is, Amazon has to say: a thread that waits for that keeps no other one from its bucket."""
+    asked, told = threading.Event(), threading.Event()
+
+    def locate(real: str) -> BucketEndpoint:
+        if real == "silent":
+            asked.set()
+            told.wait(5)
+        return BucketEndpoint(f"http://{real}", lambda _method, _url, headers: headers)
+
+    endpoints = BucketEndpoints(locate)
+    waiting = threading.Thread(target=endpoints.get, args=("silent",))
+    waiting.start()
+    assert asked.wait(WITHIN)
+    found = endpoints.get("quick")
+    assert waiting.is_alive()
+    told.set()
+    waiting.join()
+    assert found is endpoints.get("quick")
