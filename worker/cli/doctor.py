@@ -69,10 +69,11 @@ def _checks(settings: Settings) -> Iterator[Check]:
     yield _home(settings)
     yield from _source_roots(settings)
     yield from _webhooks(settings)
+    is_served = False
     for check in broker_checks(settings):
         yield check
-        if (check.name, check.outcome) == ("workers", "good"):
-            yield from _catalogue_of_workers(settings)
+        is_served |= (check.name, check.outcome) == ("workers", "good")
+    workers = settings
     with ExitStack() as opened:
         missing = no_catalogue(settings)
         if missing is not None:  # the stores are checked all the same, with a catalogue that goes away
@@ -85,6 +86,8 @@ def _checks(settings: Settings) -> Iterator[Check]:
             yield Check("catalogue", "unknown", str(error))  # the error names the way out
             return
         opened.callback(session.close)
+        if is_served:  # where this process cannot open it either, the workers wait for the same
+            yield from _catalogue_of_workers(workers)
         if missing is None:
             yield _log(session)
         yield from _catalogue(session)

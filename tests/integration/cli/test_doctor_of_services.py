@@ -69,14 +69,22 @@ def test_a_queue_without_a_worker_is_bad(
     assert (paused["outcome"], "every queue but the paused sweep, transfer is" in paused["detail"]) == ("good", True)
 
 
-def test_a_worker_that_refuses_its_catalogue_is_bad(doctor: Doctor, broker: Valkey, tmp_path: Path) -> None:
-    """An older copy of the file in its place has the same id and opens well here, and no worker uses it."""
+def test_a_worker_that_refuses_its_catalogue_is_bad(
+    doctor: Doctor, broker: Valkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An older copy of the file in its place has the same id and opens well here, and no worker uses it.
+
+    Where the catalogue does not answer here either, nothing is said of the workers: a restart would not help.
+    """
     with Worker(tmp_path, broker.url, concurrency=1) as worker:
         file, older = worker.home / "catalogue.sqlite3", tmp_path / "older"
         assert "catalogue of the workers" not in doctor()
         older.write_bytes(file.read_bytes())
         older.replace(file)
         found = doctor()
+        monkeypatch.setenv("ZOT_CATALOGUE", "postgresql+psycopg://zot@127.0.0.1:1/zot")
+        away = doctor()
+    assert (away["catalogue"]["outcome"], "catalogue of the workers" in away) == ("unknown", False)
     assert found["catalogue"]["outcome"] == "good"
     assert found["catalogue of the workers"]["outcome"] == "bad"
     assert "replaced while it was in use" in found["catalogue of the workers"]["detail"]
