@@ -31,6 +31,7 @@ from worker.metrics.totals_sender import Sender
 from worker.schedule import beat_schedule
 from worker.settings import Settings, SettingsError, load_settings
 from zot_artifact_client.broker_urls import ServerUrl, parse_result_url, parse_url
+from zot_artifact_client.connection import CONNECT_TIMEOUT, SOCKET_TIMEOUT
 from zot_artifact_client.contract import QUERIES, SWEEP_PROBE, TASKS
 from zot_artifact_client.contract.queues import queues
 from zot_artifact_client.text_escaping import bounded
@@ -117,8 +118,8 @@ def make_app(settings: Settings) -> Celery:
             "visibility_timeout": visibility,
             "retry_policy": {"max_retries": 3, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.5},
         },
-        redis_socket_timeout=10,
-        redis_socket_connect_timeout=5,
+        redis_socket_timeout=SOCKET_TIMEOUT,  # of what reports progress; an end is stored again until it is there
+        redis_socket_connect_timeout=CONNECT_TIMEOUT,
         redis_socket_keepalive=not results.is_socket,
         redis_backend_health_check_interval=10,
         # What Flower sees

@@ -20,6 +20,11 @@ class SilentHost:
     def origin(self) -> str:
         return f"http://127.0.0.1:{self._listening.getsockname()[1]}"
 
+    @property
+    def connections(self) -> int:
+        """Return how many connections clients have made."""
+        return len(self._clients)
+
     def __enter__(self) -> Self:
         self._thread.start()
         return self

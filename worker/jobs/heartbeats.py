@@ -1,4 +1,7 @@
-"""The heartbeats of all jobs that run in this process, in one thread: one for each job costs as much as its SQL."""
+"""What is done for each running job every second, for all jobs of the process in two threads.
+
+A thread for each job would cost as much as its SQL.
+"""
 
 import logging
 import os
@@ -12,45 +15,53 @@ LONGEST = 1.0
 """Most seconds between two heartbeats of a job."""
 _POLL = 0.001
 
-_beats: dict[object, Callable[[], None]] = {}
-_under_way: object = None
-_every = LONGEST
-_process: int | None = None
-_starting = threading.Lock()
+
+class Heartbeats:
+    """Calls a function of each running job again and again, in one thread for all jobs of the process."""
+
+    def __init__(self, name: str) -> None:
+        """Prepare it; `name` is that of its thread."""
+        self._name = name
+        self._beats: dict[object, Callable[[], None]] = {}
+        self._under_way: object = None
+        self._every = LONGEST
+        self._process: int | None = None
+        self._starting = threading.Lock()
+
+    def begin(self, job: object, beat: Callable[[], None], *, every: float) -> None:
+        """Call `beat` every so many seconds, or more often, until `end`. What it raises is logged."""
+        with self._starting:
+            self._every = min(LONGEST, every)
+            if self._process != os.getpid():  # no thread survives a fork
+                self._beats.clear()
+                threading.Thread(target=self._run, name=self._name, daemon=True).start()
+                self._process = os.getpid()  # after that: the machine may have no room for a thread
+            self._beats[job] = beat
+
+    def end(self, job: object) -> None:
+        """Return when no heartbeat of the job is under way; none follows.
+
+        It takes no lock: a heartbeat may interrupt the thread that waits here, and a lock that stayed would stop all.
+        """
+        self._beats.pop(job, None)
+        while self._under_way is job:
+            time.sleep(_POLL)
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(self._every)
+            for job in list(self._beats):
+                self._under_way = job
+                try:
+                    if beat := self._beats.get(job):
+                        beat()
+                except Exception:
+                    logger.exception("a heartbeat failed")
+                finally:
+                    self._under_way = None
 
 
-def begin(job: object, beat: Callable[[], None], *, every: float) -> None:
-    """Call `beat` every so many seconds, or more often, until `end`. What it raises is logged."""
-    global _process, _every  # noqa: PLW0603 - one thread for the process
-    with _starting:
-        _every = min(LONGEST, every)
-        if _process != os.getpid():  # no thread survives a fork
-            _beats.clear()
-            threading.Thread(target=_run, name="heartbeats", daemon=True).start()
-            _process = os.getpid()  # after that: the machine may have no room for a thread
-        _beats[job] = beat
-
-
-def end(job: object) -> None:
-    """Return when no heartbeat of the job is under way; none follows.
-
-    It takes no lock: a heartbeat may interrupt the thread that waits here, and a lock that stayed would stop all.
-    """
-    _beats.pop(job, None)
-    while _under_way is job:
-        time.sleep(_POLL)
-
-
-def _run() -> None:
-    global _under_way  # noqa: PLW0603
-    while True:
-        time.sleep(_every)
-        for job in list(_beats):
-            _under_way = job
-            try:
-                if beat := _beats.get(job):
-                    beat()
-            except Exception:
-                logger.exception("a heartbeat failed")
-            finally:
-                _under_way = None
+LEASES = Heartbeats("leases")
+"""Renews the leases: it asks the catalogue alone, so that no silent Redis makes a job lose its lease."""
+SIGNS = Heartbeats("heartbeats")
+"""Publishes that the jobs run, and interrupts those that are to stop."""

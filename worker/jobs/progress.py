@@ -1,23 +1,33 @@
 """Publish the progress of a running job through Celery, and read from Redis whether it was cancelled."""
 
 import logging
+import time
+from weakref import WeakKeyDictionary
 
 import redis
-from celery import Task
+from celery import Celery, Task
 from celery.exceptions import BackendError
 from kombu.exceptions import OperationalError
 
+from worker.limits.shared_redis import Backoff
 from zot_artifact_client.contract import CANCEL_KEY, PROGRESS_STATE, Progress
 from zot_artifact_client.text_escaping import bounded
 
 logger = logging.getLogger(__name__)
 
+_backoffs: WeakKeyDictionary[Celery, tuple[Backoff, Backoff]] = WeakKeyDictionary()
+"""Of the broker and the result backend of an application, for all its jobs."""
+
 
 class CeleryReporter:
-    """Reports to Celery's result backend, and reads requests to cancel there."""
+    """Reports to Celery's result backend, and reads requests to cancel there.
+
+    A server that does not answer is not asked for a while: a transfer would make no progress but between its waits.
+    """
 
     def __init__(self, task: Task) -> None:
         self._task = task
+        self._broker, self._results = _backoffs.setdefault(task.app, (Backoff(), Backoff()))
         self._id: str = task.request.id
         self._request = task.request  # of this thread: the thread that reports has another one, without the fence
 
@@ -26,18 +36,26 @@ class CeleryReporter:
         self._show(progress)
         if self._request.ignore_result:  # no client reads it, and a million would stay for a day
             return
+        if not self._results.is_over:
+            return
+        began = time.monotonic()
         try:
             shown = progress.model_dump(mode="json")
             self._task.backend.store_result(self._id, shown, PROGRESS_STATE, request=self._request, max_retries=0)
         except (redis.RedisError, BackendError, RuntimeError) as error:  # RuntimeError: Celery's retries are used up
+            self._results.begin(began)
             logger.warning("job %s: progress cannot be shown: %s", self._id, type(error).__name__)
 
     def _show(self, progress: Progress) -> None:
         """Tell Flower, if it listens: nothing keeps an event. A job that takes less than a second sends none."""
+        if not self._broker.is_over:
+            return
+        began = time.monotonic()
         try:
             with self._task.app.events.default_dispatcher(hostname=self._request.hostname) as dispatcher:
                 dispatcher.send("task-progress", uuid=self._id, retry=False, result=described(progress))
         except (redis.RedisError, OperationalError, OSError) as error:
+            self._broker.begin(began)
             logger.debug("job %s: Flower does not get its progress: %s", self._id, type(error).__name__)
 
     def cancelled(self) -> bool:
@@ -45,9 +63,13 @@ class CeleryReporter:
         client = getattr(self._task.backend, "client", None)
         if not isinstance(client, redis.Redis):  # the backend cache+memory:// has a `client` too
             return False
+        if not self._results.is_over:
+            return False
+        began = time.monotonic()
         try:
             return bool(client.exists(CANCEL_KEY.format(job=self._id)))
         except redis.RedisError:
+            self._results.begin(began)
             return False
 
 

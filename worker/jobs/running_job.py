@@ -9,7 +9,7 @@ from typing import Protocol, Self
 
 from worker import clock, shutdown_flag
 from worker.catalogue import CatalogueUnavailable, FinishedCopy, JobRecord, Ledger, LostLease
-from worker.jobs import heartbeats
+from worker.jobs.heartbeats import LEASES, SIGNS
 from worker.jobs.interrupt_signal import Interrupted, Interrupter
 from worker.settings.section_models import JobSettings
 from worker.storage.errors import Timeout
@@ -151,7 +151,13 @@ class RunningJob:
 
     def __enter__(self) -> Self:
         self._interrupter.install()
-        heartbeats.begin(self, self._beat, every=self._lease.total_seconds() / 12)
+        every = self._lease.total_seconds() / 12
+        try:
+            LEASES.begin(self, self._renew, every=every)
+            SIGNS.begin(self, self._beat, every=every)
+        except BaseException:  # the machine has no room for a thread
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(
@@ -159,19 +165,21 @@ class RunningJob:
     ) -> None:
         self._done = True
         try:
-            heartbeats.end(self)
+            self._end_heartbeats()
         except Interrupted:  # sent just before the end
-            heartbeats.end(self)
+            self._end_heartbeats()
         with suppress(Interrupted):
             self._interrupter.remove()
         if isinstance(error, Interrupted) and self._stop is not None:
             raise self._stop from None
 
+    def _end_heartbeats(self) -> None:
+        for beats in (SIGNS, LEASES):
+            beats.end(self)
+
     def _beat(self) -> None:
-        """Renew the lease, show that the job runs, and interrupt one that is to stop and does not come to `advance`."""
+        """Show that the job runs, and interrupt one that is to stop and does not come to `advance`."""
         now = time.monotonic()
-        if not self._lost and now - self._renewed >= self._lease.total_seconds() / 3:
-            self._renew()
         if not self._shown:  # most jobs end before: a state of their start would cost each a round trip
             self._publish(self.progress)
         if now - self._active >= _SILENT_AFTER and self._interrupter.listen() >= _HUNG_AFTER:
@@ -189,6 +197,8 @@ class RunningJob:
         return None
 
     def _renew(self) -> None:
+        if self._lost or time.monotonic() - self._renewed < self._lease.total_seconds() / 3:
+            return
         try:
             self._ledger.renew(
                 self.id, self.fence, until=clock.now() + self._lease, progress=self.progress.model_dump(mode="json")

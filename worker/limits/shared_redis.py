@@ -12,6 +12,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from zot_artifact_client.broker_urls import parse_result_url
+from zot_artifact_client.connection import CONNECT_TIMEOUT, SOCKET_TIMEOUT
 
 logger = logging.getLogger(__name__)
 
@@ -20,9 +21,10 @@ AnswerT = TypeVar("AnswerT")
 PREFIX = "zot-artifacts"
 """The prefix of every key of the worker."""
 _NOT_ASKED_FOR = 5.0
-"""Seconds for which a Redis that did not answer is not asked again: each request to a silent one takes its whole time
-limit.
-"""
+"""Seconds for which a server that did not answer is not asked again."""
+_TIMES_AS_LONG = 8
+"""So many times as long as it was silent, if that is longer."""
+_TIME_LIMITS = {"socket_timeout": SOCKET_TIMEOUT, "socket_connect_timeout": CONNECT_TIMEOUT}
 
 
 def result_backend(app: Celery = current_app) -> "redis.Redis | None":
@@ -36,9 +38,10 @@ def result_backend(app: Celery = current_app) -> "redis.Redis | None":
     client = getattr(backend(app=app, url=url), "client", None)
     if not isinstance(client, redis.Redis):
         return None
-    client.set_retry(
-        Retry(NoBackoff(), 1)
-    )  # redis' own retries take seconds, in which a transfer would make no progress
+    # While it waits, a transfer makes no progress, and a worker takes no jobs. A silent Redis is not asked twice.
+    client.set_retry(Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)))
+    options = client.connection_pool.connection_kwargs
+    options.update({name: seconds for name, seconds in _TIME_LIMITS.items() if name in options})
     return client
 
 
@@ -54,6 +57,23 @@ def redis_of_results(url: str) -> "redis.Redis | None":
         return result_backend(app)
 
 
+class Backoff:
+    """When a server that did not answer is asked again: a silent one takes the whole time limit of each request."""
+
+    def __init__(self) -> None:
+        self._until = float("-inf")
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the server is to be asked."""
+        return time.monotonic() >= self._until
+
+    def begin(self, asked_at: float) -> None:
+        """Ask a server later that was asked at this time of `time.monotonic`, and has not answered."""
+        now = time.monotonic()
+        self._until = now + max(_NOT_ASKED_FOR, _TIMES_AS_LONG * (now - asked_at))
+
+
 class SharedRedis:
     """The state that all workers share. It logs once when Redis does not answer, and once when it does again.
 
@@ -65,7 +85,7 @@ class SharedRedis:
         self._client: redis.Redis | None = None
         self._found = False
         self._away = False
-        self._not_before = 0.0
+        self._backoff = Backoff()
 
     def ask(self, question: Callable[["redis.Redis"], AnswerT], locally: Callable[[], AnswerT]) -> AnswerT:
         """Return the answer of Redis, or of `locally` while Redis does not answer."""
@@ -75,12 +95,13 @@ class SharedRedis:
                 logger.warning(
                     "no Redis is shared with the other workers: this process has its own limits and breakers"
                 )
-        if self._client is None or time.monotonic() < self._not_before:
+        if self._client is None or not self._backoff.is_over:
             return locally()
+        began = time.monotonic()
         try:
             answer = question(self._client)
         except (redis.RedisError, OSError, ValueError, TypeError) as error:  # a value of another program is no answer
-            self._not_before = time.monotonic() + _NOT_ASKED_FOR
+            self._backoff.begin(began)
             if not self._away:
                 self._away = True
                 logger.warning(

@@ -20,6 +20,7 @@ from redis.retry import Retry
 
 from tests.memory_driver import MemoryDriver
 from tests.servers.process import free_port
+from tests.servers.silent_host import SilentHost
 from tests.waiting import WITHIN, until
 from worker.jobs.running_job import Cancelled
 from worker.limits.admission import Admission
@@ -307,6 +308,32 @@ def test_the_redis_of_the_result_backend_is_shared(url):
     for backend in ("rpc://", None):
         with Celery(broker="memory://", backend=backend, set_as_current=False) as app:
             assert result_backend(app) is None
+
+
+def test_a_slot_whose_thread_cannot_start_is_given_back(shared, url, monkeypatch):
+    """The machine has no room for a thread: others get the slot, and so does this process while Redis is away."""
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    slots = DistributedSemaphore(shared, seconds=60)
+    with monkeypatch.context() as full:
+        full.setattr(threading, "_start_new_thread", refuse)
+        with pytest.raises(RuntimeError, match="thread"):
+            slots.acquire("full", "one", limit=1, local_limit=1)
+    assert Redis.from_url(url).zcard("zot-artifacts:places:full") == 0
+    assert slots._local["full"] == set()
+
+
+def test_a_silent_redis_is_asked_once_and_not_again_for_a_while(monkeypatch):
+    """A worker would otherwise spend its time with waiting: its main process asks every two seconds."""
+    monkeypatch.setattr("worker.limits.shared_redis._TIME_LIMITS", {"socket_timeout": 0.2, "socket_connect_timeout": 5})
+    with SilentHost() as host:
+        url = host.origin.replace("http", "redis")
+        with Celery(broker="memory://", backend=url, set_as_current=False) as app:
+            shared = SharedRedis(lambda: result_backend(app))
+            assert [shared.ask(lambda redis: redis.ping(), lambda: "alone") for _ in range(3)] == ["alone"] * 3
+        assert host.connections == 1
 
 
 def test_the_share_is_one_of_as_many_processes_as_there_were(url, shared, admission):

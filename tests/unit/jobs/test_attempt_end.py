@@ -121,15 +121,17 @@ def test_a_job_succeeds_although_its_cleanup_fails(context, task):
         assert delivery.handle(work, (), FIELDS)["version"] == 1
 
 
-def test_a_job_for_whose_heartbeats_there_is_no_thread_is_tried_again(context, task, monkeypatch):
-    """The machine allows no more threads for now."""
+@pytest.mark.parametrize("beats", [heartbeats.LEASES, heartbeats.SIGNS])
+def test_a_job_for_whose_heartbeats_there_is_no_thread_is_tried_again(context, task, monkeypatch, beats):
+    """The machine allows no more threads for now; nothing renews the lease of the attempt that has ended."""
 
     def refuse(*_: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(heartbeats, "_process", None)
+    monkeypatch.setattr(beats, "_process", None)
     with monkeypatch.context() as full:
         full.setattr(threading, "_start_new_thread", refuse)
         with pytest.raises(Retry):
             Delivery(task, VERIFY, context, writes=False, at_end=None).handle(work, (), FIELDS)
     assert context.catalogue.ledger.get("job-1").state == JobState.RETRYING
+    assert not heartbeats.LEASES._beats

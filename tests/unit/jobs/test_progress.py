@@ -1,5 +1,6 @@
 """No job waits for its progress to be published."""
 
+import socketserver
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -60,3 +61,31 @@ def test_an_event_of_progress_names_its_job_whichever_thread_reports_it(
     thread.start()
     thread.join()
     assert [fields["uuid"] for fields in sent] == ["job-1"]
+
+
+class ClosingServer(socketserver.ThreadingTCPServer):
+    """Closes every connection, and counts them."""
+
+    def __init__(self) -> None:
+        self.connections = 0
+        super().__init__(("127.0.0.1", 0), socketserver.BaseRequestHandler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.connections += 1
+        super().process_request(request, client_address)
+
+
+def test_a_result_backend_that_does_not_answer_is_not_asked_for_a_while(
+    reporter: Callable[[str], CeleryReporter],
+) -> None:
+    """A transfer would otherwise wait for it every second, with its progress and for a request to cancel."""
+    with ClosingServer() as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        made = reporter(f"redis://127.0.0.1:{server.server_address[1]}/0")
+        made.report(Progress())
+        asked = server.connections
+        assert asked > 0
+        made.report(Progress())
+        assert not made.cancelled()
+        assert server.connections == asked
+        server.shutdown()
