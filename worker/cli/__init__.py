@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -34,6 +36,10 @@ app = typer.Typer(
     "2 usage or configuration error; 3 unknown (unreadable, no broker, timeout).",
 )
 
+_ENDS = (signal.SIGTERM, signal.SIGHUP)
+"""The signals that would end the process at once, such as those of `timeout` and of a terminal that is closed."""
+_received: list[int] = []
+
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -58,9 +64,21 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # a caller may have replaced the stream
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    for number in _ENDS:
+        if signal.getsignal(number) is signal.SIG_DFL:  # as nohup leaves it, it is ignored
+            signal.signal(number, _end)
     status = _flushed(run(sys.argv[1:]))
+    if _received:  # what called this command learns how it ended
+        signal.signal(_received[0], signal.SIG_DFL)
+        os.kill(os.getpid(), _received[0])
     end_within(status=status)
     sys.exit(status)
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    """End the command as Ctrl-C does, which removes what was staged or written in part."""
+    _received.append(number)
+    raise KeyboardInterrupt
 
 
 def _flushed(status: int) -> int:

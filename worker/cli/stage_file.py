@@ -5,6 +5,7 @@ import os
 import secrets
 import stat
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,7 +173,9 @@ def _copy(source: BinaryIO, copy: BinaryIO, on_bytes: OnBytes, what: str) -> str
 
 
 def _read(source: BinaryIO, what: str) -> bytes:
+    # One call of the system at a time: Python notices a signal between two, and `read` of standard input makes many.
+    read: Callable[[int], bytes] = getattr(source, "read1", source.read)
     try:
-        return source.read(BUFFER_SIZE)
+        return read(BUFFER_SIZE)
     except OSError as error:
         raise Failure(f"{what}: it cannot be read: {error.strerror}", type_="SourceUnreadable") from error

@@ -156,6 +156,25 @@ main()
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_ends_a_command_leaves_nothing_behind(number: signal.Signals) -> None:
+    """`timeout`, systemd and a closed terminal end a command as Ctrl-C does: what it has written in part is removed."""
+    script = f"""
+import os, time
+from worker import cli
+def command(*_, **__):
+    try:
+        os.kill(os.getpid(), {number.value})
+        time.sleep(60)
+    finally:
+        print("removed", flush=True)
+cli.app = command
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-number, "removed\n", "")
+
+
 def test_the_shell_completes_commands() -> None:
     """The shell's completion offers the commands that begin with what was typed."""
     environment = {

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from worker.artifacts.sources.partial_download import partial_download
+from worker.cli import stage_file
 from worker.cli.errors import Failure
 from worker.cli.get import file_at
 from worker.cli.stage_file import check_file, stage
@@ -114,3 +115,11 @@ def test_a_file_that_changes_while_it_is_copied_is_not_sent(settings: Settings, 
     with pytest.raises(Failure, match="it has changed while it was copied"):
         stage(source, settings, "job-1", on_bytes=written_to)
     assert list(settings.staging_dir.iterdir()) == []
+
+
+def test_a_producer_that_pauses_keeps_no_signal_from_the_command() -> None:
+    """What has arrived is taken at once: `read` would wait in calls between which Python notices no SIGTERM."""
+    end, start = os.pipe()
+    with os.fdopen(end, "rb") as source, os.fdopen(start, "wb", buffering=0) as producer:
+        producer.write(b"abc")
+        assert stage_file._read(source, "standard input") == b"abc"
