@@ -16,7 +16,7 @@ from tests.conformance.bodies import Breaking, digest_of, some_bytes, source
 from tests.conformance.targets import NO_AUTHORITIES, PART, gcs_config, make_gcs_bucket
 from tests.servers import FakeGcs, GcpEmulator, StrictGcs
 from tests.servers.gcs import GcsServer
-from tests.servers.proxy import Cut, Damage, Fault, FaultyProxy, Lose, Request, Say
+from tests.servers.proxy import Cut, Damage, Fault, FaultyProxy, Lose, Request, Rewrite, Say
 from worker.storage import Condition, GcsConfig, Match, Store, Verdict
 from worker.storage.configured_stores import open_driver
 from worker.storage.driver import WriteInfo
@@ -256,6 +256,21 @@ class TestResumableUpload:
             line.write(some_bytes(PART + 1))
         assert line.read_directly() == b"newer"
 
+    def test_chunk_that_does_not_advance(self, through: Callable[..., Line]) -> None:
+        """A store that takes none of the bytes it is sent, or forgets some, ends the upload."""
+        answers = [Say(308, headers={"Range": f"bytes=0-{PART - 1}"}), *[Say(308)] * 9]
+
+        def decide(request: Request) -> Fault:
+            if "upload_id=" not in request.path:
+                return None
+            return answers.pop(0) if answers else Say(400)
+
+        line = through(decide, compose=False)
+        with pytest.raises(Unavailable, match="tells of 0 bytes"):
+            line.write(some_bytes(PART + 1))
+        assert len(line.asked("PUT", "upload_id=")) == 2
+        assert not line.direct.object_exists(BUCKET, "app")
+
     def test_checksum_goes_with_the_last_chunk(self, through: Callable[..., Line]) -> None:
         """The store is told the checksum of the whole object before it makes it visible."""
         line = through(compose=False)
@@ -348,6 +363,57 @@ class TestBrokenTransfers:
         first, second = line.asked("POST", "/rewriteTo/")
         assert ("rewriteToken=so-far" in first.path, "rewriteToken=so-far" in second.path) == (False, True)
         assert line.direct.stat_object(BUCKET, "copy").sha256 == digest_of(b"hello").sha256
+
+    def test_copy_that_does_not_advance(self, through: Callable[..., Line]) -> None:
+        """A store that says again and again that the copy is not done is not asked for ever."""
+        unfinished = {"done": False, "rewriteToken": "so-far", "totalBytesRewritten": "1", "objectSize": "5"}
+        left = [Say(200, json.dumps(unfinished).encode())] * 9
+        line = through(lambda request: left.pop() if "/rewriteTo/" in request.path and left else None)
+        line.direct.write_object(BUCKET, "app", source(b"hello"))
+        with pytest.raises(Unavailable, match="faulty: releases/copy"):
+            line.faulty._driver.copy(BUCKET, "app", BUCKET, "copy")
+        assert len(line.asked("POST", "/rewriteTo/")) == 2
+
+
+class TestOtherAnswers:
+    @pytest.mark.parametrize("size", [5, PART + 1], ids=["whole", "resumable"])
+    def test_the_old_object_in_an_answer_is_not_deleted(self, through: Callable[..., Line], size: int) -> None:
+        """An answer to a write that describes the object which was to be replaced is no success, and ends nothing."""
+        old: list[bytes] = []
+
+        def decide(request: Request) -> Fault:
+            ends = "uploadType=multipart" in request.path or spread(request).startswith(f"bytes {PART}-")
+            return Say(200, old[0]) if old and ends else None
+
+        line = through(decide, compose=False)
+        line.direct.write_object(BUCKET, "app", source(b"before"))
+        old.append(
+            httpx.get(
+                f"{line.server.endpoint}/storage/v1/b/{line.config.bucket}/o/{BUCKET}%2Fapp", verify=NO_AUTHORITIES
+            ).content
+        )
+        with pytest.raises(Unavailable, match="faulty: releases/app"):
+            line.write(some_bytes(size))
+        assert line.read_directly() == b"before"
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [("size", "7"), ("name", "releases/other"), ("metadata", None), ("metadata", {"sha256": "x"})],
+    )
+    def test_a_wrong_answer_to_a_write_is_asked_for_again(
+        self, through: Callable[..., Line], field: str, value: object
+    ) -> None:
+        """Size and digest that an answer gets wrong are not taken over: the object under the key decides."""
+        line = through(
+            lambda request: (
+                Rewrite(lambda body: json.dumps(json.loads(body) | {field: value}).encode())
+                if request.method == "POST"
+                else None
+            )
+        )
+        stat, digest = line.faulty.write_object(BUCKET, "app", source(b"hello"))
+        assert stat == line.direct.stat_object(BUCKET, "app")
+        assert (stat.size, stat.sha256) == (digest.size, digest.sha256)
 
 
 class TestForeignObjects:

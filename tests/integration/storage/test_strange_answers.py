@@ -30,6 +30,7 @@ from worker.storage.driver import ObjectProperties, WriteInfo
 from worker.storage.errors import (
     Archived,
     Conflict,
+    IntegrityError,
     InvalidKey,
     InvalidMetadata,
     NotDeleted,
@@ -40,7 +41,7 @@ from worker.storage.errors import (
     Unavailable,
     UploadEnded,
 )
-from worker.storage.integrity.verifying_reader import VerifyingReader
+from worker.storage.integrity.verifying_reader import VerifiedReader, VerifyingReader
 from worker.storage.probe import probe
 
 BUCKET = "releases"
@@ -193,6 +194,85 @@ class TestAnswersAboutOneObject:
         assert faulty.verify_object(BUCKET, "app", digest_of(b"hell")).verdict is Verdict.SIZE_MISMATCH
         assert not issubclass(Archived, TransientError)
 
+    @pytest.mark.usefixtures("both_paths")
+    def test_no_bytes_where_there_are_some(self, through: Callable[..., tuple[Store, Store]]) -> None:
+        """A store that says of an object's bytes that they are past its end says nothing against the copy."""
+        xml = b"<?xml version='1.0'?><Error><Code>InvalidRange</Code><Message>no</Message></Error>"
+        past_end = Say(416, xml, {"x-ms-error-code": "InvalidRange"})
+        asked = _of("app", "GET")
+        direct, faulty = through(
+            lambda request: past_end if asked(request) and "/storage/v1" not in request.path[:12] else None
+        )
+        direct.write_object(BUCKET, "app", source(b"hello"))
+        assert faulty.verify_object(BUCKET, "app", digest_of(b"hello")).verdict is Verdict.UNREADABLE
+        with pytest.raises(StorageError, match="far: releases/app") as caught, _range(faulty, 3, 2) as reader:
+            b"".join(reader)
+        assert not isinstance(caught.value, IntegrityError)
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b'{"error": "busy"}',
+            b'{"error": {"code": "busy", "errors": null}}',
+            b"<Error><Code>What</Code></Error>",
+            b"<?xml version='1.0'?><html><body>busy</body></html>",
+            b"<Error><Code>What</Code><Message>\xff</Message></Error>",
+            b"[" * 100_000,
+        ],
+        ids=["text", "no_list", "no_message", "page", "no_utf8", "deep"],
+    )
+    def test_the_status_counts_where_no_sdk_reads_the_error(
+        self, through: Callable[..., tuple[Store, Store]], body: bytes
+    ) -> None:
+        """A gateway that answers 503 in words of its own is busy, for every verb: another try may help."""
+        kind = "application/json" if body[:1] in b"{[" else "application/xml"
+        _, faulty = through(lambda _: Say(503, body, {"Content-Type": kind}))
+        for ask in (
+            lambda: list(faulty.list_objects(BUCKET)),
+            lambda: faulty.read_object(BUCKET, "app"),
+            lambda: faulty.write_object(BUCKET, "app", source(b"x")),
+            lambda: faulty.write_object(BUCKET, "app", source(some_bytes(PART + 1))),
+            lambda: faulty.delete_object(BUCKET, "app"),
+        ):
+            with pytest.raises(TransientError, match="far: "):
+                ask()
+
+    @pytest.mark.parametrize("cloud", ["gcs"], indirect=True)  # the answers of the others do not name the object
+    def test_answer_about_another_object(self, through: Callable[..., tuple[Store, Store]]) -> None:
+        """What an answer says of another object is taken for none of what was asked."""
+        direct, faulty = through(
+            lambda request: (
+                Rewrite(lambda body: body.replace(b"releases/app", b"releases/two"))
+                if _of("app", "GET")(request)
+                else None
+            )
+        )
+        direct.write_object(BUCKET, "app", source(b"hello"))
+        with pytest.raises(StorageError, match="far: releases/app"):
+            faulty.stat_object(BUCKET, "app")
+
+    @pytest.mark.parametrize("cloud", ["gcs", "azure"], indirect=True)  # S3 tells of a copy only its version
+    def test_copy_that_is_another_object(self, through: Callable[..., tuple[Store, Store]]) -> None:
+        """A copy in the quarantine counts only if the store says that it has the bytes of the original."""
+        aside = _of("quarantine", "GET", "HEAD", "POST")
+        other = digest_of(b"other").sha256
+
+        def fault(request: Request) -> Fault:
+            if not aside(request):
+                return None
+            if request.method == "HEAD":
+                return Header("x-ms-meta-sha256", other)
+            return Rewrite(lambda body: body.replace(digest_of(b"hello").sha256.encode(), other.encode()))
+
+        direct, faulty = through(fault)
+        direct.write_object(BUCKET, "app", source(b"hello"))
+        with pytest.raises(Unavailable, match="far: zot-quarantine/releases/job/app"):
+            faulty.quarantine_object(BUCKET, "app", "job")
+
+
+def _range(store: Store, offset: int, length: int) -> VerifiedReader:
+    return store.read_object_range(BUCKET, "app", offset, length)
+
 
 class TestRanges:
     @pytest.mark.parametrize("answered", [range(3, 9), range(2, 4), range(3, 4)])
@@ -283,6 +363,42 @@ class TestListings:
         with pytest.raises(Unavailable, match="20 empty pages"):
             list(faulty.list_objects(BUCKET))
 
+    def test_the_same_page_without_end(self, through: Callable[..., tuple[Store, Store]], cloud: str) -> None:
+        """A listing of a gateway that ignores where a page begins is given up, also that of buckets and of versions."""
+        numbers = iter(range(50))
+        names = {
+            "s3": (
+                "<Contents><Key>releases/app</Key></Contents>"
+                "<CommonPrefixes><Prefix>releases/</Prefix></CommonPrefixes>"
+            ),
+            "azure": (
+                "<Blobs><Blob><Name>releases/app</Name><VersionId>5</VersionId><Properties><Etag>x</Etag>"
+                "<Content-Length>1</Content-Length><BlobType>BlockBlob</BlobType></Properties></Blob>"
+                "<BlobPrefix><Name>releases/</Name></BlobPrefix></Blobs>"
+            ),
+            "gcs": '"items": [{"name": "releases/app", "size": "1", "generation": "5"}], "prefixes": ["releases/"]',
+        }
+
+        def page(_: Request) -> Fault:
+            token = next(numbers)
+            if cloud == "s3":
+                more = f"<IsTruncated>true</IsTruncated><NextContinuationToken>{token}</NextContinuationToken>"
+                text = f"<ListBucketResult>{names[cloud]}{more}</ListBucketResult>"
+            elif cloud == "gcs":
+                text = f'{{"kind": "storage#objects", {names[cloud]}, "nextPageToken": "{token}"}}'
+            else:
+                text = f"<EnumerationResults>{names[cloud]}<NextMarker>{token}</NextMarker></EnumerationResults>"
+            return Say(200, text.encode(), {"Content-Type": f"application/{'json' if cloud == 'gcs' else 'xml'}"})
+
+        _, faulty = through(page)
+        with pytest.raises(Unavailable, match="the same page again"):
+            list(faulty.list_objects(BUCKET))
+        with pytest.raises(Unavailable, match="the same page again"):
+            faulty.list_buckets()
+        if cloud == "azure":
+            with pytest.raises(Unavailable, match="the same page again"):
+                faulty.set_hold(BUCKET, "app", held=False)
+
     @pytest.mark.parametrize(
         ("what", "bad"),
         [
@@ -354,7 +470,7 @@ class TestListings:
 
     @pytest.mark.parametrize("cloud", ["azure"], indirect=True)  # the other SDKs read what is asked of them
     @pytest.mark.parametrize(
-        "field", ["Creation-Time", "TagCount", "x-ms-blob-sequence-number", "Sealed", "AccessTier"]
+        "field", ["BlobType", "Creation-Time", "TagCount", "x-ms-blob-sequence-number", "Sealed", "AccessTier"]
     )
     def test_a_property_that_is_not_needed_ends_no_page(
         self, through: Callable[..., tuple[Store, Store]], field: str

@@ -1,7 +1,10 @@
 """The SDK's client for one store: its address, credentials and time limits."""
 
+import json
 import logging
+import re
 from collections.abc import Hashable
+from http import HTTPStatus
 from typing import Any
 
 import requests
@@ -27,6 +30,7 @@ COMMIT_TIMEOUT = 600
 TIERS = ("Hot", "Cool", "Cold")
 RETRIES = 3
 """Of one request, by the SDK; the job's own retries are Celery's."""
+_MESSAGE = re.compile(r"<Message>[^<]+</Message>", re.IGNORECASE)
 
 
 def endpoint_of(config: AzureConfig) -> str:
@@ -104,11 +108,32 @@ def _transport() -> RequestsTransport:
     mount_sliced_body(
         session, Retry(total=False, redirect=False, raise_on_status=False)
     )  # as the SDK does with its own
+    session.hooks["response"].append(_empty_unreadable_error)
     return RequestsTransport(
         session=session,
         connection_timeout=CONNECT_TIMEOUT,
         read_timeout=READ_TIMEOUT,
     )
+
+
+def _empty_unreadable_error(reply: requests.Response, **_options: object) -> None:
+    """Empty the body of an error that the SDK cannot read: the status then says whether another try may help.
+
+    A gateway may answer 503 with a document that has no message, for which the SDK raises a TypeError.
+    """
+    if reply.status_code >= HTTPStatus.MULTIPLE_CHOICES and not _is_readable(reply.content):
+        reply._content = b""  # noqa: SLF001  the SDK offers no other place
+
+
+def _is_readable(body: bytes) -> bool:
+    """Return whether the body of an error is a document with a message, or a text."""
+    try:
+        text = body.decode("utf-8-sig").lstrip()
+        if text.startswith(("{", "[")):
+            return bool(json.loads(text)["error"]["message"])
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return False
+    return not text.startswith("<") or _MESSAGE.search(text) is not None
 
 
 def _connected(config: AzureConfig, options: dict[str, Any]) -> BlobServiceClient:

@@ -17,7 +17,6 @@ from azure.core.credentials import TokenCredential
 from azure.core.exceptions import DecodeError, HttpResponseError, ResourceNotFoundError
 from azure.storage.blob import (
     BlobClient,
-    BlobPrefix,
     BlobProperties,
     BlobSasPermissions,
     BlobServiceClient,
@@ -82,7 +81,9 @@ _TAGS = re.compile(r"[A-Za-z0-9 +\-./:=_]*")
 _PAGE = 1_000
 _READABLE = {"Content-Length": check_size, "Last-Modified": parsedate_to_datetime, "MaxResults": check_size}
 _PROPERTIES = re.compile(rb"<Properties>(.*?)</Properties>", re.DOTALL)
-_NEEDED = re.compile(rb"<(Content-Length|Last-Modified|Etag|BlobType|CopyStatus)>[^<]*</\1>")
+_NEEDED = re.compile(rb"<(Content-Length|Last-Modified|Etag|CopyStatus)>[^<]*</\1>")
+_TYPE = b"<BlobType>BlockBlob</BlobType>"
+"""The SDK needs one; the driver treats all types alike."""
 _FLAGS = re.compile(rb"<(Deleted|IsCurrentVersion|HasVersionsOnly)>[^<]*</\1>")
 """What a listing of current blobs says of each: one malformed value would make the SDK reject the whole page."""
 _SKEW = timedelta(minutes=5)
@@ -170,7 +171,8 @@ class AzureDriver(CloudDriver):
         del uncached  # nothing of the store is cached on this machine
         found = self._download(bucket, key, offset, length) if length != 0 else None
         if found is None:
-            return empty_reader(self.stat(bucket, key), self._origin, translate)
+            stat = self.stat(bucket, key)
+            return empty_reader(stat, offset, length, origin=self._origin, translate=translate)
         properties, body = found
         stat = to_stat(self._name, bucket, key, properties)
         end = stat.size if length is None else min(offset + length, stat.size)
@@ -269,7 +271,10 @@ class AzureDriver(CloudDriver):
             with suppress(StorageError):  # credentials that may not read tags: the bytes are copied all the same
                 settings |= {"tags": self.tags(bucket, key)}
         made = copy.make(self._blob(bucket, key), str(source.etag), metadata, settings)
-        return to_stat(self._name, to_bucket, to_key, made)
+        stat = to_stat(self._name, to_bucket, to_key, made)
+        if (stat.size, stat.sha256) != (found.size, found.sha256):
+            raise Unavailable(f"{self._name}: {to_bucket}/{to_key}: the store says that the copy is another object")
+        return stat
 
     def location(self, bucket: str, key: str) -> BlobClient:
         return self._blob(bucket, key)
@@ -486,10 +491,11 @@ class AzureDriver(CloudDriver):
     def _versions(self, bucket: str, key: str) -> list[BlobProperties]:
         """Return all versions of a blob, with their legal holds."""
         container, start = self._real(bucket)
-        found = self._service().get_container_client(container).list_blobs(
+        pages = self._service().get_container_client(container).list_blobs(
             name_starts_with=start + key, include=["versions", "legalhold"], results_per_page=_PAGE,
             response_format="xml",
-        )  # fmt: skip
+        ).by_page()  # fmt: skip
+        found = rows_of(pages, lambda page: page, self._origin, f"{bucket}/{key}")
         return [each for each in found if each.name == start + key and each.version_id]
 
     def _refuse_delete(self, bucket: str, key: str, condition: Match | None) -> bool:
@@ -587,9 +593,11 @@ class AzureDriver(CloudDriver):
     def _first_segments(self, real: str) -> Iterator[str]:
         client = self._service().get_container_client(real)
         with translated(self._origin, real):
-            for found in client.walk_blobs(delimiter="/", results_per_page=_PAGE):
-                if isinstance(found, BlobPrefix):
-                    yield str(found.name)
+            pages = client.walk_blobs(
+                delimiter="/", results_per_page=_PAGE, response_format="xml", raw_response_hook=_clean_page
+            ).by_page()
+            names = rows_of(pages, lambda page: [str(found.name) for found in page], self._origin, real)
+            yield from (name for name in names if name.endswith("/"))
 
     def _write_marker(self, bucket: str) -> None:
         with translated(self._origin, bucket):
@@ -622,7 +630,7 @@ def _clean_page(reply: Any) -> None:
 
 
 def _only_needed(properties: re.Match[bytes]) -> bytes:
-    return b"<Properties>%b</Properties>" % b"".join(found[0] for found in _NEEDED.finditer(properties[1]))
+    return b"<Properties>%b</Properties>" % b"".join([_TYPE, *(found[0] for found in _NEEDED.finditer(properties[1]))])
 
 
 def _modified(blob: BlobProperties) -> datetime:

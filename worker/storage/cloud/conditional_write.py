@@ -21,7 +21,7 @@ class Write:
         bucket: the logical bucket, for messages and the stat.
         key: the key in it.
         size: of the object, in bytes.
-        sha256: of its bytes.
+        sha256: of its bytes; "None" for the copy of an object without a digest.
         writer: the unique token of this write.
         metadata: what the store keeps beside the bytes, as it is sent; it has the digest and the token.
         condition: see `Driver.put`.
@@ -54,7 +54,7 @@ class Found:
     def is_of(self, write: Write) -> bool:
         """Return whether this write made the object."""
         ours = (write.writer, write.size, write.sha256)
-        return (self.writer, self.stat.size, self.stat.sha256) == ours
+        return (self.writer, self.stat.size, str(self.stat.sha256)) == ours
 
 
 def settle(

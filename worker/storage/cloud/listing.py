@@ -23,13 +23,21 @@ def rows_of(pages: Iterable[Any], rows: Callable[[Any], Iterable[_Row]], origin:
     """Yield the rows of the pages of a listing.
 
     Raises:
-        Unavailable: the store gives empty pages without end.
+        Unavailable: the store gives empty pages, or the same page, without end.
     """
     empty = 0
+    begun_with: object = None
     for page in pages:
         found = False
         for row in rows(page):
-            found = True
+            if not found:
+                facts = getattr(row, "_properties", row)  # two rows of Google's library are never equal
+                if facts == begun_with:
+                    raise Unavailable(
+                        f"{origin.store}: {what}: {origin.endpoint}: the listing gives the same page again, so the "
+                        "store ignores where a page begins and cannot be used; check `endpoint`"
+                    )
+                found, begun_with = True, facts
             yield row
         empty = 0 if found else empty + 1
         if empty >= EMPTY_PAGES:

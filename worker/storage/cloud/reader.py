@@ -5,7 +5,7 @@ from typing import Protocol, Self, TypeVar
 
 from worker.storage.cloud.error_mapping import Origin, Translate
 from worker.storage.driver import ObjectStat
-from worker.storage.errors import StorageError, Unavailable
+from worker.storage.errors import StorageError, Unavailable, UnexpectedAnswer
 
 _Answer = TypeVar("_Answer", bytes, int)
 
@@ -88,6 +88,17 @@ class _Nothing:
         pass
 
 
-def empty_reader(stat: ObjectStat, origin: Origin, translate: Translate) -> CloudReader:
-    """Return the reader of an empty range."""
+def empty_reader(
+    stat: ObjectStat, offset: int, length: int | None, *, origin: Origin, translate: Translate
+) -> CloudReader:
+    """Return the reader of an empty range.
+
+    Raises:
+        UnexpectedAnswer: the store says that the range is past the end of the object, and it is not.
+    """
+    if length != 0 and offset < stat.size:
+        raise UnexpectedAnswer(
+            f"{origin.store}: {stat.bucket}/{stat.key}: the store says that there are no bytes from {offset} on, and "
+            f"that the object has {stat.size}"
+        )
     return CloudReader(stat, 0, _Nothing(), origin=origin, translate=translate)

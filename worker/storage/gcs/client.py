@@ -4,6 +4,7 @@ import logging
 import os
 import warnings
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, NamedTuple
 from urllib.parse import quote
 from urllib.request import getproxies
@@ -84,6 +85,21 @@ def check_answer(reply: requests.Response) -> None:
         raise from_http_response(reply)
 
 
+def _empty_unreadable_error(reply: requests.Response, **_options: object) -> None:
+    """Empty the body of an error that the library cannot read: the status then says whether another try may help.
+
+    A gateway may answer 503 with `{"error": "busy"}`, for which the library raises an AttributeError.
+    """
+    if reply.status_code < HTTPStatus.MULTIPLE_CHOICES:
+        return
+    try:
+        _ = from_http_response(reply).errors
+    except requests.RequestException:
+        raise  # the answer broke off
+    except Exception:  # noqa: BLE001  whatever the library raises
+        reply._content = b""  # noqa: SLF001  the library offers no other place
+
+
 def endpoint_of(config: GcsConfig) -> str:
     """Return the endpoint as messages may show it."""
     return shown_url(config.endpoint or GOOGLE).rstrip("/")
@@ -103,6 +119,7 @@ def connect(name: str, config: GcsConfig) -> Connection:
     credentials, project = _credentials(name, config)
     session = AuthorizedSession(credentials)
     mount_sliced_body(session)
+    session.hooks["response"].append(_empty_unreadable_error)
     _read_environment_once(session, authorities)
     # Otherwise a thread of the library asks for each bucket, for tracing: outside of all limits, and with each request
     # again while the store is down.

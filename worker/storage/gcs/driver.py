@@ -143,7 +143,7 @@ class GcsDriver(CloudDriver):
             stat = to_stat(self._name, bucket, key, found)
             wanted = max(0, stat.size - offset) if length is None else max(0, min(length, stat.size - offset))
             if wanted == 0:
-                return empty_reader(stat, self._origin, translate)
+                return empty_reader(stat, offset, length, origin=self._origin, translate=translate)
             part = None if wanted == stat.size else (offset, offset + wanted - 1)
             reply = self._download(bucket, key, found.generation, part)
             if reply is not None:
@@ -404,8 +404,7 @@ class GcsDriver(CloudDriver):
     def _first_segments(self, real: str) -> Iterator[str]:
         with self._errors(real):
             listing = list_blobs(self._connected(), real, "prefixes,nextPageToken", delimiter="/")
-            for page in listing.pages:
-                yield from page.prefixes
+            yield from rows_of(listing.pages, lambda page: page.prefixes, self._origin, real)
 
     def _write_marker(self, bucket: str) -> None:
         with self._errors(bucket):

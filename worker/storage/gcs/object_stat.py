@@ -87,6 +87,7 @@ def blob_of(reply: requests.Response) -> Any:
     try:
         resource = reply.json()
         return SimpleNamespace(
+            name=resource["name"],
             size=int(resource["size"]),
             generation=int(resource["generation"]),
             updated=_time(resource.get("updated")),

@@ -17,7 +17,7 @@ from worker.storage.errors import StorageError, Unavailable
 from worker.storage.gcs.client import TIMEOUT, Connection, check_answer, retry
 from worker.storage.gcs.errors import SDK_ERRORS, without_address
 from worker.storage.gcs.object_stat import blob_of
-from worker.storage.gcs.upload import NOT_FOUND, GcsWrite, crc32c_of, delete, extended
+from worker.storage.gcs.upload import NOT_FOUND, GcsWrite, crc32c_of, extended, take_back
 from worker.storage.integrity.verifying_reader import drain
 from worker.storage.transfer.split_into_parts import next_part
 
@@ -102,10 +102,16 @@ class ResumableUpload:
                 if held < start:
                     raise self._failed("the store has lost bytes that it had accepted")
             broken = True
-            while held < start + len(data):
+            end = start + len(data)
+            while held < end:
+                before = held
                 held, finished = self._put(view[held - start :], held, headers)
                 if finished is not None:
                     return finished
+                if not before < held <= end:
+                    raise self._failed(
+                        f"the store tells of {held} bytes after it was sent those from {before} to {end}"
+                    )
             return None
 
         try:
@@ -141,10 +147,10 @@ class ResumableUpload:
             self._request("DELETE", {})
 
     def _check(self, blob: Any, crc: str) -> None:
-        """Delete exactly this object if its checksum is wrong, because a store may ignore the checksum's header."""
+        """Delete the object if its checksum is wrong, because a store may ignore the checksum's header."""
         if (blob.size, blob.crc32c or crc) == (self._write.size, crc):
             return
-        delete(self._connection, self._write.name, blob.generation)
+        take_back(self._connection, self._write.name, self._write.writer)
         raise self._failed("the bytes were damaged on the way")
 
     def _failed(self, reason: str) -> StorageError:

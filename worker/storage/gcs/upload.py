@@ -9,7 +9,7 @@ import hashlib
 import json
 import uuid
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,17 +22,17 @@ from worker.storage.cloud.conditional_write import Found, Write, broken_conditio
 from worker.storage.cloud.error_mapping import Origin, missing_bucket
 from worker.storage.cloud.metadata import set_properties
 from worker.storage.driver import Body, Match, ObjectStat, PartData
-from worker.storage.errors import StorageError, TransientError
+from worker.storage.errors import StorageError, TransientError, UnexpectedAnswer
 from worker.storage.gcs.client import COMMIT_TIMEOUT, TIMEOUT, Connection, ObjectName, check_answer, retry
 from worker.storage.gcs.errors import SDK_ERRORS, status_of, translate, translated
 from worker.storage.gcs.object_stat import (
     CACHE_CONTROL,
     CONTENT_TYPE,
+    METADATA,
     blob_of,
     described,
     generation_of,
     to_found,
-    to_stat,
 )
 from worker.storage.integrity.verifying_reader import drain
 from worker.storage.transfer.send_in_slices import SLICE, SlicedBody
@@ -84,11 +84,24 @@ class Upload:
         for attempt in range(TRIES if again else 1):
             pin = self._pin(guess=again and attempt == 0 and self._write.size <= SMALL)
             try:
-                return to_stat(self._origin.store, self._write.bucket, self._write.key, send(pin))
+                return self._made(send(pin))
             except SDK_ERRORS as error:
                 if ours := self._settled(error):
                     return ours
         raise concurrent_write(self._write, self._origin)
+
+    def _made(self, blob: Any) -> ObjectStat:
+        """Return the stat of the object that an answer to this write describes.
+
+        Raises:
+            InvalidJSONError: it describes another object, or one of another size or digest.
+        """
+        with suppress(UnexpectedAnswer):
+            found = self._to_found(blob)
+            if blob.name == self._write.name.name and found.is_of(self._write):
+                return found.stat
+        msg = "the answer describes another object than the one that was written"
+        raise InvalidJSONError(msg)
 
     def _pin(self, *, guess: bool) -> int:
         """Return the generation that the write may replace, 0 for none; without a request, 0 is assumed."""
@@ -187,7 +200,7 @@ def send_bytes(
 
     blob = retry()(ask)()
     if blob.crc32c != checksum:  # a store that does not check the checksums returns at least its own
-        delete(connection, name, blob.generation)
+        take_back(connection, name, description.get("metadata", {}).get(METADATA.writer))
         raise DataCorruption(None, "the store has other bytes than were sent")
     return blob
 
@@ -206,12 +219,16 @@ def rewrite(connection: Connection, original: Any, write: GcsWrite, pin: int, be
     if write.storage_class:
         blob.storage_class = write.storage_class
     pins = {"if_generation_match": pin, "if_source_generation_match": original.generation}
-    token = None
+    token, copied = None, -1
     while True:  # each request continues where the last one ended
         between()
-        token, _, _ = blob.rewrite(original, token=token, retry=retry(), timeout=COMMIT_TIMEOUT, **pins)
+        before = copied
+        token, copied, _ = blob.rewrite(original, token=token, retry=retry(), timeout=COMMIT_TIMEOUT, **pins)
         if token is None:
             return blob
+        if copied <= before:
+            msg = "the copy does not advance"
+            raise InvalidJSONError(msg)
 
 
 def find_blob(connection: Connection, name: ObjectName) -> Any | None:
@@ -221,10 +238,17 @@ def find_blob(connection: Connection, name: ObjectName) -> Any | None:
         blob.reload(retry=retry(), timeout=TIMEOUT)
     except BlobNotFound:
         return None
-    if blob.generation is None:
-        msg = "the answer describes no object"
+    if blob.generation is None or blob._properties.get("name", name.name) != name.name:  # noqa: SLF001
+        msg = "the answer describes no object, or another one"
         raise InvalidJSONError(msg)
     return blob
+
+
+def take_back(connection: Connection, name: ObjectName, writer: str | None) -> None:
+    """Delete the object that the write with this token has made, and no other one, whatever the answer to it said."""
+    found = find_blob(connection, name)
+    if found is not None and METADATA.stored(found.metadata).get(METADATA.writer) == writer:
+        delete(connection, name, found.generation)
 
 
 def delete(connection: Connection, name: ObjectName, generation: int) -> bool:

@@ -134,7 +134,8 @@ class S3Driver(CloudDriver):
         del uncached  # nothing of the store is cached on this machine
         reply = self._get(bucket, key, _range(offset, length)) if length != 0 else None
         if reply is None:
-            return empty_reader(self.stat(bucket, key), self._origin, translate)
+            stat = self.stat(bucket, key)
+            return empty_reader(stat, offset, length, origin=self._origin, translate=translate)
         stream = reply["Body"].__enter__()  # the response below; what `StreamingBody` checks, CloudReader checks
         try:
             if offset and not reply.get("ContentRange"):
