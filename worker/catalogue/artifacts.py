@@ -48,12 +48,22 @@ _NEWEST = Prepared(_VERSIONS.limit(1))
 _LISTED = (artifacts.c.id, artifacts.c.bucket, artifacts.c.key, artifacts.c.size)
 _BY_IDS = Prepared(sa.select(*_LISTED).where(one_of_ids(artifacts.c.id, "ids")))
 _CURRENT = Prepared(_VERSIONS.where(artifacts.c.committed_at.is_not(None)).limit(1))
-_RECORDED_BY = Prepared(
+_USED_BY = Prepared(
     _VERSIONS.where(
-        artifacts.c.job.concat("") >= sa.bindparam("first"),  # concat: search by key; a batch records many versions
-        artifacts.c.job.concat("") <= sa.bindparam("last"),
+        sa.or_(
+            sa.and_(
+                artifacts.c.job.concat("") >= sa.bindparam("first"),  # concat: search by key, not by a batch's versions
+                artifacts.c.job.concat("") <= sa.bindparam("last"),
+            ),
+            artifacts.c.reused_by.is_not(None),
+        )
     )
 )
+_REUSE = Prepared(
+    sa.update(artifacts).where(artifacts.c.id == sa.bindparam("of")).values(reused_by=sa.bindparam("jobs"))
+)
+_MOST_REUSES = 4
+"""Jobs that are recorded to have uploaded the bytes of a version again: that many may be between two attempts."""
 _COPIES = sa.select(copies).where(copies.c.artifact_id == sa.bindparam("of"))
 _COPIES_BY_STORE = Prepared(_COPIES.order_by(copies.c.store))
 _COPY = Prepared(_COPIES.where(copies.c.store == sa.bindparam("at")))
@@ -116,7 +126,7 @@ _SUPERSEDE = Prepared(
 
 
 class Superseded(CatalogueError):
-    """The version that a job recorded is no longer the newest."""
+    """The version that an earlier attempt of a job recorded, or found there, is no longer the newest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +207,8 @@ class Artifacts:
         new version, although the bytes are the same: given metadata replace all metadata, given headers all headers,
         given tags all tags, and what is empty is kept.
 
-        A version without a complete copy is used again, so that a retry of its `job` records no second one.
+        A version without a complete copy is used again, so that a retry of its `job` records no second one. A version
+        that is used again has a note of the `job`: see `Superseded`.
 
         `stores_named`: `stores` were named by the upload, and are not those of the setting `placement`. A version stays
         so until an upload of the same bytes names none.
@@ -207,7 +218,7 @@ class Artifacts:
         version is durable when this returns, because its bytes replace those of another one.
 
         Raises:
-            Superseded: the version that the job recorded was followed by another one, or deleted.
+            Superseded: the version that the job recorded, or found, was followed by another one, or deleted.
             OnHold: the artifact is held, with other content.
         """
         with self._database.write(durable=durable) as connection:
@@ -224,6 +235,7 @@ class Artifacts:
                     ensure_copy(connection, artifact, store)
                 if row.stores_named and not stores_named:
                     _BELONGS_TO_PLACEMENT.run(connection, of=row.id)
+                _note_reuses(connection, [row], job)
             else:
                 if row is not None:
                     check_hold(connection, bucket, key)
@@ -257,6 +269,7 @@ class Artifacts:
         with self._database.write() as connection:
             newest = _newest_of(connection, [(each.bucket, each.key) for each in versions])
             fresh: list[tuple[int, NewVersion, int]] = []
+            reused: list[Row[Any]] = []
             beside: dict[int, _Beside] = {}
             for number, each in enumerate(versions):
                 row = newest.get((each.bucket, each.key))
@@ -279,7 +292,9 @@ class Artifacts:
                     ensure_copy(connection, artifact, store)
                 if row.stores_named and not stores_named:
                     _BELONGS_TO_PLACEMENT.run(connection, of=row.id)
+                reused.append(row)
                 recorded[number] = Recorded(artifact, fresh=False)
+            _note_reuses(connection, reused, job)
             shared = {"created_at": now, "job": job, "stores_named": stores_named or None}
             recorded |= _insert_versions(connection, fresh, beside, shared)
         return [recorded[number] for number in range(len(versions))]
@@ -595,22 +610,40 @@ def _beside(before: Row[Any] | None, metadata: Mapping[str, str], properties: Ma
 
 
 def _check_not_superseded(connection: Connection, newest: Row[Any], job: str) -> None:
-    """Raise Superseded if the job has recorded a version before that is not the newest any more, or was deleted.
+    """Raise Superseded if an earlier attempt of the job uploaded a version that was followed by another, or deleted.
 
     The jobs of a batch count as one: a file that leaves its page is uploaded by a job of its own.
     """
     batch = _batch_of(job)
     first, last = (f"{batch}.{'0' * 8}", f"{batch}.{'9' * 8}") if batch else (job, job)
-    rows = _RECORDED_BY.all(connection, bucket=newest.bucket, key=newest.key, first=first, last=last)
-    found = [row for row in rows if row.job == job or _batch_of(row.job) == batch]
+    used = _USED_BY.all(connection, bucket=newest.bucket, key=newest.key, first=first, last=last)
+    found = [row for row in used if any(_is_one_with(each, job) for each in _jobs_of(row))]
     if not found:
         return
-    own = next((row for row in found if row.job == job), found[0])
-    what = f"version {own.version} of {own.bucket}/{own.key}, which this job recorded at an earlier attempt,"
+    own = next((row for row in found if job in _jobs_of(row)), found[0])
+    what = f"version {own.version} of {own.bucket}/{own.key}, which an earlier attempt of this job uploaded,"
     if own.tombstoned_at is not None:
         raise Superseded(f"{what} was deleted before the job could end")
     if own.id != newest.id:
         raise Superseded(f"{what} was followed by version {newest.version} before the job could end")
+
+
+def _note_reuses(connection: Connection, rows: Sequence[Row[Any]], job: str | None) -> None:
+    """Record that a job uploads the bytes of these versions again, for `_check_not_superseded` at its next attempt."""
+    if job is None:
+        return
+    new = [row for row in rows if not any(_is_one_with(each, job) for each in _jobs_of(row))]
+    jobs = [{"of": row.id, "jobs": [*(row.reused_by or ()), job][-_MOST_REUSES:]} for row in new]
+    _REUSE.run_many(connection, jobs)
+
+
+def _jobs_of(row: Row[Any]) -> list[str]:
+    """Return the jobs that uploaded a version, as far as they are recorded."""
+    return [each for each in (row.job, *(row.reused_by or ())) if each]
+
+
+def _is_one_with(other: str, job: str) -> bool:
+    return other == job or ((batch := _batch_of(job)) is not None and _batch_of(other) == batch)
 
 
 def _batch_of(job: str) -> str | None:

@@ -45,6 +45,7 @@ artifacts = Table(
     Column("job", Text(64)),
     Column("properties", JSON),
     Column("stores_named", Boolean),
+    Column("reused_by", JSON),
     UniqueConstraint("bucket", "key", "version"),
     Index("ix_artifacts_job", "job"),
 )
@@ -53,6 +54,8 @@ artifacts = Table(
 `properties`: the headers beside its bytes, by the names of `ObjectProperties`.
 
 `stores_named`: all its uploads named their stores, so that the setting `placement` adds no other.
+
+`reused_by`: the last jobs that uploaded the same bytes, and so recorded no version of their own.
 
 Triggers forbid updates of its digest.
 """

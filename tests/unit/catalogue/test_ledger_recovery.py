@@ -6,7 +6,7 @@ import pytest
 import sqlalchemy as sa
 
 from worker import clock
-from worker.catalogue import Finished, Held, Leased, LostLease, Superseded
+from worker.catalogue import Finished, Held, Leased, LostLease, NewVersion, Superseded
 from worker.catalogue.tables import jobs
 from worker.storage import Digest
 from worker.storage.driver import Part
@@ -213,3 +213,29 @@ def test_an_upload_that_goes_on_makes_no_second_version(catalogue, one, again):
     catalogue.artifacts.tombstone(record("b", DIGEST, one), clock.now())
     with pytest.raises(Superseded, match="was deleted"):
         record("b", DIGEST, again)
+
+
+@pytest.mark.parametrize(("one", "again"), [("one", "one"), ("batch.00000001", "batch.00000007")])
+def test_an_upload_that_found_its_bytes_there_replaces_no_later_version(catalogue, one, again):
+    """It has recorded no version of its own; nor does it bring back what was deleted between its attempts."""
+    artifacts, other = catalogue.artifacts, Digest(12, "b" * 64)
+
+    def record(key, digest, job):
+        return artifacts.record("releases", key, digest, {}, clock.now(), job=job).artifact
+
+    def record_in_page(key, digest, job):
+        return artifacts.record_many([NewVersion("releases", key, digest, ())], {}, clock.now(), job=job)[0]
+
+    for key, first in (("a", record), ("b", lambda *of: record_in_page(*of).artifact)):
+        for job in ("before", one, "two", again, "three", "four"):
+            assert first(key, DIGEST, job).version == 1
+        assert record(key, other, "later").version == 2
+        with pytest.raises(Superseded, match=f"version 1 of releases/{key}.*followed by version 2"):
+            record(key, DIGEST, again)
+        assert isinstance(record_in_page(key, DIGEST, again), Superseded)
+
+    kept = record("c", DIGEST, "before")
+    assert record("c", DIGEST, one) == kept
+    artifacts.tombstone(kept, clock.now())
+    with pytest.raises(Superseded, match="was deleted"):
+        record("c", DIGEST, again)
