@@ -23,9 +23,11 @@ from worker.artifacts import key_lists as keylist
 from worker.artifacts.page_selection import (
     PageObject,
     artifact_object,
+    cursor_of,
     limits_of,
     of_lines,
     open_objects,
+    seen_by,
     split,
 )
 from worker.artifacts.per_store import check_storage_classes
@@ -234,7 +236,7 @@ def _begin(request: BatchRequest, context: JobContext, job: RunningJob) -> Batch
     for name in (*(request.to or ()), *(request.stores or ())):
         context.stores[name]  # raises UnknownStore with the nearest name
     check_storage_classes(request.storage_classes, context.stores)
-    now = clock.now()
+    now, deletes = clock.now(), request.verb == DELETE.kind
     if request.verb == UPLOAD.kind:
         cursor, total, size = begin_upload(request, context, job)
     elif request.keys_from is not None:
@@ -243,8 +245,10 @@ def _begin(request: BatchRequest, context: JobContext, job: RunningJob) -> Batch
         total, size, cursor = listed.count, None, {"offset": 0, "tag": listed.tag}
     else:
         total, size = context.catalogue.artifacts.measure(check_bucket(request.bucket or ""), request.prefix)
-        cursor = {"after": "", "last": context.catalogue.artifacts.newest_id()}
-    if not total and request.verb not in {DELETE.kind, UPLOAD.kind}:
+        cursor = {"after": ""}
+    if request.verb != UPLOAD.kind:
+        cursor |= cursor_of(context.catalogue.artifacts.seen(writing_to=context.stores if deletes else ()))
+    if not total and not deletes and request.verb != UPLOAD.kind:
         where = request.keys_from or f"{request.bucket}/{request.prefix}"
         raise NotFound(f"{where}: there is no artifact there to {request.verb}; `zot-artifacts ls` shows what there is")
     return context.catalogue.batches.begin(job.id, cursor, total=total, total_bytes=size, now=now)
@@ -270,18 +274,15 @@ def _next_range(
 ) -> PlannedJobs:
     most = min(room, _PAGES_AT_ONCE) * limits.objects
     assert request.bucket is not None
-    after, newest = before.cursor["after"], before.cursor.get("last")
-    # An artifact that is newer than the batch is no part of it, least of all of a delete.
-    artifacts = context.catalogue.artifacts.listing(
-        request.bucket, request.prefix, after, most, existed_at=before.begun_at, newest=newest
-    )
+    after, seen = before.cursor["after"], seen_by(before)
+    artifacts = context.catalogue.artifacts.listing(request.bucket, request.prefix, after, most, seen=seen)
     found: list[ObjectJob | PageJob] = []
     pages = list(split(map(artifact_object, artifacts), limits))
     for page in pages[:room]:
         until = str(page[-1].end)
         selection = RangeSelection(
-            bucket=request.bucket, prefix=request.prefix, after=after, until=until, newest=newest,
-            begun_at=before.begun_at,
+            bucket=request.bucket, prefix=request.prefix, after=after, until=until,
+            newest=seen.newest, begun_at=before.begun_at,
         )  # fmt: skip
         found.append(_job_of(page, _page_request(request).model_copy(update={"range": selection})))
         after = until

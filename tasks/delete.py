@@ -1,11 +1,11 @@
 """Delete: delete an artifact's copies in some stores, or the artifact in all of them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 
 from worker import clock
 from worker.artifacts.artifact_copies import Records, not_configured
 from worker.artifacts.lock_companions_for_job import locked_companions, locked_deleted_companions
+from worker.artifacts.page_selection import seen_by
 from worker.artifacts.per_store import for_each_store
 from worker.artifacts.wait_for_delete_approval import check_delete
 from worker.catalogue import Artifact, Tombstone
@@ -45,16 +45,24 @@ def delete(request: DeleteRequest, context: JobContext, job: RunningJob) -> Dele
     """
     companions = [] if request.stores else context.catalogue.companions.of(request.bucket, request.key)
     check_delete(request, context, job, companions=companions)
-    return delete_artifact(request, context, job, wanted=partial(_is_of_batch, context, job))
+    batch = context.catalogue.batches.get(job.parent) if job.parent and is_batch_job(job.id, job.parent) else None
+    seen = seen_by(batch)
+
+    def check_locked(found: Sequence[Artifact]) -> None:
+        if list(found) != companions:  # one was uploaded just now
+            check_delete(request, context, job, companions=found)
+
+    return delete_artifact(request, context, job, wanted=lambda found: found.id in seen, check=check_locked)
 
 
 def delete_artifact(
     request: DeleteRequest, context: JobContext, job: RunningJob, records: Records | None = None, *,
-    wanted: Callable[[Artifact], bool] = lambda _: True,
+    wanted: Callable[[Artifact], bool] = lambda _: True, check: Callable[[Sequence[Artifact]], None] = lambda _: None,
 ) -> DeleteResult:  # fmt: skip
     """Do as `delete`; `records`: what was deleted is kept there until a page records it.
 
-    `wanted` is asked for the current version: one that was uploaded after its batch began stays.
+    `wanted` is asked for the current version: one that its batch has not seen stays. `check` is called with the
+    companions when no other job can write to them, and raises if they may not be deleted.
     """
     catalogue, where = context.catalogue, (request.bucket, request.key)
     artifact = catalogue.artifacts.current(*where)
@@ -71,6 +79,7 @@ def delete_artifact(
     if artifact is None or request.stores or not _takes_companions(context, job, records):
         return _delete_one(request, context, job, artifact, records=records)
     with locked_companions(context, job, *where, of_page=records is not None) as companions:
+        check(companions)
         for each in companions:
             catalogue.holds.check(each.bucket, each.key)
         if context.settings.delete.grace and not request.now:
@@ -79,15 +88,6 @@ def delete_artifact(
             _delete_one(request.model_copy(update={"key": each.key}), context, job, each, records=records)
         done = _delete_one(request, context, job, artifact, records=records)
         return done.model_copy(update={"companions": tuple(each.key for each in companions)})
-
-
-def _is_of_batch(context: JobContext, job: RunningJob, artifact: Artifact) -> bool:
-    """Return whether an artifact was there when the batch of a job began; a list names keys of any age."""
-    batch = context.catalogue.batches.get(job.parent) if job.parent and is_batch_job(job.id, job.parent) else None
-    if batch is None or (newest := batch.cursor.get("last")) is None:
-        return True
-    committed = artifact.committed_at or batch.begun_at
-    return artifact.id <= newest and not batch.begun_at < committed <= clock.now() + clock.SKEW
 
 
 def _takes_companions(context: JobContext, job: RunningJob, records: Records | None) -> bool:

@@ -16,13 +16,13 @@ from worker import clock
 from worker.artifacts.artifact_copies import ArtifactJob, Records
 from worker.artifacts.page_replicate import FreshCopies, FreshObject
 from worker.artifacts.page_runner import work_on
-from worker.artifacts.page_selection import PageObject, open_objects
+from worker.artifacts.page_selection import PageObject, open_objects, seen_by
 from worker.artifacts.page_upload import UploadPage, stores_of
 from worker.artifacts.page_verify import ObjectToVerify, VerifyPage
 from worker.artifacts.read_budget import take
 from worker.artifacts.verification_log_head import WrittenLog
 from worker.artifacts.wait_for_delete_approval import check_page
-from worker.catalogue import AHEAD, CatalogueError, Group, OnHold, Page, PageCopy, PageOutcome
+from worker.catalogue import AHEAD, CatalogueError, Group, OnHold, Page, PageCopy, PageOutcome, SeenVersions
 from worker.context import Context, JobContext
 from worker.counted import counted
 from worker.jobs.running_job import Requeue, RunningJob
@@ -281,6 +281,7 @@ class _Writes:
     job: RunningJob
     page: Page
     fresh: FreshCopies | None
+    seen: SeenVersions
     closed: list[Snooze] = field(default_factory=list)
     """Why objects had to wait: they stay in the page."""
 
@@ -352,10 +353,8 @@ class _Writes:
             by=self.request.by,
             reason=self.request.reason,
         )
-        of_list = self.request.lines is not None
-        done = delete_artifact(
-            wanted, self.context, self.job, records, wanted=lambda found: of_list or found.id == each.artifact_id
-        )
+        own = {each.artifact_id} if self.request.lines is None else self.seen  # a line names a key and no version
+        done = delete_artifact(wanted, self.context, self.job, records, wanted=lambda found: found.id in own)
         words: list[str] = [copy.outcome for copy in done.copies]
         if done.purge_after is not None and not done.unchanged:
             words = [_DELETED[0]]
@@ -388,7 +387,8 @@ def _write_selected(request: PageRequest, context: JobContext, job: RunningJob) 
         mine = _still_begun(request.claim.store, context, mine)
     job.start(sum(each.size for each in mine), f"{request.verb}: {counted(len(mine), 'object')}")
     fresh = _fresh_copies(request, context, job, mine) if request.verb == REPLICATE.kind else None
-    work = _Writes(request, context, job, found, fresh)
+    seen = seen_by(context.catalogue.batches.get(job.parent or job.id))
+    work = _Writes(request, context, job, found, fresh, seen)
     try:
         most, seconds = context.settings.page.threads, context.settings.page.time.total_seconds()
         in_time = work_on(mine, work.do, work.record, threads=most, seconds=seconds)

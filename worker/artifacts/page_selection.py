@@ -1,10 +1,11 @@
 """The objects of a page: from a range of keys, or from the lines of a file."""
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from worker.artifacts import key_lists
-from worker.catalogue import Catalogue, ListedArtifact, Page
+from worker.catalogue import Batch, Catalogue, ListedArtifact, Page, SeenVersions
 from worker.context import JobContext
 from worker.settings import Settings
 from worker.settings.section_models import PageSettings
@@ -43,7 +44,8 @@ def select(request: PageRequest, catalogue: Catalogue, settings: Settings, job: 
         SourceRefused, NotFound, AccessDenied: the file cannot be opened.
     """
     if request.range is not None:
-        return list(_in_range(request.range, catalogue, settings.page.objects + 1))
+        seen = seen_by(catalogue.batches.get(job))
+        return list(_in_range(request.range, seen, catalogue, settings.page.objects + 1))
     assert request.lines is not None
     return _in_lines(request.lines, catalogue, settings, job)
 
@@ -60,6 +62,20 @@ def open_objects(request: PageRequest, page: Page | None, context: JobContext, j
         return [artifact_object(artifact) for artifact in context.catalogue.artifacts.listed_by_ids(page.open)]
     still = set(page.open)
     return [each for each in select(request, context.catalogue, context.settings, job) if each.id in still]
+
+
+def cursor_of(seen: SeenVersions) -> dict[str, object]:
+    """Return what the cursor of a batch keeps of the versions that there were when it began."""
+    return {"last": seen.newest} | ({"unfinished": list(seen.unfinished)} if seen.unfinished else {})
+
+
+def seen_by(batch: Batch | None) -> SeenVersions:
+    """Return the versions that there were when a batch began: later ones are no part of it, least of all of a delete.
+
+    All that there are where that is unknown: without a batch, or if another version of the worker began it.
+    """
+    cursor = batch.cursor if batch else {}
+    return SeenVersions(cursor.get("last", sys.maxsize), frozenset(cursor.get("unfinished", ())))
 
 
 def limits_of(most: PageSettings, total: int | None) -> PageSettings:
@@ -98,13 +114,14 @@ def split(objects: Iterable[PageObject], most: PageSettings) -> Iterator[list[Pa
         yield page
 
 
-def _in_range(selection: RangeSelection, catalogue: Catalogue, at_once: int) -> Iterator[PageObject]:
+def _in_range(
+    selection: RangeSelection, seen: SeenVersions, catalogue: Catalogue, at_once: int
+) -> Iterator[PageObject]:
     after = selection.after
     while True:
         found = catalogue.artifacts.listing(
-            selection.bucket, selection.prefix, after, at_once,
-            existed_at=selection.begun_at, newest=selection.newest, until=selection.until,
-        )  # fmt: skip
+            selection.bucket, selection.prefix, after, at_once, seen=seen, until=selection.until
+        )
         yield from map(artifact_object, found)
         if len(found) < at_once:
             return

@@ -46,15 +46,17 @@ def check_delete(
 
     Raises:
         NotApproved: it was rejected or not approved in time, or says not who requests it; or the artifact or a
-            companion was uploaded again since.
+            companion has a version that was not there when it was requested.
         WaitsForApproval: a second person has not decided yet.
     """
     if not is_batch_job(job.id, job.parent):
         what = _what(f"{request.bucket}/{request.key}", request)
-        found = _check(request, context, job, what=what, objects=1 + len(companions), size=0)
+        artifact = context.catalogue.artifacts.current(request.bucket, request.key)
+        versions = [*filter(None, [artifact]), *companions]
+        ids = [each.id for each in versions]
+        found = _check(request, context, job, what=what, objects=1 + len(companions), size=0, versions=ids)
         if found is not None and found.state is ApprovalState.APPROVED:
-            artifact = context.catalogue.artifacts.current(request.bucket, request.key)
-            _check_not_replaced(found, [*filter(None, [artifact]), *companions])
+            _check_not_replaced(found, versions)
 
 
 def check_page(request: PageRequest, context: JobContext, job: RunningJob) -> None:
@@ -69,8 +71,9 @@ def check_page(request: PageRequest, context: JobContext, job: RunningJob) -> No
 
 
 def _check(
-    request: BatchRequest | DeleteRequest, context: JobContext, job: RunningJob, *, what: str, objects: int, size: int
-) -> DeleteApproval | None:
+    request: BatchRequest | DeleteRequest, context: JobContext, job: RunningJob, *, what: str, objects: int, size: int,
+    versions: Sequence[int] | None = None,
+) -> DeleteApproval | None:  # fmt: skip
     """Return the delete as it was allowed or approved; None if none needs an approval. Raise as `check_delete`."""
     rules, approvals = context.settings.delete, context.catalogue.delete_approvals
     what, found = what[:_WHAT], approvals.get(job.id)
@@ -90,7 +93,7 @@ def _check(
             DeleteApproval(
                 job=job.id, state=ApprovalState.ALLOWED, what=what, objects=objects, bytes=size,
                 requested_by=(request.by or "").strip(), reason=request.reason, requested_at=now,
-                expires_at=now + rules.approval_expires,
+                expires_at=now + rules.approval_expires, versions=versions,
             ),
             above=rules.approval_above,
             window=rules.approval_window,
@@ -136,7 +139,7 @@ def _decided(found: DeleteApproval, context: JobContext, job: RunningJob) -> Del
 def _check_not_replaced(found: DeleteApproval, artifacts: Sequence[Artifact]) -> None:
     """Raise NotApproved if there is a version that the second person did not approve."""
     for each in artifacts:
-        if each.committed_at is not None and found.requested_at < each.committed_at <= clock.now() + clock.SKEW:
+        if each.id not in (found.versions or ()):
             raise NotApproved(
                 f"{found.what}: {each.path} was uploaded again after this delete was requested, and that version was "
                 "not approved; send the delete again to ask anew"

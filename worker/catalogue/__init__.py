@@ -6,7 +6,7 @@ from pathlib import Path
 
 from worker.catalogue.alarm_digests import Alarms, ChannelState, PendingDigest
 from worker.catalogue.artifact_locks import ArtifactLocks
-from worker.catalogue.artifacts import Artifacts, FinishedCopy, NewVersion, Recorded, Superseded
+from worker.catalogue.artifacts import Artifacts, FinishedCopy, NewVersion, Recorded, SeenVersions, Superseded
 from worker.catalogue.backup_times import BackupTimes
 from worker.catalogue.batches import (
     Batch,
@@ -170,6 +170,7 @@ __all__ = [
     "ResolvedFinding",
     "Rules",
     "Scope",
+    "SeenVersions",
     "SettledFinding",
     "Sighting",
     "StoreIdentities",

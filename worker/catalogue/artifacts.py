@@ -1,6 +1,6 @@
 """Artifact versions and their copies: what is recorded, and the last verdict on each."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -33,6 +33,8 @@ SPREADS = 28
 
 _KEYS = 200
 """Keys that one statement names at most: databases bound the number of parameters."""
+_MOST_UNFINISHED = 10_000
+"""Unfinished versions that are told apart, the newest; older ones were given up, or their uploads would have ended."""
 _MOST_VERSIONS = 2**31 - 1
 """The largest value of the column; PostgreSQL raises an error for a larger one."""
 
@@ -137,6 +139,20 @@ class FinishedCopy:
     store: str
     tag: str
     evidence: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SeenVersions:
+    """The complete versions that the catalogue had at a moment, by their ids: clocks of two machines do not agree.
+
+    `newest`: the last id. `unfinished`: the versions up to it that had no complete copy yet, so that no one saw them.
+    """
+
+    newest: int
+    unfinished: Collection[int] = ()
+
+    def __contains__(self, id_: int) -> bool:
+        return id_ <= self.newest and id_ not in self.unfinished
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,21 +355,18 @@ class Artifacts:
         after: str,
         limit: int,
         *,
-        existed_at: datetime,
-        newest: int | None = None,
+        seen: SeenVersions,
         until: str | None = None,
     ) -> list[ListedArtifact]:
-        """Return current artifacts of a bucket by key, after a key and up to another one, that existed at a time.
-
-        `newest`: no id above this one; ids do not depend on clocks, so a clock that was ahead hides no artifact.
-        """
+        """Return current artifacts of a bucket by key, after a key and up to another one, of the versions in `seen`."""
         row = artifacts.c
         query = sa.select(*_LISTED).where(*listed(), row.bucket == bucket, *following(prefix, after, until))
-        query = query.where(sa.or_(row.committed_at <= existed_at, row.committed_at > clock.now() + clock.SKEW))
-        if newest is not None:
-            query = query.where(row.id + 0 <= newest)  # + 0: search by key
+        query = query.where(row.id + 0 <= seen.newest)  # + 0: search by key
+        if seen.unfinished:
+            query = query.where(~one_of_ids(row.id + 0, "unfinished"))
         with self._database.read() as connection:
-            found = connection.execute(query.order_by(row.key).limit(limit)).all()
+            values = {"unfinished": list(seen.unfinished)} if seen.unfinished else {}
+            found = connection.execute(query.order_by(row.key).limit(limit), values).all()
         return [ListedArtifact._make(each) for each in found]
 
     def listed_by_ids(self, ids: Sequence[int]) -> list[ListedArtifact]:
@@ -362,10 +375,20 @@ class Artifacts:
             found = {row[0]: ListedArtifact._make(row) for row in _BY_IDS.tuples(connection, ids=ids)}
         return [found[id_] for id_ in ids if id_ in found]
 
-    def newest_id(self) -> int:
-        """Return the id of the version that was recorded last, 0 if there is none; ids only grow."""
-        with self._database.read() as connection:
-            return connection.execute(sa.select(sa.func.max(artifacts.c.id))).scalar() or 0
+    def seen(self, *, writing_to: Iterable[str] = ()) -> SeenVersions:
+        """Return which versions there are now. Those that are unfinished are told apart if they go to these stores."""
+        unfinished = (
+            sa.select(artifacts.c.id)
+            .join(copies, copies.c.artifact_id == artifacts.c.id)
+            .where(copies.c.store.in_(list(writing_to)), copies.c.state == CopyState.WRITING)
+            .where(artifacts.c.committed_at.is_(None))
+            .distinct()
+            .order_by(artifacts.c.id.desc())
+            .limit(_MOST_UNFINISHED)
+        )
+        with self._database.read() as connection:  # of one moment: writers take turns, so ids are in order
+            newest = connection.execute(sa.select(sa.func.max(artifacts.c.id))).scalar() or 0
+            return SeenVersions(newest, list(connection.execute(unfinished).scalars()))
 
     def measure(self, bucket: str, prefix: str = "") -> tuple[int, int]:
         """Return how many artifacts `page` lists in all, and their bytes."""

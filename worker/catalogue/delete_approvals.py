@@ -1,6 +1,6 @@
 """Requested deletes: those that wait for the approval of a second person, and those that count towards the limit."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -42,7 +42,9 @@ class CannotDecide(CatalogueError):
 class DeleteApproval:
     """A requested delete, who asked for it, and who decided.
 
-    `what`: what it deletes, for people. `decided_from`: the user and machine that the decision came from.
+    `what`: what it deletes, for people. `decided_from`: the user and machine that the decision came from. `versions`:
+    the ids of the versions that a delete of one artifact found, its own and those of companions; None for a batch,
+    which keeps what it found itself.
     """
 
     job: str
@@ -58,6 +60,7 @@ class DeleteApproval:
     decided_from: str | None = None
     decided_at: datetime | None = None
     note: str | None = None
+    versions: Sequence[int] | None = None
 
 
 class DeleteApprovals:

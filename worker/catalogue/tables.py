@@ -577,6 +577,10 @@ delete_requests = Table(
     Column("decided_from", Text(500)),
     Column("decided_at", UtcDateTime),
     Column("note", Text(500)),
+    Column("versions", JSON),
     Index("ix_delete_requests_state", "state", "requested_by", "requested_at"),
 )
-"""The deletes that count towards `delete.approval_above`, and who decided about those that needed an approval."""
+"""The deletes that count towards `delete.approval_above`, and who decided about those that needed an approval.
+
+`versions`: the artifact versions that a delete of one artifact found when it was requested, by id.
+"""

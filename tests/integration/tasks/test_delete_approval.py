@@ -15,6 +15,7 @@ from worker import clock
 from worker.artifacts.wait_for_delete_approval import NotApproved, WaitsForApproval, check_batch, check_delete
 from worker.catalogue import ApprovalState, CannotDecide, FindingKind
 from worker.context import Context
+from worker.storage import Digest
 from zot_artifact_client.contract import (
     BatchRequest,
     DeleteRequest,
@@ -80,7 +81,31 @@ def test_what_comes_while_a_delete_waits_is_no_part_of_it(context, limit, laid, 
     assert [each.key for each in context.catalogue.artifacts.page("releases", "a/")] == ["a/late"]
 
 
-def test_a_version_that_comes_while_its_delete_waits_stays(context, limit, laid, run, source):  # noqa: F811
+@pytest.mark.parametrize("names", [["a/000"], ["a/000", "a/001", "a/late"]], ids=["job", "page"])
+def test_a_list_that_waits_is_for_the_versions_of_its_request(
+    context, limit, laid, drive, run, source, source_root, monkeypatch, names  # noqa: F811
+):  # fmt: skip
+    """A version that is uploaded, or completed, after the request stays; no clock decides which one that is."""
+    limit(0)
+    laid(2)
+    (source_root / "keys").write_text("".join(f"releases/{name}\n" for name in names))
+    artifacts = context.catalogue.artifacts
+    begun = artifacts.record("releases", "a/late", Digest(1, "a" * 64), {}, clock.now(), stores=["dr"]).artifact
+    driver: Driver = drive(BatchRequest(verb="delete", keys_from=str(source_root / "keys"), by="ana"))
+    with pytest.raises(WaitsForApproval):
+        driver.step()
+    now = clock.now()
+    with monkeypatch.context() as behind:
+        behind.setattr(clock, "now", lambda: now - timedelta(minutes=4))
+        run(upload, UploadRequest(bucket="releases", key="a/000", source=source(b"other bytes")))
+        artifacts.finish_copy(begun, "dr", tag="1", evidence={}, now=clock.now())
+    approve(context)
+    driver.finish()
+    left = {each.key for each in artifacts.page("releases", "a/")}
+    assert left == {"a/000", "a/001", "a/late"} - {*names[1:2]}
+
+
+def test_a_version_that_comes_while_its_delete_waits_stays(context, limit, laid, run, source, monkeypatch):  # noqa: F811
     """The approval of the delete of one artifact is for the version that was there when it was requested."""
     limit(0)
     laid(1)
@@ -90,7 +115,9 @@ def test_a_version_that_comes_while_its_delete_waits_stays(context, limit, laid,
         check_delete(wanted, context, job)
     approve(context, "single")
     check_delete(wanted, context, job)
-    run(upload, UploadRequest(bucket="releases", key="a/000", source=source(b"other bytes")))
+    with monkeypatch.context() as behind:
+        behind.setattr(clock, "now", lambda: job.created_at - timedelta(minutes=4))
+        run(upload, UploadRequest(bucket="releases", key="a/000", source=source(b"other bytes")))
     with pytest.raises(NotApproved, match="uploaded again after this delete was requested"):
         check_delete(wanted, context, job)
 

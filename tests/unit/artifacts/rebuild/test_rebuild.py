@@ -136,7 +136,7 @@ def test_an_object_that_is_replaced_between_two_reads_is_not_recorded(catalogue,
 
     monkeypatch.setattr(Store, "verify_object", replace_before)
     assert outcomes(rebuild(catalogue, stores))["dr"] == {"unreadable": 1}
-    assert catalogue.artifacts.newest_id() == 0
+    assert catalogue.artifacts.seen().newest == 0
     monkeypatch.undo()
     assert outcomes(rebuild(catalogue, stores))["dr"] == {"corrupt": 1}
 
@@ -292,7 +292,7 @@ def test_a_dry_run_records_nothing(catalogue, stores):
     """It lists and counts what would be recorded."""
     put(stores, "dr", b"good")
     assert outcomes(rebuild(catalogue, stores, dry_run=True))["dr"] == {"to_record": 1}
-    assert catalogue.artifacts.newest_id() == 0
+    assert catalogue.artifacts.seen().newest == 0
 
 
 def test_both_kinds_of_database_are_rebuilt(catalogue_url, make_tables, stores, file):
