@@ -30,7 +30,7 @@ from worker.artifacts.page_selection import (
     seen_by,
     split,
 )
-from worker.artifacts.per_store import check_storage_classes
+from worker.artifacts.per_store import check_beside_bytes
 from worker.artifacts.sources import remove_staged, remove_staged_directory
 from worker.artifacts.upload_lists import ListedFile
 from worker.artifacts.wait_for_delete_approval import check_batch
@@ -235,7 +235,8 @@ def _begin(request: BatchRequest, context: JobContext, job: RunningJob) -> Batch
     """Check the whole request before its first effect, and record the batch."""
     for name in (*(request.to or ()), *(request.stores or ())):
         context.stores[name]  # raises UnknownStore with the nearest name
-    check_storage_classes(request.storage_classes, context.stores)
+    placed = () if context.settings.placement_rules else context.settings.placement_stores
+    check_beside_bytes(request, context.stores, request.stores or placed)  # with rules, each file is checked
     now, deletes = clock.now(), request.verb == DELETE.kind
     if request.verb == UPLOAD.kind:
         cursor, total, size = begin_upload(request, context, job)

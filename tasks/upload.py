@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from worker import clock
 from worker.artifacts.artifact_copies import ArtifactJob, Records
 from worker.artifacts.parts_staged_in_store import assembled, is_staged_in_store, remove_parts
-from worker.artifacts.per_store import check_storage_classes, for_each_store
+from worker.artifacts.per_store import check_beside_bytes, check_size, for_each_store
 from worker.artifacts.sources import HashedSource, Source, open_source, remove_partial, remove_staged
 from worker.context import Context, JobContext
 from worker.jobs.running_job import RunningJob
@@ -30,7 +30,9 @@ def upload(request: UploadRequest, context: JobContext, job: RunningJob) -> Uplo
     Raises:
         SourceRefused, NotFound: the source cannot be opened.
         DigestMismatch: the source is not what the request announced.
-        InvalidKey, UnknownStore: nothing was read.
+        InvalidKey, UnknownStore, InvalidMetadata: nothing was read.
+        PermanentError: a store has no such storage class; nothing was read.
+        SizeMismatch: it is larger than one of the stores can hold; nothing was written.
         NotFound, WrongCompanion, OnHold: it cannot be a companion of the artifact that the request names.
         Superseded: between two attempts a newer version was recorded, or the artifact was deleted; that is kept.
         StorageError, Snooze: a store did not take its copy; the other stores have theirs.
@@ -38,6 +40,7 @@ def upload(request: UploadRequest, context: JobContext, job: RunningJob) -> Uplo
     stores = _stores_of(request, context)
     job.step("opening the source")
     with _open(request, context, job) as source:
+        check_size(source.size, stores, f"{request.bucket}/{request.key}")
         job.start(source.size * (1 + len(stores)), "hashing the source")
         content = source.hashed(request.sha256, job.advance)
         work = _record(request, content, stores, context, job)
@@ -65,7 +68,7 @@ def _stores_of(request: UploadRequest, context: JobContext) -> list[LimitedStore
     for name in request.storage_classes:
         if name not in names:
             raise UnknownStore(f"storage_classes names {name!r}, which the upload does not go to")
-    check_storage_classes(request.storage_classes, context.stores)
+    check_beside_bytes(request, context.stores, names)
     return context.stores.admitting(names)
 
 

@@ -28,6 +28,7 @@ from worker.jobs.running_job import Cancelled, RunningJob
 from worker.jobs.upload_checkpoint import CopyCheckpoint
 from worker.limits.limited_store import LimitedReader, LimitedStore
 from worker.storage import Match, ObjectStat, Verdict, Verification
+from worker.storage.cloud.metadata import is_header
 from worker.storage.cloud.object_tags import decode_tags, fit
 from worker.storage.driver import Condition, HashedBytes, ObjectProperties
 from worker.storage.errors import (
@@ -82,8 +83,15 @@ def kept_properties(artifact: Artifact, store: LimitedStore) -> ObjectProperties
     """Return the headers and tags of an artifact that a store keeps beside the bytes; None if it keeps none."""
     if not store.capabilities.properties:
         return None
-    properties = ObjectProperties(**artifact.properties)
+    valid = {name: value for name, value in artifact.properties.items() if name == "tags" or is_header(value)}
+    properties = ObjectProperties(**valid)
     return properties if fit(properties.tags, store.capabilities.tags) else replace(properties, tags=None)
+
+
+def kept_metadata(artifact: Artifact, store: LimitedStore) -> Mapping[str, str]:
+    """Return the metadata of an artifact that a store can keep: another store, where it was found, may keep more."""
+    rules = store.capabilities.metadata
+    return artifact.metadata if rules is None else rules.kept(artifact.metadata)
 
 
 class ReadBackMismatch(IntegrityError):
@@ -264,7 +272,7 @@ class ArtifactJob:
             source,
             size=artifact.digest.size,
             sha256=artifact.digest.sha256,
-            metadata=artifact.metadata,
+            metadata=kept_metadata(artifact, store),
             properties=kept_properties(artifact, store),
             storage_class=storage_class,
             condition=condition,
@@ -324,7 +332,7 @@ class ArtifactJob:
                 artifact.digest,
                 source.known_bad,
                 source.read_good,
-                metadata=artifact.metadata,
+                metadata=kept_metadata(artifact, store),
                 properties=kept_properties(artifact, store),
             )
         except PreconditionFailed:
@@ -362,7 +370,7 @@ class ArtifactJob:
                 self.context.stores[origin],
                 *where,
                 artifact.digest,
-                metadata=artifact.metadata,
+                metadata=kept_metadata(artifact, store),
                 properties=kept_properties(artifact, store),
                 checkpoint=CopyCheckpoint(self.context.catalogue, artifact, store.name),
             )
@@ -403,7 +411,8 @@ class ArtifactJob:
         """
         lost = self.not_kept(store)
         if lost:
-            logger.info("%s: keeps no %s of %s, the catalogue does", store.name, ", ".join(lost), self.artifact.path)
+            told = (store.name, ", ".join(lost), self.artifact.path)
+            logger.info("%s: does not keep %s of %s, the catalogue does", *told)
             if self.records is not None:
                 self.records.not_kept[store.name] = lost
         return PlacedCopy(store=store.name, outcome=outcome, quarantined=quarantined, not_kept=tuple(lost))
@@ -411,11 +420,17 @@ class ArtifactJob:
     def not_kept(self, store: LimitedStore) -> list[str]:
         """Return the names of the properties of the artifact that a store does not keep beside the written copy."""
         kept, artifact = store.capabilities, self.artifact
-        lost = [] if kept.properties else sorted(artifact.properties)
+        lost = sorted(
+            name
+            for name, value in artifact.properties.items()
+            if not kept.properties or (name != "tags" and not is_header(value))
+        )
         if kept.properties and not self._has_tags(store):
             lost.append("tags")
         if artifact.metadata and not kept.user_metadata:
             lost.append("metadata")
+        elif kept_metadata(artifact, store) != artifact.metadata:
+            lost.append("some metadata")
         return lost
 
     def _has_tags(self, store: LimitedStore) -> bool:

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from worker import clock
-from worker.artifacts.artifact_copies import ArtifactJob, kept_properties
+from worker.artifacts.artifact_copies import ArtifactJob, kept_metadata, kept_properties
 from worker.artifacts.page_runner import GROUP
-from worker.artifacts.per_store import most_retryable
+from worker.artifacts.per_store import check_beside_bytes, most_retryable
 from worker.artifacts.sources import open_source
 from worker.artifacts.upload_lists import ListedFile
 from worker.catalogue import Artifact, FinishedCopy, Group, NewVersion, Page, PageOutcome, Recorded
@@ -130,6 +130,7 @@ class UploadPage:
 
     def _read(self, item: _Item) -> None:
         try:
+            check_beside_bytes(self.request, self.context.stores, item.stores)
             item.content = _content(item.file, self.context, self.job)
         except StorageError as error:
             item.error = error
@@ -199,7 +200,7 @@ class UploadPage:
                 item.file.bucket,
                 item.file.key,
                 item.content,
-                metadata=item.artifact.metadata,
+                metadata=kept_metadata(item.artifact, store),
                 properties=kept_properties(item.artifact, store),
                 storage_class=self.request.storage_classes.get(store.name),
                 condition="create_only",

@@ -5,7 +5,8 @@ from typing import TypeVar
 
 from worker.limits.limited_store import LimitedStore
 from worker.limits.snooze import Snooze
-from worker.storage.errors import PermanentError, StorageError, TransientError
+from worker.storage.errors import PermanentError, SizeMismatch, StorageError, TransientError
+from zot_artifact_client.contract import KeptBesideBytes
 
 _IN_A_ROW = 5
 ItemT = TypeVar("ItemT")
@@ -30,11 +31,30 @@ def for_each_store(items: Iterable[ItemT], do: Callable[[ItemT], ResultT]) -> li
     return results
 
 
-def check_storage_classes(classes: Iterable[str], stores: Mapping[str, LimitedStore]) -> None:
-    """Raise PermanentError if an upload names a storage class for a store that has none; UnknownStore for no store."""
-    for name in classes:
-        if not stores[name].capabilities.storage_classes:
+def check_beside_bytes(request: KeptBesideBytes, stores: Mapping[str, LimitedStore], names: Iterable[str]) -> None:
+    """Check what an upload asks of its stores, `names`, before its first effect.
+
+    Raises:
+        UnknownStore: naming the stores there are.
+        PermanentError: a store has no such storage class.
+        InvalidMetadata: a store that keeps metadata cannot keep this.
+    """
+    for name, storage_class in request.storage_classes.items():
+        known = stores[name].capabilities.storage_classes
+        if known is None:
             raise PermanentError(f"{name}: the store has no storage classes; leave it out of storage_classes")
+        if not known.fullmatch(storage_class):
+            raise PermanentError(f"{name}: the store has no storage class {storage_class!r} for what is verified")
+    for name in names:
+        if rules := stores[name].capabilities.metadata:
+            rules.check(request.metadata, name)
+
+
+def check_size(size: int, stores: Iterable[LimitedStore], what: str) -> None:
+    """Raise SizeMismatch if one of the stores holds no object that is so large."""
+    for store in stores:
+        if (most := store.capabilities.max_object_size) is not None and size > most:
+            raise SizeMismatch(f"{store.name}: {what} has {size} bytes, the store holds at most {most}")
 
 
 class SingleFailures:

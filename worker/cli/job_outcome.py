@@ -110,7 +110,7 @@ def _print_copies(result: Mapping[str, Any]) -> None:
         if copy.get("quarantined"):
             say(f"{copy['store']}: the bad bytes that were there are in quarantine at {copy['quarantined']}")
         if copy.get("not_kept"):
-            say(f"{copy['store']}: keeps no {', '.join(copy['not_kept'])} beside the bytes, the catalogue does")
+            say(f"{copy['store']}: does not keep {', '.join(copy['not_kept'])} beside the bytes, the catalogue does")
 
 
 def _with_companions(print_one: Callable[[Mapping[str, Any]], None]) -> Callable[[Mapping[str, Any]], None]:
@@ -184,7 +184,7 @@ def _print_batch(result: Mapping[str, Any]) -> None:
     counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(result["outcomes"].items())) or "nothing"
     say(f"{result['verb']}: {counted(result['objects'], 'object')}, {size(result['bytes'])}: {counts}")
     for store, names in result.get("not_kept", {}).items():
-        say(f"{store}: keeps no {', '.join(names)} beside the bytes, the catalogue does")
+        say(f"{store}: does not keep {', '.join(names)} beside the bytes, the catalogue does")
     for each in result["failures"]:
         complain(f"{each['bucket']}/{each['key']}: {each['outcome']}: {each['message']}")
 

@@ -160,6 +160,18 @@ class PartLimits:
     above: int = 0
 
 
+class MetadataRules(Protocol):
+    """What metadata a store can keep beside the bytes."""
+
+    def check(self, metadata: Mapping[str, str], where: str) -> None:
+        """Raise InvalidMetadata if the store cannot keep all of it; `where` begins the message."""
+        ...
+
+    def kept(self, metadata: Mapping[str, str]) -> Mapping[str, str]:
+        """Return what the store can keep of it, leaving out as few values as possible."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """Facts about a store, in place of optional methods.
@@ -170,10 +182,12 @@ class Capabilities:
         implicit_buckets: writing an object makes its bucket; a bucket without objects may still have to be created.
         prefix_keys: `a` and `a/b` can both be objects.
         user_metadata: metadata given at the write comes back from `stat`.
+        metadata: what metadata the store can keep; None where it keeps none, or all.
         max_object_size: bytes of the largest object, or None where only the disk sets a limit.
         max_copy_size: bytes of the largest object that `copy` can copy inside the store.
         parts: how large and how many the parts of a resumable write are, or None where there is none.
-        storage_classes: a class or tier can be given with each write.
+        storage_classes: the names of the classes or tiers that a write can be given, or None where there are none. A
+            store may still refuse a name that fits, where only the store knows them all.
         whole_reads: bytes of the largest object that `WholeReadDriver.read_whole` reads; 0 where the driver is none.
         patches: bytes of the smallest range that `PatchDriver.patch` replaces; 0 where the driver is none.
         reads_ahead: objects that one thread has asked for at a time where it reads many (`SmallReadDriver`).
@@ -209,7 +223,8 @@ class Capabilities:
     parallel_reads: bool = False
     whole_reads: int = 0
     reads_ahead: int = 1
-    storage_classes: bool = False
+    storage_classes: re.Pattern[str] | None = None
+    metadata: MetadataRules | None = None
     impossible_keys: re.Pattern[str] | None = None
     realm: Hashable | None = None
     checks_uploads: bool | None = True

@@ -174,7 +174,7 @@ class Store:
             StorageError: see `Driver.put`.
         """
         self._check_write(bucket, key, existing_key=existing_key)
-        if storage_class and not self.capabilities.storage_classes:
+        if storage_class and self.capabilities.storage_classes is None:
             raise PermanentError(f"{self.name}: the store has no storage classes; {storage_class!r} was asked for")
         announced = WriteInfo(size, sha256, metadata or {}, storage_class, properties or ObjectProperties())
         with self._spooled(source, announced) as (content, info):

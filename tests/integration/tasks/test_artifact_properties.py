@@ -101,6 +101,28 @@ def test_properties_of_an_adopted_object_are_its_own(with_cloud, context, cloud)
     assert context.catalogue.artifacts.current("releases", "page.html").properties == PROPERTIES
 
 
+def test_what_a_target_cannot_hold_is_told_and_the_rest_is_carried(with_cloud, context, source, cloud):
+    """S3 keeps 2 KB of metadata and ASCII headers; what was adopted from another cloud may be more of both."""
+    with_cloud(upload, UploadRequest(bucket="releases", key="page.html", source=source(b"<html>"), stores=("primary",)))
+    before, catalogue = context.artifact("releases", "page.html"), context.catalogue
+    metadata = {"origin": "build 7"} | {f"note_{number}": "é" * 100 for number in range(8)}
+    properties = PROPERTIES | {"content_disposition": 'attachment; filename="é"'}
+    made = catalogue.artifacts.record(
+        "releases", "page.html", before.digest, metadata, clock.now(), properties=properties, stores=["primary"],
+        replaces_headers=True,
+    ).artifact  # fmt: skip
+    old = catalogue.artifacts.copies(before)["primary"]
+    catalogue.artifacts.finish_copy(made, "primary", tag=old.tag, evidence={}, now=clock.now())
+
+    (copy,) = with_cloud(replicate, ReplicateRequest(bucket="releases", key="page.html", to=("cloud",))).copies
+    assert (copy.outcome, copy.not_kept) == ("stored", ("content_disposition", "some metadata"))
+    client, config = cloud
+    kept = client.head_object(Bucket=config.bucket, Key="releases/page.html")["Metadata"]
+    assert {"origin", "note_0", "note_1", "note_2"} <= set(kept)
+    assert "note_3" not in kept
+    assert head(cloud) == HEADERS | {"ContentDisposition": None}
+
+
 def test_the_files_of_a_directory_get_what_one_upload_would_give(with_cloud, context, source_root, cloud):
     """A page gives each file the metadata, headers and tags of its request; other ones are a new version."""
     path = source_root / "page.html"

@@ -18,12 +18,14 @@ from worker.context import Context
 from worker.jobs.running_job import Cancelled
 from worker.settings.section_models import SourceSettings
 from worker.storage import Stores, Verdict
+from worker.storage.config import AzureConfig, GcsConfig, S3Config
 from worker.storage.configured_stores import UnknownStore
 from worker.storage.errors import (
     DigestMismatch,
     InvalidKey,
     NotFound,
     PermanentError,
+    SizeMismatch,
     TransientError,
     Unavailable,
 )
@@ -270,6 +272,31 @@ def test_a_storage_class_for_a_store_that_has_none_is_refused_before_anything_is
         run(upload, request(absent, storage_classes={"primary": "STANDARD_IA"}))
     with pytest.raises(UnknownStore, match="'cold', which the upload does not go to"):
         run(upload, request(absent, storage_classes={"cold": "STANDARD_IA"}))
+
+
+def test_what_one_store_cannot_take_is_refused_before_another_has_written(run, context, settings, source):
+    """An option of one store alone is checked before the first effect."""
+    asked = {
+        "azure: the store has no storage class 'Archive'": {"storage_classes": {"azure": "Archive"}},
+        "amazon: the store has no storage class 'COLD'": {"storage_classes": {"amazon": "COLD"}},
+        "google: the store has no storage class 'nearline'": {"storage_classes": {"google": "nearline"}},
+        "amazon: the metadata takes [0-9]+ bytes, the store keeps at most 2048": {"metadata": {"note": "é" * 400}},
+        "azure: metadata 'zot_writer' is not allowed": {"metadata": {"zot_writer": "7"}},
+    }
+    clouds = {
+        "azure": AzureConfig(container="real", account_url="http://127.0.0.1:1/devstore", account_key="YQ=="),
+        "amazon": S3Config(bucket="real"), "google": GcsConfig(bucket="real"),
+    }  # fmt: skip
+    wide = dataclasses.replace(context, stores=Stores({"primary": settings.stores["primary"], **clouds}))
+    wish = {"bucket": "releases", "key": "app.tgz", "source": source(b"x"), "stores": ["primary", *clouds]}
+    for error, options in asked.items():
+        with pytest.raises(PermanentError, match=error):
+            run(lambda r, _c, job: upload(r, wide.for_job(job), job), UploadRequest.read(wish | options))
+    os.truncate(wish["source"], 5 * 1024**4 + 1)
+    with pytest.raises(SizeMismatch, match="google: releases/app.tgz has 5497558138881 bytes, the store holds at most"):
+        run(lambda r, _c, job: upload(r, wide.for_job(job), job), UploadRequest.read(wish))
+    assert context.catalogue.artifacts.version("releases", "app.tgz", 1) is None
+    wide.stores.close()
 
 
 def test_a_storage_class_reaches_its_store(run, context, source, ministack):

@@ -29,6 +29,7 @@ from worker.limits.limited_store import LimitedStore
 from worker.limits.snooze import Snooze
 from worker.settings.section_models import PlacementRule
 from worker.storage import Digest, ObjectStat, Verdict
+from worker.storage.config import S3Config
 from worker.storage.configured_stores import Stores
 from worker.storage.driver import HashedBytes, SmallPut
 from worker.storage.errors import OutOfSpace, StorageError, Unavailable
@@ -222,6 +223,17 @@ def test_a_changed_file_is_a_failure_by_name(
     assert set(named) == {f"v1/{NAMES[3]}", f"v1/{NAMES[4]}"}
     assert "it has changed since the directory was listed" in named[f"v1/{NAMES[3]}"]
     assert context.catalogue.artifacts.current("releases", f"v1/{NAMES[3]}") is None
+
+
+def test_a_file_that_one_store_cannot_take_is_written_to_none(context: Context, request_, settings, deliver) -> None:
+    """What a store cannot keep beside the bytes is known before the first store is written to."""
+    wide = dataclasses.replace(context, stores=Stores({**settings.stores, "amazon": S3Config(bucket="real")}))
+    asked = {"metadata": {"note": "é" * 400}, "stores": ("primary", "amazon")}
+    result = deliver(request_.model_copy(update=asked), wide)
+    assert (result.outcomes, result.left) == ({"failed": len(NAMES)}, ())
+    assert "amazon: the metadata takes" in result.failures[0].message
+    assert context.catalogue.artifacts.version("releases", f"v1/{NAMES[0]}", 1) is None
+    wide.stores.close()
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_recorded(

@@ -27,7 +27,8 @@ CONNECT_TIMEOUT = 5
 READ_TIMEOUT = 60
 COMMIT_TIMEOUT = 600
 """Seconds. Committing tens of thousands of blocks takes longer than sending one."""
-TIERS = ("Hot", "Cool", "Cold")
+TIERS = re.compile("hot|cool|cold", re.IGNORECASE)
+"""The tiers whose blobs can be read at once, hence verified."""
 RETRIES = 3
 """Of one request, by the SDK; the job's own retries are Celery's."""
 _MESSAGE = re.compile(r"<Message>[^<]+</Message>", re.IGNORECASE)
@@ -65,10 +66,10 @@ def tier_of(config: AzureConfig, asked: str | None = None) -> dict[str, Any]:
     Raises:
         PermanentError: there is no such tier, or it is one whose objects cannot be read.
     """
-    tier = (asked or config.access_tier or "").capitalize()
-    if tier and tier not in TIERS:
-        raise PermanentError(f"access tier {asked!r} is not allowed: Azure has {', '.join(TIERS)} for what is read")
-    return {"standard_blob_tier": StandardBlobTier(tier)} if tier else {}
+    tier = asked or config.access_tier or ""
+    if tier and not TIERS.fullmatch(tier):
+        raise PermanentError(f"access tier {tier!r} is not allowed: Azure has hot, cool and cold for what is read")
+    return {"standard_blob_tier": StandardBlobTier(tier.capitalize())} if tier else {}
 
 
 def scope_of(config: AzureConfig) -> dict[str, Any]:

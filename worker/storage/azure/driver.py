@@ -26,7 +26,16 @@ from azure.storage.blob import (
 
 from worker import clock
 from worker.storage.azure.block_names import new_block, new_token
-from worker.storage.azure.client import endpoint_of, is_azure, is_signed, make_service, realm_of, scope_of, tier_of
+from worker.storage.azure.client import (
+    TIERS,
+    endpoint_of,
+    is_azure,
+    is_signed,
+    make_service,
+    realm_of,
+    scope_of,
+    tier_of,
+)
 from worker.storage.azure.copy import Copy
 from worker.storage.azure.errors import code_of, translate, translated
 from worker.storage.azure.object_stat import (
@@ -123,6 +132,7 @@ class AzureDriver(CloudDriver):
             implicit_buckets=self._prefixed,
             prefix_keys=True,
             user_metadata=True,
+            metadata=METADATA,
             max_object_size=MAX_OBJECT,
             max_copy_size=MAX_OBJECT if self._copies else 0,
             parts=limits(int(self._config.part_size)),
@@ -130,7 +140,7 @@ class AzureDriver(CloudDriver):
             parallel_reads=True,
             whole_reads=SMALL if self._config.data_path == "auto" else 0,
             reads_ahead=AHEAD if self._config.data_path == "auto" else 1,
-            storage_classes=True,
+            storage_classes=TIERS,
             realm=realm_of(self._config) if self._copies else None,
             properties=True,
             tags=_TAGS,

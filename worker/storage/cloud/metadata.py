@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
@@ -18,13 +19,16 @@ NO_PROPERTIES = ObjectProperties()
 _HEADERS = tuple(field.name for field in fields(ObjectProperties) if field.name != "tags")
 _DEFAULT_TYPES = {"application/octet-stream", "binary/octet-stream"}
 """The types that stores give to objects without one."""
-_SHA256_HEX = re.compile(r"[0-9a-f]{64}")
+_DIGITS = 64
+_SHA256_HEX = re.compile(rf"[0-9a-f]{{{_DIGITS}}}")
+_TOKEN = 32
+"""Characters of the token of a write at most."""
 _PRINTABLE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) != "%")
 
 
 @dataclass(frozen=True, slots=True)
 class MetadataFormat:
-    """How one provider keeps metadata.
+    """How one provider keeps metadata; it is the provider's `MetadataRules`.
 
     Attributes:
         writer: the name under which the token of the write is kept.
@@ -49,12 +53,25 @@ class MetadataFormat:
                 more than the provider keeps; `where` names store and key in the message.
         """
         check_properties(info.properties, where)
+        self.check(info.metadata, where)
         user = {name: self._encode_item(name, value, where) for name, value in info.metadata.items()}
-        encoded = user | {SHA256: str(info.sha256), self.writer: writer}
-        size = sum(len(name) + len(value.encode()) for name, value in encoded.items())
+        return user | {SHA256: str(info.sha256), self.writer: writer}
+
+    def check(self, metadata: Mapping[str, str], where: str) -> None:
+        """Check the user's own metadata; raise as `encode`."""
+        size = self._ours + sum(self._size_of(name, value, where) for name, value in metadata.items())
         if size > self.limit:
             raise InvalidMetadata(f"{where}: the metadata takes {size} bytes, the store keeps at most {self.limit}")
-        return encoded
+
+    def kept(self, metadata: Mapping[str, str]) -> Mapping[str, str]:
+        """Return what the store can keep of the user's metadata: without the largest values, where it is too much."""
+        sizes: dict[str, int] = {}
+        for name, value in metadata.items():
+            with suppress(InvalidMetadata):
+                sizes[name] = self._size_of(name, value, "")
+        while self._ours + sum(sizes.values()) > self.limit:
+            del sizes[max(sizes, key=lambda name: (sizes[name], name))]
+        return {name: value for name, value in metadata.items() if name in sizes}
 
     def stored(self, answered: Mapping[str, str] | None) -> Mapping[str, str]:
         """Return the metadata of an answer with lower-case names: some stores return `Sha256` or `SHA256`."""
@@ -115,6 +132,14 @@ class MetadataFormat:
             not_carried=tuple(name for name, value in (not_carried or {}).items() if value),
         )
 
+    @property
+    def _ours(self) -> int:
+        """Return the bytes of the digest and of the longest token of a write, with their names."""
+        return len(SHA256) + _DIGITS + len(self.writer) + _TOKEN
+
+    def _size_of(self, name: str, value: str, where: str) -> int:
+        return len(name) + len(self._encode_item(name, value, where).encode())
+
     def _encode_item(self, name: str, value: str, where: str) -> str:
         if name in {SHA256, self.writer} or not self.name.fullmatch(name):
             raise InvalidMetadata(
@@ -147,8 +172,13 @@ def properties_of(said: Callable[[str], object]) -> ObjectProperties:
 def check_properties(properties: ObjectProperties, where: str) -> None:
     """Raise InvalidMetadata if a property cannot travel as an HTTP header."""
     for name, value in set_properties(properties).items():
-        if not (value.isascii() and value.isprintable()):
+        if not is_header(value):
             raise InvalidMetadata(f"{where}: {name} {value!r} is not printable ASCII, as HTTP headers are")
+
+
+def is_header(value: str) -> bool:
+    """Return whether a text can be the value of an HTTP header."""
+    return value.isascii() and value.isprintable()
 
 
 def set_properties(properties: ObjectProperties) -> dict[str, str]:

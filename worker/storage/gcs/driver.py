@@ -1,5 +1,6 @@
 """Objects in Google Cloud Storage."""
 
+import re
 import threading
 import uuid
 from collections.abc import Iterator
@@ -76,6 +77,7 @@ from worker.storage.transfer.server_copy import Between, OnUpload
 TIB = 1024**4
 MAX_OBJECT = 5 * TIB
 MAX_PARTS = 10_000
+CLASSES = re.compile("STANDARD|NEARLINE|COLDLINE|ARCHIVE|MULTI_REGIONAL|REGIONAL|DURABLE_REDUCED_AVAILABILITY")
 
 
 @exception_boundary
@@ -103,10 +105,11 @@ class GcsDriver(CloudDriver):
             implicit_buckets=self._prefixed,
             prefix_keys=True,
             user_metadata=True,
+            metadata=METADATA,
             max_object_size=MAX_OBJECT,
             max_copy_size=MAX_OBJECT,
             parts=self._part_limits() if self._composes else None,
-            storage_classes=True,
+            storage_classes=CLASSES,
             parallel_reads=True,
             whole_reads=SMALL if self._config.data_path == "auto" else 0,
             reads_ahead=AHEAD if self._config.data_path == "auto" else 1,

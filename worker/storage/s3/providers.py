@@ -1,5 +1,6 @@
 """The differences between S3 providers, and the SDK's clients for one of them."""
 
+import re
 from collections.abc import Hashable
 from dataclasses import dataclass
 from datetime import datetime
@@ -58,15 +59,24 @@ class Profile:
             instead, so that every store that checks signatures refuses a damaged body.
         conditional_writes: whether If-None-Match and If-Match on writes are honoured.
         max_object_size: bytes.
+        storage_classes: the names of its storage classes; of other providers only each installation knows them.
     """
 
     checksums: Checksums
     conditional_writes: bool
     max_object_size: int
+    storage_classes: re.Pattern[str] = re.compile(".+")
 
+
+_OF_AMAZON = re.compile(
+    "STANDARD|REDUCED_REDUNDANCY|STANDARD_IA|ONEZONE_IA|INTELLIGENT_TIERING|GLACIER|DEEP_ARCHIVE|OUTPOSTS|GLACIER_IR"
+    "|SNOW|EXPRESS_ONEZONE|FSX_OPENZFS|FSX_ONTAP|AWS_BACKUP_WARM|AWS_BACKUP_LOW_COST_WARM"
+)
 
 PROFILES = {
-    "aws": Profile("when_supported", conditional_writes=True, max_object_size=10_000 * 5 * GIB),
+    "aws": Profile(
+        "when_supported", conditional_writes=True, max_object_size=10_000 * 5 * GIB, storage_classes=_OF_AMAZON
+    ),
     "minio": Profile("when_required", conditional_writes=True, max_object_size=5 * TIB),
     "spaces": Profile("when_required", conditional_writes=True, max_object_size=5 * TIB),
     "wasabi": Profile("when_required", conditional_writes=True, max_object_size=5 * TIB),
@@ -85,6 +95,7 @@ def profile_of(config: S3Config) -> Profile:
         checksums=config.checksums or known.checksums,
         conditional_writes=known.conditional_writes if config.conditional_writes is None else config.conditional_writes,
         max_object_size=known.max_object_size,
+        storage_classes=known.storage_classes,
     )
 
 

@@ -1,7 +1,9 @@
 """The SDK's clients of S3 stores."""
 
+import botocore.loaders
+
 from worker.storage import S3Config
-from worker.storage.s3.providers import make_client
+from worker.storage.s3.providers import PROFILES, make_client
 
 
 def test_clients_share_the_description_of_s3() -> None:
@@ -12,3 +14,9 @@ def test_clients_share_the_description_of_s3() -> None:
     assert [client.meta.endpoint_url[-1] for client in (one, other)] == ["1", "2"]
     for client in (one, other):
         client.close()
+
+
+def test_the_storage_classes_of_amazon_are_those_that_the_sdk_knows():
+    """An upload that names another one is refused before its first effect."""
+    known = botocore.loaders.Loader().load_service_model("s3", "service-2")["shapes"]["StorageClass"]["enum"]
+    assert set(PROFILES["aws"].storage_classes.pattern.split("|")) == set(known)
