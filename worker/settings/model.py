@@ -51,6 +51,7 @@ from worker.storage.identity import contains, overlapping
 from zot_artifact_client.broker_urls import parse_result_url, parse_url
 from zot_artifact_client.errors import InvalidUrl
 from zot_artifact_client.host_and_port import split_address
+from zot_artifact_client.input_rules import check_distinct
 
 ENV_PREFIX = "ZOT_"
 _STORE = re.compile(r"[\w.@+-][\w .@+-]{0,63}")
@@ -139,6 +140,11 @@ class Settings(BaseSettings):
                 msg = f"roots: {str(root)!r} is not an absolute path"
                 raise ValueError(msg)
         return sources
+
+    @field_validator("placement", "placement_rules")
+    @classmethod
+    def _are_there_once(cls, value: object) -> object:
+        return check_distinct(value)
 
     @field_validator("stores")
     @classmethod

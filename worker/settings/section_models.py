@@ -7,16 +7,27 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
 from worker.storage.durations_and_sizes import Duration, DurationOrZero, Interval, Size
 from zot_artifact_client.endpoint import parse_endpoint
+from zot_artifact_client.input_rules import check_distinct, check_number
 
 
 class Section(BaseModel):
     """Part of the settings: frozen, without unknown names; its errors never contain a value."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_number(cls, value: object, info: ValidationInfo) -> object:
+        return check_number(cls, info.field_name, value)
+
+    @field_validator("*")
+    @classmethod
+    def _is_there_once(cls, value: object) -> object:
+        return check_distinct(value)
 
 
 class RetrySettings(Section):

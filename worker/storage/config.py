@@ -20,6 +20,7 @@ from pydantic import (
 
 from worker.storage.durations_and_sizes import Size
 from zot_artifact_client.endpoint import Endpoint, parse_endpoint
+from zot_artifact_client.input_rules import check_distinct
 
 _REAL_NAME = re.compile(r"[A-Za-z0-9._$-]{1,255}|arn:[A-Za-z0-9:/._$-]{1,2000}")
 _REAL_PATTERN = re.compile(r"[A-Za-z0-9._$*?-]{1,255}")
@@ -123,7 +124,7 @@ class CloudConfig(_StoreConfig, ABC):
 
     layout: Literal["prefixed", "native"] = "prefixed"
     """`native`: every logical bucket is a real bucket of the same name."""
-    buckets: tuple[RealPattern, ...] = ()
+    buckets: Annotated[tuple[RealPattern, ...], AfterValidator(check_distinct)] = ()
     """With `native`: the real buckets in which cleanup looks for stale uploads; `*` and `?` are allowed."""
     reserved_bucket: RealName = None
     """With `native`: the real bucket that holds quarantine and probes, under `.zot-reserved/`; it must exist."""

@@ -5,7 +5,19 @@ from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from zot_artifact_client.input_rules import check_distinct, check_number
 
 _SIGNATURES = re.compile(r"(?i)(^|[-_])(sig|signature|token|credential|key|password|secret)$")
 
@@ -49,7 +61,11 @@ Verb = Literal["replicate", "verify", "delete"]
 BatchVerb = Literal["replicate", "verify", "delete", "upload"]
 PageVerb = Literal["replicate", "verify", "delete", "upload"]
 Symlinks = Literal["skip", "follow", "error"]
-Globs = Annotated[tuple[Annotated[str, StringConstraints(min_length=1, max_length=1024)], ...], Field(max_length=100)]
+Globs = Annotated[
+    tuple[Annotated[str, StringConstraints(min_length=1, max_length=1024)], ...],
+    Field(max_length=100),
+    AfterValidator(check_distinct),
+]
 StoreName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 StoreNames = Annotated[tuple[StoreName, ...], Field(min_length=1, max_length=64), _distinct("store")]
 Receiver = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
@@ -99,6 +115,11 @@ class Message(BaseModel):
     """A request or a result, as one JSON object."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_number(cls, value: object, info: ValidationInfo) -> object:
+        return check_number(cls, info.field_name, value)
 
     @classmethod
     def read(cls, payload: object) -> Self:
