@@ -29,7 +29,7 @@ from worker.catalogue.checks_without_reading import (
     RecordedEvidence,
 )
 from worker.catalogue.companion_artifacts import Companions, NamedCompanion, WrongCompanion
-from worker.catalogue.coverage import Coverage, CoverageQueries, LastRun, OverdueCopy
+from worker.catalogue.coverage import Coverage, CoverageQueries, FailedJobs, LastRun, OverdueCopy
 from worker.catalogue.database import (
     CatalogueError,
     CatalogueUnavailable,
@@ -115,6 +115,7 @@ __all__ = [
     "EvidenceSummary",
     "ExportSummary",
     "FailedBatchItem",
+    "FailedJobs",
     "Finding",
     "FindingCount",
     "FindingKind",

@@ -22,6 +22,8 @@ _NOT_READ = [CopyState.MISSING, CopyState.SIZE_MISMATCH]
 """The states after a verdict that needed no read to the end."""
 _LATEST_RUNS = 100
 """Runs of a sweep among which its last one is searched for that was of all stores."""
+_MOST_FAILED = 10_000
+"""Failed jobs that are counted at most."""
 _OPEN_JOBS = [state for state in JobState if not state.terminal]
 
 
@@ -52,6 +54,15 @@ class Coverage:
     unreadable: int
     archived: int
     oldest_read_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class FailedJobs:
+    """How many jobs failed for good with one type of error; `store`: the one that it is about, None for no store."""
+
+    error: str
+    store: str | None
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +198,20 @@ class CoverageQueries:
         dead = count.where(jobs.c.state == JobState.DEAD)
         with self._database.read() as connection:
             return connection.execute(repairs).scalar_one(), connection.execute(dead).scalar_one()
+
+    def failed_jobs(self, *, since: datetime) -> list[FailedJobs]:
+        """Return the jobs but sweeps that failed for good since then and were not sent again, by error and store."""
+        error = jobs.c.error
+        some = (
+            sa.select(error["type"].as_string().label("type"), error["store"].as_string().label("store"))
+            .where(jobs.c.state == JobState.FAILED, jobs.c.finished_at >= since, ~jobs.c.kind.startswith("sweep."))
+            .limit(_MOST_FAILED)
+            .subquery()
+        )
+        count = sa.func.count()
+        query = sa.select(some.c.type, some.c.store, count).group_by(some.c.type, some.c.store).order_by(count.desc())
+        with self._database.read() as connection:
+            return [FailedJobs(type_ or "unknown", store, found) for type_, store, found in connection.execute(query)]
 
     def last_runs(self, kinds: Sequence[str]) -> dict[str, LastRun]:
         """Return the last run of each of these kinds of sweep that has left a row in the ledger.

@@ -21,6 +21,7 @@ from worker.catalogue import (
     GRACE,
     CopyState,
     Coverage,
+    FailedJobs,
     FindingCount,
     FindingKind,
     FindingRecord,
@@ -37,16 +38,17 @@ from worker.cli.session import Session, opened
 from worker.cli.stores import unconfigured
 from worker.counted import counted
 from worker.storage.config import FilesystemConfig
-from worker.storage.errors import StorageError
+from worker.storage.errors import AccessDenied, OutOfSpace, StorageError
 from zot_artifact_client.contract import SWEEP_LEFTOVERS, SWEEP_PROBE, TASKS, JobState
 
 _RECENT = timedelta(days=1)
-"""The reads of this time give the rate of the forecast."""
+"""The reads of this time give the rate of the forecast; the jobs that failed in it are shown."""
 _NAMED = 5
 _MOST_LOST = 1000
 _MOST_DUE = 1_000_000
 """Due copies that are counted at most."""
 _LEAST_FREE = 1024**3
+_OF_OPERATORS = {AccessDenied.__name__, OutOfSpace.__name__}
 _RANK = list(FindingKind)
 _REPAIRED = {FindingKind(state) for state in BAD} | {FindingKind.METADATA}
 
@@ -73,6 +75,8 @@ def status(as_json: AsJson = False) -> None:
 
     The exit status is 1 if something is open, 3 if that is unknown, and otherwise 0.
     Open are findings that are not acknowledged, dead letters, open circuit breakers and failed probes of stores.
+    Other jobs that failed in the last day are counted by error.
+    They are open where a store denied access or was full, until they are sent again or a day is over.
     A sweep whose last run failed is open until a run succeeds.
     A queue without a worker, a beat that does not tick, and less than 1 GiB of free disk are open too.
     A pause is shown but is not open, because an operator began it.
@@ -101,6 +105,7 @@ def document_of(session: Session) -> dict[str, Any]:
         counts = catalogue.artifacts.count_by_state()
         stores = [_store(session, name, counts.get(name, {}), pauses, now) for name in session.settings.stores]
         repairs, dead = catalogue.coverage.jobs()
+        failed = catalogue.coverage.failed_jobs(since=now - _RECENT)
         findings = sorted(_findings(session, stores, now), key=lambda each: (_RANK.index(each.kind), each.store or ""))
         runs = catalogue.coverage.last_runs([spec.kind for spec in TASKS.values() if spec.kind.startswith("sweep.")])
         broken = breakers.result()
@@ -109,7 +114,7 @@ def document_of(session: Session) -> dict[str, Any]:
             *(Check(f"store {name}", "bad", str(each), way_out_of_breaker(name)) for name, each in broken.items()),
         ]
         checks += _probed(runs.get(SWEEP_PROBE.kind), [name for name in session.settings.stores if name not in broken])
-        checks += [*_failed(runs), *_disks(session), *_log(session)]
+        checks += [*_refused(failed), *_failed(runs), *_disks(session), *_log(session)]
     return {
         "status": _status(findings, dead, checks),
         "at": now,
@@ -117,6 +122,7 @@ def document_of(session: Session) -> dict[str, Any]:
         "findings": [asdict(each) for each in findings],
         "repairs": repairs,
         "dead_letters": dead,
+        "failed_jobs": [asdict(each) for each in failed],
         "paused": [{"scope": each.scope, "name": each.name, **_paused(each)} for each in pauses],
         "sweeps": [_run(kind, run) for kind, run in runs.items()],
         "checks": [asdict(check) for check in checks],
@@ -291,6 +297,18 @@ def _probed(run: LastRun | None, names: list[str]) -> Iterator[Check]:
             )
 
 
+def _refused(failed: Iterable[FailedJobs]) -> Iterator[Check]:
+    """Yield the stores that failed jobs for a reason that an operator can end, and no service that sent a job."""
+    for each in failed:
+        if each.store and each.error in _OF_OPERATORS:
+            yield Check(
+                f"store {each.store}",
+                "bad",
+                f"{counted(each.count, 'job')} failed with {each.error} in the last day",
+                f"repair it, then run `zot-artifacts jobs retry --all --state failed --error {each.error}`",
+            )
+
+
 def _failed(runs: Mapping[str, LastRun]) -> Iterator[Check]:
     """Yield the sweeps whose last run failed: what they look for is not known since then."""
     for kind, run in runs.items():
@@ -378,7 +396,10 @@ def _print(document: Mapping[str, Any]) -> None:
         if dead
         else "dead letters: 0"
     )
-    told = (*map(_canary, document["canaries"]), *_waiting(document["alarms"]), *_undelivered(document["webhooks"]))
+    told = (
+        *_by_error(document["failed_jobs"]), *map(_canary, document["canaries"]), *_waiting(document["alarms"]),
+        *_undelivered(document["webhooks"]),
+    )  # fmt: skip
     for line in told:
         say(line)
     for each in document["paused"]:
@@ -387,6 +408,14 @@ def _print(document: Mapping[str, Any]) -> None:
     for check in document["checks"]:
         line = f"{check['name']}: {check['outcome']}, {check['detail']}"
         say(f"{line}; {check['way_out']}" if check["way_out"] and check["outcome"] != "good" else line)
+
+
+def _by_error(failed: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    counts: dict[str, int] = {}
+    for each in failed:
+        counts[each["error"]] = counts.get(each["error"], 0) + each["count"]
+    if told := ", ".join(f"{count} {error}" for error, count in counts.items()):
+        yield f"failed in the last day: {told}; `zot-artifacts jobs --failed` lists them"
 
 
 _FINDING_COLUMNS = ("finding", "store", "since", "artifact", "what is done")

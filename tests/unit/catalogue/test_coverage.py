@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from tests.unit.catalogue.test_catalogue import DIGEST, PERIOD
 from tests.unit.catalogue.test_recorded_stores import copied
 from worker import clock
-from worker.catalogue import Catalogue, Finding, FindingKind, NewVersion, compiled_statements
+from worker.catalogue import Catalogue, FailedJobs, Finding, FindingKind, NewVersion, compiled_statements
 from zot_artifact_client.contract import JobState
 
 RECENT = timedelta(hours=6)
@@ -61,6 +61,19 @@ def test_replications_and_dead_letters_are_counted(catalogue):
     ledger.finish("done", 1, JobState.SUCCEEDED, now=clock.now(), result={})
     ledger.finish("dying", 1, JobState.DEAD, now=clock.now(), error={"type": "Unavailable", "message": "away"})
     assert catalogue.coverage.jobs() == (1, 1)
+
+
+def test_jobs_that_failed_for_good_are_counted_by_error_and_store(catalogue):
+    """Those since a time; the last run of each sweep is looked at by itself."""
+    now, lease = clock.now(), timedelta(seconds=30)
+    errors = [{"type": "NotFound"}, {"type": "AccessDenied", "store": "dr"}, {"type": "AccessDenied", "store": "dr"}]
+    for number, (kind, error) in enumerate([*(("upload", each) for each in errors), ("sweep.probe", errors[1])]):
+        catalogue.ledger.acquire(str(number), kind, {}, owner="me", holds=None, parent=None, now=now, lease=lease)
+        catalogue.ledger.finish(str(number), 1, JobState.FAILED, now=now, error=error)
+    assert catalogue.coverage.failed_jobs(since=now) == [
+        FailedJobs("AccessDenied", "dr", 2), FailedJobs("NotFound", None, 1),
+    ]  # fmt: skip
+    assert catalogue.coverage.failed_jobs(since=now + lease) == []
 
 
 def test_the_copies_and_bytes_of_a_store_are_summed_in_the_order_of_their_rows(catalogue, catalogue_url):

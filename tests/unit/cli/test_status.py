@@ -183,6 +183,31 @@ def test_a_store_that_failed_its_last_probe_is_open(catalogue: Catalogue, zot: Z
     assert probed("second", {}) == {}
 
 
+def test_jobs_that_a_store_refused_are_open_for_a_day(catalogue: Catalogue, zot: Zot, capsys) -> None:
+    """They fail at once and are no dead letters; what is wrong with a request is for the service that sent it."""
+
+    def failed(job: str, kind: str, **error: str) -> None:
+        lease, now = timedelta(seconds=30), clock.now()
+        catalogue.ledger.acquire(job, "upload", {}, owner="me", holds=None, parent=None, now=now, lease=lease)
+        error = {"type": kind, "message": "no"} | error
+        catalogue.ledger.finish(job, 1, JobState.FAILED, now=now - timedelta(hours=23), error=error)
+
+    failed("a", "NotFound", store="dr")
+    failed("b", "AccessDenied")
+    status, document = zot("status")
+    assert (status, [each for each in document["checks"] if each["name"] == "store dr"]) == (3, [])
+    failed("c", "AccessDenied", store="dr")
+    status, document = zot("status")
+    [check] = [each for each in document["checks"] if each["name"] == "store dr"]
+    assert (status, check["outcome"], check["detail"]) == (1, "bad", "1 job failed with AccessDenied in the last day")
+    assert {(each["error"], each["store"], each["count"]) for each in document["failed_jobs"]} == {
+        ("NotFound", "dr", 1), ("AccessDenied", None, 1), ("AccessDenied", "dr", 1),
+    }  # fmt: skip
+    cli.run(["status"])
+    assert "failed in the last day: 2 AccessDenied, 1 NotFound; `zot-artifacts jobs" in capsys.readouterr().out
+    assert catalogue.coverage.failed_jobs(since=clock.now()) == []
+
+
 def test_a_sweep_whose_last_run_failed_is_open(catalogue: Catalogue, zot: Zot) -> None:
     """Where a sweep fails for good nothing is found any more, which is no good state; the next good run ends it."""
 
