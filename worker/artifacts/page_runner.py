@@ -23,6 +23,8 @@ _SLOW = 0.001
 """Seconds for an object above which its thread mostly waits, so that another thread may make the page faster."""
 _FASTER = 1.25
 """How many times faster a page has to be with twice the threads, or it gets no more: the store is at its limit."""
+_SLOWER = 2
+"""How many times slower it has to become after that, with the same threads, to get more: it is another limit now."""
 _ABANDON_AFTER = 1.0
 """Seconds after which a thread that only reads is no longer waited for when its page has to stop."""
 
@@ -46,7 +48,7 @@ def work_on(
         threads: how many parts are worked on at a time.
         begin: how many at first. With 1, the calling thread itself does the work: a second thread that computes takes
             Python's lock from it. While an object takes longer than a millisecond there are twice as many, as long as
-            that makes the page faster.
+            that makes the page faster, and once more where it has become slower since.
         reads_only: `do` changes nothing. A page that has to stop does not wait for a request that hangs.
         seconds: after which no item is begun any more.
 
@@ -97,6 +99,8 @@ class _Run(Generic[ItemT, DoneT]):
         self._started = self._ended = 0
         self._rate = 0.0
         """Results a second before threads were added the last time."""
+        self._limit = 0.0
+        """Results a second with which more threads were no faster; 0 while that is not known."""
         self._grown, self._parts, self._results = time.monotonic(), 0, 0
         """When threads were added the last time, and how many parts and results there were since."""
         self._done: list[DoneT] = []
@@ -197,18 +201,29 @@ class _Run(Generic[ItemT, DoneT]):
         return error
 
     def _grow(self, said: _Part[DoneT]) -> None:
-        """Start as many threads again where objects take long, as long as that makes the page faster."""
+        """Start as many threads again where objects take long, as long as that makes the page faster.
+
+        Where it does not, it is tried again once the page has become slower.
+        """
         stalled = said.seconds >= GROUP_SECONDS
-        self._parts, self._results = self._parts + 1, self._results + len(said.done)
-        if self._started >= self._threads or said.seconds <= _SLOW or not (stalled or self._parts >= self._started):
+        self._parts, self._results = self._parts + bool(said.done or stalled), self._results + len(said.done)
+        if self._started >= self._threads or said.seconds <= _SLOW:
             return
-        now = time.monotonic()
-        rate = self._results / (now - self._grown)
-        if not stalled and rate < _FASTER * self._rate:
-            self._threads = self._started
+        now, all_said = time.monotonic(), self._parts >= self._started
+        elapsed = now - self._grown
+        if self._limit:
+            in_flight = 0 if all_said and said.done else self._started * _PART  # at most: they may end at once
+            grows = (self._results + in_flight) * _SLOWER <= self._limit * elapsed
+        else:
+            grows = stalled or (all_said and self._results >= _FASTER * self._rate * elapsed)
+        if not grows and not all_said:
             return
-        self._rate, self._grown, self._parts, self._results = rate, now, 0, 0
-        self._start(self._started)
+        rate, self._grown, self._parts, self._results = self._results / elapsed, now, 0, 0
+        if grows:
+            self._rate, self._limit = rate, 0.0
+            self._start(self._started)
+        else:
+            self._limit = self._limit or rate
 
     def _wait(self) -> None:
         """Wait for the threads of a page that stops, and take what they have done."""

@@ -82,6 +82,26 @@ def test_no_threads_are_added_where_the_store_is_at_its_limit():
     assert len(where) < 64
 
 
+def test_threads_are_added_where_later_objects_are_slower():
+    """More threads were no faster for the first objects; the others wait for something else."""
+    one, arrived, everyone = threading.Lock(), set(), threading.Event()
+
+    def do(part):
+        for each in part:
+            if each < 200:
+                with one:
+                    time.sleep(0.002)
+            else:
+                arrived.add(threading.get_ident())
+                if len(arrived) == 16:
+                    everyone.set()
+                if not everyone.wait(30):
+                    raise TimeoutError
+            yield each
+
+    assert work_on(range(800), do, lambda _: None, threads=16, begin=2)
+
+
 def test_a_page_that_reads_does_not_wait_for_a_request_that_hangs():
     """A page that has to stop ends while one of its threads still waits for a store; its own result is discarded."""
     answered, recorded = threading.Event(), []
