@@ -64,7 +64,7 @@ def test_replications_and_dead_letters_are_counted(catalogue):
 
 
 def test_jobs_that_failed_for_good_are_counted_by_error_and_store(catalogue):
-    """Those since a time; the last run of each sweep is looked at by itself."""
+    """Those since a time; sweeps are left out, because `status` shows the last run of each."""
     now, lease = clock.now(), timedelta(seconds=30)
     errors = [{"type": "NotFound"}, {"type": "AccessDenied", "store": "dr"}, {"type": "AccessDenied", "store": "dr"}]
     for number, (kind, error) in enumerate([*(("upload", each) for each in errors), ("sweep.probe", errors[1])]):
