@@ -391,6 +391,6 @@ def test_a_page_continues_after_the_last_key_of_the_one_before(catalogue):
     rest = catalogue.artifacts.page(after=(first[-1].bucket, first[-1].key))
     assert [a.key for a in (*first, *rest)] == ["a", "a%b", "a_b", "b"]
     assert [a.key for a in catalogue.artifacts.page("releases", "a_")] == ["a_b"]
-    listing = partial(catalogue.artifacts.listing, "releases", "a", "", 10, existed_at=clock.now())
+    listing = partial(catalogue.artifacts.listing, "releases", "a", "", 10, seen=catalogue.artifacts.seen())
     assert [a.key for a in listing(until="a%b")] == ["a", "a%b"]
     assert [a.key for a in listing(until="b")] == ["a", "a%b", "a_b"]
