@@ -143,16 +143,32 @@ def open_session(settings: Settings) -> Session:
 
 def has_catalogue(settings: Settings) -> bool:
     """Return whether the catalogue exists; a catalogue on a server is assumed to exist."""
+    file = _file(settings)
+    return file is None or os.path.exists(file)  # noqa: PTH110 - False for a name that is too long
+
+
+def _file(settings: Settings) -> str | None:
+    """Return the path of the catalogue's file; None for one on a server."""
     if settings.catalogue is None:
-        return os.path.exists(settings.catalogue_file)  # noqa: PTH110 - False for a name that is too long
+        return str(settings.catalogue_file)
     url = settings.catalogue_url.partition("?")[0]
-    return not url.startswith(_SQLITE) or os.path.exists(unquote(url.removeprefix(_SQLITE)))  # noqa: PTH110 - as above
+    return unquote(url.removeprefix(_SQLITE)) if url.startswith(_SQLITE) else None
 
 
 def no_catalogue(settings: Settings) -> Failure | None:
     """Return why there is no catalogue, and the way out; None if there is one."""
     if has_catalogue(settings):
         return None
+    try:
+        os.stat(_file(settings) or "")  # noqa: PTH116 - as above
+    except PermissionError as error:
+        return Failure(
+            f"{error.filename}: {error.strerror}: run this command as the user of the worker",
+            Status.USAGE,
+            type_="CatalogueUnreadable",
+        )
+    except (OSError, ValueError):
+        pass
     if lost := expected_identity(settings.catalogue_url):
         return Failure(
             f"the file of the catalogue {lost} is gone ({settings.home}): put it back, or get it by "

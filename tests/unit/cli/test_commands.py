@@ -1,5 +1,6 @@
 """The list of commands: complete, true to the commands, and cheap."""
 
+import os
 import re
 import signal
 import subprocess
@@ -12,7 +13,9 @@ from worker.catalogue import Catalogue
 from worker.cli import run
 from worker.cli.commands import COMMANDS
 from worker.cli.errors import Status, failure_of
+from worker.cli.session import no_catalogue
 from worker.cli.sweep import _SWEEPS
+from worker.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[3]
 HEAVY = (
@@ -123,13 +126,26 @@ def test_help_of_a_verb_imports_no_celery(name: str, tmp_path: Path) -> None:
 def test_ls_imports_the_catalogue_and_nothing_beyond(tmp_path: Path) -> None:
     """Listing artifacts needs no SDK, no Celery and no broker's client; a new catalogue alone needs Alembic."""
     from worker.catalogue import Catalogue
-    from worker.settings import Settings
 
     settings = Settings(home=tmp_path)
     settings.prepare()
     Catalogue(settings.catalogue_url).close()
     modules = modules_after(["ls"], tmp_path)
     assert {name for name in modules if name.split(".")[0] in HEAVY} == set()
+
+
+def test_a_data_directory_of_another_user_is_not_called_empty(tmp_path: Path) -> None:
+    """The command names what it may not read: to start `up`, as for a directory without a catalogue, would not help."""
+    settings, user = Settings(home=tmp_path / "home"), os.geteuid()
+    settings.home.mkdir(mode=0o000)
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        failure = no_catalogue(settings)
+    finally:
+        os.seteuid(user)
+    assert failure is not None
+    assert "catalogue.sqlite3: Permission denied: run this command as the user" in failure.message
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
