@@ -17,6 +17,7 @@ import redis
 from celery import Celery, current_app
 from kombu.exceptions import OperationalError
 
+from tasks.delete import KEPT
 from tasks.plan_directory_upload import begin_upload, files_of, next_upload_pages
 from worker import clock
 from worker.artifacts import key_lists as keylist
@@ -385,7 +386,7 @@ _REQUESTS: dict[
 
 def _ended(request: BatchRequest, context: JobContext, item: BatchItem) -> EndedItem:
     if item.kind != PAGE.kind:
-        return EndedItem(_outcome(request, item))
+        return EndedItem(_outcome(request, item, context))
     if item.state is JobState.SUCCEEDED:
         result = PageResult.read(item.result or {})
         counts = PageCounts(result.outcomes, result.bytes, result.failed)
@@ -441,7 +442,7 @@ def _found_at(path: str, context: JobContext) -> ObjectJob:
     return ObjectJob(bucket, key, context.catalogue.artifacts.sizes([(bucket, key)]).get((bucket, key), 0))
 
 
-def _outcome(request: BatchRequest, item: BatchItem) -> BatchOutcome:
+def _outcome(request: BatchRequest, item: BatchItem, context: JobContext) -> BatchOutcome:
     if item.state is not JobState.SUCCEEDED:
         return BatchOutcome(item, item.state.value, good=False)
     copies = (item.result or {}).get("copies", ())
@@ -449,6 +450,9 @@ def _outcome(request: BatchRequest, item: BatchItem) -> BatchOutcome:
         verdict = _first(_VERDICTS, [copy["verdict"] for copy in copies], "missing")
         return BatchOutcome(item, verdict, good=verdict == "verified")
     outcomes = [copy["outcome"] for copy in copies]
+    if request.verb == DELETE.kind and not copies and not (item.result or {}).get("purge_after"):
+        there = context.catalogue.artifacts.current(item.request["bucket"], item.request["key"])
+        return BatchOutcome(item, KEPT if there else "already_gone", good=True)
     words = (_DELETED, "already_gone") if request.verb == DELETE.kind else (_PLACED, "already_there")
     return BatchOutcome(item, _first(words[0], outcomes, words[1]), good=True)
 

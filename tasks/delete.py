@@ -17,6 +17,8 @@ from worker.storage.configured_stores import UnknownStore
 from worker.storage.errors import Archived, PermanentError, StorageError
 from zot_artifact_client.contract import DELETE, REPLICATE, DeletedCopy, DeleteRequest, DeleteResult, is_batch_job
 
+KEPT = "kept"
+"""The outcome of a delete that found a later version than its batch has seen."""
 _REPLICATION_POLL = 5.0
 """Seconds until a job asks again whether a replication has ended."""
 

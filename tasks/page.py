@@ -9,7 +9,7 @@ from uuid import NAMESPACE_OID, uuid5
 
 from celery import current_app
 
-from tasks.delete import delete_artifact
+from tasks.delete import KEPT, delete_artifact
 from tasks.plan_directory_upload import files_of
 from tasks.replicate import is_begun, replicate_to
 from worker import clock
@@ -22,7 +22,7 @@ from worker.artifacts.page_verify import ObjectToVerify, VerifyPage
 from worker.artifacts.read_budget import take
 from worker.artifacts.verification_log_head import WrittenLog
 from worker.artifacts.wait_for_delete_approval import check_page
-from worker.catalogue import AHEAD, CatalogueError, Group, OnHold, Page, PageCopy, PageOutcome, SeenVersions
+from worker.catalogue import AHEAD, Artifact, CatalogueError, Group, OnHold, Page, PageCopy, PageOutcome, SeenVersions
 from worker.context import Context, JobContext
 from worker.counted import counted
 from worker.jobs.running_job import Requeue, RunningJob
@@ -354,7 +354,15 @@ class _Writes:
             reason=self.request.reason,
         )
         own = {each.artifact_id} if self.request.lines is None else self.seen  # a line names a key and no version
-        done = delete_artifact(wanted, self.context, self.job, records, wanted=lambda found: found.id in own)
+        newer: list[Artifact] = []
+
+        def is_own(found: Artifact) -> bool:
+            newer.extend([found] if found.id not in own else [])
+            return not newer
+
+        done = delete_artifact(wanted, self.context, self.job, records, wanted=is_own)
+        if newer:
+            return KEPT
         words: list[str] = [copy.outcome for copy in done.copies]
         if done.purge_after is not None and not done.unchanged:
             words = [_DELETED[0]]
