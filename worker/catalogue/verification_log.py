@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
 from worker.catalogue.artifacts import FIRST_READS, READ_ONCE, SPREADS, FinishedCopy, finish_copies
-from worker.catalogue.bulk import BulkStatement, Given, insert
+from worker.catalogue.bulk import BulkStatement, Given, insert, one_of_ids
 from worker.catalogue.compiled_statements import Prepared
 from worker.catalogue.database import Database
 from worker.catalogue.findings import note_verdicts
@@ -47,6 +47,11 @@ def _append(given: Given) -> sa.Insert:
 
 _APPEND = BulkStatement(_append, {name: verifications.c[name].type for name in _APPENDED})
 _LAST_HASH = Prepared(sa.select(verifications.c.hash).order_by(verifications.c.id.desc()).limit(1))
+_NOT_PRESENT = Prepared(
+    sa.select(copies.c.id).where(
+        one_of_ids(copies.c.id, "ids"), sa.or_(*(copies.c.state == state for state in CopyState if not state.present))
+    )
+)
 _HEAD = (
     sa.select(verifications.c.id, verifications.c.hash, verifications.c.at).order_by(verifications.c.id.desc()).limit(1)
 )
@@ -196,7 +201,10 @@ def _readable(row: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def append_verdicts(connection: Connection, prepared: PreparedVerdicts) -> None:
-    """Append verdicts to the log, each chained to the one before it, and update their copies."""
+    """Append verdicts to the log, each chained to the one before it, and update their copies.
+
+    A copy that was deleted or superseded while it was read is not changed: its verdict is in the log alone.
+    """
     if not prepared.verdicts:
         return
     last = _LAST_HASH.first(connection)
@@ -208,9 +216,11 @@ def append_verdicts(connection: Connection, prepared: PreparedVerdicts) -> None:
         rows.append((*row, previous, linked))
         previous = linked
     _APPEND.execute(connection, rows, at=prepared.now)
+    gone = {row.id for row in _NOT_PRESENT.all(connection, ids=[each.copy for each in prepared.verdicts])}
     for word, values in prepared.updates.items():
-        _UPDATES[Verdict(word)].execute(connection, values, now=prepared.now)
-    note_verdicts(connection, prepared.verdicts, prepared.now)
+        there = [each for each in values if each[0] not in gone] if gone else values
+        _UPDATES[Verdict(word)].execute(connection, there, now=prepared.now)
+    note_verdicts(connection, [each for each in prepared.verdicts if each.copy not in gone], prepared.now)
 
 
 def _measure(connection: Connection, prepared: PreparedVerdicts) -> None:

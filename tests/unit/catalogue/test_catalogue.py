@@ -36,8 +36,8 @@ def database(catalogue, catalogue_url):
     connection.close()
 
 
-def stored(catalogue, key="app.tgz", *, now=None):
-    artifact = catalogue.artifacts.record("releases", key, DIGEST, {}, clock.now()).artifact
+def stored(catalogue, key="app.tgz", *, digest=DIGEST, now=None):
+    artifact = catalogue.artifacts.record("releases", key, digest, {}, clock.now()).artifact
     catalogue.artifacts.ensure_copy(artifact, "dr")
     catalogue.artifacts.finish_copy(artifact, "dr", tag="1", evidence={}, now=now or clock.now())
     return artifact

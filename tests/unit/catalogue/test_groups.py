@@ -22,6 +22,7 @@ from worker.catalogue import (
     PageOutcome,
     VerdictRow,
 )
+from worker.storage import Digest
 from zot_artifact_client.contract import JobState
 
 
@@ -50,6 +51,20 @@ def test_a_group_of_verdicts_is_chained_and_updates_its_copies(catalogue):
     assert {key: copy.state.value for key, copy in states.items()} == {"a": "verified", "b": "verified", "c": "corrupt"}
     assert [states[key].last_verified_at is None for key in "abc"] == [False, False, True]
     assert [states[key].attempts for key in "abc"] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("verdict", ["verified", "missing", "unreadable"])
+def test_a_verdict_changes_no_copy_that_was_deleted_or_superseded_while_it_was_read(catalogue, verdict):
+    """The verdict is in the log; the copy stays deleted or superseded, and no finding is opened about it."""
+    read = outcomes(catalogue, ["deleted", "superseded"], verdict=verdict)
+    catalogue.artifacts.delete_copy(read[0].copy)
+    stored(catalogue, "superseded", digest=Digest(11, "b" * 64))
+    before = [catalogue.artifacts.copies(each.finding.artifact)["dr"] for each in read]
+    record(catalogue, read)
+    assert [catalogue.artifacts.copies(each.finding.artifact)["dr"] for each in read] == before
+    assert [copy.state.value for copy in before] == ["deleted", "superseded"]
+    assert catalogue.findings.page() == []
+    assert len(catalogue.pages.verdicts_by("page")) == 2
 
 
 def test_a_page_that_is_delivered_again_records_only_what_is_missing(catalogue):
