@@ -221,7 +221,7 @@ class TestWrongConfiguration:
 
     def test_tier_that_cannot_be_read(self, azurite: Azurite) -> None:
         """A write into a tier whose objects cannot be read is refused before anything is sent."""
-        with pytest.raises(PermanentError, match="'archive' is not allowed: Azure has Hot, Cool, Cold"):
+        with pytest.raises(PermanentError, match="'archive' is not allowed: Azure has hot, cool and cold"):
             store(azurite).write_object(BUCKET, "app", source(b"x"), storage_class="archive")
 
     def test_tier_is_asked_for(self, azurite: Azurite, service: BlobServiceClient) -> None:

@@ -67,7 +67,9 @@ def families(valkey: Valkey, tmp_path_factory: pytest.TempPathFactory) -> list[M
         labels = ["dr" if label == "store" else "x" for label in meter.labels]
         meter.observe(*labels, value=1) if meter.buckets else meter.add(*labels)
     Sender(app).send()
-    Scheduler._record(type("Ticking", (), {"app": app, "_client": None, "_redis": Scheduler._redis})())
+    beat = Scheduler.__new__(Scheduler)  # without its file
+    beat.app = app
+    beat._record()
     app.close()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("worker.metrics.catalogue_figures._LAG", timedelta(0))
