@@ -112,14 +112,10 @@ def _upload_listed(request: PageRequest, context: JobContext, job: RunningJob) -
     for name in request.stores or ():
         context.stores[name]  # raises UnknownStore
     pages, files = context.catalogue.pages, files_of(request, context, job.id)
-    stores = {name for of in stores_of(request, files, context) for name in of}
     found = pages.get(job.id)
     if found is None:
-        context.stores.admitting(stores)
+        context.stores.admitting({name for of in stores_of(request, files, context) for name in of})
         found = pages.begin(job.id, range(len(files)))
-    elif job.was_snoozed:  # the open stores have their copies, so nothing is read before the others take jobs
-        for name in stores:
-            context.stores[name].admit()
     job.start(sum(files[number].size for number in found.open), f"uploading {counted(len(found.open), 'file')}")
     work = UploadPage(context, job, found, request)
     try:

@@ -93,23 +93,44 @@ class UploadPage:
         """
         stores = stores_of(self.request, [files[number] for number in self.page.open], self.context)
         items = [_Item(number, files[number], of) for number, of in zip(self.page.open, stores, strict=True)]
+        items = self._without_waiting(items)
         free = self._lock(items)
         mine = {item.number for item in free}
         self._leave([item for item in items if item.number not in mine])
         with ThreadPoolExecutor(self.context.settings.page.threads, thread_name_prefix="page") as pool:
             try:
-                self._run(_groups(free), pool)
+                self._run(_groups(free), pool, {name for item in free for name in item.stores})
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-        if self.closed:
+        if self.closed and self.page.open:
             raise min(self.closed.values(), key=lambda error: error.seconds)
         return self.page
 
-    def _run(self, groups: Iterator[list[_Item]], pool: ThreadPoolExecutor) -> None:
+    def _without_waiting(self, items: Sequence[_Item]) -> list[_Item]:
+        """Return the files that an open store lacks: an earlier delivery may have written the others, which wait."""
+        for name in dict.fromkeys(name for item in items for name in item.stores):
+            try:
+                self.context.stores.admitting([name])
+            except Snooze as error:
+                self.closed[name] = error
+        if not self.closed:
+            return list(items)
+        artifacts = self.context.catalogue.artifacts
+        begun = artifacts.uploaded_by(self.job.id, [(item.file.bucket, item.file.key) for item in items])
+        copies = artifacts.copies_of_all([artifact.id for artifact in begun.values()])
+
+        def is_there(item: _Item, store: str) -> bool:
+            artifact = begun.get((item.file.bucket, item.file.key))
+            copy = copies.get(artifact.id, {}).get(store) if artifact else None
+            return copy is not None and copy.state.good
+
+        return [item for item in items if not all(name in self.closed or is_there(item, name) for name in item.stores)]
+
+    def _run(self, groups: Iterator[list[_Item]], pool: ThreadPoolExecutor, stores: set[str]) -> None:
         until = time.monotonic() + self.context.settings.page.time.total_seconds()
         ahead = self._reading(next(groups, None), pool)
-        while ahead is not None and self.in_time:
+        while ahead is not None and self.in_time and not self.closed.keys() >= stores:
             group, reads = ahead
             ahead = self._reading(next(groups, None), pool)
             for read in reads:

@@ -410,6 +410,13 @@ class Artifacts:
             found = {path: _current(connection, *path) for path in paths}
         return {path: artifact for path, artifact in found.items() if artifact}
 
+    def uploaded_by(self, job: str, paths: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Artifact]:
+        """Return the newest versions under these keys, of those that a job, or another of its batch, has uploaded."""
+        with self._database.read() as connection:
+            newest = _newest_of(connection, paths)
+        mine = {path: row for path, row in newest.items() if any(_is_one_with(each, job) for each in _jobs_of(row))}
+        return {path: artifact_of(row) for path, row in mine.items()}
+
     # Copies
 
     def copies(self, artifact: Artifact) -> dict[str, Copy]:

@@ -211,6 +211,85 @@ def test_a_paused_store_keeps_only_its_own_copies_waiting(
     assert_all_there(context)
 
 
+@pytest.fixture
+def five(context: Context, source_root: Path, monkeypatch: pytest.MonkeyPatch) -> PageRequest:
+    """Return a page of five files in two groups."""
+    monkeypatch.setattr(page_upload, "GROUP", 3)
+    (source_root / "five").mkdir()
+    for number in range(5):
+        (source_root / "five" / str(number)).write_text(f"the bytes of {number}")
+    return request_for(context, list(DirectoryListing(source_root / "five", "releases", "").files()), source_root)
+
+
+def pause(context: Context, *stores: str) -> None:
+    """Pause these stores and no other."""
+    for each in context.catalogue.pauses.all():
+        context.catalogue.pauses.end("store", each.name)
+    for store in stores:
+        context.catalogue.pauses.begin("store", store, reason=None, now=clock.now())
+    context.pauses.__init__(context.catalogue.pauses)  # type: ignore[misc]
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the keys of the files that pages read, as they read them."""
+    keys: list[str] = []
+    content = page_upload._content
+
+    def read(file: ListedFile, *rest: Any) -> HashedBytes:
+        keys.append(file.key)
+        return content(file, *rest)
+
+    monkeypatch.setattr(page_upload, "_content", read)
+    return keys
+
+
+def test_a_page_whose_time_is_up_goes_on_in_the_open_stores(context: Context, five, deliver, monkeypatch, reads):
+    """Files that it did not come to get their copies while another store is paused; none is read again for it."""
+    monkeypatch.setitem(context.settings.page.__dict__, "time", timedelta())
+    pause(context, "dr")
+    for _ in range(2):
+        with pytest.raises(Snooze):
+            deliver(five)
+    copies = [context.catalogue.artifacts.copies(context.artifact("releases", str(number))) for number in range(5)]
+    assert [each["primary"].state.good for each in copies] == [True] * 5
+    read = len(reads)
+    with pytest.raises(Snooze):
+        deliver(five)
+    assert len(reads) == read
+    pause(context)
+    monkeypatch.setitem(context.settings.page.__dict__, "time", timedelta(minutes=5))
+    assert deliver(five).outcomes == {"stored": 5}
+
+
+def test_a_page_reads_no_more_when_all_its_stores_are_closed(five, deliver, monkeypatch, reads):
+    """Its files would be read for nothing at each probe of a store that is away."""
+
+    def write(store: LimitedStore, _: list[SmallPut]) -> list[ObjectStat | StorageError]:
+        closed = Snooze("its breaker is open", 1.0)
+        closed.store = store.name
+        raise closed
+
+    monkeypatch.setattr(page_upload, "GROUP", 1)
+    monkeypatch.setattr(LimitedStore, "write_objects", write)
+    with pytest.raises(Snooze):
+        deliver(five)
+    assert len(reads) <= 2  # the second one was read ahead
+
+
+def test_a_page_waits_for_no_store_that_has_all_its_copies(context: Context, five, deliver):
+    """With placement rules, each file has stores of its own."""
+    rules = tuple(PlacementRule(bucket="releases", prefix=each, stores=("cold",)) for each in "01")
+    rules = (*rules, PlacementRule(bucket="releases", stores=("primary",)))
+    context = dataclasses.replace(context, settings=context.settings.model_copy(update={"placement_rules": rules}))
+    pause(context, "primary")
+    with pytest.raises(Snooze):
+        deliver(five, context)
+    context.catalogue.ledger.snooze("page", 1, {}, since=clock.now(), due=clock.now())
+    pause(context, "cold")
+    assert deliver(five, context).outcomes == {"stored": 5}
+
+
 def test_a_changed_file_is_a_failure_by_name(
     context: Context, request_: PageRequest, directory: Path, run: Callable[..., Any]
 ) -> None:
