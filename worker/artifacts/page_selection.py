@@ -44,7 +44,7 @@ def select(request: PageRequest, catalogue: Catalogue, settings: Settings, job: 
         SourceRefused, NotFound, AccessDenied: the file cannot be opened.
     """
     if request.range is not None:
-        seen = seen_by(catalogue.batches.get(job))
+        seen = seen_by(catalogue.batches.get(job), request.range.newest)
         return list(_in_range(request.range, seen, catalogue, settings.page.objects + 1))
     assert request.lines is not None
     return _in_lines(request.lines, catalogue, settings, job)
@@ -69,13 +69,14 @@ def cursor_of(seen: SeenVersions) -> dict[str, object]:
     return {"last": seen.newest} | ({"unfinished": list(seen.unfinished)} if seen.unfinished else {})
 
 
-def seen_by(batch: Batch | None) -> SeenVersions:
+def seen_by(batch: Batch | None, newest: int | None = None) -> SeenVersions:
     """Return the versions that there were when a batch began: later ones are no part of it, least of all of a delete.
 
-    All that there are where that is unknown: without a batch, or if another version of the worker began it.
+    Where the catalogue does not know the batch, such as one that was restored, they end with `newest`. All that there
+    are if that is unknown, too: without a batch, or if another version of the worker began it.
     """
-    cursor = batch.cursor if batch else {}
-    return SeenVersions(cursor.get("last", sys.maxsize), frozenset(cursor.get("unfinished", ())))
+    cursor, last = batch.cursor if batch else {}, sys.maxsize if newest is None else newest
+    return SeenVersions(cursor.get("last", last), frozenset(cursor.get("unfinished", ())))
 
 
 def limits_of(most: PageSettings, total: int | None) -> PageSettings:

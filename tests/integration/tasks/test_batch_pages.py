@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from tasks.page import page
 from tasks.upload import upload
 from tests.integration.tasks.test_batch import Driver
 from worker import clock
@@ -18,7 +19,7 @@ from worker.jobs.running_job import Cancelled, Requeue, RunningJob
 from worker.limits.limited_store import LimitedStore
 from worker.limits.snooze import Snooze
 from worker.storage.errors import Unavailable
-from zot_artifact_client.contract import BatchRequest, JobState, UploadRequest
+from zot_artifact_client.contract import BatchRequest, JobState, PageRequest, RangeSelection, UploadRequest
 
 ALL = BatchRequest(verb="verify", bucket="releases")
 VERBS = [
@@ -307,6 +308,16 @@ def test_what_is_uploaded_again_while_its_delete_waits_stays(laid, drive, contex
     driver.queue.waiting |= sent
     assert driver.finish().outcomes["kept"] == 1
     assert [each.version for each in context.catalogue.artifacts.page("releases")] == [2]
+
+
+def test_a_page_whose_batch_is_unknown_leaves_what_came_after_it(laid, run, context):
+    """A catalogue that was restored may be older than the batch of a message; the message has the newest version."""
+    laid(2)
+    newest = context.artifact("releases", "a/001").id
+    laid(1, "b/")
+    selection = RangeSelection(bucket="releases", until="z", newest=newest, begun_at=clock.now())
+    assert run(page, PageRequest(verb="delete", range=selection)).outcomes == {"deleted": 2}
+    assert [each.key for each in context.catalogue.artifacts.page("releases")] == ["b/000"]
 
 
 def test_a_cancelled_page_stops_and_keeps_what_it_has_recorded(laid, drive, monkeypatch, context):
