@@ -139,11 +139,18 @@ def _decided(found: DeleteApproval, context: JobContext, job: RunningJob) -> Del
 def _check_not_replaced(found: DeleteApproval, artifacts: Sequence[Artifact]) -> None:
     """Raise NotApproved if there is a version that the second person did not approve."""
     for each in artifacts:
-        if each.id not in (found.versions or ()):
+        if not _was_there(found, each):
             raise NotApproved(
                 f"{found.what}: {each.path} was uploaded again after this delete was requested, and that version was "
                 "not approved; send the delete again to ask anew"
             )
+
+
+def _was_there(found: DeleteApproval, artifact: Artifact) -> bool:
+    """Return whether a delete found a version; of one that an earlier worker recorded only its time is known."""
+    if found.versions is not None:
+        return artifact.id in found.versions
+    return artifact.committed_at is not None and artifact.committed_at <= found.requested_at
 
 
 def _waits(found: DeleteApproval) -> WaitsForApproval:

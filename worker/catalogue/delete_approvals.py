@@ -44,7 +44,7 @@ class DeleteApproval:
 
     `what`: what it deletes, for people. `decided_from`: the user and machine that the decision came from. `versions`:
     the ids of the versions that a delete of one artifact found, its own and those of companions; None for a batch,
-    which keeps what it found itself.
+    which keeps what it found itself, and for a delete that was recorded before migration 0034.
     """
 
     job: str

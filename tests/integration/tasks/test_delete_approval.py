@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from tasks.delete import delete
 from tasks.page import page
@@ -13,7 +14,7 @@ from tasks.upload import upload
 from tests.integration.tasks.test_batch import Driver, drive, laid  # noqa: F401 - fixtures
 from worker import clock
 from worker.artifacts.wait_for_delete_approval import NotApproved, WaitsForApproval, check_batch, check_delete
-from worker.catalogue import ApprovalState, CannotDecide, FindingKind
+from worker.catalogue import ApprovalState, CannotDecide, FindingKind, tables
 from worker.context import Context
 from worker.storage import Digest
 from zot_artifact_client.contract import (
@@ -119,6 +120,23 @@ def test_a_version_that_comes_while_its_delete_waits_stays(context, limit, laid,
     with monkeypatch.context() as behind:
         behind.setattr(clock, "now", lambda: job.created_at - timedelta(minutes=4))
         run(upload, UploadRequest(bucket="releases", key="a/000", source=source(b"other bytes")))
+    with pytest.raises(NotApproved, match="uploaded again after this delete was requested"):
+        check_delete(wanted, context, job)
+
+
+def test_a_delete_that_was_requested_before_an_upgrade_is_done(context, limit, laid, run, source):  # noqa: F811
+    """Its row has no versions: what was complete when it was requested is what the second person approved."""
+    limit(0)
+    laid(1)
+    wanted = DeleteRequest(bucket="releases", key="a/000", by="ana")
+    job: Any = SimpleNamespace(id="single", parent=None, created_at=clock.now())
+    with pytest.raises(WaitsForApproval):
+        check_delete(wanted, context, job)
+    with context.catalogue._database.write() as connection:
+        connection.execute(sa.update(tables.delete_requests).values(versions=sa.null()))
+    approve(context, "single")
+    check_delete(wanted, context, job)
+    run(upload, UploadRequest(bucket="releases", key="a/000", source=source(b"other bytes")))
     with pytest.raises(NotApproved, match="uploaded again after this delete was requested"):
         check_delete(wanted, context, job)
 

@@ -1,6 +1,6 @@
 """Record which versions a delete of one artifact found: its approval is for no other.
 
-A delete that waits for its approval is asked for anew after that.
+Of a delete that waits for its approval meanwhile, the time of its request decides, as before.
 
 Revision: 0034
 """
