@@ -240,7 +240,7 @@ class Artifacts:
         with self._database.write(durable=durable) as connection:
             row = _NEWEST.first(connection, bucket=bucket, key=key)
             if job is not None and row is not None:
-                _check_not_superseded(connection, row, job)
+                _check_not_superseded(connection, row, job, digest)
             same = row is not None and artifact_of(row).digest == digest and row.tombstoned_at is None
             if row is not None and same and replaces_headers:
                 metadata, properties = metadata or row.metadata, with_properties(row.properties, properties)
@@ -294,7 +294,7 @@ class Artifacts:
                 same = row is not None and same and beside[number] == _beside(row, {}, {})
                 try:
                     if row is not None:
-                        _check_not_superseded(connection, row, job)
+                        _check_not_superseded(connection, row, job, each.digest)
                         if not same:
                             check_hold(connection, each.bucket, each.key)
                 except (Superseded, OnHold) as error:
@@ -639,10 +639,11 @@ def _beside(before: Row[Any] | None, metadata: Mapping[str, str], properties: Ma
     return dict(metadata or kept), joined or None
 
 
-def _check_not_superseded(connection: Connection, newest: Row[Any], job: str) -> None:
+def _check_not_superseded(connection: Connection, newest: Row[Any], job: str, digest: Digest) -> None:
     """Raise Superseded if an earlier attempt of the job uploaded a version that was followed by another, or deleted.
 
-    The jobs of a batch count as one: a file that leaves its page is uploaded by a job of its own.
+    The jobs of a batch count as one: a file that leaves its page is uploaded by a job of its own. If the list of the
+    batch names its key twice, its version is the one that has its digest.
     """
     batch = _batch_of(job)
     first, last = (f"{batch}.{'0' * 8}", f"{batch}.{'9' * 8}") if batch else (job, job)
@@ -650,7 +651,7 @@ def _check_not_superseded(connection: Connection, newest: Row[Any], job: str) ->
     found = [row for row in used if any(_is_one_with(each, job) for each in _jobs_of(row))]
     if not found:
         return
-    own = next((row for row in found if job in _jobs_of(row)), found[0])
+    own = next((row for row in found if job in _jobs_of(row) or artifact_of(row).digest == digest), found[0])
     what = f"version {own.version} of {own.bucket}/{own.key}, which an earlier attempt of this job uploaded,"
     if own.tombstoned_at is not None:
         raise Superseded(f"{what} was deleted before the job could end")

@@ -215,6 +215,17 @@ def test_an_upload_that_goes_on_makes_no_second_version(catalogue, one, again):
         record("b", DIGEST, again)
 
 
+def test_a_file_that_leaves_its_page_replaces_no_later_file_of_the_same_key(catalogue):
+    """A list may name a key twice: the page has recorded both files, and the first one is uploaded later by itself."""
+    first, second = [Digest(12, each * 64) for each in "ab"]
+    for digest in (first, second):
+        catalogue.artifacts.record_many(
+            [NewVersion("releases", "a", digest, ())], {}, clock.now(), job="batch.00000001"
+        )
+    with pytest.raises(Superseded, match="version 1 of .* was followed by version 2"):
+        catalogue.artifacts.record("releases", "a", first, {}, clock.now(), job="batch.00000007")
+
+
 @pytest.mark.parametrize(("one", "again"), [("one", "one"), ("batch.00000001", "batch.00000007")])
 def test_an_upload_that_found_its_bytes_there_replaces_no_later_version(catalogue, one, again):
     """It has recorded no version of its own; nor does it bring back what was deleted between its attempts."""
