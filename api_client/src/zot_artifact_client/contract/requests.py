@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from zot_artifact_client.input_rules import check_distinct, check_number
+from zot_artifact_client.input_rules import check_number
 
 _SIGNATURES = re.compile(r"(?i)(^|[-_])(sig|signature|token|credential|key|password|secret)$")
 
@@ -61,11 +61,7 @@ Verb = Literal["replicate", "verify", "delete"]
 BatchVerb = Literal["replicate", "verify", "delete", "upload"]
 PageVerb = Literal["replicate", "verify", "delete", "upload"]
 Symlinks = Literal["skip", "follow", "error"]
-Globs = Annotated[
-    tuple[Annotated[str, StringConstraints(min_length=1, max_length=1024)], ...],
-    Field(max_length=100),
-    AfterValidator(check_distinct),
-]
+Globs = Annotated[tuple[Annotated[str, StringConstraints(min_length=1, max_length=1024)], ...], Field(max_length=100)]
 StoreName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 StoreNames = Annotated[tuple[StoreName, ...], Field(min_length=1, max_length=64), _distinct("store")]
 Receiver = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
