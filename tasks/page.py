@@ -307,7 +307,7 @@ class _Writes:
 
         The others have to be asked for one by one.
         """
-        if self.fresh is None:
+        if self.fresh is None or {each.store for each in self.closed} >= {*(self.request.to or ())}:
             return
         try:
             for fresh, data in self.fresh.read(part):
@@ -381,6 +381,7 @@ def _replicate_claimed(request: PageRequest, context: JobContext, job: RunningJo
 
 def _write_selected(request: PageRequest, context: JobContext, job: RunningJob) -> Page:
     """Replicate or delete the objects that no other job writes to; the others leave the page."""
+    context.stores.admitting(request.to or ())  # no source is read for targets that take no job
     found, objects = _begin(request, context, job)
     locks = context.catalogue.artifact_locks
     paths = [(each.bucket, each.key) for each in objects]

@@ -289,6 +289,30 @@ def test_a_paused_target_keeps_only_its_own_copies_waiting(run, source, drive, s
     assert len(verdicts(context)) == read
 
 
+@pytest.mark.parametrize("after", [0, 1])
+def test_no_source_is_read_for_targets_that_take_no_job(laid, drive, context, monkeypatch, after):
+    """A page that waits for its only target would read all its sources at each of its deliveries."""
+    laid(3)
+    monkeypatch.setitem(context.settings.page.__dict__, "threads", 1)
+    driver = drive(VERBS[1])
+    driver.step()
+    read, objects, admit = [], LimitedStore.read_objects, LimitedStore.admit
+
+    def admit_at_first(store: LimitedStore) -> None:
+        if store.name == "cold" and len(read) >= after:
+            closed = Snooze("its breaker is open", 1.0)
+            closed.store = store.name
+            raise closed
+        admit(store)
+
+    monkeypatch.setattr(LimitedStore, "admit", admit_at_first)
+    monkeypatch.setattr(LimitedStore, "read_objects", lambda *of: read.append(of) or objects(*of))
+    monkeypatch.setattr(LimitedStore, "read_object", lambda *of, **_: read.append(of))
+    with pytest.raises(Snooze):
+        driver.work()
+    assert len(read) == after
+
+
 @pytest.mark.parametrize("number", [1, 3], ids=["alone", "page"])
 def test_what_is_uploaded_again_while_its_delete_waits_stays(laid, drive, context, run, source, number):
     """A later version is no part of the batch: also not of a page that has begun, or of a job of one artifact."""
