@@ -8,6 +8,7 @@ from worker.artifacts.artifact_copies import ArtifactJob, Records
 from worker.artifacts.parts_staged_in_store import assembled, is_staged_in_store, remove_parts
 from worker.artifacts.per_store import check_beside_bytes, check_size, for_each_store
 from worker.artifacts.sources import HashedSource, Source, open_source, remove_partial, remove_staged
+from worker.artifacts.waiting_uploads import closed_stores, lacking
 from worker.context import Context, JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
@@ -38,6 +39,8 @@ def upload(request: UploadRequest, context: JobContext, job: RunningJob) -> Uplo
         StorageError, Snooze: a store did not take its copy; the other stores have theirs.
     """
     stores = _stores_of(request, context)
+    if job.was_snoozed:
+        _check_can_go_on(request, stores, context, job)
     job.step("opening the source")
     with _open(request, context, job) as source:
         check_size(source.size, stores, f"{request.bucket}/{request.key}")
@@ -70,6 +73,14 @@ def _stores_of(request: UploadRequest, context: JobContext) -> list[LimitedStore
             raise UnknownStore(f"storage_classes names {name!r}, which the upload does not go to")
     check_beside_bytes(request, context.stores, names)
     return context.stores.admitting(names)
+
+
+def _check_can_go_on(request: UploadRequest, stores: list[LimitedStore], context: JobContext, job: RunningJob) -> None:
+    """Raise Snooze if only stores that take no job now lack their copies: the source is not read for them."""
+    names = [store.name for store in stores]
+    closed = closed_stores(names, context)
+    if closed and not lacking({(request.bucket, request.key): names}, closed, context, job.id):
+        raise min(closed.values(), key=lambda error: error.seconds)
 
 
 def _open(request: UploadRequest, context: JobContext, job: RunningJob) -> AbstractContextManager[Source]:

@@ -19,6 +19,7 @@ from worker.artifacts.page_runner import GROUP
 from worker.artifacts.per_store import check_beside_bytes, most_retryable
 from worker.artifacts.sources import open_source
 from worker.artifacts.upload_lists import ListedFile
+from worker.artifacts.waiting_uploads import closed_stores, lacking
 from worker.catalogue import Artifact, FinishedCopy, Group, NewVersion, Page, PageOutcome, Recorded
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
@@ -107,25 +108,14 @@ class UploadPage:
             raise min(self.closed.values(), key=lambda error: error.seconds)
         return self.page
 
-    def _without_waiting(self, items: Sequence[_Item]) -> list[_Item]:
+    def _without_waiting(self, items: list[_Item]) -> list[_Item]:
         """Return the files that an open store lacks: an earlier delivery may have written the others, which wait."""
-        for name in dict.fromkeys(name for item in items for name in item.stores):
-            try:
-                self.context.stores.admitting([name])
-            except Snooze as error:
-                self.closed[name] = error
+        self.closed = closed_stores({name for item in items for name in item.stores}, self.context)
         if not self.closed:
-            return list(items)
-        artifacts = self.context.catalogue.artifacts
-        begun = artifacts.uploaded_by(self.job.id, [(item.file.bucket, item.file.key) for item in items])
-        copies = artifacts.copies_of_all([artifact.id for artifact in begun.values()])
-
-        def is_there(item: _Item, store: str) -> bool:
-            artifact = begun.get((item.file.bucket, item.file.key))
-            copy = copies.get(artifact.id, {}).get(store) if artifact else None
-            return copy is not None and copy.state.good
-
-        return [item for item in items if not all(name in self.closed or is_there(item, name) for name in item.stores)]
+            return items
+        wanted = {(item.file.bucket, item.file.key): item.stores for item in items}
+        left = lacking(wanted, self.closed, self.context, self.job.id)
+        return [item for item in items if (item.file.bucket, item.file.key) in left]
 
     def _run(self, groups: Iterator[list[_Item]], pool: ThreadPoolExecutor, stores: set[str]) -> None:
         until = time.monotonic() + self.context.settings.page.time.total_seconds()

@@ -5,6 +5,7 @@ import hashlib
 import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,7 @@ from worker.artifacts.sources import SourceRefused
 from worker.catalogue import Finding
 from worker.context import Context
 from worker.jobs.running_job import Cancelled
+from worker.limits.snooze import Snooze
 from worker.settings.section_models import SourceSettings
 from worker.storage import Stores, Verdict
 from worker.storage.config import AzureConfig, GcsConfig, S3Config
@@ -359,3 +361,29 @@ def test_what_cannot_be_read_is_not_replaced(run, context, source, stored, monke
     with pytest.raises(Unavailable, match="cannot be read and is kept"):
         run(upload, request(source(b"another release now!"), stores=("primary",)))
     assert stored("primary").read_bytes() == b"a foreign only copy!"
+
+
+def test_a_source_is_not_read_again_while_a_store_is_paused(run, source, context):
+    """The open store has its copy, and the upload waits for the other one alone."""
+    jobs: list[str] = []
+
+    def again(wish, context, job):
+        job.was_snoozed, job.id = bool(jobs), jobs[0] if jobs else job.id
+        jobs.append(job.id)
+        return upload(wish, context, job)
+
+    context.catalogue.pauses.begin("store", "dr", reason=None, now=clock.now())
+    context.pauses.__init__(context.catalogue.pauses)
+    wish = request(source(b"release one"))
+    with pytest.raises(Snooze):
+        run(again, wish)
+    away = Path(wish.source).rename(f"{wish.source}.away")  # the next read finds it missing
+    with pytest.raises(Snooze):
+        run(again, wish)
+    away.rename(wish.source)
+    context.catalogue.pauses.end("store", "dr")
+    context.pauses.__init__(context.catalogue.pauses)
+    assert {copy.store: copy.outcome for copy in run(again, wish).copies} == {
+        "primary": "already_there",
+        "dr": "stored",
+    }
