@@ -12,6 +12,7 @@ from kombu.exceptions import OperationalError
 from worker.limits.shared_redis import Backoff
 from zot_artifact_client.contract import CANCEL_KEY, PROGRESS_STATE, Progress
 from zot_artifact_client.text_escaping import bounded
+from zot_artifact_client.tls_faults import causes
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,8 @@ class CeleryReporter:
             shown = progress.model_dump(mode="json")
             self._task.backend.store_result(self._id, shown, PROGRESS_STATE, request=self._request, max_retries=0)
         except (redis.RedisError, BackendError, RuntimeError) as error:  # RuntimeError: Celery's retries are used up
-            self._results.begin(began)
+            if not any(isinstance(each, redis.ResponseError) for each in causes(error)):
+                self._results.begin(began)  # not for a full server, which refuses the state and knows who cancelled
             logger.warning("job %s: progress cannot be shown: %s", self._id, type(error).__name__)
 
     def _show(self, progress: Progress) -> None:

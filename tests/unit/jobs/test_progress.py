@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import redis
 from celery import Celery
 
+from tests.servers import Valkey
 from tests.servers.process import free_port
 from worker.jobs.progress import CeleryReporter
-from zot_artifact_client.contract import Progress
+from worker.jobs.result_backend import use_atomic_result_backend
+from zot_artifact_client.contract import CANCEL_KEY, Progress
 
 
 @pytest.fixture
@@ -21,6 +24,7 @@ def reporter() -> Iterator[Callable[[str], CeleryReporter]]:
 
     def made(backend: str) -> CeleryReporter:
         app = Celery("test", backend=backend, broker="memory://", set_as_current=False)
+        use_atomic_result_backend(app)
         app.backend.always_retry = True
         apps.append(app)
 
@@ -89,3 +93,19 @@ def test_a_result_backend_that_does_not_answer_is_not_asked_for_a_while(
         assert not made.cancelled()
         assert server.connections == asked
         server.shutdown()
+
+
+def test_a_job_is_cancelled_while_the_result_backend_refuses_its_progress(
+    reporter: Callable[[str], CeleryReporter], valkey: Valkey
+) -> None:
+    """A full server takes no progress, and still says that the job was cancelled before."""
+    valkey.empty()
+    with redis.Redis.from_url(valkey.url) as client:
+        client.set(CANCEL_KEY.format(job="job-1"), 1)
+        client.config_set("maxmemory", 1)
+        try:
+            made = reporter(valkey.url)
+            made.report(Progress())
+            assert made.cancelled()
+        finally:
+            client.config_set("maxmemory", 0)
