@@ -53,10 +53,12 @@ class DistributedSemaphore:
             self.release(name, holder)
             raise
 
-    def renew(self, name: str, holder: str, *, limit: int, otherwise: bool) -> bool:
+    def renew(self, name: str, holder: str, *, limit: int, otherwise: bool, at_once: bool = False) -> bool:
         """Renew a slot and return whether the holder still has it; `otherwise` while Redis does not answer."""
         return self._shared.ask(
-            lambda redis: self._run(redis, name, holder, limit, self._seconds)[0] == 1, lambda: otherwise
+            lambda redis: self._run(redis, name, holder, limit, self._seconds)[0] == 1,
+            lambda: otherwise,
+            at_once=at_once,
         )
 
     def release(self, name: str, holder: str) -> None:
@@ -115,7 +117,10 @@ class Slot:
 
     def _keep(self) -> None:
         while not self._released.wait(self._semaphore.seconds / 3):
-            self.lost = not self._semaphore.renew(self._name, self._holder, limit=self._limit, otherwise=True)
+            # A Redis that was silent for a moment is not asked for longer than a slot lasts; others would then take it.
+            self.lost = not self._semaphore.renew(
+                self._name, self._holder, limit=self._limit, otherwise=True, at_once=True
+            )
             if self.lost:
                 return
 

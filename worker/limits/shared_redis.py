@@ -87,15 +87,20 @@ class SharedRedis:
         self._away = False
         self._backoff = Backoff()
 
-    def ask(self, question: Callable[["redis.Redis"], AnswerT], locally: Callable[[], AnswerT]) -> AnswerT:
-        """Return the answer of Redis, or of `locally` while Redis does not answer."""
+    def ask(
+        self, question: Callable[["redis.Redis"], AnswerT], locally: Callable[[], AnswerT], *, at_once: bool = False
+    ) -> AnswerT:
+        """Return the answer of Redis, or of `locally` while Redis does not answer.
+
+        With `at_once`, a Redis that has just not answered is asked all the same, by a thread that may wait.
+        """
         if not self._found:  # once, in the first thread that asks, because Celery makes another backend for each thread
             self._client, self._found = self._find(), True
             if self._client is None:
                 logger.warning(
                     "no Redis is shared with the other workers: this process has its own limits and breakers"
                 )
-        if self._client is None or not self._backoff.is_over:
+        if self._client is None or not (at_once or self._backoff.is_over):
             return locally()
         began = time.monotonic()
         try:
@@ -110,6 +115,6 @@ class SharedRedis:
                 )
             return locally()
         if self._away:
-            self._away = False
+            self._away, self._backoff = False, Backoff()
             logger.warning("limits and breakers are shared with all workers again")
         return answer

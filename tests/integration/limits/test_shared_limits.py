@@ -16,6 +16,7 @@ import pytest
 from celery import Celery
 from redis import Redis
 from redis.backoff import NoBackoff
+from redis.exceptions import TimeoutError as RedisTimeout
 from redis.retry import Retry
 
 from tests.memory_driver import MemoryDriver
@@ -323,6 +324,21 @@ def test_a_slot_whose_thread_cannot_start_is_given_back(shared, url, monkeypatch
             slots.acquire("full", "one", limit=1, local_limit=1)
     assert Redis.from_url(url).zcard("zot-artifacts:places:full") == 0
     assert slots._local["full"] == set()
+
+
+def test_a_slot_is_renewed_although_redis_was_silent_for_a_moment(url, shared, monkeypatch):
+    """No other question is asked for longer than a slot lasts; the next job would get the slot of one that runs."""
+
+    def say_nothing(_: Redis) -> None:
+        raise RedisTimeout
+
+    monkeypatch.setattr("worker.limits.shared_redis._NOT_ASKED_FOR", 3600)
+    slots, key = DistributedSemaphore(shared, seconds=4), "zot-artifacts:places:busy"
+    with Redis.from_url(url) as client, slots.acquire("busy", "one", limit=1, local_limit=1):
+        until_now = client.zscore(key, "one")
+        shared.ask(say_nothing, lambda: None)
+        assert until(lambda: client.zscore(key, "one") != until_now)
+        assert client.zscore(key, "one"), "it has expired"
 
 
 def test_a_silent_redis_is_asked_once_and_not_again_for_a_while(monkeypatch):
