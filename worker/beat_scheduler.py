@@ -69,6 +69,14 @@ class Scheduler(PersistentScheduler):  # type: ignore[misc]  # Celery has no typ
                     path.unlink()
             super().setup_schedule()
 
+    def sync(self) -> None:
+        """Write the last runs to the file; a full disk costs only them, and no sweep that makes room on it."""
+        try:
+            super().sync()
+        except Exception as error:  # noqa: BLE001 - whatever the module dbm raises
+            self._store.writeback = True  # `shelve` leaves it off, and would never write again
+            logger.warning("beat: the last runs are not written: %s: %s", type(error).__name__, bounded(error, 200))
+
     def _correct(self) -> None:
         """Make an entry whose last run is in the future due one period from now at the latest."""
         for name, entry in self.schedule.items():

@@ -3,6 +3,7 @@
 import dbm
 import os
 import pickle
+import resource
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -155,3 +156,24 @@ def test_a_run_that_a_beat_did_not_send_waits_for_no_other_period(
     first.apply_entry(first.schedule["recover"])
     assert sent == [first]
     first.close()
+
+
+def test_a_full_disk_stops_no_run_and_has_the_last_runs_once_there_is_room(
+    app: Celery, tmp_path: Path, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beat would end after the message was sent, and send it again when it is restarted."""
+    valkey.empty()
+    app.conf.result_backend = valkey.url
+    monkeypatch.setattr(Scheduler, "send_task", lambda *_, **__: None)
+    beat = open_scheduler(app, tmp_path / "schedule")
+    beat.schedule["recover"].last_run_at -= timedelta(hours=1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        beat.tick()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with redis.Redis.from_url(valkey.url) as client:
+        assert client.mget(client.keys("*beat:started*")) == [b"sent"]
+    beat.close()
+    assert open_scheduler(app, tmp_path / "schedule").schedule["recover"].total_run_count == 1
