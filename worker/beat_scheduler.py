@@ -4,6 +4,7 @@
 """
 
 import logging
+import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -28,7 +29,9 @@ _SAME_RUN = 0.9
 """The part of its period for which a run that one beat has started is no other's: less than all, as ticks differ."""
 _CLAIM = timedelta(seconds=30)
 """For so long a beat has a run to itself whose message it has not sent yet."""
-_SENDING, _SENT = b"sending", b"sent"
+_SENDING, _SENT = b"sending ", b"sent"
+"""What is recorded of a run: the first one with a token of the try; the version before recorded an empty text at once.
+"""
 _EVERY = 10.0
 """Seconds between two records."""
 _REMEMBERED = 3600
@@ -97,11 +100,11 @@ class Scheduler(PersistentScheduler):  # type: ignore[misc]  # Celery has no typ
 
     def apply_entry(self, entry: Any, producer: Any = None) -> None:
         """Start a run, unless another beat has started it; one that could not be started is soon due again."""
-        name = bounded(entry.name, 64)
-        state = self._claim(entry)
+        name, claim = bounded(entry.name, 64), _SENDING + secrets.token_hex(8).encode()
+        state = self._claim(entry, claim)
         if state is not None:
             logger.info("beat: another beat has started %s", name)
-            if state == _SENDING:  # that beat may have been killed before it sent the message
+            if state.startswith(_SENDING):  # that beat may have been killed before it sent the message
                 self._try_again(entry)
             return
         logger.info("beat: starts %s", name)
@@ -110,7 +113,7 @@ class Scheduler(PersistentScheduler):  # type: ignore[misc]  # Celery has no typ
         except SchedulingError as error:
             # In one line: Celery's own has 130, at every try while the broker is away.
             logger.error("beat: %s is not started: %s", name, bounded(error.__cause__ or error, 200))  # noqa: TRY400
-            self._ask(lambda client: client.delete(_key(entry)), f"that {name} is not started is not recorded")
+            self._ask(lambda client: _end_claim(client, entry, claim), f"that {name} is not started is not recorded")
             self._try_again(entry)
         else:
             lasts = _lasts(entry)
@@ -121,24 +124,24 @@ class Scheduler(PersistentScheduler):  # type: ignore[misc]  # Celery has no typ
         self.schedule[entry.name].last_run_at -= entry.schedule.run_every - _claimed_for(entry)
         self._heap = None
 
-    def _claim(self, entry: Any) -> bytes | None:
+    def _claim(self, entry: Any, claim: bytes) -> bytes | None:
         """Return what another beat has recorded of the run that is due, or None if this one starts it.
 
         It also starts it if the result backend does not answer.
         """
 
-        def claim(client: "redis.Redis") -> bytes | None:
+        def record(client: "redis.Redis") -> bytes | None:
             key, lasts, claimed = _key(entry), _lasts(entry), min(_lasts(entry), _claimed_for(entry))
-            if client.set(key, _SENDING, nx=True, px=claimed):
+            if client.set(key, claim, nx=True, px=claimed):
                 return None
             left: Any = client.pttl(key)
             if left <= lasts / _MILLISECOND:
                 found: Any = client.get(key)
-                return found or _SENDING  # it has expired just now
-            client.set(key, _SENDING, px=claimed)  # a longer time is of a clock of Redis that was ahead
+                return claim if found is None else found  # None: it has expired just now
+            client.set(key, claim, px=claimed)  # a longer time is of a clock of Redis that was ahead
             return None
 
-        return self._ask(claim, f"whether another beat has started {entry.name} is not known")
+        return self._ask(record, f"whether another beat has started {entry.name} is not known")
 
     def _ask(self, question: Callable[["redis.Redis"], AnswerT], otherwise: str) -> AnswerT | None:
         """Return the answer of the result backend; log `otherwise` and return None if there is none."""
@@ -160,6 +163,12 @@ class Scheduler(PersistentScheduler):  # type: ignore[misc]  # Celery has no typ
 
 def _key(entry: Any) -> str:
     return f"{_STARTED}:{entry.name}:{entry.schedule.run_every.total_seconds():g}"
+
+
+def _end_claim(client: "redis.Redis", entry: Any, claim: bytes) -> None:
+    """Remove a claim; after 30 s another beat may have started the run."""
+    if client.get(_key(entry)) == claim:
+        client.delete(_key(entry))
 
 
 def _lasts(entry: Any) -> timedelta:

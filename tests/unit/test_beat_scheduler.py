@@ -158,6 +158,45 @@ def test_a_run_that_a_beat_did_not_send_waits_for_no_other_period(
     first.close()
 
 
+def test_a_beat_that_fails_after_another_one_has_started_the_run_does_not_free_it(
+    app: Celery, tmp_path: Path, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its broker was silent for longer than its claim lasts; a third beat would start the run again."""
+    valkey.empty()
+    app.conf.result_backend = valkey.url
+    beats = [open_scheduler(app, tmp_path / name) for name in "abc"]
+    sent: list[Scheduler] = []
+
+    def fail_late(*_: object, **__: object) -> None:
+        with redis.Redis.from_url(valkey.url) as client:
+            client.delete(*client.keys("*beat:started*"))  # as when the claim expires
+        monkeypatch.setattr(PersistentScheduler, "apply_async", lambda beat, *_, **__: sent.append(beat))
+        beats[1].apply_entry(beats[1].schedule["recover"])
+        raise SchedulingError("no broker")
+
+    monkeypatch.setattr(PersistentScheduler, "apply_async", fail_late)
+    for beat in (beats[0], beats[2]):
+        beat.apply_entry(beat.schedule["recover"])
+    assert sent == [beats[1]]
+    for beat in beats:
+        beat.close()
+
+
+def test_a_run_that_a_beat_of_the_version_before_has_started_is_not_due_in_30_seconds(
+    app: Celery, tmp_path: Path, valkey: Valkey
+) -> None:
+    """That version recorded an empty text for the whole period: the run was sent."""
+    valkey.empty()
+    app.conf.result_backend = valkey.url
+    app.conf.beat_schedule["recover"]["schedule"] = timedelta(days=1)
+    beat = open_scheduler(app, tmp_path / "schedule")
+    with redis.Redis.from_url(valkey.url) as client:
+        client.set("zot-artifacts:beat:started:recover:86400", "", ex=60)
+    beat.apply_entry(beat.schedule["recover"])
+    assert beat.schedule["recover"].is_due().next > 60
+    beat.close()
+
+
 def test_a_full_disk_stops_no_run_and_has_the_last_runs_once_there_is_room(
     app: Celery, tmp_path: Path, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
