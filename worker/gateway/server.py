@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import signal
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,12 +141,14 @@ def listen(address: Address) -> socket.socket:
 
 
 def serve(settings: Settings, address: Address, listener: socket.socket) -> None:
-    """Serve on a socket until SIGINT or SIGTERM.
+    """Serve on a socket until SIGINT, SIGTERM or SIGHUP.
 
     Raises:
         CatalogueError: the catalogue cannot be opened.
     """
     _log(as_json=settings.log.format == "json")
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # uvicorn handles the other two
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     make_server(Services(settings), address).run(sockets=[listener])
 
 

@@ -1,13 +1,18 @@
 """`serve` says in one line why it cannot, and `tokens` what it has made."""
 
 import os
+import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.servers.tls import Authority
 from tests.unit.cli.test_status import Zot, catalogue, zot  # noqa: F401 - fixtures
+from tests.waiting import WITHIN
 from worker import cli
 from worker.catalogue import Catalogue
 
@@ -40,6 +45,22 @@ def test_what_cannot_be_served_is_one_line(tmp_path: Path, capsys: pytest.Captur
             said = capsys.readouterr()
             assert way_out in said.err
             assert "secret" not in said.err + said.out
+
+
+def test_a_closed_terminal_ends_a_gateway_without_a_traceback(tmp_path: Path) -> None:
+    """It ends as with SIGTERM: after the requests that are under way."""
+    command = (sys.executable, "-m", "worker.cli", "serve", "--port", "0")
+    environment = {**os.environ, "ZOT_HOME": str(tmp_path)}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as gateway:
+        try:
+            assert gateway.stderr is not None
+            url = gateway.stderr.readline().split()[-1]
+            httpx.get(url, timeout=WITHIN)
+            gateway.send_signal(signal.SIGHUP)
+            said = gateway.stderr.read()
+        finally:
+            gateway.kill()
+    assert (gateway.returncode, "Traceback" in said) == (-signal.SIGTERM, False), said
 
 
 def test_a_token_is_printed_once(zot: Zot, catalogue: Catalogue) -> None:  # noqa: F811
