@@ -3,6 +3,7 @@
 import hashlib
 import os
 import secrets
+import select
 import stat
 import sys
 from collections.abc import Callable
@@ -176,6 +177,16 @@ def _read(source: BinaryIO, what: str) -> bytes:
     # One call of the system at a time: Python notices a signal between two, and `read` of standard input makes many.
     read: Callable[[int], bytes] = getattr(source, "read1", source.read)
     try:
+        if not _is_blocking(source):  # a read of nothing yet looks like the end
+            select.select([source], [], [])
         return read(BUFFER_SIZE)
     except OSError as error:
         raise Failure(f"{what}: it cannot be read: {error.strerror}", type_="SourceUnreadable") from error
+
+
+def _is_blocking(source: BinaryIO) -> bool:
+    """Return whether reads wait for bytes; another program that has the same standard input may have changed that."""
+    try:
+        return os.get_blocking(source.fileno())
+    except OSError:  # it is no file of the system
+        return True

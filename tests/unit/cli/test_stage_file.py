@@ -4,6 +4,7 @@ import hashlib
 import os
 import resource
 import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,24 @@ def test_a_producer_that_pauses_keeps_no_signal_from_the_command() -> None:
     with os.fdopen(end, "rb") as source, os.fdopen(start, "wb", buffering=0) as producer:
         producer.write(b"abc")
         assert stage_file._read(source, "standard input") == b"abc"
+
+
+def test_a_pause_of_the_producer_is_not_the_end_where_reads_do_not_wait(settings: Settings) -> None:
+    """Another program that has the same standard input may have made it non-blocking: a part would count as all."""
+    end, start = os.pipe()
+    os.set_blocking(end, False)
+    with os.fdopen(end, "rb") as source, os.fdopen(start, "wb", buffering=0) as producer:
+
+        def write_the_rest() -> None:
+            with producer:
+                producer.write(b"def")
+
+        rest = [threading.Timer(0.2, write_the_rest)]
+
+        def taken(_: int) -> None:
+            while rest:
+                rest.pop().start()
+
+        producer.write(b"abc")
+        staged = stage_file.stage_stream(source, settings, "job-1", on_bytes=taken)
+    assert staged.path.read_bytes() == b"abcdef"
