@@ -5,6 +5,7 @@ import time
 from weakref import WeakKeyDictionary
 
 import redis
+from amqp import AMQPError
 from celery import Celery, Task
 from celery.exceptions import BackendError
 from kombu.exceptions import OperationalError
@@ -56,7 +57,7 @@ class CeleryReporter:
         try:
             with self._task.app.events.default_dispatcher(hostname=self._request.hostname) as dispatcher:
                 dispatcher.send("task-progress", uuid=self._id, retry=False, result=described(progress))
-        except (redis.RedisError, OperationalError, OSError) as error:
+        except (redis.RedisError, AMQPError, OperationalError, OSError) as error:
             self._broker.begin(began)
             logger.debug("job %s: Flower does not get its progress: %s", self._id, type(error).__name__)
 

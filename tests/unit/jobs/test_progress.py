@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import redis
+from amqp import ConnectionForced
 from celery import Celery
 
 from tests.servers import Valkey
@@ -65,6 +66,21 @@ def test_an_event_of_progress_names_its_job_whichever_thread_reports_it(
     thread.start()
     thread.join()
     assert [fields["uuid"] for fields in sent] == ["job-1"]
+
+
+def test_no_job_ends_because_rabbitmq_closes_its_connection(
+    reporter: Callable[[str], CeleryReporter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An operator closes all connections before maintenance; RabbitMQ's error is none of the system and none of kombu.
+
+    `rabbitmqctl close_all_connections` was seen to raise it here.
+    """
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ConnectionForced
+
+    monkeypatch.setattr("celery.events.dispatcher.EventDispatcher.send", refuse)
+    reporter("cache+memory://").report(Progress())
 
 
 class ClosingServer(socketserver.ThreadingTCPServer):
