@@ -179,14 +179,15 @@ def test_a_stubborn_child_is_killed_after_its_grace(tmp_path: Path) -> None:
     assert said == ["deaf did not end within its grace period and is killed"]
 
 
-def test_waiting_is_ended_by_a_signal(tmp_path: Path) -> None:
-    """SIGTERM ends the wait at once, as StopRequested."""
+@pytest.mark.parametrize("name", ["TERM", "HUP"])
+def test_waiting_is_ended_by_a_signal(tmp_path: Path, name: str) -> None:
+    """SIGTERM and the end of the terminal end the wait at once, as StopRequested."""
     # In a process of its own, because this one has threads, one of which would get the signal and die of it.
     wait = (
         "import os, sys; from pathlib import Path\n"
         "from worker.embedded.processes import Children, Program, StopRequested\n"
         "with Children(Path(sys.argv[1]), print) as children:\n"
-        "    children.start(Program('killer', ('sh', '-c', f'kill -TERM {os.getpid()}; exec sleep 60')))\n"
+        "    children.start(Program('killer', ('sh', '-c', f'kill -" + name + " {os.getpid()}; exec sleep 60')))\n"
         f"    try: children.wait({WITHIN})\n"
         "    except StopRequested: print('stop')\n"
     )

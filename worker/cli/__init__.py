@@ -76,8 +76,13 @@ def main() -> None:
 
 
 def _end(number: int, _frame: FrameType | None) -> None:
-    """End the command as Ctrl-C does, which removes what was staged or written in part."""
+    """End the command as Ctrl-C does, which removes what was staged or written in part.
+
+    Threads that wait for a silent store do not keep it for longer than a few seconds.
+    """
     _received.append(number)
+    with contextlib.suppress(RuntimeError):  # the machine has no room for a thread
+        end_within(status=128 + number)
     raise KeyboardInterrupt
 
 

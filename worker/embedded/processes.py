@@ -13,8 +13,7 @@ from typing import Self
 
 from worker.embedded.parent_death import die_with_parent
 
-_STOP = frozenset({signal.SIGINT, signal.SIGTERM})
-_AWAITED = _STOP | {signal.SIGCHLD}
+_STOP = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 _FIRST_DELAY = 1.0
 _LONGEST_DELAY = 60.0
 _SETTLED = 60.0
@@ -22,7 +21,7 @@ _SETTLED = 60.0
 
 
 class StopRequested(Exception):
-    """SIGINT or SIGTERM arrived."""
+    """SIGINT, SIGTERM or SIGHUP arrived."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +98,10 @@ class Children:
         self._children: dict[str, _Child] = {}
 
     def __enter__(self) -> Self:
-        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
+        # As nohup leaves it, SIGHUP is ignored; blocked, it would arrive all the same.
+        ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+        self._awaited = (_STOP | {signal.SIGCHLD}) - ignored
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._awaited)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -115,14 +117,14 @@ class Children:
         """Wait this long; a program that ends meanwhile is restarted with exponential backoff.
 
         Raises:
-            StopRequested: SIGINT or SIGTERM arrived.
+            StopRequested: SIGINT, SIGTERM or SIGHUP arrived.
         """
         deadline = time.monotonic() + seconds
         while True:
             self._restart()
             due = [child.due for child in self._children.values() if child.due is not None]
             left = min([deadline, *due]) - time.monotonic()
-            got = signal.sigtimedwait(_AWAITED, max(left, 0))
+            got = signal.sigtimedwait(self._awaited, max(left, 0))
             if got is not None and got.si_signo in _STOP:
                 raise StopRequested
             if time.monotonic() >= deadline:
@@ -154,7 +156,7 @@ class Children:
             _signal(child, signal.SIGTERM)
         deadline = time.monotonic() + max((child.program.grace for child in ending), default=0)
         while any(_alive(ending)) and (left := deadline - time.monotonic()) > 0:
-            got = signal.sigtimedwait(_AWAITED, left)
+            got = signal.sigtimedwait(self._awaited, left)
             if got is not None and got.si_signo in _STOP:
                 self._say("second signal: killing what still runs")
                 break

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import WITHIN
 from worker.catalogue import Catalogue
 from worker.cli import run
 from worker.cli.commands import COMMANDS
@@ -189,6 +190,28 @@ cli.main()
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (-number, "removed\n", "")
+
+
+def test_a_thread_that_hangs_does_not_keep_a_command_that_a_signal_ends() -> None:
+    """`timeout 30 zot-artifacts stores` would wait for a silent store for as long as its requests are repeated."""
+    script = """
+import functools, os, signal, threading
+from concurrent.futures import ThreadPoolExecutor
+from worker import cli
+def command(*_, **__):
+    with ThreadPoolExecutor(1) as pool:
+        hangs = pool.submit(threading.Event().wait)
+        os.kill(os.getpid(), signal.SIGTERM)
+        hangs.result()
+cli.app = command
+cli.end_within = functools.partial(cli.end_within, 0.2)
+cli.main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False, timeout=WITHIN
+    )
+    assert done.returncode == 128 + signal.SIGTERM
+    assert "ThreadPoolExecutor" in done.stderr
 
 
 def test_the_shell_completes_commands() -> None:
