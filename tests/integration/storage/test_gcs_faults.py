@@ -367,12 +367,12 @@ class TestBrokenTransfers:
     def test_copy_that_does_not_advance(self, through: Callable[..., Line]) -> None:
         """A store that says again and again that the copy is not done is not asked for ever."""
         unfinished = {"done": False, "rewriteToken": "so-far", "totalBytesRewritten": "1", "objectSize": "5"}
-        left = [Say(200, json.dumps(unfinished).encode())] * 9
+        left = [Say(200, json.dumps(unfinished).encode())] * 20
         line = through(lambda request: left.pop() if "/rewriteTo/" in request.path and left else None)
         line.direct.write_object(BUCKET, "app", source(b"hello"))
         with pytest.raises(Unavailable, match="faulty: releases/copy"):
             line.faulty._driver.copy(BUCKET, "app", BUCKET, "copy")
-        assert len(line.asked("POST", "/rewriteTo/")) == 2
+        assert len(line.asked("POST", "/rewriteTo/")) == 11
 
 
 class TestOtherAnswers:

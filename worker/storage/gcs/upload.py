@@ -44,6 +44,8 @@ TRIES = 16
 SMALL = 1024 * 1024
 """Up to this size in bytes an object is sent without a request for the existing one first. Most keys are written once.
 """
+STANDING = 10
+"""After so many answers without one more byte a copy is given up; Google promises none of each answer."""
 NOT_FOUND = 404
 REFUSED = {409, 412}
 
@@ -219,16 +221,15 @@ def rewrite(connection: Connection, original: Any, write: GcsWrite, pin: int, be
     if write.storage_class:
         blob.storage_class = write.storage_class
     pins = {"if_generation_match": pin, "if_source_generation_match": original.generation}
-    token, copied = None, -1
-    while True:  # each request continues where the last one ended
+    token, most, standing = None, 0, 0
+    while standing < STANDING:  # each request continues where the last one ended
         between()
-        before = copied
         token, copied, _ = blob.rewrite(original, token=token, retry=retry(), timeout=COMMIT_TIMEOUT, **pins)
         if token is None:
             return blob
-        if copied <= before:
-            msg = "the copy does not advance"
-            raise InvalidJSONError(msg)
+        standing, most = (0, copied) if copied > most else (standing + 1, most)
+    msg = f"the copy has not advanced in {STANDING} answers"
+    raise InvalidJSONError(msg)
 
 
 def find_blob(connection: Connection, name: ObjectName) -> Any | None:
