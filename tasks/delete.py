@@ -152,6 +152,7 @@ def _delete_copies(
         job.step(f"deleting from {store}")
         job.check()
         copies = held.get(store, [])
+        job.confirm_lease()
         deleted = bool(copies) and context.stores[store].delete_object(request.bucket, request.key)
         if records is not None:
             records.deleted.extend(copies)

@@ -150,6 +150,7 @@ class ArtifactJob:
         Raises:
             Unavailable: what is under the key cannot be read, so it is not replaced.
             StorageError, Snooze: the store does not answer, or takes no job now.
+            LostLease: while the worker was frozen, another job has begun to write to the artifact.
         """
         artifact, artifacts = self.artifact, self.context.catalogue.artifacts
         copy = self.copies.get(store.name) or artifacts.ensure_copy(artifact, store.name)
@@ -157,8 +158,12 @@ class ArtifactJob:
             found = store.stat_object(artifact.bucket, artifact.key)
         except NotFound:
             return CopySlot(store, copy, None, quarantine=False)
-        if copy.state.good and (found.version, found.size) == (copy.tag, artifact.digest.size):
-            return None if self._is_trusted(copy) else self._read_again(store, copy, found)
+        unchanged = copy.state.good and (found.version, found.size) == (copy.tag, artifact.digest.size)
+        if unchanged and self._is_trusted(copy):
+            return None
+        self.job.confirm_lease()
+        if unchanged:
+            return self._read_again(store, copy, found)
         held = artifacts.version_in_store(store.name, artifact.bucket, artifact.key)
         replaced = held and held[0].id != artifact.id and held[1].state.good and held[1].tag == found.version
         if held and replaced and not self._has_all_of(store, held[0]):

@@ -4,8 +4,9 @@ A job on one artifact needs no row here: the ledger's `holds` is its lock. Each 
 rows for the companions that it writes to.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -18,30 +19,22 @@ from zot_artifact_client.contract import JobState
 
 _GROUP = 200
 """Artifacts that one statement names at most: databases bound the number of parameters."""
-_LIVE = (
-    jobs.c.state == JobState.RUNNING,
-    jobs.c.lease_until.between(sa.bindparam("now"), sa.bindparam("far")),
-)
+_RUNNING = (jobs.c.id != sa.bindparam("job"), jobs.c.state == JobState.RUNNING)
+_OF_LOCKS = sa.and_(jobs.c.id == artifact_locks.c.job, jobs.c.fence == artifact_locks.c.fence)
 _LOCKED = (
-    sa.select(artifact_locks.c.key)
-    .join(jobs, sa.and_(jobs.c.id == artifact_locks.c.job, jobs.c.fence == artifact_locks.c.fence))
-    .where(artifact_locks.c.job != sa.bindparam("job"), *_LIVE)
-)
+    sa.select(artifact_locks.c.key, jobs.c.id, jobs.c.lease_until).join(jobs, _OF_LOCKS).where(*_RUNNING)
+)  # fmt: skip
+_HOLDS = sa.select(jobs.c.holds, jobs.c.id, jobs.c.lease_until).where(*_RUNNING)
 _INSERT = Prepared(sa.insert(artifact_locks))
-_HOLDS = sa.select(jobs.c.holds).where(jobs.c.id != sa.bindparam("job"), *_LIVE)
-HOLDERS = Prepared(
+_HOLDERS = Prepared(
     sa.union_all(
-        sa.select(jobs.c.id, jobs.c.lease_until)
-        .where(jobs.c.holds == sa.bindparam("path"), jobs.c.id != sa.bindparam("job"), *_LIVE),
-        sa.select(jobs.c.id, jobs.c.lease_until)
-        .join(artifact_locks, sa.and_(jobs.c.id == artifact_locks.c.job, jobs.c.fence == artifact_locks.c.fence))
-        .where(
-            artifact_locks.c.bucket == sa.bindparam("bucket"), artifact_locks.c.key == sa.bindparam("key"),
-            artifact_locks.c.job != sa.bindparam("job"), *_LIVE,
-        ),
+        sa.select(jobs.c.id, jobs.c.lease_until).where(jobs.c.holds == sa.bindparam("path"), *_RUNNING),
+        sa.select(jobs.c.id, jobs.c.lease_until).join(artifact_locks, _OF_LOCKS)
+        .where(artifact_locks.c.bucket == sa.bindparam("bucket"), artifact_locks.c.key == sa.bindparam("key"))
+        .where(*_RUNNING),
     )
 )  # fmt: skip
-"""The other jobs, with their leases, that write to one artifact: `bucket`, `key`, and both as `path`."""
+_FENCE_OUT = Prepared(sa.update(jobs).where(jobs.c.id == sa.bindparam("other")).values(fence=jobs.c.fence + 1))
 
 Path = tuple[str, str]
 """Bucket and key of an artifact."""
@@ -60,11 +53,11 @@ class ArtifactLocks:
 
         `credible`: the longest lease of a holder that counts, in leases; see the ledger.
         """
-        times = {"job": job, "now": now, "far": now + credible * lease}
+        far = now + credible * lease
         granted: set[Path] = set()
         with self._database.write() as connection:
             for bucket, keys in by_bucket(dict.fromkeys(paths), _GROUP):
-                taken = _taken(connection, bucket, keys, times)
+                taken = _taken(connection, bucket, keys, job, (now, far))
                 free = [key for key in keys if key not in taken]
                 connection.execute(sa.delete(artifact_locks).where(*_named(bucket, free)))
                 _INSERT.run_many(connection, [{"key": key} for key in free], bucket=bucket, job=job, fence=fence)
@@ -78,11 +71,39 @@ class ArtifactLocks:
             connection.execute(sa.delete(artifact_locks).where(mine))
 
 
-def _taken(connection: Connection, bucket: str, keys: Sequence[str], times: dict[str, object]) -> set[str]:
-    locked = set(connection.execute(_LOCKED.where(*_named(bucket, keys)), times).scalars())
-    held = [f"{bucket}/{key}" for key in keys]
-    holders = connection.execute(_HOLDS.where(jobs.c.holds.in_(held)), times).scalars()
-    return locked | {path.partition("/")[2] for path in holders}
+def holder(connection: Connection, path: str, job: str, now: datetime, far: datetime) -> Any:
+    """Return the id and lease of another job that writes to an artifact, or None; fence out one whose lease is over.
+
+    Such a job may go on once its worker is no longer frozen: its lease is not renewed then, and it records nothing.
+    `far`: a lease that lasts longer was written by a clock that was ahead.
+    """
+    bucket, _, key = path.partition("/")
+    others = _HOLDERS.all(connection, path=path, bucket=bucket, key=key, job=job)
+    live = next((other for other in others if _lasts(other.lease_until, now, far)), None)
+    if live is None:
+        _fence_out(connection, {other.id for other in others})
+    return live
+
+
+def _taken(
+    connection: Connection, bucket: str, keys: Sequence[str], job: str, times: tuple[datetime, datetime]
+) -> set[str]:
+    """Return which of these artifacts other jobs write to; fence out the jobs whose leases are over, see `holder`."""
+    mine, paths = {"job": job}, [f"{bucket}/{key}" for key in keys]
+    others = [tuple(row) for row in connection.execute(_LOCKED.where(*_named(bucket, keys)), mine)]
+    held = connection.execute(_HOLDS.where(jobs.c.holds.in_(paths)), mine)
+    others += [(path.partition("/")[2], id_, until) for path, id_, until in held]
+    taken = {key for key, _, until in others if _lasts(until, *times)}
+    _fence_out(connection, {id_ for key, id_, _ in others if key not in taken})
+    return taken
+
+
+def _lasts(until: datetime | None, now: datetime, far: datetime) -> bool:
+    return until is not None and now <= until <= far
+
+
+def _fence_out(connection: Connection, others: Collection[str]) -> None:
+    _FENCE_OUT.run_many(connection, [{"other": id_} for id_ in others])
 
 
 def _named(bucket: str, keys: Sequence[str]) -> list[sa.ColumnElement[bool]]:

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
 from worker import clock
-from worker.catalogue.artifact_locks import HOLDERS
+from worker.catalogue.artifact_locks import holder
 from worker.catalogue.artifacts import FinishedCopy, finish_copies
 from worker.catalogue.compiled_statements import Prepared
 from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Database
@@ -463,8 +463,7 @@ def _busy(connection: Connection, job: JobRecord, holds: str | None, now: dateti
         return Held(job.lease_until, f"job {job.id} is leased by another delivery already")
     if holds is None:
         return None
-    bucket, _, key = holds.partition("/")
-    other = HOLDERS.first(connection, path=holds, bucket=bucket, key=key, job=job.id, now=now, far=far)
+    other = holder(connection, holds, job.id, now, far)
     return Held(other.lease_until, f"job {other.id} is writing to {holds}") if other else None
 
 

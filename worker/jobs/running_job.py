@@ -140,6 +140,19 @@ class RunningJob:
         """Raise as `advance` does, without progress: for bytes that are read again, and while waiting."""
         self.advance(0)
 
+    def confirm_lease(self) -> None:
+        """Renew a lease that is about to end, or over: called before bytes are replaced or deleted.
+
+        A worker that was frozen may have lost it, and the bytes may be those of a job that has the artifact now.
+
+        Raises:
+            LostLease: another job has begun to write to the artifact, or another worker has this one's lease.
+        """
+        if self._lost or time.monotonic() - self._renewed > self._lease.total_seconds() / 2:
+            shown = self.progress.model_dump(mode="json")
+            self._ledger.renew(self.id, self.fence, until=clock.now() + self._lease, progress=shown)
+            self._renewed = time.monotonic()
+
     def _publish(self, progress: Progress) -> None:
         self._shown, self._reported = True, time.monotonic()
         self._reporter.report(progress)

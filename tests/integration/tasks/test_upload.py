@@ -4,22 +4,25 @@ import dataclasses
 import hashlib
 import os
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from tasks.delete import delete
 from tasks.upload import upload
 from tests.conformance.targets import s3_client, s3_config
 from tests.integration.tasks.conftest import NullReporter
 from worker import clock
+from worker.artifacts.artifact_copies import ArtifactJob
 from worker.artifacts.sources import SourceRefused
-from worker.catalogue import Finding
+from worker.catalogue import Finding, LostLease
 from worker.context import Context
-from worker.jobs.running_job import Cancelled
+from worker.jobs.running_job import Cancelled, RunningJob
 from worker.limits.snooze import Snooze
 from worker.settings.section_models import SourceSettings
-from worker.storage import Stores, Verdict
+from worker.storage import Digest, Stores, Verdict
 from worker.storage.config import AzureConfig, GcsConfig, S3Config
 from worker.storage.configured_stores import UnknownStore
 from worker.storage.errors import (
@@ -31,7 +34,7 @@ from worker.storage.errors import (
     TransientError,
     Unavailable,
 )
-from zot_artifact_client.contract import UploadRequest
+from zot_artifact_client.contract import DeleteRequest, UploadRequest
 
 
 @pytest.fixture
@@ -387,3 +390,35 @@ def test_a_source_is_not_read_again_while_a_store_is_paused(run, source, context
         "primary": "already_there",
         "dr": "stored",
     }
+
+
+@pytest.mark.parametrize("verb", ["upload", "delete"])
+def test_a_job_that_was_frozen_touches_nothing_that_another_job_writes(
+    context: Context, source, stored, monkeypatch, verb
+):
+    """A job whose lease was over comes to a store after another job has written there, and stops before its effect."""
+    jobs, lease = context.catalogue.ledger, context.settings.jobs.lease
+
+    def leased(id_, now):
+        begun = jobs.acquire(
+            id_, verb, {}, owner="test", holds="releases/app.tgz", parent=None, now=now, lease=lease
+        )  # fmt: skip
+        return RunningJob(begun.record, jobs, context.settings.jobs, NullReporter())
+
+    frozen = leased("frozen", clock.now() - 2 * lease)
+    older = Digest(5, sha256(b"older"))
+    made = context.catalogue.artifacts.record("releases", "app.tgz", older, {}, clock.now(), stores=["primary"])
+    newer = leased("newer", clock.now())
+    upload(request(source(b"newer"), stores=("primary",)), context.for_job(newer), newer)
+    context.catalogue.artifacts.finish_copies(newer.finished, now=clock.now())
+
+    thawed = time.monotonic() + 2 * lease.total_seconds()
+    monkeypatch.setattr(time, "monotonic", lambda: thawed)
+    own = context.for_job(frozen)
+    work = {
+        "upload": lambda: ArtifactJob(own, frozen, made.artifact).inspect(own.stores["primary"]),
+        "delete": lambda: delete(DeleteRequest(bucket="releases", key="app.tgz", now=True), own, frozen),
+    }[verb]
+    with pytest.raises(LostLease):
+        work()
+    assert stored("primary").read_bytes() == b"newer"

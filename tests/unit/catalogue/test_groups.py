@@ -208,6 +208,29 @@ def test_the_locks_of_a_page_and_the_lock_of_a_job_exclude_each_other(catalogue)
     assert isinstance(begin(catalogue, "late", holds="releases/c/d"), Leased)
 
 
+@pytest.mark.parametrize("frozen", ["page", "upload"])
+@pytest.mark.parametrize("taken_by", ["page", "upload"])
+def test_a_job_whose_artifact_another_job_has_taken_records_nothing(catalogue, frozen, taken_by):
+    """A frozen worker whose lease is over may go on: it renews no lease and writes nothing after the other job."""
+    path, now = ("releases", "a"), clock.now()
+
+    def take(job, kind, at):
+        lease = begin(catalogue, job, now=at, holds="/".join(path) if kind == "upload" else None).record
+        if kind == "page":
+            assert catalogue.artifact_locks.acquire(job, lease.fence, [path], now=at, lease=LEASE) == {path}
+        return lease
+
+    before = take("frozen", frozen, now - 2 * LEASE)
+    untouched = begin(catalogue, "elsewhere", now=now - 2 * LEASE, holds="releases/b").record
+    take("other", taken_by, now)
+    with pytest.raises(LostLease):
+        catalogue.ledger.renew("frozen", before.fence, until=now + LEASE, progress=None)
+    with pytest.raises(LostLease):
+        stored(catalogue.fenced("frozen", before.fence), "a")
+    catalogue.ledger.renew("elsewhere", untouched.fence, until=now + LEASE, progress=None)
+    assert isinstance(begin(catalogue, "frozen", now=now), Leased), "its next delivery begins again"
+
+
 def test_the_locks_of_a_page_end_with_its_lease(catalogue):
     """Locks of a page that was killed, has ended or was delivered again under another fence keep no writer away."""
     path, now = [("releases", "a")], clock.now()
