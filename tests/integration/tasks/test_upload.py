@@ -416,7 +416,7 @@ def test_a_job_that_was_frozen_touches_nothing_that_another_job_writes(
     monkeypatch.setattr(time, "monotonic", lambda: thawed)
     own = context.for_job(frozen)
     work = {
-        "upload": lambda: ArtifactJob(own, frozen, made.artifact).inspect(own.stores["primary"]),
+        "upload": lambda: ArtifactJob(own, frozen, made.artifact, None, made.copies).inspect(own.stores["primary"]),
         "delete": lambda: delete(DeleteRequest(bucket="releases", key="app.tgz", now=True), own, frozen),
     }[verb]
     with pytest.raises(LostLease):
