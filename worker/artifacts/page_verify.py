@@ -4,9 +4,9 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from itertools import groupby
 from operator import attrgetter
-from typing import Any
 
 from worker import clock
 from worker.artifacts.artifact_copies import BAD, ArtifactJob, asked_again_at, suspicion
@@ -92,12 +92,12 @@ class VerifyPage:
         # Threads that ask ahead are fewer at first: together they have a request open for each thread allowed.
         begin = 1 if all(kind.local for kind in kinds) else max(2, threads // ahead)
         with self._recorder:
-            options: Any = {"threads": threads, "begin": begin, "reads_only": True, "seconds": self._time}
-            in_time = work_on(by_store, self._read, record, **options)
+            read_all = partial(work_on, threads=threads, begin=begin, reads_only=True, seconds=self._time)
+            in_time = read_all(by_store, self._read, record)
             order = {id_: number for number, id_ in enumerate(self._objects)}
             suspects.sort(key=lambda copy: order[copy.id])
             # They have time of their own, so that a page of bad copies ends some of them whatever that takes.
-            self.in_time = work_on(suspects, self._read_again, self._record, **options) and in_time
+            self.in_time = read_all(suspects, self._read_again, self._record) and in_time
         if self._closed:
             raise min(self._closed.values(), key=lambda error: error.seconds)
         return self._recorder.page

@@ -338,6 +338,18 @@ class TestOnlyS3:
         assert direct.verify_object(BUCKET, "plain").verdict is Verdict.UNVERIFIABLE
 
 
+def listing_page(cloud: str, token: int, names: str) -> Say:
+    """Answer a listing with a page of these names, which says that another page follows."""
+    if cloud == "s3":
+        more = f"<IsTruncated>true</IsTruncated><NextContinuationToken>{token}</NextContinuationToken>"
+        text = f"<ListBucketResult>{names}{more}</ListBucketResult>"
+    elif cloud == "gcs":
+        text = f'{{"kind": "storage#objects", {names}"nextPageToken": "{token}"}}'
+    else:
+        text = f"<EnumerationResults>{names}<NextMarker>{token}</NextMarker></EnumerationResults>"
+    return Say(200, text.encode(), {"Content-Type": f"application/{'json' if cloud == 'gcs' else 'xml'}"})
+
+
 class TestListings:
     def test_empty_pages_without_end(
         self, through: Callable[..., tuple[Store, Store]], cloud: str, monkeypatch: pytest.MonkeyPatch
@@ -347,17 +359,7 @@ class TestListings:
         numbers = iter(range(1_000_000))
 
         def page(request: Request) -> Fault:
-            token = next(numbers)
-            if cloud == "s3":
-                more = f"<IsTruncated>true</IsTruncated><NextContinuationToken>{token}</NextContinuationToken>"
-                text = f"<ListBucketResult>{more}</ListBucketResult>"
-            elif cloud == "gcs":
-                text = f'{{"kind": "storage#objects", "nextPageToken": "{token}"}}'
-            else:
-                text = f"<EnumerationResults><Blobs/><NextMarker>{token}</NextMarker></EnumerationResults>"
-            return Say(
-                200, text.encode(), {"Content-Type": "application/json" if cloud == "gcs" else "application/xml"}
-            )
+            return listing_page(cloud, next(numbers), "" if cloud in {"s3", "gcs"} else "<Blobs/>")
 
         _, faulty = through(page)
         with pytest.raises(Unavailable, match="20 empty pages"):
@@ -376,19 +378,11 @@ class TestListings:
                 "<Content-Length>1</Content-Length><BlobType>BlockBlob</BlobType></Properties></Blob>"
                 "<BlobPrefix><Name>releases/</Name></BlobPrefix></Blobs>"
             ),
-            "gcs": '"items": [{"name": "releases/app", "size": "1", "generation": "5"}], "prefixes": ["releases/"]',
+            "gcs": '"items": [{"name": "releases/app", "size": "1", "generation": "5"}], "prefixes": ["releases/"], ',
         }
 
         def page(_: Request) -> Fault:
-            token = next(numbers)
-            if cloud == "s3":
-                more = f"<IsTruncated>true</IsTruncated><NextContinuationToken>{token}</NextContinuationToken>"
-                text = f"<ListBucketResult>{names[cloud]}{more}</ListBucketResult>"
-            elif cloud == "gcs":
-                text = f'{{"kind": "storage#objects", {names[cloud]}, "nextPageToken": "{token}"}}'
-            else:
-                text = f"<EnumerationResults>{names[cloud]}<NextMarker>{token}</NextMarker></EnumerationResults>"
-            return Say(200, text.encode(), {"Content-Type": f"application/{'json' if cloud == 'gcs' else 'xml'}"})
+            return listing_page(cloud, next(numbers), names[cloud])
 
         _, faulty = through(page)
         with pytest.raises(Unavailable, match="the same page again"):

@@ -107,14 +107,20 @@ def test_a_list_that_waits_is_for_the_versions_of_its_request(
     assert left == {"a/000", "a/001", "a/late"} - {*names[1:2]}
 
 
+def waiting_delete(context, companions=()) -> tuple[DeleteRequest, Any]:
+    """Request the delete of one artifact, which waits for its approval; return it and its job."""
+    wanted = DeleteRequest(bucket="releases", key="a/000", by="ana")
+    job = SimpleNamespace(id="single", parent=None, created_at=clock.now())
+    with pytest.raises(WaitsForApproval):
+        check_delete(wanted, context, job, companions=companions)
+    return wanted, job
+
+
 def test_a_version_that_comes_while_its_delete_waits_stays(context, limit, laid, run, source, monkeypatch):  # noqa: F811
     """The approval of the delete of one artifact is for the version that was there when it was requested."""
     limit(0)
     laid(1)
-    wanted = DeleteRequest(bucket="releases", key="a/000", by="ana")
-    job: Any = SimpleNamespace(id="single", parent=None, created_at=clock.now())
-    with pytest.raises(WaitsForApproval):
-        check_delete(wanted, context, job)
+    wanted, job = waiting_delete(context)
     approve(context, "single")
     check_delete(wanted, context, job)
     with monkeypatch.context() as behind:
@@ -128,10 +134,7 @@ def test_a_delete_that_was_requested_before_an_upgrade_is_done(context, limit, l
     """Its row has no versions: what was complete when it was requested is what the second person approved."""
     limit(0)
     laid(1)
-    wanted = DeleteRequest(bucket="releases", key="a/000", by="ana")
-    job: Any = SimpleNamespace(id="single", parent=None, created_at=clock.now())
-    with pytest.raises(WaitsForApproval):
-        check_delete(wanted, context, job)
+    wanted, job = waiting_delete(context)
     with context.catalogue._database.write() as connection:
         connection.execute(sa.update(tables.delete_requests).values(versions=sa.null()))
     approve(context, "single")
@@ -147,10 +150,8 @@ def test_a_companion_that_comes_while_a_delete_waits_stays(context, limit, laid,
     laid(1)
     asked = UploadRequest(bucket="releases", key="a/000.sig", source=source(b"signature"))
     run(upload, asked)
-    wanted, companions = DeleteRequest(bucket="releases", key="a/000", by="ana"), context.catalogue.companions
-    job: Any = SimpleNamespace(id="single", parent=None, created_at=clock.now())
-    with pytest.raises(WaitsForApproval):
-        check_delete(wanted, context, job, companions=companions.of("releases", "a/000"))
+    companions = context.catalogue.companions
+    wanted, job = waiting_delete(context, companions.of("releases", "a/000"))
     approve(context, "single")
     run(upload, asked.model_copy(update={"source": source(b"another signature")}))
     with pytest.raises(NotApproved, match="releases/a/000.sig was uploaded again"):

@@ -1,5 +1,6 @@
 """No job waits for its progress to be published."""
 
+import logging
 import socketserver
 import threading
 import time
@@ -69,7 +70,7 @@ def test_an_event_of_progress_names_its_job_whichever_thread_reports_it(
 
 
 def test_no_job_ends_because_rabbitmq_closes_its_connection(
-    reporter: Callable[[str], CeleryReporter], monkeypatch: pytest.MonkeyPatch
+    reporter: Callable[[str], CeleryReporter], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An operator closes all connections before maintenance; RabbitMQ's error is none of the system and none of kombu.
 
@@ -80,7 +81,9 @@ def test_no_job_ends_because_rabbitmq_closes_its_connection(
         raise ConnectionForced
 
     monkeypatch.setattr("celery.events.dispatcher.EventDispatcher.send", refuse)
-    reporter("cache+memory://").report(Progress())
+    with caplog.at_level(logging.DEBUG, "worker.jobs.progress"):
+        reporter("cache+memory://").report(Progress())
+    assert "Flower does not get its progress: ConnectionForced" in caplog.text
 
 
 class ClosingServer(socketserver.ThreadingTCPServer):
