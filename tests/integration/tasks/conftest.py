@@ -123,3 +123,12 @@ def stored(settings: Settings) -> Callable[..., Path]:
         return config.root / bucket / key
 
     return path
+
+
+def pause(context: Context, *stores: str) -> None:
+    """Pause these stores and no other, for jobs that run already, too."""
+    for each in context.catalogue.pauses.all():
+        context.catalogue.pauses.end("store", each.name)
+    for store in stores:
+        context.catalogue.pauses.begin("store", store, reason=None, now=clock.now())
+    context.pauses.__init__(context.catalogue.pauses)  # type: ignore[misc] # they are read once in a while

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from tasks.page import page
 from tasks.upload import upload
+from tests.integration.tasks.conftest import pause
 from tests.integration.tasks.test_batch import Driver
 from worker import clock
 from worker.artifacts import page_verify
@@ -250,13 +251,11 @@ def test_a_store_that_takes_no_job_keeps_only_its_own_copies_waiting(laid, drive
     driver = drive(ALL)
     driver.step()
     sent = dict(driver.queue.waiting)
-    context.catalogue.pauses.begin("store", "dr", reason=None, now=clock.now())
-    context.pauses.__init__(context.catalogue.pauses)
+    pause(context, "dr")
     with pytest.raises(Snooze):
         driver.work()
     assert {store for _, store, _ in verdicts(context)} == {"primary"}
-    context.catalogue.pauses.end("store", "dr")
-    context.pauses.__init__(context.catalogue.pauses)
+    pause(context)
     driver.queue.waiting |= sent
     assert driver.finish().outcomes == {"verified": 3}
     assert len(verdicts(context)) == len(set(verdicts(context))) == 6
@@ -274,15 +273,13 @@ def test_a_paused_target_keeps_only_its_own_copies_waiting(run, source, drive, s
     driver = drive(BatchRequest(verb="replicate", bucket="releases", to=("dr", "cold")))
     driver.step()
     sent = dict(driver.queue.waiting)
-    context.catalogue.pauses.begin("store", "dr", reason=None, now=clock.now())
-    context.pauses.__init__(context.catalogue.pauses)
+    pause(context, "dr")
     with pytest.raises(Snooze):
         driver.work()
     for artifact in context.catalogue.artifacts.page("releases"):
         copies = context.catalogue.artifacts.copies(artifact)
         assert (copies["cold"].state.good, copies["dr"].state.value) == (True, "writing")
-    context.catalogue.pauses.end("store", "dr")
-    context.pauses.__init__(context.catalogue.pauses)
+    pause(context)
     read = len(verdicts(context))
     driver.queue.waiting |= sent
     assert driver.finish().outcomes == {"stored": 3}
@@ -319,15 +316,11 @@ def test_what_is_uploaded_again_while_its_delete_waits_stays(laid, drive, contex
     laid(number)
     driver = drive(VERBS[2])
     driver.step()
-    sent, stores = dict(driver.queue.waiting), ("primary", "dr")
-    for store in stores:
-        context.catalogue.pauses.begin("store", store, reason=None, now=clock.now())
-    context.pauses.__init__(context.catalogue.pauses)
+    sent = dict(driver.queue.waiting)
+    pause(context, "primary", "dr")
     with pytest.raises(Snooze):
         driver.work()
-    for store in stores:
-        context.catalogue.pauses.end("store", store)
-    context.pauses.__init__(context.catalogue.pauses)
+    pause(context)
     run(upload, UploadRequest(bucket="releases", key="a/000", source=source(b"uploaded after the batch began")))
     driver.queue.waiting |= sent
     assert driver.finish().outcomes["kept"] == 1

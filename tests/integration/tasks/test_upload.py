@@ -13,7 +13,7 @@ import pytest
 from tasks.delete import delete
 from tasks.upload import upload
 from tests.conformance.targets import s3_client, s3_config
-from tests.integration.tasks.conftest import NullReporter
+from tests.integration.tasks.conftest import NullReporter, pause
 from worker import clock
 from worker.artifacts.artifact_copies import ArtifactJob
 from worker.artifacts.sources import SourceRefused
@@ -375,8 +375,7 @@ def test_a_source_is_not_read_again_while_a_store_is_paused(run, source, context
         jobs.append(job.id)
         return upload(wish, context, job)
 
-    context.catalogue.pauses.begin("store", "dr", reason=None, now=clock.now())
-    context.pauses.__init__(context.catalogue.pauses)
+    pause(context, "dr")
     wish = request(source(b"release one"))
     with pytest.raises(Snooze):
         run(again, wish)
@@ -384,8 +383,7 @@ def test_a_source_is_not_read_again_while_a_store_is_paused(run, source, context
     with pytest.raises(Snooze):
         run(again, wish)
     away.rename(wish.source)
-    context.catalogue.pauses.end("store", "dr")
-    context.pauses.__init__(context.catalogue.pauses)
+    pause(context)
     assert {copy.store: copy.outcome for copy in run(again, wish).copies} == {
         "primary": "already_there",
         "dr": "stored",

@@ -13,7 +13,7 @@ import pytest
 from tasks.page import page
 from tests.conformance.bodies import some_bytes
 from tests.conformance.targets import PART, make_s3_bucket, s3_config
-from tests.integration.tasks.conftest import NullReporter
+from tests.integration.tasks.conftest import NullReporter, pause
 from tests.servers import Ministack, RcloneS3
 from tests.servers.proxy import FaultyProxy
 from worker import clock
@@ -193,8 +193,7 @@ def test_a_paused_store_keeps_only_its_own_copies_waiting(
     context: Context, request_: PageRequest, deliver: Callable[..., PageResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All files get their copies in the open store at once, are read no more while they wait, and end as stored."""
-    context.catalogue.pauses.begin("store", "dr", reason=None, now=clock.now())
-    context.pauses.__init__(context.catalogue.pauses)
+    pause(context, "dr")
     with pytest.raises(Snooze):
         deliver(request_)
     for name in NAMES:
@@ -205,8 +204,7 @@ def test_a_paused_store_keeps_only_its_own_copies_waiting(
         patch.setattr(page_upload, "_content", None)
         with pytest.raises(Snooze):
             deliver(request_)
-    context.catalogue.pauses.end("store", "dr")
-    context.pauses.__init__(context.catalogue.pauses)
+    pause(context)
     assert deliver(request_).outcomes == {"stored": len(NAMES)}
     assert_all_there(context)
 
@@ -219,15 +217,6 @@ def five(context: Context, source_root: Path, monkeypatch: pytest.MonkeyPatch) -
     for number in range(5):
         (source_root / "five" / str(number)).write_text(f"the bytes of {number}")
     return request_for(context, list(DirectoryListing(source_root / "five", "releases", "").files()), source_root)
-
-
-def pause(context: Context, *stores: str) -> None:
-    """Pause these stores and no other."""
-    for each in context.catalogue.pauses.all():
-        context.catalogue.pauses.end("store", each.name)
-    for store in stores:
-        context.catalogue.pauses.begin("store", store, reason=None, now=clock.now())
-    context.pauses.__init__(context.catalogue.pauses)  # type: ignore[misc]
 
 
 @pytest.fixture
