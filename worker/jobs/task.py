@@ -241,6 +241,9 @@ class Delivery(Generic[RequestT, ResultT]):
             # Nothing can be recorded in the ledger now. A lease of this delivery expires.
             logger.warning("job %s waits: %s", self._id, error)
             raise self._again(self._backoff(self._task.request.retries), error) from error
+        except LostLease as error:  # also where the end of an attempt was to be recorded
+            logger.warning("%s; this worker stops working on it", error)
+            raise Ignore from error
         except OtherRequest as error:
             logger.error("job %s: rejected: %s", self._id, error)  # noqa: TRY400 - its line names the cause
             raise Ignore from error  # keeps the result of the first request
@@ -304,16 +307,13 @@ class Delivery(Generic[RequestT, ResultT]):
                 self._end(job, JobState.SUCCEEDED, result=result)
                 self._log_success(record, time.monotonic() - began)
                 return result
-        except LostLease as error:
-            logger.warning("%s; this worker stops working on it", error)
-            raise Ignore from error
         except Cancelled as error:
             self._end(job, JobState.CANCELLED, error=cause(job.id))
             self._task.backend.mark_as_revoked(job.id, str(error), request=self._task.request)
             logger.info("%s", error)
             end_writes(self._context, record)
             raise Ignore from error
-        except (EndNotDurable, NotCleanedUp):  # the job has ended, and nothing else may be recorded for it
+        except (LostLease, EndNotDurable, NotCleanedUp):  # nothing else may be recorded for the job
             raise
         except Continue as step:
             self._continue_later(job, step)

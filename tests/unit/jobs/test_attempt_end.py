@@ -10,14 +10,16 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from celery.exceptions import Retry
+from celery.exceptions import Ignore, Retry
 
 from worker.catalogue import CatalogueUnavailable
 from worker.context import Context, JobContext
 from worker.jobs import heartbeats
-from worker.jobs.running_job import RunningJob
+from worker.jobs.running_job import Cancelled, Requeue, RunningJob
 from worker.jobs.task import Delivery
+from worker.limits.snooze import Snooze
 from worker.settings import Settings
+from worker.storage.errors import PermanentError, Unavailable
 from zot_artifact_client.contract import VERIFY, JobState, VerifyRequest, VerifyResult
 from zot_artifact_client.errors import JobFailed
 
@@ -112,6 +114,26 @@ def test_a_job_that_meets_a_fault_of_the_machine_is_tried_again(context, task, e
     with pytest.raises((Retry, JobFailed)):
         Delivery(task, VERIFY, context, writes=False, at_end=None).handle(meet, (), FIELDS)
     assert context.catalogue.ledger.get("job-1").state == state
+
+
+@pytest.mark.parametrize(
+    "error",
+    [Unavailable("away"), Snooze("closed", 5), Requeue("shutdown"), Cancelled("cancelled"), PermanentError("no"), None],
+    ids=repr,
+)
+def test_a_job_that_lost_its_lease_tells_no_end(context, task, error):
+    """Another job fenced it out while its worker was frozen, whose connections to stores are broken then as well."""
+
+    def thaw(request: VerifyRequest, own: JobContext, job: RunningJob) -> VerifyResult:
+        with context.catalogue.ledger._database.write() as connection:
+            connection.exec_driver_sql("UPDATE jobs SET fence = fence + 1")
+        if error is not None:
+            raise error
+        return work(request, own, job)
+
+    with pytest.raises(Ignore):
+        Delivery(task, VERIFY, context, writes=False).handle(thaw, (), FIELDS)
+    assert context.catalogue.ledger.get("job-1").state == JobState.RUNNING
 
 
 def test_a_job_succeeds_although_its_cleanup_fails(context, task):
