@@ -93,7 +93,10 @@ class RunningJob:
         self._lost = False
         self._lock = threading.Lock()
         self._done = False
-        self._active = self._renewed = time.monotonic()
+        self._active = time.monotonic()
+        leased_at = record.lease_until - settings.lease if record.lease_until else clock.now()
+        # It may be long ago: the disk was slow to confirm it, or the worker was frozen just then.
+        self._renewed = self._active - max(0.0, (clock.now() - leased_at).total_seconds())
         self._stop: Exception | None = None
         self._interrupter = Interrupter()
         self._abandon = abandon
