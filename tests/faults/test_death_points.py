@@ -325,7 +325,8 @@ class Scene:
     def wrong(self, case: Case, job: Job[Any]) -> list[str]:
         """Return everything that is not as promised."""
         record = self.record(job)
-        lost = self.worker.log.count(f"job {job.id} is leased by another worker now; this")  # it did not move
+        gives_up = f"job {job.id} has lost its lease to another worker, or to another job on its artifact; this"
+        lost = self.worker.log.count(gives_up)  # it did not move
         ended = (record.state, record.attempts - max(0, min(lost, record.attempts - case.attempts)))
         found = [
             (self._order(case).with_suffix(".died").exists(), True, "whether it died there"),

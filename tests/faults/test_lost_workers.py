@@ -90,7 +90,7 @@ def test_a_worker_that_was_stopped_past_its_lease_commits_nothing(valkey, minist
                 done = fleet.record(job)
                 for pid in (*children, first.pid):
                     os.kill(pid, signal.SIGCONT)
-                until(lambda: "is leased by another worker now" in first.log)
+                until(lambda: "has lost its lease" in first.log)
                 assert fleet.client.verify("releases", "large.bin").wait(WITHIN).good
         finally:
             for pid in (*children, first.pid):

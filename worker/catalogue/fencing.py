@@ -16,7 +16,10 @@ _HELD = Prepared(
 
 
 class LostLease(CatalogueError):
-    """Another worker has the lease of the job; nothing was recorded."""
+    """Another worker has the lease of the job, or another job its artifact; nothing was recorded."""
+
+    def __init__(self, job: str) -> None:
+        super().__init__(f"job {job} has lost its lease to another worker, or to another job on its artifact")
 
 
 class FencedDatabase(Database):
@@ -29,11 +32,11 @@ class FencedDatabase(Database):
     def __init__(self, database: Database, job: str, fence: int) -> None:
         self.engine, self.identity, self._file = database.engine, database.identity, database._file  # noqa: SLF001
         self._dialect, self._idle = database._dialect, database._idle  # noqa: SLF001
-        self._held = {"job": job, "token": fence}
+        self._job, self._held = job, {"job": job, "token": fence}
 
     def _begin_write(self, connection: Connection, *, wait: bool = True) -> bool:
         """Begin a transaction that writes; raise LostLease if another worker has the lease."""
         began = super()._begin_write(connection, wait=wait)
         if began and _HELD.first(connection, **self._held) is None:
-            raise LostLease(f"job {self._held['job']} is leased by another worker now")
+            raise LostLease(self._job)
         return began

@@ -433,7 +433,7 @@ def _acquire(
 
 def _change(connection: Connection, id_: str, fence: int, values: Mapping[str, Any]) -> None:
     if _SETTLE.run(connection, job=id_, token=fence, **values) != 1:
-        raise LostLease(f"job {id_} is leased by another worker now")
+        raise LostLease(id_)
 
 
 def _find(connection: Connection, id_: str) -> JobRecord | None:

@@ -132,7 +132,7 @@ class RunningJob:
                 self._bytes_done += count
         self._active = time.monotonic()
         if self._lost:
-            raise LostLease(f"job {self.id} is leased by another worker now")
+            raise LostLease(self.id)
         if shutdown_flag.grace_is_over():
             raise Requeue(f"job {self.id} is requeued: its worker shuts down")
         if time.monotonic() - self._reported >= REPORT_SECONDS:

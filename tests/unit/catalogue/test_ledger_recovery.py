@@ -182,7 +182,7 @@ def test_a_worker_that_lost_a_job_writes_nothing_for_it(catalogue, write):
     held = catalogue.fenced(first.id, first.fence)
     held.transfers.begin(artifact, "dr", token="t", part_size=5, now=clock.now())
     assert isinstance(begin(catalogue, owner="another"), Leased)
-    with pytest.raises(LostLease, match="job-1 is leased by another worker"):
+    with pytest.raises(LostLease, match="job-1 has lost its lease to another worker"):
         write(held, artifact)
     assert held.transfers.find(artifact, "dr") == catalogue.transfers.find(artifact, "dr")
     assert catalogue.transfers.find(artifact, "dr").sent == {}
