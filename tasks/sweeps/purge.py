@@ -28,6 +28,7 @@ def sweep_purge(request: SweepPurgeRequest, context: JobContext, job: RunningJob
 
     Raises:
         StorageError, Snooze: a copy could not be deleted; the others were.
+        LostLease: while the worker was frozen, another job has begun to write to one of the artifacts.
     """
     now, found = _due(context)
     due = iter(found)
@@ -96,6 +97,7 @@ class _Purge:
         context = self._context
         if copy.store not in context.stores or context.pauses.of_store(copy.store) is not None:
             return False
+        self._job.confirm_lease()
         held = context.catalogue.artifacts.version_in_store(copy.store, artifact.bucket, artifact.key)
         if copy.state is CopyState.WRITING or held is None or held[0].id != artifact.id:
             return True  # what is under the key there, if anything, is of another version

@@ -1,11 +1,15 @@
 """A delete can be undone within its grace period, purge removes only what was deleted, and a hold forbids both."""
 
+import hashlib
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from tasks.delete import delete
 from tasks.replicate import replicate
@@ -13,11 +17,13 @@ from tasks.sweeps.purge import sweep_purge
 from tasks.upload import upload
 from tasks.verify import verify
 from worker import clock
-from worker.catalogue import OnHold, Tombstone, UndeleteRefused
+from worker.catalogue import CopyState, LostLease, OnHold, Tombstone, UndeleteRefused
 from worker.catalogue.deletions import Deletions
+from worker.catalogue.tables import jobs
 from worker.context import Context
 from worker.settings import Settings
 from worker.settings.section_models import DeleteSettings
+from worker.storage import Digest
 from worker.storage.errors import NotFound
 from zot_artifact_client.contract import (
     DeleteRequest,
@@ -234,6 +240,31 @@ def test_a_run_purges_no_more_than_its_limit(context: Context, run, source, remo
     run(delete, DeleteRequest(bucket="releases", key="other"))
     monkeypatch.setitem(context.settings.sweep.purge.__dict__, "batch", 1)
     assert [purge().purged for _ in range(3)] == [1, 1, 0]
+
+
+def test_a_purge_that_was_frozen_deletes_nothing_that_another_job_writes(
+    context: Context, remove, purge, monkeypatch, stored
+) -> None:
+    """Of a bad copy the catalogue has no tag that says whose bytes are under the key now."""
+    remove()
+    begin, monotonic, ledger = Deletions.begin_purge, time.monotonic, context.catalogue.ledger
+
+    def thaw(deletions: Deletions, *of: Any, **when: Any) -> Any:
+        found, lease = begin(deletions, *of, **when), context.settings.jobs.lease
+        with ledger._database.write() as connection:
+            connection.execute(sa.update(jobs).values(lease_until=clock.now() - lease))
+        about: Any = {"owner": "test", "holds": "releases/app.tgz", "parent": None, "lease": lease}
+        ledger.acquire("newer", "upload", {}, now=clock.now(), **about)
+        newer = Digest(5, hashlib.sha256(b"newer").hexdigest())
+        context.catalogue.artifacts.record("releases", "app.tgz", newer, {}, clock.now(), stores=["dr"])
+        stored("dr").write_bytes(b"newer")
+        monkeypatch.setattr(time, "monotonic", lambda: monotonic() + 2 * lease.total_seconds())
+        return [(artifact, replace(copy, state=CopyState.CORRUPT)) for artifact, copy in found]
+
+    monkeypatch.setattr(Deletions, "begin_purge", thaw)
+    with pytest.raises(LostLease):
+        purge()
+    assert stored("dr").read_bytes() == b"newer"
 
 
 def test_what_is_held_is_neither_deleted_nor_replaced_nor_purged(
