@@ -16,7 +16,7 @@ import urllib3
 
 from tests.acceptance.commands import Zot
 from tests.acceptance.forked_up import running
-from tests.servers.process import REPOSITORY
+from tests.servers.process import REPOSITORY, freeze
 from tests.waiting import WITHIN, until
 from worker.embedded import up_subprocess, valkey
 from worker.embedded.processes import Children, Program
@@ -106,7 +106,7 @@ def test_what_was_queued_outlives_a_kill(zot: Zot) -> None:
         family = up.family()
         assert len(family) > 4
         worker = next(pid for pid in family if "celery" in command_lines({pid}))
-        os.kill(worker, signal.SIGSTOP)  # so that the next jobs stay queued
+        freeze(worker)  # so that the next jobs stay queued
         jobs = [zot("verify", "releases/app.tgz", "--no-wait").stdout.strip() for _ in range(3)]
         os.kill(up.process.pid, signal.SIGKILL)
         up.process.wait()

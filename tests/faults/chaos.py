@@ -22,6 +22,7 @@ import redis
 
 from tests.conformance.targets import make_s3_bucket, s3_client
 from tests.servers import Ministack, Valkey
+from tests.servers.process import freeze, thaw
 from tests.servers.proxy import Cut, Delay, Fault, FaultyProxy, Lose, Request, Reset, Say
 from tests.servers.worker import Beat, Worker
 from tests.waiting import WITHIN
@@ -261,13 +262,9 @@ class Fleet:
         pids = (worker.pid, *worker.children())
         with closing(sqlite3.connect(self._home / "catalogue.sqlite3", isolation_level=None, timeout=60)) as ours:
             ours.execute("BEGIN IMMEDIATE")
-            for pid in pids:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGSTOP)
+            freeze(*pids)
         time.sleep(4)  # the fault: longer than a lease
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+        thaw(*pids)
 
     def restart_broker(self) -> None:
         """Kill the broker once all that it has acknowledged is on its disk, and start it again."""

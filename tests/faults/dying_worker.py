@@ -221,16 +221,23 @@ def _freeze(catalogue: str) -> None:
     """Let another program stop this process while that has the lock of the catalogue.
 
     A thread of this process, such as the one that renews the lease, would else be stopped with the lock now and then,
-    and no other process could write before this one wakes up.
+    and no other process could write before this one wakes up. It keeps the lock until all threads stand still, which on
+    a busy machine is later than the signal.
     """
-    _with_the_lock(catalogue, f"os.kill({os.getpid()}, signal.SIGSTOP)").wait()
+    threads = f"/proc/{os.getpid()}/task"
+    state = f"open(f'{threads}/{{thread}}/stat').read().rpartition(') ')[2][0]"
+    stop = (
+        f"os.kill({os.getpid()}, signal.SIGSTOP)\n"
+        f"while any({state} not in 'Tt' for thread in os.listdir('{threads}')): time.sleep(0.02)"
+    )
+    _with_the_lock(catalogue, stop).wait()
 
 
 def _with_the_lock(catalogue: str, what: str, **options: Any) -> subprocess.Popen[bytes]:
-    """Run a line of Python in a process that has the write lock of a SQLite file."""
+    """Run lines of Python in a process that has the write lock of a SQLite file."""
     code = (
-        "import os, signal, sqlite3, sys, time; c = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=30);"
-        f"c.execute('BEGIN IMMEDIATE'); {what}; c.execute('ROLLBACK')"
+        "import os, signal, sqlite3, sys, time; c = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=30)\n"
+        f"c.execute('BEGIN IMMEDIATE')\n{what}\nc.execute('ROLLBACK')"
     )
     return subprocess.Popen([sys.executable, "-c", code, catalogue], **options)
 

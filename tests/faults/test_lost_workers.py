@@ -10,6 +10,7 @@ import pytest
 
 from tests.faults.fleet import MIB, PARTS, fleet_of
 from tests.servers import Valkey
+from tests.servers.process import freeze, thaw
 from tests.waiting import WITHIN, until
 from zot_artifact_client import JobFailed
 from zot_artifact_client.outgoing_messages import MESSAGES, ORDER
@@ -81,20 +82,17 @@ def test_a_worker_that_was_stopped_past_its_lease_commits_nothing(valkey, minist
         children = first.children()
         with closing(sqlite3.connect(tmp_path / "catalogue.sqlite3", isolation_level=None)) as ours:
             ours.execute("BEGIN IMMEDIATE")  # so that it does not sleep with the catalogue's lock in its hands
-            for pid in (first.pid, *children):
-                os.kill(pid, signal.SIGSTOP)
+            freeze(first.pid, *children)
         fleet.gate.open.set()
         try:
             with fleet.worker("second", beat=True):
                 assert job.wait(WITHIN).size == PARTS * 5 * MIB
                 done = fleet.record(job)
-                for pid in (*children, first.pid):
-                    os.kill(pid, signal.SIGCONT)
+                thaw(*children, first.pid)
                 until(lambda: "has lost its lease" in first.log)
                 assert fleet.client.verify("releases", "large.bin").wait(WITHIN).good
         finally:
-            for pid in (*children, first.pid):
-                os.kill(pid, signal.SIGCONT)
+            thaw(*children, first.pid)
     assert fleet.record(job) == done
     assert done.fence == 2
 

@@ -9,8 +9,8 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -199,6 +199,45 @@ class Server(ABC):
 
     def _log_tail(self) -> str:
         return self._log_path.read_text(errors="replace")[-2000:]
+
+
+def freeze(*pids: int) -> None:
+    """Stop processes by SIGSTOP, and return once every thread of them stands still.
+
+    The kernel stops a process when one of its threads is next scheduled. On a busy machine its other threads still
+    answer requests, or take a lock, for that long. A process that has ended meanwhile is left out.
+    """
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+    for pid in pids:
+        with suppress(ProcessLookupError, FileNotFoundError):
+            while any(_state(thread) not in "TtZX" for thread in Path(f"/proc/{pid}/task").iterdir()):
+                time.sleep(POLL)
+
+
+def thaw(*pids: int) -> None:
+    """Let processes go on that `freeze` has stopped."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+@contextmanager
+def frozen(*pids: int) -> Iterator[None]:
+    """Freeze processes for a while."""
+    try:
+        freeze(*pids)
+        yield
+    finally:
+        thaw(*pids)
+
+
+def _state(thread: Path) -> str:
+    try:
+        return (thread / "stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
 
 
 def die_with_parent() -> Callable[[], None] | None:

@@ -1,7 +1,5 @@
 """`health` tells a deaf worker from an idle one and from a broker that is away, with real processes."""
 
-import os
-import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +8,7 @@ import pytest
 from celery import Celery
 
 from tests.servers import Valkey
+from tests.servers.process import frozen
 from tests.servers.worker import Beat, Worker
 from tests.waiting import until
 from worker import cli
@@ -42,11 +41,8 @@ def test_an_idle_worker_is_good_and_a_deaf_one_is_bad(ask: Ask, broker: Valkey, 
     """A worker that waits for jobs is good; one that is stopped, and one that consumes from no queue, are bad."""
     with Worker(tmp_path, broker.url, concurrency=1) as worker:
         assert ask("worker", "--ready")[0] == 0
-        os.kill(worker.pid, signal.SIGSTOP)
-        try:
+        with frozen(worker.pid):
             stopped = ask("worker")
-        finally:
-            os.kill(worker.pid, signal.SIGCONT)
         assert (stopped[0], "does not answer" in stopped[1]) == (1, True)
         with Celery(broker=broker.url, set_as_current=False) as app:
             for queue in Queue:

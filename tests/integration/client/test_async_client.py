@@ -4,7 +4,6 @@ import asyncio
 import gc
 import json
 import os
-import signal
 import socket
 import threading
 import time
@@ -17,7 +16,7 @@ import pytest
 import redis
 
 from tests.servers import Valkey
-from tests.servers.process import free_port
+from tests.servers.process import free_port, frozen
 from tests.waiting import WITHIN, until
 from zot_artifact_client import (
     AsyncArtifactClient,
@@ -254,11 +253,8 @@ def test_a_backend_that_goes_away_ends_the_waits_and_they_work_again(
             job = await client.verify("b", "k")
             waits = asyncio.gather(*(lost(job) for _ in range(3)))
             await until_read(server)
-            os.kill(doomed.pid, signal.SIGSTOP)
-            try:
+            with frozen(doomed.pid):
                 await waits
-            finally:
-                os.kill(doomed.pid, signal.SIGCONT)
             waits = asyncio.gather(lost(job))
             await until_read(server)
             doomed.kill()

@@ -15,7 +15,7 @@ from billiard import util
 from celery import Celery
 
 from tests.servers import Valkey
-from tests.servers.process import REPOSITORY, die_with_parent, free_port
+from tests.servers.process import REPOSITORY, die_with_parent, free_port, freeze, thaw
 from tests.waiting import WITHIN
 from zot_artifact_client import (
     ArtifactClient,
@@ -341,14 +341,14 @@ def test_a_silent_backend_ends_the_wait(doomed: Valkey, monkeypatch: pytest.Monk
     monkeypatch.setattr("zot_artifact_client.result_backend.LISTEN_FOR", 0.5)
     with ArtifactClient(doomed.url) as client:
         job = client.upload("/in", "releases", "app.tgz")
-        silence = threading.Timer(0.7, os.kill, (doomed.pid, signal.SIGSTOP))
+        silence = threading.Timer(0.7, freeze, (doomed.pid,))
         silence.start()
         try:
             with pytest.raises(BrokerUnavailable, match=str(doomed.port)):
                 job.wait(timeout)
         finally:
             silence.join()
-            os.kill(doomed.pid, signal.SIGCONT)
+            thaw(doomed.pid)
 
 
 def finish(url: str, job_id: str) -> None:

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import uuid
@@ -16,7 +15,7 @@ import redis
 from kombu import Connection
 
 from tests.servers import RabbitMQ, ServerMissing, Valkey
-from tests.servers.process import REPOSITORY
+from tests.servers.process import REPOSITORY, frozen
 from tests.servers.worker import Worker
 from tests.waiting import WITHIN, until
 from worker.catalogue import Catalogue, JobRecord
@@ -161,12 +160,11 @@ def test_what_was_not_confirmed_is_not_sent(site, monkeypatch):
         monkeypatch.setattr(publishing, timeout, 0.5)
     with closing(ArtifactClient(site.rabbitmq.url, result_url=site.results)) as client:
         client.upload(site.source(10), "releases", "heard", stores=["primary"])
-        os.kill(site.rabbitmq.pid, signal.SIGSTOP)
-        try:
-            with pytest.raises(BrokerUnavailable, match=r"cannot be reached: Timeout|timed out"):
-                client.upload(site.source(10), "releases", "unheard", stores=["primary"])
-        finally:
-            os.kill(site.rabbitmq.pid, signal.SIGCONT)
+        with (
+            frozen(site.rabbitmq.pid),
+            pytest.raises(BrokerUnavailable, match=r"cannot be reached: Timeout|timed out"),
+        ):
+            client.upload(site.source(10), "releases", "unheard", stores=["primary"])
 
 
 def test_the_worker_has_its_own_messages_confirmed(tmp_path):
