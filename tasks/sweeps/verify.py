@@ -98,10 +98,11 @@ def _due(context: JobContext, store: str, open_: int) -> tuple[int, list[int]]:
     most_due = sweep.batch or page.in_flight * sweep.page
     count_due = partial(claims.count_due, store, period=period, first_read=first_read, now=now)
     due = count_due(limit=most_due)
+    usage = budgets.usage(store, now=now)
     _see_pace(context, store)
     size = claims.mean_size(store, period=period, first_read=first_read, now=now, largest=page.large, ahead=AHEAD)
     backlog = Backlog(
-        copies=budgets.copies(store),
+        copies=usage.copies,
         needed=budgets.needed(
             store, lambda: claims.needed(store, period=period, first_read=first_read, now=now, every=sweep.every),
             age=min(period / 200, max(first_read / 24, period / 1000)), now=now,
@@ -126,7 +127,6 @@ def _see_pace(context: JobContext, store: str) -> None:
     """Open a finding if not all copies of a store can be read within its period, and resolve it if they can."""
     period, now = context.settings.sweep.verify.period_of(store), clock.now()
     due = context.catalogue.sweep_claims.overdue(store, period=period * (1 - GRACE), now=now)
-    context.catalogue.budgets.usage(store, now=now)  # for `status`, which does not scan all copies
     told = [pace_of(context.catalogue, store, due, period=period, now=now).warning]
     if (ahead := forecast_of(context.settings, context.catalogue, store, now=now)) is not None:
         told.append(ahead.warning)

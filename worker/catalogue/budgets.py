@@ -14,7 +14,11 @@ from worker.catalogue.tables import artifacts, budgets, copies
 
 MOST_BUCKETS = 1000
 _TOTALS = timedelta(hours=4)
-"""How old what was counted of a store may be."""
+"""How old what was counted of a store may be, and what has to be read in it."""
+_SCAN_OF_ONE = timedelta(microseconds=300)
+"""How much older it may be for each of its copies: a hundred times what a scan takes for one."""
+_FEW = 0.1
+"""The part of all copies up to which those of a store are searched for, and not all copies scanned."""
 _TOTALS_OF_ONE = timedelta(seconds=0.1)
 """For how long for each of its copies a store is not counted again, even if it has other copies now."""
 Taken = TypeVar("Taken")
@@ -93,10 +97,11 @@ class Budgets:
         """Return what a sweep reads of a store; counted anew after some hours, and sooner of a store with few copies.
 
         The count scans all copies in the order of their rows, in which their artifacts are beside each other too. A
-        search of an index by store reads the pages of both tables in another order, which takes many times longer.
+        search of an index by store reads the pages of both tables in another order, which takes many times longer for
+        each copy: only a store that has few of all copies is counted so.
         """
         known = self.counted(store)
-        if known is not None and timedelta() <= now - known.at < _TOTALS:
+        if known is not None and timedelta() <= now - known.at < _TOTALS + known.copies * _SCAN_OF_ONE:
             soon = known.copies * _TOTALS_OF_ONE
             if now - known.at < soon or self.copies(store) == known.copies:
                 return known
@@ -104,9 +109,10 @@ class Budgets:
         bucket = artifacts.c.bucket.concat(sa.literal_column("''"))
         count = sa.select(bucket, sa.func.count(), sa.func.sum(artifacts.c.size))
         query = count.join(copies, artifacts.c.id == copies.c.artifact_id).group_by(bucket)
-        of = (copies.c.store.concat("") == store, copies.c.read_at.is_not(None))  # concat: a scan, see above
+        name = copies.c.store if self.copies(store) < _FEW * self._copies_of_all() else copies.c.store.concat("")
         with self._database.read() as connection:
-            rows = [(str(row[0]), int(row[1]), int(row[2])) for row in connection.execute(query.where(*of))]
+            found_rows = connection.execute(query.where(name == store, copies.c.read_at.is_not(None)))
+            rows = [(str(row[0]), int(row[1]), int(row[2])) for row in found_rows]
         rows.sort(key=itemgetter(2, 1), reverse=True)
         some = {bucket: (number, size) for bucket, number, size in rows[:MOST_BUCKETS]}
         found = Usage(sum(row[1] for row in rows), sum(row[2] for row in rows), some, now)
@@ -115,12 +121,18 @@ class Budgets:
         return found
 
     def copies(self, store: str) -> int:
-        """Return how many copies a store has that a sweep reads now, from an index."""
+        """Return how many copies a store has that a sweep reads now, from the indexes of due copies and of retries."""
         read = (copies.c.store == store, copies.c.read_at.is_not(None))
         count = sa.select(sa.func.count()).where(*read)
+        by_spread = count.where(copies.c.next_due_at.is_(None), copies.c.spread >= 0)  # without it, SQLite reads rows
         with self._database.read() as connection:
-            by_spread = connection.execute(count.where(copies.c.next_due_at.is_(None))).scalar_one()
-            return int(by_spread) + int(connection.execute(count.where(copies.c.next_due_at.is_not(None))).scalar_one())
+            found = connection.execute(by_spread).scalar_one()
+            return int(found) + int(connection.execute(count.where(copies.c.next_due_at.is_not(None))).scalar_one())
+
+    def _copies_of_all(self) -> int:
+        """Return how many copies all stores had when each was counted last."""
+        with self._database.read() as connection:
+            return int(connection.execute(sa.select(sa.func.sum(budgets.c.copies))).scalar() or 0)
 
     def needed(self, store: str, count: Callable[[], NeededReads], *, age: timedelta, now: datetime) -> NeededReads:
         """Return how many copies of a store have to be read in a second; `count` computes it anew after `age`."""

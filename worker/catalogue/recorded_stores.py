@@ -25,6 +25,7 @@ _LAST = sa.and_(
         _other.c.artifact_id == copies.c.artifact_id, _other.c.store != copies.c.store, _other.c.state.in_(_GOOD)
     ),
 )
+_NEXT = sa.select(sa.func.min(copies.c.store)).where(copies.c.store > sa.bindparam("after"))
 _IN_STORE = (
     sa.select(artifacts, copies.c.id.label("copy_id"), _LAST.label("last"))
     .join(copies, copies.c.artifact_id == artifacts.c.id)
@@ -55,20 +56,24 @@ class StoreRecords:
         self._database = database
 
     def names(self) -> list[str]:
-        """Return the names of all stores that ever had a copy, configured or not."""
+        """Return the names of all stores that ever had a copy, configured or not; each is one search of an index."""
+        names: list[str] = []
         with self._database.read() as connection:
-            return list(connection.execute(sa.select(copies.c.store).distinct().order_by(copies.c.store)).scalars())
+            while (name := connection.execute(_NEXT, {"after": names[-1] if names else ""}).scalar()) is not None:
+                names.append(name)
+        return names
 
     def unconfigured(self, configured: Collection[str]) -> dict[str, dict[str, int]]:
         """Return the copies by state in the stores that are not among these, of the stores that have any."""
+        beyond = [name for name in self.names() if name not in configured]
         query = (
             sa.select(copies.c.store, copies.c.state, sa.func.count())
-            .where(copies.c.store.not_in(list(configured)), copies.c.state.not_in(_GONE))
+            .where(copies.c.store.in_(beyond), copies.c.state.not_in(_GONE))
             .group_by(copies.c.store, copies.c.state)
         )
         found: dict[str, dict[str, int]] = {}
         with self._database.read() as connection:
-            for store, state, count in connection.execute(query):
+            for store, state, count in connection.execute(query) if beyond else ():
                 found.setdefault(store, {})[state] = count
         return found
 

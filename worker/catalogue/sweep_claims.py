@@ -1,9 +1,9 @@
 """Claims of sweeps on copies: those that are due, and those that are absent."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -128,34 +128,33 @@ class SweepClaims:
     ) -> NeededReads:
         """Return how many copies a second have to be read so that none is late, at the lowest constant rates.
 
-        For some times from now on it counts the copies that have to be read until then, by one scan of the index. The
-        rate follows what was written, and not only how many copies there are: copies that were written together are
+        For some times from now on it counts the copies that have to be read until then, each in one range of the index.
+        The rate follows what was written, and not only how many copies there are: copies that were written together are
         read within `first_read` and then over the whole period, and those that an outage has made late within what is
         left of it. `every`: how often reads are planned; no shorter time says anything about them.
         """
         must = [wait + _SPARE * first_read for wait in _waits(period, first_read)[:FIRST_READS]]
         must += [period * (_LATEST + _SPARE)] * (SPREADS - FIRST_READS)  # earlier reads only make the load even
         parts = [*(period * part for part in _HORIZONS), *(first_read * part for part in _SOON)]
-        horizons = [*(max(each, period * SHORTEST_HORIZON, every) for each in parts), timedelta()]
-        times = {
-            f"h{spread}_{number}": now - must[spread] + horizon
-            for spread in range(SPREADS) for number, horizon in enumerate(horizons)
-        }  # fmt: skip
+        horizons = [timedelta(), *sorted(max(each, period * SHORTEST_HORIZON, every) for each in parts)]
+        first, again = [0] * len(horizons), [0] * len(horizons)
         with self._database.read() as connection:
-            first, again = (
-                [int(count) for count in row] for row in connection.execute(_NEEDED, {"of": store, **times})
-            )
-        late = first.pop()
-        again.pop()
-        seconds = [horizon.total_seconds() for horizon in horizons[:-1]]
+            for spread in range(SPREADS):
+                until = {f"until_{number}": now - must[spread] + each for number, each in enumerate(horizons)}
+                ranges = connection.execute(_NEEDED, {"of": store, "spread": spread, **until}).one()
+                counts = first if spread < FIRST_READS else again
+                for number, found in enumerate(accumulate(ranges)):
+                    counts[number] += found
+        late = first[0]
 
-        def rate(counts: Sequence[int]) -> float:
-            return max(count / time for count, time in zip(counts, seconds, strict=True))
+        def rate(counts: Iterable[int]) -> float:
+            pairs = zip(counts, horizons, strict=True)
+            return max(count / horizon.total_seconds() for count, horizon in islice(pairs, 1, None))
 
         return NeededReads(
-            rate([new + other for new, other in zip(first, again, strict=True)]),
+            rate(new + other for new, other in zip(first, again, strict=True)),
             rate(first),
-            rate([count - late for count in first]),
+            rate(count - late for count in first),
             rate(again),
         )
 
@@ -462,24 +461,19 @@ def _first_reads_late() -> sa.Select[Any]:
 
 
 def _needed() -> sa.Select[Any]:
-    """Return the query that counts, for each horizon, the copies that have to be read until then: new ones, others."""
-    new, others = (_counts_until(spreads) for spreads in (range(FIRST_READS), range(FIRST_READS, SPREADS)))
-    both = sa.union_all(new.add_columns(sa.literal(0).label("row")), others.add_columns(sa.literal(1).label("row")))
-    rows = both.subquery()
-    return sa.select(*(column for column in rows.c if column.name != "row")).order_by(rows.c.row)
-
-
-def _counts_until(spreads: Sequence[int]) -> sa.Select[Any]:
-    found = []
-    for spread in spreads:
-        of = (copies.c.store == sa.bindparam("of"), copies.c.spread == spread, copies.c.next_due_at.is_(None))
-        sums = []
-        for number in range(len(_HORIZONS) + len(_SOON) + 1):  # the last is now
-            until = sa.case((copies.c.read_at <= sa.bindparam(f"h{spread}_{number}"), 1), else_=0)
-            sums.append(sa.func.coalesce(sa.func.sum(until), 0).label(f"c{number}"))
-        found.append(sa.select(*sums).where(*of))
-    parts = sa.union_all(*found).subquery()
-    return sa.select(*(sa.func.sum(column) for column in parts.c))
+    """Return the query that counts the copies of one `spread` that were read until some times, between each two."""
+    of = (
+        copies.c.store == sa.bindparam("of"),
+        copies.c.spread == sa.bindparam("spread"),
+        copies.c.next_due_at.is_(None),
+    )
+    counts = []
+    for number in range(1 + len(_HORIZONS) + len(_SOON)):
+        count = sa.select(sa.func.count()).where(*of, copies.c.read_at <= sa.bindparam(f"until_{number}"))
+        if number:
+            count = count.where(copies.c.read_at > sa.bindparam(f"until_{number - 1}"))
+        counts.append(count.scalar_subquery())
+    return sa.select(*counts)
 
 
 _DUE = Prepared(_due())

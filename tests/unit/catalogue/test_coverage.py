@@ -103,6 +103,28 @@ def test_the_copies_and_bytes_of_a_store_are_summed_in_the_order_of_their_rows(c
     assert catalogue.budgets.usage("dr", now=usage.at + timedelta(seconds=1)).copies == 3, "of few it is soon"
 
 
+def test_a_store_with_few_of_all_copies_is_counted_without_a_scan_of_all(sqlite_catalogue):
+    """A new store beside a large one is counted often: its copies are searched for."""
+    for number in range(11):
+        copied(sqlite_catalogue, str(number), "large")
+    copied(sqlite_catalogue, "new", "few")
+    sqlite_catalogue.budgets.usage("large", now=clock.now())
+    plans = []
+
+    def plan(connection, _cursor, statement, parameters, *_):
+        if "sum(artifacts.size)" in statement:
+            rows = connection.connection.driver_connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            plans.extend(row[3] for row in rows)
+
+    sa.event.listen(sa.engine.Engine, "before_cursor_execute", plan)
+    try:
+        assert sqlite_catalogue.budgets.usage("few", now=clock.now()).copies == 1
+    finally:
+        sa.event.remove(sa.engine.Engine, "before_cursor_execute", plan)
+    assert plans
+    assert not [each for each in plans if each.startswith("SCAN")]
+
+
 @pytest.fixture
 def sqlite_catalogue(tmp_path, make_tables):
     """Return a catalogue in SQLite: PostgreSQL scans small tables whatever their indexes are."""
@@ -136,6 +158,10 @@ def test_no_question_about_a_store_reads_the_whole_table(sqlite_catalogue, monke
         found = catalogue.coverage
         found.of("dr", period=PERIOD, recent=RECENT, now=clock.now())
         found.overdue("dr", period=PERIOD, now=clock.now(), limit=5)
+        catalogue.budgets.copies("dr")
+        catalogue.sweep_claims.needed("dr", period=PERIOD, first_read=PERIOD, now=clock.now())
+        catalogue.sweep_claims.count_due("dr", period=PERIOD, now=clock.now(), limit=5)
+        catalogue.store_records.unconfigured(["primary"])
         found.jobs()
         found.last_runs(["sweep.verify"])
         figures = catalogue.figures
@@ -167,6 +193,8 @@ def test_no_question_about_a_store_reads_the_whole_table(sqlite_catalogue, monke
         sa.event.remove(sa.engine.Engine, "before_cursor_execute", plan)
     assert [each for each in plans if each.startswith("SEARCH findings USING INDEX uq_findings_open ((bucket,key)>")]
     assert [each for each in plans if "ix_verifications_bad" in each]
+    whole_store = "SEARCH copies USING INDEX ix_copies_state (store=?)"
+    assert whole_store not in asked, "that reads the row of each copy of the store"
     assert [
         each
         for each in asked
