@@ -221,7 +221,7 @@ def _freeze(catalogue: str) -> None:
     """Let another program stop this process while that has the lock of the catalogue.
 
     A thread of this process, such as the one that renews the lease, would else be stopped with the lock now and then,
-    and no other process could write before this one wakes up. It keeps the lock until all threads stand still, which on
+    and no other process could write before this one wakes up. It keeps the lock until all threads are stopped, which on
     a busy machine is later than the signal.
     """
     threads = f"/proc/{os.getpid()}/task"

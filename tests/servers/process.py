@@ -202,7 +202,7 @@ class Server(ABC):
 
 
 def freeze(*pids: int) -> None:
-    """Stop processes by SIGSTOP, and return once every thread of them stands still.
+    """Stop processes by SIGSTOP, and return once every thread of them is stopped.
 
     The kernel stops a process when one of its threads is next scheduled. On a busy machine its other threads still
     answer requests, or take a lock, for that long. A process that has ended meanwhile is left out.
