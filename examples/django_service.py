@@ -14,14 +14,24 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.urls import path
 from django.views.decorators.http import require_GET, require_POST
 
-from zot_artifact_client import ArtifactClient, ArtifactNotFound, BrokerUnavailable, InvalidRequest, WaitTimeout
+from zot_artifact_client import (
+    ArtifactClient,
+    ArtifactNotFound,
+    BrokerUnavailable,
+    IdempotencyMismatch,
+    InvalidRequest,
+    JobNotDone,
+    WaitTimeout,
+)
 
 artifacts = ArtifactClient(os.environ["ZOT_BROKER"], service="releases")
 
 _STATUSES = {
     ArtifactNotFound: HTTPStatus.NOT_FOUND,
     BrokerUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+    IdempotencyMismatch: HTTPStatus.CONFLICT,
     InvalidRequest: HTTPStatus.UNPROCESSABLE_ENTITY,
+    JobNotDone: HTTPStatus.CONFLICT,
     WaitTimeout: HTTPStatus.GATEWAY_TIMEOUT,
 }
 
@@ -45,6 +55,8 @@ class ArtifactErrors:
 @require_POST
 def publish(request: HttpRequest, name: str) -> HttpResponse:
     """Upload a file of the worker's machine, wait for the end, and return the version; the same build is one job."""
+    if not {"source", "build"} <= request.GET.keys():
+        raise InvalidRequest("source and build are needed")
     key = f"build-{request.GET['build']}"
     result = artifacts.upload(str(request.GET["source"]), "releases", name, idempotency_key=key).wait(timeout=300)
     return JsonResponse({"version": result.version, "sha256": result.sha256})

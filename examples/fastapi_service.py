@@ -13,7 +13,9 @@ from zot_artifact_client import (
     AsyncArtifactClient,
     AsyncArtifacts,
     BrokerUnavailable,
+    IdempotencyMismatch,
     InvalidRequest,
+    JobCancelled,
     JobFailed,
     JobState,
     WaitTimeout,
@@ -72,7 +74,15 @@ async def check(name: str, client: Client) -> dict[str, str]:
     return {copy.store: copy.verdict for copy in result.copies}
 
 
-_STATUSES = {ArtifactNotFound: 404, InvalidRequest: 422, JobFailed: 409, BrokerUnavailable: 503, WaitTimeout: 504}
+_STATUSES = {
+    ArtifactNotFound: 404,
+    JobFailed: 409,
+    JobCancelled: 409,
+    IdempotencyMismatch: 409,
+    InvalidRequest: 422,
+    BrokerUnavailable: 503,
+    WaitTimeout: 504,
+}
 
 
 async def _answer(_: Request, error: Exception) -> JSONResponse:

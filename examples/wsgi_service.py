@@ -11,14 +11,24 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qs
 
-from zot_artifact_client import ArtifactClient, ArtifactNotFound, BrokerUnavailable, InvalidRequest, WaitTimeout
+from zot_artifact_client import (
+    ArtifactClient,
+    ArtifactNotFound,
+    BrokerUnavailable,
+    IdempotencyMismatch,
+    InvalidRequest,
+    JobNotDone,
+    WaitTimeout,
+)
 
 artifacts = ArtifactClient(os.environ["ZOT_BROKER"], service="releases")
 
 _STATUSES = {
     ArtifactNotFound: HTTPStatus.NOT_FOUND,
     BrokerUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+    IdempotencyMismatch: HTTPStatus.CONFLICT,
     InvalidRequest: HTTPStatus.UNPROCESSABLE_ENTITY,
+    JobNotDone: HTTPStatus.CONFLICT,
     WaitTimeout: HTTPStatus.GATEWAY_TIMEOUT,
 }
 
@@ -30,7 +40,8 @@ def app(environ: dict[str, Any], start_response: Callable[[str, list[tuple[str, 
         answer = _publish(name, environ["QUERY_STRING"]) if environ["REQUEST_METHOD"] == "POST" else _show(name)
         status = HTTPStatus.OK
     except tuple(_STATUSES) as error:
-        answer, status = {"error": str(error)}, _STATUSES[type(error)]
+        answer = {"error": str(error)}
+        status = next(status for kind, status in _STATUSES.items() if isinstance(error, kind))
     body = json.dumps({**answer, "process": os.getpid()}).encode()
     headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
     start_response(f"{status.value} {status.phrase}", headers)
@@ -39,6 +50,8 @@ def app(environ: dict[str, Any], start_response: Callable[[str, list[tuple[str, 
 
 def _publish(name: str, query: str) -> dict[str, Any]:
     fields = {key: values[0] for key, values in parse_qs(query).items()}
+    if not {"source", "build"} <= fields.keys():
+        raise InvalidRequest("source and build are needed")
     key = f"build-{fields['build']}"
     result = artifacts.upload(fields["source"], "releases", name, idempotency_key=key).wait(timeout=300)
     return {"version": result.version, "sha256": result.sha256}

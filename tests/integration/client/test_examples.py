@@ -98,6 +98,8 @@ def test_a_fastapi_service_serves_two_hundred_waits_at_a_time(broker: str, sourc
         wrong = {"/releases/absent": 404, "/jobs/no-such-job": 404, "/jobs/no%20id": 422}
         assert {path: (await client.get(path)).status_code for path in wrong} == wrong
         assert (await client.post("/releases/absent/check")).status_code == 409
+        other = await client.post("/releases/app.tgz", params={"source": f"{source}-2", "build": "17"})
+        assert other.status_code == 409
 
     async def scene(at: str) -> None:
         async with httpx.AsyncClient(base_url=at, timeout=WITHIN, limits=httpx.Limits(max_connections=WAITS)) as client:
@@ -130,6 +132,8 @@ def test_a_service_with_forked_workers_shares_one_module(broker: str, source: st
                 thread.start()
             for thread in threads:
                 thread.join(WITHIN)
+            at = f"http://127.0.0.1:{listening.getsockname()[1]}"
+            assert statuses_of_errors(f"{at}/0", source, "0") == {"absent": 409, "other": 409, "without": 422}
             assert sorted(number for numbers in seen.values() for number in numbers) == list(range(8))
             assert set(seen) <= set(children)
         finally:
@@ -159,10 +163,22 @@ def test_a_django_service_serves_from_forked_processes(
                 assert client.get("/releases/none.tgz").status_code == 404
                 wrong = client.post("/publish/django.tgz", params={"source": "https://u:p@host/f", "build": "2"})
                 assert (wrong.status_code, "u:p" in wrong.text) == (422, False)
+                errors = statuses_of_errors(f"{client.base_url}/publish/django.tgz", source, "django-1")
+                assert errors == {"absent": 409, "other": 409, "without": 422}
         finally:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
     django_service.artifacts.close()
+
+
+def statuses_of_errors(url: str, source: str, build: str) -> dict[str, int]:
+    """Return what a service answers to an absent source, another source of a build that it has, and no source."""
+    asked = {
+        "absent": {"source": f"{source}-absent", "build": "absent"},
+        "other": {"source": f"{source}-2", "build": build},
+        "without": {},
+    }
+    return {name: httpx.post(url, params=params, timeout=WITHIN).status_code for name, params in asked.items()}
 
 
 def fork_server(listening: socket.socket, app: Any) -> int:
