@@ -18,7 +18,7 @@ from celery import Celery, current_app
 from kombu.exceptions import OperationalError
 
 from tasks.delete import KEPT
-from tasks.plan_directory_upload import begin_upload, files_of, next_upload_pages
+from tasks.plan_directory_upload import begin_upload, count_upload, files_of, next_upload_pages
 from worker import clock
 from worker.artifacts import key_lists as keylist
 from worker.artifacts.page_selection import (
@@ -169,6 +169,9 @@ def batch(request: BatchRequest, context: JobContext, job: RunningJob) -> BatchR
 
 def step(request: BatchRequest, context: JobContext, job: RunningJob, messages: Messages) -> BatchResult:
     """Count the outcomes, plan as many jobs as may be in flight, and return the summary if nothing is left."""
+    if request.dry_run:
+        _check(request, context)
+        return count_upload(request, context, job)
     before = context.catalogue.batches.get(job.id)
     early = before.next_step_at - _SLACK - clock.now() if before else timedelta()
     if timedelta() < early <= _IDLE * context.settings.batch.step:  # what is later was written by a clock ahead
@@ -234,10 +237,7 @@ def end_batch_items(context: Context, app: Celery) -> None:
 
 def _begin(request: BatchRequest, context: JobContext, job: RunningJob) -> Batch:
     """Check the whole request before its first effect, and record the batch."""
-    for name in (*(request.to or ()), *(request.stores or ())):
-        context.stores[name]  # raises UnknownStore with the nearest name
-    placed = () if context.settings.placement_rules else context.settings.placement_stores
-    check_beside_bytes(request, context.stores, request.stores or placed)  # with rules, each file is checked
+    _check(request, context)
     now, deletes = clock.now(), request.verb == DELETE.kind
     if request.verb == UPLOAD.kind:
         cursor, total, size = begin_upload(request, context, job)
@@ -254,6 +254,14 @@ def _begin(request: BatchRequest, context: JobContext, job: RunningJob) -> Batch
         where = request.keys_from or f"{request.bucket}/{request.prefix}"
         raise NotFound(f"{where}: there is no artifact there to {request.verb}; `zot-artifacts ls` shows what there is")
     return context.catalogue.batches.begin(job.id, cursor, total=total, total_bytes=size, now=now)
+
+
+def _check(request: BatchRequest, context: JobContext) -> None:
+    """Raise UnknownStore, which has the nearest name, or PermanentError: a store cannot do what is asked of it."""
+    for name in (*(request.to or ()), *(request.stores or ())):
+        context.stores[name]
+    placed = () if context.settings.placement_rules else context.settings.placement_stores
+    check_beside_bytes(request, context.stores, request.stores or placed)  # with rules, each file is checked
 
 
 # Planning

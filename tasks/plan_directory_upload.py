@@ -18,7 +18,9 @@ from worker.jobs.running_job import RunningJob
 from worker.storage.errors import NotFound
 from worker.storage.keys import check_bucket
 from zot_artifact_client.contract import (
+    BatchFailure,
     BatchRequest,
+    BatchResult,
     LinesSelection,
     ListedSelection,
     PageRequest,
@@ -39,7 +41,7 @@ def begin_upload(request: BatchRequest, context: JobContext, job: RunningJob) ->
     """
     if request.directory is not None:
         job.step("listing the directory")
-        listing = _list(request, request.directory, context, job)
+        listing = _list(request, context, job)
         cursor, count, size = _problems(listing), listing.count, listing.size
     else:
         assert request.keys_from is not None
@@ -47,16 +49,45 @@ def begin_upload(request: BatchRequest, context: JobContext, job: RunningJob) ->
         listed = upload_lists.check(request.keys_from, context.settings, job.heartbeat, job=job.id)
         cursor, count, size = {"file": request.keys_from, "tag": listed.tag}, listed.count, listed.size
     if not count and not cursor.get("refused"):
-        raise NotFound(f"{request.directory or request.keys_from}: there is no file there to upload")
+        raise _nothing_there(request)
     return {"offset": 0, **cursor}, count, size
 
 
-def _list(request: BatchRequest, name: str, context: JobContext, job: RunningJob) -> DirectoryListing:
-    """Record the files of a directory in the catalogue."""
-    directory = _directory(name, context)
-    bucket = check_bucket(request.bucket or "")
+def count_upload(request: BatchRequest, context: JobContext, job: RunningJob) -> BatchResult:
+    """Return what an upload of a directory would read: its files count as `would_upload`. Nothing is written.
+
+    Raises:
+        SourceRefused, NotFound: the directory is not below a root, is none, or has no file to upload.
+    """
+    job.step("listing the directory")
+    listing = _listing(request, context)
+    files = listing.files()
+    while list(islice(files, _ROW)):
+        job.heartbeat()
+    if not listing.count and not listing.failed:
+        raise _nothing_there(request)
+    counts = {"would_upload": listing.count, "failed": listing.failed}
+    failures = tuple(BatchFailure(job="", outcome="failed", **each) for each in _problems(listing)["problems"])
+    return BatchResult(
+        verb=request.verb, objects=listing.count + listing.failed, bytes=listing.size,
+        outcomes={outcome: count for outcome, count in counts.items() if count},
+        failed=listing.failed, failures=failures,
+    )  # fmt: skip
+
+
+def _nothing_there(request: BatchRequest) -> NotFound:
+    return NotFound(f"{request.directory or request.keys_from}: there is no file there to upload")
+
+
+def _listing(request: BatchRequest, context: JobContext) -> DirectoryListing:
+    directory = _directory(request.directory or "", context)
     filters = Filters(request.include, request.exclude, request.symlinks)
-    listing = DirectoryListing(directory, bucket, request.prefix, filters)
+    return DirectoryListing(directory, check_bucket(request.bucket or ""), request.prefix, filters)
+
+
+def _list(request: BatchRequest, context: JobContext, job: RunningJob) -> DirectoryListing:
+    """Record the files of a directory in the catalogue."""
+    listing = _listing(request, context)
     files, begin = listing.files(), 0
     while lines := [file.line() for file in islice(files, _ROW)]:
         context.catalogue.upload_lists.append(job.id, begin, b"".join(lines))

@@ -2,9 +2,8 @@
 
 import hashlib
 import os
-import re
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -12,6 +11,7 @@ from typing import Literal, NamedTuple
 from worker.artifacts.upload_lists import ListedFile
 from worker.storage.errors import InvalidKey
 from worker.storage.keys import check_key
+from zot_artifact_client.globs import Pattern, compiled, matches
 
 Symlinks = Literal["skip", "follow", "error"]
 _MAX_NAMED = 100
@@ -28,18 +28,6 @@ class Filters:
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
     symlinks: Symlinks = "skip"
-
-
-def selector(filters: Filters) -> Callable[[str], bool]:
-    """Return what tells whether a path is wanted. It is not where a directory on its way is excluded."""
-    wanted, unwanted = [[_compiled(glob) for glob in globs] for globs in (filters.include, filters.exclude)]
-
-    def wants(path: str) -> bool:
-        ways = [path[: slash.start()] for slash in re.finditer("/", path)] if unwanted else []
-        excluded = any(_matches(unwanted, way) for way in (*ways, path))
-        return not excluded and (not wanted or _matches(wanted, path))
-
-    return wants
 
 
 class _Level(NamedTuple):
@@ -67,11 +55,11 @@ class DirectoryListing:
     special: int = 0
     failed: int = 0
     problems: list[tuple[str, str]] = field(default_factory=list)
-    _unwanted: list[tuple[bool, re.Pattern[str]]] = field(init=False)
+    _unwanted: list[Pattern] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Compile the patterns."""
-        self._unwanted = [_compiled(pattern) for pattern in self.filters.exclude]
+        """Compile the patterns. Raise ValueError: one is none."""
+        self._unwanted = [compiled(pattern) for pattern in self.filters.exclude]
 
     @property
     def name(self) -> str:
@@ -81,9 +69,9 @@ class DirectoryListing:
 
     def files(self) -> Iterator[ListedFile]:
         """Yield the files in the order of their paths, each with its size and time of change."""
-        wanted = [_compiled(pattern) for pattern in self.filters.include]
+        wanted = [compiled(pattern) for pattern in self.filters.include]
         for below, path, found in self._walk():
-            if wanted and not _matches(wanted, below):
+            if wanted and not matches(wanted, below):
                 continue
             if not stat.S_ISREG(found.st_mode):
                 self.special += 1
@@ -115,7 +103,7 @@ class DirectoryListing:
                 open_.pop()
                 continue
             path = f"{open_[-1].below}{entry.name}"
-            if _matches(self._unwanted, path):
+            if matches(self._unwanted, path):
                 continue
             try:
                 found = self._stat(entry, path)
@@ -158,36 +146,3 @@ class DirectoryListing:
         self.failed += 1
         if len(self.problems) < _MAX_NAMED:
             self.problems.append((os.fsencode(path).decode(errors="backslashreplace"), reason))
-
-
-def _matches(patterns: Sequence[tuple[bool, re.Pattern[str]]], path: str) -> bool:
-    return any(
-        pattern.fullmatch(path) if whole else any(pattern.fullmatch(name) for name in path.split("/"))
-        for whole, pattern in patterns
-    )
-
-
-def _compiled(glob: str) -> tuple[bool, re.Pattern[str]]:
-    """Return whether a pattern is for the whole path, and its regular expression."""
-    trimmed = glob.strip("/")
-    parts = [r"(?:[^/]+/)*" if part == "**" else f"{_segment(part)}/" for part in trimmed.split("/")]
-    text = "".join(parts)
-    # a pattern also matches everything below the directory that it names
-    text = text.removesuffix("/") + r"(?:/.*)?" if text.endswith("/") else text + r".*"
-    return "/" in glob, re.compile(text, re.DOTALL)
-
-
-def _segment(part: str) -> str:
-    """Return the regular expression of a pattern without slashes."""
-    text, at = "", 0
-    while at < len(part):
-        end = part.find("]", at + 2) if part[at] == "[" else -1
-        if end > 0:
-            text += (
-                "[" + part[at + 1 : end].replace("\\", r"\\").replace("!", "^", 1 if part[at + 1] == "!" else 0) + "]"
-            )
-            at = end
-        else:
-            text += {"*": "[^/]*", "?": "[^/]"}.get(part[at], re.escape(part[at]))
-        at += 1
-    return text

@@ -11,6 +11,7 @@ import typer
 from worker.cli.errors import Failure, Status
 from worker.storage.durations_and_sizes import parse_duration
 from worker.storage.keys import check_bucket, check_existing_key
+from zot_artifact_client.globs import compiled
 
 
 def seconds(text: str) -> float:
@@ -19,6 +20,15 @@ def seconds(text: str) -> float:
         return float(text) if text.replace(".", "", 1).isdigit() else parse_duration(text).total_seconds()
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+def glob(text: str) -> str:
+    """Return a pattern of --include or --exclude, if it is one."""
+    try:
+        compiled(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    return text
 
 
 def local_path(name: str | Path) -> Path:
@@ -56,11 +66,13 @@ IdempotencyKey = Annotated[
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Print the job's id and exit without waiting for its end.")]
 Include = Annotated[
     list[str] | None,
-    typer.Option(metavar="GLOB", help="With -r: only files that match, by name or by path. Can be repeated."),
+    typer.Option(
+        parser=glob, metavar="GLOB", help="With -r: only files that match, by name or by path. Can be repeated."
+    ),
 ]
 Exclude = Annotated[
     list[str] | None,
-    typer.Option(metavar="GLOB", help="With -r: no files and directories that match. Can be repeated."),
+    typer.Option(parser=glob, metavar="GLOB", help="With -r: no files and directories that match. Can be repeated."),
 ]
 Timeout = Annotated[
     float | None,

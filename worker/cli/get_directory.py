@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from worker.artifacts.directory_listing import Filters, selector
+from worker.artifacts.directory_listing import Filters
 from worker.catalogue import Artifact
 from worker.cli.arguments import local_path
 from worker.cli.errors import Failure, Status
@@ -22,6 +22,7 @@ from worker.cli.session import Session
 from worker.counted import counted
 from worker.storage.errors import InvalidKey, StorageError
 from worker.storage.keys import check_bucket, check_key_prefix
+from zot_artifact_client.globs import selector
 
 _THREADS = 8
 _PAGE = 1000
@@ -140,7 +141,7 @@ def selection_of(session: Session, source: str, filters: Filters) -> Selection:
     count, total = session.catalogue.artifacts.measure(check_bucket(bucket), check_key_prefix(prefix))
     if not count:
         raise Failure(f"{bucket}/{prefix}: there is no artifact below it; see `zot-artifacts ls`", type_="NotFound")
-    wants = selector(filters)
+    wants = selector(filters.include, filters.exclude)
     if filters.include or filters.exclude:
         count = total = 0
         for artifact, _ in _wanted(session, bucket, prefix, wants):

@@ -1,28 +1,15 @@
-"""Define which bucket names and keys are allowed.
-
-Every backend can store a key that passes `check_key`, byte for byte, so that an artifact can always be replicated.
-The rules are the union of the limits of all backends:
-
-- a bucket is 1 to 63 ASCII letters, digits, `.`, `_` and `-`, and starts with a letter or a digit;
-- a key is UTF-8, and bucket and key with the slash between them are at most 1,024 bytes (S3, GCS and Azure);
-- a key consists of segments between single slashes: none is empty, `.` or `..` (filesystems, URLs);
-- a segment is at most 247 bytes (255 of a filesystem, less the longest sidecar suffix) and ends neither in a dot nor
-  in a space (Azure drops the former, Windows tools both);
-- no control characters (XML listings cannot carry them) and no backslash (Azure turns it into a slash);
-- segments starting with `.zot-` and buckets starting with `zot-` are reserved for temporary files, markers and
-quarantine.
-"""
+"""Define which bucket names and keys are allowed; the rules are shared with the client's package."""
 
 import hashlib
-import re
-import unicodedata
 
 from worker.storage.errors import InvalidKey
+from zot_artifact_client import key_rules
 
-MAX_PATH_BYTES = 1024
-MAX_SEGMENT_BYTES = 247
-RESERVED_SEGMENT = ".zot-"
-RESERVED_BUCKET = "zot-"
+MAX_SEGMENT_BYTES = key_rules.MAX_SEGMENT_BYTES
+RESERVED_SEGMENT = key_rules.RESERVED_SEGMENT
+RESERVED_BUCKET = key_rules.RESERVED_BUCKET
+is_plain = key_rules.is_plain
+
 RESERVED_PREFIX = f"{RESERVED_SEGMENT}reserved/"
 """In the layout `native`: the prefix of the reserved buckets in the real bucket of the setting `reserved_bucket`."""
 QUARANTINE_BUCKET = "zot-quarantine"
@@ -34,11 +21,6 @@ REPORT_BUCKET = "zot-report"
 CANARY_BUCKET = "zot-canary"
 UPLOADS_BUCKET = "zot-uploads"
 
-_SEGMENT = r"[A-Za-z0-9_-](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?"
-_PLAIN = re.compile(rf"{_SEGMENT}(?:/{_SEGMENT})*")
-"""Keys that break no rule while they are short: most keys, and checked much faster than by the rules."""
-_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-
 
 def check_bucket(bucket: str) -> str:
     """Return `bucket` if it may name a bucket that users write to.
@@ -46,18 +28,17 @@ def check_bucket(bucket: str) -> str:
     Raises:
         InvalidKey: naming the bucket and the rule it breaks.
     """
-    if bucket.startswith(RESERVED_BUCKET):
-        raise InvalidKey(f"bucket {bucket!r} is not allowed: names starting with {RESERVED_BUCKET!r} are reserved")
-    return check_any_bucket(bucket)
+    return _checked_bucket(bucket, reserved=False)
 
 
 def check_any_bucket(bucket: str) -> str:
     """Return `bucket` if a store can hold it, including the reserved buckets."""
-    if not _BUCKET.fullmatch(bucket) or ".." in bucket or bucket.endswith("."):
-        raise InvalidKey(
-            f"bucket {bucket!r} is not allowed: use 1 to 63 letters, digits, '.', '_' or '-', "
-            "starting with a letter or digit, without '..' or a dot at the end"
-        )
+    return _checked_bucket(bucket, reserved=True)
+
+
+def _checked_bucket(bucket: str, *, reserved: bool) -> str:
+    if rule := key_rules.broken_bucket_rule(bucket, reserved=reserved):
+        raise InvalidKey(f"bucket {bucket!r} is not allowed: {rule}")
     return bucket
 
 
@@ -76,17 +57,9 @@ def check_key(bucket: str, key: str) -> str:
     Raises:
         InvalidKey: naming the key and the rule it breaks.
     """
-    if is_plain(bucket, key):
-        return key
-    rule = _broken_rule(bucket, key)
-    if rule:
+    if rule := key_rules.broken_key_rule(bucket, key):
         raise InvalidKey(f"key {key!r} is not allowed: {rule}")
     return key
-
-
-def is_plain(bucket: str, key: str) -> bool:
-    """Return whether a key is short and of letters, digits and `.`, `_`, `-` alone, so that it breaks no rule."""
-    return len(bucket) + len(key) < MAX_SEGMENT_BYTES and _PLAIN.fullmatch(key) is not None
 
 
 def check_existing_key(bucket: str, key: str) -> str:
@@ -134,7 +107,7 @@ def check_key_prefix(prefix: str) -> str:
 def reserved_key(reserved: str, start: str, key: str) -> str:
     """Return the key in a reserved bucket for an object of `key`: its digest if the whole would be too long."""
     found = f"{start}/{key}"
-    if len(f"{reserved}/{found}".encode()) <= MAX_PATH_BYTES:
+    if len(f"{reserved}/{found}".encode()) <= key_rules.MAX_PATH_BYTES:
         return found
     return f"{start}/{hashlib.sha256(key.encode()).hexdigest()}"
 
@@ -144,45 +117,11 @@ def _unsafe_rule(key: str) -> str | None:
         return "it is empty"
     if "\0" in key:
         return "it contains a NUL character"
-    if rule := _broken_length(key, "it is"):
+    if rule := key_rules.broken_length(key, "it is"):
         return rule
     segments = key.split("/")
     if not {".", ".."}.isdisjoint(segments):
         return "'.' and '..' cannot be path segments"
     if any(segment.startswith(RESERVED_SEGMENT) for segment in segments):
         return f"segments starting with {RESERVED_SEGMENT!r} are reserved"
-    return None
-
-
-def _broken_length(text: str, what: str) -> str | None:
-    try:
-        length = len(text.encode())
-    except UnicodeEncodeError:
-        return "it is not valid Unicode (lone surrogate)"
-    if length > MAX_PATH_BYTES:
-        return f"{what} {length} bytes long, at most {MAX_PATH_BYTES} are possible"
-    return None
-
-
-def _broken_rule(bucket: str, key: str) -> str | None:
-    if rule := _broken_length(f"{bucket}/{key}", "bucket and key are"):
-        return rule
-    if "\\" in key:
-        return "a backslash cannot be stored by every store"
-    if any(unicodedata.category(char) == "Cc" or char in "\ufffe\uffff" for char in key):
-        return "control characters cannot be listed by every store"
-    return next((rule for segment in key.split("/") if (rule := _broken_segment_rule(segment))), None)
-
-
-def _broken_segment_rule(segment: str) -> str | None:
-    if segment == "":
-        return "it is empty, starts or ends with '/', or has '//' in it"
-    if segment in {".", ".."}:
-        return "'.' and '..' cannot be path segments"
-    if segment.endswith((".", " ")):
-        return f"segment {segment!r} ends in a dot or a space"
-    if segment.startswith(RESERVED_SEGMENT):
-        return f"segments starting with {RESERVED_SEGMENT!r} are reserved"
-    if len(segment.encode()) > MAX_SEGMENT_BYTES:
-        return f"a segment is longer than {MAX_SEGMENT_BYTES} bytes"
     return None

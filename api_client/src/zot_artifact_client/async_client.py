@@ -297,7 +297,7 @@ class AsyncArtifactClient(AsyncArtifacts):
         token: str | None = None,
         cache: ChunkCache | None = None,
     ) -> None:
-        self._bytes = ArtifactBytes(gateway, token, cache)
+        self._bytes = ArtifactBytes(gateway, token, cache, check_service(service))
         self._jobs: AsyncBrokerJobs | AsyncGatewayJobs
         if broker_url is not None:
             self._jobs = AsyncBrokerJobs(broker_url, result_url, check_service(service))
@@ -385,6 +385,14 @@ class AsyncArtifactClient(AsyncArtifacts):
         async with _told(on_progress) as tell:
             send = partial(self._bytes.send, path, sent, idempotency_key=idempotency_key, on_progress=tell)
             return self.upload_job(await asyncio.to_thread(send))
+
+    async def warm(
+        self, bucket: str, key: str, *, on_progress: Callable[[Progress], object] | None = None
+    ) -> ShowResult:
+        """Bring all chunks of an artifact into the cache, in a thread. Raise as `read`."""
+        self._check_open()
+        async with _told(on_progress) as tell:
+            return await asyncio.to_thread(self._bytes.warm, bucket, key, tell)
 
     async def snapshot(self, job_id: str) -> Snapshot:
         self._check_open()

@@ -243,6 +243,7 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
         storage_classes: Mapping[str, str] | None = None,
         properties: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
+        dry_run: bool = False,
         notify: str | Iterable[str] | None = None,
         idempotency_key: str | None = None,
     ) -> BatchT:
@@ -254,7 +255,8 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
         `result.good`. The same call again continues: what is stored already is not written again.
 
         `metadata`, `properties` and `tags` mean what they mean for `upload`, and go to every file. `storage_classes`
-        names only stores that `stores` names.
+        names only stores that `stores` names. With `dry_run` nothing is uploaded: `result.objects` and `result.bytes`
+        are what would be read, and `result.failures` names what would be refused.
         """
         request = request_of(
             BATCH,
@@ -265,6 +267,7 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
             include=tuple(include) or None,
             exclude=tuple(exclude) or None,
             symlinks=symlinks,
+            dry_run=dry_run or None,
             stores=_names(stores),
             notify=_names(notify),
             **_beside_bytes(metadata, storage_classes, properties, tags),

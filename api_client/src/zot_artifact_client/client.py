@@ -263,7 +263,7 @@ class ArtifactClient(Artifacts):
         token: str | None = None,
         cache: ChunkCache | None = None,
     ) -> None:
-        self._bytes = ArtifactBytes(gateway, token, cache)
+        self._bytes = ArtifactBytes(gateway, token, cache, check_service(service))
         self._jobs: BrokerJobs | GatewayJobs
         if broker_url is not None:
             self._jobs = BrokerJobs(broker_url, result_url, check_service(service))

@@ -11,15 +11,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 from uuid import uuid4
 
 from zot_artifact_client.chunk_cache import Chunk, ChunkCache
 from zot_artifact_client.connection import PerProcess
-from zot_artifact_client.contract import QUERY_SHOW, Progress, ShowRequest, ShowResult
+from zot_artifact_client.contract import QUERY_SHOW, UPLOAD, Progress, ShowRequest, ShowResult
 from zot_artifact_client.errors import ArtifactChanged, ClientError, DamagedBytes
 from zot_artifact_client.file_upload import send_file
 from zot_artifact_client.gateway import Gateway, artifact_path
+from zot_artifact_client.job_ids import scoped_key
 
 _WHOLE = 16 * 1024 * 1024
 """The size of the pieces in which an artifact without recorded chunks is read, once it was verified as a whole."""
@@ -30,8 +31,33 @@ _SIDE_BY_SIDE = 3
 _BUFFER = 64 * 1024
 
 
+class Chunks(Protocol):
+    """One version of an artifact, by its chunks; safe for threads."""
+
+    shown: ShowResult
+    chunk_size: int
+
+    @property
+    def size(self) -> int:
+        """Return the size of the artifact in bytes."""
+        ...
+
+    @property
+    def chunks(self) -> int:
+        """Return the number of chunks."""
+        ...
+
+    def chunk(self, number: int) -> Chunk:
+        """Return the verified bytes of a chunk. Raise ArtifactChanged, DamagedBytes, NoGoodCopy."""
+        ...
+
+    def close(self) -> None:
+        """Remove what was spooled."""
+        ...
+
+
 class RemoteArtifact:
-    """One version of an artifact, by its chunks; safe for threads.
+    """The Chunks of an artifact that a gateway serves.
 
     Raises:
         ArtifactNotFound: there is none.
@@ -143,7 +169,7 @@ class ArtifactFile(io.RawIOBase):
     It stays the version that it was when it was opened: once that is replaced, a read raises ArtifactChanged.
     """
 
-    def __init__(self, remote: RemoteArtifact) -> None:
+    def __init__(self, remote: Chunks) -> None:
         super().__init__()
         self._remote = remote
         self._place = 0
@@ -219,11 +245,14 @@ class ArtifactFile(io.RawIOBase):
 class ArtifactBytes:
     """The bytes of artifacts, over a gateway, with a cache for what is read: what both clients share."""
 
-    def __init__(self, gateway: str | None, token: str | None, cache: ChunkCache | None) -> None:
+    def __init__(
+        self, gateway: str | None, token: str | None, cache: ChunkCache | None, service: str | None = None
+    ) -> None:
         if (gateway is None) != (token is None):
             raise ClientError("gateway and token go together")
         self.gateway = None if gateway is None or token is None else Gateway(gateway, token)
         self._cache = cache
+        self._service = service
 
     def remote(self, bucket: str, key: str) -> RemoteArtifact:
         """Return an artifact to read. Raise as RemoteArtifact."""
@@ -257,7 +286,8 @@ class ArtifactBytes:
         """Send a file for an upload; see `send_file`."""
         if self.gateway is None:
             raise ClientError("bytes go over the gateway: give gateway and token")
-        return send_file(self.gateway, path, fields, idempotency_key=idempotency_key, on_progress=on_progress)
+        key = None if idempotency_key is None else scoped_key(UPLOAD, idempotency_key, self._service)
+        return send_file(self.gateway, path, fields, idempotency_key=key, on_progress=on_progress)
 
     def warm(self, bucket: str, key: str, on_progress: Callable[[Progress], object] | None = None) -> ShowResult:
         """Bring all chunks of an artifact into the cache."""
@@ -280,9 +310,7 @@ class ArtifactBytes:
             self.gateway.close()
 
 
-def download(
-    remote: RemoteArtifact, path: str | os.PathLike[str], on_progress: Callable[[Progress], object] | None
-) -> None:
+def download(remote: Chunks, path: str | os.PathLike[str], on_progress: Callable[[Progress], object] | None) -> None:
     """Write a remote artifact to a file, which appears under its name when all bytes are there and durable.
 
     Raises:
@@ -311,7 +339,7 @@ def download(
         raise
 
 
-def _side_by_side(remote: RemoteArtifact, file: int) -> Iterator[int]:
+def _side_by_side(remote: Chunks, file: int) -> Iterator[int]:
     """Fetch, verify and write the chunks, some at a time; yield the size of each that was written."""
 
     def write(number: int) -> int:

@@ -10,6 +10,7 @@ from zot_artifact_client.build_requests import payload_of
 from zot_artifact_client.connection import PerProcess
 from zot_artifact_client.contract import (
     QUERY_STATUS,
+    SWEEP_VERIFY,
     JobState,
     Message,
     Progress,
@@ -22,7 +23,7 @@ from zot_artifact_client.contract import (
 from zot_artifact_client.errors import ClientError, InvalidRequest, UnknownJob
 from zot_artifact_client.gateway import Gateway
 from zot_artifact_client.job import OnProgress, wait_timeout
-from zot_artifact_client.job_ids import choose_ids
+from zot_artifact_client.job_ids import choose_ids, scoped_key
 from zot_artifact_client.snapshot import Snapshot, recorded_snapshot, unknown_job
 
 _SHORTEST_PAUSE = 0.05
@@ -47,12 +48,11 @@ class GatewayJobs:
         """Send a request and return the id of its job."""
         if job_id is not None:
             raise InvalidRequest(f"{spec.kind}: the gateway chooses the ids of jobs: give idempotency_key, not job_id")
-        if idempotency_key is not None and not idempotency_key:
-            raise InvalidRequest(f"{spec.kind}: idempotency_key is empty")
+        if spec.kind == SWEEP_VERIFY.kind:
+            raise InvalidRequest(f"{spec.kind}: the gateway starts no sweeps: give broker_url")
         headers: dict[str, str] = {}
         if idempotency_key is not None:
-            key = f"{self._service}:{idempotency_key}" if self._service else idempotency_key
-            headers["Idempotency-Key"] = quote(key, safe=":/")
+            headers["Idempotency-Key"] = quote(scoped_key(spec, idempotency_key, self._service), safe=":/")
         answer = self._gateway.ask(
             "POST", f"/v1/jobs/{spec.kind}", payload_of(spec, request), headers=headers, again=bool(headers)
         )

@@ -1,11 +1,11 @@
 """Run requests as the worker does, in memory, for the client in `testing`."""
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,13 @@ from zot_artifact_client.contract import (
     VerifyResult,
     with_properties,
 )
-from zot_artifact_client.errors import ArtifactNotFound, JobFailed, NoGoodCopy
+from zot_artifact_client.errors import ArtifactChanged, JobFailed, NoGoodCopy
+from zot_artifact_client.globs import selector
+from zot_artifact_client.key_rules import broken_bucket_rule, broken_key_rule
 
-_CHUNK = 16 * 1024 * 1024
+CHUNK = 16 * 1024 * 1024
+"""Bytes of a chunk."""
+_A_LINK = "it is a symbolic link; see --symlinks"
 _BAD = ("corrupt", "size_mismatch", "missing")
 _WORST_FIRST = (*_BAD, "verified", "repaired", "stored", "already_there", "deleted", "already_gone")
 
@@ -72,6 +76,12 @@ class _Artifact:
 
     versions: list[_Version] = field(default_factory=list)
     copies: dict[str, CopyInfo] = field(default_factory=dict)
+    deleted: bool = False
+
+    @property
+    def present(self) -> bool:
+        """Return whether it is an artifact now: one without copies is, until it is deleted."""
+        return bool(self.versions) and not self.deleted
 
     def facts(self, bucket: str, key: str) -> dict[str, Any]:
         current = self.versions[-1]
@@ -110,6 +120,12 @@ class InMemoryWorker:
         if sha256 is not None:
             self._kept[store, bucket, key] = sha256
 
+    def stage(self, sha256: str, body: bytes) -> str:
+        """Keep the bytes of a file that is sent, and return the source that an upload of them names."""
+        source = f"/staging/{sha256}/source"
+        self._sources[source] = body
+        return source
+
     def run(self, spec: TaskSpec[Any, Any], request: Any) -> object:
         """Run a request and return its result as JSON. Raise JobFailed."""
         verbs: dict[str, Callable[[Any], Any]] = {
@@ -137,16 +153,16 @@ class InMemoryWorker:
             manifest=_manifest(current.body, request.chunks_from),
         )
 
-    def read(self, bucket: str, key: str) -> bytes:
-        """Return the bytes of an artifact from a good copy. Raise ArtifactNotFound, NoGoodCopy."""
-        request = Request(bucket=bucket, key=key)
-        try:
-            artifact = self._artifact(request)
-        except JobFailed as error:
-            raise ArtifactNotFound(error.message) from None
+    def chunk(self, shown: ShowResult, number: int) -> bytes:
+        """Return a chunk of an artifact as it was shown, from a good copy. Raise ArtifactChanged, NoGoodCopy."""
+        request = Request(bucket=shown.bucket, key=shown.key)
+        artifact = self._artifacts[shown.bucket, shown.key]
+        if not artifact.present or artifact.versions[-1].sha256 != shown.sha256:
+            raise ArtifactChanged(f"{shown.bucket}/{shown.key} has other bytes now: open it again")
         if not any(self._verdict(request, artifact, store) == "verified" for store in artifact.copies):
-            raise NoGoodCopy(f"{bucket}/{key}: no copy is right: {', '.join(sorted(artifact.copies))}")
-        return artifact.versions[-1].body
+            stores = ", ".join(sorted(artifact.copies))
+            raise NoGoodCopy(f"{shown.bucket}/{shown.key}: no copy is right: {stores}")
+        return artifact.versions[-1].body[number * CHUNK : (number + 1) * CHUNK]
 
     def list(self, request: ListRequest) -> ListResult:
         """Answer a query for the artifacts of a bucket."""
@@ -156,6 +172,7 @@ class InMemoryWorker:
         return ListResult(artifacts=taken, next=taken[-1].key if taken and len(taken) < len(keys) else None)
 
     def _upload(self, request: UploadRequest) -> UploadResult:
+        _check_key(request.bucket, request.key)
         body = self._read(request.source)
         sha256 = hashlib.sha256(body).hexdigest()
         if request.sha256 not in {None, sha256}:
@@ -168,7 +185,7 @@ class InMemoryWorker:
         if request.companion_of is not None:
             self._name_companion(request, request.companion_of)
         artifact = self._artifacts.setdefault((request.bucket, request.key), _Artifact())
-        before = artifact.versions[-1] if artifact.copies else None
+        before = artifact.versions[-1] if artifact.present else None
         same_bytes = before is not None and before.body == body
         metadata = dict(request.metadata) or (before.metadata if before and same_bytes else {})
         properties = with_properties(before.properties if before and same_bytes else None, request.properties)
@@ -176,6 +193,7 @@ class InMemoryWorker:
             self._drop(request, artifact.copies)
             artifact.versions.append(_Version(body, metadata, properties, datetime.now(UTC)))
             artifact.copies.clear()
+            artifact.deleted = False
         copies = tuple(self._place(request, artifact, store, body, None) for store in targets)
         return UploadResult(
             **artifact.facts(request.bucket, request.key), unchanged=_nothing_done(copies), copies=copies
@@ -197,7 +215,7 @@ class InMemoryWorker:
             owners = sorted(bases | above, key=len)
         else:
             owners = [named]
-        return next((each for each in owners if self._artifacts.get((bucket, each), _Artifact()).copies), None)
+        return next((each for each in owners if self._artifacts.get((bucket, each), _Artifact()).present), None)
 
     def _companions(self, bucket: str, key: str) -> Sequence[str]:
         return [each for _, each in self._below(bucket, "") if self._owner(bucket, each) == key]
@@ -221,6 +239,11 @@ class InMemoryWorker:
             msg = f"{request.bucket}/{request.key} has no version {request.version} here: only the current one is kept"
             raise JobFailed(msg, "NotFound")
         stores = self._known(request.stores or tuple(sorted(artifact.copies)))
+        if absent := sorted(set(stores) - set(artifact.copies)):
+            where = ", ".join(sorted(artifact.copies)) or "no store"
+            raise JobFailed(
+                f"{request.bucket}/{request.key} has no copy in {absent[0]!r}; it has one in: {where}", "NotFound"
+            )
         copies = tuple(self._read_copy(request, artifact, store) for store in stores)
         return VerifyResult(**artifact.facts(request.bucket, request.key), copies=copies)
 
@@ -228,8 +251,8 @@ class InMemoryWorker:
         """Delete an artifact; one that is deleted everywhere takes its companions with it."""
         if request.stores is not None:
             return self._delete_one(request)
-        known = bool(self._artifacts.get((request.bucket, request.key), _Artifact()).copies)
-        companions = tuple(self._companions(request.bucket, request.key)) if known else ()
+        present = self._artifacts.get((request.bucket, request.key), _Artifact()).present
+        companions = tuple(self._companions(request.bucket, request.key)) if present else ()
         for each in companions:
             self._delete_one(request.model_copy(update={"key": each}))
         return self._delete_one(request).model_copy(update={"companions": companions})
@@ -237,6 +260,8 @@ class InMemoryWorker:
     def _delete_one(self, request: DeleteRequest) -> DeleteResult:
         artifact = self._artifacts.get((request.bucket, request.key), _Artifact())
         everywhere = request.stores is None
+        if not artifact.versions:
+            raise JobFailed(f"{request.bucket}/{request.key} was never an artifact", "NotFound")
         targets = self._known(request.stores or tuple(sorted(artifact.copies)))
         rest = artifact.copies.keys() - set(targets)
         if not (everywhere or request.allow_last or not artifact.copies.keys() & set(targets)) and not any(
@@ -251,11 +276,12 @@ class InMemoryWorker:
         self._drop(request, targets)
         for store in targets:
             artifact.copies.pop(store, None)
+        before, artifact.deleted = artifact.deleted, artifact.deleted or everywhere
         return DeleteResult(
             bucket=request.bucket,
             key=request.key,
             everywhere=everywhere,
-            unchanged=all(copy.outcome == "already_gone" for copy in gone),
+            unchanged=artifact.deleted == before and all(copy.outcome == "already_gone" for copy in gone),
             copies=gone,
         )
 
@@ -266,8 +292,8 @@ class InMemoryWorker:
         if body is None:
             raise JobFailed(f"{store}: {path} is not there", "NotFound")
         sha256, kept = hashlib.sha256(body).hexdigest(), self._kept.get((store, request.bucket, request.key))
-        artifact = self._artifacts.setdefault((request.bucket, request.key), _Artifact())
-        known = artifact.versions[-1].sha256 if artifact.copies else None
+        artifact = self._artifacts.get((request.bucket, request.key)) or _Artifact()
+        known = artifact.versions[-1].sha256 if artifact.present else None
         if kept not in {None, sha256}:
             raise JobFailed(
                 f"{store}: {path} has the SHA-256 {sha256}, not the {kept} that is kept beside it", "DigestMismatch"
@@ -282,6 +308,8 @@ class InMemoryWorker:
             raise JobFailed(f"{store}: {path} has no digest to compare its bytes with", "Unverifiable")
         if known is None:
             artifact.versions.append(_Version(body, {}, {}, datetime.now(UTC)))
+            artifact.deleted = False
+        self._artifacts[request.bucket, request.key] = artifact
         unchanged = store in artifact.copies
         if not unchanged:
             artifact.stored(store)
@@ -300,7 +328,7 @@ class InMemoryWorker:
         if not paths and request.verb != DELETE.kind:
             raise JobFailed(f"{request.keys_from or request.bucket}: there is no artifact there", "NotFound")
         found = self._artifacts
-        size = sum(len(found[path].versions[-1].body) for path in paths if path in found and found[path].copies)
+        size = sum(len(found[path].versions[-1].body) for path in paths if path in found and found[path].present)
         outcomes = [(path, *self._one_of(request, *path)) for path in paths]
         failures = tuple(
             BatchFailure(job="", bucket=path[0], key=path[1], outcome=outcome, message=message)
@@ -313,29 +341,36 @@ class InMemoryWorker:
         )
 
     def _upload_directory(self, request: BatchRequest) -> BatchResult:
-        """Upload the files of a directory; symbolic links are skipped, whatever the request says."""
+        """Upload the files of a directory, or with `dry_run` count them."""
         if request.directory is None:
             raise JobFailed(f"{request.keys_from}: upload lists need a real worker", "SourceRefused")
-        root, size, counts = Path(request.directory), 0, Counter[str]()
-        for path in sorted(each for each in root.rglob("*") if each.is_file() and not each.is_symlink()):
-            below = path.relative_to(root).as_posix()
-            if not _is_taken(below, request):
+        files, refused = _files_below(request.directory, request)
+        size, counts = 0, Counter[str]({"failed": len(refused)} if refused else {})
+        for below, path in files:
+            if request.dry_run:
+                size += path.stat().st_size
+                counts["would_upload"] += 1
                 continue
             wanted = UPLOAD.request.read(
-                {"bucket": request.bucket, "key": request.prefix + below, "source": str(path),
+                {"bucket": request.bucket, "key": request.prefix + below, "source": str(path.absolute()),
                  **request.model_dump(include={"stores"}, exclude_none=True), **request.beside_bytes}
             )  # fmt: skip
             done: Any = self.run(UPLOAD, wanted)
             size += done["size"]
             counts["already_there" if done["unchanged"] else "stored"] += 1
         if not counts:
-            raise JobFailed(f"{root}: there is no file there to upload", "NotFound")
+            raise JobFailed(f"{request.directory}: there is no file there to upload", "NotFound")
+        failures = tuple(
+            BatchFailure(job="", bucket=str(request.bucket), key=below, outcome="failed", message=_A_LINK)
+            for below in refused
+        )
         return BatchResult(
-            verb="upload", objects=counts.total(), bytes=size, outcomes=dict(counts), failed=0
+            verb="upload", objects=counts.total(), bytes=size, outcomes=dict(counts),
+            failed=len(failures), failures=failures,
         )  # fmt: skip
 
     def _below(self, bucket: str | None, prefix: str) -> Sequence[tuple[str, str]]:
-        below = (path for path, artifact in self._artifacts.items() if artifact.copies and path[0] == bucket)
+        below = (path for path, artifact in self._artifacts.items() if artifact.present and path[0] == bucket)
         return sorted(path for path in below if path[1].startswith(prefix))
 
     def _listed(self, source: str) -> Sequence[tuple[str, str]]:
@@ -356,6 +391,8 @@ class InMemoryWorker:
         except JobFailed as error:
             return error.state, error.message
         words = [copy.get("verdict") or copy["outcome"] for copy in done["copies"]]
+        if not words and spec is VERIFY:
+            return "missing", "it has no copy in any store"
         worst = next((word for word in _WORST_FIRST if word in words), "already_gone")
         return worst, worst if worst in _BAD else None
 
@@ -367,8 +404,12 @@ class InMemoryWorker:
     def _read(self, source: str) -> bytes:
         if source in self._sources:
             return self._sources[source]
+        if not Path(source).is_absolute():
+            raise JobFailed(f"source {source!r}: give an absolute path", "SourceRefused")
         try:
             return Path(source).read_bytes()
+        except IsADirectoryError:
+            raise JobFailed(f"source {source}: it is a directory", "SourceRefused") from None
         except OSError as error:
             raise JobFailed(f"{source} cannot be read: {error.strerror}", "NotFound") from None
 
@@ -380,7 +421,7 @@ class InMemoryWorker:
 
     def _artifact(self, request: Request) -> _Artifact:
         artifact = self._artifacts.get((request.bucket, request.key))
-        if artifact is None or not artifact.copies:
+        if artifact is None or not artifact.present:
             raise JobFailed(f"no artifact {request.bucket}/{request.key}", "NotFound")
         return artifact
 
@@ -416,6 +457,14 @@ class InMemoryWorker:
         return "verified" if body == recorded else "corrupt"
 
 
+def _check_key(bucket: str, key: str) -> None:
+    """Return if an artifact may have this key. Raise JobFailed."""
+    if rule := broken_bucket_rule(bucket):
+        raise JobFailed(f"bucket {bucket!r} is not allowed: {rule}", "InvalidKey")
+    if rule := broken_key_rule(bucket, key):
+        raise JobFailed(f"key {key!r} is not allowed: {rule}", "InvalidKey")
+
+
 def _without_suffix(key: str) -> list[str]:
     return [key.removesuffix(end) for end in COMPANION_SUFFIXES if key.endswith(end)]
 
@@ -423,19 +472,25 @@ def _without_suffix(key: str) -> list[str]:
 def _manifest(body: bytes, first: int | None) -> ManifestPart | None:
     if first is None or not body:
         return None
-    digests = [hashlib.sha256(body[at : at + _CHUNK]).hexdigest() for at in range(0, len(body), _CHUNK)]
+    digests = [hashlib.sha256(body[at : at + CHUNK]).hexdigest() for at in range(0, len(body), CHUNK)]
     part = tuple(digests[first : first + MAX_CHUNKS])
-    return ManifestPart(chunk_size=_CHUNK, total=len(digests), first=first, sha256=part)
+    return ManifestPart(chunk_size=CHUNK, total=len(digests), first=first, sha256=part)
 
 
 def _nothing_done(copies: tuple[PlacedCopy, ...]) -> bool:
     return all(copy.outcome == "already_there" for copy in copies)
 
 
-def _is_taken(below: str, request: BatchRequest) -> bool:
-    def matches(pattern: str) -> bool:
-        if "/" in pattern:
-            return fnmatch(below, pattern.strip("/")) or below.startswith(f"{pattern.strip('/')}/")
-        return any(fnmatch(name, pattern) for name in below.split("/"))
-
-    return (not request.include or any(map(matches, request.include))) and not any(map(matches, request.exclude))
+def _files_below(directory: str, request: BatchRequest) -> tuple[list[tuple[str, Path]], list[str]]:
+    """Return the files to upload, each with its path in the directory, and the symbolic links that are refused."""
+    files, refused = [], []
+    wants = selector(request.include, request.exclude)
+    for at, directories, names in os.walk(directory, followlinks=request.symlinks == "follow"):
+        for name in sorted([*directories, *names]):
+            path = Path(at) / name
+            below = path.relative_to(directory).as_posix()
+            if path.is_symlink() and request.symlinks == "error":
+                refused.append(below)
+            elif path.is_file() and (request.symlinks == "follow" or not path.is_symlink()) and wants(below):
+                files.append((below, path))
+    return sorted(files), sorted(refused)

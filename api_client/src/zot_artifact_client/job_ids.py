@@ -31,15 +31,26 @@ def choose_id(
         return check_own_id(job_id)
     if idempotency_key is None:
         return str(uuid4())
-    if not idempotency_key:
-        msg = f"{spec.kind}: idempotency_key is empty"
-        raise InvalidRequest(msg)
     scope = spec.kind if service is None else f"{spec.kind}@{service}"
+    return str(uuid5(IDEMPOTENCY_NAMESPACE, f"{scope}:{_check_key(spec, idempotency_key)}"))
+
+
+def scoped_key(spec: TaskSpec[Any, Any], idempotency_key: str, service: str | None) -> str:
+    """Return the key that the gateway gets for that of a service. Raise InvalidRequest."""
+    key = _check_key(spec, idempotency_key)
+    return key if service is None else f"{service}:{key}"
+
+
+def _check_key(spec: TaskSpec[Any, Any], idempotency_key: str) -> str:
+    """Return an idempotency key. Raise InvalidRequest if it is empty, or no Unicode."""
+    if not idempotency_key:
+        raise InvalidRequest(f"{spec.kind}: idempotency_key is empty")
     try:
-        return str(uuid5(IDEMPOTENCY_NAMESPACE, f"{scope}:{idempotency_key}"))
+        idempotency_key.encode()
     except UnicodeEncodeError:
         msg = f"{spec.kind}: idempotency_key is not valid Unicode (lone surrogate)"
         raise InvalidRequest(msg) from None
+    return idempotency_key
 
 
 def choose_ids(

@@ -5,10 +5,13 @@
     client.corrupt("releases", "app.tgz", "dr")
     assert not client.verify("releases", "app.tgz").wait().good
 
-Simpler than the worker: one good copy is enough evidence, old versions keep no bytes, and nothing takes time.
+Simpler than the worker: one good copy is enough evidence, old versions keep no bytes, and nothing takes time. A delete
+takes the bytes at once, as with the setting `delete.grace: 0s`. There are no roots of sources and no webhooks, and
+every store keeps metadata, tags and storage classes.
 """
 
 import asyncio
+import hashlib
 import io
 import os
 import time
@@ -18,7 +21,15 @@ from typing import Any, Unpack, overload
 
 from zot_artifact_client.async_client import AsyncArtifacts
 from zot_artifact_client.async_job import AsyncJob, AsyncJobs, OnAsyncProgress
-from zot_artifact_client.build_requests import UploadFields, check_service, idempotency_mismatch, payload_of, spec_of
+from zot_artifact_client.build_requests import (
+    UploadFields,
+    check_service,
+    idempotency_mismatch,
+    payload_of,
+    request_of,
+    spec_of,
+    upload_request,
+)
 from zot_artifact_client.client import Artifacts
 from zot_artifact_client.contract import (
     QUERY_LIST,
@@ -34,11 +45,13 @@ from zot_artifact_client.contract import (
     TaskSpec,
     UploadResult,
 )
-from zot_artifact_client.errors import JobCancelled, JobFailed, JobNotDone
+from zot_artifact_client.download import ArtifactFile, download
+from zot_artifact_client.errors import ClientError, InvalidRequest, JobCancelled, JobFailed, JobNotDone
 from zot_artifact_client.idempotency_conflicts import digest_of
-from zot_artifact_client.in_memory_worker import InMemoryWorker
+from zot_artifact_client.in_memory_worker import CHUNK, InMemoryWorker
 from zot_artifact_client.job import Job, Jobs, OnProgress, wait_timeout
 from zot_artifact_client.job_ids import check_id, choose_id, choose_ids
+from zot_artifact_client.key_rules import broken_bucket_rule, broken_key_rule
 from zot_artifact_client.query_messages import QUERY_TIMEOUT, read_answer
 from zot_artifact_client.snapshot import Snapshot, unknown_job
 
@@ -72,6 +85,7 @@ class InMemoryArtifactClient(Artifacts):
         self._snapshots: dict[str, Snapshot] = {}
         self._queued: dict[str, tuple[TaskSpec[Any, Any], Any]] = {}
         self._next_end: JobNotDone | None = None
+        self._closed = False
 
     def submit(
         self,
@@ -81,9 +95,13 @@ class InMemoryArtifactClient(Artifacts):
         idempotency_key: str | None = None,
         job_id: str | None = None,
     ) -> Job[ResultT]:
+        self._check_open()
         chosen = choose_id(spec, idempotency_key=idempotency_key, job_id=job_id, service=self._service)
+        return self._submit(chosen, spec, request, keyed=idempotency_key is not None)
+
+    def _submit(self, chosen: str, spec: TaskSpec[Any, ResultT], request: Message, *, keyed: bool) -> Job[ResultT]:
         digest = digest_of(spec.kind, payload_of(spec, request))  # which refuses what the worker would
-        if self._digests.setdefault(chosen, digest) != digest:
+        if keyed and self._digests.setdefault(chosen, digest) != digest:
             raise idempotency_mismatch([chosen])
         if chosen not in self._snapshots:
             self.submitted.append(request)
@@ -94,8 +112,10 @@ class InMemoryArtifactClient(Artifacts):
         return Job(chosen, spec, results=self)
 
     def submit_many(self, requests: Iterable[Message], *, idempotency_key: str | None = None) -> Jobs:
-        chosen = [*choose_ids(requests, idempotency_key, service=self._service)]
-        return Jobs((self.submit(spec, request, job_id=id_) for id_, spec, request in chosen), results=self)
+        self._check_open()
+        chosen, keyed = [*choose_ids(requests, idempotency_key, service=self._service)], idempotency_key is not None
+        sent = [self._submit(id_, spec, request, keyed=keyed) for id_, spec, request in chosen]
+        return Jobs(sent, results=self)
 
     @overload
     def job(self, job_id: str, kind: TaskSpec[Any, ResultT]) -> Job[ResultT]: ...
@@ -106,6 +126,7 @@ class InMemoryArtifactClient(Artifacts):
 
     def query(self, spec: TaskSpec[RequestT, ResultT], request: RequestT, *, timeout: float = QUERY_TIMEOUT) -> ResultT:
         """Answer a query at once, also while jobs are paused."""
+        self._check_open()
         answers: dict[str, Callable[[Any], Message]] = {
             QUERY_SHOW.name: self._worker.show,
             QUERY_LIST.name: self._worker.list,
@@ -118,7 +139,7 @@ class InMemoryArtifactClient(Artifacts):
         return read_answer(spec, Snapshot(JobState.SUCCEEDED, value=answer), timeout)
 
     def open(self, bucket: str, key: str) -> io.BufferedReader:
-        return io.BufferedReader(io.BytesIO(self._worker.read(bucket, key)))
+        return io.BufferedReader(ArtifactFile(self._chunks(bucket, key)))
 
     def get(
         self,
@@ -128,11 +149,9 @@ class InMemoryArtifactClient(Artifacts):
         *,
         on_progress: Callable[[Progress], object] | None = None,
     ) -> ShowResult:
-        body = self._worker.read(bucket, key)
-        Path(path).write_bytes(body)
-        if on_progress is not None:
-            on_progress(Progress(bytes_done=len(body), bytes_total=len(body), step="downloading"))
-        return self.show(bucket, key)
+        found = self._chunks(bucket, key)
+        download(found, path, on_progress)
+        return found.shown
 
     def upload_file(
         self,
@@ -144,8 +163,19 @@ class InMemoryArtifactClient(Artifacts):
         on_progress: Callable[[Progress], object] | None = None,
         **fields: Unpack[UploadFields],
     ) -> Job[UploadResult]:
-        del on_progress
-        return self.upload(path, bucket, key, idempotency_key=idempotency_key, **fields)
+        self._check_open()
+        upload_request(path, bucket, key, **fields)
+        body = Path(path).read_bytes()
+        if rule := broken_bucket_rule(bucket) or broken_key_rule(bucket, key):
+            raise InvalidRequest(f"upload: {bucket!r}, {key!r}: {rule}")
+        sha256 = hashlib.sha256(body).hexdigest()
+        source = self._worker.stage(sha256, body)
+        if on_progress is not None:
+            on_progress(Progress(bytes_total=len(body), step="hashing"))
+            on_progress(Progress(bytes_done=len(body), bytes_total=len(body), step="sending"))
+        return self.upload(
+            source, bucket, key, idempotency_key=idempotency_key, **{**fields, "sha256": fields.get("sha256") or sha256}
+        )
 
     def warm(self, bucket: str, key: str, *, on_progress: Callable[[Progress], object] | None = None) -> ShowResult:
         """Return what is shown: there is no cache to fill."""
@@ -153,7 +183,16 @@ class InMemoryArtifactClient(Artifacts):
         return self.show(bucket, key)
 
     def close(self) -> None:
-        """Do nothing: there is no connection."""
+        """Take no more calls, as a client without its connections."""
+        self._closed = True
+
+    def _chunks(self, bucket: str, key: str) -> "_InMemoryChunks":
+        shown = self.query(QUERY_SHOW, request_of(QUERY_SHOW, bucket=bucket, key=key, chunks_from=0))
+        return _InMemoryChunks(self._worker, shown)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClientError("the client is closed: make another one")
 
     # What only tests use.
 
@@ -221,6 +260,30 @@ class InMemoryArtifactClient(Artifacts):
             return Snapshot(JobState.SUCCEEDED, value=self._worker.run(spec, request), task=spec.name)
         except JobFailed as failure:
             return _ended_by(failure)
+
+
+class _InMemoryChunks:
+    """The Chunks of an artifact as it was shown."""
+
+    chunk_size = CHUNK
+
+    def __init__(self, worker: InMemoryWorker, shown: ShowResult) -> None:
+        self._worker = worker
+        self.shown = shown
+
+    @property
+    def size(self) -> int:
+        return self.shown.size
+
+    @property
+    def chunks(self) -> int:
+        return (self.size + CHUNK - 1) // CHUNK
+
+    def chunk(self, number: int) -> bytes:
+        return self._worker.chunk(self.shown, number)
+
+    def close(self) -> None:
+        pass
 
 
 def _ended_by(error: JobNotDone) -> Snapshot:
@@ -302,14 +365,23 @@ class AsyncInMemoryArtifactClient(AsyncArtifacts):
         on_progress: Callable[[Progress], object] | None = None,
         **fields: Unpack[UploadFields],
     ) -> AsyncJob[UploadResult]:
-        del on_progress
-        return await self.upload(path, bucket, key, idempotency_key=idempotency_key, **fields)
+        sent = self.memory.upload_file(
+            path, bucket, key, idempotency_key=idempotency_key, on_progress=on_progress, **fields
+        )
+        return AsyncJob(sent.id, sent.spec, results=self._results)
+
+    async def warm(
+        self, bucket: str, key: str, *, on_progress: Callable[[Progress], object] | None = None
+    ) -> ShowResult:
+        """Return what is shown: there is no cache to fill."""
+        return self.memory.warm(bucket, key, on_progress=on_progress)
 
     async def snapshot(self, job_id: str) -> Snapshot:
         return self.memory.snapshot(job_id)
 
     async def close(self) -> None:
-        """Do nothing: there is no connection."""
+        """Take no more calls, as a client without its connections."""
+        self.memory.close()
 
 
 class _AsyncResults:

@@ -422,6 +422,11 @@ export interface components {
              */
             symlinks?: "skip" | "follow" | "error";
             /**
+             * Dry Run
+             * @default false
+             */
+            dry_run?: boolean;
+            /**
              * Staged
              * @default false
              */

@@ -23,16 +23,19 @@ from worker import clock
 from worker.catalogue import Catalogue
 from worker.gateway.access import TokenVerb, new_token
 from zot_artifact_client import (
+    ArtifactChanged,
     ArtifactClient,
     ArtifactNotFound,
     AsyncArtifactClient,
     AsyncJob,
     AsyncJobs,
+    ClientError,
     IdempotencyMismatch,
     InvalidRequest,
     JobCancelled,
     JobFailed,
     JobState,
+    NoGoodCopy,
     UnknownJob,
     WaitTimeout,
 )
@@ -196,6 +199,32 @@ def test_what_is_not_there(side: Side, uploaded: Any) -> None:
     with pytest.raises(JobFailed, match=f"{side.bucket}/absent") as failed:
         side.client.verify(side.bucket, "absent").wait(WITHIN)
     assert (failed.value.type, failed.value.state) == ("NotFound", "failed")
+    with pytest.raises(JobFailed, match=f"{side.bucket}/absent") as failed:
+        side.client.delete(side.bucket, "absent").wait(WITHIN)
+    assert failed.value.type == "NotFound"
+    side.client.delete(side.bucket, "app.tgz", stores="dr").wait(WITHIN)
+    with pytest.raises(JobFailed, match="has no copy in 'dr'") as failed:
+        side.client.verify(side.bucket, "app.tgz", stores="dr").wait(WITHIN)
+    assert failed.value.type == "NotFound"
+
+
+def test_a_deleted_artifact_is_not_there(side: Side, uploaded: Any, source: str) -> None:
+    """Deleting it again changes nothing, and the same bytes are another version."""
+    assert not side.client.delete(side.bucket, "app.tgz").wait(WITHIN).unchanged
+    with pytest.raises(ArtifactNotFound):
+        side.client.show(side.bucket, "app.tgz")
+    assert side.client.delete(side.bucket, "app.tgz").wait(WITHIN).unchanged
+    assert side.client.upload(source, side.bucket, "app.tgz").wait(WITHIN).version == 2
+
+
+def test_a_key_that_no_store_can_have_is_refused(side: Side, source: str) -> None:
+    """An upload to it fails, or is refused by the gateway, with the rule; no other request fails."""
+    for bucket, key, rule in ((side.bucket, "../x", "path segments"), ("zot-uploads", "x", "reserved")):
+        with pytest.raises((JobFailed, InvalidRequest), match=rule):
+            side.client.upload(source, bucket, key).wait(WITHIN)
+    with pytest.raises(JobFailed) as failed:
+        side.client.upload("app.tgz", side.bucket, "x").wait(WITHIN)
+    assert failed.value.type == "SourceRefused"
 
 
 def test_a_lost_copy_is_replicated_again(side: Side, uploaded: Any) -> None:
@@ -226,12 +255,17 @@ def test_a_wrong_digest_changes_nothing(side: Side, source: str) -> None:
 
 
 def test_the_last_good_copy_stays(side: Side, uploaded: Any) -> None:
-    """A delete that would leave no good copy fails; one that may, leaves the artifact without copies."""
+    """A delete that would leave no good copy fails; one that may, leaves the artifact without copies, which is bad."""
     side.client.delete(side.bucket, "app.tgz", stores="dr").wait(WITHIN)
     with pytest.raises(JobFailed) as failed:
         side.client.delete(side.bucket, "app.tgz", stores="primary").wait(WITHIN)
     assert failed.value.type == "LastCopy"
     assert [copy.store for copy in side.client.show(side.bucket, "app.tgz").copies] == ["primary"]
+    side.client.delete(side.bucket, "app.tgz", stores="primary", allow_last=True).wait(WITHIN)
+    assert side.client.show(side.bucket, "app.tgz").copies == ()
+    verified = side.client.verify(side.bucket, "app.tgz").wait(WITHIN)
+    assert (verified.copies, verified.good) == ((), False)
+    assert side.client.batch("verify", side.bucket).wait(WITHIN).outcomes == {"missing": 1}
 
 
 def test_a_companion_is_named_shown_and_deleted_with_its_artifact(side: Side, uploaded: Any, incoming: Path) -> None:
@@ -285,6 +319,93 @@ def test_a_directory_is_one_handle(side: Side, incoming: Path) -> None:
     assert verified.outcomes == {"verified": 2}
 
 
+@pytest.mark.parametrize("side", OVER_BROKER, indirect=True)
+def test_a_dry_run_of_a_directory_uploads_nothing(side: Side, incoming: Path) -> None:
+    """It counts what the patterns select, and names what would be refused."""
+    top = incoming / uuid4().hex
+    (top / "sub/deep").mkdir(parents=True)
+    for name in ("a.tmp", "sub/b.tmp", "sub/deep/c.tmp", "sub/d"):
+        (top / name).write_bytes(name.encode())
+    (top / "link").symlink_to("a.tmp")
+
+    def counted(**fields: Any) -> tuple[int, int, dict[str, int], list[str]]:
+        found = side.client.upload_dir(top, side.bucket, dry_run=True, **fields).wait(WITHIN)
+        return found.objects, found.bytes, found.outcomes, [each.key for each in found.failures]
+
+    assert counted() == (4, 33, {"would_upload": 4}, [])
+    assert counted(exclude=["sub/*.tmp"]) == (3, 24, {"would_upload": 3}, [])
+    assert counted(include=["**/*.tmp"]) == (3, 28, {"would_upload": 3}, [])
+    assert counted(include=["sub"], exclude=["deep"]) == (2, 14, {"would_upload": 2}, [])
+    assert counted(include=["link"], symlinks="follow") == (1, 5, {"would_upload": 1}, [])
+    assert counted(include=["sub/d"], symlinks="error") == (2, 5, {"would_upload": 1, "failed": 1}, ["link"])
+    assert side.client.list(side.bucket).artifacts == ()
+    with pytest.raises(JobFailed, match="no file there") as failed:
+        counted(include=["none"])
+    assert failed.value.type == "NotFound"
+
+
+WITH_BYTES = ["twin", "async twin", "gateway", "async gateway"]
+
+
+@pytest.mark.parametrize("side", WITH_BYTES, indirect=True)
+def test_a_file_of_the_client_is_sent_and_read(side: Side, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its path may be relative, its bytes are those of the call, and what is wrong with them is told at once."""
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_bytes(BYTES)
+    told: list[Any] = []
+    job = side.client.upload_file("file", side.bucket, "k", idempotency_key=side.bucket, on_progress=told.append)
+    assert job.wait(WITHIN).sha256 == SHA256
+    assert (told[0].step, told[-1].bytes_done, told[-1].bytes_total) == ("hashing", len(BYTES), len(BYTES))
+    assert side.client.upload_file("file", side.bucket, "k", idempotency_key=side.bucket).id == job.id
+    assert side.client.get(side.bucket, "k", "got", on_progress=told.append).sha256 == SHA256
+    assert (Path("got").read_bytes(), told[-1].step, told[-1].bytes_done) == (BYTES, "downloading", len(BYTES))
+    Path("file").write_bytes(b"other")
+    with pytest.raises(IdempotencyMismatch):
+        side.client.upload_file("file", side.bucket, "k", idempotency_key=side.bucket)
+    with pytest.raises(JobFailed) as failed:
+        side.client.upload_file("file", side.bucket, "k", sha256=SHA256).wait(WITHIN)
+    assert failed.value.type == "DigestMismatch"
+    with pytest.raises(FileNotFoundError):
+        side.client.upload_file("absent", side.bucket, "k")
+    with pytest.raises(FileNotFoundError):
+        side.client.get(side.bucket, "k", "absent/got")
+    with pytest.raises(InvalidRequest, match="path segments"):
+        side.client.upload_file("file", side.bucket, "../k")
+    with pytest.raises(ArtifactNotFound):
+        side.client.get(side.bucket, "absent", "other")
+    assert not Path("other").exists()
+
+
+@pytest.mark.parametrize("side", ["twin", "gateway"], indirect=True)
+def test_an_open_file_stays_one_version(side: Side, tmp_path: Path) -> None:
+    """It is read from the end too, and after another upload it raises, as it does where no copy is right."""
+    (tmp_path / "file").write_bytes(BYTES)
+    side.client.upload_file(tmp_path / "file", side.bucket, "k").wait(WITHIN)
+    with side.client.open(side.bucket, "k") as file:
+        file.seek(-3, 2)
+        assert file.read() == BYTES[-3:]
+        with pytest.raises(ValueError, match="no place"):
+            file.seek(-99, 2)
+    earlier = side.client.open(side.bucket, "k")
+    (tmp_path / "file").write_bytes(b"other")
+    side.client.upload_file(tmp_path / "file", side.bucket, "k").wait(WITHIN)
+    with pytest.raises(ArtifactChanged):
+        earlier.read()
+    for store in ("primary", "dr"):
+        side.corrupt(side.bucket, "k", store)
+    with side.client.open(side.bucket, "k") as file, pytest.raises(NoGoodCopy):
+        file.read()
+
+
+def test_a_closed_client_says_so(side: Side) -> None:
+    """No call is answered after `close`."""
+    side.client.close()
+    with pytest.raises(ClientError, match="is closed"):
+        side.client.show(side.bucket, "app.tgz")
+    with pytest.raises(ClientError, match="is closed"):
+        side.client.verify(side.bucket, "app.tgz")
+
+
 def test_many_requests_are_one_handle(side: Side, source: str) -> None:
     """One handle waits for all, tells each end, yields jobs as they end, and gives the results in order."""
     requests = [UploadRequest(source=source, bucket=side.bucket, key=f"{number}") for number in range(5)]
@@ -334,6 +455,8 @@ def test_a_bad_request_is_not_sent(side: Side) -> None:
         lambda: side.client.show("", "k"),
         lambda: side.client.list("b", limit=0),
         lambda: side.client.status("no id"),
+        lambda: side.client.verify("b", "k", idempotency_key="\ud800"),
+        lambda: side.client.upload_dir("/in", "b", include=["[z-a]"]),
     ):
         with pytest.raises(InvalidRequest) as refused:
             call()

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from worker.artifacts.directory_listing import DirectoryListing, Filters, selector
+from worker.artifacts.directory_listing import DirectoryListing, Filters
+from zot_artifact_client.globs import selector
 
 
 @pytest.fixture
@@ -53,7 +54,15 @@ def test_filters_take_names_and_paths(tree: Path, include: list[str], exclude: l
     """
     filters = Filters(include, exclude)
     assert keys(DirectoryListing(tree, "b", "", filters)) == expected
-    assert list(filter(selector(filters), keys(DirectoryListing(tree, "b", "")))) == expected
+    assert list(filter(selector(include, exclude), keys(DirectoryListing(tree, "b", "")))) == expected
+
+
+def test_what_is_no_pattern_is_told(tree: Path) -> None:
+    """It is an error of the caller, and any number of `**` in a row is as fast as one."""
+    with pytest.raises(ValueError, match="bad character range z-a"):
+        DirectoryListing(tree, "b", "", Filters(exclude=["[z-a]"]))
+    assert keys(DirectoryListing(tree, "b", "", Filters(["**/" * 200 + "d.txt"]))) == ["sub/deep/d.txt"]
+    assert not selector(["**/" * 200 + "x"], [])("d/" * 200 + "y")
 
 
 def test_symbolic_links_are_skipped_followed_or_refused(tree: Path, tmp_path: Path) -> None:

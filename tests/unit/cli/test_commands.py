@@ -99,6 +99,14 @@ def test_an_empty_destination_is_refused(command: list[str], capsys: pytest.Capt
     assert "DEST is empty" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [["upload", "-r", "/in", "b"], ["get", "-r", "b", "/out"]])
+def test_a_pattern_that_is_none_is_refused(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """It is one line that names the option."""
+    assert run([*command, "--include", "[z-a]"]) == Status.USAGE
+    error = capsys.readouterr().err
+    assert ("--include" in error, "bad character range z-a" in error, error.count("\n")) == (True, True, 1)
+
+
 def test_an_error_of_the_file_system_names_the_file() -> None:
     """Whatever command meets it, it is one line and the exit status 1."""
     found = failure_of(OSError(36, "File name too long", "/x"))

@@ -10,6 +10,7 @@ import pytest
 
 from zot_artifact_client import (
     ArtifactClient,
+    AsyncArtifactClient,
     IdempotencyMismatch,
     InvalidRequest,
     JobCancelled,
@@ -23,7 +24,7 @@ from zot_artifact_client.job import ResultBackend
 from zot_artifact_client.query_messages import read_answer
 from zot_artifact_client.result_backend import CeleryResultBackend
 from zot_artifact_client.snapshot import Snapshot
-from zot_artifact_client.testing import InMemoryArtifactClient
+from zot_artifact_client.testing import AsyncInMemoryArtifactClient, InMemoryArtifactClient
 
 APP = b"the bytes of app.tgz"
 
@@ -53,8 +54,14 @@ def surface(of: type) -> dict[str, inspect.Signature]:
 
 def test_it_has_the_surface_of_the_client() -> None:
     """Every public method of the client is there with the same signature, and its jobs keep the same promises."""
-    real, twin = surface(ArtifactClient), surface(InMemoryArtifactClient)
-    assert {name: twin.get(name) for name in real} == real
+    for client, in_memory in (
+        (ArtifactClient, InMemoryArtifactClient),
+        (AsyncArtifactClient, AsyncInMemoryArtifactClient),
+    ):
+        real, twin = surface(client), surface(in_memory)
+        assert {name: twin.get(name) for name in real} == real
+    missing = surface(ArtifactClient).keys() - surface(AsyncArtifactClient).keys()
+    assert missing == {"open", "__enter__", "__exit__"}  # it has `read`
     results = surface(ResultBackend)
     for kept in (CeleryResultBackend, InMemoryArtifactClient):
         assert {name: surface(kept).get(name) for name in results} == results

@@ -452,11 +452,23 @@ def test_jobs_go_over_the_gateway(over_gateway: ArtifactClient, gateway_with_bro
         over_gateway.job("no-such-job").wait(WITHIN)
     with pytest.raises(InvalidRequest, match="files of the worker's machine"):
         over_gateway.upload_dir("/srv/in", "releases")
+    with pytest.raises(InvalidRequest, match="give broker_url"):
+        over_gateway.sweep_verify()
     with pytest.raises(NotAllowed):
         over_gateway.verify("other", "app.tgz")
     gateway_with_broker.store("app.tgz", b"release")
     assert [each.key for each in over_gateway.list("releases").artifacts] == ["app.tgz"]
     assert over_gateway.show("releases", "app.tgz").size == 7
+
+
+def test_services_share_no_upload(gateway_with_broker: Gateway, tmp_path: Path) -> None:
+    """The same idempotency key of two services with one token names two files that are sent."""
+    way, ids = {"gateway": gateway_with_broker.url, "token": token(gateway_with_broker)}, set()
+    for service in ("billing", "shipping"):
+        (tmp_path / "file").write_text(service)
+        with ArtifactClient(**way, service=service) as client:
+            ids.add(client.upload_file(tmp_path / "file", "releases", service, idempotency_key="17").id)
+    assert len(ids) == 2
 
 
 @pytest.fixture

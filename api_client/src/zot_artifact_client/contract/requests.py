@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from zot_artifact_client.globs import compiled
 from zot_artifact_client.input_rules import check_number
 
 _SIGNATURES = re.compile(r"(?i)(^|[-_])(sig|signature|token|credential|key|password|secret)$")
@@ -43,6 +44,11 @@ def _no_url(path: str) -> str:
     return path
 
 
+def _is_glob(text: str) -> str:
+    compiled(text)
+    return text
+
+
 def _distinct(what: str) -> AfterValidator:
     def check(names: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(names)) != len(names):
@@ -61,7 +67,8 @@ Verb = Literal["replicate", "verify", "delete"]
 BatchVerb = Literal["replicate", "verify", "delete", "upload"]
 PageVerb = Literal["replicate", "verify", "delete", "upload"]
 Symlinks = Literal["skip", "follow", "error"]
-Globs = Annotated[tuple[Annotated[str, StringConstraints(min_length=1, max_length=1024)], ...], Field(max_length=100)]
+Glob = Annotated[str, StringConstraints(min_length=1, max_length=1024), AfterValidator(_is_glob)]
+Globs = Annotated[tuple[Glob, ...], Field(max_length=100)]
 StoreName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 StoreNames = Annotated[tuple[StoreName, ...], Field(min_length=1, max_length=64), _distinct("store")]
 Receiver = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
@@ -244,6 +251,8 @@ class BatchRequest(KeptBesideBytes):
     """With directory: no files and directories that match one of them."""
     symlinks: Symlinks = "skip"
     """With directory: what to do with symbolic links."""
+    dry_run: bool = False
+    """With directory: count the files and their bytes, and upload nothing."""
     staged: bool = False
     """The file is in the worker's staging directory and is removed when this job ends."""
     to: StoreNames | None = None
@@ -277,6 +286,7 @@ class BatchRequest(KeptBesideBytes):
             ),
             (self.directory is not None and self.verb != "upload", "directory goes with upload"),
             (self._filtered and self.directory is None, "include, exclude and symlinks go with directory"),
+            (self.dry_run and self.directory is None, "dry_run goes with directory"),
             (self.staged and self.keys_from is None, "staged goes with keys_from"),
             ((self.to is None) == (self.verb == "replicate"), "to goes with replicate, and it has to have it"),
             (self.stores is not None and self.verb == "replicate", "stores goes with verify, delete and upload"),

@@ -72,8 +72,10 @@ class VerifyResult(ArtifactResult):
 
     @property
     def good(self) -> bool:
-        """Return whether every copy was read in full and matched."""
-        return all(copy.verdict == "verified" for each in (self, *self.companions) for copy in each.copies)
+        """Return whether there is a copy, and every one was read in full and matched."""
+        return all(
+            each.copies and all(copy.verdict == "verified" for copy in each.copies) for each in (self, *self.companions)
+        )
 
 
 class CopyEvidence(Result):
