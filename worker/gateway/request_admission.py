@@ -27,6 +27,8 @@ HEALTH = "/healthz"
 """The only path that needs no token. It says that the process answers, and nothing else."""
 _STREAMED = ("/v1/uploads/", "/v1/objects/")
 """Paths below which a body may be large; what takes it bounds it."""
+MOST_HEAD = 16 * 1024
+"""Bytes of the head of a request. The server bounds what it reads of an incomplete one; one read may have more."""
 _BODY_WITHIN = 30.0
 """Seconds for which a body may send nothing."""
 _AT_ONCE = 64
@@ -83,6 +85,10 @@ class Guard:
 
     async def _admit(self, scope: Scope) -> Caller:
         """Return the caller. Raise a Problem if there is no valid token, or too many requests with it."""
+        head = [scope["raw_path"], scope["query_string"], *(part for header in scope["headers"] for part in header)]
+        if sum(map(len, head)) > MOST_HEAD:
+            detail = f"the head of a request has at most {MOST_HEAD} bytes"
+            raise Problem(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "TooLarge", detail)
         address = (scope["client"] or ("-",))[0]
         scheme, _, text = Headers(scope=scope).get("authorization", "").partition(" ")
         id_ = id_of(text.strip()) if scheme.lower() == "bearer" else None

@@ -12,6 +12,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from worker.gateway.app import make_app
+from worker.gateway.request_admission import MOST_HEAD
 from worker.gateway.services import Services
 from worker.log_escaping import make_safe
 from worker.settings import Settings
@@ -20,8 +21,6 @@ _HEAD_WITHIN = 10.0
 """Seconds within which a connection sends the head of a request."""
 _TAKE_WITHIN = 60.0
 """Seconds within which a client takes what was sent last, at most a MiB."""
-_MOST_HEAD = 16 * 1024
-"""Bytes of the head of a request."""
 _KEEP_ALIVE = 15
 _SHUTDOWN = 10
 """Seconds that requests have to end once the gateway is told to."""
@@ -128,7 +127,7 @@ def make_server(services: Services, address: Address) -> uvicorn.Server:
         limit_concurrency=services.settings.gateway.connections,
         timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=_SHUTDOWN,
-        h11_max_incomplete_event_size=_MOST_HEAD,
+        h11_max_incomplete_event_size=MOST_HEAD,
         **options,
     )
     return uvicorn.Server(config)
