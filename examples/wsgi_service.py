@@ -17,18 +17,20 @@ from zot_artifact_client import (
     BrokerUnavailable,
     IdempotencyMismatch,
     InvalidRequest,
-    JobNotDone,
+    JobCancelled,
+    JobFailed,
     WaitTimeout,
 )
 
 artifacts = ArtifactClient(os.environ["ZOT_BROKER"], service="releases")
 
-_STATUSES = {
+_STATUSES: dict[type[Exception], HTTPStatus] = {
     ArtifactNotFound: HTTPStatus.NOT_FOUND,
     BrokerUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     IdempotencyMismatch: HTTPStatus.CONFLICT,
     InvalidRequest: HTTPStatus.UNPROCESSABLE_ENTITY,
-    JobNotDone: HTTPStatus.CONFLICT,
+    JobCancelled: HTTPStatus.CONFLICT,
+    JobFailed: HTTPStatus.CONFLICT,
     WaitTimeout: HTTPStatus.GATEWAY_TIMEOUT,
 }
 
@@ -40,8 +42,7 @@ def app(environ: dict[str, Any], start_response: Callable[[str, list[tuple[str, 
         answer = _publish(name, environ["QUERY_STRING"]) if environ["REQUEST_METHOD"] == "POST" else _show(name)
         status = HTTPStatus.OK
     except tuple(_STATUSES) as error:
-        answer = {"error": str(error)}
-        status = next(status for kind, status in _STATUSES.items() if isinstance(error, kind))
+        answer, status = {"error": str(error)}, _STATUSES[type(error)]
     body = json.dumps({**answer, "process": os.getpid()}).encode()
     headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
     start_response(f"{status.value} {status.phrase}", headers)

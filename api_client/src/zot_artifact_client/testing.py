@@ -173,9 +173,8 @@ class InMemoryArtifactClient(Artifacts):
         if on_progress is not None:
             on_progress(Progress(bytes_total=len(body), step="hashing"))
             on_progress(Progress(bytes_done=len(body), bytes_total=len(body), step="sending"))
-        return self.upload(
-            source, bucket, key, idempotency_key=idempotency_key, **{**fields, "sha256": fields.get("sha256") or sha256}
-        )
+        fields["sha256"] = fields.get("sha256") or sha256
+        return self.upload(source, bucket, key, idempotency_key=idempotency_key, **fields)
 
     def warm(self, bucket: str, key: str, *, on_progress: Callable[[Progress], object] | None = None) -> ShowResult:
         """Return what is shown: there is no cache to fill."""
