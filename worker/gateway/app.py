@@ -11,7 +11,7 @@ from starlette.types import ASGIApp
 
 from worker.catalogue import CatalogueError
 from worker.gateway import artifacts, jobs, objects, uploads
-from worker.gateway.problems import answer_error, answer_invalid, answer_problem
+from worker.gateway.problems import MEDIA_TYPE, answer_error, answer_invalid, answer_problem
 from worker.gateway.request_admission import Guard
 from worker.gateway.services import Services
 from worker.settings.model import NoBroker
@@ -45,6 +45,10 @@ def openapi() -> dict[str, Any]:
     document = _routes().openapi()
     document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
     document["security"] = [{"token": []}]
+    for operation in (each for path in document["paths"].values() for each in path.values()):
+        for status, answer in operation["responses"].items():
+            if status.endswith("XX"):  # FastAPI gives every model the media type of the other answers
+                answer["content"] = {MEDIA_TYPE: answer["content"].pop("application/json")}
     return document
 
 

@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+from worker.gateway.app import openapi
 from worker.gateway.print_openapi import text
 
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "openapi.json"
@@ -11,6 +12,15 @@ DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "openapi.json"
 def test_the_document_is_that_of_the_code() -> None:
     """After a change of the gateway, `python -m worker.gateway.print_openapi > docs/openapi.json` writes it anew."""
     assert DOCUMENT.read_text() == text()
+
+
+def test_errors_are_problem_documents() -> None:
+    """The document gives every error the media type that the gateway sends."""
+    answers = [
+        found for path in openapi()["paths"].values() for each in path.values() for found in each["responses"].items()
+    ]
+    kinds = {media for status, answer in answers if status.endswith("XX") for media in answer["content"]}
+    assert kinds == {"application/problem+json"}
 
 
 def test_the_typescript_client_is_generated_from_the_document() -> None:
