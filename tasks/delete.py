@@ -12,9 +12,11 @@ from worker.catalogue import Artifact, Tombstone
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
+from worker.limits.limited_store import LimitedStore
 from worker.limits.snooze import Snooze
+from worker.storage import Match
 from worker.storage.configured_stores import UnknownStore
-from worker.storage.errors import Archived, PermanentError, StorageError
+from worker.storage.errors import Archived, Conflict, NotFound, PermanentError, PreconditionFailed, StorageError
 from zot_artifact_client.contract import DELETE, REPLICATE, DeletedCopy, DeleteRequest, DeleteResult, is_batch_job
 
 KEPT = "kept"
@@ -152,8 +154,7 @@ def _delete_copies(
         job.step(f"deleting from {store}")
         job.check()
         copies = held.get(store, [])
-        job.confirm_lease()
-        deleted = bool(copies) and context.stores[store].delete_object(request.bucket, request.key)
+        deleted = bool(copies) and _delete_found(request, context.stores[store], job)
         if records is not None:
             records.deleted.extend(copies)
         else:
@@ -175,6 +176,28 @@ def _delete_copies(
         copies=tuple(deleted),
         not_configured=tuple(beyond),
     )
+
+
+def _delete_found(request: DeleteRequest, store: LimitedStore, job: RunningJob) -> bool:
+    """Delete what is under the key now, and return whether there was anything.
+
+    The store is asked before the lease is confirmed: while this worker is frozen after that, another job may write to
+    the key, and its object has another version tag.
+
+    Raises:
+        Conflict: another object is there by now; it stays.
+    """
+    try:
+        found = store.stat_object(request.bucket, request.key)
+    except NotFound:
+        return False
+    job.confirm_lease()
+    try:
+        return store.delete_object(request.bucket, request.key, condition=Match(found.version))
+    except PreconditionFailed as error:
+        conflict = Conflict(f"{store.name}: {request.bucket}/{request.key} was replaced while it was deleted")
+        conflict.store = store.name
+        raise conflict from error
 
 
 def _recorded(

@@ -23,8 +23,8 @@ from worker.jobs.outbox import Outbox
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
 from worker.limits.limited_store import LimitedStore
-from worker.storage import StaleUpload
-from worker.storage.errors import StorageError
+from worker.storage import Match, StaleUpload
+from worker.storage.errors import PreconditionFailed, StorageError
 from worker.storage.keys import QUARANTINE_BUCKET, UPLOADS_BUCKET
 from zot_artifact_client.contract import SWEEP_LEFTOVERS, SweepLeftoversRequest, SweepLeftoversResult
 
@@ -206,8 +206,9 @@ def _clean_parts(store: LimitedStore, context: JobContext, age: timedelta) -> in
     wanted = {read_source(source)[:2] for source in sources if is_staged_in_store(source)}
     gone = [upload for upload in old if upload not in waiting and (store.name, upload) not in wanted]
     for upload in gone:
-        for key in old[upload]:
-            store.delete_object(UPLOADS_BUCKET, key)
+        for part in old[upload]:
+            with suppress(PreconditionFailed):  # it has been sent again since it was listed
+                store.delete_object(UPLOADS_BUCKET, part.key, condition=Match(part.version))
         logger.info("%s: removed what was staged for upload %s", store.name, upload)
     return len(gone)
 

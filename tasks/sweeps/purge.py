@@ -97,14 +97,14 @@ class _Purge:
         context = self._context
         if copy.store not in context.stores or context.pauses.of_store(copy.store) is not None:
             return False
-        self._job.confirm_lease()
-        held = context.catalogue.artifacts.version_in_store(copy.store, artifact.bucket, artifact.key)
-        if copy.state is CopyState.WRITING or held is None or held[0].id != artifact.id:
-            return True  # what is under the key there, if anything, is of another version
         store = context.stores[copy.store]
         try:
             seen = copy.tag if copy.state.good else None
             tag = seen or store.stat_object(artifact.bucket, artifact.key).version
+            self._job.confirm_lease()  # after the tag was read: from now on it spares what another job writes
+            held = context.catalogue.artifacts.version_in_store(copy.store, artifact.bucket, artifact.key)
+            if copy.state is CopyState.WRITING or held is None or held[0].id != artifact.id:
+                return True  # what is under the key there, if anything, is of another version
             store.delete_object(artifact.bucket, artifact.key, condition=Match(tag))
         except NotFound:
             return True

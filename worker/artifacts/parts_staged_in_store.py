@@ -16,7 +16,7 @@ from worker.artifacts.sources import Source, SourceRefused
 from worker.limits.limited_store import LimitedStore
 from worker.settings import Settings
 from worker.storage import Store
-from worker.storage.driver import BUFFER_SIZE, SignedPut
+from worker.storage.driver import BUFFER_SIZE, ListedObject, SignedPut
 from worker.storage.errors import NotFound, OutOfSpace, SizeMismatch
 from worker.storage.integrity.verifying_reader import write_at
 from worker.storage.keys import UPLOADS_BUCKET
@@ -146,18 +146,18 @@ def remove_parts(source: str, stores: Mapping[str, AnyStore], *, job: str) -> No
         store.delete_object(UPLOADS_BUCKET, row.key)
 
 
-def old_uploads(store: AnyStore, before: datetime) -> dict[str, list[str]]:
-    """Return the keys of uploads that got no part after a time, by their ids."""
-    found: dict[str, list[str]] = {}
+def old_uploads(store: AnyStore, before: datetime) -> dict[str, list[ListedObject]]:
+    """Return the parts of uploads that got no part after a time, by the ids of the uploads."""
+    found: dict[str, list[ListedObject]] = {}
     young = set[str]()
     for row in store.list_objects(UPLOADS_BUCKET):
         if (part := _PART.fullmatch(row.key)) is None:
             continue
         upload = part[1]
-        found.setdefault(upload, []).append(row.key)
+        found.setdefault(upload, []).append(row)
         if row.modified > before:
             young.add(upload)
-    return {upload: keys for upload, keys in found.items() if upload not in young}
+    return {upload: rows for upload, rows in found.items() if upload not in young}
 
 
 def _store_of(source: str, stores: Mapping[str, AnyStore], job: str) -> AnyStore:

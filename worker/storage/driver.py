@@ -178,7 +178,8 @@ class Capabilities:
 
     Attributes:
         needs_digest_first: size and SHA-256 must be known before the first byte is sent.
-        conditional_writes: `create_only` and `Match` are decided by the store itself, atomically.
+        conditional_writes: `create_only` and `Match` of writes are decided by the store itself, atomically.
+        conditional_deletes: so is the `Match` of a delete; elsewhere the driver compares the version just before.
         implicit_buckets: writing an object makes its bucket; a bucket without objects may still have to be created.
         prefix_keys: `a` and `a/b` can both be objects.
         user_metadata: metadata given at the write comes back from `stat`.
@@ -218,6 +219,7 @@ class Capabilities:
     user_metadata: bool
     max_object_size: int | None
     max_copy_size: int | None
+    conditional_deletes: bool = True
     parts: PartLimits | None = None
     patches: int = 0
     parallel_reads: bool = False

@@ -14,7 +14,15 @@ from tests.servers.proxy import Cut, Damage, Fault, FaultyProxy, Lose, Request, 
 from worker.storage import Condition, Match, S3Config, Store, Verdict
 from worker.storage.configured_stores import open_driver
 from worker.storage.driver import ObjectProperties, WriteInfo
-from worker.storage.errors import AccessDenied, AlreadyExists, PermanentError, Throttled, TransientError, Unavailable
+from worker.storage.errors import (
+    AccessDenied,
+    AlreadyExists,
+    PermanentError,
+    PreconditionFailed,
+    Throttled,
+    TransientError,
+    Unavailable,
+)
 from worker.storage.s3 import driver as s3_driver
 from worker.storage.transfer.resumable_read import AHEAD, WINDOW
 
@@ -62,6 +70,26 @@ class Line:
     def read_directly(self) -> bytes:
         with self.direct.read_object(BUCKET, "app") as reader:
             return b"".join(reader)
+
+
+@pytest.mark.parametrize("provider", ["aws", "minio"])
+def test_a_delete_spares_what_came_after_the_look(through: Callable[..., Line], provider: str) -> None:
+    """The version goes with the delete itself, also to a provider that may ignore it; the capability says which."""
+    replaced: list[str] = []
+
+    def replace_before(request: Request) -> Fault:
+        if request.method == "DELETE":
+            replaced.append(request.headers["If-Match"])
+            line.direct.write_object(BUCKET, "app", source(b"newer"))
+        return None
+
+    line = through(replace_before, provider=provider)
+    seen, _ = line.direct.write_object(BUCKET, "app", source(b"older"))
+    with pytest.raises(PreconditionFailed):
+        line.faulty.delete_object(BUCKET, "app", condition=Match(seen.version))
+    assert replaced == [f'"{seen.version}"']
+    assert line.direct.get_object_size(BUCKET, "app") == 5
+    assert line.faulty.capabilities.conditional_deletes == (provider == "aws")
 
 
 def once(fault: Fault, method: str, part_of_path: str = "") -> Callable[[Request], Fault]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+from pathlib import Path
 
 import pytest
 
@@ -11,11 +12,12 @@ from tasks.verify import verify
 from worker import clock
 from worker.catalogue import Scope
 from worker.context import Context
+from worker.jobs.running_job import RunningJob
 from worker.limits.snooze import Paused
 from worker.settings.section_models import DeleteSettings
 from worker.storage import Digest, Stores
 from worker.storage.configured_stores import UnknownStore
-from worker.storage.errors import Archived, NotFound, Unavailable
+from worker.storage.errors import Archived, Conflict, NotFound, Unavailable
 from zot_artifact_client.contract import DeleteRequest, UploadRequest, VerifyRequest
 
 
@@ -121,6 +123,28 @@ def test_a_store_that_is_down_keeps_the_artifact_on_record(run, settings, stored
     root.with_name("unplugged").rename(root)
     result = run(delete, request())
     assert [(copy.store, copy.outcome) for copy in result.copies] == [("dr", "deleted")]
+
+
+@pytest.mark.parametrize("stores", [(), ("dr",)])
+def test_what_is_written_while_a_copy_is_deleted_stays(run, stored, monkeypatch, stores):
+    """A worker that was frozen before the request to the store deletes no bytes that another job has written since."""
+    confirm = RunningJob.confirm_lease
+
+    def thaw(job):
+        confirm(job)
+        for path in filter(Path.exists, map(stored, ("primary", "dr"))):
+            path.unlink()
+            path.write_bytes(b"release two")
+
+    monkeypatch.setattr(RunningJob, "confirm_lease", thaw)
+    with pytest.raises(Conflict, match="dr: releases/app.tgz was replaced"):
+        run(delete, request(*stores))
+    assert stored("dr").read_bytes() == b"release two"
+
+    monkeypatch.undo()
+    assert [(copy.store, copy.outcome) for copy in run(delete, request("dr", allow_last=True)).copies] == [
+        ("dr", "deleted")
+    ]
 
 
 def test_after_a_deletion_the_same_bytes_are_a_new_version(run, source):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from worker.catalogue import CopyState, LostLease, OnHold, Tombstone, UndeleteRe
 from worker.catalogue.deletions import Deletions
 from worker.catalogue.tables import jobs
 from worker.context import Context
+from worker.jobs.running_job import RunningJob
 from worker.settings import Settings
 from worker.settings.section_models import DeleteSettings
 from worker.storage import Digest
@@ -265,6 +267,29 @@ def test_a_purge_that_was_frozen_deletes_nothing_that_another_job_writes(
     with pytest.raises(LostLease):
         purge()
     assert stored("dr").read_bytes() == b"newer"
+
+
+@pytest.mark.parametrize("state", [CopyState.STORED, CopyState.CORRUPT])
+def test_what_is_written_while_a_copy_is_purged_stays(
+    context: Context, remove, purge, monkeypatch, stored, state: CopyState
+) -> None:
+    """A worker that was frozen once its lease was confirmed deletes no bytes that another job has written since."""
+    remove()
+    begin, confirm = Deletions.begin_purge, RunningJob.confirm_lease
+
+    def thaw(job: RunningJob) -> None:
+        confirm(job)
+        for path in filter(Path.exists, map(stored, ("primary", "dr"))):
+            path.unlink()
+            path.write_bytes(b"newer")
+
+    def found(deletions: Deletions, *of: Any, **when: Any) -> Any:
+        return [(artifact, replace(copy, state=state)) for artifact, copy in begin(deletions, *of, **when)]
+
+    monkeypatch.setattr(Deletions, "begin_purge", found)
+    monkeypatch.setattr(RunningJob, "confirm_lease", thaw)
+    purge()
+    assert stored("primary").read_bytes() == b"newer"
 
 
 def test_what_is_held_is_neither_deleted_nor_replaced_nor_purged(

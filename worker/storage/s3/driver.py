@@ -96,6 +96,7 @@ class S3Driver(CloudDriver):
         return Capabilities(
             needs_digest_first=True,
             conditional_writes=self._profile.conditional_writes,
+            conditional_deletes=self._profile.conditional_deletes,
             implicit_buckets=self._prefixed,
             prefix_keys=True,
             user_metadata=True,
@@ -184,6 +185,7 @@ class S3Driver(CloudDriver):
             return False
         if condition and found != condition.version:
             raise other_version(f"{self._name}: {bucket}/{key}", condition, self.stat(bucket, key))
+        # It is also sent to those that may ignore it: it does no harm there, and many decide it.
         atomic: dict[str, Any] = (
             {"IfMatch": f'"{condition.version}"'} if condition and self._profile.conditional_writes else {}
         )

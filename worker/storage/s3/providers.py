@@ -58,6 +58,8 @@ class Profile:
             do not know the header refuse the request or ignore the checksum. For them the body's SHA-256 is signed
             instead, so that every store that checks signatures refuses a damaged body.
         conditional_writes: whether If-None-Match and If-Match on writes are honoured.
+        conditional_deletes: whether If-Match on deletes is, too, by all versions of the provider's server: MinIO and
+            others delete whatever is there.
         max_object_size: bytes.
         storage_classes: the names of its storage classes; of other providers only each installation knows them.
     """
@@ -66,6 +68,7 @@ class Profile:
     conditional_writes: bool
     max_object_size: int
     storage_classes: re.Pattern[str] = re.compile(".+")
+    conditional_deletes: bool = False
 
 
 _OF_AMAZON = re.compile(
@@ -75,7 +78,11 @@ _OF_AMAZON = re.compile(
 
 PROFILES = {
     "aws": Profile(
-        "when_supported", conditional_writes=True, max_object_size=10_000 * 5 * GIB, storage_classes=_OF_AMAZON
+        "when_supported",
+        conditional_writes=True,
+        max_object_size=10_000 * 5 * GIB,
+        storage_classes=_OF_AMAZON,
+        conditional_deletes=True,
     ),
     "minio": Profile("when_required", conditional_writes=True, max_object_size=5 * TIB),
     "spaces": Profile("when_required", conditional_writes=True, max_object_size=5 * TIB),
@@ -91,9 +98,11 @@ PROFILES = {
 def profile_of(config: S3Config) -> Profile:
     """Return the provider's profile, changed by the configuration."""
     known = PROFILES[config.provider or ("other" if config.endpoint else "aws")]
+    conditional = known.conditional_writes if config.conditional_writes is None else config.conditional_writes
     return Profile(
         checksums=config.checksums or known.checksums,
-        conditional_writes=known.conditional_writes if config.conditional_writes is None else config.conditional_writes,
+        conditional_writes=conditional,
+        conditional_deletes=conditional and known.conditional_deletes,
         max_object_size=known.max_object_size,
         storage_classes=known.storage_classes,
     )

@@ -16,6 +16,7 @@ from tests.conformance.targets import make_s3_bucket, s3_client, s3_config
 from tests.servers.proxy import FaultyProxy, Lose
 from tests.waiting import until
 from worker import clock
+from worker.catalogue.ledger import Ledger
 from worker.context import Context
 from worker.jobs.upload_checkpoint import CopyCheckpoint
 from worker.settings import Settings
@@ -23,6 +24,7 @@ from worker.settings.section_models import CleanupSweepSettings, SweepSettings
 from worker.storage import Digest, Stores
 from worker.storage.driver import Part, WriteInfo
 from worker.storage.errors import AccessDenied, Unavailable
+from worker.storage.keys import UPLOADS_BUCKET
 from worker.storage.store import Store
 from worker.storage.transfer.multipart import SentPart
 from zot_artifact_client import ArtifactClient
@@ -296,3 +298,22 @@ def test_what_a_killed_command_left_in_the_spool_directory_goes(run, context):
     assert run(sweep_cleanup, EVERYTHING).staged == 3
     assert list(settings.spool_dir.iterdir()) == []
     assert settings.broker_file.parent.is_dir()
+
+
+@pytest.mark.usefixtures("broker")
+def test_a_part_that_is_sent_again_while_its_upload_is_removed_stays(run, cloud, monkeypatch):
+    """A sweep that was frozen after it had listed the parts deletes none that a client has sent since."""
+    store, part = cloud.stores["cloud"], "4f7f0d6c-0a9f-4a52-9d43-2a1f7a9b6f01/00001"
+    store.write_object(UPLOADS_BUCKET, part, io.BytesIO(b"older"))
+    sources, sent = Ledger.sources_of_open_jobs, [b"newer!"]
+
+    def thaw(ledger):
+        if sent:
+            store.write_object(UPLOADS_BUCKET, part, io.BytesIO(sent.pop()))
+        return sources(ledger)
+
+    monkeypatch.setattr(Ledger, "sources_of_open_jobs", thaw)
+    monkeypatch.setattr(clock, "earliest", lambda: clock.now() + timedelta(hours=1))  # the server's seconds are whole
+    result = run(lambda request, _, job: sweep_cleanup(request, cloud.for_job(job), job), EVERYTHING)
+    assert result.removed == {"cloud": 1}
+    assert store.get_object_size(UPLOADS_BUCKET, part) == 6
