@@ -46,9 +46,10 @@ class Reset:
 
 @dataclass(frozen=True)
 class Damage:
-    """Change one byte of the request's body, the first by default."""
+    """Change one byte of the request's body, the first by default, or the first one of `of`, if the body has that."""
 
     at: int = 0
+    of: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ class FaultyProxy:
                     self.say(fault, len(fault.body))
                     return
                 if isinstance(fault, Damage):
-                    body = _damaged(body, fault.at)
+                    body = _damaged(body, fault)
                 answer = proxy.forward(request, body)
                 if isinstance(fault, Rewrite):
                     kept = {name: value for name, value in answer.headers.items() if name.lower() != "content-length"}
@@ -216,9 +217,10 @@ class FaultyProxy:
         return Handler
 
 
-def _damaged(body: bytes, at: int) -> bytes:
-    changed = bytearray(body)
-    changed[at] ^= 1
+def _damaged(body: bytes, fault: Damage) -> bytes:
+    changed, at = bytearray(body), fault.at if fault.of is None else body.find(fault.of)
+    if fault.of is None or at >= 0:
+        changed[at] ^= 1
     return bytes(changed)
 
 

@@ -256,6 +256,14 @@ class TestResumableUpload:
             line.write(some_bytes(PART + 1))
         assert line.read_directly() == b"newer"
 
+    @pytest.mark.parametrize("size", [100, PART + 1])
+    def test_damage_gives_no_object_another_name(self, through: Callable[..., Line], size: int) -> None:
+        """The name is in the address alone: no checksum is of the JSON that describes the object."""
+        line = through(always(Damage(of=b"releases/app"), "POST"), compose=False)
+        line.write(some_bytes(size))
+        assert line.direct.list_buckets() == [BUCKET]
+        assert line.read_directly() == some_bytes(size)
+
     def test_chunk_that_does_not_advance(self, through: Callable[..., Line]) -> None:
         """A store that takes none of the bytes it is sent, or forgets some, ends the upload."""
         answers = [Say(308, headers={"Range": f"bytes=0-{PART - 1}"}), *[Say(308)] * 9]

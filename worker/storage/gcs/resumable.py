@@ -54,7 +54,7 @@ class ResumableUpload:
             "POST",
             self._connection.upload_url(name.bucket),
             params={"uploadType": "resumable", "name": name.name, **self._connection.pinned(pin)},
-            json={"name": name.name, **self._write.description},
+            json=self._write.description,
             headers={
                 "X-Upload-Content-Length": str(self._write.size),
                 "X-Upload-Content-Type": self._write.description["contentType"],

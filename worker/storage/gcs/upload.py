@@ -182,7 +182,7 @@ def send_bytes(
         checksums: the CRC32C and the MD5 to send, instead of those of `data`.
     """
     (checksum, md5), boundary = checksums or checksums_of(data), uuid.uuid4().hex
-    resource = json.dumps({**description, "name": name.name, "crc32c": checksum, "md5Hash": md5})
+    resource = json.dumps({**description, "crc32c": checksum, "md5Hash": md5})
     head = f"--{boundary}\r\ncontent-type: application/json; charset=UTF-8\r\n\r\n{resource}\r\n"
     head += f"--{boundary}\r\ncontent-type: {description.get('contentType', CONTENT_TYPE)}\r\n\r\n"
     sliced = SlicedBody(head.encode(), data, f"\r\n--{boundary}--".encode())
@@ -192,7 +192,8 @@ def send_bytes(
         reply = connection.session.request(
             "POST",
             connection.upload_url(name.bucket),
-            params={"uploadType": "multipart", **connection.pinned(pin)},
+            # No checksum is of the JSON: with the name in there, a byte damaged on the way would make another object.
+            params={"uploadType": "multipart", "name": name.name, **connection.pinned(pin)},
             data=body,
             headers={"Content-Type": f"multipart/related; boundary={boundary}"},
             timeout=TIMEOUT,
