@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl
 from celery import Celery
 from celery.exceptions import BackendError
 from kombu.exceptions import KombuError
-from redis.exceptions import AuthenticationError, OutOfMemoryError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, NoPermissionError, OutOfMemoryError, RedisError, ResponseError
 
 from zot_artifact_client.broker_urls import RABBITMQ_SCHEMES, REDIS_SCHEMES, parse_result_url, parse_url
 from zot_artifact_client.errors import BrokerUnavailable
@@ -89,6 +89,8 @@ def broker_errors(what: str, url: str) -> Iterator[None]:
 def unavailable(error: BaseException, what: str, url: str) -> BrokerUnavailable:
     """Return the error that names a server without its credentials, and what is wrong; it may ask the server."""
     fault = "takes no writes now" if takes_no_writes(error) else "cannot be reached"
+    if any(isinstance(each, NoPermissionError) for each in causes(error)):
+        fault = "refuses this"
     return BrokerUnavailable(
         f"{what} {without_credentials(url)} {fault}: {broker_fault(error, url) or first_line(error)}"
     )
@@ -115,7 +117,7 @@ def is_write_refused(error: BaseException | None) -> bool:
 
 
 def broker_fault(error: BaseException, url: str) -> str | None:
-    """Return what is wrong with the TLS or the login of a broker, and what to do; None if it is something else.
+    """Return what is wrong with the TLS, login or rights at a broker, and what to do; None if it is something else.
 
     A server that closed the connection is asked whether it speaks TLS: one that just restarts closes it too.
     """
@@ -133,6 +135,8 @@ def broker_fault(error: BaseException, url: str) -> str | None:
     if any(isinstance(each, AuthenticationError) for each in found):
         given = "@" in url or "password" in query
         return "it refuses the user or password of its URL" if given else "it requires a password, and its URL has none"
+    if any(isinstance(each, NoPermissionError) for each in found):
+        return "its ACL does not allow this to the user of its URL"
     with_tls = _WITH_TLS.get(url.partition("://")[0].lower())
     if with_tls and any(str(each).lower().startswith(_CLOSED) for each in found) and _speaks_tls(url):
         return f"it expects TLS: the scheme of its URL is {with_tls}://"

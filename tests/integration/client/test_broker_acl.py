@@ -11,7 +11,14 @@ import redis
 from tests.servers import Valkey
 from tests.servers.process import REPOSITORY
 from tests.waiting import WITHIN
-from zot_artifact_client import ArtifactClient, AsyncArtifactClient, JobState, VerifyResult, WaitTimeout
+from zot_artifact_client import (
+    ArtifactClient,
+    AsyncArtifactClient,
+    BrokerUnavailable,
+    JobState,
+    VerifyResult,
+    WaitTimeout,
+)
 from zot_artifact_client.cancellation import CANCEL_REQUESTS
 from zot_artifact_client.contract import CANCEL_KEY, VERIFY
 
@@ -136,3 +143,57 @@ def test_a_service_can_do_nothing_else(command: tuple[str, ...], service: str, o
     """Reading, taking or deleting messages, changing results and controlling workers or the broker is refused."""
     with redis.Redis.from_url(service) as client, pytest.raises(redis.exceptions.NoPermissionError):
         client.execute_command(*command)
+
+
+def test_a_sweep_is_refused_in_words(service: str) -> None:
+    """A method that needs more than the rights of a service says so, and shows nothing of the message."""
+    with (
+        ArtifactClient(service) as client,
+        pytest.raises(BrokerUnavailable, match="refuses this: its ACL does not") as told,
+    ):
+        client.sweep_verify()
+    assert "LPUSH" not in str(told.value)
+
+
+ALLOWED: dict[str, set[str]] = {
+    "transfer": {"lpush"},
+    "interactive": {"lpush"},
+    "zot-artifacts:outbox": {"hexists", "hsetnx"},
+    "zot-artifacts:outbox:transfer": {"zadd"},
+    "zot-artifacts:idempotency:x": {"expire", "get", "set"},
+    "celery-task-meta-x": {"get", "mget", "subscribe"},
+    "zot-artifacts:cancel:x": {"set"},
+    "zot-artifacts:cancelling": {"zadd", "zremrangebyrank"},
+    **{key: set() for key in ("sweep", "unacked", "_kombu.binding.transfer", "zot-artifacts:breaker:dr:open", "other")},
+}
+"""What the ACL allows a service to do with a key or a channel of that name."""
+EVERYWHERE = {
+    *("auth", "client|id", "client|setinfo", "client|setname", "discard", "exec", "hello", "multi", "ping", "quit"),
+    *("reset", "select", "unsubscribe", "unwatch"),
+}  # fmt: skip
+
+
+def test_no_command_of_the_server_does_more(owner: redis.Redis) -> None:
+    """Of all commands of the server the ACL allows a service those that it needs, each for the keys that it needs."""
+    owner.response_callbacks.pop("COMMAND")
+    arities = {}
+    for row in owner.execute_command("COMMAND"):
+        for name, arity, *_ in (row, *row[9]):
+            arities[tuple(name.decode().split("|"))] = abs(arity)
+    assert len(arities) > 300
+    # The server answers only to as many arguments as the command can have.
+    calls = [
+        (key, command, (*command, *[key] * (arity - len(command) + more)))
+        for key in ALLOWED
+        for command, arity in arities.items()
+        for more in range(3)
+    ]
+    with owner.pipeline(transaction=False) as pipeline:
+        for _, _, call in calls:
+            pipeline.execute_command("ACL", "DRYRUN", "service", *call)
+        answers = pipeline.execute(raise_on_error=False)
+    found: dict[str, set[str]] = {key: set() for key in ALLOWED}
+    for (key, command, _), answer in zip(calls, answers, strict=True):
+        if answer == b"OK":
+            found[key].add("|".join(command))
+    assert found == {key: EVERYWHERE | commands for key, commands in ALLOWED.items()}
