@@ -20,10 +20,9 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import unquote, urljoin
+from urllib.parse import urljoin
 
 import urllib3
-from requests.utils import get_environ_proxies, select_proxy
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
@@ -32,6 +31,7 @@ from worker.artifacts.sources.errors import SourceRefused, origin_of, shown
 from worker.artifacts.sources.partial_download import Partial, partial_download
 from worker.artifacts.sources.strict_http_response import StrictResponse
 from worker.settings import Settings
+from worker.storage.cloud.proxies import UNAUTHENTICATED, proxy_fault, proxy_for
 from worker.storage.driver import BUFFER_SIZE
 from worker.storage.errors import (
     AccessDenied,
@@ -43,7 +43,6 @@ from worker.storage.errors import (
     Timeout,
     Unavailable,
 )
-from zot_artifact_client.host_and_port import split_address
 from zot_artifact_client.retry_after import read_retry_after
 
 logger = logging.getLogger(__name__)
@@ -55,7 +54,6 @@ _REDIRECTS = {301, 302, 303, 307, 308}
 _WATCH_SECONDS = 0.5
 _CONNECT_SECONDS = 10.0
 _END_SECONDS = 2.0
-_PROXY_PORTS = {"http": 80, "https": 443}
 _USER_AGENT = f"zot-artifact-worker/{version('zot-artifact-worker')}"
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
 _LENGTH = re.compile(r"[0-9]{1,19}")
@@ -348,13 +346,15 @@ class _Connections:
     def _pool(self, url: str) -> urllib3.PoolManager:
         bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")  # SSL_CERT_FILE: by OpenSSL
         trust: dict[str, Any] = {"ca_cert_dir" if bundle and Path(bundle).is_dir() else "ca_certs": bundle}
-        proxy = select_proxy(url, get_environ_proxies(url))
-        if not proxy:
+        try:
+            proxy = proxy_for(url)
+        except ValueError as error:
+            raise SourceRefused(f"source {shown(url)}: {error}") from None
+        if proxy is None:
             pool = urllib3.PoolManager(**trust)
         else:
-            proxy, user = _proxy(proxy, shown(url))
-            headers = urllib3.make_headers(proxy_basic_auth=user, user_agent=_USER_AGENT)
-            pool = urllib3.ProxyManager(proxy, proxy_headers=headers, **trust)
+            headers = urllib3.make_headers(proxy_basic_auth=proxy.user, user_agent=_USER_AGENT)
+            pool = urllib3.ProxyManager(proxy.url, proxy_headers=headers, **trust)
         self._pools.append(pool)
         # No classes made here: each would be a cycle, which only the garbage collector frees.
         pools: dict[str, Any] = {
@@ -395,34 +395,6 @@ class _SecureConnection(_Connection, HTTPSConnection):
     """The same with TLS."""
 
 
-def _proxy(given: str, name: str) -> tuple[str, str | None]:
-    """Return the URL of a proxy without its user, and `user:password` or None.
-
-    Raises:
-        SourceRefused: the environment names none that can be used. It holds no part of the user or password.
-    """
-    scheme, separator, rest = given.strip().partition("://")
-    scheme, rest = (scheme.lower(), rest) if separator else ("http", given.strip())
-    if scheme not in _PROXY_PORTS:
-        kind = scheme if scheme.isascii() and scheme.isalnum() else "another kind"
-        raise SourceRefused(
-            f"source {name}: the environment names a proxy of the kind {kind}; http and https proxies can be used"
-        )
-    user, _, address = re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition("@")
-    try:
-        host, port = split_address(address, _PROXY_PORTS[scheme])
-        if not host:
-            raise ValueError("there is no host")
-    except ValueError as error:
-        raise SourceRefused(
-            f"source {name}: the URL of the proxy that the environment names cannot be used: {error}; "
-            "expected is one like http://USER:PASSWORD@proxy.example:3128, with @ / # ? as %40 %2F %23 %3F"
-        ) from None
-    known, _, password = user.partition(":")
-    host = f"[{host}]" if ":" in host else host
-    return f"{scheme}://{host}:{port}", f"{unquote(known)}:{unquote(password)}" if known else None
-
-
 def _connection_error(name: str, error: urllib3.exceptions.HTTPError, seconds: float) -> StorageError:
     cause: BaseException | None = error
     while cause is not None:
@@ -432,8 +404,8 @@ def _connection_error(name: str, error: urllib3.exceptions.HTTPError, seconds: f
                 "SSL_CERT_FILE or REQUESTS_CA_BUNDLE names the certificates to trust"
             )
         cause = cause.__cause__ or cause.__context__ or next((a for a in cause.args if isinstance(a, Exception)), None)
-    if isinstance(error, urllib3.exceptions.ProxyError):
-        return Unavailable(f"source {name}: the proxy that the environment names cannot be used")
+    if fault := proxy_fault(error):
+        return (AccessDenied if UNAUTHENTICATED in fault else Unavailable)(f"source {name}: {fault}")
     if isinstance(error, urllib3.exceptions.TimeoutError):
         return Timeout(f"source {name}: no answer within {seconds:.0f} s")
     if isinstance(error, urllib3.exceptions.SSLError):

@@ -15,7 +15,8 @@ from azure.storage.blob import BlobServiceClient, ExponentialRetry, StandardBlob
 from urllib3 import Retry
 
 from worker.storage.azure.errors import translated
-from worker.storage.cloud.error_mapping import REQUESTS_TRUST, Origin, check_authorities, shown_url
+from worker.storage.cloud.error_mapping import REQUESTS_TRUST, Origin, check_environment, shown_url
+from worker.storage.cloud.proxies import proxies_for
 from worker.storage.config import AzureConfig, connection_fields
 from worker.storage.errors import PermanentError
 from worker.storage.transfer.send_in_slices import mount_sliced_body
@@ -82,9 +83,9 @@ def make_service(config: AzureConfig, origin: Origin) -> BlobServiceClient:
 
     Raises:
         PermanentError: the address, the connection string or the version cannot be used.
-        Unavailable: the certificates that the environment names do not exist.
+        Unavailable: the certificates, or the proxy, that the environment names cannot be used.
     """
-    check_authorities(origin.store, origin.endpoint, REQUESTS_TRUST)
+    authorities = check_environment(origin.store, origin.endpoint, REQUESTS_TRUST)
     if is_signed(config):
         logging.getLogger("urllib3.connectionpool").addFilter(_hide_signatures)
     options: dict[str, Any] = {
@@ -92,7 +93,7 @@ def make_service(config: AzureConfig, origin: Origin) -> BlobServiceClient:
         "retry_policy": ExponentialRetry(
             initial_backoff=1, increment_base=2, retry_total=RETRIES, random_jitter_range=1
         ),
-        "transport": _transport(),
+        "transport": _transport(origin.endpoint, authorities),
         "max_single_put_size": max(int(config.part_size), 16 * MIB),
         "max_single_get_size": MAX_GET,
         "logging_enable": False,
@@ -104,8 +105,10 @@ def make_service(config: AzureConfig, origin: Origin) -> BlobServiceClient:
         raise PermanentError(f"{origin.store}: {origin.endpoint}: the SDK refuses the configuration: {error}") from None
 
 
-def _transport() -> RequestsTransport:
+def _transport(endpoint: str, authorities: str | None) -> RequestsTransport:
     session = requests.Session()
+    session.trust_env = False  # a netrc file could replace the signature
+    session.proxies = proxies_for(endpoint)
     mount_sliced_body(
         session, Retry(total=False, redirect=False, raise_on_status=False)
     )  # as the SDK does with its own
@@ -114,6 +117,7 @@ def _transport() -> RequestsTransport:
         session=session,
         connection_timeout=CONNECT_TIMEOUT,
         read_timeout=READ_TIMEOUT,
+        connection_verify=authorities or True,
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from worker import clock
+from worker.storage.cloud.proxies import proxy_fault, proxy_for
 from worker.storage.errors import NotFound, PermanentError, StorageError, TransientError, Unavailable, UnexpectedAnswer
 from zot_artifact_client.retry_after import read_retry_after
 from zot_artifact_client.tls_faults import no_authorities, tls_fault
@@ -29,6 +30,8 @@ QUOTE = None
 DAMAGED = "the bytes were damaged on the way"
 _MAX_QUOTE = 160
 _SERVER_FAILURE = "5"
+_AMAZON = "https://s3.amazonaws.com"
+"""What a proxy is looked up for where the SDK chooses the endpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,7 @@ def by_class(error: Exception, rows: Iterable[ClassRow], origin: Origin, what: s
 
     `trust` is the environment variable that names the certificates of authorities for this SDK.
     """
-    if fault := tls_fault(error, trust=trust):
+    if fault := tls_fault(error, trust=trust) or proxy_fault(error):
         return Unavailable(f"{origin.store}: {what}: {origin.endpoint}: {fault} ({type(error).__name__})")
     kind, reason = next(
         ((kind, reason) for kind, reason, classes in rows if isinstance(error, classes)),
@@ -99,15 +102,19 @@ def by_class(error: Exception, rows: Iterable[ClassRow], origin: Origin, what: s
     return kind(f"{origin.store}: {what}: {origin.endpoint}: {reason} ({type(error).__name__})")
 
 
-def check_authorities(store: str, endpoint: str, variables: Sequence[str]) -> str | None:
+def check_environment(store: str, endpoint: str, variables: Sequence[str]) -> str | None:
     """Return the file of authorities that the first of these environment variables names; None if none is set.
 
-    Each SDK has an error of its own for a file that does not exist, at the first request, and two of them a plain
-    OSError.
+    Each SDK has an error of its own, at the first request, for a file that does not exist and for a proxy whose URL is
+    none: two of them a plain OSError, or one that would fail each job for good.
 
     Raises:
-        Unavailable: the file does not exist, and the endpoint needs it.
+        Unavailable: the endpoint needs the file, and it does not exist, or a proxy that cannot be used.
     """
+    try:
+        proxy_for(endpoint if "://" in endpoint else _AMAZON)
+    except ValueError as error:
+        raise Unavailable(f"{store}: {endpoint}: {error}") from None
     for variable in variables:
         if path := os.environ.get(variable):
             if not endpoint.startswith("http://") and not Path(path).exists():

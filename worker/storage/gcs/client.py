@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, NamedTuple
 from urllib.parse import quote
-from urllib.request import getproxies
 
 import google.auth
 import google.auth.credentials
@@ -18,7 +17,8 @@ from google.cloud import storage
 from google.cloud.storage.retry import DEFAULT_RETRY
 from requests.exceptions import InvalidJSONError
 
-from worker.storage.cloud.error_mapping import REQUESTS_TRUST, check_authorities, shown_url
+from worker.storage.cloud.error_mapping import REQUESTS_TRUST, check_environment, shown_url
+from worker.storage.cloud.proxies import proxies_for
 from worker.storage.config import GcsConfig
 from worker.storage.errors import AccessDenied
 from worker.storage.transfer.send_in_slices import mount_sliced_body
@@ -110,17 +110,17 @@ def connect(name: str, config: GcsConfig) -> Connection:
 
     Raises:
         AccessDenied: the credentials file cannot be read.
-        Unavailable: the certificates that the environment names do not exist.
+        Unavailable: the certificates, or the proxy, that the environment names cannot be used.
         google.auth.exceptions.GoogleAuthError: there are no usable credentials.
     """
     endpoint = (config.endpoint or GOOGLE).rstrip("/")
-    authorities = check_authorities(name, endpoint, REQUESTS_TRUST)
+    authorities = check_environment(name, endpoint, REQUESTS_TRUST)
     _warn_of_emulator(name, endpoint)
     credentials, project = _credentials(name, config)
     session = AuthorizedSession(credentials)
     mount_sliced_body(session)
     session.hooks["response"].append(_empty_unreadable_error)
-    _read_environment_once(session, authorities)
+    _read_environment_once(session, endpoint, authorities)
     # Otherwise a thread of the library asks for each bucket, for tracing: outside of all limits, and with each request
     # again while the store is down.
     os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
@@ -133,15 +133,15 @@ def connect(name: str, config: GcsConfig) -> Connection:
     return Connection(client, session, endpoint, config.kms_key, config.storage_class)
 
 
-def _read_environment_once(session: requests.Session, authorities: str | None) -> None:
-    """Have a session trust these authorities, or the usual ones, and read the environment only if it names a proxy.
+def _read_environment_once(session: requests.Session, endpoint: str, authorities: str | None) -> None:
+    """Have a session trust these authorities, or the usual ones, and use the proxy that the environment names.
 
     A session reads the environment for each request, which took a third of the processor time of a request. It also
     sends the password that a netrc file has for the host, in place of the token.
     """
-    if not getproxies():
-        session.trust_env = False
-        session.verify = authorities or True
+    session.proxies = proxies_for(endpoint)
+    session.trust_env = False
+    session.verify = authorities or True
 
 
 def _warn_of_emulator(name: str, endpoint: str) -> None:

@@ -132,7 +132,6 @@ CLASSES: tuple[ClassRow, ...] = (
     (Timeout, "did not answer in time",
      (http.Timeout, ReadTimeoutError, auth.TimeoutError, api.TransferStalledError, api.RetryError)),
     (Unavailable, "TLS failed; check `endpoint` and its certificate", (http.SSLError,)),
-    (Unavailable, "the proxy cannot be reached", (http.ProxyError,)),
     (
         Unavailable,
         "broke off in the middle",

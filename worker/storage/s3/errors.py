@@ -149,7 +149,6 @@ CLASSES: tuple[ClassRow, ...] = (
     (Timeout, "did not answer in time", (sdk.ReadTimeoutError, ReadTimeoutError)),
     (Timeout, "did not take the connection in time; check `endpoint` and the network", (sdk.ConnectTimeoutError,)),
     (Unavailable, "TLS failed; check `endpoint` and its certificate", (sdk.SSLError,)),
-    (Unavailable, "the proxy cannot be reached", (sdk.ProxyConnectionError,)),
     (Unavailable, "cannot be reached; check `endpoint` and the network", (sdk.ConnectionError,)),
     (
         Unavailable,

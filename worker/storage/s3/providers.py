@@ -17,9 +17,10 @@ from botocore.parsers import ResponseParserError
 from botocore.utils import parse_timestamp
 from pydantic import SecretStr
 
-from worker.storage.cloud.error_mapping import check_authorities, shown_url
+from worker.storage.cloud.error_mapping import check_environment, shown_url
 from worker.storage.cloud.listing import check_size, is_document, without_malformed
 from worker.storage.cloud.metadata import UNKNOWN_TIME
+from worker.storage.cloud.proxies import proxies_for
 from worker.storage.config import S3Config
 from worker.storage.errors import PermanentError
 from worker.storage.s3.errors import TRUST
@@ -130,6 +131,7 @@ def sdk_config(config: S3Config, *, read_timeout: float = READ_TIMEOUT) -> Confi
         connect_timeout=CONNECT_TIMEOUT,
         read_timeout=read_timeout,
         tcp_keepalive=True,
+        proxies=proxies_for(config.endpoint) if config.endpoint else None,
         max_pool_connections=CONNECTIONS,
         request_checksum_calculation=checksums,
         # The SDK must not check what it reads. All bytes are compared with a SHA-256 here, and an earlier error of the
@@ -151,10 +153,10 @@ def make_client(
 
     Raises:
         PermanentError: the endpoint is no URL.
-        Unavailable: the certificates that the environment names do not exist.
+        Unavailable: the certificates, or the proxy, that the environment names cannot be used.
         botocore.exceptions.BotoCoreError: the profile does not exist, or cannot be read.
     """
-    check_authorities(name, endpoint_of(config), [TRUST])
+    check_environment(name, endpoint_of(config), [TRUST])
     core = botocore.session.Session(profile=config.profile)
     core.register_component("data_loader", _data_loader(core.get_config_variable("data_path")))
     # Otherwise one object whose time is in the year 30345 would make the whole page of a listing unreadable.

@@ -29,7 +29,11 @@ def test_certificates_are_those_of_the_environment(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_proxy_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the environment names a proxy, or hosts without one, each request asks it, as before."""
+    """Where the environment names a proxy, requests go through it, unless `no_proxy` names the host."""
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
-    config = GcsConfig(type="gcs", bucket="b", endpoint="http://127.0.0.1:9", anonymous=True)
-    assert connect("cloud", config).session.trust_env
+    config = GcsConfig(type="gcs", bucket="b", endpoint="https://127.0.0.1:9", anonymous=True)
+    session = connect("cloud", config).session
+    assert session.proxies["https"] == "http://127.0.0.1:1"
+    assert not session.trust_env  # a netrc file could replace the token
+    monkeypatch.setenv("no_proxy", "127.0.0.0/8")
+    assert not connect("cloud", config).session.proxies
