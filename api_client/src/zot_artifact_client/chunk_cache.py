@@ -98,7 +98,7 @@ class ChunkCache:
                 logger.warning("cache %s: chunk %s is not kept: %s", self.root, sha256, error.strerror)
             return found
         finally:
-            os.close(lock)
+            _unlock(lock)
 
     def stat(self) -> CacheStat:
         """Return what is in the cache."""
@@ -228,7 +228,7 @@ class ChunkCache:
         return shutil.disk_usage(self.root).free
 
     def _lock(self, name: str) -> int:
-        """Take a lock that excludes other threads and processes until it is closed; a killed process gives it up."""
+        """Take a lock that excludes other threads and processes until `_unlock`; a killed process gives it up."""
         lock = os.open(self.root / _LOCKS / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -244,7 +244,7 @@ class ChunkCache:
         try:
             yield counter
         finally:
-            os.close(counter)
+            _unlock(counter)
 
     def _counted(self, counter: int) -> int | None:
         """Return the bytes of all chunks as they were last counted; None if that cannot be read."""
@@ -257,6 +257,12 @@ class ChunkCache:
     def _recount(self) -> None:
         with self._counter() as counter:
             self._count(counter, sum(size for _, size, _ in self._files()))
+
+
+def _unlock(lock: int) -> None:
+    """Give up a lock, also where a process that was forked meanwhile has the file open, too."""
+    fcntl.flock(lock, fcntl.LOCK_UN)
+    os.close(lock)
 
 
 def _drop_pages(file: int) -> None:

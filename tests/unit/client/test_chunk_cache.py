@@ -247,3 +247,32 @@ def test_a_writer_that_was_killed_leaves_no_wrong_chunk(tmp_path: Path, processe
     keep(cache, *range(500, 580))
     assert not stale.exists()
     assert cache.stat().bytes <= 60_000
+
+
+def test_a_process_that_was_forked_keeps_no_lock(cache: ChunkCache) -> None:
+    """A fork in the middle of a fetch, as of a server that loads its program first, holds up no later fetch."""
+    sha256, body = chunk(1)
+    fetching, forked, done = threading.Event(), threading.Event(), threading.Event()
+
+    def fetch() -> bytes:
+        fetching.set()
+        forked.wait(WITHIN)
+        return body
+
+    first = threading.Thread(target=cache.chunk, args=(sha256, len(body), fetch))
+    first.start()
+    fetching.wait(WITHIN)
+    child = os.fork()
+    if child == 0:
+        signal.pause()
+        os._exit(0)
+    try:
+        forked.set()
+        first.join()
+        cache.drop()
+        again = threading.Thread(target=lambda: (keep(cache, 1), done.set()), daemon=True)
+        again.start()
+        assert done.wait(WITHIN)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
