@@ -13,6 +13,7 @@ from tasks.delete import delete
 from tasks.upload import upload
 from tests.conformance.targets import s3_client, s3_config
 from tests.integration.tasks.conftest import NullReporter, pause
+from tests.servers.proxy import FaultyProxy, Say
 from worker import clock
 from worker.artifacts.artifact_copies import ArtifactJob
 from worker.artifacts.sources import SourceRefused
@@ -314,6 +315,37 @@ def test_a_storage_class_reaches_its_store(run, context, source, ministack):
         run(lambda r, _c, job: upload(r, cloud.for_job(job), job), wish)
         assert client.head_object(Bucket=config.bucket, Key=f"releases/{key}")["StorageClass"] == "STANDARD_IA"
     cloud.stores.close()
+
+
+@pytest.mark.parametrize("size", [1, 6 << 20])
+def test_a_storage_class_that_the_store_refuses_is_told_by_name(run, context, settings, source, ministack, size):
+    """Only the store knows its classes: its own copy fails with a way out, the others are there and stay."""
+    config = s3_config(ministack)
+    s3_client(ministack).create_bucket(Bucket=config.bucket)
+    refused = Say(400, b"<Error><Code>InvalidStorageClass</Code><Message>said the store</Message></Error>")
+
+    def fault(asked):
+        classed = asked.headers.get("x-amz-storage-class") == "NOPE"
+        return refused if classed else None
+
+    with FaultyProxy(ministack.port, fault) as proxy:
+        stores = {**settings.stores, "cloud": config.model_copy(update={"endpoint": proxy.endpoint})}
+        wide = dataclasses.replace(context, stores=Stores(stores))
+        wish = request(source(bytes(size)), stores=("primary", "cloud", "dr"), storage_classes={"cloud": "NOPE"})
+        with pytest.raises(PermanentError, match="cloud: .*does not have the storage class that was asked for"):
+            run(lambda r, _c, job: upload(r, wide.for_job(job), job), wish)
+        states = {
+            name: copy.state
+            for name, copy in wide.catalogue.artifacts.copies(wide.artifact("releases", "app.tgz")).items()
+        }
+        assert states == {"primary": "stored", "dr": "stored", "cloud": "writing"}
+        assert list(wide.stores["cloud"].iter_stale_uploads()) == []
+        again = wish.model_copy(update={"storage_classes": {}})
+        done = run(lambda r, _c, job: upload(r, wide.for_job(job), job), again)
+        assert {copy.store: copy.outcome for copy in done.copies} == {
+            "primary": "already_there", "dr": "already_there", "cloud": "stored",
+        }  # fmt: skip
+        wide.stores.close()
 
 
 def test_a_first_version_is_written_without_a_stat_of_its_key(run, context, source, stored, monkeypatch):

@@ -122,6 +122,11 @@ _CODES: tuple[CodeRow, ...] = (
         """KMS.DisabledException KMS.NotFoundException KMS.KMSInvalidStateException KMS.InvalidStateException
         KMS.KeyUnavailableException KMS.InvalidKeyUsageException KMS.InvalidGrantTokenException""",
     ),
+    (
+        PermanentError,
+        "the store does not have the storage class that was asked for; correct `storage_class`, or that of the upload",
+        "InvalidStorageClass",
+    ),
     (InvalidMetadata, "the metadata is larger than the store allows (S3: 2 KB)", "MetadataTooLarge"),
     # The answer to a HEAD has no body, so expired tokens and a wrong region look like this too.
     (PermanentError, "the store calls the request malformed; check `region`, `endpoint` and the keys' expiry", "400"),
@@ -131,7 +136,7 @@ _CODES: tuple[CodeRow, ...] = (
         """AmbiguousGrantByEmailAddress CrossLocationLoggingProhibited InlineDataTooLarge
         IllegalVersioningConfigurationException IncorrectNumberOfFilesInPostRequest InvalidArgument
         InvalidAddressingHeader InvalidBucketState InvalidDigest InvalidEncryptionAlgorithmError
-        InvalidPolicyDocument InvalidRange InvalidRequest InvalidStorageClass
+        InvalidPolicyDocument InvalidRange InvalidRequest
         InvalidTargetBucketForLogging MalformedACLError MalformedPOSTRequest MalformedXML MaxMessageLengthExceeded
         MaxPostPreDataLengthExceededError MissingContentLength MissingRequestBodyError NoLoggingStatusForKey
         NoSuchBucketPolicy NoSuchLifecycleConfiguration RequestIsNotMultiPartContent RequestTorrentOfBucketError
