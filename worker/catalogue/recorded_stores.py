@@ -30,7 +30,9 @@ _IN_STORE = (
     sa.select(artifacts, copies.c.id.label("copy_id"), _LAST.label("last"))
     .join(copies, copies.c.artifact_id == artifacts.c.id)
     .where(
-        copies.c.store == sa.bindparam("of"), copies.c.state.not_in(_GONE), copies.c.id > sa.bindparam("after"),
+        # concat: in the order of the rows; an index by store would sort all copies of the store for each group
+        copies.c.store.concat("") == sa.bindparam("of"), copies.c.state.not_in(_GONE),
+        copies.c.id > sa.bindparam("after"),
     )
     .order_by(copies.c.id)
     .limit(_GROUP)

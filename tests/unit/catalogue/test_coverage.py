@@ -162,6 +162,9 @@ def test_no_question_about_a_store_reads_the_whole_table(sqlite_catalogue, monke
         catalogue.sweep_claims.needed("dr", period=PERIOD, first_read=PERIOD, now=clock.now())
         catalogue.sweep_claims.count_due("dr", period=PERIOD, now=clock.now(), limit=5)
         catalogue.store_records.unconfigured(["primary"])
+        unsorted = len(plans)
+        catalogue.store_records.forget("dr", dry_run=True)
+        assert "USE TEMP B-TREE FOR ORDER BY" not in plans[unsorted:], "each group would sort all copies of the store"
         found.jobs()
         found.last_runs(["sweep.verify"])
         figures = catalogue.figures
