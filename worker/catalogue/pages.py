@@ -297,7 +297,8 @@ class Pages:
         row = jobs.c
         query = (
             sa.select(row.request, row.result, row.started_at, row.finished_at)
-            .where(row.finished_at >= since, row.kind == "page", row.state == JobState.SUCCEEDED)
+            # concat: not by the index of states, of which all succeeded jobs would be sorted
+            .where(row.finished_at >= since, row.kind == "page", row.state.concat("") == JobState.SUCCEEDED)
             .order_by(row.finished_at.desc())
             .limit(_RECENT_PAGES)
         )
