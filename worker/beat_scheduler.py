@@ -145,7 +145,7 @@ class Scheduler(PersistentScheduler):  # type: ignore[misc]  # Celery has no typ
 
     def _ask(self, question: Callable[["redis.Redis"], AnswerT], otherwise: str) -> AnswerT | None:
         """Return the answer of the result backend; log `otherwise` and return None if there is none."""
-        if not self._backoff.is_over:
+        if not self._backoff.is_over(self._client):
             return None
         began = time.monotonic()
         try:

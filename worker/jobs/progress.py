@@ -38,20 +38,20 @@ class CeleryReporter:
         self._show(progress)
         if self._request.ignore_result:  # no client reads it, and a million would stay for a day
             return
-        if not self._results.is_over:
+        if not self._results.is_over(self._client):
             return
         began = time.monotonic()
         try:
             shown = progress.model_dump(mode="json")
             self._task.backend.store_result(self._id, shown, PROGRESS_STATE, request=self._request, max_retries=0)
-        except (redis.RedisError, BackendError, RuntimeError) as error:  # RuntimeError: Celery's retries are used up
+        except (redis.RedisError, BackendError, RuntimeError, OSError) as error:  # RuntimeError: no retry is left
             if not any(isinstance(each, redis.ResponseError) for each in causes(error)):
                 self._results.begin(began)  # not for a full server, which refuses the state and knows who cancelled
             logger.warning("job %s: progress cannot be shown: %s", self._id, type(error).__name__)
 
     def _show(self, progress: Progress) -> None:
         """Tell Flower, if it listens: nothing keeps an event. A job that takes less than a second sends none."""
-        if not self._broker.is_over:
+        if not self._broker.is_over():
             return
         began = time.monotonic()
         try:
@@ -63,17 +63,20 @@ class CeleryReporter:
 
     def cancelled(self) -> bool:
         """Return whether a client asked for the job to stop; False if the result backend cannot tell."""
-        client = getattr(self._task.backend, "client", None)
-        if not isinstance(client, redis.Redis):  # the backend cache+memory:// has a `client` too
-            return False
-        if not self._results.is_over:
+        client = self._client
+        if client is None or not self._results.is_over(client):
             return False
         began = time.monotonic()
         try:
             return bool(client.exists(CANCEL_KEY.format(job=self._id)))
-        except redis.RedisError:
+        except (redis.RedisError, OSError):  # OSError: this process has no room for one more open file
             self._results.begin(began)
             return False
+
+    @property
+    def _client(self) -> "redis.Redis | None":
+        client = getattr(self._task.backend, "client", None)
+        return client if isinstance(client, redis.Redis) else None  # the backend cache+memory:// has a `client` too
 
 
 def described(progress: Progress) -> str:

@@ -98,8 +98,9 @@ def artifact_task(
     def register(work: Work[RequestT, ResultT]) -> Task:
         def run(task: Task, /, *args: object, **kwargs: object) -> dict[str, Any]:
             try:
-                context = current()
-            except CatalogueUnavailable as error:  # at the first job of a process; later the delivery handles it
+                with _without_faults_of_the_machine():
+                    context = current()
+            except (CatalogueUnavailable, Unavailable) as error:  # at the first job of a process
                 logger.warning("job %s waits: %s", task.request.id, error)
                 raise task.retry(exc=error, countdown=_MAX_WAIT, throw=False) from error
             result = Delivery(task, spec, context, writes=writes, at_end=at_end).handle(work, args, kwargs)
@@ -197,47 +198,10 @@ class Delivery(Generic[RequestT, ResultT]):
         self, work: Work[RequestT, ResultT], args: tuple[object, ...], kwargs: Mapping[str, object]
     ) -> dict[str, Any]:
         """Do the job unless it is finished, leased or invalid; return its result or raise the exception for Celery."""
-        request = self._request = self._validate(args, kwargs)
-        path = self._path = _path(request)
         try:
-            cancelled = self._was_cancelled(kwargs)
-            found = self._ledger.acquire(
-                self._id,
-                self._spec.kind,
-                request.payload(),
-                owner=f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}",
-                holds=path if self._writes else None,
-                parent=self._parent,
-                now=clock.now(),
-                lease=self._context.settings.jobs.lease,
-                queue=self._queue,
-                max_crashes=self._context.settings.retry.max_crashes,
-                planned=is_batch_job(self._id, self._parent),
-            )
-            if not isinstance(found, Leased):
-                Outbox(self._task.app).taken(self._id, self._queue)
-            match found:
-                case Leased():
-                    self._context.pauses.leased(found.pauses)
-                    if found.record.crashes:
-                        LEASE_RECOVERIES.add(self._spec.kind)
-                    fence_request(self._task.request, found.record.fence)
-                    record = found.record
-                    about = {"job": record.id, "kind": record.kind, "artifact": path, "attempt": record.attempts}
-                    traceparent = self._task.request.get("traceparent")
-                    with during(**about), tracing.job_span(traceparent, **about):
-                        return self._attempt(work, record, cancelled=cancelled)
-                case Held():
-                    logger.info("job %s waits: %s", self._id, found.reason)
-                    left = (found.until - clock.now()).total_seconds()
-                    raise self._again(min(max(left, _MIN_WAIT), _MAX_WAIT))
-                case Finished():
-                    fence_request(self._task.request, found.record.fence)
-                    if found.record.state != JobState.DEAD and self._at_end is not None:
-                        # The worker that ended it may have been killed before its cleanup.
-                        self._call_at_end(self._at_end)
-                    return self._answer(found.record)
-        except CatalogueUnavailable as error:
+            with _without_faults_of_the_machine():
+                return self._handle(work, args, kwargs)
+        except (CatalogueUnavailable, Unavailable) as error:
             # Nothing can be recorded in the ledger now. A lease of this delivery expires.
             logger.warning("job %s waits: %s", self._id, error)
             raise self._again(self._backoff(self._task.request.retries), error) from error
@@ -247,6 +211,49 @@ class Delivery(Generic[RequestT, ResultT]):
         except OtherRequest as error:
             logger.error("job %s: rejected: %s", self._id, error)  # noqa: TRY400 - its line names the cause
             raise Ignore from error  # keeps the result of the first request
+
+    def _handle(
+        self, work: Work[RequestT, ResultT], args: tuple[object, ...], kwargs: Mapping[str, object]
+    ) -> dict[str, Any]:
+        request = self._request = self._validate(args, kwargs)
+        path = self._path = _path(request)
+        cancelled = self._was_cancelled(kwargs)
+        found = self._ledger.acquire(
+            self._id,
+            self._spec.kind,
+            request.payload(),
+            owner=f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}",
+            holds=path if self._writes else None,
+            parent=self._parent,
+            now=clock.now(),
+            lease=self._context.settings.jobs.lease,
+            queue=self._queue,
+            max_crashes=self._context.settings.retry.max_crashes,
+            planned=is_batch_job(self._id, self._parent),
+        )
+        if not isinstance(found, Leased):
+            Outbox(self._task.app).taken(self._id, self._queue)
+        match found:
+            case Leased():
+                self._context.pauses.leased(found.pauses)
+                if found.record.crashes:
+                    LEASE_RECOVERIES.add(self._spec.kind)
+                fence_request(self._task.request, found.record.fence)
+                record = found.record
+                about = {"job": record.id, "kind": record.kind, "artifact": path, "attempt": record.attempts}
+                traceparent = self._task.request.get("traceparent")
+                with during(**about), tracing.job_span(traceparent, **about):
+                    return self._attempt(work, record, cancelled=cancelled)
+            case Held():
+                logger.info("job %s waits: %s", self._id, found.reason)
+                left = (found.until - clock.now()).total_seconds()
+                raise self._again(min(max(left, _MIN_WAIT), _MAX_WAIT))
+            case Finished():
+                fence_request(self._task.request, found.record.fence)
+                if found.record.state != JobState.DEAD and self._at_end is not None:
+                    # The worker that ended it may have been killed before its cleanup.
+                    self._call_at_end(self._at_end)
+                return self._answer(found.record)
 
     def _validate(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> RequestT:
         try:

@@ -20,6 +20,7 @@ from redis.exceptions import TimeoutError as RedisTimeout
 from redis.retry import Retry
 
 from tests.memory_driver import MemoryDriver
+from tests.servers.freezing_proxy import FreezingProxy
 from tests.servers.process import free_port
 from tests.servers.silent_host import SilentHost
 from tests.waiting import WITHIN, until
@@ -350,6 +351,24 @@ def test_a_silent_redis_is_asked_once_and_not_again_for_a_while(monkeypatch):
             shared = SharedRedis(lambda: result_backend(app))
             assert [shared.ask(lambda redis: redis.ping(), lambda: "alone") for _ in range(3)] == ["alone"] * 3
         assert host.connections == 1
+
+
+def test_a_redis_that_was_silent_is_asked_again_soon_after_it_answers(valkey, url, monkeypatch):
+    """Requests to cancel and pauses wait for it; while it is silent, a sign of life is all that is asked for."""
+    monkeypatch.setattr("worker.limits.shared_redis._NOT_ASKED_FOR", 0.0)
+    monkeypatch.setattr("worker.limits.shared_redis._TIMES_AS_LONG", 1_000_000)
+    with FreezingProxy(valkey.port) as line, Redis(port=line.port, socket_timeout=0.3) as client:
+        client.set_retry(Retry(NoBackoff(), 0))
+        shared, asked = SharedRedis(lambda: client), list[str]()
+
+        def ask() -> str:
+            return shared.ask(lambda redis: (asked.append("full"), str(redis.ping()))[1], lambda: "alone")
+
+        line.freeze()
+        assert [ask() for _ in range(3)] == ["alone"] * 3
+        assert asked == ["full"]
+        line.thaw()
+        assert ask() == "True"
 
 
 def test_the_share_is_one_of_as_many_processes_as_there_were(url, shared, admission):

@@ -12,7 +12,7 @@ import pytest
 from celery import Celery
 from celery.exceptions import Ignore, Retry
 
-from worker.catalogue import CatalogueUnavailable
+from worker.catalogue import CatalogueUnavailable, Ledger
 from worker.context import Context, JobContext
 from worker.jobs import heartbeats
 from worker.jobs.running_job import Cancelled, Requeue, RunningJob
@@ -114,6 +114,22 @@ def test_a_job_that_meets_a_fault_of_the_machine_is_tried_again(context, task, e
     with pytest.raises((Retry, JobFailed)):
         Delivery(task, VERIFY, context, writes=False, at_end=None).handle(meet, (), FIELDS)
     assert context.catalogue.ledger.get("job-1").state == state
+
+
+@pytest.mark.parametrize("meets", [(Delivery, "_was_cancelled"), (Ledger, "acquire"), (RunningJob, "__init__")])
+def test_a_delivery_that_meets_a_fault_of_the_machine_is_sent_again(context, task, monkeypatch, meets):
+    """There may be no room for one more open file before the attempt begins, too; the job has not failed."""
+
+    def meet(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    delivery = Delivery(task, VERIFY, context, writes=False)
+    with monkeypatch.context() as full:
+        full.setattr(*meets, meet)
+        with pytest.raises(Retry):
+            delivery.handle(work, (), FIELDS)
+    record = context.catalogue.ledger.get("job-1")
+    assert record is None or not JobState(record.state).terminal
 
 
 @pytest.mark.parametrize(
