@@ -13,7 +13,7 @@ import typer
 from worker.bounded_exit import end_within
 from worker.cli.commands import LazyGroup
 from worker.cli.errors import Failure, Status, failure_of
-from worker.cli.output import complain, print_json
+from worker.cli.output import StandardOutput, complain, print_json
 
 app = typer.Typer(
     name="zot-artifacts",
@@ -61,9 +61,9 @@ def _root(
 def main() -> None:
     """Run the command of this command line, and exit with its status."""
     _occupy_closed_streams()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError):  # a caller may have replaced the stream
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    StandardOutput.use()
+    with contextlib.suppress(AttributeError):  # a caller may have replaced the stream
+        sys.stderr.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     for number in _ENDS:
         if signal.getsignal(number) is signal.SIG_DFL:  # as nohup leaves it, it is ignored
             signal.signal(number, _end)

@@ -3,7 +3,9 @@
 Keys, messages, hosts and answers of stores come from outside. `printable` escapes each before a terminal gets it.
 """
 
+import io
 import json
+import select
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -42,6 +44,32 @@ _WIDE = 2000
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _LEAST_FLEXIBLE = 12
 _AGES = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
+
+
+class StandardOutput(io.FileIO):
+    """Standard output without a buffer; its errors name it.
+
+    It waits where writes do not: another program that has the same terminal or pipe may have made it non-blocking.
+    """
+
+    @classmethod
+    def use(cls) -> None:
+        """Make it `sys.stdout`, unless a caller has replaced that. A character that it cannot encode is escaped."""
+        given = sys.stdout
+        if type(given) is io.TextIOWrapper:
+            file = io.BufferedWriter(cls(given.fileno(), "wb", closefd=False))
+            how: dict[str, Any] = {"line_buffering": given.line_buffering, "write_through": given.write_through}
+            sys.stdout = io.TextIOWrapper(file, given.encoding, "backslashreplace", **how)
+
+    def write(self, data: Any, /) -> int:
+        """Write some bytes, and return how many."""
+        try:
+            while (count := super().write(data)) is None:
+                select.select([], [self], [])
+        except OSError as error:
+            error.filename = "standard output"
+            raise
+        return count
 
 
 def printable(text: object, most: int = MOST) -> str:

@@ -89,23 +89,28 @@ def stage(
         raise Failure(f"source {path}: {error.strerror}", type_="SourceUnreadable") from error
     with source:
         name = path.name if path.name.isprintable() else "source"
-        before = os.fstat(source.fileno())
-        staged = _stage(source, None if named_by_digest else name, settings.staging_dir / job_id, sha256, on_bytes)
-        if has_changed(before, os.fstat(source.fileno())):
-            staged.drop()
-            raise Failure(f"source {path}: it has changed while it was copied; nothing was sent", type_="SourceChanged")
-    return staged
+        return _stage(source, None if named_by_digest else name, settings.staging_dir / job_id, sha256, on_bytes)
 
 
-def has_changed(before: os.stat_result, after: os.stat_result) -> bool:
-    """Return whether a file was written to between these two moments: what was read of it may be of both contents."""
+def has_changed(file: BinaryIO, before: os.stat_result, *, more_than: int | None = None) -> bool:
+    """Return whether an open file was written to since `before`: what was read of it may be of both contents.
+
+    While it is read, `more_than` is the number of bytes so far. Up to the size that it had, that is not asked; beyond
+    it, a file that grows as fast as it is read would have no end.
+    """
+    if more_than is not None and more_than <= before.st_size:
+        return False
+    after = os.fstat(file.fileno())
     return (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns)
 
 
 def stage_stream(
     source: BinaryIO, settings: Settings, job_id: str, sha256: str | None = None, on_bytes: OnBytes = lambda _: None
 ) -> Staged:
-    """Copy standard input into the staging directory of a job, as `stage` does with a file."""
+    """Copy standard input into the staging directory of a job, as `stage` does with a file.
+
+    Of a pipe nothing tells whether its end is that of the bytes.
+    """
     return _stage(source, "stdin", settings.staging_dir / job_id, sha256, on_bytes)
 
 
@@ -163,14 +168,28 @@ def _remove(path: Path) -> None:
 
 
 def _copy(source: BinaryIO, copy: BinaryIO, on_bytes: OnBytes, what: str) -> str:
-    digest = hashlib.sha256()
+    digest, before, count = hashlib.sha256(), _state_of_file(source), 0
     while piece := _read(source, what):
         digest.update(piece)
         left = memoryview(piece)
         while left:
             left = left[copy.write(left) :]
+        count += len(piece)
         on_bytes(len(piece))
+        if before and has_changed(source, before, more_than=count):
+            break
+    if before and has_changed(source, before):
+        raise Failure(f"{what}: it has changed while it was copied; nothing was sent", type_="SourceChanged")
     return digest.hexdigest()
+
+
+def _state_of_file(source: BinaryIO) -> os.stat_result | None:
+    """Return the state of a regular file; None for a pipe, which has no size that could change."""
+    try:
+        found = os.fstat(source.fileno())
+    except OSError:  # it is no file of the system
+        return None
+    return found if stat.S_ISREG(found.st_mode) else None
 
 
 def _read(source: BinaryIO, what: str) -> bytes:

@@ -208,8 +208,8 @@ def _copy(source: str, path: Path) -> None:
         before = os.fstat(original.fileno())
         try:
             with path.open("xb") as copy:
-                _copy_bytes(original, copy)
-            if has_changed(before, os.fstat(original.fileno())):
+                _copy_bytes(original, copy, before)
+            if has_changed(original, before):
                 raise _NotStaged("it has changed while it was copied")
         except _NotStaged:
             path.unlink()
@@ -227,17 +227,24 @@ def _opened(source: str) -> BinaryIO:
     return os.fdopen(fd, "rb", buffering=0)
 
 
-def _copy_bytes(original: BinaryIO, copy: BinaryIO) -> None:
-    """Copy a file, sharing its blocks where the disk can."""
+def _copy_bytes(original: BinaryIO, copy: BinaryIO, before: os.stat_result) -> None:
+    """Copy a file, sharing its blocks where the disk can; return early if it grows meanwhile: see `has_changed`."""
+    count = 0
     try:
-        while os.copy_file_range(original.fileno(), copy.fileno(), _COPY):
-            pass
+        while copied := os.copy_file_range(original.fileno(), copy.fileno(), _COPY):
+            count += copied
+            if has_changed(original, before, more_than=count):
+                return
     except OSError:
         original.seek(0)
         copy.truncate(0)
         copy.seek(0)
+        count = 0
         while piece := _read(original):
             copy.write(piece)
+            count += len(piece)
+            if has_changed(original, before, more_than=count):
+                return
 
 
 def _read(original: BinaryIO) -> bytes:

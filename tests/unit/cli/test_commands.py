@@ -265,6 +265,7 @@ def test_output_that_cannot_be_written_is_one_line(command: str, closed: str, tm
     done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == Status.BAD, done.stderr
     assert len(done.stderr.splitlines()) == (0 if closed == "pipe" else 1), done.stderr
+    assert closed == "pipe" or "standard output: " in done.stderr
 
 
 def test_closed_standard_input_is_no_empty_artifact(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import sys
+import threading
 
 import pytest
 from rich.cells import cell_len
@@ -123,3 +125,24 @@ def test_values_within_values_are_in_brackets() -> None:
     stores = [{"store": "a", "outcomes": {"agrees": 3}}, {"store": "b", "sent": 0, "faults": []}]
     assert output.flat(stores) == "(store=a, outcomes=(agrees=3)), (store=b, sent=0)"
     assert output.flat({"primary": 3, "dr": 0}) == "primary=3, dr=0"
+
+
+def test_output_waits_for_a_slow_reader_where_writes_do_not() -> None:
+    """Another program that has the same pipe may have made it non-blocking: the artifact would be cut."""
+    end, start = os.pipe()
+    os.set_blocking(start, False)
+    data, got = os.urandom(500_000), bytearray()
+
+    def read() -> None:
+        with os.fdopen(end, "rb") as file:
+            got.extend(file.read())
+
+    reader = threading.Timer(0.2, read)
+    reader.start()
+    with (
+        os.fdopen(start, "wb", closefd=True),
+        io.BufferedWriter(output.StandardOutput(start, "wb", closefd=False)) as file,
+    ):
+        file.write(data)
+    reader.join()
+    assert bytes(got) == data

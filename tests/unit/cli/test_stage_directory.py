@@ -74,3 +74,30 @@ def test_a_copy_of_two_contents_is_never_staged(staging: Path, tmp_path: Path, m
     with pytest.raises(_NotStaged, match="changed while it was copied"):
         _staged(listed, staging / "1", tmp_path / "job")
     assert list(staging.iterdir()) == []
+
+
+@pytest.mark.parametrize("staging", ["copied", "copied by reads"], indirect=True)
+def test_a_file_that_grows_as_fast_as_it_is_copied_is_refused(
+    staging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a log: to copy it would end when the disk is full."""
+    (tmp_path / "tree").mkdir()
+    log = tmp_path / "tree" / "log"
+    log.write_bytes(b"line\n" * 1000)
+    (listed,) = DirectoryListing(tmp_path / "tree", "b", "").files()
+
+    def growing(copy: Callable[..., object]) -> Callable[..., object]:
+        def copied(*arguments: object) -> object:
+            assert log.stat().st_size < 100 * listed.size, "it does not end"
+            done = copy(*arguments)
+            with log.open("ab") as file:
+                file.write(b"line\n" * 1000)
+            return done
+
+        return copied
+
+    monkeypatch.setattr(os, "copy_file_range", growing(os.copy_file_range))
+    monkeypatch.setattr(upload_directory, "_read", growing(upload_directory._read))
+    with pytest.raises(_NotStaged, match="changed while it was copied"):
+        _staged(listed, staging / "1", tmp_path / "job")
+    assert list(staging.iterdir()) == []

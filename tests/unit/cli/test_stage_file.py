@@ -118,6 +118,24 @@ def test_a_file_that_changes_while_it_is_copied_is_not_sent(settings: Settings, 
     assert list(settings.staging_dir.iterdir()) == []
 
 
+@pytest.mark.parametrize("way", ["file", "standard input"])
+def test_a_file_that_grows_as_fast_as_it_is_copied_is_refused(settings: Settings, source: Path, way: str) -> None:
+    """Such as a log: to copy it would end when the disk is full."""
+    copied: list[int] = []
+
+    def grow(count: int) -> None:
+        copied.append(count)
+        assert sum(copied) < 100 * len(DATA), "it does not end"
+        with source.open("ab") as log:
+            log.write(DATA)
+
+    with source.open("rb") as stream, pytest.raises(Failure, match="it has changed while it was copied"):
+        stage(source, settings, "job-1", on_bytes=grow) if way == "file" else stage_file.stage_stream(
+            stream, settings, "job-1", on_bytes=grow
+        )
+    assert list(settings.staging_dir.iterdir()) == []
+
+
 def test_a_producer_that_pauses_keeps_no_signal_from_the_command() -> None:
     """What has arrived is taken at once: `read` would wait in calls between which Python notices no SIGTERM."""
     end, start = os.pipe()
