@@ -291,9 +291,8 @@ def _next_range(
     for page in pages[:room]:
         until = str(page[-1].end)
         selection = RangeSelection(
-            bucket=request.bucket, prefix=request.prefix, after=after, until=until,
-            newest=seen.newest, begun_at=before.begun_at,
-        )  # fmt: skip
+            bucket=request.bucket, prefix=request.prefix, after=after, until=until, newest=seen.newest
+        )
         found.append(_job_of(page, _page_request(request).model_copy(update={"range": selection})))
         after = until
     if len(pages) <= room:

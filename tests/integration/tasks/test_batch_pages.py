@@ -332,7 +332,7 @@ def test_a_page_whose_batch_is_unknown_leaves_what_came_after_it(laid, run, cont
     laid(2)
     newest = context.artifact("releases", "a/001").id
     laid(1, "b/")
-    selection = RangeSelection(bucket="releases", until="z", newest=newest, begun_at=clock.now())
+    selection = RangeSelection(bucket="releases", until="z", newest=newest)
     assert run(page, PageRequest(verb="delete", range=selection)).outcomes == {"deleted": 2}
     assert [each.key for each in context.catalogue.artifacts.page("releases")] == ["b/000"]
 

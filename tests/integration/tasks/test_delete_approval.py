@@ -222,7 +222,7 @@ def test_a_page_of_no_batch_is_refused(context, limit, laid, run):  # noqa: F811
     """A page message that deletes cannot be sent without a batch that was allowed."""
     limit(2)
     laid(3)
-    everything = RangeSelection(bucket="releases", prefix="a/", until="b", begun_at=clock.now())
+    everything = RangeSelection(bucket="releases", prefix="a/", until="b")
     with pytest.raises(NotApproved, match="batch"):
         run(page, PageRequest(verb="delete", range=everything))
     assert context.catalogue.artifacts.measure("releases", "a/")[0] == 3

@@ -424,7 +424,7 @@ def test_a_page_asks_a_store_without_conditions_once(
         upload = request_for(context, files, source_root).model_copy(update={"stores": ("cloud",)})
 
         def replicate() -> PageRequest:
-            now = RangeSelection(bucket="releases", prefix="v1/", after="", until="v1/~", begun_at=clock.now())
+            now = RangeSelection(bucket="releases", prefix="v1/", after="", until="v1/~")
             return PageRequest(verb="replicate", to=("other",), range=now)
 
         for make, job, name in ((lambda: upload, "upload", "cloud"), (replicate, "replicate", "other")):

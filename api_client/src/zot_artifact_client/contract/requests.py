@@ -326,8 +326,8 @@ class RangeSelection(Message):
     """The last key of the page."""
     newest: Annotated[int, Field(ge=0)] | None = None
     """The newest artifact version that the catalogue had when the batch began; later ones are no part of it."""
-    begun_at: AwareDatetime
-    """When the batch began."""
+    begun_at: AwareDatetime | None = None
+    """In messages of earlier versions; nothing reads it. It is kept, because a job is known by its whole request."""
 
 
 class LinesSelection(Message):
