@@ -24,7 +24,7 @@ from worker.counted import counted
 from worker.settings import Settings
 from zot_artifact_client.contract import JobState
 from zot_artifact_client.contract import Progress as JobProgress
-from zot_artifact_client.errors import BrokerUnavailable, JobNotDone, WaitTimeout
+from zot_artifact_client.errors import BrokerUnavailable, JobNotDone, UnknownJob, WaitTimeout
 
 if TYPE_CHECKING:
     from zot_artifact_client import Job
@@ -112,6 +112,9 @@ def await_end(
             return error
         except WaitTimeout:
             pass
+        except UnknownJob:  # the result backend may have been lost
+            if catalogue.ledger.get(job.id) is None:
+                raise
         except BrokerUnavailable as error:
             if not _ended(catalogue.ledger.get(job.id)):
                 raise Failure(

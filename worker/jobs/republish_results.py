@@ -13,6 +13,7 @@ from celery.states import READY_STATES
 from worker import clock
 from worker.catalogue import JobRecord
 from worker.context import Context
+from worker.counted import counted
 from worker.jobs.outbox import Outbox
 from worker.jobs.result_backend import fenced_request, stored_states
 from zot_artifact_client.contract import JobError, JobState, is_batch_job
@@ -22,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 CURSOR = "zot-artifacts:republished-until"
 """The Redis key, in the result backend, of the second up to which the ends of jobs were compared."""
+COMPARED = "zot-artifacts:republished-all"
+"""The Redis key, in the result backend, that is there once all ends were compared. Without it, Redis has lost all."""
 _PAGE = 500
 _PAGES = 20
 """Most pages of one run. With `sweep.recover` every 15 s, they are enough for 600 jobs that end in each second."""
@@ -37,36 +40,51 @@ def republish_results(context: Context, app: Celery, clean_up: Callable[[Context
     stored takes it out, and `uncompared` keeps it there. Other jobs without a state store none, and so do those of a
     batch, which reads the ledger. `clean_up` runs the `at_end` of a job's task first, because Celery may take a stored
     end for the end of the delivery.
+
+    A result backend that has lost its data, such as one that was started empty, gets the ends of all jobs whose results
+    it would have kept: clients wait for them.
     """
     client = getattr(app.backend, "client", None)
     if not isinstance(client, redis.Redis):
         return 0
     now = clock.now()
+    lost = not client.exists(COMPARED)
     since = begun = _since(client, now)
+    if lost:
+        since = begun = max(since, now - context.settings.jobs.result_expires)
     published, after = 0, ""
     for number in count(1):
         ended = context.catalogue.ledger.ended_since(since, after=after, limit=_PAGE)
-        for job in _unstored(app, client, ended):
+        for job in _unstored(app, client, ended, lost=lost):
             if job.state != JobState.DEAD:  # a dead job needs its source when it is redriven
                 clean_up(context, job)
+            if not lost:
+                told = (job.id, job.state)
+                logger.warning("job %s: its end, %s, was not in the result backend: published again", *told)
             _publish(app, job)
             published += 1
         if len(ended) < _PAGE:
             since = max(since, now - _OVERLAP)
+            client.set(COMPARED, 1)
             break
         since, after = ended[-1].finished_at or since, ended[-1].id
         if number >= _PAGES and since > begun:  # a restored catalogue may have ended any number at one moment
             break
+    if lost and published:
+        logger.warning(
+            "the result backend had lost its data: the ends of %s are published again", counted(published, "job")
+        )
     client.set(CURSOR, f"{since.timestamp():.6f}")
     return published
 
 
-def _unstored(app: Celery, client: "redis.Redis", ended: Sequence[JobRecord]) -> list[JobRecord]:
-    """Return those of these jobs whose ends are missing in the result backend."""
+def _unstored(app: Celery, client: "redis.Redis", ended: Sequence[JobRecord], *, lost: bool) -> list[JobRecord]:
+    """Return those of these jobs whose ends are missing in the result backend, which may have `lost` its data."""
     told = [job for job in ended if not is_batch_job(job.id, job.parent)]
     keys = [app.backend.get_key_for_task(job.id) for job in told]
     states = dict(zip((job.id for job in told), stored_states(client, keys), strict=True))
-    waiting = _in_outbox(app, [id_ for id_, state in states.items() if state is None])
+    absent = [id_ for id_, state in states.items() if state is None]
+    waiting = set(absent) if lost else _in_outbox(app, absent)
     return [job for job in told if job.id in waiting or states[job.id] not in {None, *READY_STATES}]
 
 
@@ -96,7 +114,6 @@ def _since(client: Any, now: datetime) -> datetime:
 
 
 def _publish(app: Celery, job: JobRecord) -> None:
-    logger.warning("job %s: its end, %s, was not in the result backend: published again", job.id, job.state)
     request = fenced_request(job)
     if job.state == JobState.SUCCEEDED:
         app.backend.mark_as_done(job.id, dict(job.result or {}), request=request)

@@ -21,7 +21,7 @@ from uuid import uuid4
 
 import redis
 from celery import Celery, Task, current_app, shared_task
-from celery.exceptions import Ignore, SoftTimeLimitExceeded
+from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from celery.utils.time import get_exponential_backoff_interval
 from kombu.exceptions import OperationalError
 from pydantic import ValidationError
@@ -102,7 +102,7 @@ def artifact_task(
                     context = current()
             except (CatalogueUnavailable, Unavailable) as error:  # at the first job of a process
                 logger.warning("job %s waits: %s", task.request.id, error)
-                raise task.retry(exc=error, countdown=_MAX_WAIT, throw=False) from error
+                raise _sent_again(task, _MAX_WAIT, error, has_due=False) from error
             result = Delivery(task, spec, context, writes=writes, at_end=at_end).handle(work, args, kwargs)
             return counted(result) if task.request.ignore_result else result
 
@@ -204,7 +204,7 @@ class Delivery(Generic[RequestT, ResultT]):
         except (CatalogueUnavailable, Unavailable) as error:
             # Nothing can be recorded in the ledger now. A lease of this delivery expires.
             logger.warning("job %s waits: %s", self._id, error)
-            raise self._again(self._backoff(self._task.request.retries), error) from error
+            raise _sent_again(self._task, self._backoff(self._task.request.retries), error, has_due=False) from error
         except LostLease as error:  # also where the end of an attempt was to be recorded
             logger.warning("%s; this worker stops working on it", error)
             raise Ignore from error
@@ -482,8 +482,7 @@ class Delivery(Generic[RequestT, ResultT]):
         return clock.now() + timedelta(seconds=delay) + 2 * self._context.settings.jobs.lease
 
     def _again(self, seconds: float, error: Exception | None = None) -> Exception:
-        retry: Exception = self._task.retry(exc=error, countdown=seconds, throw=False)
-        return retry
+        return _sent_again(self._task, seconds, error, has_due=True)
 
     def _backoff(self, retries: int) -> float:
         retry = self._context.settings.retry
@@ -494,6 +493,22 @@ class Delivery(Generic[RequestT, ResultT]):
             full_jitter=retry.jitter,
         )
         return seconds
+
+
+def _sent_again(task: Task, seconds: float, error: Exception | None, *, has_due: bool) -> Exception:
+    """Send the message of a job again, due in so many seconds; return the exception that ends this delivery.
+
+    If the broker does not take it, Celery would tell clients that the job has failed. Where the ledger has a due time
+    (`has_due`), `sweep.recover` sends it; elsewhere this message is not acknowledged.
+    """
+    try:
+        retry: Exception = task.retry(exc=error, countdown=seconds, throw=False)
+    except Reject as refused:
+        logger.warning(
+            "job %s: its message cannot be sent again now: %s", task.request.id, bounded(refused.reason, 200)
+        )
+        return Ignore() if has_due else Reject(refused.reason, requeue=True)
+    return retry
 
 
 @contextmanager

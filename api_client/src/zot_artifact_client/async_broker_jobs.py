@@ -11,7 +11,8 @@ from zot_artifact_client.contract import TASKS, Message, RequestT, ResultT, Task
 from zot_artifact_client.idempotency_conflicts import push_digests, read_mismatches
 from zot_artifact_client.job_ids import choose_id
 from zot_artifact_client.outgoing_messages import MESSAGES, Outgoing, push
-from zot_artifact_client.query_messages import question, read_answer
+from zot_artifact_client.query_messages import question, read_answer, status_answer, status_question
+from zot_artifact_client.snapshot import Snapshot
 
 
 class AsyncBrokerJobs:
@@ -22,7 +23,7 @@ class AsyncBrokerJobs:
         self._service = service
         self._broker = AsyncRedis("broker", broker_url, "broker_url")
         self._backend = AsyncRedis("result backend", result_url, "result_url") if result_url else self._broker
-        self.results = AsyncResultBackend(self._backend, self._is_queued)
+        self.results = AsyncResultBackend(self._backend, self._is_queued, self._recorded)
         self._messages = celery_app("disabled")
 
     async def submit(
@@ -67,6 +68,11 @@ class AsyncBrokerJobs:
         answers = await self._broker.transaction(lambda pipeline: push_digests(pipeline, digests))
         if other := read_mismatches(digests, answers):
             raise idempotency_mismatch(other)
+
+    async def _recorded(self, job_id: str, within: float) -> Snapshot:
+        asked = status_question(job_id, within)
+        await self._push([asked])
+        return status_answer(await self.results.answer(asked.job_id, within))
 
     async def _is_queued(self, job_id: str) -> bool:
         return bool(await self._broker.run(lambda client: client.hexists(MESSAGES, job_id)))

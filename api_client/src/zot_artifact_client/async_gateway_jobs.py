@@ -68,7 +68,9 @@ class AsyncGatewayResults:
     async def wait_for_end(self, job_id: str, timeout: float | None, on_progress: OnAsyncProgress | None) -> Snapshot:  # noqa: ASYNC109 - the same as of the other client
         self._waits += 1
         try:
-            return await end_before_timeout(self, job_id, timeout, self._until_end(job_id, on_progress))
+            return await end_before_timeout(
+                partial(self.snapshot, job_id), job_id, timeout, self._until_end(job_id, on_progress)
+            )
         finally:
             self._waits -= 1
 

@@ -38,12 +38,12 @@ class AsyncResults(Protocol):
 
 
 async def end_before_timeout(
-    results: AsyncResults,
+    last: Callable[[], Awaitable[Snapshot]],
     job_id: str,
     timeout: float | None,  # noqa: ASYNC109 - as above
     end: Awaitable[Snapshot],
 ) -> Snapshot:
-    """Return how a job ended, which `end` waits for. After `timeout` seconds its state is read once more.
+    """Return how a job ended, which `end` waits for. After `timeout` seconds `last` reads its state once more.
 
     Raise WaitTimeout, UnknownJob, BrokerUnavailable, and what `end` raises.
     """
@@ -54,7 +54,7 @@ async def end_before_timeout(
     except TimeoutError:
         if not limit.expired():  # `on_progress` raised it
             raise
-    found = await results.snapshot(job_id)
+    found = await last()
     if found.state is JobState.UNKNOWN:
         raise unknown_job(job_id)
     if not found.state.terminal:

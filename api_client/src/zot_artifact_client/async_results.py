@@ -15,7 +15,7 @@ from zot_artifact_client.async_redis import AsyncRedis
 from zot_artifact_client.connection import celery_app
 from zot_artifact_client.contract import JobState
 from zot_artifact_client.errors import BrokerUnavailable
-from zot_artifact_client.result_backend import PROGRESS_EVERY, UNKNOWN_FOR
+from zot_artifact_client.result_backend import LEDGER_AT_THE_END, LEDGER_WITHIN, PROGRESS_EVERY, UNKNOWN_FOR
 from zot_artifact_client.snapshot import Snapshot, readable_snapshot, unknown_job
 
 _TICK = 0.01
@@ -32,11 +32,18 @@ class AsyncResultBackend:
     Args:
         server: the result backend.
         is_queued: returns whether a job of which no state is stored is in the outbox.
+        recorded: as of the other client.
     """
 
-    def __init__(self, server: AsyncRedis, is_queued: Callable[[str], Awaitable[bool]]) -> None:
+    def __init__(
+        self,
+        server: AsyncRedis,
+        is_queued: Callable[[str], Awaitable[bool]],
+        recorded: Callable[[str, float], Awaitable[Snapshot]],
+    ) -> None:
         self._server = server
         self._is_queued = is_queued
+        self._recorded = recorded
         self._codec = KeyValueStoreBackend(app=celery_app("disabled"))  # only reads what is stored
         self._reads: dict[asyncio.AbstractEventLoop, list[tuple[str, asyncio.Future[Snapshot]]]] = {}
         self._flushes: set[asyncio.Task[None]] = set()
@@ -49,8 +56,14 @@ class AsyncResultBackend:
         found = await self._read(job_id)
         return Snapshot(JobState.UNKNOWN) if found.is_absent else found
 
+    async def snapshot_or_recorded(self, job_id: str, within: float) -> Snapshot:
+        """Return the state of a job now, as the ledger has it if the result backend does not know the job."""
+        found = await self.snapshot(job_id)
+        return found if found.state is not JobState.UNKNOWN else await self._recorded(job_id, within)
+
     async def wait_for_end(self, job_id: str, timeout: float | None, on_progress: OnAsyncProgress | None) -> Snapshot:  # noqa: ASYNC109 - the same as of the other client
-        return await end_before_timeout(self, job_id, timeout, self._until_end(job_id, on_progress))
+        last = partial(self.snapshot_or_recorded, job_id, LEDGER_AT_THE_END)
+        return await end_before_timeout(last, job_id, timeout, self._until_end(job_id, on_progress))
 
     async def answer(self, query_id: str, timeout: float) -> Snapshot:  # noqa: ASYNC109 - as above
         """Return the answer to a query, or what is stored of it after `timeout` seconds. Raise BrokerUnavailable."""
@@ -81,16 +94,20 @@ class AsyncResultBackend:
 
     async def _until_end(self, job_id: str, on_progress: OnAsyncProgress | None, *, is_job: bool = True) -> Snapshot:
         started = time.monotonic()
+        unknown_until = started + UNKNOWN_FOR
         told, last = float("-inf"), None
         while True:
             found = await self._read(job_id)
             if found.state.terminal:
                 return found
             now = time.monotonic()
-            if is_job and found.is_absent and now - started >= UNKNOWN_FOR:
-                found = await self.snapshot(job_id)
+            if is_job and found.is_absent and now >= unknown_until:
+                found = await self.snapshot_or_recorded(job_id, LEDGER_WITHIN)
                 if found.state is JobState.UNKNOWN:
                     raise unknown_job(job_id)
+                if found.state.terminal:
+                    return found
+                unknown_until = time.monotonic() + UNKNOWN_FOR
             news = found.progress if found.progress != last else None
             if news is not None and on_progress is not None and now - told >= PROGRESS_EVERY:
                 told, last = now, news

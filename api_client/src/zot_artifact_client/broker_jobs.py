@@ -10,8 +10,9 @@ from zot_artifact_client.contract import TASKS, Message, RequestT, ResultT, Task
 from zot_artifact_client.errors import ClientError
 from zot_artifact_client.job_ids import choose_id
 from zot_artifact_client.publisher import Publisher
-from zot_artifact_client.query_messages import question, read_answer
+from zot_artifact_client.query_messages import question, read_answer, status_answer, status_question
 from zot_artifact_client.result_backend import CeleryResultBackend
+from zot_artifact_client.snapshot import Snapshot
 
 
 class BrokerJobs:
@@ -24,7 +25,10 @@ class BrokerJobs:
         self.at = without_credentials(broker_url)
         self._service = service
         self._publisher = Publisher(broker_url)
-        self.results = CeleryResultBackend(result_url or broker_url, self._publisher.revoke, self._publisher.is_queued)
+        publisher = self._publisher
+        self.results = CeleryResultBackend(
+            result_url or broker_url, publisher.revoke, publisher.is_queued, self._recorded
+        )
 
     def submit(
         self, spec: TaskSpec[RequestT, Any], request: RequestT, *, idempotency_key: str | None, job_id: str | None
@@ -52,6 +56,11 @@ class BrokerJobs:
         asked = question(spec, request, timeout)
         self._publisher.send_all([asked])
         return read_answer(spec, self.results.answer(asked.job_id, timeout), timeout)
+
+    def _recorded(self, job_id: str, within: float) -> Snapshot:
+        asked = status_question(job_id, within)
+        self._publisher.send_all([asked])
+        return status_answer(self.results.answer(asked.job_id, within))
 
     def close(self) -> None:
         """Close the connections."""

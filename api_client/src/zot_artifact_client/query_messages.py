@@ -5,10 +5,10 @@ from uuid import uuid4
 
 from pydantic import ValidationError
 
-from zot_artifact_client.contract import RequestT, ResultT, TaskSpec
+from zot_artifact_client.contract import QUERY_STATUS, JobState, RequestT, ResultT, StatusRequest, TaskSpec
 from zot_artifact_client.errors import ArtifactNotFound, ClientError, JobFailed, WaitTimeout
 from zot_artifact_client.outgoing_messages import Outgoing
-from zot_artifact_client.snapshot import Snapshot
+from zot_artifact_client.snapshot import Snapshot, recorded_snapshot
 
 QUERY_TIMEOUT = 10.0
 """Seconds that a query waits for its answer, unless the caller says otherwise."""
@@ -22,6 +22,19 @@ def question(spec: TaskSpec[RequestT, Any], request: RequestT, timeout: float) -
     """Return a query as it is sent: without an entry in the outbox, and dropped once its client has given up."""
     expires = max(timeout, 0.0) + _CLOCKS
     return Outgoing(spec.name, f"query-{uuid4().hex}", spec.queue.value, request.payload(), expires=expires)
+
+
+def status_question(job_id: str, timeout: float) -> Outgoing:
+    """Return the query for what the ledger has of a job."""
+    return question(QUERY_STATUS, StatusRequest(job=job_id), timeout)
+
+
+def status_answer(found: Snapshot) -> Snapshot:
+    """Return what the ledger has of a job, from the answer to its query; `unknown` where no worker can tell."""
+    try:
+        return recorded_snapshot(read_answer(QUERY_STATUS, found, 0.0))
+    except ClientError:
+        return Snapshot(JobState.UNKNOWN)
 
 
 def read_answer(spec: TaskSpec[Any, ResultT], found: Snapshot, timeout: float) -> ResultT:

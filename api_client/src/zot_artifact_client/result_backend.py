@@ -37,6 +37,9 @@ LISTEN_FOR = 10.0
 """Seconds of listening before the backend is asked again: a connection that died silently delivers no message."""
 UNKNOWN_FOR = 15.0
 """Seconds for which a wait for an unknown job goes on: the message of another program may be taken meanwhile."""
+LEDGER_WITHIN, LEDGER_AT_THE_END = 10.0, 2.0
+"""Seconds that a worker has to say what the ledger has of an unknown job; the latter once the time of a wait is over.
+"""
 PROGRESS_EVERY = 0.25
 """Seconds between two calls of `on_progress`."""
 
@@ -59,17 +62,24 @@ class CeleryResultBackend:
         url: of the result backend.
         revoke: tells the workers that are up to cancel a job.
         is_queued: returns whether a job of which no state is stored is in the outbox, or None if that is unknown.
+        recorded: returns what the ledger has of a job, which a worker is asked for so many seconds: `unknown` if none
+            answers, too. The result backend may have been lost.
 
     Raises:
         ClientError: the URL is not that of a result backend.
     """
 
     def __init__(
-        self, url: str, revoke: Callable[[str], None], is_queued: Callable[[str], bool | None] = lambda _: None
+        self,
+        url: str,
+        revoke: Callable[[str], None],
+        is_queued: Callable[[str], bool | None] = lambda _: None,
+        recorded: Callable[[str, float], Snapshot] = lambda *_: Snapshot(JobState.UNKNOWN),
     ) -> None:
         self._url = url
         self._revoke = revoke
         self._is_queued = is_queued
+        self._recorded = recorded
         self._apps = PerProcess(partial(result_backend_app, url))
         try:
             self._app.backend  # noqa: B018 - made here, so that a wrong URL is found now and not at the first wait
@@ -112,13 +122,16 @@ class CeleryResultBackend:
             while True:
                 ended = self._listen(result, _next_slice(deadline), relay)
                 snapshot = self.snapshot(job_id)
+                over = deadline is not None and time.monotonic() >= deadline
+                if snapshot.state is JobState.UNKNOWN and (over or time.monotonic() >= unknown_until):
+                    snapshot = self._recorded(job_id, LEDGER_AT_THE_END if over else LEDGER_WITHIN)
+                    if snapshot.state is JobState.UNKNOWN:
+                        raise unknown_job(job_id)
+                    unknown_until = time.monotonic() + UNKNOWN_FOR
                 if snapshot.state.terminal:
                     return snapshot
                 if ended:  # Celery keeps messages that no wait consumed: this end is from before a redrive
                     result = self._app.AsyncResult(job_id)
-                over = deadline is not None and time.monotonic() >= deadline
-                if snapshot.state is JobState.UNKNOWN and (over or time.monotonic() >= unknown_until):
-                    raise unknown_job(job_id)
                 if over:
                     raise wait_timeout(job_id, timeout)
         finally:

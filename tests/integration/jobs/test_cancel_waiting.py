@@ -196,6 +196,7 @@ def test_thousands_of_requests_for_unknown_ids_keep_no_job_waiting(context, app,
 
 def test_an_end_that_the_result_backend_lacks_is_published_again(context, app, client, begin):
     """A client of a job whose worker died between ledger and result backend is told the ledger's end."""
+    recover(context, app)  # a new result backend is like one that has lost its data
     now = clock.now()
     ledger = context.catalogue.ledger
     error = {"type": "NotFound", "message": "not there"}
@@ -209,6 +210,20 @@ def test_an_end_that_the_result_backend_lacks_is_published_again(context, app, c
     with pytest.raises(JobFailed, match="not there"):
         client.job("failed").wait(WITHIN)
     assert app.backend.get_state("silent") == "PENDING"
+
+
+def test_all_ends_are_published_on_a_result_backend_that_was_lost(context, app, client, broker, begin, monkeypatch):
+    """It was started empty: clients that wait are told the ledger's end, however many runs of the recovery it takes."""
+    monkeypatch.setattr("worker.jobs.republish_results._PAGE", 2)
+    monkeypatch.setattr("worker.jobs.republish_results._PAGES", 1)
+    recover(context, app)
+    for number in range(5):
+        fence, ended = begin(f"job-{number}").record.fence, clock.now() - timedelta(minutes=10 - number)
+        context.catalogue.ledger.finish(f"job-{number}", fence, "succeeded", now=ended, result={"ok": number})
+    broker.flushall()
+    for _ in range(5):
+        recover(context, app)
+    assert [client.job(f"job-{number}").result for number in range(5)] == [{"ok": number} for number in range(5)]
 
 
 def test_an_end_that_no_state_was_stored_of_is_published_and_cleaned_up(context, app, client, broker, begin, staged):

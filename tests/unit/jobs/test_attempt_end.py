@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from celery import Celery
-from celery.exceptions import Ignore, Retry
+from celery import Celery, Signature
+from celery.exceptions import Ignore, Reject, Retry
+from kombu.exceptions import OperationalError
 
 from worker.catalogue import CatalogueUnavailable, Ledger
 from worker.context import Context, JobContext
@@ -85,6 +86,34 @@ def test_a_job_that_cannot_be_cleaned_up_now_is_delivered_again(context, task):
         with outcome:
             assert delivery.handle(work, (), FIELDS)["version"] == 1
     assert context.catalogue.ledger.get("job-1").state == JobState.SUCCEEDED
+
+
+@pytest.mark.parametrize(
+    ("error", "ends"),
+    [(Unavailable("away"), Ignore), (Snooze("closed", 5), Ignore), (CatalogueUnavailable("x"), Reject)],
+)
+def test_a_job_whose_next_message_the_broker_does_not_take_is_not_told_as_failed(
+    context, task, monkeypatch, error, ends
+):
+    """Celery would store a failure, and clients would believe it: the recovery sends a job that the ledger has.
+
+    A message whose job is not in the ledger is not acknowledged.
+    """
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OperationalError("the broker is away")
+
+    def meet(*_: object, **__: object) -> Any:
+        raise error
+
+    monkeypatch.setattr(Signature, "apply_async", refuse)
+    if ends is Reject:
+        monkeypatch.setattr(Ledger, "acquire", meet)
+    with pytest.raises(ends) as told:
+        Delivery(task, VERIFY, context, writes=False).handle(meet, (), FIELDS)
+    assert ends is Ignore or told.value.requeue
+    record = context.catalogue.ledger.get("job-1")
+    assert (record is None) if ends is Reject else record.due_at
 
 
 def test_a_job_that_waited_for_the_catalogue_is_not_its_own_parent(context, task):
