@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol
 
 from zot_artifact_client.contract import JobState, Progress, ResultT, TaskSpec
-from zot_artifact_client.errors import UnknownJob
-from zot_artifact_client.job import Poll, wait_timeout
+from zot_artifact_client.errors import UnknownJob, WaitTimeout
+from zot_artifact_client.job import LOOKED_UP, Poll, wait_timeout
 from zot_artifact_client.snapshot import Snapshot, result_of, unknown_job
 
 OnAsyncProgress = Callable[[Progress], object]
@@ -136,6 +136,8 @@ class AsyncJobs(list[AsyncJob[Any]]):
     async def as_completed(self, timeout: float | None = None) -> AsyncIterator[AsyncJob[Any]]:  # noqa: ASYNC109 - as above
         """Yield each job when it has ended, the first one first, by polling for all of them together.
 
+        A job of which nothing is known any more is yielded too, and its `result` raises UnknownJob: Redis has lost it.
+
         Raises:
             WaitTimeout: some have not ended within `timeout` seconds; they go on.
         """
@@ -145,7 +147,26 @@ class AsyncJobs(list[AsyncJob[Any]]):
             for job in poll.take(ended):
                 yield job
             if poll.left and not ended:
-                await asyncio.sleep(poll.pause())
+                for job in poll.take([id_ async for id_ in self._unknown(poll.to_look_up())]):
+                    yield job
+                if poll.left:
+                    await asyncio.sleep(poll.pause())
+
+    async def _unknown(self, job_ids: Sequence[str]) -> AsyncIterator[str]:
+        """Yield those of some jobs of which neither the result backend nor the ledger knows anything."""
+        known = 0
+        for id_ in job_ids:
+            try:
+                if (await self._results.snapshot(id_)).state is JobState.UNKNOWN:
+                    await self._results.wait_for_end(id_, 0.0, None)  # asks the ledger
+            except UnknownJob:
+                yield id_
+                continue
+            except WaitTimeout:
+                pass
+            known += 1
+            if known == LOOKED_UP:
+                return
 
     async def wait(
         self,

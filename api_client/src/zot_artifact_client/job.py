@@ -26,6 +26,10 @@ _LONGEST_PAUSE = 0.5
 """Seconds between two polls for the ends of many jobs."""
 _PAGE = 500
 """Jobs that one poll asks for."""
+_STALLED = 15.0
+"""Seconds without an end after which jobs are looked up of which nothing may be known any more."""
+LOOKED_UP = 100
+"""Most of them that are found to go on, each time."""
 
 
 def wait_timeout(job_id: str, timeout: float | None) -> WaitTimeout:
@@ -168,6 +172,8 @@ def as_completed(
 ) -> Iterator[Job[Any]]:
     """Yield jobs of one client when they have ended, the first one first, by polling for all of them together.
 
+    A job of which nothing is known any more is yielded too, and its `result` raises UnknownJob: Redis has lost it.
+
     Raises:
         WaitTimeout: some have not ended within `timeout` seconds; they go on.
         BrokerUnavailable: the result backend cannot be reached.
@@ -178,7 +184,26 @@ def as_completed(
         ended = [id_ for page in poll.pages() for id_ in backend.ended(page)]
         yield from poll.take(ended)
         if poll.left and not ended:
-            time.sleep(poll.pause())
+            yield from poll.take(list(_unknown(backend, poll.to_look_up())))
+            if poll.left:
+                time.sleep(poll.pause())
+
+
+def _unknown(backend: ResultBackend, job_ids: Sequence[str]) -> Iterator[str]:
+    """Yield those of some jobs of which neither the result backend nor the ledger knows anything."""
+    known = 0
+    for id_ in job_ids:
+        try:
+            if backend.snapshot(id_).state is JobState.UNKNOWN:
+                backend.wait_for_end(id_, 0.0, None)  # asks the ledger
+        except UnknownJob:
+            yield id_
+            continue
+        except WaitTimeout:
+            pass
+        known += 1
+        if known == LOOKED_UP:
+            return
 
 
 class Poll(Generic[JobT]):
@@ -189,6 +214,8 @@ class Poll(Generic[JobT]):
         self._timeout = timeout
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._pause = _SHORTEST_PAUSE
+        self._ended_at = time.monotonic()
+        self._first = 0
 
     def pages(self) -> Iterator[list[str]]:
         """Yield the ids of those that have not ended, in pages for one round trip each."""
@@ -200,7 +227,20 @@ class Poll(Generic[JobT]):
         """Yield those that have ended."""
         for id_ in ended:
             self._pause = _SHORTEST_PAUSE
+            self._ended_at = time.monotonic()
             yield self.left.pop(id_)
+
+    def to_look_up(self) -> list[str]:
+        """Return the ids of jobs of which nothing may be known any more, if none has ended for a while: others first.
+
+        Redis may have lost them.
+        """
+        if time.monotonic() - self._ended_at < _STALLED:
+            return []
+        self._ended_at = time.monotonic()
+        ids, first = list(self.left), self._first % len(self.left)
+        self._first += LOOKED_UP
+        return ids[first:] + ids[:first]
 
     def pause(self) -> float:
         """Return the seconds until the next poll. Raise WaitTimeout if the time is over."""

@@ -439,6 +439,30 @@ def test_a_job_by_its_id(side: Side, uploaded: Any, source: str) -> None:
         side.client.job("no-such-job").wait(0)
 
 
+def test_who_waits_for_a_job_whose_result_redis_lost_is_told_the_end_of_the_ledger(
+    side: Side, uploaded: Any, broker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The result backend was started empty, for example: a worker is asked before the job counts as unknown."""
+    for module in ("result_backend", "async_results"):
+        for name, seconds in (("UNKNOWN_FOR", 0.0), ("LEDGER_WITHIN", WITHIN)):
+            monkeypatch.setattr(f"zot_artifact_client.{module}.{name}", seconds)
+    job = side.client.verify(side.bucket, "app.tgz")
+    job.wait(WITHIN)
+    with redis.Redis.from_url(broker) as server:
+        server.delete(f"celery-task-meta-{job.id}")
+    assert job.wait(WITHIN).good
+
+
+def test_a_job_that_is_lost_ends_the_wait_for_many(side: Side, uploaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis has lost it before a worker recorded it: who waits for it among others is told, and not kept for ever."""
+    monkeypatch.setattr("zot_artifact_client.job._STALLED", 0.0)
+    jobs = side.client.submit_many([VerifyRequest(bucket=side.bucket, key="app.tgz")])
+    lost = side.client.job("no-such-job")
+    jobs.append(getattr(lost, "of", lost))
+    with pytest.raises(UnknownJob):
+        jobs.wait(WITHIN)
+
+
 def test_a_key_names_one_request(side: Side, uploaded: Any) -> None:
     """The same request under a key is the same job, another request is an error."""
     job = side.client.verify(side.bucket, "app.tgz", idempotency_key=side.bucket)
