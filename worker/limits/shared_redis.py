@@ -24,8 +24,8 @@ _NOT_ASKED_FOR = 5.0
 """Seconds for which a server that did not answer is not asked again."""
 _TIMES_AS_LONG = 8
 """So many times as long as it was silent, if that is longer."""
-_SIGN_WITHIN = 0.5
-"""Seconds that each answer may take by which a silent server shows that it answers again."""
+_PING_WITHIN = 0.5
+"""Seconds that each answer to a ping of a silent server may take."""
 _TIME_LIMITS = {"socket_timeout": SOCKET_TIMEOUT, "socket_connect_timeout": CONNECT_TIMEOUT}
 
 
@@ -62,23 +62,23 @@ def redis_of_results(url: str) -> "redis.Redis | None":
 class Backoff:
     """When a server that did not answer is asked again: a silent one takes the whole time limit of each request.
 
-    Every few seconds it is asked for a sign of life, with a short time limit, so that requests to cancel and pauses
-    count again soon after it answers. Safe for threads.
+    Every few seconds it is pinged, with a short time limit: requests to cancel and pauses count again soon after it
+    answers. Safe for threads.
     """
 
     def __init__(self) -> None:
-        self._until = self._next_sign = float("-inf")
+        self._until = self._next_ping = float("-inf")
 
     def is_over(self, client: "redis.Redis | None" = None) -> bool:
-        """Return whether the server is to be asked; its `client`, if it is a Redis, may ask it for a sign of life."""
+        """Return whether the server is to be asked; a Redis is pinged by its `client`."""
         now = time.monotonic()
         if now >= self._until:
             return True
-        if client is None or now < self._next_sign:
+        if client is None or now < self._next_ping:
             return False
-        self._next_sign = now + _NOT_ASKED_FOR  # first: no other thread waits for the same
-        if not _gives_sign(client):
-            self._next_sign = time.monotonic() + _NOT_ASKED_FOR
+        self._next_ping = now + _NOT_ASKED_FOR  # first: no other thread waits for the same
+        if not _answers_ping(client):
+            self._next_ping = time.monotonic() + _NOT_ASKED_FOR
             return False
         self._until = float("-inf")
         return True
@@ -86,16 +86,16 @@ class Backoff:
     def begin(self, asked_at: float) -> None:
         """Ask a server later that was asked at this time of `time.monotonic`, and has not answered."""
         now = time.monotonic()
-        self._next_sign = now + _NOT_ASKED_FOR
+        self._next_ping = now + _NOT_ASKED_FOR
         self._until = now + max(_NOT_ASKED_FOR, _TIMES_AS_LONG * (now - asked_at))
 
 
-def _gives_sign(client: "redis.Redis") -> bool:
+def _answers_ping(client: "redis.Redis") -> bool:
     """Return whether a Redis answers at once, on a connection of its own: those of the pool may be as good as gone."""
     pool = client.connection_pool
-    options = {**pool.connection_kwargs, "socket_timeout": _SIGN_WITHIN, "retry": Retry(NoBackoff(), 0)}
+    options = {**pool.connection_kwargs, "socket_timeout": _PING_WITHIN, "retry": Retry(NoBackoff(), 0)}
     if "path" not in options:  # a socket of the system is there or not
-        options["socket_connect_timeout"] = _SIGN_WITHIN
+        options["socket_connect_timeout"] = _PING_WITHIN
     connection = None
     try:
         connection = pool.connection_class(**options)

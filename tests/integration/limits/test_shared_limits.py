@@ -354,7 +354,7 @@ def test_a_silent_redis_is_asked_once_and_not_again_for_a_while(monkeypatch):
 
 
 def test_a_redis_that_was_silent_is_asked_again_soon_after_it_answers(valkey, url, monkeypatch):
-    """Requests to cancel and pauses wait for it; while it is silent, a sign of life is all that is asked for."""
+    """Requests to cancel and pauses wait for it; while it is silent, it is only pinged."""
     monkeypatch.setattr("worker.limits.shared_redis._NOT_ASKED_FOR", 0.0)
     monkeypatch.setattr("worker.limits.shared_redis._TIMES_AS_LONG", 1_000_000)
     with FreezingProxy(valkey.port) as line, Redis(port=line.port, socket_timeout=0.3) as client:
