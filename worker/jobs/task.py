@@ -507,7 +507,7 @@ def _sent_again(task: Task, seconds: float, error: Exception | None, *, has_due:
         logger.warning(
             "job %s: its message cannot be sent again now: %s", task.request.id, bounded(refused.reason, 200)
         )
-        return Ignore() if has_due else Reject(refused.reason, requeue=True)
+        retry = Ignore() if has_due else Reject(refused.reason, requeue=True)
     return retry
 
 
