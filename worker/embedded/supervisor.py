@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 FLOWER_USER = "zot"
 _READY_WITHIN = 120.0
-_REQUEUE_WITHIN = 20.0
-"""Seconds that a worker has to requeue its jobs, after the grace that it gives them."""
+_REQUEUE_WITHIN = 23.0
+"""Seconds that a worker has to requeue its jobs, after the grace that it gives them. It ends itself after 20."""
 _POLL = 0.05
 _ROTATED_EVERY = 60.0
 """Seconds between two checks of the size of the logs."""
@@ -101,8 +101,7 @@ def run(
         except StopRequested:
             say("shutting down: running jobs have a few seconds, then they are requeued")
         finally:
-            children.stop("worker", "sweeper", "beat", "gateway")
-            children.stop("flower")
+            children.stop("worker", "sweeper", "beat", "gateway", "flower")
             children.stop("valkey")
             if settings.broker is None:
                 settings.broker_file.unlink(missing_ok=True)
