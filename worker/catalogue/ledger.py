@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from time import monotonic, sleep
 from typing import Any
 
 import sqlalchemy as sa
@@ -65,6 +66,9 @@ _PRUNED = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.REF
 _PRUNED_AT_ONCE = 200
 _FLUSHED_WITHIN = timedelta(minutes=1)
 """The longest time for which the end of a job is in the ledger and not yet on the disk."""
+
+
+_LOCKED_POLL = 0.02
 
 
 class OtherRequest(CatalogueError):
@@ -386,6 +390,17 @@ class Ledger:
         first = sa.select(jobs.c.id).limit(1).scalar_subquery()
         with self._database.write() as connection:
             connection.execute(sa.update(jobs).where(jobs.c.id == first).values(fence=jobs.c.fence))
+
+    def is_locked(self, *, within: float) -> bool:
+        """Return whether other transactions write all the time, for so many seconds."""
+        until = monotonic() + within
+        while True:
+            with self._database.write_if_free() as connection:
+                if connection is not None:
+                    return False
+            if monotonic() >= until:
+                return True
+            sleep(_LOCKED_POLL)
 
     def _settle(self, id_: str, fence: int, values: Mapping[str, Any]) -> None:
         with self._database.write_then_flush() as connection:

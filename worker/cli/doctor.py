@@ -20,7 +20,7 @@ from worker.catalogue import CatalogueError, CatalogueUnavailable, NewerCatalogu
 from worker.cli.errors import Status
 from worker.cli.output import AsJson, out, print_json, printable, size
 from worker.cli.pause import describe_pause
-from worker.cli.service_checks import Check, broker_checks, open_breakers, way_out_of_breaker
+from worker.cli.service_checks import Check, broker_checks, catalogue_lock, open_breakers, way_out_of_breaker
 from worker.cli.session import Session, no_catalogue, open_session
 from worker.cli.stores import bad_copies, unconfigured, way_out_of_unconfigured
 from worker.counted import counted
@@ -90,6 +90,7 @@ def _checks(settings: Settings) -> Iterator[Check]:
             yield from _catalogue_of_workers(workers)
         if missing is None:
             yield _log(session)
+            yield from catalogue_lock(session.catalogue)
         yield from _catalogue(session)
 
 

@@ -8,6 +8,7 @@ from celery import Celery
 from kombu.connection import Connection
 
 from worker.beat_scheduler import last_tick
+from worker.catalogue import Catalogue
 from worker.cli.errors import FULL_BROKER
 from worker.cli.jobs_rejected import describe_counts, open_rejected
 from worker.cli.output import moment
@@ -32,6 +33,8 @@ from zot_artifact_client.errors import BrokerUnavailable
 
 _BEAT_WITHIN = 90.0
 """Seconds since its last tick after which beat counts as stopped; it ticks every few seconds."""
+_LOCKED_FOR = 10.0
+"""Seconds without a turn to write after which the catalogue counts as locked: a worker writes for milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,3 +214,14 @@ def way_out_of_breaker(store: str) -> str:
         f"repair the store, then `zot-artifacts sweep probe` closes the breaker; "
         f"`zot-artifacts jobs --state queued --store {store}` lists the jobs that wait"
     )
+
+
+def catalogue_lock(catalogue: Catalogue) -> Iterator[Check]:
+    """Tell that another program keeps the catalogue locked: jobs wait, although all services answer."""
+    if catalogue.ledger.is_locked(within=_LOCKED_FOR):
+        detail = (
+            f"nothing could be written to it for {_LOCKED_FOR:.0f} s, and jobs wait: another program keeps it locked"
+        )
+        yield Check(
+            "catalogue lock", "bad", detail, "end that program, such as a backup or an open transaction in a shell"
+        )

@@ -33,7 +33,7 @@ from worker.cli.errors import Status
 from worker.cli.findings import what
 from worker.cli.output import AsJson, age, flat, print_json, print_table, say, size
 from worker.cli.pause import describe_pause
-from worker.cli.service_checks import Check, broker_checks, open_breakers, way_out_of_breaker
+from worker.cli.service_checks import Check, broker_checks, catalogue_lock, open_breakers, way_out_of_breaker
 from worker.cli.session import Session, opened
 from worker.cli.stores import unconfigured
 from worker.counted import counted
@@ -114,7 +114,7 @@ def document_of(session: Session) -> dict[str, Any]:
             *(Check(f"store {name}", "bad", str(each), way_out_of_breaker(name)) for name, each in broken.items()),
         ]
         checks += _probed(runs.get(SWEEP_PROBE.kind), [name for name in session.settings.stores if name not in broken])
-        checks += [*_refused(failed), *_failed(runs), *_disks(session), *_log(session)]
+        checks += [*_refused(failed), *_failed(runs), *_disks(session), *_log(session), *catalogue_lock(catalogue)]
     return {
         "status": _status(findings, dead, checks),
         "at": now,

@@ -1,7 +1,9 @@
 """`doctor` reports workers, beat, circuit breakers and the data directory, with real processes."""
 
 import json
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,17 @@ def test_a_worker_that_refuses_its_catalogue_is_bad(
     assert found["catalogue"]["outcome"] == "good"
     assert found["catalogue of the workers"]["outcome"] == "bad"
     assert "replaced while it was in use" in found["catalogue of the workers"]["detail"]
+
+
+def test_a_catalogue_that_another_program_keeps_locked_is_bad(
+    doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All services answer, and no job goes on: a transaction was left open in a shell, for example."""
+    monkeypatch.setattr("worker.cli.service_checks._LOCKED_FOR", 0.1)
+    assert "catalogue lock" not in doctor()
+    with closing(sqlite3.connect(tmp_path / "home" / "catalogue.sqlite3", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert doctor()["catalogue lock"]["outcome"] == "bad"
 
 
 @pytest.mark.parametrize("there", [True, False])
