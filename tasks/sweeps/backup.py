@@ -1,8 +1,10 @@
-"""Sweep backup: write the catalogue to the stores of `sweep.backup.stores`, and rehearse a restore."""
+"""Sweep backup: write the catalogue to the stores of `sweep.backup.stores`, rehearse a restore, archive the log."""
 
 import logging
 
+from worker import clock
 from worker.artifacts.catalogue_backup import back_up
+from worker.artifacts.log_archive import archive_log
 from worker.artifacts.per_store import most_retryable
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
@@ -20,7 +22,8 @@ class NoBackupStore(PermanentError):
 def sweep_backup(request: SweepBackupRequest, context: JobContext, job: RunningJob) -> SweepBackupResult:
     """Write one export of the catalogue to each store for backups, read it back, and rehearse a restore when due.
 
-    Stores that are paused are left out.
+    Stores that are paused are left out. When all of them have a backup, the months of the verification log that ended
+    longer ago than `verification_log.keep` are archived in them too, and their rows are removed.
 
     Raises:
         NoBackupStore: none is configured.
@@ -40,6 +43,15 @@ def sweep_backup(request: SweepBackupRequest, context: JobContext, job: RunningJ
         logger.error("store %s has no good backup of the catalogue: %s", name, fault)
     if done.failures:
         raise most_retryable(done.failures)
+    keep = context.settings.verification_log.keep
+    if keep is not None and {store.name for store in stores} == set(settings.stores):
+        job.step("archiving the verification log")
+        months = archive_log(
+            context.catalogue, stores, context.settings.spool_dir,
+            before=clock.now() - keep, check=job.check, on_bytes=job.advance,
+        )  # fmt: skip
+        if months:
+            logger.info("these months of the verification log are archived now: %s", ", ".join(months))
     return SweepBackupResult(
         written=dict(done.written), faults=dict(done.faults), rehearsed=tuple(done.rehearsed), removed=done.removed
     )

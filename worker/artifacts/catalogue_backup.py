@@ -1,30 +1,23 @@
 """Backups of the catalogue in the stores: write and verify them, rehearse a restore, restore one."""
 
-import gzip
-import hashlib
 import re
 import secrets
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO, cast
 
 from worker import clock
+from worker.artifacts.packed_lines import AnyStore, pack, packed_lines, write_and_read_back
 from worker.catalogue import BadExport, Catalogue, CatalogueError, ExportSummary, FindingKind, load_export
-from worker.catalogue.load_export import Lines
 from worker.counted import counted
-from worker.limits.limited_store import LimitedStore
 from worker.limits.snooze import Snooze
 from worker.settings.section_models import BackupSweepSettings
-from worker.storage import Digest, Store, Verdict
+from worker.storage import Verdict
 from worker.storage.errors import IntegrityError, PermanentError, StorageError
 from worker.storage.integrity.verifying_reader import OnBytes
 from worker.storage.keys import BACKUP_BUCKET
-
-AnyStore = Store | LimitedStore
 
 _TIME = "%Y%m%dT%H%M%S.%fZ"
 _KEY = re.compile(
@@ -128,7 +121,7 @@ def restore(backup: Backup, store: AnyStore, url: str, on_bytes: OnBytes | None 
         NotEmpty: the catalogue has rows.
         StorageError: the store does not give it.
     """
-    with _lines_of(backup, store, on_bytes) as lines:
+    with packed_lines(store, backup.key, on_bytes) as lines:
         return load_export(url, lines, restore=True)
 
 
@@ -233,33 +226,16 @@ class _Run:
         if not stores:
             return failures
         with tempfile.TemporaryFile(dir=self._spool_dir, prefix="zot-backup-") as spool:
-            digest, at = self._export(spool)
-            key = f"{self._catalogue.identity}/{at:{_TIME}}.{self._job}.jsonl.gz"
+            digest, summary = pack(spool, self._catalogue.export, self._on_bytes)
+            key = f"{self._catalogue.identity}/{summary.exported_at:{_TIME}}.{self._job}.jsonl.gz"
             for store in stores:
-                spool.seek(0)
                 try:
-                    self._write(store, key, spool, digest)
+                    write_and_read_back(store, key, spool, digest, self._on_bytes)
                 except (StorageError, Snooze) as error:
                     failures[store.name] = error
                 else:
                     self.written[store.name] = key
         return failures
-
-    def _export(self, spool: BinaryIO) -> tuple[Digest, datetime]:
-        sink = _HashedSink(spool, self._on_bytes)
-        with gzip.GzipFile(filename="", fileobj=cast("BinaryIO", sink), mode="wb", mtime=0) as packed:
-            summary = self._catalogue.export(packed)
-        return Digest(sink.size, sink.sha256), summary.exported_at
-
-    def _write(self, store: AnyStore, key: str, spool: BinaryIO, digest: Digest) -> None:
-        store.write_object(
-            BACKUP_BUCKET, key, spool, size=digest.size, sha256=digest.sha256, on_bytes=self._on_bytes
-        )  # fmt: skip
-        seen = store.verify_object(BACKUP_BUCKET, key, digest, on_bytes=self._on_bytes)
-        if seen.error is not None:
-            raise seen.error
-        if seen.verdict is not Verdict.VERIFIED:
-            raise IntegrityError(f"{store.name}: the backup {BACKUP_BUCKET}/{key} is {seen.verdict}: {seen.detail}")
 
     def is_rehearsal_due(self, store: AnyStore, settings: BackupSweepSettings) -> bool:
         last = self._catalogue.backup_times.rehearsed(store.name)
@@ -278,36 +254,3 @@ def _remove_old(store: AnyStore, identity: str, keep: int, written: str) -> int:
     """Remove the oldest backups, but not the one just written: others may be from a clock that was ahead."""
     old = [each for each in backups(store, identity)[keep:] if each.key != written]
     return sum(store.delete_object(BACKUP_BUCKET, each.key) for each in old)
-
-
-@contextmanager
-def _lines_of(backup: Backup, store: AnyStore, on_bytes: OnBytes | None) -> Iterator[Lines]:
-    with (
-        store.read_object(BACKUP_BUCKET, backup.key, on_bytes=on_bytes) as reader,
-        gzip.GzipFile(fileobj=cast("BinaryIO", reader), mode="rb") as lines,
-    ):
-        yield lines
-
-
-class _HashedSink:
-    """A file that hashes what is written to it."""
-
-    def __init__(self, file: BinaryIO, on_bytes: OnBytes | None) -> None:
-        self._file = file
-        self._on_bytes = on_bytes
-        self._hash = hashlib.sha256()
-        self.size = 0
-
-    @property
-    def sha256(self) -> str:
-        return self._hash.hexdigest()
-
-    def write(self, data: bytes) -> int:
-        self._hash.update(data)
-        self.size += len(data)
-        if self._on_bytes:
-            self._on_bytes(len(data))
-        return self._file.write(data)
-
-    def flush(self) -> None:
-        self._file.flush()

@@ -4,13 +4,14 @@ import io
 import json
 import logging
 import secrets
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from worker import clock
+from worker.artifacts.log_archive import archive_faults
 from worker.artifacts.log_signature import LogKeys
 from worker.catalogue import Catalogue, FindingKind, LogHead
 from worker.storage import Store
@@ -114,17 +115,19 @@ def signed_head(catalogue: Catalogue, keys: LogKeys = _NO_KEYS) -> dict[str, Any
 
 
 def log_faults(
-    stores: Iterable[Store],
+    stores: Sequence[Store],
     catalogue: Catalogue,
     checked: LogHead | None = None,
     keys: LogKeys = _NO_KEYS,
     *,
     written: LogHead | None = None,
+    read_archives: bool = False,
 ) -> list[str]:
-    """Return what is wrong with the verification log: its chain, and the heads that the stores keep.
+    """Return what is wrong with the verification log: its chain, its archives, and the heads that the stores keep.
 
     `checked` is a row up to which the chain was whole before; only the rows after it are read. `written` is the last
-    row that a job of this machine has seen. A store that cannot be reached says nothing about the log.
+    row that a job of this machine has seen. A store that cannot be reached says nothing about the log. With
+    `read_archives` the rows of all archives are read, and their chain is computed.
 
     Raises:
         BadKeyFile: a configured key cannot be read.
@@ -134,6 +137,7 @@ def log_faults(
     broken = None if cut else catalogue.verifications.first_broken(checked)
     faults = [cut] if cut else []
     faults += [] if broken is None else [f"the verification log was changed at row {broken}"]
+    faults += archive_faults(stores, catalogue, read=read_archives)
     for store in stores:
         try:
             fault = check_kept_head(store, catalogue, keys)
@@ -195,6 +199,9 @@ def _fault(store: Store, catalogue: Catalogue, kept: KeptHead | None, keys: LogK
     if kept is None:
         return None
     fault = catalogue.verifications.check_head(kept.head)
+    # A store keeps the present head each hour, and months pass before it is archived: this may be a forged archive.
+    if kept.head.id <= catalogue.log_archives.extent()[0]:
+        fault = f"row {kept.head.id} of {kept.head.at:%Y-%m-%d} was archived since, and can no longer be compared"
     if fault is None and keys.configured:
         if kept.signature is None:
             fault = "the head of the verification log is not signed"
@@ -205,9 +212,10 @@ def _fault(store: Store, catalogue: Catalogue, kept: KeptHead | None, keys: LogK
 
 def _counted(catalogue: Catalogue, head: LogHead, kept: KeptHead | None) -> KeptHead:
     """Return a head with the number of rows up to it; only those after the kept head are counted."""
-    if kept is None or kept.count is None:
-        return KeptHead(head, catalogue.verifications.count())
-    return KeptHead(head, kept.count + catalogue.verifications.count(after=kept.head.id))
+    counted = catalogue.log_archives.extent()
+    if kept is not None and kept.count is not None:
+        counted = kept.head.id, kept.count
+    return KeptHead(head, counted[1] + catalogue.verifications.count(after=counted[0]))
 
 
 def _write(store: Store, catalogue: Catalogue, kept: KeptHead, keys: LogKeys) -> None:

@@ -50,6 +50,7 @@ from worker.catalogue.job_admin import JobAdmin
 from worker.catalogue.job_webhooks import JobWebhooks, PendingWebhook, ReceiverState
 from worker.catalogue.ledger import EndNotDurable, Finished, Held, Leased, Ledger, OtherRequest, last_cause
 from worker.catalogue.load_export import BadExport, NotEmpty, load_export
+from worker.catalogue.log_archives import BadArchive, LogArchives, check_lines
 from worker.catalogue.metrics_queries import EndedJob, Figures, ResolvedFinding
 from worker.catalogue.multipart_uploads import OpenTransfer, Transfers, UploadIntent
 from worker.catalogue.pages import Group, Page, PageCopy, PageOutcome, Pages, PlannedPage
@@ -66,7 +67,9 @@ from worker.catalogue.records import (
     FindingKind,
     JobRecord,
     ListedArtifact,
+    LogArchive,
     LogHead,
+    LogMonth,
     Outcome,
     VerdictRow,
 )
@@ -90,6 +93,7 @@ __all__ = [
     "Alarms",
     "ApprovalState",
     "Artifact",
+    "BadArchive",
     "BadExport",
     "Batch",
     "BatchChanges",
@@ -138,7 +142,10 @@ __all__ = [
     "Leased",
     "Ledger",
     "ListedArtifact",
+    "LogArchive",
+    "LogArchives",
     "LogHead",
+    "LogMonth",
     "LostLease",
     "NamedCompanion",
     "NeededReads",
@@ -183,6 +190,7 @@ __all__ = [
     "VerdictRow",
     "WrongCompanion",
     "check_file",
+    "check_lines",
     "expected_identity",
     "last_cause",
     "load_export",
@@ -309,6 +317,10 @@ class Catalogue:
     @cached_property
     def findings(self) -> Findings:
         return Findings(self._database)
+
+    @cached_property
+    def log_archives(self) -> LogArchives:
+        return LogArchives(self._database)
 
     @cached_property
     def pages(self) -> Pages:

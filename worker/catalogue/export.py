@@ -85,7 +85,7 @@ def export(database: Database, sink: Sink) -> ExportSummary:
         CatalogueError: the catalogue cannot be read to its end; what was written is no export, because its end is not
             there.
     """
-    writer = _Writer(sink)
+    writer = LineWriter(sink)
     rows: dict[str, int] = {}
     with database.read() as connection:
         database.lift_time_limits(connection)
@@ -140,7 +140,7 @@ def kind_of(column: "sa.Column[Any]") -> ColumnKind:
     raise TypeError(msg)
 
 
-def _export_table(connection: Connection, table: Table, writer: "_Writer") -> int:
+def _export_table(connection: Connection, table: Table, writer: "LineWriter") -> int:
     kinds = [kind_of(column) for column in table.columns]
     names = [[column.name, kind.name] for column, kind in zip(table.columns, kinds, strict=True)]
     writer.write([{"table": table.name, "columns": names}])
@@ -157,8 +157,8 @@ def _values(row: Row[Any], kinds: list[ColumnKind]) -> list[Any]:
     return [None if value is None else kind.write(value) for value, kind in zip(row, kinds, strict=True)]
 
 
-class _Writer:
-    """Writes lines, and hashes all that it has written."""
+class LineWriter:
+    """Writes lines of JSON, and hashes all that it has written."""
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink

@@ -234,3 +234,27 @@ class LogHead:
     id: int
     hash: str
     at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class LogMonth:
+    """A month of the verification log.
+
+    `first` and `last` are the ids of its first and last row, and `rows` is their number. `previous` is the hash of the
+    row before the first, `hash` and `ended_at` are those of the last row.
+    """
+
+    month: str
+    first: int
+    last: int
+    rows: int
+    previous: str
+    hash: str
+    ended_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class LogArchive(LogMonth):
+    """A month of the verification log that stores keep as an object with this digest."""
+
+    digest: Digest

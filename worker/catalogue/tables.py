@@ -183,6 +183,26 @@ verifications = Table(
 )
 """One row a verdict, append-only. `hash` is over the row and `previous`, the hash of the row before it."""
 
+log_archives = Table(
+    "log_archives",
+    metadata,
+    Column("last", BigInteger, primary_key=True, autoincrement=False),
+    Column("first", BigInteger, nullable=False),
+    Column("month", Text(7), nullable=False),
+    Column("rows", BigInteger, nullable=False),
+    Column("previous", Text(64), nullable=False),
+    Column("hash", Text(64), nullable=False),
+    Column("ended_at", UtcDateTime, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("sha256", Text(64), nullable=False),
+    Column("archived_at", UtcDateTime, nullable=False),
+    UniqueConstraint("previous"),
+)
+"""The months of the verification log that the stores keep: their rows alone may be removed. Triggers forbid changes.
+
+`first` and `last` are the ids of rows, `previous` is the hash before the first, `hash` and `ended_at` are of the last.
+"""
+
 manifests = Table(
     "manifests",
     metadata,

@@ -19,25 +19,26 @@ from worker.catalogue.compiled_statements import Prepared
 from worker.catalogue.database import Database
 from worker.catalogue.findings import note_verdicts
 from worker.catalogue.records import BAD, Artifact, Copy, CopyState, Finding, LogHead, Outcome, VerdictRow
-from worker.catalogue.tables import copies, verifications
+from worker.catalogue.tables import copies, log_archives, verifications
 from worker.catalogue.types import UtcDateTime, without_nul
 from worker.metric_counters import DETECTION, VERDICTS
 from worker.storage import Verdict
 
-_FIRST = "0" * 64
+FIRST_PREVIOUS = "0" * 64
+"""What the first row of the log has for the hash of the row before it."""
 _text = encode_basestring_ascii
 _SAMPLED = 500
 """Bad copies of one group whose last read is looked up."""
 
 
-_COLUMNS = (
+LOGGED = (
     "job", "store", "bucket", "key", "version", "verdict", "expected_sha256", "found_sha256", "found_size", "detail",
 )  # fmt: skip
 """Of a row of the log, what a verdict has: all but its moment, which a group has once, and the links of the chain."""
-_values = attrgetter(*_COLUMNS)
+_values = attrgetter(*LOGGED)
 """Returns these values of a verdict, or of a row."""
 _STORE_AND_VERDICT = attrgetter("store", "verdict")
-_APPENDED = (*_COLUMNS, "previous", "hash")
+_APPENDED = (*LOGGED, "previous", "hash")
 
 
 def _append(given: Given) -> sa.Insert:
@@ -54,6 +55,12 @@ _NOT_PRESENT = Prepared(
 )
 _HEAD = (
     sa.select(verifications.c.id, verifications.c.hash, verifications.c.at).order_by(verifications.c.id.desc()).limit(1)
+)
+
+_LAST_ARCHIVED = (
+    sa.select(log_archives.c.last, log_archives.c.hash, log_archives.c.ended_at)
+    .order_by(log_archives.c.last.desc())
+    .limit(1)
 )
 
 
@@ -132,13 +139,15 @@ class Verifications:
         """Compare the log with a head that was kept elsewhere; return what is wrong, or None.
 
         Rows that were removed at the end, an emptied log and a chain that was computed anew do not fit the kept head.
+        A row that was archived since is not compared: the archives are checked themselves.
         """
         found = sa.select(verifications.c.hash).where(verifications.c.id == kept.id)
         with self._database.read() as connection:
-            there = connection.execute(found).scalar()
+            there, archive = connection.execute(found).scalar(), last_archive(connection)
         row = f"row {kept.id} of {kept.at:%Y-%m-%d %H:%M:%S} UTC"
         if there is None:
-            return f"the verification log has lost rows: {row} is gone"
+            is_archived = archive is not None and kept.id <= archive.id
+            return None if is_archived else f"the verification log has lost rows: {row} is gone"
         if there != kept.hash:
             return f"the verification log was rewritten: {row} has another hash than it had"
         return None
@@ -146,24 +155,45 @@ class Verifications:
     def first_broken(self, after: LogHead | None = None) -> int | None:
         """Walk the chain and return the id of the first row that does not fit the one before it, or None.
 
+        It goes on from the last row that is archived. Of archived rows that are not removed yet, the last one must be
+        the one that was archived.
         `after`: a row up to which the chain was found whole before, and which `check_head` has compared.
         """
-        previous = _FIRST if after is None else after.hash
-        query = sa.select(verifications).order_by(verifications.c.id).execution_options(yield_per=1000)
-        if after is not None:
-            query = query.where(verifications.c.id > after.id)
-        with self._database.read() as connection, connection.execute(query) as rows:
-            for row in rows:
-                if row.previous != previous or row.hash != _hash(row):
-                    return int(row.id)
-                previous = row.hash
-        return None
+        row = verifications.c
+        with self._database.read() as connection:
+            archive = last_archive(connection)
+            if archive is not None:
+                broken, end = _walk(connection, row.id <= archive.id, None)
+                if broken is not None or end not in {None, archive.hash}:
+                    return broken or archive.id
+            start = max(filter(None, (archive, after)), key=attrgetter("id"), default=None)
+            return _walk(connection, row.id > (start.id if start else 0), start.hash if start else FIRST_PREVIOUS)[0]
+
+
+def _walk(connection: Connection, which: sa.ColumnElement[bool], previous: str | None) -> tuple[int | None, str | None]:
+    """Return the first of some rows that does not fit the one before it, or the hash of the last one.
+
+    `previous`: the hash of the row before the first one, None if that row is removed.
+    """
+    query = sa.select(verifications).where(which).order_by(verifications.c.id).execution_options(yield_per=1000)
+    with connection.execute(query) as rows:
+        for row in rows:
+            if previous not in {None, row.previous} or row.hash != _hash(row):
+                return int(row.id), None
+            previous = row.hash
+    return None, previous
 
 
 def head_of(connection: Connection) -> LogHead | None:
     """Return the last row of the log, or None if it is empty."""
     row = connection.execute(_HEAD).one_or_none()
     return LogHead(row.id, row.hash, row.at) if row else None
+
+
+def last_archive(connection: Connection) -> LogHead | None:
+    """Return the last row of the log that is archived, or None if there is none."""
+    row = connection.execute(_LAST_ARCHIVED).one_or_none()
+    return LogHead(row.last, row.hash, row.ended_at) if row else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +203,7 @@ class PreparedVerdicts:
     verdicts: Sequence[VerdictRow]
     now: datetime
     rows: Sequence[tuple[Any, ...]]
-    """The values of `_COLUMNS`."""
+    """The values of `LOGGED`."""
     texts: Sequence[tuple[str, str]]
     """What is hashed of each row, before and after the hash of the row before it."""
     updates: Mapping[str, Sequence[tuple[Any, ...]]]
@@ -208,7 +238,7 @@ def append_verdicts(connection: Connection, prepared: PreparedVerdicts) -> None:
     if not prepared.verdicts:
         return
     last = _LAST_HASH.first(connection)
-    previous = last.hash if last else _FIRST
+    previous = last.hash if last else FIRST_PREVIOUS
     _measure(connection, prepared)
     rows = []
     for row, text in zip(prepared.rows, prepared.texts, strict=True):
@@ -265,8 +295,13 @@ def row_fits(row: Row[Any]) -> bool:
     return bool(row.hash == _hash(row))
 
 
+def hash_of(at: str, values: tuple[Any, ...], previous: str) -> str:
+    """Return the hash of a row from its time in ISO format, the values of `LOGGED`, and the hash of the row before."""
+    return _linked(_canonical(at, values), previous)
+
+
 def _hash(row: Row[Any]) -> str:
-    return _linked(_canonical(row.at.isoformat(), _values(row)), row.previous)
+    return hash_of(row.at.isoformat(), _values(row), row.previous)
 
 
 def _linked(text: tuple[str, str], previous: str) -> str:

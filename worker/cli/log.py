@@ -30,10 +30,14 @@ def _log() -> None:
 
 
 @app.command()
-def verify(as_json: AsJson = False) -> None:
+def verify(
+    archives: Annotated[bool, typer.Option("--archives", help="Read the archived months, too.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """Check that no row of the log was changed or removed since it was written; all rows are read.
 
     Each row holds the hash of the row before it, and each store keeps the hash of the last row.
+    Months that were archived must be in two stores; with --archives their rows are read from each store.
     With `verification_log.signing_key` or `verification_log.public_keys` set, what a store keeps must be signed.
     A broken chain is a finding from then on, until `log verify` finds it whole.
     The exit status is 1 if the chain is broken, or if the log does not fit what a store keeps.
@@ -46,12 +50,13 @@ def verify(as_json: AsJson = False) -> None:
         keys = LogKeys.of(session.settings.verification_log)
         broken = session.catalogue.verifications.first_broken()
         stores = [session.stores[name] for name in session.settings.stores]
-        faults = log_faults(stores, session.catalogue, keys=keys, written=_written(session).get())
-        head = signed_head(session.catalogue, keys)
+        written = _written(session).get()
+        faults = log_faults(stores, session.catalogue, keys=keys, written=written, read_archives=archives)
+        head, (_, archived) = signed_head(session.catalogue, keys), session.catalogue.log_archives.extent()
         evidence = None if broken is None else {"detail": f"the verification log was changed at row {broken}"}
         session.catalogue.findings.see_store(FindingKind.LOG_CHANGED, "", evidence, now=clock.now())
     if as_json:
-        print_json({"good": not faults, "first_broken": broken, "faults": faults, "head": head})
+        print_json({"good": not faults, "first_broken": broken, "faults": faults, "head": head, "archived": archived})
     elif not faults:
         end = (
             f": {counted(head['count'], 'row')}, the last of {moment(head['at'])} with hash {head['hash']}"
@@ -59,6 +64,9 @@ def verify(as_json: AsJson = False) -> None:
             else ""
         )
         say(f"the chain of the verification log is whole{end}")
+        if archived:
+            how = "read from each store that has them" if archives else "and two stores say that they have them"
+            say(f"{counted(archived, 'row')} of it are archived, {how}")
     for fault in () if as_json else faults:
         complain(f"{fault}: compare it with a backup")
     raise typer.Exit(Status.BAD if faults else Status.GOOD)

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from worker.artifacts.log_archive import archive_key
 from worker.artifacts.log_signature import LogKeys
 from worker.artifacts.verification_log_head import signed_head
 from worker.catalogue import BAD, Copy, EvidenceCheck
@@ -17,6 +18,7 @@ from worker.counted import counted
 from worker.storage import Verdict
 from worker.storage.cloud.object_tags import decode_tags
 from worker.storage.errors import NotFound
+from worker.storage.keys import BACKUP_BUCKET
 
 _UNTOLD = {"hash", "row_fits_its_hash", "found_size", "finding"}
 
@@ -113,6 +115,9 @@ def _prove(session: Session, at: ArtifactPath, *, as_json: bool) -> None:
     if not any(event.what == "recorded" for event in events):
         raise NotFound(f"{at.bucket}/{at.key} was never recorded{session.nearest(at.bucket, at.key)}")
     head = signed_head(session.catalogue, LogKeys.of(session.settings.verification_log))
+    recorded_at = min(event.at for event in events if event.what == "recorded")
+    archives = [each for each in session.catalogue.log_archives.all() if each.ended_at >= recorded_at]
+    keys = [f"{BACKUP_BUCKET}/{archive_key(session.catalogue, each)}" for each in archives]
     current = session.catalogue.artifacts.current(at.bucket, at.key)
     copies = session.catalogue.artifacts.copies(current).values() if current else ()
     if as_json:
@@ -124,6 +129,7 @@ def _prove(session: Session, at: ArtifactPath, *, as_json: bool) -> None:
         print_json({
             "bucket": at.bucket, "key": at.key, "current": brief(current) if current else None, "copies": shown,
             "history": [asdict(event) for event in events], "log_head": head,
+            "archives": [{**asdict(each), "object": key} for each, key in zip(archives, keys, strict=True)],
         })  # fmt: skip
         return
     rows = [
@@ -132,6 +138,8 @@ def _prove(session: Session, at: ArtifactPath, *, as_json: bool) -> None:
     ]  # fmt: skip
     columns = ("when", "what", "version", "store", "details", "job")
     print_table(columns, rows, empty="", flexible=("details", "job"))
+    for each, key in zip(archives, keys, strict=True):
+        say(f"reads of {each.month}, rows {each.first} to {each.last} of the log, are archived in {key}")
     if head:
         say(f"the verification log has {counted(head['count'], 'row')}, the last with hash {head['hash']}")
 

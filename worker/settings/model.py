@@ -219,6 +219,19 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _archives_have_two_stores(self) -> "Settings":
+        keep, verify = self.verification_log.keep, self.sweep.verify
+        if keep is not None and len(set(self.sweep.backup.stores)) <= 1:
+            msg = "verification_log.keep needs two stores in sweep.backup.stores: months that are archived go there"
+            raise ValueError(msg)
+        if keep is not None and keep < max([verify.period, *verify.periods.values()]):
+            msg = (
+                "verification_log.keep is shorter than a sweep.verify.period: the last read of a copy would be archived"
+            )
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
     def _costs_have_prices(self) -> "Settings":
         for name, budget in self.budgets.items():
             if budget.cost_per_month is not None and name not in self.prices:

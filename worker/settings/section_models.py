@@ -346,7 +346,10 @@ class LogSettings(Section):
 
 
 class VerificationLogSettings(Section):
-    """How the head of the verification log is signed that every store keeps."""
+    """How long the verification log stays in the catalogue, and how its head is signed that every store keeps."""
+
+    keep: Annotated[Duration, Field(ge=timedelta(days=90))] | None = None
+    """How long a month that ended stays; then `sweep.backup` archives it in its stores. For good if it is not set."""
 
     signing_key: Path | None = None
     """A file with an Ed25519 private key in PEM; every head is then signed, and one that is not is a finding."""

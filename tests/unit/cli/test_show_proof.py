@@ -4,14 +4,18 @@ import json
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from tests.unit.catalogue.test_catalogue import stored
 from worker import cli, clock
+from worker.artifacts.log_archive import archive_log
 from worker.catalogue import Catalogue, Finding, Leased
+from worker.settings import Settings
 from worker.settings.section_models import JobSettings
+from worker.storage import Stores
 from zot_artifact_client.contract import JobState
 
 
@@ -90,6 +94,27 @@ def test_the_history_reads_as_a_table(path, capsys):
     assert "corrupt" in said
     assert "repair-1" in said
     assert "the verification log has 3 rows" in said
+
+
+def test_the_archives_with_older_reads_are_named(path, capsys):
+    """A month of the log that was archived is named with its object; `log verify --archives` reads it."""
+    catalogue = Catalogue(f"sqlite:///{path}")
+    artifact = catalogue.artifacts.current("releases", "app.tgz")
+    assert artifact is not None
+    copy, now = catalogue.artifacts.copies(artifact)["dr"], clock.now() + timedelta(days=62)
+    catalogue.verifications.record(Finding("sweep-4", "dr", artifact, "verified"), copy, tag=None, now=now)
+    settings = Settings()
+    stores = Stores(settings.stores, spool_dir=path.parent)
+    for name in ("primary", "dr"):
+        (path.parent / "stores" / name).mkdir(parents=True)
+    archive_log(catalogue, [stores["primary"], stores["dr"]], path.parent, before=now)
+    assert cli.run(["show", "releases/app.tgz", "--proof"]) == 0
+    said = capsys.readouterr().out
+    assert "rows 1 to 3 of the log, are archived in zot-catalogue/" in said
+    assert "the verification log has 4 rows" in said
+    assert cli.run(["log", "verify", "--archives"]) == 0
+    assert "3 rows of it are archived, read from each store" in capsys.readouterr().out
+    catalogue.close()
 
 
 def test_a_row_that_was_changed_shows(path, capsys):

@@ -161,6 +161,14 @@ def test_a_setting_under_both_names_of_the_cleanup_sweep_is_refused(config):
         ("store_limits: {dr: {bytes_per_second: 5 MB/s}}", "bytes_per_second: '5 MB/s' is not a size"),
         ("breaker: {failure: 3}", "breaker.failure is not a setting; did you mean 'failures'?"),
         ("stores: {a: {type: s3}}", "stores.a: an s3 store with the layout 'prefixed' needs `bucket`"),
+        (
+            "verification_log: {keep: 365d}\nsweep: {backup: {stores: [dr]}}",
+            "verification_log.keep needs two stores in sweep.backup.stores",
+        ),
+        (
+            "verification_log: {keep: 90d}\nsweep: {backup: {stores: [dr, primary]}, verify: {periods: {dr: 91d}}}",
+            "verification_log.keep is shorter than a sweep.verify.period",
+        ),
         ("broker: amqp://u:hunter2@h//", "broker is a RabbitMQ, which keeps no results: set `results` (ZOT_RESULTS)"),
         ("- a\n- b", "a mapping of settings is expected"),
         ("stores: {a: [", "not valid YAML"),

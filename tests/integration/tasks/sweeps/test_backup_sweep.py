@@ -1,14 +1,18 @@
 """Sweep backup, as a job runs it: through admission control, with the lease of the job."""
 
+from datetime import timedelta
+
 import pytest
 
 from tasks.sweeps.backup import NoBackupStore, sweep_backup
+from tasks.upload import upload
 from worker import clock
 from worker.artifacts.catalogue_backup import backups
-from worker.catalogue import FindingKind, Scope
+from worker.artifacts.verification_log_head import log_faults
+from worker.catalogue import Finding, FindingKind, Scope
 from worker.schedule import beat_schedule
 from worker.storage.errors import StorageError
-from zot_artifact_client.contract import SweepBackupRequest
+from zot_artifact_client.contract import SweepBackupRequest, UploadRequest
 
 STORES = ("primary", "dr")
 
@@ -24,6 +28,24 @@ def test_the_sweep_writes_to_each_store(context, run):
     assert (set(result.written), result.faults, set(result.rehearsed)) == (set(STORES), {}, set(STORES))
     assert [len(backups(context.stores[name])) for name in STORES] == [1, 1]
     assert "sweep.backup" in beat_schedule(context.settings)
+
+
+def test_old_months_of_the_log_are_archived(context, run, source, monkeypatch):
+    """With `verification_log.keep` their rows leave the catalogue, but not while one of the stores is paused."""
+    run(upload, UploadRequest(bucket="releases", key="app.tgz", source=source(b"1")))
+    artifact = context.catalogue.artifacts.current("releases", "app.tgz")
+    copy = context.catalogue.artifacts.copies(artifact)["dr"]
+    for days in (300, 299, 0):
+        now = clock.now() - timedelta(days=days)
+        context.catalogue.verifications.record(Finding("job-1", "dr", artifact, "verified"), copy, tag=None, now=now)
+    monkeypatch.setitem(context.settings.verification_log.__dict__, "keep", timedelta(days=200))
+    context.catalogue.pauses.begin(Scope.STORE, "dr", reason=None, now=clock.now())
+    run(sweep_backup, SweepBackupRequest())
+    assert context.catalogue.log_archives.all() == []
+    context.catalogue.pauses.end(Scope.STORE, "dr")
+    run(sweep_backup, SweepBackupRequest())
+    assert context.catalogue.log_archives.extent()[1] == 2
+    assert log_faults([context.stores[name] for name in STORES], context.catalogue, read_archives=True) == []
 
 
 def test_a_paused_store_is_left_out(context, run):
