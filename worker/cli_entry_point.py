@@ -3,7 +3,7 @@
 import gc
 import signal
 
-_GC_THRESHOLD = 20_000
+_GC_THRESHOLD = 100_000
 """New objects between two collections of garbage; Python's is 700. What a command imports stays to its end."""
 
 
