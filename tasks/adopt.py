@@ -1,33 +1,14 @@
 """Adopt: record an object as a copy that another program wrote, such as the original store."""
 
-import logging
-
 from worker import clock
-from worker.artifacts.sanitize_found_metadata import encoded_tags, valid_metadata
-from worker.artifacts.stored_digests import RECORDED
-from worker.catalogue import Artifact, Finding, FinishedCopy
-from worker.catalogue.rebuilding import FIRST_READ, KEPT
+from worker.artifacts.adoption import adopted_before, read_to_adopt
+from worker.catalogue import Artifact, OtherVersion
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
-from worker.storage import ObjectStat, Verdict
-from worker.storage.cloud.metadata import set_properties
-from worker.storage.errors import Conflict, DigestMismatch, IntegrityError, PermanentError
-from worker.storage.integrity.manifest import compute_digests
+from worker.storage.errors import Conflict
 from worker.storage.keys import check_bucket, check_existing_key
 from zot_artifact_client.contract import ADOPT, AdoptRequest, AdoptResult
-
-logger = logging.getLogger(__name__)
-
-GIVEN = "sha256 of the request"
-
-
-class Unverifiable(PermanentError):
-    """No digest is known to compare the object's bytes with."""
-
-
-class OtherContent(IntegrityError):
-    """The artifact is known, with other bytes."""
 
 
 def adopt(request: AdoptRequest, context: JobContext, job: RunningJob) -> AdoptResult:
@@ -48,63 +29,17 @@ def adopt(request: AdoptRequest, context: JobContext, job: RunningJob) -> AdoptR
     stat = store.stat_object(request.bucket, request.key)
     known = artifacts.current(request.bucket, request.key)
     copy = artifacts.copies(known).get(store.name) if known else None
-    as_asked = not known or request.sha256 in {None, known.digest.sha256}
-    if known and as_asked and copy and copy.state.good and (copy.tag, known.digest.size) == (stat.version, stat.size):
-        return _result(known, store.name, str(copy.evidence.get("adopted", RECORDED)), unchanged=True)
-    evidence = _evidence(request, stat, known)
+    evidence = adopted_before(request, stat, known, copy)
+    if known is not None and evidence is not None:
+        return _result(known, store.name, evidence, unchanged=True)
     job.start(stat.size, f"reading from {store.name}")
-    what = f"{store.name}: {stat.bucket}/{stat.key}"
-    with store.read_object(stat.bucket, stat.key, on_bytes=job.advance) as reader:
-        if reader.stat.version != stat.version:
-            raise Conflict(f"{what} was written by another program just now")
-        beside = {*stat.not_carried, *reader.stat.not_carried}
-        digest, manifest = compute_digests(reader, size=stat.size, what=what)  # compared with what the store keeps
-    if request.sha256 not in {None, digest.sha256}:
-        raise DigestMismatch(f"{what} has SHA-256 {digest.sha256}, the request has {request.sha256}")
-    if known and digest != known.digest:
-        raise OtherContent(
-            f"{store.name}: {known.path} has SHA-256 {digest.sha256}, version {known.version} in the catalogue has "
-            f"{known.digest.sha256}: one of the two belongs under another key"
-        )
-    tags = encoded_tags(store, stat) if "tags" in beside else None
-    now = clock.now()
-    properties = set_properties(stat.properties) | ({"tags": tags} if tags else {})
-    artifact = known or artifacts.record(
-        request.bucket, request.key, digest, valid_metadata(stat.metadata), now, manifest=manifest,
-        properties=properties,
-    ).artifact  # fmt: skip
-    if tags:
-        beside.discard("tags")
-    beside |= {name for name, value in properties.items() if artifact.properties.get(name) != value}
-    if any(artifact.metadata.get(name) != value for name, value in stat.metadata.items()):
-        beside.add("metadata")
-    copy = artifacts.ensure_copy(artifact, store.name)
-    finished = FinishedCopy(artifact, store.name, stat.version, {**stat.storage_tags, "adopted": evidence})
-    if evidence == FIRST_READ:
-        artifacts.finish_copies([finished], now=now)
-    else:
-        finding = Finding(job.id, store.name, artifact, Verdict.VERIFIED, digest.sha256, digest.size)
-        context.catalogue.verifications.record(finding, copy, tag=stat.version, now=now, finished=finished)
-    if beside:
-        logger.warning(
-            "%s: the store keeps %s, which is not recorded and not replicated", what, ", ".join(sorted(beside))
-        )
-    return _result(artifact, store.name, evidence, not_recorded=tuple(sorted(beside)))
-
-
-def _evidence(request: AdoptRequest, stat: ObjectStat, known: Artifact | None) -> str:
-    """Return what the bytes will be compared with."""
-    if stat.sha256:
-        return KEPT
-    if request.sha256:
-        return GIVEN
-    if known:
-        return RECORDED
-    if request.first_read:
-        return FIRST_READ
-    raise Unverifiable(
-        f"{request.store}: {request.bucket}/{request.key} is unverifiable, the store keeps no SHA-256 of it; "
-        "to record its bytes as they are, adopt it with `--first-read` (in a request: `first_read`)"
+    read = read_to_adopt(request, store, stat, known, job)
+    try:
+        artifact = context.catalogue.adoptions.record(read.adoption, clock.now())
+    except OtherVersion as error:
+        raise Conflict(f"{store.name}: {stat.bucket}/{stat.key}: {error}") from error
+    return _result(
+        artifact, store.name, str(read.adoption.evidence["adopted"]), not_recorded=read.not_recorded(artifact)
     )
 
 

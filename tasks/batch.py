@@ -18,9 +18,11 @@ from celery import Celery, current_app
 from kombu.exceptions import OperationalError
 
 from tasks.delete import KEPT
-from tasks.plan_directory_upload import begin_upload, count_upload, files_of, next_upload_pages
+from tasks.plan_listed_pages import LINES_OF, begin_listed, count_upload, lines_of, next_listed_pages
 from worker import clock
 from worker.artifacts import key_lists as keylist
+from worker.artifacts.batch_lists import ListedAdoption, ListedFile
+from worker.artifacts.page_adopt import ADOPTED, ALREADY_THERE
 from worker.artifacts.page_selection import (
     PageObject,
     artifact_object,
@@ -33,7 +35,6 @@ from worker.artifacts.page_selection import (
 )
 from worker.artifacts.per_store import check_beside_bytes
 from worker.artifacts.sources import remove_staged, remove_staged_directory
-from worker.artifacts.upload_lists import ListedFile
 from worker.artifacts.wait_for_delete_approval import check_batch
 from worker.catalogue import (
     Batch,
@@ -56,12 +57,14 @@ from worker.settings.section_models import PageSettings
 from worker.storage.errors import NotFound
 from worker.storage.keys import check_bucket
 from zot_artifact_client.contract import (
+    ADOPT,
     BATCH,
     DELETE,
     PAGE,
     REPLICATE,
     UPLOAD,
     VERIFY,
+    AdoptRequest,
     BatchFailure,
     BatchRequest,
     BatchResult,
@@ -74,6 +77,7 @@ from zot_artifact_client.contract import (
     Queue,
     RangeSelection,
     ReplicateRequest,
+    Request,
     TaskSpec,
     UploadRequest,
     VerifyRequest,
@@ -103,6 +107,8 @@ _VERDICTS = ("corrupt", "size_mismatch", "missing", "unreadable", "unverifiable"
 _PLACED = ("repaired", "stored", "already_there")
 _DELETED = ("deleted", "already_gone")
 _FAILED = "failed"
+_WORD = 32
+"""Characters of an outcome."""
 _NOT_KEPT = "not_kept"
 """The field of the cursor that names what stores do not keep beside the bytes."""
 
@@ -121,12 +127,16 @@ class Messages(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ObjectJob:
-    """An artifact that is a job of its own. `source`: the file that an upload reads."""
+    """An artifact that is a job of its own. `source`: the file that an upload reads.
+
+    `sha256`: the digest that what is adopted must have, if it is known.
+    """
 
     bucket: str
     key: str
     size: int
     source: str = ""
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,9 +169,10 @@ def batch(request: BatchRequest, context: JobContext, job: RunningJob) -> BatchR
 
     Raises:
         Continue: the batch has not ended.
-        NotFound: there is nothing to verify or to replicate, or no key list; nothing was done.
+        NotFound: there is nothing to verify, to replicate or to adopt, or no key list; nothing was done.
         BadKeyList: lines of the list name no artifact; nothing was done.
         InvalidKey, UnknownStore, SourceRefused: nothing was done.
+        StorageError, Snooze: the store with the objects to adopt could not be listed; nothing was done.
         NotApproved, WaitsForApproval: a second person has not approved the delete; nothing was done.
     """
     return step(request, context, job, Outbox(current_app))
@@ -229,7 +240,7 @@ def end_batch_items(context: Context, app: Celery) -> None:
             logger.warning("batch %s: its jobs are cancelled later: %s", ended, type(error).__name__)
             continue
         context.catalogue.batches.close(ended)
-        context.catalogue.upload_lists.remove(ended)  # a dead one has no other end
+        context.catalogue.batch_lists.remove(ended)  # a dead one has no other end
 
 
 # Beginning
@@ -239,8 +250,8 @@ def _begin(request: BatchRequest, context: JobContext, job: RunningJob) -> Batch
     """Check the whole request before its first effect, and record the batch."""
     _check(request, context)
     now, deletes = clock.now(), request.verb == DELETE.kind
-    if request.verb == UPLOAD.kind:
-        cursor, total, size = begin_upload(request, context, job)
+    if request.verb in LINES_OF:
+        cursor, total, size = begin_listed(request, context, job)
     elif request.keys_from is not None:
         job.step("reading the list")
         listed = keylist.check(request.keys_from, context.settings, job.heartbeat, job=job.id)
@@ -248,9 +259,9 @@ def _begin(request: BatchRequest, context: JobContext, job: RunningJob) -> Batch
     else:
         total, size = context.catalogue.artifacts.measure(check_bucket(request.bucket or ""), request.prefix)
         cursor = {"after": ""}
-    if request.verb != UPLOAD.kind:
+    if request.verb not in LINES_OF:
         cursor |= cursor_of(context.catalogue.artifacts.seen(writing_to=context.stores if deletes else ()))
-    if not total and not deletes and request.verb != UPLOAD.kind:
+    if not total and not deletes and request.verb not in LINES_OF:
         where = request.keys_from or f"{request.bucket}/{request.prefix}"
         raise NotFound(f"{where}: there is no artifact there to {request.verb}; `zot-artifacts ls` shows what there is")
     return context.catalogue.batches.begin(job.id, cursor, total=total, total_bytes=size, now=now)
@@ -270,8 +281,8 @@ def _check(request: BatchRequest, context: JobContext) -> None:
 def _next(request: BatchRequest, context: JobContext, before: Batch, room: int) -> PlannedJobs:
     if before.exhausted or room <= 0:
         return PlannedJobs((), before.cursor, before.exhausted)
-    if request.verb == UPLOAD.kind:
-        pages, cursor, exhausted = next_upload_pages(request, context, before, min(room, _PAGES_AT_ONCE))
+    if request.verb in LINES_OF:
+        pages, cursor, exhausted = next_listed_pages(request, context, before, min(room, _PAGES_AT_ONCE))
         return PlannedJobs([PageJob(page, size) for page, size in pages], cursor, exhausted)
     limits = limits_of(context.settings.page, before.total)
     if request.keys_from is not None:
@@ -373,12 +384,13 @@ def _send(messages: Messages, job: RunningJob, jobs: Mapping[str, tuple[str, Map
         logger.warning("batch %s: the next step sends its jobs again: %s", job.id, type(error).__name__)
 
 
-_SPECS: dict[str, TaskSpec[Any, Any]] = {spec.kind: spec for spec in (REPLICATE, VERIFY, DELETE, UPLOAD, PAGE)}
-_REQUESTS: dict[
-    str, Callable[[BatchRequest, ObjectJob], ReplicateRequest | VerifyRequest | DeleteRequest | UploadRequest]
-] = {
+_SPECS: dict[str, TaskSpec[Any, Any]] = {spec.kind: spec for spec in (REPLICATE, VERIFY, DELETE, ADOPT, UPLOAD, PAGE)}
+_REQUESTS: dict[str, Callable[[BatchRequest, ObjectJob], Request]] = {
     REPLICATE.kind: lambda asked, at: ReplicateRequest(bucket=at.bucket, key=at.key, to=asked.to or ()),
     VERIFY.kind: lambda asked, at: VerifyRequest(bucket=at.bucket, key=at.key, stores=asked.stores),
+    ADOPT.kind: lambda asked, at: AdoptRequest(
+        bucket=at.bucket, key=at.key, store=(asked.stores or ("",))[0], first_read=asked.first_read, sha256=at.sha256
+    ),
     UPLOAD.kind: lambda asked, at: UploadRequest.read(
         {"bucket": at.bucket, "key": at.key, "source": at.source, "stores": asked.stores, **asked.beside_bytes}
     ),
@@ -424,24 +436,30 @@ def _ended_early(context: JobContext, item: BatchItem) -> EndedItem:
 
 def _still_open(request: PageRequest, page: Page | None, context: JobContext, item: BatchItem) -> list[ObjectJob]:
     """Return the objects of a page that have no outcome."""
-    if request.verb == UPLOAD.kind:
-        files = files_of(request, context, item.job)
-        still = range(len(files)) if page is None else page.open
-        return [_found_file(files[number]) for number in still]
+    if request.verb in LINES_OF:
+        lines = lines_of(request, LINES_OF[request.verb], context, item.job)
+        still = range(len(lines)) if page is None else page.open
+        return [_found_line(lines[number]) for number in still]
     return [ObjectJob(each.bucket, each.key, each.size) for each in open_objects(request, page, context, item.job)]
 
 
 def _found_left(request: PageRequest, left: Sequence[str], context: JobContext, item: BatchItem) -> list[ObjectJob]:
     """Return the objects that have left a page."""
-    if request.verb != UPLOAD.kind or not left:
+    if request.verb not in LINES_OF or not left:
         return [_found_at(path, context) for path in left]
-    wanted = set(left)
-    files = files_of(request, context, item.job)
-    return [_found_file(file) for file in files if f"{file.bucket}/{file.key}" in wanted]
+    wanted, found = Counter(left), list[ObjectJob]()
+    for line in reversed(lines_of(request, LINES_OF[request.verb], context, item.job)):
+        path = f"{line.bucket}/{line.key}"
+        if wanted[path]:  # of several lines with a key, the last ones: an earlier one gives way to them
+            wanted[path] -= 1
+            found.append(_found_line(line))
+    return found[::-1]
 
 
-def _found_file(file: ListedFile) -> ObjectJob:
-    return ObjectJob(file.bucket, file.key, file.size, file.path)
+def _found_line(line: ListedFile | ListedAdoption) -> ObjectJob:
+    if isinstance(line, ListedFile):
+        return ObjectJob(line.bucket, line.key, line.size, source=line.path)
+    return ObjectJob(line.bucket, line.key, line.size, sha256=line.sha256)
 
 
 def _found_at(path: str, context: JobContext) -> ObjectJob:
@@ -451,7 +469,11 @@ def _found_at(path: str, context: JobContext) -> ObjectJob:
 
 def _outcome(request: BatchRequest, item: BatchItem, context: JobContext) -> BatchOutcome:
     if item.state is not JobState.SUCCEEDED:
-        return BatchOutcome(item, item.state.value, good=False)
+        failed = request.verb == ADOPT.kind and item.state in {JobState.FAILED, JobState.DEAD}
+        word = str((item.error or {}).get("type", item.state.value))[:_WORD] if failed else item.state.value
+        return BatchOutcome(item, word, good=False)
+    if request.verb == ADOPT.kind:
+        return BatchOutcome(item, ALREADY_THERE if (item.result or {}).get("unchanged") else ADOPTED, good=True)
     copies = (item.result or {}).get("copies", ())
     if request.verb == VERIFY.kind:
         verdict = _first(_VERDICTS, [copy["verdict"] for copy in copies], "missing")
@@ -539,8 +561,9 @@ def _failure(failed: FailedBatchItem) -> BatchFailure:
 
 
 def _at_end(request: BatchRequest, context: Context, job: str) -> None:
+    if request.verb in LINES_OF:
+        context.catalogue.batch_lists.remove(job)
     if request.verb == UPLOAD.kind:
-        context.catalogue.upload_lists.remove(job)
         remove_staged_directory(context.settings, job)
     elif request.staged and request.keys_from is not None:
         remove_staged(request.keys_from, context.settings, job)

@@ -10,10 +10,12 @@ from uuid import NAMESPACE_OID, uuid5
 from celery import current_app
 
 from tasks.delete import KEPT, delete_artifact
-from tasks.plan_directory_upload import files_of
+from tasks.plan_listed_pages import lines_of
 from tasks.replicate import is_begun, replicate_to
 from worker import clock
 from worker.artifacts.artifact_copies import ArtifactJob, Records
+from worker.artifacts.batch_lists import ListedAdoption, ListedFile
+from worker.artifacts.page_adopt import AdoptPage, ObjectToAdopt
 from worker.artifacts.page_replicate import FreshCopies, FreshObject
 from worker.artifacts.page_runner import work_on
 from worker.artifacts.page_selection import PageObject, open_objects, seen_by
@@ -32,11 +34,13 @@ from worker.limits.snooze import Snooze
 from worker.settings.budgets import Prices
 from worker.storage.errors import StorageError
 from zot_artifact_client.contract import (
+    ADOPT,
     BATCH,
     PAGE,
     REPLICATE,
     UPLOAD,
     VERIFY,
+    AdoptRequest,
     ClaimSelection,
     DeleteRequest,
     PageFailure,
@@ -67,7 +71,9 @@ def page(request: PageRequest, context: JobContext, job: RunningJob) -> PageResu
         Snooze: a store takes no job now; the outcomes so far are recorded.
     """
     check_page(request, context, job)
-    if request.claim is not None and request.verb == VERIFY.kind:
+    if request.verb == ADOPT.kind:
+        done = _adopt_selected(request, context, job)
+    elif request.claim is not None and request.verb == VERIFY.kind:
         done = _verify_claimed(request.claim, context, job)
     elif request.claim is not None:
         done = _replicate_claimed(request, context, job)
@@ -77,7 +83,7 @@ def page(request: PageRequest, context: JobContext, job: RunningJob) -> PageResu
         done = _verify_selected(request, context, job)
     else:
         done = _write_selected(request, context, job)
-    if request.verb == VERIFY.kind:
+    if request.verb in {VERIFY.kind, ADOPT.kind}:
         WrittenLog.note(context.settings.broker_file.parent, context.catalogue)
     return _result(request, done)
 
@@ -111,7 +117,7 @@ def _upload_listed(request: PageRequest, context: JobContext, job: RunningJob) -
     """Upload the files of some lines of an upload list."""
     for name in request.stores or ():
         context.stores[name]  # raises UnknownStore
-    pages, files = context.catalogue.pages, files_of(request, context, job.id)
+    pages, files = context.catalogue.pages, lines_of(request, ListedFile, context, job.id)
     found = pages.get(job.id)
     if found is None:
         context.stores.admitting({name for of in stores_of(request, files, context) for name in of})
@@ -125,6 +131,48 @@ def _upload_listed(request: PageRequest, context: JobContext, job: RunningJob) -
     if not work.in_time:
         raise _out_of_time(context, job)
     return done
+
+
+# Adopt
+
+
+def _adopt_selected(request: PageRequest, context: JobContext, job: RunningJob) -> Page:
+    """Adopt the objects of some lines of a list, or the orphans that a sweep has found for this page."""
+    [name] = request.stores or ((request.claim.store,) if request.claim else ())
+    store, pages = context.stores[name], context.catalogue.pages
+    store.admit()
+    found, objects = pages.get(job.id), _objects_to_adopt(request, name, context, job)
+    work = AdoptPage(context, job, found or pages.begin(job.id, [each.id for each in objects]), store)
+    try:
+        done = work.run(objects)
+    finally:
+        context.catalogue.artifact_locks.release(job.id, job.fence)
+    if not work.in_time:
+        raise _out_of_time(context, job)
+    if request.claim is not None:
+        left = set(done.left)
+        for each in (each for each in objects if each.path in left):
+            id_ = str(uuid5(NAMESPACE_OID, f"adopt {name} {each.path} {job.id}"))
+            send_child(ADOPT, each.request, id_=id_, parent=job.id, queue=Queue.SWEEP)
+    return done
+
+
+def _objects_to_adopt(request: PageRequest, store: str, context: JobContext, job: RunningJob) -> list[ObjectToAdopt]:
+    if request.claim is not None:
+        found: list[tuple[int, str, str, int, str | None]] = [
+            (each.id, each.bucket or "", each.key or "", int(each.evidence.get("listed_size") or 0), None)
+            for each in context.catalogue.findings.orphans_of(job.id, store)
+        ]
+    else:
+        lines = lines_of(request, ListedAdoption, context, job.id)
+        found = [(number, of.bucket, of.key, of.size, of.sha256) for number, of in enumerate(lines)]
+    return [
+        ObjectToAdopt(
+            id_, size,
+            AdoptRequest(bucket=bucket, key=key, store=store, sha256=sha256, first_read=request.first_read),
+        )
+        for id_, bucket, key, size, sha256 in found
+    ]  # fmt: skip
 
 
 # Verify

@@ -17,10 +17,11 @@ from worker.jobs.task import artifact_task, send_child
 from worker.limits.limited_store import LimitedStore
 from worker.storage.errors import NotFound, StorageError
 from zot_artifact_client.contract import (
-    ADOPT,
+    PAGE,
     SWEEP_RECONCILE,
     VERIFY,
-    AdoptRequest,
+    ClaimSelection,
+    PageRequest,
     Queue,
     ReconciledStore,
     SweepReconcileRequest,
@@ -197,7 +198,7 @@ class _Reconciliation:
         """Open a finding for what two runs have seen and the store confirms now.
 
         Returns:
-            How many findings there are, by kind, and how many jobs were sent to verify or adopt.
+            How many findings there are, by kind, and how many objects were sent to be verified or adopted.
         """
         opened: dict[str, int] = {}
         acted, after = 0, ("", "")
@@ -256,19 +257,25 @@ class _Reconciliation:
         return seen.kind is not FindingKind.ORPHAN or self._settings.orphans.startswith("adopt")
 
     def _act(self, true: Sequence[Sighting]) -> None:
+        """Send a job for each copy to verify, and a page for some hundred orphans to adopt."""
         store, findings = self._store.name, self._context.catalogue.findings
-        ids = {each: str(uuid5(NAMESPACE_OID, f"{store} {each.bucket}/{each.key} {self._run.run}")) for each in true}
-        for orphan, action in ((False, "verify"), (True, "adopt")):
-            of = {each: id_ for each, id_ in ids.items() if (each.kind is FindingKind.ORPHAN) == orphan}
-            findings.act({(store, each.bucket, each.key): id_ for each, id_ in of.items()}, action, now=clock.now())
+        orphans = [each for each in true if each.kind is FindingKind.ORPHAN]
+        ids = {each: self._job_id(each) for each in true if each.kind is not FindingKind.ORPHAN}
+        findings.act({(store, each.bucket, each.key): id_ for each, id_ in ids.items()}, "verify", now=clock.now())
         for each, id_ in ids.items():
-            if each.kind is FindingKind.ORPHAN:
-                first = self._settings.orphans == "adopt_first_read"
-                adopt = AdoptRequest(bucket=each.bucket, key=each.key, store=store, first_read=first)
-                send_child(ADOPT, adopt, id_=id_, parent=self._job.id, queue=Queue.SWEEP)
-            else:
-                verify = VerifyRequest(bucket=each.bucket, key=each.key, stores=(store,), version=each.version)
-                send_child(VERIFY, verify, id_=id_, parent=self._job.id, queue=Queue.SWEEP)
+            verify = VerifyRequest(bucket=each.bucket, key=each.key, stores=(store,), version=each.version)
+            send_child(VERIFY, verify, id_=id_, parent=self._job.id, queue=Queue.SWEEP)
+        first_read = self._settings.orphans == "adopt_first_read"
+        adopt = PageRequest(verb="adopt", claim=ClaimSelection(store=store), first_read=first_read)
+        most = self._context.settings.page.objects
+        for part in (orphans[begin : begin + most] for begin in range(0, len(orphans), most)):
+            id_ = self._job_id(*part)  # an attempt that finds the same orphans sends the same page
+            findings.act({(store, each.bucket, each.key): id_ for each in part}, "adopt", now=clock.now())
+            send_child(PAGE, adopt, id_=id_, parent=self._job.id, queue=Queue.SWEEP)
+
+    def _job_id(self, *seen: Sighting) -> str:
+        paths = " ".join(f"{each.bucket}/{each.key}" for each in seen)
+        return str(uuid5(NAMESPACE_OID, f"{self._store.name} {paths} {self._run.run}"))
 
 
 def _result(run: ReconcileRun, opened: dict[str, int], sent: int = 0, stopped: str | None = None) -> ReconciledStore:

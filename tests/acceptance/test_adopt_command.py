@@ -83,9 +83,23 @@ def test_a_whole_bucket(zot: Zot, root: Path, bucket: str) -> None:
     assert (document["adopted"], document["unchanged"], document["failed"]) == (40, 0, 2)
     failures = {(failure["key"], failure["type"]) for failure in document["failures"]}
     assert failures == {("many/bare", "Unverifiable"), ("many/rotten", "DigestMismatch")}
-    again = zot("adopt", f"{bucket}/many/", "--store", "default", "--first-read")
+    assert zot("jobs", document["job"], "--json").document["kind"] == "batch"
+    again = zot("adopt", f"{bucket}/many/", "--store", "default", "--first-read", "--idempotency-key", bucket)
     assert f"{bucket}/many/: 1 adopted, 40 known already, 1 not" in again.stdout
     assert len(zot("ls", bucket, "--json").document["artifacts"]) == 41
+    same = zot("adopt", f"{bucket}/many/", "--store", "default", "--first-read", "--idempotency-key", bucket)
+    assert (same.stdout, same.status) == (again.stdout, again.status)
+
+
+def test_digests_of_lists(zot: Zot, root: Path, bucket: str) -> None:
+    """With --sums a bucket is adopted by its `SHA256SUMS`; bytes that do not match are told, and the others adopted."""
+    for name in ("good", "bad"):
+        lay(root / bucket / name, name.encode(), None)
+    lay(root / bucket / "SHA256SUMS", f"{sha256(b'good')}  good\n{sha256(b'other')}  bad\n".encode(), None)
+    done = zot("adopt", f"{bucket}/", "--store", "default", "--sums", "--json")
+    assert done.status == 1
+    assert (done.document["adopted"], done.document["failed"]) == (1, 1)
+    assert [(each["key"], each["type"]) for each in done.document["failures"]] == [("bad", "DigestMismatch")]
 
 
 def test_a_prefix_without_objects(zot: Zot, bucket: str) -> None:
@@ -100,8 +114,6 @@ def test_a_prefix_without_objects(zot: Zot, bucket: str) -> None:
     [
         (("nonsense", "--store", "default"), "write BUCKET/KEY"),
         (("b/k", "--store", "defualt"), "did you mean 'default'?"),
-        (("b/", "--store", "default", "--no-wait"), "--no-wait is for one object"),
-        (("b/", "--store", "default", "--idempotency-key", "k"), "--idempotency-key is for one object"),
         (("zot-quarantine/", "--store", "default"), "reserved"),
     ],
 )

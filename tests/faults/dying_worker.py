@@ -60,11 +60,11 @@ POINTS: Mapping[str, tuple[str, When]] = {
 }
 """Every point at which a process can be told to die: a call, and on which side of it."""
 _WRITES = ("upload", "replicate", "delete")
-_ALL = ("verify", *_WRITES)
+_ALL = ("verify", "adopt", *_WRITES)
 PAGE_POINTS: Mapping[str, tuple[str, When, tuple[str, ...]]] = {
     "page received": ("worker.artifacts.page_selection:select", "before", ("verify", "replicate", "delete")),
     "page begun": ("worker.catalogue.pages:Pages.begin", "after", _ALL),
-    "artifacts locked": ("worker.catalogue.artifact_locks:ArtifactLocks.acquire", "after", _WRITES),
+    "artifacts locked": ("worker.catalogue.artifact_locks:ArtifactLocks.acquire", "after", ("adopt", *_WRITES)),
     "copies begun": ("worker.catalogue.artifacts:Artifacts.ensure_copies", "after", ("replicate",)),
     "versions recorded": ("worker.catalogue.artifacts:Artifacts.record_many", "after", ("upload",)),
     "object written": ("worker.storage.store:Store.write_object", "after", ("replicate",)),
@@ -72,10 +72,16 @@ PAGE_POINTS: Mapping[str, tuple[str, When, tuple[str, ...]]] = {
     "object deleted": ("worker.storage.store:Store.delete_object", "after", ("delete",)),
     "group not recorded": ("worker.catalogue.pages:Pages.record", "before", _WRITES),
     "group recorded": ("worker.catalogue.pages:Pages.record", "after", _WRITES),
+    "objects not adopted": ("worker.catalogue.pages:Pages.adopt", "before", ("adopt",)),
+    "objects adopted": ("worker.catalogue.pages:Pages.adopt", "after", ("adopt",)),
     "verdicts not recorded": ("worker.catalogue.pages:VerdictRecorder.add", "before", ("verify",)),
     "verdicts recorded": ("worker.catalogue.pages:VerdictRecorder.add", "after", ("verify",)),
     "verdicts not flushed": ("worker.catalogue.database:Database.flush", "before", ("verify",)),
-    "artifacts not released": ("worker.catalogue.artifact_locks:ArtifactLocks.release", "before", ("upload", "delete")),
+    "artifacts not released": (
+        "worker.catalogue.artifact_locks:ArtifactLocks.release",
+        "before",
+        ("upload", "delete", "adopt"),
+    ),
     "page not finished": ("worker.catalogue.ledger:Ledger.finish", "before", _ALL),
     "page finished": ("worker.catalogue.ledger:Ledger.finish", "after", _ALL),
 }

@@ -3,6 +3,7 @@
 The checks read the stores, the ledger and the log of verifications, never what a worker says.
 """
 
+import hashlib
 import json
 import os
 import signal
@@ -38,12 +39,17 @@ SETTINGS = QUICK | {
     "page__threads": "2",
     "sweep__recover__again": "20s",
     "sweep__verify__enabled": "false",
+    "sweep__replicate__enabled": "false",
     "retry__backoff": "1s",
     "placement": json.dumps(["primary", "dr"]),
 }
-VERBS = ("verify", "upload", "replicate", "delete")
+VERBS = ("verify", "adopt", "upload", "replicate", "delete")
 """Each point is passed by pages of these verbs, where the point is part of the verb."""
-NOT_RECORDED = {"verify": "verdicts not recorded"} | dict.fromkeys(VERBS[1:], "group not recorded")
+NOT_RECORDED = {"verify": "verdicts not recorded", "adopt": "objects not adopted"} | dict.fromkeys(
+    VERBS[2:], "group not recorded"
+)
+_LISTED = ("upload", "adopt")
+"""Verbs whose pages name their batch in place of a prefix."""
 
 
 class Scene:
@@ -80,14 +86,19 @@ class Scene:
     def fill(self, *prefixes: str) -> None:
         """Lay the files of some cases, and upload them where that is not the case itself."""
         for prefix in prefixes:
-            (self.directory / "sources" / prefix).mkdir()
+            adopted = prefix.startswith("adopt")
+            place = (self.root("primary") / BUCKET if adopted else self.directory / "sources") / prefix
+            place.mkdir(parents=True)
             for n in range(COUNT):
-                (self.directory / "sources" / prefix / f"{n:03d}").write_text(f"the bytes of {prefix} {n}")
-        if all(prefix.startswith("upload") for prefix in prefixes):
+                content = f"the bytes of {prefix} {n}"
+                (place / f"{n:03d}").write_text(content)
+                if adopted:
+                    (place / f"{n:03d}.sha256").write_text(hashlib.sha256(content.encode()).hexdigest())
+        if all(prefix.startswith(_LISTED) for prefix in prefixes):
             return
         job = self.client.upload_dir(self.directory / "sources", BUCKET, exclude=["upload*"])
         assert job.wait(WITHIN).good
-        until(lambda: not list(self.catalogue.upload_lists.rows(job.id, 0)))
+        until(lambda: not list(self.catalogue.batch_lists.rows(job.id, 0)))
 
     def order(self, name: str, at: str, **how: Any) -> None:
         """Let the process that works on the page of this prefix die at a point."""
@@ -95,15 +106,15 @@ class Scene:
         self.order_of(name, "order").write_text(json.dumps(order))
 
     def order_of(self, prefix: str, state: str) -> Path:
-        """Return the file of an order. The page of an upload names its batch in place of a prefix."""
-        of_upload = choose_id(BATCH, idempotency_key=prefix)
-        return self.worker.orders / f"{of_upload if prefix.startswith('upload') else prefix}.{state}"
+        """Return the file of an order. A page of a list names its batch in place of a prefix."""
+        batch = choose_id(BATCH, idempotency_key=prefix)
+        return self.worker.orders / f"{batch if prefix.startswith(_LISTED) else prefix}.{state}"
 
     def start(self, verb: str, prefix: str) -> Job[Any]:
         if verb == "upload":
             return self.client.upload_dir(self.directory / "sources" / prefix, BUCKET, prefix, idempotency_key=prefix)
-        more = {"to": ["cold"]} if verb == "replicate" else {}
-        return self.client.batch(verb, BUCKET, f"{prefix}/", **more)
+        more = {"replicate": {"to": ["cold"]}, "adopt": {"stores": ["primary"], "idempotency_key": prefix}}
+        return self.client.batch(verb, BUCKET, f"{prefix}/", **more.get(verb, {}))
 
     def come_to_rest(self, jobs: list[Job[Any]]) -> None:
         for job in jobs:
@@ -126,8 +137,8 @@ class Scene:
         assert record is not None
         result = record.result or {}
         keys = [f"{prefix}/{n:03d}" for n in range(COUNT)]
-        read = ("primary", "dr") if verb == "verify" else ()
-        there = {"replicate": STORES, "delete": ()}.get(verb, ("primary", "dr"))
+        read = {"verify": ("primary", "dr"), "adopt": ("primary",)}.get(verb, ())
+        there = {"replicate": STORES, "delete": (), "adopt": ("primary",)}.get(verb, ("primary", "dr"))
         written = {"upload": ("primary", "dr"), "replicate": ("cold",)}.get(verb, ())
         # a copy that a dead attempt wrote and did not record is read once
         verdicts = self._verdicts(keys) - Counter({(key, store): 1 for key in keys for store in written})
@@ -190,7 +201,7 @@ def test_every_point_of_a_page_is_the_last_of_a_process_once(valkey, tmp_path):
         scene.fill(*cases)
         jobs = {}
         for prefix, (verb, at) in cases.items():
-            scene.order(prefix, at, skip=1 if at in {"group recorded", "verdicts recorded"} else 0)
+            scene.order(prefix, at, skip=1 if at in {"group recorded", "objects adopted", "verdicts recorded"} else 0)
             jobs[prefix] = scene.start(verb, prefix)
         scene.come_to_rest(list(jobs.values()))
         wrong = {prefix: scene.wrong(verb, prefix, jobs[prefix]) for prefix, (verb, _) in cases.items()}

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tasks.adopt import adopt
+from tasks.page import page
 from tasks.replicate import replicate
 from tasks.sweeps.purge import sweep_purge
 from tasks.sweeps.reconcile import sweep_reconcile
@@ -41,6 +42,7 @@ from worker.storage.filesystem.digest_attribute import write_digest
 from worker.storage.keys import QUARANTINE_BUCKET
 from zot_artifact_client.contract import (
     ADOPT,
+    PAGE,
     REPLICATE,
     SWEEP_PURGE,
     SWEEP_RECONCILE,
@@ -49,6 +51,7 @@ from zot_artifact_client.contract import (
     VERIFY,
     AdoptRequest,
     JobState,
+    PageRequest,
     ReplicateRequest,
     SweepPurgeRequest,
     SweepReconcileRequest,
@@ -61,6 +64,7 @@ NAMES = ("primary", "dr")
 HOUR = timedelta(hours=1)
 WORK: Mapping[str, tuple[type[Any], Callable[..., Any]]] = {
     ADOPT.kind: (AdoptRequest, adopt),
+    PAGE.kind: (PageRequest, page),
     REPLICATE.kind: (ReplicateRequest, replicate),
     SWEEP_PURGE.kind: (SweepPurgeRequest, sweep_purge),
     SWEEP_RECONCILE.kind: (SweepReconcileRequest, sweep_reconcile),

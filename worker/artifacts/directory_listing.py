@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from worker.artifacts.upload_lists import ListedFile
+from worker.artifacts.batch_lists import ListedFile
 from worker.storage.errors import InvalidKey
 from worker.storage.keys import check_key
 from zot_artifact_client.globs import Pattern, compiled, matches

@@ -15,10 +15,10 @@ from typing import Any
 
 from worker import clock
 from worker.artifacts.artifact_copies import ArtifactJob, kept_metadata, kept_properties
+from worker.artifacts.batch_lists import ListedFile
 from worker.artifacts.page_runner import GROUP
 from worker.artifacts.per_store import check_beside_bytes, most_retryable
 from worker.artifacts.sources import open_source
-from worker.artifacts.upload_lists import ListedFile
 from worker.artifacts.waiting_uploads import closed_stores, lacking
 from worker.catalogue import Artifact, FinishedCopy, Group, NewVersion, Page, PageOutcome, Recorded
 from worker.context import JobContext

@@ -4,10 +4,12 @@ from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
+from worker.catalogue.adoptions import Adoption, Adoptions, OtherVersion
 from worker.catalogue.alarm_digests import Alarms, ChannelState, PendingDigest
 from worker.catalogue.artifact_locks import ArtifactLocks
 from worker.catalogue.artifacts import Artifacts, FinishedCopy, NewVersion, Recorded, SeenVersions, Superseded
 from worker.catalogue.backup_times import BackupTimes
+from worker.catalogue.batch_lists import BatchLists
 from worker.catalogue.batches import (
     Batch,
     BatchChanges,
@@ -77,7 +79,6 @@ from worker.catalogue.repairable_copies import Repairs, UntrustedStore
 from worker.catalogue.store_identities import StoreIdentities
 from worker.catalogue.sweep_claims import AHEAD, GRACE, SHORTEST_HORIZON, NeededReads, SweepClaims
 from worker.catalogue.tokens import AccessToken, AccessTokens
-from worker.catalogue.upload_lists import UploadLists
 from worker.catalogue.verification_log import Verifications
 from worker.storage.identity import KnownIdFiles
 
@@ -90,6 +91,7 @@ __all__ = [
     "GRACE",
     "SHORTEST_HORIZON",
     "AccessToken",
+    "Adoption",
     "Alarms",
     "ApprovalState",
     "Artifact",
@@ -158,6 +160,7 @@ __all__ = [
     "OnHold",
     "OpenTransfer",
     "OtherRequest",
+    "OtherVersion",
     "Outcome",
     "OverdueCopy",
     "Page",
@@ -356,8 +359,12 @@ class Catalogue:
         return Transfers(self._database)
 
     @cached_property
-    def upload_lists(self) -> UploadLists:
-        return UploadLists(self._database)
+    def adoptions(self) -> Adoptions:
+        return Adoptions(self._database)
+
+    @cached_property
+    def batch_lists(self) -> BatchLists:
+        return BatchLists(self._database)
 
     @cached_property
     def verifications(self) -> Verifications:

@@ -188,7 +188,7 @@ class Artifacts:
     def current(self, bucket: str, key: str) -> Artifact | None:
         """Return the newest committed version, or None if there is none or it was deleted."""
         with self._database.read() as connection:
-            return _current(connection, bucket, key)
+            return current_version(connection, bucket, key)
 
     def version(self, bucket: str, key: str, version: int) -> Artifact | None:
         """Return one version, also one that was deleted or replaced."""
@@ -238,34 +238,14 @@ class Artifacts:
             OnHold: the artifact is held, with other content.
         """
         with self._database.write(durable=durable) as connection:
-            row = _NEWEST.first(connection, bucket=bucket, key=key)
-            if job is not None and row is not None:
-                _check_not_superseded(connection, row, job, digest)
-            same = row is not None and artifact_of(row).digest == digest and row.tombstoned_at is None
-            if row is not None and same and replaces_headers:
-                metadata, properties = metadata or row.metadata, with_properties(row.properties, properties)
-                same = (dict(metadata), properties or None) == (row.metadata, row.properties or None)
-            if row is not None and same:
-                artifact, begun = artifact_of(row), {}
-                for store in stores:
-                    ensure_copy(connection, artifact, store)
-                if row.stores_named and not stores_named:
-                    _BELONGS_TO_PLACEMENT.run(connection, of=row.id)
-                _note_reuses(connection, [row], job)
-            else:
-                if row is not None:
-                    check_hold(connection, bucket, key)
-                artifact = insert_version(
-                    connection, bucket=bucket, key=key, version=row.version + 1 if row else 1, digest=digest,
-                    metadata=metadata, created_at=now, job=job, properties=properties, manifest=manifest,
-                    stores_named=stores_named,
-                )  # fmt: skip
-                begun = {
-                    store: copy_of(_INSERT_COPY.first(connection, **_new_copy(artifact.id, store))) for store in stores
-                }
-        if not durable and artifact.version > 1 and artifact.committed_at is None:
+            recorded = record_version(
+                connection, bucket=bucket, key=key, digest=digest, metadata=metadata, now=now, manifest=manifest,
+                stores=stores, job=job, properties=properties, replaces_headers=replaces_headers,
+                stores_named=stores_named,
+            )  # fmt: skip
+        if not durable and recorded.artifact.version > 1 and recorded.artifact.committed_at is None:
             self._database.flush()
-        return Recorded(artifact, fresh=not same, copies=begun)
+        return recorded
 
     def record_many(
         self,
@@ -401,13 +381,13 @@ class Artifacts:
     def sizes(self, paths: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int]:
         """Return the sizes of the current versions under these keys, of those that there are."""
         with self._database.read() as connection:
-            found = {path: _current(connection, *path) for path in paths}
+            found = {path: current_version(connection, *path) for path in paths}
         return {path: artifact.digest.size for path, artifact in found.items() if artifact}
 
     def currents(self, paths: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Artifact]:
         """Return the current versions under these keys, of those that there are."""
         with self._database.read() as connection:
-            found = {path: _current(connection, *path) for path in paths}
+            found = {path: current_version(connection, *path) for path in paths}
         return {path: artifact for path, artifact in found.items() if artifact}
 
     def uploaded_by(self, job: str, paths: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Artifact]:
@@ -563,6 +543,48 @@ def _newest_of(connection: Connection, paths: Sequence[tuple[str, str]]) -> dict
     return found
 
 
+def record_version(
+    connection: Connection,
+    *,
+    bucket: str,
+    key: str,
+    digest: Digest,
+    metadata: Mapping[str, str],
+    now: datetime,
+    manifest: Manifest | None = None,
+    stores: Iterable[str] = (),
+    job: str | None = None,
+    properties: Mapping[str, str] | None = None,
+    replaces_headers: bool = False,
+    stores_named: bool = False,
+) -> Recorded:
+    """Return the newest version if it has this digest, else record a new one; see `Artifacts.record`."""
+    row = _NEWEST.first(connection, bucket=bucket, key=key)
+    if job is not None and row is not None:
+        _check_not_superseded(connection, row, job, digest)
+    same = row is not None and artifact_of(row).digest == digest and row.tombstoned_at is None
+    if row is not None and same and replaces_headers:
+        metadata, properties = metadata or row.metadata, with_properties(row.properties, properties)
+        same = (dict(metadata), properties or None) == (row.metadata, row.properties or None)
+    if row is not None and same:
+        artifact, begun = artifact_of(row), {}
+        for store in stores:
+            ensure_copy(connection, artifact, store)
+        if row.stores_named and not stores_named:
+            _BELONGS_TO_PLACEMENT.run(connection, of=row.id)
+        _note_reuses(connection, [row], job)
+    else:
+        if row is not None:
+            check_hold(connection, bucket, key)
+        artifact = insert_version(
+            connection, bucket=bucket, key=key, version=row.version + 1 if row else 1, digest=digest,
+            metadata=metadata, created_at=now, job=job, properties=properties, manifest=manifest,
+            stores_named=stores_named,
+        )  # fmt: skip
+        begun = {store: copy_of(_INSERT_COPY.first(connection, **_new_copy(artifact.id, store))) for store in stores}
+    return Recorded(artifact, fresh=not same, copies=begun)
+
+
 def insert_version(
     connection: Connection,
     *,
@@ -682,7 +704,8 @@ def _batch_of(job: str) -> str | None:
     return found["batch"] if found else None
 
 
-def _current(connection: Connection, bucket: str, key: str) -> Artifact | None:
+def current_version(connection: Connection, bucket: str, key: str) -> Artifact | None:
+    """Return the newest committed version, or None if there is none or it was deleted."""
     row = _CURRENT.first(connection, bucket=bucket, key=key)
     return artifact_of(row) if row and row.tombstoned_at is None else None
 

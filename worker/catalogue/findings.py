@@ -197,6 +197,13 @@ class Findings:
             with self._database.write() as connection:
                 note_action(connection, places, action, now)
 
+    def orphans_of(self, job: str, store: str) -> list[FindingRecord]:
+        """Return the open findings of orphans in a store that a job was begun about."""
+        mine = sa.and_(findings.c.kind == FindingKind.ORPHAN, findings.c.store == store, findings.c.job == job)
+        with self._database.read() as connection:
+            rows = connection.execute(sa.select(findings).where(_OPEN, mine).order_by(findings.c.id)).all()
+        return [_record_of(row) for row in rows]
+
     def see_lost(self, stores: Sequence[str], *, now: datetime, limit: int) -> int:
         """Open what is lost and has no finding yet, and return how many artifacts are lost in all, `limit` at most.
 

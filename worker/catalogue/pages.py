@@ -15,10 +15,12 @@ from typing import Any, NamedTuple, Self
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from worker.catalogue.adoptions import Adoption, OtherVersion, record_adoptions
 from worker.catalogue.artifacts import FinishedCopy, delete_copies, finish_copies, tombstone_all
 from worker.catalogue.bulk import one_of_ids
 from worker.catalogue.compiled_statements import Prepared
 from worker.catalogue.database import CatalogueError, Database
+from worker.catalogue.holds import OnHold
 from worker.catalogue.records import Artifact, Copy, CopyState, VerdictRow
 from worker.catalogue.sweep_claims import claim_copies, due_copies, still_due
 from worker.catalogue.tables import artifacts, batches, copies, jobs, pages, verifications
@@ -232,6 +234,39 @@ class Pages:
             tombstone_all(connection, group.tombstoned, now)
             _UPDATE.run(connection, **_progress(after))
         return after
+
+    def adopt(
+        self,
+        page: Page,
+        outcomes: Sequence[PageOutcome],
+        adopted: Sequence[tuple[PageOutcome, Adoption]],
+        *,
+        now: datetime,
+    ) -> tuple[Page, list[Artifact | None]]:
+        """Record objects as copies, with their outcomes and those of others, in one transaction.
+
+        An object that is held has failed. One whose artifact has got another version meanwhile leaves the page.
+
+        Returns:
+            The page after it, and the version of each object that was adopted, or None.
+
+        Raises:
+            LostLease: another worker has the lease; nothing was written.
+        """
+        found: list[Artifact | None] = []
+        with self._database.write() as connection:
+            ended, recorded = list(outcomes), record_adoptions(connection, [each for _, each in adopted], now)
+            for (outcome, _), result in zip(adopted, recorded, strict=True):
+                found.append(result if isinstance(result, Artifact) else None)
+                if isinstance(result, OtherVersion):
+                    ended.append(outcome._replace(left=True))
+                elif isinstance(result, OnHold):
+                    ended.append(outcome._replace(outcome=type(result).__name__, failure=str(result)))
+                else:
+                    ended.append(outcome)
+            after = _after(page, ended)
+            _UPDATE.run(connection, **_progress(after))
+        return after, found
 
     def recorder(self, page: Page) -> "VerdictRecorder":
         """Return what records the verdicts of a page while the page reads on."""

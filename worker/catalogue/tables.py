@@ -298,7 +298,7 @@ upload_lists = Table(
     Column("begin", BigInteger, primary_key=True),
     Column("lines", LargeBinary, nullable=False),
 )
-"""The files of a directory that a batch uploads, compressed, hundreds in a row; `begin` is the number of the first."""
+"""What a batch uploads or adopts, compressed, hundreds of lines in a row; `begin` is the number of the first line."""
 
 pages = Table(
     "pages",

@@ -15,9 +15,9 @@ from zot_artifact_client.contract import BATCH, EVIDENCE, VERIFY, JobState
 from zot_artifact_client.errors import JobNotDone
 
 GOOD_VERDICT = "verified"
-_NO_ANSWER = {"unreadable", "unverifiable", "archived"}
 _UNVERIFIABLE = "Unverifiable"
-"""The error of an object that no recorded digest can be compared with."""
+"""The error of an object that no recorded digest can be compared with; the outcome of one that a batch adopts."""
+_NO_ANSWER = {"unreadable", "unverifiable", "archived", _UNVERIFIABLE}
 _ALREADY_GONE = "{path} is gone already, nothing was deleted"
 
 
@@ -89,7 +89,7 @@ def print_outcome(outcome: Outcome) -> None:
     """Print the result on stdout, or the reason for having none in one line on stderr."""
     if outcome.result is not None:
         _PRINT.get(outcome.kind, _print_fields)(outcome.result)
-        _print_unnamed_failures(outcome.job, outcome.result)
+        print_unnamed_failures(outcome.job, outcome.result)
     elif outcome.ended:
         complain(f"{outcome.kind} {outcome.state}: {(outcome.error or {}).get('message', 'no cause was recorded')}")
     else:
@@ -248,7 +248,7 @@ def _print_fields(result: Mapping[str, Any]) -> None:
         say("there is nothing to do")
 
 
-def _print_unnamed_failures(job: str, result: Mapping[str, Any]) -> None:
+def print_unnamed_failures(job: str, result: Mapping[str, Any]) -> None:
     """Name the command that lists the failures which a result leaves out."""
     left = result.get("failed", 0) - len(result.get("failures", ()))
     if left > 0:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from worker.artifacts.batch_lists import ListedFile
 from worker.artifacts.directory_listing import DirectoryListing, Filters
-from worker.artifacts.upload_lists import ListedFile
 from worker.cli.arguments import local_path
 from worker.cli.errors import Failure, Status
 from worker.cli.job_outcome import Outcome

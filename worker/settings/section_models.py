@@ -182,7 +182,7 @@ class ReconcileSweepSettings(Section):
     missing_percent: Annotated[float, Field(gt=0, le=100)] = 5.0
     """A run stops if more of the recorded objects are not listed; 20 or fewer are never too many."""
     batch: Annotated[int, Field(ge=0)] = 1000
-    """Most jobs that one run sends for one store, to verify or adopt."""
+    """Most objects that one run sends for one store, to be verified or adopted."""
     most_orphans: Annotated[int, Field(ge=0)] = 10_000
     """Most orphans of one store that become findings; more are only counted."""
     resume: Duration = timedelta(days=2)

@@ -195,6 +195,7 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
         to: str | Iterable[str] | None = None,
         stores: str | Iterable[str] | None = None,
         allow_last: bool = False,
+        first_read: bool = False,
         everything: bool = False,
         by: str | None = None,
         reason: str | None = None,
@@ -204,10 +205,14 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
     ) -> BatchT:
         """Replicate, verify or delete every artifact of a bucket or prefix, or those that a file lists.
 
-        The list is a file below one of the worker's roots, in UTF-8, with one `bucket/key` on each line. `to`, `stores`
-        and `allow_last` mean what they mean for the verb. To delete a whole bucket, set `everything`. An artifact that
-        fails is in the result and does not fail the batch: check `result.good`. At most `in_flight` of its jobs, each
-        of which does a page of artifacts, wait or run at a time; cancelling the batch cancels those too.
+        Or adopt every object that a store, named by `stores`, lists there; see `adopt`. The outcome of one that fails
+        is the type of its error.
+
+        The list is a file below one of the worker's roots, in UTF-8, with one `bucket/key` on each line. To adopt, a
+        line may be a JSON object with `bucket`, `key` and `sha256`. `to`, `stores`, `allow_last` and `first_read` mean
+        what they mean for the verb. To delete a whole bucket, set `everything`. An artifact that fails is in the result
+        and does not fail the batch: check `result.good`. At most `in_flight` of its jobs, each of which does a page of
+        artifacts, wait or run at a time; cancelling the batch cancels those too.
 
         `by` and `reason` of a delete are recorded. A delete of more artifacts than `delete.approval_above` of the
         worker's settings needs `by`, and waits until another person approves it.
@@ -221,6 +226,7 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
             to=_names(to),
             stores=_names(stores),
             allow_last=allow_last or None,
+            first_read=first_read or None,
             everything=everything or None,
             by=by,
             reason=reason,

@@ -1,6 +1,7 @@
 """Run requests as the worker does, in memory, for the client in `testing`."""
 
 import hashlib
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from zot_artifact_client.contract import (
+    ADOPT,
     COMPANION_SUFFIXES,
     DELETE,
     MAX_CHUNKS,
@@ -324,6 +326,8 @@ class InMemoryWorker:
         self._known(request.to or request.stores or ())
         if request.verb == UPLOAD.kind:
             return self._upload_directory(request)
+        if request.verb == ADOPT.kind:
+            return self._adopt_all(request)
         paths = self._listed(request.keys_from) if request.keys_from else self._below(request.bucket, request.prefix)
         if not paths and request.verb != DELETE.kind:
             raise JobFailed(f"{request.keys_from or request.bucket}: there is no artifact there", "NotFound")
@@ -339,6 +343,40 @@ class InMemoryWorker:
         return BatchResult(
             verb=request.verb, objects=len(paths), bytes=size, outcomes=counts, failed=len(failures), failures=failures
         )
+
+    def _adopt_all(self, request: BatchRequest) -> BatchResult:
+        """Adopt the objects that a store has below a prefix, or that a list names."""
+        [store] = request.stores or ()
+        if request.keys_from is None:
+            wanted = [
+                {"bucket": bucket, "key": key}
+                for bucket, key in sorted(self.stores[store])
+                if bucket == request.bucket and key.startswith(request.prefix)
+            ]
+        else:
+            lines = [line for line in self._read(request.keys_from).decode("utf-8-sig").splitlines() if line]
+            named = [json.loads(line) if line.startswith("{") else _path_of(line) for line in lines]
+            wanted = [{name: row[name] for name in ("bucket", "key", "sha256") if row.get(name)} for row in named]
+        if not wanted:
+            raise JobFailed(f"{store}: there is no object below {request.bucket}/{request.prefix}", "NotFound")
+        size, counts, failures = 0, Counter[str](), list[BatchFailure]()
+        for row in wanted:
+            asked = ADOPT.request.read({**row, "store": store, "first_read": request.first_read})
+            try:
+                done: Any = self.run(ADOPT, asked)
+            except JobFailed as error:
+                counts[error.type] += 1
+                size += len(self.stores[store].get((asked.bucket, asked.key), b""))
+                failures.append(
+                    BatchFailure(job="", bucket=asked.bucket, key=asked.key, outcome=error.type, message=error.message)
+                )
+                continue
+            size += done["size"]
+            counts["already_there" if done["unchanged"] else "adopted"] += 1
+        return BatchResult(
+            verb="adopt", objects=counts.total(), bytes=size, outcomes=dict(counts), failed=len(failures),
+            failures=tuple(failures),
+        )  # fmt: skip
 
     def _upload_directory(self, request: BatchRequest) -> BatchResult:
         """Upload the files of a directory, or with `dry_run` count them."""
@@ -467,6 +505,11 @@ def _check_key(bucket: str, key: str) -> None:
 
 def _without_suffix(key: str) -> list[str]:
     return [key.removesuffix(end) for end in COMPANION_SUFFIXES if key.endswith(end)]
+
+
+def _path_of(line: str) -> dict[str, str]:
+    bucket, _, key = line.partition("/")
+    return {"bucket": bucket, "key": key}
 
 
 def _manifest(body: bytes, first: int | None) -> ManifestPart | None:

@@ -303,6 +303,9 @@ def test_another_programs_object_is_adopted(side: Side) -> None:
     with pytest.raises(JobFailed) as failed:
         side.client.adopt(side.bucket, "bad", store="dr").wait(WITHIN)
     assert failed.value.type == "DigestMismatch"
+    result = side.client.batch("adopt", side.bucket, stores="dr").wait(WITHIN)
+    assert result.outcomes == {"already_there": 1, "DigestMismatch": 1}
+    assert [(each.key, each.outcome) for each in result.failures] == [("bad", "DigestMismatch")]
 
 
 @pytest.mark.parametrize("side", OVER_BROKER, indirect=True)  # a directory of the worker is not for the gateway

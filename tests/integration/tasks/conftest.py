@@ -36,7 +36,12 @@ class NullReporter:
 
 class Run(Protocol):
     def __call__(
-        self, work: Callable[[Any, JobContext, RunningJob], Any], request: Any, *, outside: NullReporter = ...
+        self,
+        work: Callable[[Any, JobContext, RunningJob], Any],
+        request: Any,
+        *,
+        outside: NullReporter = ...,
+        id_: str = ...,
     ) -> Any: ...
 
 
@@ -79,11 +84,15 @@ def run(context: Context) -> Run:
     """Run a verb as the ledger would hand it out."""
 
     def run(
-        work: Callable[[Any, JobContext, RunningJob], Any], request: Any, *, outside: NullReporter | None = None
+        work: Callable[[Any, JobContext, RunningJob], Any],
+        request: Any,
+        *,
+        outside: NullReporter | None = None,
+        id_: str | None = None,
     ) -> Any:
         jobs, lease = context.catalogue.ledger, context.settings.jobs.lease
         begun = jobs.acquire(
-            str(uuid4()),
+            id_ or str(uuid4()),
             getattr(work, "__name__", "job"),
             {},
             owner="test",

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tasks.adopt import OtherContent, Unverifiable, adopt
+from tasks.adopt import adopt
 from tasks.delete import delete
 from tasks.replicate import replicate
 from tasks.upload import upload
 from tasks.verify import verify
+from worker.artifacts.adoption import OtherContent, Unverifiable
 from worker.context import Context
 from worker.jobs.running_job import Cancelled
 from worker.storage.configured_stores import UnknownStore

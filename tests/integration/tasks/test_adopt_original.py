@@ -2,11 +2,12 @@
 
 import pytest
 
-from tasks.adopt import Unverifiable, adopt
+from tasks.adopt import adopt
 from tasks.replicate import replicate
 from tasks.upload import upload
 from tasks.verify import verify
 from tests.integration.storage.originals import OriginalCloud, OriginalFiles, read, sha256
+from worker.artifacts.adoption import Unverifiable
 from worker.settings import Settings
 from worker.settings.section_models import SourceSettings
 from worker.storage.config import FilesystemConfig

@@ -12,14 +12,14 @@ from tasks import batch as batch_of_jobs
 from tasks.adopt import adopt
 from tasks.delete import delete
 from tasks.page import page
-from tasks.plan_directory_upload import next_upload_pages
+from tasks.plan_listed_pages import next_listed_pages
 from tasks.replicate import replicate
 from tasks.upload import upload
 from tests.conformance import targets
 from tests.conformance.targets import s3_client, s3_config
 from worker import clock
-from worker.artifacts import upload_lists
-from worker.artifacts.upload_lists import ListedFile
+from worker.artifacts import batch_lists
+from worker.artifacts.batch_lists import ListedFile
 from worker.context import Context
 from worker.storage import Stores
 from worker.storage.cloud.object_tags import encode_tags
@@ -130,7 +130,7 @@ def test_the_files_of_a_directory_get_what_one_upload_would_give(with_cloud, con
     found = path.stat()
     line = ListedFile("releases", "page.html", str(path), found.st_size, found.st_mtime_ns).line()
     (source_root / "list").write_bytes(line)
-    tag = upload_lists.check(str(source_root / "list"), context.settings, lambda: None, job="page").tag
+    tag = batch_lists.check(str(source_root / "list"), ListedFile, context.settings, lambda: None, job="page").tag
     lines = LinesSelection(file=str(source_root / "list"), offset=0, end=len(line), tag=tag)
     shared = {"verb": "upload", "lines": lines, "stores": ("primary", "cloud")}
     given = {"metadata": {"build": "7"}, "tags": {"team": "core"}, **PROPERTIES}
@@ -162,10 +162,10 @@ def test_the_pages_and_jobs_of_a_batch_carry_what_it_gives(context, source_root)
     (source_root / "list").write_bytes(ListedFile("releases", "k", str(source_root / "list"), 1, 1).line())
     given = {"metadata": {"build": "7"}, "tags": {"team": "core"}, "content_type": "text/plain"}
     request = BatchRequest.read({"verb": "upload", "keys_from": str(source_root / "list"), **given})
-    tag = upload_lists.check(str(source_root / "list"), context.settings, lambda: None, job="batch").tag
+    tag = batch_lists.check(str(source_root / "list"), ListedFile, context.settings, lambda: None, job="batch").tag
     cursor = {"file": str(source_root / "list"), "offset": 0, "tag": tag}
     before = context.catalogue.batches.begin("batch", cursor, total=1, total_bytes=1, now=clock.now())
-    [(planned, _)], _, _ = next_upload_pages(request, context, before, 1)
+    [(planned, _)], _, _ = next_listed_pages(request, context, before, 1)
     single = batch_of_jobs._new_item(request, before, 1, batch_of_jobs.ObjectJob("releases", "k", 1, "/in/k"))
     for payload in (planned.payload(), single.request):
         assert payload | given == payload

@@ -12,6 +12,7 @@ from celery import Celery
 from pydantic import SecretStr
 
 from tasks import batch as batches
+from tasks.adopt import adopt
 from tasks.delete import delete
 from tasks.page import page
 from tasks.replicate import replicate
@@ -22,13 +23,14 @@ from tests.waiting import WITHIN
 from worker import clock
 from worker.artifacts.key_lists import BadKeyList
 from worker.catalogue import Leased, tables
-from worker.catalogue.upload_lists import UploadLists
+from worker.catalogue.batch_lists import BatchLists
 from worker.context import Context
 from worker.jobs.outbox import Outbox
 from worker.jobs.running_job import Continue, RunningJob
 from worker.storage.configured_stores import UnknownStore
 from worker.storage.errors import NotFound, PermanentError, StorageError
 from zot_artifact_client.contract import (
+    AdoptRequest,
     BatchRequest,
     BatchResult,
     DeleteRequest,
@@ -46,6 +48,7 @@ VERBS: dict[str, tuple[Callable[..., Any], type[Any]]] = {
     "artifact.verify.v1": (verify, VerifyRequest),
     "artifact.replicate.v1": (replicate, ReplicateRequest),
     "artifact.delete.v1": (delete, DeleteRequest),
+    "artifact.adopt.v1": (adopt, AdoptRequest),
     "artifact.page.v1": (page, PageRequest),
 }
 
@@ -255,14 +258,14 @@ def test_a_directory_is_listed_again_after_a_death(drive, files, source_root, mo
     """The list of the attempt that was killed leaves no line: the directory may have changed since."""
     driver = drive(files)
     with monkeypatch.context() as patched:
-        append, calls = UploadLists.append, count()
+        append, calls = BatchLists.append, count()
 
-        def killed(self: UploadLists, batch: str, begin: int, lines: bytes) -> None:
+        def killed(self: BatchLists, batch: str, begin: int, lines: bytes) -> None:
             append(self, batch, begin, lines)
             if next(calls):
                 kill()
 
-        patched.setattr(UploadLists, "append", killed)
+        patched.setattr(BatchLists, "append", killed)
         with pytest.raises(Killed):
             driver.step()
     for number in range(400):
@@ -276,7 +279,7 @@ def test_a_batch_that_is_redriven_without_its_list_fails(drive, files, context):
     driver = drive(files.model_copy(update={"in_flight": 1}))
     assert driver.step() is None
     driver.work()
-    context.catalogue.upload_lists.remove(driver.id)
+    context.catalogue.batch_lists.remove(driver.id)
     with pytest.raises(NotFound, match="the list of batch batch-1 is gone.*send the upload again"):
         driver.finish()
 
@@ -285,7 +288,7 @@ def test_a_page_of_a_batch_that_has_ended_uploads_nothing(drive, files, context,
     """The list goes with its batch, and a page that is delivered late says so."""
     driver = drive(files)
     assert driver.step() is None
-    context.catalogue.upload_lists.remove(driver.id)
+    context.catalogue.batch_lists.remove(driver.id)
     driver.work()
     assert {job.error["message"].partition(":")[0] for job in children(context)} == {
         "the list of batch batch-1 is gone, because the batch has ended"
@@ -546,6 +549,6 @@ def test_the_list_of_a_batch_that_ended_early_goes(drive, files, context, monkey
     lease = {"owner": "test", "holds": None, "parent": None, "now": clock.now(), "lease": timedelta(0)}
     fence = context.catalogue.ledger.acquire(driver.id, "batch", record.request, **lease).record.fence
     context.catalogue.ledger.finish(driver.id, fence, state, now=clock.now(), error={"type": "a", "message": "b"})
-    assert list(context.catalogue.upload_lists.rows(driver.id, 0))
+    assert list(context.catalogue.batch_lists.rows(driver.id, 0))
     batches.end_batch_items(context, None)
-    assert not list(context.catalogue.upload_lists.rows(driver.id, 0))
+    assert not list(context.catalogue.batch_lists.rows(driver.id, 0))

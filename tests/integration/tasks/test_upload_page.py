@@ -17,10 +17,10 @@ from tests.integration.tasks.conftest import NullReporter, pause
 from tests.servers import Ministack, RcloneS3
 from tests.servers.proxy import FaultyProxy
 from worker import clock
-from worker.artifacts import page_upload, upload_lists
+from worker.artifacts import batch_lists, page_upload
+from worker.artifacts.batch_lists import ListedFile
 from worker.artifacts.directory_listing import DirectoryListing
 from worker.artifacts.page_runner import GROUP
-from worker.artifacts.upload_lists import ListedFile
 from worker.catalogue import Leased
 from worker.catalogue.artifact_locks import ArtifactLocks
 from worker.context import Context
@@ -56,7 +56,7 @@ def directory(source_root: Path) -> Path:
 def request_for(context: Context, files: list[ListedFile], root: Path) -> PageRequest:
     """Write an upload list and return the page of all its lines."""
     (root / "list").write_bytes(b"".join(file.line() for file in files))
-    listed = upload_lists.check(str(root / "list"), context.settings, lambda: None, job="page")
+    listed = batch_lists.check(str(root / "list"), ListedFile, context.settings, lambda: None, job="page")
     lines = LinesSelection(file=str(root / "list"), offset=0, end=(root / "list").stat().st_size, tag=listed.tag)
     return PageRequest(verb="upload", lines=lines)
 

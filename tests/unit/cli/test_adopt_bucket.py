@@ -1,7 +1,8 @@
-"""`adopt` of a whole bucket: how many jobs at a time, and the outcome of each."""
+"""`adopt` of a bucket or prefix: the one batch that is sent, its list of digests, and how its end is told."""
 
 import hashlib
 import io
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,110 +10,127 @@ from typing import Any
 
 import pytest
 
+from worker.artifacts.batch_lists import ListedAdoption
 from worker.cli import adopt as cli
-from worker.cli.errors import Failure, Status
+from worker.cli.errors import Failure
 from worker.cli.job_outcome import Outcome
 from worker.cli.session import Session, open_session
+from worker.cli.stage_file import Staged
+from worker.cli.upload_directory import WaitOptions
 from worker.settings import Settings
 from worker.storage.config import FilesystemConfig
 from zot_artifact_client import JobState
-from zot_artifact_client.contract import AdoptRequest
+from zot_artifact_client.contract import BatchRequest
 
-OBJECTS = 100
+WAITING = WaitOptions(wait=True, timeout=None, key=None)
+X, OTHER = hashlib.sha256(b"x").hexdigest(), "1" * 64
 
 
 class Way:
-    """A way to a worker that does a job when it is waited for, and knows how many wait."""
+    """A way to a worker that ends a batch when it is waited for; it keeps what was sent, and the list of that."""
 
-    def __init__(self, left: str = "succeeded") -> None:
-        self.waiting: set[str] = set()
-        self.most = 0
-        self.sent: list[AdoptRequest] = []
-        self._ends = left
+    def __init__(self) -> None:
+        self.sent: list[BatchRequest] = []
+        self.listed: list[ListedAdoption] = []
 
-    def send(self, _spec: object, _job_id: str, request: AdoptRequest) -> str:
+    def send_once(self, _spec: object, job_id: str, request: BatchRequest) -> str:
         self.sent.append(request)
-        self.waiting.add(request.key)
-        self.most = max(self.most, len(self.waiting))
-        return request.key
+        return job_id
+
+    def send_staged(self, spec: object, job_id: str, request: BatchRequest, staged: Staged) -> str:
+        assert (str(staged.path), staged.path.parent.name) == (request.keys_from, job_id)
+        self.listed = [ListedAdoption.parse(line) for line in staged.path.read_bytes().splitlines()]
+        return self.send_once(spec, job_id, request)
 
     def wait(self, job: str, _timeout: float | None) -> Outcome:
-        self.waiting.remove(job)
-        result = {"unchanged": job.endswith("7")} if self._ends == "succeeded" else None
-        return Outcome(job, "adopt", JobState(self._ends), 1, None, result)
+        return Outcome(job, "batch", JobState.SUCCEEDED)
 
 
 @pytest.fixture
-def context(tmp_path: Path) -> Iterator[Session]:
+def session(tmp_path: Path) -> Iterator[Session]:
     root = tmp_path / "home" / "stores" / "only"
     opened = open_session(Settings(home=tmp_path / "home", stores={"only": FilesystemConfig(root=root)}))
-    for number in range(OBJECTS):
-        opened.stores["only"].write_object("releases", f"{number:03}", io.BytesIO(b"x"))
     yield opened
     opened.close()
 
 
-def go_through(monkeypatch: pytest.MonkeyPatch, context: Session, way: Way, limit: float | None = None) -> Any:
+@pytest.fixture
+def way(monkeypatch: pytest.MonkeyPatch) -> Way:
+    way = Way()
+
     @contextmanager
-    def sender(_context: Session, _step: str) -> Iterator[Way]:
+    def sender(*_: object) -> Iterator[Way]:
         yield way
 
     monkeypatch.setattr(cli, "sender", sender)
-    return cli._adopt_all(context, cli.Tally("releases", "", "only"), {"store": "only"}, limit)
+    return way
 
 
-def test_only_some_jobs_wait_at_a_time(monkeypatch: pytest.MonkeyPatch, context: Session) -> None:
-    """However long the listing, no more than `IN_FLIGHT` jobs wait for a worker, and each object gets one."""
-    way = Way()
-    tally = go_through(monkeypatch, context, way)
-    assert way.most == cli.IN_FLIGHT < OBJECTS
-    assert [request.key for request in way.sent] == [f"{number:03}" for number in range(OBJECTS)]
-    assert (tally.adopted, tally.unchanged, tally.failed, tally.status) == (90, 10, 0, Status.GOOD)
+def test_a_prefix_is_one_batch_that_the_worker_lists(session: Session, way: Way) -> None:
+    """However many objects there are, the command sends one message and lists nothing."""
+    place = cli.Place("releases", "v1/", "only")
+    outcome = cli._adopt_all(session, place, WAITING, first_read=True, sums=False)
+    [request] = way.sent
+    assert request.payload() == {
+        "verb": "adopt", "bucket": "releases", "prefix": "v1/", "stores": ["only"], "first_read": True,
+    }  # fmt: skip
+    assert (outcome.state, place.failed) == (JobState.SUCCEEDED, 0)
 
 
-def test_when_the_time_is_up_no_more_is_sent(monkeypatch: pytest.MonkeyPatch, context: Session) -> None:
-    """A time limit is for the whole: the first job that has not ended by then ends the command."""
-    way = Way(left="running")
-    with pytest.raises(Failure, match="the time is up.*again to continue"):
-        go_through(monkeypatch, context, way, limit=0.0)
-    assert len(way.sent) == cli.IN_FLIGHT
-
-
-def test_a_key_that_is_none_of_ours_is_adopted_too(
-    monkeypatch: pytest.MonkeyPatch, context: Session, tmp_path: Path
-) -> None:
-    """An object whose name only another program would choose is adopted under that name, like the others."""
-    (tmp_path / "home" / "stores" / "only" / "releases" / "ends in a dot.").write_bytes(b"x")
-    way = Way()
-    tally = go_through(monkeypatch, context, way)
-    assert (tally.adopted + tally.unchanged, tally.failed, tally.status) == (OBJECTS + 1, 0, Status.GOOD)
-
-
-def test_digests_come_from_the_lists_of_sha256sum(monkeypatch: pytest.MonkeyPatch, context: Session) -> None:
-    """Of the directory above and beside the object; a list itself, what is gone and what is contradicted is no job."""
-    store, x, other = context.stores["only"], hashlib.sha256(b"x").hexdigest(), "1" * 64
-    lists = {"SHA256SUMS": f"{x}  d/a\n{other}  ../up\n{x}  d/gone\n", "d/b.sha256": f"{x} *b\n{x} *a\n{other}  c\n"}
+def test_digests_come_from_the_lists_of_sha256sum(session: Session, way: Way) -> None:
+    """Of the directory above and beside the object; a list itself, what is gone and what is contradicted is no line."""
+    store = session.stores["only"]
+    lists = {"SHA256SUMS": f"{X}  d/a\n{OTHER}  ../up\n{X}  d/gone\n", "d/b.sha256": f"{X} *b\n{X} *a\n{OTHER}  c\n"}
     for name, content in {
         **dict.fromkeys(["d/a", "d/b", "d/c", "d/e"], "x"),
         **lists,
-        "d/SHA256SUMS": f"{x}  c",
+        "d/SHA256SUMS": f"{X}  c",
     }.items():
         store.write_object("lists", name, io.BytesIO(content.encode()), existing_key=True)
-    way = Way()
-
-    @contextmanager
-    def sender(_context: Session, _step: str) -> Iterator[Way]:
-        yield way
-
-    monkeypatch.setattr(cli, "sender", sender)
-    tally = cli._adopt_all(context, cli.Tally("lists", "d/", "only"), {"store": "only"}, None, sums=True)
-    assert {each.key: each.sha256 for each in way.sent} == {"d/a": x, "d/b": x, "d/e": None}
-    assert {(each["key"], each["type"]) for each in tally.failures} == {
+    place = cli.Place("lists", "d/", "only")
+    cli._adopt_all(session, place, WAITING, first_read=False, sums=True)
+    assert {each.key: (each.size, each.sha256) for each in way.listed} == {
+        "d/a": (1, X),
+        "d/b": (1, X),
+        "d/e": (1, None),
+    }
+    assert {(each["key"], each["type"]) for each in place.failures} == {
         ("SHA256SUMS", "BadList"), ("d/c", "BadList"), ("d/gone", "NotFound"),
     }  # fmt: skip
-    assert cli._listed_digest(store, "lists", "d/a") == x
-    store.write_object("lists", "d/c.sha256", io.BytesIO(f"{other}  c\n".encode()), existing_key=True)
+    assert cli._listed_digest(store, "lists", "d/a") == X
+    store.write_object("lists", "d/c.sha256", io.BytesIO(f"{OTHER}  c\n".encode()), existing_key=True)
     with pytest.raises(Failure, match="different"):
         cli._listed_digest(store, "lists", "d/c")
     with pytest.raises(Failure, match="no SHA256SUMS"):
         cli._listed_digest(store, "lists", "d/e")
+
+
+def test_lists_without_an_object_are_told(session: Session, way: Way) -> None:
+    """Nothing is sent for a prefix that has nothing but lists."""
+    session.stores["only"].write_object("lists", "d/SHA256SUMS", io.BytesIO(b""), existing_key=True)
+    with pytest.raises(Failure, match="there is no object below lists/d/"):
+        cli._adopt_all(session, cli.Place("lists", "d/", "only"), WAITING, first_read=False, sums=True)
+    assert way.sent == []
+
+
+def test_the_document_has_what_the_lists_and_the_batch_say(capsys: pytest.CaptureFixture[str]) -> None:
+    """Counts, and failures with the types of their errors."""
+    place = cli.Place("releases", "", "only")
+    place.fail("gone", "NotFound", "only: releases/gone is not there")
+    failure = {"job": "p", "bucket": "releases", "key": "bare", "outcome": "Unverifiable", "message": "no digest"}
+    result: dict[str, Any] = {
+        "objects": 4, "failed": 1, "failures": [failure],
+        "outcomes": {"adopted": 2, "already_there": 1, "Unverifiable": 1},
+    }  # fmt: skip
+    cli._print_adopted(place, Outcome("b", "batch", JobState.SUCCEEDED, result=result), result, as_json=True)
+    told = capsys.readouterr()
+    assert json.loads(told.out) == {
+        "job": "b", "bucket": "releases", "prefix": "", "store": "only", "adopted": 2, "unchanged": 1, "failed": 2,
+        "failures": [
+            {"key": "gone", "type": "NotFound", "message": "only: releases/gone is not there"},
+            {"key": "bare", "type": "Unverifiable", "message": "no digest"},
+        ],
+    }  # fmt: skip
+    assert [line.partition(": ")[2] for line in told.err.splitlines()] == [
+        "only: releases/gone is not there", "no digest",
+    ]  # fmt: skip

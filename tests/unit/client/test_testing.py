@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,21 @@ def test_a_batch_does_one_verb_to_many(client: InMemoryArtifactClient) -> None:
     assert client.batch("delete", "releases", "v1/").wait().objects == 0
     with pytest.raises(JobFailed, match="no artifact there"):
         client.batch("verify", "releases").wait()
+
+
+def test_a_batch_adopts_what_a_store_has(client: InMemoryArtifactClient, tmp_path: Path) -> None:
+    """Each object has the outcome of a single adoption; a failure has the type of its error."""
+    client.put_object("releases", "v1/a", "dr", b"a", sha256=hashlib.sha256(b"a").hexdigest())
+    client.put_object("releases", "v1/b", "dr", b"b")
+    result = client.batch("adopt", "releases", "v1/", stores="dr").wait()
+    assert (result.outcomes, result.bytes) == ({"adopted": 1, "Unverifiable": 1}, 2)
+    assert [(each.key, each.outcome) for each in result.failures] == [("v1/b", "Unverifiable")]
+    listed = tmp_path / "list"
+    line = {"bucket": "releases", "key": "v1/b", "sha256": hashlib.sha256(b"b").hexdigest()}
+    listed.write_text(f"releases/v1/a\n{json.dumps(line)}\n")
+    assert client.batch("adopt", keys_from=listed, stores="dr").wait().outcomes == {"already_there": 1, "adopted": 1}
+    with pytest.raises(JobFailed, match="no object below"):
+        client.batch("adopt", "releases", "v2/", stores="dr").wait()
 
 
 def test_a_batch_follows_a_list(client: InMemoryArtifactClient, tmp_path: Path) -> None:

@@ -63,9 +63,9 @@ Bucket = Annotated[str, StringConstraints(min_length=1, max_length=63)]
 Key = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$", to_lower=True)]
 Source = Annotated[str, StringConstraints(min_length=1, max_length=4096), AfterValidator(_without_secrets)]
-Verb = Literal["replicate", "verify", "delete"]
-BatchVerb = Literal["replicate", "verify", "delete", "upload"]
-PageVerb = Literal["replicate", "verify", "delete", "upload"]
+Verb = Literal["replicate", "verify", "delete", "adopt"]
+BatchVerb = Literal["replicate", "verify", "delete", "adopt", "upload"]
+PageVerb = Literal["replicate", "verify", "delete", "adopt", "upload"]
 Symlinks = Literal["skip", "follow", "error"]
 Glob = Annotated[str, StringConstraints(min_length=1, max_length=1024), AfterValidator(_is_glob)]
 Globs = Annotated[tuple[Glob, ...], Field(max_length=100)]
@@ -231,7 +231,8 @@ class AdoptRequest(Request):
 class BatchRequest(KeptBesideBytes):
     """Do one verb to every artifact that a bucket or prefix has now, or to those that a file lists.
 
-    A field that the verb does not use is an error. What is kept beside the bytes goes with upload, to every file.
+    To adopt: to every object that the store of `stores` lists there. A field that the verb does not use is an error.
+    What is kept beside the bytes goes with upload, to every file.
     """
 
     verb: BatchVerb
@@ -242,6 +243,7 @@ class BatchRequest(KeptBesideBytes):
     """In place of a bucket: a file below one of the worker's roots, in UTF-8, with one `bucket/key` on each line.
 
     To upload: an upload list, with one JSON object (`bucket`, `key`, `path`, `size`, `mtime_ns`) on each line.
+    To adopt, a line may be a JSON object, too: `bucket`, `key`, and if they are known `size` and `sha256`.
     """
     directory: Annotated[Source, AfterValidator(_no_url)] | None = None
     """To upload: a directory below one of the worker's roots; its files go to `bucket`, with `prefix` before paths."""
@@ -257,7 +259,10 @@ class BatchRequest(KeptBesideBytes):
     """The file is in the worker's staging directory and is removed when this job ends."""
     to: StoreNames | None = None
     stores: StoreNames | None = None
+    """To adopt: the one store that holds the objects."""
     allow_last: bool = False
+    first_read: bool = False
+    """To adopt, see `AdoptRequest`."""
     everything: bool = False
     """To delete from a bucket without a prefix."""
     by: Annotated[str, StringConstraints(max_length=500)] | None = None
@@ -289,7 +294,9 @@ class BatchRequest(KeptBesideBytes):
             (self.dry_run and self.directory is None, "dry_run goes with directory"),
             (self.staged and self.keys_from is None, "staged goes with keys_from"),
             ((self.to is None) == (self.verb == "replicate"), "to goes with replicate, and it has to have it"),
-            (self.stores is not None and self.verb == "replicate", "stores goes with verify, delete and upload"),
+            (self.stores is not None and self.verb == "replicate", "stores goes with verify, delete, adopt and upload"),
+            (self.verb == "adopt" and len(self.stores or ()) != 1, "adopt takes stores, with the name of one store"),
+            (self.first_read and self.verb != "adopt", "first_read goes with adopt"),
             (self.allow_last and (self.verb != "delete" or self.stores is None), "allow_last goes with delete, stores"),
             (self.everything and not self._sweeping, "everything goes with delete and a bucket without a prefix"),
             (self._sweeping and not self.everything, "to delete from a whole bucket, say everything"),
@@ -308,7 +315,10 @@ class BatchRequest(KeptBesideBytes):
 
 
 class ClaimSelection(Message):
-    """Copies of one store that a sweep has found due; the worker that takes the page claims them."""
+    """What a sweep has found in one store: copies that are due, which the worker that takes the page claims.
+
+    To adopt: the orphans whose findings name the job of the page.
+    """
 
     store: StoreName
     most: Annotated[int, Field(ge=1)] | None = None
@@ -341,7 +351,7 @@ class LinesSelection(Message):
 
 
 class ListedSelection(Message):
-    """Files of the list that a batch has made of a directory, by their numbers: from `begin` on, without `end`."""
+    """Lines of the list that a batch has made of a directory, or to adopt of a store, by number: without `end`."""
 
     batch: Annotated[str, StringConstraints(min_length=1, max_length=128)]
     begin: Annotated[int, Field(ge=0)]
@@ -363,6 +373,7 @@ class PageRequest(KeptBesideBytes):
     to: StoreNames | None = None
     stores: StoreNames | None = None
     allow_last: bool = False
+    first_read: bool = False
     by: Annotated[str, StringConstraints(max_length=500)] | None = None
     reason: Annotated[str, StringConstraints(max_length=500)] | None = None
 
@@ -371,8 +382,11 @@ class PageRequest(KeptBesideBytes):
         if [self.claim, self.range, self.lines, self.listed].count(None) != 3:  # noqa: PLR2004 - one of four is given
             msg = "give one of claim, range, lines and listed"
             raise ValueError(msg)
-        if self.listed is not None and self.verb != "upload":
-            msg = "listed goes with upload"
+        if self.listed is not None and self.verb not in {"upload", "adopt"}:
+            msg = "listed goes with upload and adopt"
+            raise ValueError(msg)
+        if self.verb == "adopt" and self.range is not None:
+            msg = "adopt takes claim, lines or listed"
             raise ValueError(msg)
         return self
 

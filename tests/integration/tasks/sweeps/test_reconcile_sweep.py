@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from tasks import page as page_module
 from tasks.adopt import adopt
+from tasks.page import page
 from tasks.sweeps import reconcile as sweep_module
 from tasks.sweeps.reconcile import sweep_reconcile
 from tasks.upload import upload
@@ -53,7 +55,8 @@ def uploaded(put, monkeypatch) -> None:
 @pytest.fixture
 def sent(monkeypatch) -> list[tuple[str, Any]]:
     jobs: list[tuple[str, Any]] = []
-    monkeypatch.setattr(sweep_module, "send_child", lambda spec, request, **_: jobs.append((spec.kind, request)))
+    for module in (sweep_module, page_module):
+        monkeypatch.setattr(module, "send_child", lambda spec, request, **_: jobs.append((spec.kind, request)))
     return jobs
 
 
@@ -312,17 +315,26 @@ class TestAdopt:
         return with_reconcile(settings, orphans="adopt_first_read")
 
     @pytest.mark.usefixtures("uploaded")
-    def test_an_orphan_is_adopted_where_the_settings_say_so(
-        self, context: Context, run, sweep: Sweep, foreign, sent
+    def test_orphans_are_adopted_in_one_page_where_the_settings_say_so(
+        self, context: Context, run, sweep: Sweep, foreign, stored, sent, monkeypatch
     ) -> None:
-        """The job records the object as it is, and its finding is resolved by that."""
-        foreign("zz")
+        """The page records the objects as they are, which resolves their findings; one that is too large is a job."""
+        for key in ("x", "y", "zz"):
+            foreign(key)
+        stored("dr", "y").write_bytes(b"larger than the others")
+        age(stored, "y")
+        monkeypatch.setitem(context.settings.page.__dict__, "large", 10)
         sweep()
         sweep()
-        [finding] = context.catalogue.findings.page()
-        assert (finding.kind, finding.action) == ("orphan", "adopt")
+        found = {(each.key, each.kind, each.action, each.job) for each in context.catalogue.findings.page()}
         [(kind, request)] = sent
-        assert (kind, request.key, request.first_read) == ("adopt", "zz", True)
+        assert (kind, request.verb, request.first_read) == ("page", "adopt", True)
+        [job] = {job for *_, job in found}
+        assert found == {(key, "orphan", "adopt", job) for key in ("x", "y", "zz")}
+        done = run(page, request, id_=job)
+        assert (done.outcomes, done.left) == ({"adopted": 2}, ("releases/y",))
+        (_, (kind, request)) = sent
+        assert (kind, request.key, request.first_read, request.store) == ("adopt", "y", True, "dr")
         run(adopt, request)
         assert kinds(context) == set()
         assert sweep().seen == {}

@@ -1,4 +1,4 @@
-"""The lists of the directories that batches upload, so that every worker can read them, whatever its machine."""
+"""The lists of what batches upload or adopt, so that every worker can read them, whatever its machine."""
 
 import zlib
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ _ROWS = 10
 """Rows that are read at a time."""
 
 
-class UploadLists:
+class BatchLists:
     """The lists of batches that have not ended, each in rows of several lines."""
 
     def __init__(self, database: Database) -> None:

@@ -1,0 +1,123 @@
+"""Adopt the objects of a page: each is read once, in threads, and they are recorded in groups."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from worker import clock
+from worker.artifacts.adoption import ReadObject, adopted_before, read_to_adopt
+from worker.artifacts.page_runner import work_on
+from worker.catalogue import Artifact, Copy, Page, PageOutcome
+from worker.context import JobContext
+from worker.counted import counted
+from worker.jobs.running_job import RunningJob
+from worker.limits.limited_store import LimitedStore
+from worker.storage.errors import StorageError, TransientError
+from zot_artifact_client.contract import AdoptRequest
+
+logger = logging.getLogger(__name__)
+
+ADOPTED, ALREADY_THERE = "adopted", "already_there"
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectToAdopt:
+    """An object of a page. `id` is its id in the page; `size` that of the listing, 0 if it is not known."""
+
+    id: int
+    size: int
+    request: AdoptRequest
+
+    @property
+    def path(self) -> str:
+        return f"{self.request.bucket}/{self.request.key}"
+
+
+@dataclass(slots=True)
+class AdoptPage:
+    """A page of objects of one store."""
+
+    context: JobContext
+    job: RunningJob
+    page: Page
+    store: LimitedStore
+    in_time: bool = True
+    """Whether there was time for all objects."""
+    _known: Mapping[tuple[str, str], Artifact] = field(default_factory=dict)
+    _copies: Mapping[int, Mapping[str, Copy]] = field(default_factory=dict)
+
+    def run(self, objects: Sequence[ObjectToAdopt]) -> Page:
+        """Adopt the objects that have no outcome yet, and return the page after that.
+
+        An object that is too large for a page, whose artifact another job is writing, or that failed transiently,
+        leaves the page. Any other error is the outcome of its object, by its type.
+
+        Raises:
+            Snooze: the store takes no job now; the outcomes so far are recorded.
+        """
+        still, settings = set(self.page.open), self.context.settings
+        wanted = [each for each in objects if each.id in still]
+        mine = self._lock([each for each in wanted if each.size <= settings.page.large])
+        left = {each.id for each in wanted} - {each.id for each in mine}
+        self._save([_left(each, each.size) for each in wanted if each.id in left])
+        artifacts = self.context.catalogue.artifacts
+        self._known = artifacts.currents((each.request.bucket, each.request.key) for each in mine)
+        self._copies = artifacts.copies_of_all([artifact.id for artifact in self._known.values()])
+        self.job.start(
+            sum(each.size for each in mine), f"reading {counted(len(mine), 'object')} from {self.store.name}"
+        )
+        self.in_time = work_on(
+            mine, self._read_part, self._record,
+            threads=settings.page.threads, begin=1 if self.store.capabilities.local else None,
+            seconds=settings.page.time.total_seconds(),
+        )  # fmt: skip
+        return self.page
+
+    def _lock(self, objects: Sequence[ObjectToAdopt]) -> list[ObjectToAdopt]:
+        """Return the objects whose artifacts no other job is writing; this job has their locks."""
+        paths = [(each.request.bucket, each.request.key) for each in objects]
+        granted = self.context.catalogue.artifact_locks.acquire(
+            self.job.id, self.job.fence, paths, now=clock.now(), lease=self.context.settings.jobs.lease
+        )
+        return [each for each, path in zip(objects, paths, strict=True) if path in granted]
+
+    def _read_part(self, part: Sequence[ObjectToAdopt]) -> Iterator[tuple[PageOutcome, ReadObject | None]]:
+        for each in part:
+            self.job.heartbeat()
+            try:
+                yield self._read(each)
+            except TransientError as error:
+                logger.warning("%s leaves its page: %s", each.path, error)
+                yield _left(each, each.size), None
+            except StorageError as error:
+                yield PageOutcome(each.id, each.path, each.size, type(error).__name__, error.message), None
+
+    def _read(self, each: ObjectToAdopt) -> tuple[PageOutcome, ReadObject | None]:
+        request = each.request
+        stat = self.store.stat_object(request.bucket, request.key)
+        if stat.size > self.context.settings.page.large:
+            return _left(each, stat.size), None
+        known = self._known.get((request.bucket, request.key))
+        copy = self._copies.get(known.id, {}).get(self.store.name) if known else None
+        if adopted_before(request, stat, known, copy) is not None:
+            return PageOutcome(each.id, each.path, stat.size, ALREADY_THERE), None
+        read = read_to_adopt(request, self.store, stat, known, self.job)
+        return PageOutcome(each.id, each.path, stat.size, ADOPTED), read
+
+    def _record(self, done: Sequence[tuple[PageOutcome, ReadObject | None]]) -> None:
+        read = [(outcome, found) for outcome, found in done if found is not None]
+        others = [outcome for outcome, found in done if found is None]
+        self.page, artifacts = self.context.catalogue.pages.adopt(
+            self.page, others, [(outcome, found.adoption) for outcome, found in read], now=clock.now()
+        )
+        for (_, found), artifact in zip(read, artifacts, strict=True):
+            if artifact is not None:
+                found.not_recorded(artifact)
+
+    def _save(self, outcomes: Sequence[PageOutcome]) -> None:
+        if outcomes:
+            self.page, _ = self.context.catalogue.pages.adopt(self.page, outcomes, [], now=clock.now())
+
+
+def _left(each: ObjectToAdopt, size: int) -> PageOutcome:
+    return PageOutcome(each.id, each.path, size, "left", left=True)
