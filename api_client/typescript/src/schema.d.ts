@@ -355,7 +355,8 @@ export interface components {
          * BatchRequest
          * @description Do one verb to every artifact that a bucket or prefix has now, or to those that a file lists.
          *
-         *     A field that the verb does not use is an error. What is kept beside the bytes goes with upload, to every file.
+         *     To adopt: to every object that the store of `stores` lists there. A field that the verb does not use is an error.
+         *     What is kept beside the bytes goes with upload, to every file.
          */
         BatchRequest: {
             /**
@@ -393,7 +394,7 @@ export interface components {
              * Verb
              * @enum {string}
              */
-            verb: "replicate" | "verify" | "delete" | "upload";
+            verb: "replicate" | "verify" | "delete" | "adopt" | "upload";
             /** Bucket */
             bucket?: string | null;
             /**
@@ -440,6 +441,11 @@ export interface components {
              * @default false
              */
             allow_last?: boolean;
+            /**
+             * First Read
+             * @default false
+             */
+            first_read?: boolean;
             /**
              * Everything
              * @default false
