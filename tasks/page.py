@@ -13,7 +13,7 @@ from tasks.delete import KEPT, delete_artifact
 from tasks.plan_listed_pages import lines_of
 from tasks.replicate import is_begun, replicate_to
 from worker import clock
-from worker.artifacts.artifact_copies import ArtifactJob, Records
+from worker.artifacts.artifact_copies import ArtifactJob, ReadBackMismatch, Records
 from worker.artifacts.batch_lists import ListedAdoption, ListedFile
 from worker.artifacts.page_adopt import AdoptPage, ObjectToAdopt
 from worker.artifacts.page_replicate import FreshCopies, FreshObject
@@ -24,7 +24,18 @@ from worker.artifacts.page_verify import ObjectToVerify, VerifyPage
 from worker.artifacts.read_budget import take
 from worker.artifacts.verification_log_head import WrittenLog
 from worker.artifacts.wait_for_delete_approval import check_page
-from worker.catalogue import AHEAD, Artifact, CatalogueError, Group, OnHold, Page, PageCopy, PageOutcome, SeenVersions
+from worker.catalogue import (
+    AHEAD,
+    Artifact,
+    Catalogue,
+    CatalogueError,
+    Group,
+    OnHold,
+    Page,
+    PageCopy,
+    PageOutcome,
+    SeenVersions,
+)
 from worker.context import Context, JobContext
 from worker.counted import counted
 from worker.jobs.running_job import Requeue, RunningJob
@@ -57,6 +68,8 @@ logger = logging.getLogger(__name__)
 _PLACED = ("repaired", "stored", "already_there")
 _DELETED = ("deleted", "already_gone")
 _LEFT = "left"
+_DEAD_AT_ONCE = 20
+"""Dead pages that one run of the recover sweep splits at most."""
 
 
 def page(request: PageRequest, context: JobContext, job: RunningJob) -> PageResult:
@@ -76,7 +89,7 @@ def page(request: PageRequest, context: JobContext, job: RunningJob) -> PageResu
     elif request.claim is not None and request.verb == VERIFY.kind:
         done = _verify_claimed(request.claim, context, job)
     elif request.claim is not None:
-        done = _replicate_claimed(request, context, job)
+        done = _replicate_claimed(request, request.claim, context, job)
     elif request.verb == UPLOAD.kind:
         done = _upload_listed(request, context, job)
     elif request.verb == VERIFY.kind:
@@ -141,8 +154,16 @@ def _adopt_selected(request: PageRequest, context: JobContext, job: RunningJob) 
     [name] = request.stores or ((request.claim.store,) if request.claim else ())
     store, pages = context.stores[name], context.catalogue.pages
     store.admit()
-    found, objects = pages.get(job.id), _objects_to_adopt(request, name, context, job)
-    work = AdoptPage(context, job, found or pages.begin(job.id, [each.id for each in objects]), store)
+    if request.claim is not None:
+        objects = _orphans(request, request.claim, context.catalogue, job.id)
+    else:
+        lines = enumerate(lines_of(request, ListedAdoption, context, job.id))
+        objects = [
+            _to_adopt(id_, line.bucket, line.key, line.size, request, store=name, sha256=line.sha256)
+            for id_, line in lines
+        ]
+    found = pages.get(job.id) or pages.begin(job.id, [each.id for each in objects])
+    work = AdoptPage(context, job, found, store)
     try:
         done = work.run(objects)
     finally:
@@ -150,29 +171,38 @@ def _adopt_selected(request: PageRequest, context: JobContext, job: RunningJob) 
     if not work.in_time:
         raise _out_of_time(context, job)
     if request.claim is not None:
-        left = set(done.left)
-        for each in (each for each in objects if each.path in left):
-            id_ = str(uuid5(NAMESPACE_OID, f"adopt {name} {each.path} {job.id}"))
-            send_child(ADOPT, each.request, id_=id_, parent=job.id, queue=Queue.SWEEP)
+        _send_adoptions([each for each in objects if each.path in done.left], context.catalogue, job.id)
     return done
 
 
-def _objects_to_adopt(request: PageRequest, store: str, context: JobContext, job: RunningJob) -> list[ObjectToAdopt]:
-    if request.claim is not None:
-        found: list[tuple[int, str, str, int, str | None]] = [
-            (each.id, each.bucket or "", each.key or "", int(each.evidence.get("listed_size") or 0), None)
-            for each in context.catalogue.findings.orphans_of(job.id, store)
-        ]
-    else:
-        lines = lines_of(request, ListedAdoption, context, job.id)
-        found = [(number, of.bucket, of.key, of.size, of.sha256) for number, of in enumerate(lines)]
+def _to_adopt(
+    id_: int, bucket: str, key: str, size: int, request: PageRequest, *, store: str, sha256: str | None = None
+) -> ObjectToAdopt:
+    wanted = AdoptRequest(bucket=bucket, key=key, store=store, sha256=sha256, first_read=request.first_read)
+    return ObjectToAdopt(id_, size, wanted)
+
+
+def _orphans(request: PageRequest, claim: ClaimSelection, catalogue: Catalogue, page: str) -> list[ObjectToAdopt]:
+    """Return the objects whose findings name the job of the page."""
     return [
-        ObjectToAdopt(
-            id_, size,
-            AdoptRequest(bucket=bucket, key=key, store=store, sha256=sha256, first_read=request.first_read),
+        _to_adopt(
+            each.id, each.bucket or "", each.key or "", int(each.evidence.get("listed_size") or 0), request,
+            store=claim.store,
         )
-        for id_, bucket, key, size, sha256 in found
+        for each in catalogue.findings.orphans_of(page, claim.store)
     ]  # fmt: skip
+
+
+def _send_adoptions(objects: Sequence[ObjectToAdopt], catalogue: Catalogue, page: str) -> int:
+    """Send a job for each of these objects of a page of a sweep; sending again is idempotent."""
+    jobs: dict[tuple[str, str], str] = {}
+    for each in objects:
+        asked = each.request
+        jobs[asked.bucket, asked.key] = id_ = str(uuid5(NAMESPACE_OID, f"adopt {asked.store} {each.path} {page}"))
+        send_child(ADOPT, asked, id_=id_, parent=page, queue=Queue.SWEEP)
+    if objects:
+        catalogue.findings.hand_over(page, objects[0].request.store, jobs, now=clock.now())
+    return len(jobs)
 
 
 # Verify
@@ -190,7 +220,7 @@ def _verify_claimed(claim: ClaimSelection, context: JobContext, job: RunningJob)
     if released:
         found = pages.release(found, [copy.id for copy in released])
     if large:
-        found = _send_large(found, large, context, job)
+        found = _send_large(found, large, context)
     job.start(sum(copy.digest.size for copy in small), f"verifying {counted(len(small), 'copy')} in {name}")
     objects = [ObjectToVerify(copy.id, f"{copy.bucket}/{copy.key}", copy.digest.size, (copy,)) for copy in small]
     work = VerifyPage(context, job, found, objects)
@@ -261,14 +291,19 @@ def _fitting(copies: Sequence[PageCopy], context: JobContext) -> tuple[list[Page
     return small, large, released
 
 
-def _send_large(found: Page, copies: Sequence[PageCopy], context: JobContext, job: RunningJob) -> Page:
+def _send_large(found: Page, copies: Sequence[PageCopy], context: JobContext) -> Page:
     """Send a job for each of these copies, which stay claimed; sending again is idempotent."""
+    _send_verifications(found, copies)
+    left = [PageOutcome(copy.id, f"{copy.bucket}/{copy.key}", copy.digest.size, _LEFT, left=True) for copy in copies]
+    return context.catalogue.pages.record(found, Group(left), now=clock.now())
+
+
+def _send_verifications(found: Page, copies: Sequence[PageCopy]) -> int:
     for copy in copies:
         wanted = VerifyRequest(bucket=copy.bucket, key=copy.key, stores=(copy.store,), version=copy.version)
         id_ = uuid5(NAMESPACE_OID, f"verify {copy.id} {found.claimed_until}")
-        send_child(VERIFY, wanted, id_=str(id_), parent=job.id, queue=Queue.SWEEP)
-    left = [PageOutcome(copy.id, f"{copy.bucket}/{copy.key}", copy.digest.size, _LEFT, left=True) for copy in copies]
-    return context.catalogue.pages.record(found, Group(left), now=clock.now())
+        send_child(VERIFY, wanted, id_=str(id_), parent=found.job, queue=Queue.SWEEP)
+    return len(copies)
 
 
 def _verify_selected(request: PageRequest, context: JobContext, job: RunningJob) -> Page:
@@ -347,6 +382,8 @@ class _Writes:
         except Snooze as error:
             self.closed.append(error)
             return _Done(None, records)
+        except ReadBackMismatch as error:  # another job would only write and read it again
+            return _Done(PageOutcome(each.id, each.path, each.size, type(error).__name__, error.message), records)
         except (StorageError, OnHold):  # it is tried again in a job of its own, which tells what is wrong
             return _Done(PageOutcome(each.id, each.path, each.size, _LEFT, left=True), records)
 
@@ -413,18 +450,26 @@ class _Writes:
         return _first(_DELETED, words)
 
 
-def _replicate_claimed(request: PageRequest, context: JobContext, job: RunningJob) -> Page:
-    """Replicate what the sweep has claimed for this page; what fails is sent as a job of its own."""
+def _replicate_claimed(request: PageRequest, claim: ClaimSelection, context: JobContext, job: RunningJob) -> Page:
+    """Replicate or repair what the sweep has claimed for this page; what fails is sent as a job of its own."""
     found = context.catalogue.pages.get(job.id)
     if found is None:
         return Page(job.id, None, ())  # it has ended before
     done = _write_selected(request, context, job)
-    for path in done.left:
-        bucket, _, key = path.partition("/")
-        wanted = ReplicateRequest(bucket=bucket, key=key, to=request.to or ())
-        id_ = uuid5(NAMESPACE_OID, f"replicate {path} {request.to} {done.claimed_until}")
-        send_child(REPLICATE, wanted, id_=str(id_), parent=job.id, queue=Queue.SWEEP)
+    _send_replications(done, done.left, claim, context.catalogue)
     return done
+
+
+def _send_replications(found: Page, paths: Sequence[str], claim: ClaimSelection, catalogue: Catalogue) -> int:
+    """Send a job for each of these objects of a page of a sweep; sending again is idempotent."""
+    jobs: dict[tuple[str, str], str] = {}
+    for path in paths:
+        bucket, _, key = path.partition("/")
+        jobs[bucket, key] = str(uuid5(NAMESPACE_OID, f"replicate {path} {(claim.store,)} {found.claimed_until}"))
+        wanted = ReplicateRequest(bucket=bucket, key=key, to=(claim.store,))
+        send_child(REPLICATE, wanted, id_=jobs[bucket, key], parent=found.job, queue=Queue.SWEEP)
+    catalogue.findings.hand_over(found.job, claim.store, jobs, now=clock.now())
+    return len(jobs)
 
 
 def _write_selected(request: PageRequest, context: JobContext, job: RunningJob) -> Page:
@@ -498,6 +543,28 @@ def _result(request: PageRequest, done: Page) -> PageResult:
         left=tuple(done.left),
         not_kept={store: tuple(names) for store, names in (done.not_kept or {}).items()},
     )
+
+
+def split_dead_pages(context: Context) -> int:
+    """Send jobs of their own for what dead pages of sweeps have left undone, and return how many.
+
+    One of the objects may be what ended their workers; it ends no other job then.
+    """
+    sent, catalogue = 0, context.catalogue
+    for found, payload in catalogue.pages.dead_of_sweeps(limit=_DEAD_AT_ONCE):
+        request = PageRequest.read(payload)
+        assert request.claim is not None
+        if request.verb == VERIFY.kind:
+            sent += _send_verifications(found, catalogue.pages.claimed_copies(found))
+        elif request.verb == ADOPT.kind:
+            objects = _orphans(request, request.claim, catalogue, found.job)
+            undone = [each for each in objects if each.id in found.open or each.path in found.left]
+            sent += _send_adoptions(undone, catalogue, found.job)
+        else:
+            paths = [f"{each.bucket}/{each.key}" for each in catalogue.artifacts.listed_by_ids(found.open)]
+            sent += _send_replications(found, [*paths, *found.left], request.claim, catalogue)
+        catalogue.pages.remove(found.job)
+    return sent
 
 
 def _at_end(_request: PageRequest, context: Context, job: str) -> None:

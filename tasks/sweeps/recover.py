@@ -9,6 +9,7 @@ import redis
 from celery import Celery, Task, shared_task
 
 from tasks.batch import UNSEEN, end_batch_items
+from tasks.page import split_dead_pages
 from worker import clock
 from worker.catalogue import CatalogueUnavailable, JobRecord
 from worker.context import Context, current
@@ -49,6 +50,7 @@ def recover(context: Context, app: Celery) -> SweepRecoverResult:
     cancelled = _step("cancellations", lambda: cancel_waiting_jobs(context, app, clean_up))
     _step("batches", lambda: end_batch_items(context, app))
     _step("pages", context.catalogue.pages.remove_ended)
+    _step("dead pages", lambda: split_dead_pages(context))
     _step("result backend", lambda: republish_results(context, app, clean_up))
     kept = partial(uncompared, context, app)
     messages = _step("outbox", lambda: Outbox(app).resend(ledger.known, sweep.after, kept=kept))

@@ -1,21 +1,24 @@
-"""Sweep repair: send a replication for each bad copy with a good one elsewhere, and for each with wrong metadata."""
+"""Sweep repair: send pages for the bad copies with a good one elsewhere, and for those with wrong metadata."""
 
 import logging
-from datetime import datetime, timedelta
-from functools import partial
-from uuid import NAMESPACE_OID, uuid5
+from collections import Counter
+from collections.abc import Sequence
+from datetime import timedelta
+
+from celery import current_app
 
 from worker import clock
 from worker.catalogue import CopyState
 from worker.context import JobContext
 from worker.counted import counted
+from worker.jobs.outbox import Outbox
 from worker.jobs.running_job import RunningJob
-from worker.jobs.task import artifact_task, send_child
+from worker.jobs.send_sweep_pages import Claimed, Messages, page_id, plan, resume
+from worker.jobs.task import artifact_task
 from zot_artifact_client.contract import (
-    REPLICATE,
     SWEEP_REPAIR,
-    Queue,
-    ReplicateRequest,
+    ClaimSelection,
+    PageRequest,
     SweepRepairRequest,
     SweepRepairResult,
 )
@@ -28,7 +31,7 @@ _MOST_LOST = 1000
 
 
 def sweep_repair(request: SweepRepairRequest, context: JobContext, job: RunningJob) -> SweepRepairResult:
-    """Claim copies that can be repaired, up to a limit for each store, and send a replication for each.
+    """Claim copies that can be repaired, up to a limit for each store, and send pages that replicate them.
 
     Replicate writes and verifies the new bytes and keeps the bad ones in quarantine. It writes a copy with right bytes
     and wrong metadata again, from its own bytes. A bad copy whose artifact has no good copy is not touched. Of a store
@@ -38,36 +41,47 @@ def sweep_repair(request: SweepRepairRequest, context: JobContext, job: RunningJ
     Raises:
         UnknownStore: naming the stores there are.
     """
-    sweep, repairs = context.settings.sweep.repair, context.catalogue.repairs
-    claimed: dict[str, int] = {}
-    for store in context.unpaused_stores(request.store):
-        if store in sweep.off or not _is_trusted(context, store):
-            continue
-        now = clock.now()
-        until = now + sweep.claim
-        job_of = partial(_job_of, until)
-        within = (request.bucket, request.prefix)
-        found = repairs.claim(
-            store, sources=list(context.stores), now=now, until=until, limit=sweep.batch, job_of=job_of, within=within
-        )
-        if room := sweep.batch - len(found):
-            found += repairs.claim(
-                store, sources=[], now=now, until=until, limit=room, job_of=job_of, within=within, metadata=True
-            )
-        for id_, artifact in found:
-            job.check()
-            wanted = ReplicateRequest(bucket=artifact.bucket, key=artifact.key, to=(store,))
-            send_child(REPLICATE, wanted, id_=id_, parent=job.id, queue=Queue.SWEEP)
-        if found:
-            claimed[store] = len(found)
+    return sweep(request, context, job, Outbox(current_app))
+
+
+def sweep(request: SweepRepairRequest, context: JobContext, job: RunningJob, messages: Messages) -> SweepRepairResult:
+    """Do as `sweep_repair`, with these messages."""
+    stores, claimed = context.unpaused_stores(request.store), Counter[str]()
+    if planned := context.catalogue.pages.planned_by(job.id):  # at an attempt whose worker died
+        resume(job.id, planned, messages)
+    else:
+        claimed = _plan(request, stores, context, job, messages)
     lost = context.catalogue.findings.see_lost(list(context.stores), now=clock.now(), limit=_MOST_LOST)
     if lost:
         logger.critical("lost artifacts: %d: `zot-artifacts findings --kind lost` names them", lost)
-    return SweepRepairResult(claimed=claimed, untrusted=tuple(repairs.untrusted()), lost=lost)
+    return SweepRepairResult(claimed=claimed, untrusted=tuple(context.catalogue.repairs.untrusted()), lost=lost)
 
 
-def _job_of(until: datetime, copy: int) -> str:
-    return str(uuid5(NAMESPACE_OID, f"repair {copy} {until}"))
+def _plan(
+    request: SweepRepairRequest, stores: Sequence[str], context: JobContext, job: RunningJob, messages: Messages
+) -> Counter[str]:
+    """Claim copies for pages, bad ones first, and send the pages; return how many copies of each store that is."""
+    sweep, most, count = context.settings.sweep.repair, context.settings.page.objects, Counter[str]()
+    requests, claimed = list[PageRequest](), list[Claimed]()
+    for store in stores:
+        if store in sweep.off or not _is_trusted(context, store):
+            continue
+        for metadata in (False, True):
+            while room := min(most, sweep.batch - count[store]):
+                job.check()
+                now = clock.now()
+                found = context.catalogue.repairs.claim(
+                    store, sources=list(context.stores), now=now, until=now + sweep.claim, limit=room,
+                    job=page_id(job.id, len(requests) + 1), within=(request.bucket, request.prefix), metadata=metadata,
+                )  # fmt: skip
+                if found:
+                    requests.append(PageRequest(verb="replicate", claim=ClaimSelection(store=store), to=(store,)))
+                    claimed.append(Claimed([artifact.id for artifact in found], now + sweep.claim))
+                    count[store] += len(found)
+                if len(found) < room:
+                    break
+    plan(context.catalogue, job.id, requests, messages, claimed)
+    return count
 
 
 def _is_trusted(context: JobContext, store: str) -> bool:

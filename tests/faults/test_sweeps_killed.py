@@ -47,6 +47,7 @@ from zot_artifact_client.contract import (
     SWEEP_PURGE,
     SWEEP_RECONCILE,
     SWEEP_REPAIR,
+    TASKS,
     UPLOAD,
     VERIFY,
     AdoptRequest,
@@ -59,6 +60,7 @@ from zot_artifact_client.contract import (
     UploadRequest,
     VerifyRequest,
 )
+from zot_artifact_client.outgoing_messages import Outgoing
 
 NAMES = ("primary", "dr")
 HOUR = timedelta(hours=1)
@@ -89,6 +91,20 @@ class Broker:
     def sent() -> list[tuple[str, str, dict[str, Any]]]:
         lines = Broker.path.read_text().splitlines() if Broker.path.exists() else []
         return [tuple(json.loads(line)) for line in lines]  # type: ignore[misc]
+
+
+class Messages:
+    """The same messages, as the outbox of a sweep has them."""
+
+    @staticmethod
+    def send(jobs: list[Outgoing]) -> None:
+        for job in jobs:
+            spec = TASKS[job.name]
+            Broker.send(spec, spec.request.read(job.payload), id_=job.job_id)
+
+    @staticmethod
+    def lost(ids: list[str]) -> set[str]:
+        return set(ids) - {id_ for id_, *_ in Broker.sent()}
 
 
 STEPS = (
@@ -218,8 +234,9 @@ def fleet(tmp_path: Path, make_tables: Callable[[str], None], monkeypatch: pytes
     settings = settings.model_copy(update={"sweep": sweep})
     make_tables(settings.catalogue_url)
     Broker.path = tmp_path / "messages"
-    for module in ("repair", "reconcile"):
-        monkeypatch.setattr(f"tasks.sweeps.{module}.send_child", lambda *args, **named: Broker.send(*args, **named))  # noqa: PLW0108 - it is a step
+    for module in ("tasks.sweeps.reconcile", "tasks.page"):
+        monkeypatch.setattr(f"{module}.send_child", lambda *args, **named: Broker.send(*args, **named))  # noqa: PLW0108 - it is a step
+    monkeypatch.setattr("tasks.sweeps.repair.Outbox", lambda _: Messages())
     return Fleet(settings, sources, monkeypatch)
 
 

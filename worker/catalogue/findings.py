@@ -69,6 +69,14 @@ _ACT = (
     )
     .values(acted_at=sa.bindparam("at"), action=sa.bindparam("what"), job=sa.bindparam("by"))
 )  # fmt: skip
+_HAND_OVER = (
+    sa.update(findings)
+    .where(
+        findings.c.bucket == sa.bindparam("of_bucket"), findings.c.key == sa.bindparam("of_key"),
+        findings.c.store == sa.bindparam("of_store"), findings.c.job == sa.bindparam("of_job"), _OPEN,
+    )
+    .values(acted_at=sa.bindparam("at"), job=sa.bindparam("by"))
+)  # fmt: skip
 _other = copies.alias("other")
 _LOST = sa.select(artifacts.c.bucket, artifacts.c.key, artifacts.c.version).where(
     sa.exists().where(_other.c.artifact_id == artifacts.c.id, _other.c.state.in_(BAD)),
@@ -196,6 +204,16 @@ class Findings:
         if places:
             with self._database.write() as connection:
                 note_action(connection, places, action, now)
+
+    def hand_over(self, job: str, store: str, to: Mapping[tuple[str, str], str], *, now: datetime) -> None:
+        """Record which other jobs do from now on what a job had begun about copies, by bucket and key."""
+        values = [
+            {"of_store": store, "of_bucket": bucket, "of_key": key, "of_job": job, "by": other, "at": now}
+            for (bucket, key), other in to.items()
+        ]
+        if values:
+            with self._database.write() as connection:
+                connection.execute(_HAND_OVER, values)
 
     def orphans_of(self, job: str, store: str) -> list[FindingRecord]:
         """Return the open findings of orphans in a store that a job was begun about."""

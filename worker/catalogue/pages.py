@@ -296,6 +296,19 @@ class Pages:
             with self._database.write() as connection:
                 connection.execute(sa.delete(pages).where(pages.c.job.in_(ids)))
 
+    def dead_of_sweeps(self, *, limit: int) -> list[tuple[Page, Mapping[str, Any]]]:
+        """Return dead pages that a sweep has sent, each with its request. Those of a batch are the batch's to count."""
+        of_sweep = jobs.c.request["claim"].as_string().is_not(None)
+        query = sa.select(pages, jobs.c.request).join(jobs, jobs.c.id == pages.c.job)
+        with self._database.read() as connection:
+            rows = connection.execute(query.where(jobs.c.state == JobState.DEAD, of_sweep).limit(limit)).all()
+        return [(Page(*row[:-1]), row[-1]) for row in rows]
+
+    def remove(self, job: str) -> None:
+        """Delete a page; its job finds nothing to do if it is redriven."""
+        with self._database.write() as connection:
+            connection.execute(sa.delete(pages).where(pages.c.job == job))
+
     # Planning
 
     def plan(

@@ -1,6 +1,6 @@
 """Copies that can be repaired, and the stores of which too many copies are bad to trust them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -42,18 +42,18 @@ class Repairs:
         now: datetime,
         until: datetime,
         limit: int,
-        job_of: Callable[[int], str] = str,
+        job: str,
         within: tuple[str | None, str] = (None, ""),
         metadata: bool = False,
-    ) -> list[tuple[str, Artifact]]:
+    ) -> list[Artifact]:
         """Claim bad copies of a store whose artifact has a good copy in another of `sources`.
 
-        Only copies of the current version are claimed. A copy whose artifact is lost is not touched. `job_of` gives the
-        id of the job that will repair a copy, which its findings name from now on. `within` is a bucket and a prefix.
-        `metadata`: copies with right bytes and wrong metadata beside them are claimed instead; they need no other copy.
+        Only copies of the current version are claimed. A copy whose artifact is lost is not touched. `job` will repair
+        them: their findings name it from now on. `within` is a bucket and a prefix. `metadata`: copies with right bytes
+        and wrong metadata beside them are claimed instead; they need no other copy.
 
         Returns:
-            The id of the job for each copy, and the artifact of the copy.
+            The artifact of each copy.
         """
         if metadata:
             query, still, action = _with_wrong_metadata(store, within), copies.c.state.in_(_GOOD), "rewrite metadata"
@@ -66,9 +66,9 @@ class Repairs:
             return []
         with self._database.write() as connection:
             claimed = claim_copies(connection, list(found), still, now=now, until=until)
-            repairs = [(job_of(copy), found[copy]) for copy in claimed]
-            note_action(connection, {(store, of.bucket, of.key): job for job, of in repairs}, action, now)
-        return repairs
+            repaired = [found[copy] for copy in claimed]
+            note_action(connection, {(store, of.bucket, of.key): job for of in repaired}, action, now)
+        return repaired
 
     def count_wrong_metadata(self, store: str, *, within: tuple[str | None, str] = (None, "")) -> int:
         """Return how many copies of a store have right bytes and wrong metadata, claimed ones included."""

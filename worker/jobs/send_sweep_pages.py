@@ -41,6 +41,11 @@ class Claimed:
     until: datetime
 
 
+def page_id(sweep: str, number: int) -> str:
+    """Return the id of the job of a page, by its number in the sweep, from 1 on."""
+    return f"{batch_stem(sweep)}.{number:08d}"
+
+
 def plan(
     catalogue: Catalogue,
     sweep: str,
@@ -52,8 +57,8 @@ def plan(
 
     `claimed`: what each of them works on.
     """
-    stem, now = batch_stem(sweep), clock.now()
-    planned = [PlannedPage(f"{stem}.{number:08d}", each.payload()) for number, each in enumerate(requests, 1)]
+    now = clock.now()
+    planned = [PlannedPage(page_id(sweep, number), each.payload()) for number, each in enumerate(requests, 1)]
     if claimed is not None:
         planned = [
             replace(page, objects=of.artifacts, claimed_until=of.until)

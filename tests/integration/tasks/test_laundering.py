@@ -13,6 +13,7 @@ from tasks.sweeps.repair import sweep_repair
 from tasks.upload import upload
 from tasks.verify import verify
 from tests.integration.tasks.rotting_stores import BUCKET, KINDS, RottingStore, rotting
+from tests.integration.tasks.sweeps.test_verify_sweep import Sweeper
 from worker.artifacts.rebuild.rebuild_catalogue import Rebuild
 from worker.artifacts.sources.open_source import Source
 from worker.catalogue import Catalogue, Rules
@@ -111,15 +112,18 @@ def test_a_repair_replaces_nothing_by_rot(context, run, put, store, stored, monk
     stored("primary").write_bytes(BAD)
     run(verify, VerifyRequest(bucket=BUCKET, key=KEY, stores=("primary",)))
     store.rot(KEY, BAD)
-    sent: list[Any] = []
-    monkeypatch.setattr("tasks.sweeps.repair.send_child", lambda _, request, **__: sent.append(request))
+    sweeper, sent = Sweeper(context), list[Any]()
+    monkeypatch.setattr("tasks.sweeps.repair.Outbox", lambda _: sweeper.messages)
+    monkeypatch.setattr("tasks.page.send_child", lambda _, request, **__: sent.append(request))
     assert run(sweep_repair, SweepRepairRequest()).claimed == {"primary": 1}
+    [done] = sweeper.pages()
+    assert (done.outcomes, done.left) == ({}, (f"{BUCKET}/{KEY}",))
     with pytest.raises(NoGoodSource):
         run(replicate, sent.pop())
     assert states(context) == dict.fromkeys(BOTH, "corrupt")
     assert (stored("primary").read_bytes(), store.bytes_of(KEY)) == (BAD, BAD)
     assert run(sweep_repair, SweepRepairRequest()).lost == 1
-    assert sent == []
+    assert sweeper.messages.sent == {}
 
 
 def test_a_rotten_object_is_not_adopted(context, run, put, store):

@@ -181,7 +181,7 @@ def test_no_question_about_a_store_reads_the_whole_table(sqlite_catalogue, monke
         findings.counts()
         findings.page(kind=FindingKind.CORRUPT, store="dr", limit=5)
         findings.prune(before=clock.now())
-        catalogue.repairs.claim("dr", sources=["primary"], now=clock.now(), until=clock.now(), limit=5)
+        catalogue.repairs.claim("dr", sources=["primary"], now=clock.now(), until=clock.now(), limit=5, job="page")
         catalogue.repairs.count_bad("dr", since=clock.now(), limit=5)
         catalogue.artifacts.record_many(
             [NewVersion("releases", key, DIGEST, ["dr"]) for key in ("a", "b")], {}, clock.now(), job="upload"

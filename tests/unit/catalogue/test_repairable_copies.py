@@ -18,8 +18,10 @@ def claim(catalogue):
 
     def claim(*sources, now=None):
         now = now or clock.now()
-        found = catalogue.repairs.claim("dr", sources=sources or ["primary", "dr"], now=now, until=now + HOUR, limit=10)
-        return sorted(artifact.key for _, artifact in found)
+        found = catalogue.repairs.claim(
+            "dr", sources=sources or ["primary", "dr"], now=now, until=now + HOUR, limit=10, job="page"
+        )
+        return sorted(artifact.key for artifact in found)
 
     return claim
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from tasks.replicate import replicate
 from tasks.sweeps.check_without_reading import sweep_evidence
 from tasks.sweeps.damage_canaries import sweep_canary
 from tasks.sweeps.repair import sweep_repair
@@ -60,13 +59,12 @@ def verify(context: Context) -> Callable[[], None]:
 
 
 @pytest.fixture
-def repair(run, monkeypatch) -> Callable[[], None]:
+def repair(context: Context, run, monkeypatch) -> Callable[[], None]:
     def repair() -> None:
-        jobs: list[Any] = []
-        monkeypatch.setattr("tasks.sweeps.repair.send_child", lambda _, request, **__: jobs.append(request))
+        sweeper = Sweeper(context)
+        monkeypatch.setattr("tasks.sweeps.repair.Outbox", lambda _: sweeper.messages)
         run(sweep_repair, SweepRepairRequest())
-        for job in jobs:
-            run(replicate, job)
+        sweeper.pages()
 
     return repair
 

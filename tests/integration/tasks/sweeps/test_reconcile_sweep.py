@@ -334,6 +334,7 @@ class TestAdopt:
         done = run(page, request, id_=job)
         assert (done.outcomes, done.left) == ({"adopted": 2}, ("releases/y",))
         (_, (kind, request)) = sent
+        assert {each.job for each in context.catalogue.findings.page()} != {job}
         assert (kind, request.key, request.first_read, request.store) == ("adopt", "y", True, "dr")
         run(adopt, request)
         assert kinds(context) == set()

@@ -6,15 +6,20 @@ from typing import Any
 
 import pytest
 
+from tasks.page import split_dead_pages
 from tasks.replicate import replicate
+from tasks.sweeps.repair import sweep as sweep_once
 from tasks.sweeps.repair import sweep_repair
 from tasks.upload import upload
 from tasks.verify import verify
-from worker import cli
+from tests.integration.tasks.sweeps.test_verify_sweep import Sweeper
+from worker import cli, clock
 from worker.context import Context
+from worker.limits.limited_store import LimitedStore
 from worker.settings import Settings
 from worker.settings.section_models import RepairSweepSettings
 from zot_artifact_client.contract import (
+    JobState,
     ReplicateRequest,
     SweepRepairRequest,
     SweepRepairResult,
@@ -31,21 +36,20 @@ def with_repair(settings: Settings, **values: Any) -> Settings:
 
 
 @pytest.fixture
-def sent(monkeypatch: pytest.MonkeyPatch) -> list[ReplicateRequest]:
-    """Return what the sweep sends; the queue between is that of tests with real workers."""
-    jobs: list[ReplicateRequest] = []
-    monkeypatch.setattr("tasks.sweeps.repair.send_child", lambda spec, request, **_: jobs.append(request))
-    return jobs
+def sent(monkeypatch: pytest.MonkeyPatch, context: Context) -> Sweeper:
+    """Return the broker of the sweep, and what takes up its pages; one with real workers is that of other tests."""
+    sweeper = Sweeper(context)
+    monkeypatch.setattr("tasks.sweeps.repair.Outbox", lambda _: sweeper.messages)
+    return sweeper
 
 
 @pytest.fixture
-def sweep(run, sent: list[ReplicateRequest]) -> Sweep:
-    """Return what runs the sweep and the jobs that it sends."""
+def sweep(run, sent: Sweeper) -> Sweep:
+    """Return what runs the sweep and the pages that it sends."""
 
     def swept() -> SweepRepairResult:
         result: SweepRepairResult = run(sweep_repair, SweepRepairRequest())
-        while sent:
-            run(replicate, sent.pop())
+        sent.pages()
         return result
 
     return swept
@@ -128,7 +132,80 @@ def test_a_claim_keeps_the_next_sweep_from_sending_the_same_repair(run, put, sto
     run(verify, VerifyRequest(bucket="releases", key="app.tgz"))
     assert run(sweep_repair, SweepRepairRequest()).claimed == {"dr": 1}
     assert run(sweep_repair, SweepRepairRequest()).claimed == {}
-    assert [request.to for request in sent] == [("dr",)]
+    [page] = sent.messages.sent.values()
+    assert page.payload["to"] == ["dr"]
+
+
+def test_many_bad_copies_are_repaired_in_pages(
+    context: Context, run, put, sent: Sweeper, stored, monkeypatch, status
+) -> None:
+    """A page has several copies of one store; its message is lost once, and no copy is repaired twice."""
+    monkeypatch.setitem(context.settings.page.__dict__, "objects", 2)
+    keys = ("a", "b", "c")
+    for key in keys:
+        put(key)
+        stored("dr", key).unlink()
+        run(verify, VerifyRequest(bucket="releases", key=key))
+
+    def attempt(id_: str) -> dict[str, int]:
+        job = sent.take(id_, "sweep.repair", {})
+        return sweep_once(SweepRepairRequest(), context.for_job(job), job, sent.messages).claimed
+
+    with monkeypatch.context() as lost:
+        lost.setattr(sent.messages, "send", lambda _: None)
+        assert attempt("sweep-1") == {"dr": 3}
+    assert attempt("sweep-2") == {}
+    assert {each.job for each in context.catalogue.findings.page()} == {"sweep-1.00000001", "sweep-1.00000002"}
+    assert attempt("sweep-1") == {}
+    assert [each.outcomes for each in sent.pages()] == [{"repaired": 2}, {"repaired": 1}]
+    assert {key: states(context, key)["dr"] for key in keys} == dict.fromkeys(keys, "verified")
+    assert status() == 0
+
+
+def test_a_page_that_ends_its_workers_is_split(context: Context, run, put, sent: Sweeper, stored, monkeypatch) -> None:
+    """Each copy of a dead page becomes a job of its own, which its finding names: one bad object stops no other."""
+    for key in ("a", "b"):
+        put(key)
+        stored("dr", key).unlink()
+        run(verify, VerifyRequest(bucket="releases", key=key))
+    run(sweep_repair, SweepRepairRequest())
+    [(id_, sent_page)] = sent.messages.sent.items()
+    job = sent.take(id_, "page", sent_page.payload)
+    error = {"type": "Poison", "message": "its worker died"}
+    context.catalogue.ledger.finish(job.id, job.fence, JobState.DEAD, now=clock.now(), error=error)
+    split: dict[str, ReplicateRequest] = {}
+    monkeypatch.setattr("tasks.page.send_child", lambda _, request, *, id_, **__: split.update({id_: request}))
+    assert (split_dead_pages(context), split_dead_pages(context)) == (2, 0)
+    assert {(each.key, each.job, each.action) for each in context.catalogue.findings.page()} == {
+        (request.key, id_, "repair") for id_, request in split.items()
+    }
+    for request in split.values():
+        run(replicate, request)
+    assert {key: states(context, key)["dr"] for key in ("a", "b")} == {"a": "verified", "b": "verified"}
+    assert context.catalogue.findings.page() == []
+
+
+def test_a_store_that_does_not_give_a_repair_back_is_written_to_once(
+    context: Context, run, put, sent: Sweeper, stored, monkeypatch
+) -> None:
+    """The page names the copy, which stays bad; no other job writes it again at once."""
+    put("app.tgz")
+    stored("dr").unlink()
+    run(verify, VerifyRequest(bucket="releases", key="app.tgz"))
+    write, written = LimitedStore.write_object, []
+
+    def rotting(store: LimitedStore, *args: Any, **options: Any) -> Any:
+        done = write(store, *args, **options)
+        written.append(store.name)
+        rot(stored("dr"))
+        return done
+
+    monkeypatch.setattr(LimitedStore, "write_object", rotting)
+    run(sweep_repair, SweepRepairRequest())
+    [done] = sent.pages()
+    assert (done.outcomes, done.left, written) == ({"ReadBackMismatch": 1}, (), ["dr"])
+    assert "reads back corrupt" in done.failures[0].message
+    assert states(context, "app.tgz")["dr"] == "corrupt"
 
 
 class TestSuspect:

@@ -114,8 +114,7 @@ class Scene:
         self._context = context
         self._run = run
         self._sweeper = Sweeper(context)
-        self._jobs: list[Any] = []
-        monkeypatch.setattr("tasks.sweeps.repair.send_child", lambda _, request, **__: self._jobs.append(request))
+        monkeypatch.setattr("tasks.sweeps.repair.Outbox", lambda _: self._sweeper.messages)
         monkeypatch.setattr("worker.cli.session.load_settings", lambda: context.settings)
         monkeypatch.setattr("worker.cli.status.broker_checks", lambda _: iter(()))
         monkeypatch.setattr("worker.cli.status.open_breakers", lambda _: {})
@@ -134,11 +133,11 @@ class Scene:
         return {key: next(row["verdict"] for row in of if row["store"] == "dr") for key, of in rows.items()}
 
     def repair(self) -> dict[str, int]:
-        """Run the repair sweep and the jobs that it sends; return how many copies it claimed by store."""
+        """Run the repair sweep and the pages that it sends; return how many copies it claimed by store."""
+        self._sweeper.messages.sent.clear()  # pages of verify sweeps, which have ended
         claimed: dict[str, int] = self._run(sweep_repair, SweepRepairRequest()).claimed
         self.claims = {(each.key, each.action) for each in self._context.catalogue.findings.page() if each.bucket}
-        while self._jobs:
-            self._run(replicate, self._jobs.pop())
+        self._sweeper.pages()
         return claimed
 
     def status(self) -> int:

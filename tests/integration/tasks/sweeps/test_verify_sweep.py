@@ -61,6 +61,14 @@ class Sweeper:
             )
         return result
 
+    def pages(self) -> list[PageResult]:
+        """Take up all pages that wait."""
+        waiting = list(self.messages.sent)
+        results = [self.page(id_) for id_ in waiting]
+        for id_ in waiting:
+            del self.messages.sent[id_]
+        return results
+
     def verdicts(self) -> list[tuple[str, str, str]]:
         table = tables.verifications.c
         with self.context.catalogue._database.read() as connection:
