@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from uuid import NAMESPACE_OID, uuid5
 
@@ -27,6 +28,7 @@ from worker.artifacts.wait_for_delete_approval import check_page
 from worker.catalogue import (
     AHEAD,
     Artifact,
+    BudgetState,
     Catalogue,
     CatalogueError,
     Group,
@@ -35,6 +37,7 @@ from worker.catalogue import (
     PageCopy,
     PageOutcome,
     SeenVersions,
+    Share,
 )
 from worker.context import Context, JobContext
 from worker.counted import counted
@@ -42,6 +45,7 @@ from worker.jobs.running_job import Requeue, RunningJob
 from worker.jobs.send_sweep_pages import BROKER_ERRORS
 from worker.jobs.task import artifact_task, send_child
 from worker.limits.snooze import Snooze
+from worker.settings import Settings
 from worker.settings.budgets import Prices
 from worker.storage.errors import StorageError
 from zot_artifact_client.contract import (
@@ -236,42 +240,38 @@ def _verify_claimed(claim: ClaimSelection, context: JobContext, job: RunningJob)
 def claim_copies(claim: ClaimSelection, context: JobContext, job: str) -> Page:
     """Claim the copies of a page: as many as the planner has counted, due or not; without a count, those that are due.
 
-    What the budget of the store does not allow is released.
+    What the budget of the store does not allow is released. Its share is counted in the transaction of the claim.
     """
-    sweep, now = context.settings.sweep.verify, clock.now()
-    found = context.catalogue.pages.claim_due(
+    settings, sweep, now = context.settings, context.settings.sweep.verify, clock.now()
+    share = partial(_share, claim.store, settings, now) if claim.store in settings.budgets else None
+    return context.catalogue.pages.claim_due(
         job, claim.store, period=sweep.period_of(claim.store), first_read=sweep.first_read_of(claim.store), now=now,
         until=now + sweep.claim, limit=min(sweep.page, claim.most or sweep.page), ahead=AHEAD if claim.most else 1,
+        share=share,
     )  # fmt: skip
-    return _within_budget(found, claim.store, context)
 
 
-def _within_budget(found: Page, name: str, context: JobContext) -> Page:
-    """Count what the page will read against the budget of its store, and release the copies that are too many.
+def _share(
+    name: str, settings: Settings, now: datetime, state: BudgetState, claimed: Sequence[PageCopy]
+) -> tuple[BudgetState, Share]:
+    """Return the state of the budget of a store after a page has taken its share, and which copies that is.
 
     A copy that no day or month has room for is due again later. Otherwise it is the longest overdue one at each claim,
     and keeps all others from being read.
     """
-    settings, now = context.settings, clock.now()
-    if (budget := settings.budgets.get(name)) is None:
-        return found
-    claimed, prices = context.catalogue.pages.claimed_copies(found), settings.prices.get(name, Prices())
+    budget, prices, verify = settings.budgets[name], settings.prices.get(name, Prices()), settings.sweep.verify
+    never = [copy for copy in claimed if not budget.can_hold(copy.digest.size, prices)]
+    for copy in never:
+        logger.error(
+            "%s: %s/%s is not verified: its %d bytes are more than budgets.%s allows in a whole day or month; "
+            "raise it, or run `zot-artifacts verify %s/%s`",
+            name, copy.bucket, copy.key, copy.digest.size, name, copy.bucket, copy.key,
+        )  # fmt: skip
     copies = [copy for copy in claimed if budget.can_hold(copy.digest.size, prices)]
-    if too_large := [copy for copy in claimed if not budget.can_hold(copy.digest.size, prices)]:
-        for copy in too_large:
-            logger.error(
-                "%s: %s/%s is not verified: its %d bytes are more than budgets.%s allows in a whole day or month; "
-                "raise it, or run `zot-artifacts verify %s/%s`",
-                name, copy.bucket, copy.key, copy.digest.size, name, copy.bucket, copy.key,
-            )  # fmt: skip
-        later = now + settings.sweep.verify.period_of(name) / 10
-        found = context.catalogue.pages.release(found, [copy.id for copy in too_large], due=later)
     sizes = [copy.digest.size for copy in copies]
-    every = settings.sweep.verify.every
-    allowed = context.catalogue.budgets.change(
-        name, lambda state: take(state, sizes, budget, prices, now, every=every), now=now
-    )
-    return context.catalogue.pages.release(found, [copy.id for copy in copies[allowed:]])
+    state, allowed = take(state, sizes, budget, prices, now, every=verify.every)
+    read = {copy.id for copy in copies[:allowed]}
+    return state, Share(read, [copy.id for copy in never], now + verify.period_of(name) / 10)
 
 
 def _fitting(copies: Sequence[PageCopy], context: JobContext) -> tuple[list[PageCopy], list[PageCopy], list[PageCopy]]:

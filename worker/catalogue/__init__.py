@@ -55,7 +55,7 @@ from worker.catalogue.load_export import BadExport, NotEmpty, load_export
 from worker.catalogue.log_archives import BadArchive, LogArchives, check_lines
 from worker.catalogue.metrics_queries import EndedJob, Figures, ResolvedFinding
 from worker.catalogue.multipart_uploads import OpenTransfer, Transfers, UploadIntent
-from worker.catalogue.pages import Group, Page, PageCopy, PageOutcome, Pages, PlannedPage
+from worker.catalogue.pages import Group, Page, PageCopy, PageOutcome, Pages, PlannedPage, Share
 from worker.catalogue.pauses import Pause, Pauses, Scope
 from worker.catalogue.rebuilding import FoundKey, FoundObject, KnownKey, Rebuilding, Rebuilt, Rules
 from worker.catalogue.reconciliation import ReconcileRun, Reconciliations, RecordedCopy, SettledFinding, Sighting
@@ -183,6 +183,7 @@ __all__ = [
     "Scope",
     "SeenVersions",
     "SettledFinding",
+    "Share",
     "Sighting",
     "StoreIdentities",
     "Superseded",

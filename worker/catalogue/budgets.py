@@ -7,6 +7,7 @@ from operator import itemgetter
 from typing import TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy import Connection
 
 from worker.catalogue.database import Database
 from worker.catalogue.sweep_claims import NeededReads
@@ -72,17 +73,6 @@ class Budgets:
         with self._database.read() as connection:
             row = connection.execute(sa.select(budgets).where(budgets.c.store == store)).one_or_none()
         return (BudgetState(at=now) if row is None else _state_of(row)).on_day_of(now)
-
-    def change(self, store: str, how: Callable[[BudgetState], tuple[BudgetState, Taken]], *, now: datetime) -> Taken:
-        """Change the state of a store's budget in one transaction, and return what was taken."""
-        with self._database.write() as connection:
-            row = connection.execute(sa.select(budgets).where(budgets.c.store == store)).one_or_none()
-            state, taken = how(BudgetState(at=now) if row is None else _state_of(row))
-            if row is None:
-                connection.execute(sa.insert(budgets).values(store=store, **asdict(state)))
-            else:
-                connection.execute(sa.update(budgets).where(budgets.c.store == store).values(**asdict(state)))
-        return taken
 
     def counted(self, store: str) -> Usage | None:
         """Return what `usage` has counted of a store, None if it has not yet."""
@@ -169,6 +159,19 @@ class Budgets:
         with self._database.read() as connection:
             row = connection.execute(query).one_or_none()
         return (f"{row.bucket}/{row.key}", row.size) if row else None
+
+
+def change_budget(
+    connection: Connection, store: str, how: Callable[[BudgetState], tuple[BudgetState, Taken]], now: datetime
+) -> Taken:
+    """Change the state of a store's budget, and return what was taken."""
+    row = connection.execute(sa.select(budgets).where(budgets.c.store == store)).one_or_none()
+    state, taken = how(BudgetState(at=now) if row is None else _state_of(row))
+    if row is None:
+        connection.execute(sa.insert(budgets).values(store=store, **asdict(state)))
+    else:
+        connection.execute(sa.update(budgets).where(budgets.c.store == store).values(**asdict(state)))
+    return taken
 
 
 def _state_of(row: sa.Row[tuple[object, ...]]) -> BudgetState:

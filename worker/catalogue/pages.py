@@ -5,7 +5,7 @@ row change together. So a page that is delivered again does not repeat what is r
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from operator import attrgetter
@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 
 from worker.catalogue.adoptions import Adoption, OtherVersion, record_adoptions
 from worker.catalogue.artifacts import FinishedCopy, delete_copies, finish_copies, tombstone_all
+from worker.catalogue.budgets import BudgetState, change_budget
 from worker.catalogue.bulk import one_of_ids
 from worker.catalogue.compiled_statements import Prepared
 from worker.catalogue.database import CatalogueError, Database
@@ -136,6 +137,21 @@ class PlannedPage:
     claimed_until: datetime | None = None
 
 
+class Share(NamedTuple):
+    """Which copies a page reads within the budget of its store, and which no budget of a day or month has room for.
+
+    The latter are due again `later`.
+    """
+
+    read: Collection[int]
+    never: Sequence[int]
+    later: datetime
+
+
+BudgetShare = Callable[[BudgetState, Sequence[PageCopy]], tuple[BudgetState, Share]]
+"""Returns the state of a budget after a page has taken its share for some of these copies."""
+
+
 class Pages:
     """The pages whose jobs have not ended, by the ids of their jobs."""
 
@@ -166,10 +182,13 @@ class Pages:
         until: datetime,
         limit: int,
         ahead: float = 1,
+        share: BudgetShare | None = None,
     ) -> Page:
         """Claim copies of a store that are due, in the order of `due_copies`, and record them as the objects of a page.
 
-        A claim keeps other pages away until a verdict is recorded, or until `until`. `ahead`: see `AHEAD`.
+        A claim keeps other pages away until a verdict is recorded, or until `until`. `ahead`: see `AHEAD`. `share`
+        takes what they cost from the budget of the store, in the same transaction: no death leaves a page whose reads
+        are not counted.
         """
         claimed: list[int] = []
         while True:
@@ -185,15 +204,15 @@ class Pages:
                 claimed += got
                 if len(got) == len(wanted) or len(claimed) >= limit:  # no other page has claimed it meanwhile
                     page = Page(job, until, claimed)
+                    if share is not None:
+                        page = _within_budget(connection, page, store, share, now)
                     _insert(connection, page)
                     return page
 
     def claimed_copies(self, page: Page) -> list[PageCopy]:
         """Return the open copies of a page that are still claimed by it, in the order of the page."""
         with self._database.read() as connection:
-            rows = _CLAIMED.tuples(connection, ids=page.open, until=page.claimed_until)
-        found = {row[0]: PageCopy._make((*row[:7], Digest(row[7], row[8]))) for row in rows}
-        return [found[id_] for id_ in page.open if id_ in found]
+            return _claimed_copies(connection, page)
 
     def copies_of(self, artifact_ids: Sequence[int]) -> dict[int, list[PageCopy]]:
         """Return the copies of these versions that their stores should have, by version, in the order of the stores."""
@@ -272,13 +291,10 @@ class Pages:
         """Return what records the verdicts of a page while the page reads on."""
         return VerdictRecorder(self._database, page)
 
-    def release(self, page: Page, ids: Sequence[int], *, due: datetime | None = None) -> Page:
-        """Give up claimed copies of a page, so that another page can claim them at once, or when they are `due`."""
-        after = replace(page, open=[id_ for id_ in page.open if id_ not in set(ids)])
-        ours = sa.and_(one_of_ids(copies.c.id, "ids"), copies.c.claimed_until == page.claimed_until)
+    def release(self, page: Page, ids: Sequence[int]) -> Page:
+        """Give up claimed copies of a page, so that another page can claim them at once."""
         with self._database.write() as connection:
-            put_off = {} if due is None else {"next_due_at": due}
-            connection.execute(sa.update(copies).where(ours).values(claimed_until=None, **put_off), {"ids": list(ids)})
+            after = _released(connection, page, ids)
             _UPDATE.run(connection, **_progress(after))
         return after
 
@@ -427,6 +443,31 @@ class VerdictRecorder:
             append_verdicts(connection, verdicts)
         _UPDATE.run(connection, **_progress(groups[-1][0]))
         return len(groups)
+
+
+def _claimed_copies(connection: Connection, page: Page) -> list[PageCopy]:
+    rows = _CLAIMED.tuples(connection, ids=page.open, until=page.claimed_until)
+    found = {row[0]: PageCopy._make((*row[:7], Digest(row[7], row[8]))) for row in rows}
+    return [found[id_] for id_ in page.open if id_ in found]
+
+
+def _within_budget(connection: Connection, page: Page, store: str, share: BudgetShare, now: datetime) -> Page:
+    """Take what the copies of a page cost from the budget of their store, and release those that are too many."""
+    claimed = _claimed_copies(connection, page)
+    read, never, later = change_budget(connection, store, lambda state: share(state, claimed), now)
+    page = _released(connection, page, never, due=later)
+    return _released(connection, page, [id_ for id_ in page.open if id_ not in read])
+
+
+def _released(connection: Connection, page: Page, ids: Sequence[int], *, due: datetime | None = None) -> Page:
+    """Give up claimed copies of a page, so that another page can claim them at once, or when they are `due`."""
+    if not ids:
+        return page
+    gone = set(ids)
+    ours = sa.and_(one_of_ids(copies.c.id, "ids"), copies.c.claimed_until == page.claimed_until)
+    put_off = {} if due is None else {"next_due_at": due}
+    connection.execute(sa.update(copies).where(ours).values(claimed_until=None, **put_off), {"ids": list(ids)})
+    return replace(page, open=[id_ for id_ in page.open if id_ not in gone])
 
 
 def _progress(page: Page) -> dict[str, Any]:

@@ -1,20 +1,26 @@
 """The verify sweep reads no more of a store than its budget allows, and tells that it is not enough."""
 
 import uuid
+from contextlib import suppress
 from datetime import timedelta
+from itertools import count
 
 import pytest
+import sqlalchemy as sa
 from pydantic import ByteSize
 
+from tasks.page import claim_copies
 from tests.integration.tasks.sweeps.test_verify_sweep import Sweeper, due  # noqa: F401 - a fixture
 from worker import clock
-from worker.catalogue import FindingKind
+from worker.catalogue import FindingKind, tables
 from worker.cli.session import Session
 from worker.cli.sweep_plans import PLANS, whole_pass
 from worker.context import Context
 from worker.settings import Settings
 from worker.settings.budgets import Budget, Prices
 from worker.storage import Digest
+from zot_artifact_client.contract import PAGE, ClaimSelection, PageRequest
+from zot_artifact_client.outgoing_messages import Outgoing
 
 HOUR = timedelta(hours=1)
 
@@ -47,6 +53,37 @@ def test_the_sweep_reads_no_more_than_its_budget(context: Context, due, monkeypa
     assert found.opened_at == begin
     assert "20 copies costs 20.00 of your 100.00 a month" in found.evidence["detail"]
     assert context.catalogue.budgets.get("dr", now=clock.now()).month_cost == read[-1]["dr"]
+
+
+def test_a_page_that_dies_at_its_claim_reads_nothing_uncounted(context: Context, due, monkeypatch) -> None:  # noqa: F811
+    """Whichever write of the claim is the last of its worker, all that the page reads at last is counted."""
+    monkeypatch.setitem(context.settings.budgets["dr"].__dict__, "requests_per_day", 100)
+    due(5)
+    begin, sweeper = clock.now(), Sweeper(context)
+    request = PageRequest(verb="verify", claim=ClaimSelection(store="dr")).payload()
+    for number in range(4):
+        now = begin + number * timedelta(days=1)
+        monkeypatch.setattr(clock, "now", lambda now=now: now)
+        with context.catalogue._database.write() as connection:
+            connection.execute(sa.update(tables.copies).values(read_at=now - timedelta(days=60), claimed_until=None))
+        id_ = f"page-{number}"
+        sweeper.messages.send([Outgoing(PAGE.name, id_, "sweep", request)])
+        before, commits, commit = len(sweeper.verdicts()), count(), sa.engine.RootTransaction.commit
+
+        def dying(transaction: sa.engine.RootTransaction, commits=commits, last=number, commit=commit) -> None:
+            if next(commits) == last:  # of all its transactions, also those that read
+                raise KeyboardInterrupt
+            commit(transaction)
+
+        job = sweeper.take(id_, "page", request)
+        with monkeypatch.context() as dead:
+            dead.setattr(sa.engine.RootTransaction, "commit", dying)
+            with suppress(KeyboardInterrupt):
+                claim_copies(ClaimSelection(store="dr"), context.for_job(job), id_)
+        sweeper.page(id_)
+        read = len(sweeper.verdicts()) - before
+        assert (read > 0) == (number > 0)  # the budget begins empty
+        assert context.catalogue.budgets.get("dr", now=now).day_requests == read
 
 
 def test_an_object_above_the_budget_of_a_day_is_a_finding_beforehand(context: Context, due, monkeypatch) -> None:  # noqa: F811
