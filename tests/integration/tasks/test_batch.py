@@ -280,7 +280,7 @@ def test_a_batch_that_is_redriven_without_its_list_fails(drive, files, context):
     assert driver.step() is None
     driver.work()
     context.catalogue.batch_lists.remove(driver.id)
-    with pytest.raises(NotFound, match="the list of batch batch-1 is gone.*send the upload again"):
+    with pytest.raises(NotFound, match="the list of batch batch-1 is gone.*send it again"):
         driver.finish()
 
 
