@@ -346,7 +346,7 @@ class InMemoryWorker:
 
     def _adopt_all(self, request: BatchRequest) -> BatchResult:
         """Adopt the objects that a store has below a prefix, or that a list names."""
-        [store] = request.stores or ()
+        store = (request.stores or ("",))[0]
         if request.keys_from is None:
             wanted = [
                 {"bucket": bucket, "key": key}
