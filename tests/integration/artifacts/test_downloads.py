@@ -66,7 +66,8 @@ class Host:
         return next((line.partition(": ")[2] for line in lines if line.lower().startswith(f"{name.lower()}:")), None)
 
     def stop(self):
-        self._listener.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):  # it has stopped already
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._thread.join()
 
@@ -247,6 +248,13 @@ def test_interim_answers_come_before_the_answer(host, settings):
     assert fetch(host, settings) == b"hello"
     host.answers = [answer(status="103 Early Hints") * 1000]
     with pytest.raises(Unavailable):
+        fetch(host, settings)
+
+
+def test_a_host_that_refuses_the_connection_is_no_slow_one(host, settings):
+    """The message has the error of the connection, and no time that was not waited."""
+    host.stop()
+    with pytest.raises(Unavailable, match="no connection: Connection refused"):
         fetch(host, settings)
 
 

@@ -406,6 +406,10 @@ def _connection_error(name: str, error: urllib3.exceptions.HTTPError, seconds: f
         cause = cause.__cause__ or cause.__context__ or next((a for a in cause.args if isinstance(a, Exception)), None)
     if fault := proxy_fault(error):
         return (AccessDenied if UNAUTHENTICATED in fault else Unavailable)(f"source {name}: {fault}")
+    if isinstance(error, urllib3.exceptions.NewConnectionError):  # urllib3 calls it a timeout, too
+        return Unavailable(
+            f"source {name}: no connection: {getattr(error.__cause__, 'strerror', None) or error.__cause__}"
+        )
     if isinstance(error, urllib3.exceptions.TimeoutError):
         return Timeout(f"source {name}: no answer within {seconds:.0f} s")
     if isinstance(error, urllib3.exceptions.SSLError):
