@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from tasks.delete import delete
-from tasks.replicate import replicate
 from tasks.sweeps.check_without_reading import sweep_evidence
 from tasks.sweeps.purge import sweep_purge
 from tasks.sweeps.repair import sweep_repair
 from tasks.upload import upload
 from tasks.verify import verify
 from tests.integration.tasks.rotting_stores import BUCKET, CLOUDS, RottingCloud, rotting
+from tests.integration.tasks.sweeps.test_verify_sweep import Sweeper
 from tests.servers.proxy import Say
 from worker import clock
 from worker.context import Context
@@ -56,8 +56,7 @@ def settings(settings: Settings, store: RottingCloud) -> Settings:
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     jobs: list[Any] = []
-    for module in ("check_without_reading", "repair"):
-        monkeypatch.setattr(f"tasks.sweeps.{module}.send_child", lambda _, request, **__: jobs.append(request))
+    monkeypatch.setattr("tasks.sweeps.check_without_reading.send_child", lambda _, request, **__: jobs.append(request))
     return jobs
 
 
@@ -83,8 +82,10 @@ def test_a_write_that_was_confirmed_and_not_kept_is_found_and_repaired(
     assert told.outcomes == {"absent" if kept == "nothing" else "differs": 1}
     run(verify, sent.pop())
     assert findings(context) == [("missing" if kept == "nothing" else "size_mismatch", "dr")]
+    sweeper = Sweeper(context)
+    monkeypatch.setattr("tasks.sweeps.repair.Outbox", lambda _: sweeper.messages)
     run(sweep_repair, SweepRepairRequest())
-    run(replicate, sent.pop())
+    sweeper.pages()
     assert store.bytes_of(KEY) == CONTENT
     run(verify, VerifyRequest(bucket=BUCKET, key=KEY))
     assert findings(context) == []
