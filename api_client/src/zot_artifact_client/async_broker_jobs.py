@@ -69,7 +69,7 @@ class AsyncBrokerJobs:
         if other := read_mismatches(digests, answers):
             raise idempotency_mismatch(other)
 
-    async def _recorded(self, job_id: str, within: float) -> Snapshot:
+    async def _recorded(self, job_id: str, within: float) -> Snapshot | None:
         asked = status_question(job_id, within)
         await self._push([asked])
         return status_answer(await self.results.answer(asked.job_id, within))

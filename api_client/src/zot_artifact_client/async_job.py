@@ -89,6 +89,8 @@ class AsyncJob(Generic[ResultT]):
     async def result(self) -> ResultT | None:
         """Return the result of a job that succeeded, or None if it has not ended.
 
+        Where the result backend knows nothing of the job, a worker is asked for up to 2 s what the ledger has of it.
+
         Raises:
             JobFailed, JobCancelled: it ended without success.
             UnknownJob: nothing is known of a job with this id.
@@ -96,7 +98,10 @@ class AsyncJob(Generic[ResultT]):
         """
         snapshot = await self.results.snapshot(self.id)
         if snapshot.state is JobState.UNKNOWN:
-            raise unknown_job(self.id)
+            try:
+                snapshot = await self.results.wait_for_end(self.id, 0.0, None)  # asks the ledger
+            except WaitTimeout:
+                return None
         return result_of(self.id, self.spec, snapshot) if snapshot.state.terminal else None
 
     async def wait(self, timeout: float | None = None, *, on_progress: OnAsyncProgress | None = None) -> ResultT:  # noqa: ASYNC109 - the same as of the other client
@@ -136,7 +141,8 @@ class AsyncJobs(list[AsyncJob[Any]]):
     async def as_completed(self, timeout: float | None = None) -> AsyncIterator[AsyncJob[Any]]:  # noqa: ASYNC109 - as above
         """Yield each job when it has ended, the first one first, by polling for all of them together.
 
-        A job of which nothing is known any more is yielded too, and its `result` raises UnknownJob: Redis has lost it.
+        A job of which the result backend knows nothing is yielded too, unless it goes on: `result` returns what the
+        ledger has of it where its result has expired, and raises UnknownJob where Redis has lost the job.
 
         Raises:
             WaitTimeout: some have not ended within `timeout` seconds; they go on.
@@ -147,19 +153,24 @@ class AsyncJobs(list[AsyncJob[Any]]):
             for job in poll.take(ended):
                 yield job
             if poll.left and not ended:
-                for job in poll.take([id_ async for id_ in self._unknown(poll.to_look_up())]):
-                    yield job
+                async for id_ in self._ended_or_lost(poll.to_look_up()):
+                    for job in poll.take([id_]):
+                        yield job
                 if poll.left:
                     await asyncio.sleep(poll.pause())
 
-    async def _unknown(self, job_ids: Sequence[str]) -> AsyncIterator[str]:
-        """Yield those of some jobs of which neither the result backend nor the ledger knows anything."""
+    async def _ended_or_lost(self, job_ids: Iterable[str]) -> AsyncIterator[str]:
+        """Yield those of some jobs of which the result backend knows nothing, and that go on in no ledger either."""
         known = 0
         for id_ in job_ids:
             try:
                 if (await self._results.snapshot(id_)).state is JobState.UNKNOWN:
                     await self._results.wait_for_end(id_, 0.0, None)  # asks the ledger
-            except UnknownJob:
+                    yield id_  # its result has expired
+                    continue
+            except UnknownJob as error:
+                if not error.certain:
+                    return  # no worker answers now: it may go on
                 yield id_
                 continue
             except WaitTimeout:

@@ -39,7 +39,7 @@ class AsyncResultBackend:
         self,
         server: AsyncRedis,
         is_queued: Callable[[str], Awaitable[bool]],
-        recorded: Callable[[str, float], Awaitable[Snapshot]],
+        recorded: Callable[[str, float], Awaitable[Snapshot | None]],
     ) -> None:
         self._server = server
         self._is_queued = is_queued
@@ -57,9 +57,16 @@ class AsyncResultBackend:
         return Snapshot(JobState.UNKNOWN) if found.is_absent else found
 
     async def snapshot_or_recorded(self, job_id: str, within: float) -> Snapshot:
-        """Return the state of a job now, as the ledger has it if the result backend does not know the job."""
-        found = await self.snapshot(job_id)
-        return found if found.state is not JobState.UNKNOWN else await self._recorded(job_id, within)
+        """Return the state of a job now, as the ledger has it if the result backend does not know the job.
+
+        Raise UnknownJob, BrokerUnavailable.
+        """
+        found: Snapshot | None = await self.snapshot(job_id)
+        if found and found.state is JobState.UNKNOWN:
+            found = await self._recorded(job_id, within)
+        if found is None or found.state is JobState.UNKNOWN:
+            raise unknown_job(job_id, certain=found is not None)
+        return found
 
     async def wait_for_end(self, job_id: str, timeout: float | None, on_progress: OnAsyncProgress | None) -> Snapshot:  # noqa: ASYNC109 - the same as of the other client
         last = partial(self.snapshot_or_recorded, job_id, LEDGER_AT_THE_END)
@@ -103,8 +110,6 @@ class AsyncResultBackend:
             now = time.monotonic()
             if is_job and found.is_absent and now >= unknown_until:
                 found = await self.snapshot_or_recorded(job_id, LEDGER_WITHIN)
-                if found.state is JobState.UNKNOWN:
-                    raise unknown_job(job_id)
                 if found.state.terminal:
                     return found
                 unknown_until = time.monotonic() + UNKNOWN_FOR

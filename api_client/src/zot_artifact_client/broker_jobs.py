@@ -57,7 +57,7 @@ class BrokerJobs:
         self._publisher.send_all([asked])
         return read_answer(spec, self.results.answer(asked.job_id, timeout), timeout)
 
-    def _recorded(self, job_id: str, within: float) -> Snapshot:
+    def _recorded(self, job_id: str, within: float) -> Snapshot | None:
         asked = status_question(job_id, within)
         self._publisher.send_all([asked])
         return status_answer(self.results.answer(asked.job_id, within))

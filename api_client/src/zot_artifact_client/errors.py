@@ -40,7 +40,13 @@ class BrokerUnavailable(ClientError):
 
 
 class UnknownJob(ClientError, LookupError):
-    """Nothing is known of a job: the id is wrong, its result has expired, or another program sent it and it waits."""
+    """Nothing is known of a job: the id is wrong, its result has expired, or another program sent it and it waits.
+
+    Attributes:
+        certain: whether the ledger has no such job; False if no worker has said what the ledger has.
+    """
+
+    certain = True
 
 
 class ArtifactNotFound(ClientError, LookupError):

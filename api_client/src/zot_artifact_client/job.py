@@ -8,7 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from zot_artifact_client.contract import JobState, Progress, ResultT, TaskSpec
 from zot_artifact_client.errors import UnknownJob, WaitTimeout
-from zot_artifact_client.snapshot import Snapshot, result_of, unknown_job
+from zot_artifact_client.snapshot import Snapshot, result_of
 
 
 class HasId(Protocol):
@@ -90,6 +90,8 @@ class Job(Generic[ResultT]):
     def result(self) -> ResultT | None:
         """Return the result of a job that succeeded, or None if it has not ended.
 
+        Where the result backend knows nothing of the job, a worker is asked for up to 2 s what the ledger has of it.
+
         Raises:
             JobFailed, JobCancelled: it ended without success.
             UnknownJob: nothing is known of a job with this id.
@@ -97,7 +99,10 @@ class Job(Generic[ResultT]):
         """
         snapshot = self.results.snapshot(self.id)
         if snapshot.state is JobState.UNKNOWN:
-            raise unknown_job(self.id)
+            try:
+                snapshot = self.results.wait_for_end(self.id, 0.0, None)  # asks the ledger
+            except WaitTimeout:
+                return None
         return result_of(self.id, self.spec, snapshot) if snapshot.state.terminal else None
 
     def wait(self, timeout: float | None = None, *, on_progress: OnProgress | None = None) -> ResultT:
@@ -172,7 +177,8 @@ def as_completed(
 ) -> Iterator[Job[Any]]:
     """Yield jobs of one client when they have ended, the first one first, by polling for all of them together.
 
-    A job of which nothing is known any more is yielded too, and its `result` raises UnknownJob: Redis has lost it.
+    A job of which the result backend knows nothing is yielded too, unless it goes on: `result` returns what the ledger
+    has of it where its result has expired, and raises UnknownJob where Redis has lost the job.
 
     Raises:
         WaitTimeout: some have not ended within `timeout` seconds; they go on.
@@ -184,19 +190,23 @@ def as_completed(
         ended = [id_ for page in poll.pages() for id_ in backend.ended(page)]
         yield from poll.take(ended)
         if poll.left and not ended:
-            yield from poll.take(list(_unknown(backend, poll.to_look_up())))
+            yield from poll.take(_ended_or_lost(backend, poll.to_look_up()))
             if poll.left:
                 time.sleep(poll.pause())
 
 
-def _unknown(backend: ResultBackend, job_ids: Sequence[str]) -> Iterator[str]:
-    """Yield those of some jobs of which neither the result backend nor the ledger knows anything."""
+def _ended_or_lost(backend: ResultBackend, job_ids: Iterable[str]) -> Iterator[str]:
+    """Yield those of some jobs of which the result backend knows nothing, and that go on in no ledger either."""
     known = 0
     for id_ in job_ids:
         try:
             if backend.snapshot(id_).state is JobState.UNKNOWN:
                 backend.wait_for_end(id_, 0.0, None)  # asks the ledger
-        except UnknownJob:
+                yield id_  # its result has expired
+                continue
+        except UnknownJob as error:
+            if not error.certain:
+                return  # no worker answers now: it may go on
             yield id_
             continue
         except WaitTimeout:
@@ -230,17 +240,20 @@ class Poll(Generic[JobT]):
             self._ended_at = time.monotonic()
             yield self.left.pop(id_)
 
-    def to_look_up(self) -> list[str]:
-        """Return the ids of jobs of which nothing may be known any more, if none has ended for a while: others first.
+    def to_look_up(self) -> Iterator[str]:
+        """Yield the ids of jobs of which nothing may be known any more, if none has ended for a while: others first.
 
-        Redis may have lost them.
+        Redis may have lost them. It ends with the time of the wait.
         """
         if time.monotonic() - self._ended_at < _STALLED:
-            return []
+            return
         self._ended_at = time.monotonic()
         ids, first = list(self.left), self._first % len(self.left)
         self._first += LOOKED_UP
-        return ids[first:] + ids[:first]
+        for id_ in ids[first:] + ids[:first]:
+            if self._deadline is not None and time.monotonic() >= self._deadline:
+                return
+            yield id_
 
     def pause(self) -> float:
         """Return the seconds until the next poll. Raise WaitTimeout if the time is over."""

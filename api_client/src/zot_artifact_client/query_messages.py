@@ -5,7 +5,7 @@ from uuid import uuid4
 
 from pydantic import ValidationError
 
-from zot_artifact_client.contract import QUERY_STATUS, JobState, RequestT, ResultT, StatusRequest, TaskSpec
+from zot_artifact_client.contract import QUERY_STATUS, RequestT, ResultT, StatusRequest, TaskSpec
 from zot_artifact_client.errors import ArtifactNotFound, ClientError, JobFailed, WaitTimeout
 from zot_artifact_client.outgoing_messages import Outgoing
 from zot_artifact_client.snapshot import Snapshot, recorded_snapshot
@@ -29,12 +29,12 @@ def status_question(job_id: str, timeout: float) -> Outgoing:
     return question(QUERY_STATUS, StatusRequest(job=job_id), timeout)
 
 
-def status_answer(found: Snapshot) -> Snapshot:
-    """Return what the ledger has of a job, from the answer to its query; `unknown` where no worker can tell."""
+def status_answer(found: Snapshot) -> Snapshot | None:
+    """Return what the ledger has of a job, from the answer to its query; None if no worker has said it."""
     try:
         return recorded_snapshot(read_answer(QUERY_STATUS, found, 0.0))
     except ClientError:
-        return Snapshot(JobState.UNKNOWN)
+        return None
 
 
 def read_answer(spec: TaskSpec[Any, ResultT], found: Snapshot, timeout: float) -> ResultT:

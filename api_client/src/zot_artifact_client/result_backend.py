@@ -62,8 +62,8 @@ class CeleryResultBackend:
         url: of the result backend.
         revoke: tells the workers that are up to cancel a job.
         is_queued: returns whether a job of which no state is stored is in the outbox, or None if that is unknown.
-        recorded: returns what the ledger has of a job, which a worker is asked for so many seconds: `unknown` if none
-            answers, too. The result backend may have been lost.
+        recorded: returns what the ledger has of a job, which a worker is asked for so many seconds; None if none
+            says it. The result backend may have been lost.
 
     Raises:
         ClientError: the URL is not that of a result backend.
@@ -74,7 +74,7 @@ class CeleryResultBackend:
         url: str,
         revoke: Callable[[str], None],
         is_queued: Callable[[str], bool | None] = lambda _: None,
-        recorded: Callable[[str, float], Snapshot] = lambda *_: Snapshot(JobState.UNKNOWN),
+        recorded: Callable[[str, float], Snapshot | None] = lambda *_: Snapshot(JobState.UNKNOWN),
     ) -> None:
         self._url = url
         self._revoke = revoke
@@ -124,9 +124,10 @@ class CeleryResultBackend:
                 snapshot = self.snapshot(job_id)
                 over = deadline is not None and time.monotonic() >= deadline
                 if snapshot.state is JobState.UNKNOWN and (over or time.monotonic() >= unknown_until):
-                    snapshot = self._recorded(job_id, LEDGER_AT_THE_END if over else LEDGER_WITHIN)
-                    if snapshot.state is JobState.UNKNOWN:
-                        raise unknown_job(job_id)
+                    found = self._recorded(job_id, LEDGER_AT_THE_END if over else LEDGER_WITHIN)
+                    if found is None or found.state is JobState.UNKNOWN:
+                        raise unknown_job(job_id, certain=found is not None)
+                    snapshot = found
                     unknown_until = time.monotonic() + UNKNOWN_FOR
                 if snapshot.state.terminal:
                     return snapshot

@@ -21,12 +21,14 @@ from zot_artifact_client.contract import (
 from zot_artifact_client.errors import ClientError, JobCancelled, JobFailed, JobNotDone, UnknownJob
 
 
-def unknown_job(job_id: str) -> UnknownJob:
+def unknown_job(job_id: str, *, certain: bool = True) -> UnknownJob:
     """Return the error for an id of which nothing is known."""
-    return UnknownJob(
+    error = UnknownJob(
         f"nothing is known of a job {job_id}: the id is wrong, its result has expired, or another program sent it and "
-        "no worker has taken it yet"
+        "no worker has taken it yet" + ("" if certain else "; no worker has said what the ledger has of it")
     )
+    error.certain = certain
+    return error
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """The client against a real Valkey and a real worker process that speaks the contract."""
 
+import asyncio
 import os
 import signal
 import socket
@@ -19,10 +20,13 @@ from tests.servers.process import REPOSITORY, die_with_parent, free_port, freeze
 from tests.waiting import WITHIN
 from zot_artifact_client import (
     ArtifactClient,
+    AsyncArtifactClient,
+    AsyncJobs,
     BrokerUnavailable,
     IdempotencyMismatch,
     JobCancelled,
     JobFailed,
+    Jobs,
     JobState,
     Progress,
     UnknownJob,
@@ -400,6 +404,27 @@ def test_an_unknown_job_is_not_queued(client: ArtifactClient, valkey: Valkey, mo
         assert unserved.verify("releases", "a").state is JobState.QUEUED
     with pytest.raises(UnknownJob, match=job.id):
         job.cancel()
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_job_is_not_lost_because_no_worker_answers(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch, is_async: bool
+) -> None:
+    """The wait for many goes on until a worker says that the ledger has none of them, or its time is over."""
+    monkeypatch.setattr("zot_artifact_client.job._STALLED", 0.0)
+    for module in ("result_backend", "async_results"):
+        monkeypatch.setattr(f"zot_artifact_client.{module}.LEDGER_AT_THE_END", 0.1)
+
+    def wait(url: str) -> None:
+        with ArtifactClient(url) as unserved:
+            Jobs(map(unserved.job, ("one", "two")), results=unserved.job("one").results).wait(0.5)
+
+    async def wait_async(url: str) -> None:
+        async with AsyncArtifactClient(url) as unserved:
+            await AsyncJobs(map(unserved.job, ("one", "two")), results=unserved.job("one").results).wait(0.5)
+
+    with pytest.raises(WaitTimeout):
+        asyncio.run(wait_async(valkey.database(1))) if is_async else wait(valkey.database(1))
 
 
 def test_an_ended_job_is_not_cancelled(client: ArtifactClient, worker: None) -> None:

@@ -466,6 +466,19 @@ def test_a_job_that_is_lost_ends_the_wait_for_many(side: Side, uploaded: Any, mo
         jobs.wait(WITHIN)
 
 
+def test_a_result_that_has_expired_ends_the_wait_for_many(
+    side: Side, uploaded: Any, broker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is what the ledger has, as for who waits for that job alone."""
+    monkeypatch.setattr("zot_artifact_client.job._STALLED", 0.0)
+    jobs = side.client.submit_many([VerifyRequest(bucket=side.bucket, key="app.tgz")])
+    [result] = jobs.wait(WITHIN)
+    with redis.Redis.from_url(broker) as server:
+        server.delete(*(f"celery-task-meta-{job.id}" for job in jobs))
+    assert jobs.wait(WITHIN) == [result]
+    assert [each.result() if callable(each.result) else each.result for each in jobs] == [result]
+
+
 def test_a_key_names_one_request(side: Side, uploaded: Any) -> None:
     """The same request under a key is the same job, another request is an error."""
     job = side.client.verify(side.bucket, "app.tgz", idempotency_key=side.bucket)
