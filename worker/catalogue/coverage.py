@@ -12,7 +12,7 @@ from worker.catalogue.artifacts import FIRST_READS, SPREADS
 from worker.catalogue.database import Database
 from worker.catalogue.records import BAD, CopyState
 from worker.catalogue.sweep_claims import NOT_ARCHIVED
-from worker.catalogue.tables import BAD_VERDICT, SWEEPS, artifacts, copies, findings, jobs, verifications
+from worker.catalogue.tables import BAD_VERDICT, SWEEPS, artifacts, copies, findings, jobs, pages, verifications
 from worker.storage import Verdict
 from worker.storage.keys import CANARY_BUCKET
 from zot_artifact_client.contract import REPLICATE, JobState
@@ -192,12 +192,21 @@ class CoverageQueries:
         return [(opened - known).total_seconds() for opened, known in times if known is not None]
 
     def jobs(self) -> tuple[int, int]:
-        """Return how many replications are open, and how many jobs are dead letters."""
-        count = sa.select(sa.func.count()).select_from(jobs)
-        repairs = count.where(jobs.c.state.in_(_OPEN_JOBS), jobs.c.kind == REPLICATE.kind)
+        """Return how many objects are to be replicated, as jobs or in open pages, and how many jobs are dead letters.
+
+        The objects of a page of a batch count from its begin on, those of a sweep from its plan on.
+        """
+        count, is_open = sa.select(sa.func.count()).select_from(jobs), jobs.c.state.in_(_OPEN_JOBS)
+        repairs = count.where(is_open, jobs.c.kind == REPLICATE.kind)
+        in_pages = (
+            sa.select(sa.func.sum(sa.func.json_array_length(pages.c.open)))
+            .join(jobs, jobs.c.id == pages.c.job)
+            .where(is_open, jobs.c.request["verb"].as_string() == REPLICATE.kind)
+        )
         dead = count.where(jobs.c.state == JobState.DEAD)
         with self._database.read() as connection:
-            return connection.execute(repairs).scalar_one(), connection.execute(dead).scalar_one()
+            replications = connection.execute(repairs).scalar_one() + (connection.execute(in_pages).scalar() or 0)
+            return replications, connection.execute(dead).scalar_one()
 
     def failed_jobs(self, *, since: datetime) -> list[FailedJobs]:
         """Return the jobs but sweeps that failed for good since then and were not sent again, by error and store."""

@@ -157,7 +157,9 @@ def test_many_bad_copies_are_repaired_in_pages(
     assert attempt("sweep-2") == {}
     assert {each.job for each in context.catalogue.findings.page()} == {"sweep-1.00000001", "sweep-1.00000002"}
     assert attempt("sweep-1") == {}
+    assert context.catalogue.coverage.jobs() == (3, 0), "`status` tells the repairs in pages"
     assert [each.outcomes for each in sent.pages()] == [{"repaired": 2}, {"repaired": 1}]
+    assert context.catalogue.coverage.jobs() == (0, 0)
     assert {key: states(context, key)["dr"] for key in keys} == dict.fromkeys(keys, "verified")
     assert status() == 0
 
