@@ -70,7 +70,7 @@ def main() -> None:
         now = clock.now()
 
         def due(period: timedelta) -> object:
-            return catalogue.pages.claim_due(str(uuid4()), "main", period=period, now=now, until=now, limit=500)
+            return catalogue.pages.claim_due(str(uuid4()), "main", period=period, now=now, until=now, limit=500).open
 
         def absent() -> object:
             at = clock.now()

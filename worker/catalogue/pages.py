@@ -346,7 +346,9 @@ class Pages:
     def planned_by(self, parent: str) -> list[PlannedPage]:
         """Return the pages that a job has planned, in the order of their ids."""
         query = (
-            sa.select(jobs.c.id, jobs.c.request, jobs.c.started_at).where(jobs.c.parent == parent).order_by(jobs.c.id)
+            sa.select(jobs.c.id, jobs.c.request, jobs.c.started_at)
+            .where(jobs.c.parent == parent, jobs.c.kind == "page")  # earlier versions sent jobs for copies, too
+            .order_by(jobs.c.id)
         )
         with self._database.read() as connection:
             return [
