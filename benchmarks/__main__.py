@@ -12,6 +12,7 @@ from benchmarks import (
     batch_planning,
     beside_sweep,
     canary_repair,
+    catalogue_queries,
     enqueue,
     gateway_clients,
     latency,
@@ -60,6 +61,7 @@ LONG: dict[str, Callable[[Testbed], Iterable[Line]]] = {
     "verify-stores": small_objects_in_clouds.measure_verify,
     "replicate": small_objects_in_clouds.measure_replicate,
     "canary": canary_repair.measure,
+    "catalogue": catalogue_queries.measure,
     "clients": gateway_clients.measure,
 }
 """Only measured when they are named, and kept in tables of their own."""

@@ -1,19 +1,26 @@
-"""How long the catalogue's queries take at 1,000,000 copies: due copies, absent copies, counts."""
+"""Measure the queries of a catalogue with 1,000,000 copies in SQLite, and the commands that ask it."""
 
-import argparse
 import hashlib
+import json
+import os
 import sqlite3
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from uuid import uuid4
 
+from benchmarks.harness.result_rows import Row, Samples, Target
+from benchmarks.harness.testbed import GIB, Testbed
 from worker import clock
 from worker.catalogue import Catalogue
 
+_COPIES, _QUICK = 1_000_000, 100_000
 _PERIOD = timedelta(days=30)
+_DUE, _SHOWN = Target(5, unit=" ms"), Target(1000, unit=" ms")
 
 
 def fill(path: Path, count: int) -> None:
@@ -46,53 +53,46 @@ def fill(path: Path, count: int) -> None:
     database.close()
 
 
-def timed(what: str, work: Callable[[], object], repeat: int = 5) -> None:
-    """Print the median of some runs, in milliseconds, and the size of the last result."""
+def measure(testbed: Testbed) -> Iterator[Row]:
+    """Fill a catalogue, time its queries, and then the commands that ask it, each a process of its own."""
+    testbed.need(GIB)
+    count = _QUICK if testbed.quick else _COPIES
+    home = testbed.directory / "home"
+    (home / "main").mkdir(parents=True)
+    catalogue = Catalogue(f"sqlite:///{home / 'catalogue.sqlite3'}")
+    fill(home / "catalogue.sqlite3", count)
+    now, day, of = clock.now(), timedelta(days=1), f"a catalogue of {count:,} copies"
+    claims, budgets = catalogue.sweep_claims, catalogue.budgets
+
+    def due(period: timedelta) -> object:
+        return catalogue.pages.claim_due(str(uuid4()), "main", period=period, now=now, until=now, limit=500)
+
+    queries: dict[str, tuple[Callable[[], object], Target | None]] = {
+        "a claim of due copies, none is": (lambda: due(_PERIOD * 10), _DUE),
+        "a claim of 500 due copies of all": (lambda: due(_PERIOD / 100), None),
+        "copies overdue": (lambda: claims.overdue("main", period=_PERIOD, now=now), None),
+        "reads that are needed": (lambda: claims.needed("main", period=_PERIOD, first_read=day, now=now), None),
+        "copies of a store": (lambda: budgets.copies("main"), None),
+        "copies by state": (catalogue.artifacts.count_by_state, None),
+        "stores without settings": (lambda: catalogue.store_records.unconfigured(["main"]), None),
+    }
+    for what, (query, target) in queries.items():
+        yield Row(f"{of}: {what}", _timed(query), target=target)
+    yield Row(f"{of}: bytes of a store by bucket", _timed(lambda: budgets.usage("main", now=now), 1))
+    catalogue.close()
+    stores = json.dumps({"main": {"type": "filesystem", "root": str(home / "main")}})
+    environment = {**os.environ, "ZOT_HOME": str(home), "ZOT_STORES": stores}
+    program = str(Path(sys.executable).with_name("zot-artifacts"))
+    for command, target in (("status", _SHOWN), ("stores", _SHOWN), ("ls releases/a/00000001", None)):
+        run = partial(subprocess.run, [program, *command.split()], env=environment, capture_output=True, check=False)
+        yield Row(f"{of}: `{command}`, without a broker", _timed(run), target=target)
+
+
+def _timed(work: Callable[[], object], repeat: int = 5) -> Samples:
+    """Return the times of some runs, in milliseconds."""
     taken = []
     for _ in range(repeat):
         begun = time.perf_counter()
-        result = work()
-        taken.append(time.perf_counter() - begun)
-    size = len(result) if isinstance(result, list) else result
-    print(f"{what:48} {sorted(taken)[repeat // 2] * 1000:10.2f} ms  {size}")
-
-
-def main() -> None:
-    """Fill a catalogue and time its queries."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--copies", type=int, default=1_000_000)
-    count = parser.parse_args().copies
-    with TemporaryDirectory() as directory:
-        path = Path(directory, "catalogue.sqlite3")
-        catalogue = Catalogue(f"sqlite:///{path}")
-        fill(path, count)
-        print(f"{count} copies, {path.stat().st_size / count:.0f} bytes each")
-        now = clock.now()
-
-        def due(period: timedelta) -> object:
-            return catalogue.pages.claim_due(str(uuid4()), "main", period=period, now=now, until=now, limit=500).open
-
-        def absent() -> object:
-            at = clock.now()
-            return catalogue.sweep_claims.absent(
-                "main", "releases", "", wanted=lambda *_, **__: True, now=at, until=at, limit=500
-            )
-
-        timed("due, none is", lambda: due(_PERIOD * 10))
-        timed("due, 500 of few", lambda: due(_PERIOD))
-        timed("due, 500 of all", lambda: due(_PERIOD / 100))
-        timed("absent", absent)
-        timed("overdue", lambda: catalogue.sweep_claims.overdue("main", period=_PERIOD, now=now))
-        claims, budgets, day = catalogue.sweep_claims, catalogue.budgets, timedelta(days=1)
-        timed("needed reads", lambda: claims.needed("main", period=_PERIOD, first_read=day, now=now).all)
-        timed("copies of a store", lambda: budgets.copies("main"))
-        timed("bytes of a store, by bucket", lambda: budgets.usage("main", now=now).copies, repeat=1)
-        timed("stores without settings", lambda: len(catalogue.store_records.unconfigured(["main"])))
-        timed("counts by state", catalogue.artifacts.count_by_state)
-        timed("oldest verified", lambda: catalogue.artifacts.oldest_verified("main"))
-        timed("never verified", lambda: catalogue.artifacts.never_verified("main"))
-        catalogue.close()
-
-
-if __name__ == "__main__":
-    main()
+        work()
+        taken.append((time.perf_counter() - begun) * 1000)
+    return Samples(taken, " ms", 1)
