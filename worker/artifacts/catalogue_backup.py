@@ -9,9 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from worker import clock
-from worker.artifacts.packed_lines import AnyStore, pack, packed_lines, write_and_read_back
+from worker.artifacts.packed_lines import pack, packed_lines, write_and_read_back
 from worker.catalogue import BadExport, Catalogue, CatalogueError, ExportSummary, FindingKind, load_export
 from worker.counted import counted
+from worker.limits.limited_store import AnyStore
 from worker.limits.snooze import Snooze
 from worker.settings.section_models import BackupSweepSettings
 from worker.storage import Verdict

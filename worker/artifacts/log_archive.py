@@ -10,9 +10,10 @@ from functools import partial
 from pathlib import Path
 
 from worker import clock
-from worker.artifacts.packed_lines import AnyStore, pack, packed_lines, write_and_read_back
+from worker.artifacts.packed_lines import pack, packed_lines, write_and_read_back
 from worker.catalogue import BadArchive, Catalogue, FindingKind, LogArchive, LogMonth, check_lines
 from worker.catalogue.verification_log import FIRST_PREVIOUS
+from worker.limits.limited_store import AnyStore
 from worker.storage.errors import IntegrityError, NotFound, StorageError
 from worker.storage.integrity.verifying_reader import OnBytes
 from worker.storage.keys import BACKUP_BUCKET

@@ -8,13 +8,12 @@ from typing import BinaryIO, TypeVar, cast
 
 from worker.catalogue.export import Sink
 from worker.catalogue.load_export import Lines
-from worker.limits.limited_store import LimitedStore
-from worker.storage import Digest, Store, Verdict
+from worker.limits.limited_store import AnyStore
+from worker.storage import Digest, Verdict
 from worker.storage.errors import IntegrityError
 from worker.storage.integrity.verifying_reader import OnBytes
 from worker.storage.keys import BACKUP_BUCKET
 
-AnyStore = Store | LimitedStore
 Written = TypeVar("Written")
 
 

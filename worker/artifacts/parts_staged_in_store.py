@@ -13,15 +13,13 @@ from tempfile import TemporaryFile
 from typing import NamedTuple
 
 from worker.artifacts.sources import Source, SourceRefused
-from worker.limits.limited_store import LimitedStore
+from worker.limits.limited_store import AnyStore
 from worker.settings import Settings
 from worker.storage import Store
 from worker.storage.driver import BUFFER_SIZE, ListedObject, SignedPut
 from worker.storage.errors import NotFound, OutOfSpace, SizeMismatch
 from worker.storage.integrity.verifying_reader import write_at
 from worker.storage.keys import UPLOADS_BUCKET
-
-AnyStore = Store | LimitedStore
 
 SCHEME = "staged"
 MIB = 1024 * 1024

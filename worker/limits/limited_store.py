@@ -441,6 +441,10 @@ class LimitedReader:
         self.close()
 
 
+AnyStore = Store | LimitedStore
+"""A store with limits, as a job has it, or without them, as a command has it."""
+
+
 class LimitedStores(Mapping[str, LimitedStore]):
     """The stores as one running job uses them, by name."""
 
