@@ -22,9 +22,12 @@ from zot_artifact_client.errors import JobFailed
 logger = logging.getLogger(__name__)
 
 CURSOR = "zot-artifacts:republished-until"
-"""The Redis key, in the result backend, of the second up to which the ends of jobs were compared."""
-COMPARED = "zot-artifacts:republished-all"
-"""The Redis key, in the result backend, that is there once all ends were compared. Without it, Redis has lost all."""
+"""The Redis key, in the result backend, of the second up to which the ends of jobs were compared.
+
+Without it, Redis has lost its data.
+"""
+_LOST = "zot-artifacts:republishing-all"
+"""The Redis key, in the result backend, that is there from the first to the last run after such a loss."""
 _PAGE = 500
 _PAGES = 20
 """Most pages of one run. With `sweep.recover` every 15 s, they are enough for 600 jobs that end in each second."""
@@ -42,30 +45,34 @@ def republish_results(context: Context, app: Celery, clean_up: Callable[[Context
     end for the end of the delivery.
 
     A result backend that has lost its data, such as one that was started empty, gets the ends of all jobs whose results
-    it would have kept: clients wait for them.
+    it would have kept: clients wait for them. Those that the outbox does not have are not cleaned up: nearly all of
+    these thousands were, when they ended, and the cleanup sweep removes what the others left.
     """
     client = getattr(app.backend, "client", None)
     if not isinstance(client, redis.Redis):
         return 0
     now = clock.now()
-    lost = not client.exists(COMPARED)
+    lost = not client.exists(CURSOR) or bool(client.exists(_LOST))
     since = begun = _since(client, now)
     if lost:
         since = begun = max(since, now - context.settings.jobs.result_expires)
+        client.set(_LOST, 1)
     published, after = 0, ""
     for number in count(1):
         ended = context.catalogue.ledger.ended_since(since, after=after, limit=_PAGE)
-        for job in _unstored(app, client, ended, lost=lost):
+        unstored, unknown = _unstored(app, client, ended)
+        for job in unstored:
             if job.state != JobState.DEAD:  # a dead job needs its source when it is redriven
                 clean_up(context, job)
-            if not lost:
-                told = (job.id, job.state)
-                logger.warning("job %s: its end, %s, was not in the result backend: published again", *told)
+            logger.warning("job %s: its end, %s, was not in the result backend: published again", job.id, job.state)
+            _publish(app, job)
+            published += 1
+        for job in unknown if lost else ():
             _publish(app, job)
             published += 1
         if len(ended) < _PAGE:
             since = max(since, now - _OVERLAP)
-            client.set(COMPARED, 1)
+            client.delete(_LOST)
             break
         since, after = ended[-1].finished_at or since, ended[-1].id
         if number >= _PAGES and since > begun:  # a restored catalogue may have ended any number at one moment
@@ -78,14 +85,17 @@ def republish_results(context: Context, app: Celery, clean_up: Callable[[Context
     return published
 
 
-def _unstored(app: Celery, client: "redis.Redis", ended: Sequence[JobRecord], *, lost: bool) -> list[JobRecord]:
-    """Return those of these jobs whose ends are missing in the result backend, which may have `lost` its data."""
+def _unstored(
+    app: Celery, client: "redis.Redis", ended: Sequence[JobRecord]
+) -> tuple[list[JobRecord], list[JobRecord]]:
+    """Return the jobs whose ends are missing in the result backend, and those of which only a loss of it tells that."""
     told = [job for job in ended if not is_batch_job(job.id, job.parent)]
     keys = [app.backend.get_key_for_task(job.id) for job in told]
     states = dict(zip((job.id for job in told), stored_states(client, keys), strict=True))
     absent = [id_ for id_, state in states.items() if state is None]
-    waiting = set(absent) if lost else _in_outbox(app, absent)
-    return [job for job in told if job.id in waiting or states[job.id] not in {None, *READY_STATES}]
+    waiting = _in_outbox(app, absent)
+    unstored = [job for job in told if job.id in waiting or states[job.id] not in {None, *READY_STATES}]
+    return unstored, [job for job in told if states[job.id] is None and job.id not in waiting]
 
 
 def uncompared(context: Context, app: Celery, ids: list[str]) -> set[str]:

@@ -18,8 +18,9 @@ from worker.catalogue import CatalogueUnavailable, Held, Leased
 from worker.context import Context
 from worker.jobs.cancel_jobs import request_cancel
 from worker.jobs.outbox import Outbox
-from worker.jobs.republish_results import uncompared
+from worker.jobs.republish_results import CURSOR, republish_results, uncompared
 from worker.jobs.result_backend import use_atomic_result_backend
+from worker.jobs.task import clean_up
 from worker.settings import Settings
 from worker.settings.section_models import SourceSettings
 from worker.storage.config import FilesystemConfig
@@ -221,9 +222,20 @@ def test_all_ends_are_published_on_a_result_backend_that_was_lost(context, app, 
         fence, ended = begin(f"job-{number}").record.fence, clock.now() - timedelta(minutes=10 - number)
         context.catalogue.ledger.finish(f"job-{number}", fence, "succeeded", now=ended, result={"ok": number})
     broker.flushall()
+    cleaned: list[str] = []
     for _ in range(5):
-        recover(context, app)
+        republish_results(context, app, lambda _, job: cleaned.append(job.id))
     assert [client.job(f"job-{number}").result for number in range(5)] == [{"ok": number} for number in range(5)]
+    assert cleaned == []  # each was when it ended
+
+
+def test_a_result_backend_of_the_version_before_is_not_taken_for_a_lost_one(context, app, broker, begin):
+    """It has the ends that were compared, and none of jobs that store no result."""
+    fence = begin("silent").record.fence
+    context.catalogue.ledger.finish("silent", fence, "succeeded", now=clock.now(), result={"ok": 1})
+    broker.set(CURSOR, clock.now().timestamp())
+    assert republish_results(context, app, clean_up) == 0
+    assert app.backend.get_state("silent") == "PENDING"
 
 
 def test_an_end_that_no_state_was_stored_of_is_published_and_cleaned_up(context, app, client, broker, begin, staged):
