@@ -172,7 +172,8 @@ def test_a_refused_id_is_no_obstacle_to_a_valid_request(broker, client, catalogu
     broker.lpush("interactive", forged(id_)[4])
     until(lambda: (found := catalogue.ledger.get(id_)) and found.state == "refused")
     broker.lpush("interactive", json.dumps(envelope(id_, ABSENT)))
-    until(lambda: "not in the catalogue" in failure(client, id_))  # it is stored after the end in the ledger
+    # Its result is stored only after the ledger has its end.
+    assert until(lambda: "not in the catalogue" in failure(client, id_))
 
 
 def test_a_message_that_expired_in_the_worker_is_no_obstacle_to_a_valid_request(broker, client, worker):
@@ -181,7 +182,7 @@ def test_a_message_that_expired_in_the_worker_is_no_obstacle_to_a_valid_request(
     broker.lpush("interactive", forged(id_)[6])
     until(lambda: id_ in worker.log)
     broker.lpush("interactive", json.dumps(envelope(id_, ABSENT)))
-    until(lambda: "not in the catalogue" in failure(client, id_))
+    assert until(lambda: "not in the catalogue" in failure(client, id_))
 
 
 def test_a_waiting_job_is_cancelled_without_a_command_to_the_workers(broker, client, catalogue, silent):
