@@ -52,7 +52,7 @@ def worker_on(tmp_path: Path, broker: Valkey, source: Path, **more: str) -> Iter
 def test_jobs_that_a_worker_has_recorded_outlive_the_loss_of_the_broker(tmp_path, broker, source, monkeypatch):
     """Redis is lost with its disk; what the ledger has is done on the empty one, and what was done stays done.
 
-    Who waits is told the ledger's end, although the results are lost too.
+    A client that waits is told the ledger's end, although the results are lost too.
     """
     with worker_on(tmp_path, broker, source) as worker, ArtifactClient(broker.url) as client:
         before = client.upload(source, "releases", "before.tgz")

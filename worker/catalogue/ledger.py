@@ -66,9 +66,8 @@ _PRUNED = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.REF
 _PRUNED_AT_ONCE = 200
 _FLUSHED_WITHIN = timedelta(minutes=1)
 """The longest time for which the end of a job is in the ledger and not yet on the disk."""
-
-
 _LOCKED_POLL = 0.02
+"""Seconds between two tries to write to a catalogue that is locked."""
 
 
 class OtherRequest(CatalogueError):
@@ -392,7 +391,7 @@ class Ledger:
             connection.execute(sa.update(jobs).where(jobs.c.id == first).values(fence=jobs.c.fence))
 
     def is_locked(self, *, within: float) -> bool:
-        """Return whether other transactions write all the time, for so many seconds."""
+        """Return whether the catalogue is locked by other transactions for all of so many seconds."""
         until = monotonic() + within
         while True:
             with self._database.write_if_free() as connection:

@@ -49,7 +49,7 @@ _AGES = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 class StandardOutput(io.FileIO):
     """Standard output without a buffer; its errors name it.
 
-    It waits where writes do not: another program that has the same terminal or pipe may have made it non-blocking.
+    It waits for a slow reader also where another program, with the same terminal or pipe, has made it non-blocking.
     """
 
     @classmethod

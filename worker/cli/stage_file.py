@@ -109,7 +109,7 @@ def stage_stream(
 ) -> Staged:
     """Copy standard input into the staging directory of a job, as `stage` does with a file.
 
-    Of a pipe nothing tells whether its end is that of the bytes.
+    Where it is a pipe, a producer that ended too early cannot be told from one that has written all.
     """
     return _stage(source, "stdin", settings.staging_dir / job_id, sha256, on_bytes)
 

@@ -37,9 +37,10 @@ LISTEN_FOR = 10.0
 """Seconds of listening before the backend is asked again: a connection that died silently delivers no message."""
 UNKNOWN_FOR = 15.0
 """Seconds for which a wait for an unknown job goes on: the message of another program may be taken meanwhile."""
-LEDGER_WITHIN, LEDGER_AT_THE_END = 10.0, 2.0
-"""Seconds that a worker has to say what the ledger has of an unknown job; the latter once the time of a wait is over.
-"""
+LEDGER_WITHIN = 10.0
+"""Seconds that a worker has to say what the ledger has of a job that the result backend does not know."""
+LEDGER_AT_THE_END = 2.0
+"""The same, once the time of a wait is over."""
 PROGRESS_EVERY = 0.25
 """Seconds between two calls of `on_progress`."""
 
