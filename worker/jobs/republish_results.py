@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 CURSOR = "zot-artifacts:republished-until"
 """The Redis key, in the result backend, of the second up to which the ends of jobs were compared.
 
-Without it, Redis has lost its data.
+Without it, Redis is new or has lost its data.
 """
 _LOST = "zot-artifacts:republishing-all"
 """The Redis key, in the result backend, that is there from the first to the last run after such a loss."""
@@ -79,7 +79,7 @@ def republish_results(context: Context, app: Celery, clean_up: Callable[[Context
             break
     if lost and published:
         logger.warning(
-            "the result backend had lost its data: the ends of %s are published again", counted(published, "job")
+            "the result backend is new or has lost its data: published the ends of %s in it", counted(published, "job")
         )
     client.set(CURSOR, f"{since.timestamp():.6f}")
     return published
