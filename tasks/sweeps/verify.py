@@ -65,11 +65,11 @@ def sweep(request: SweepVerifyRequest, context: JobContext, job: RunningJob, mes
         claims = [ClaimSelection(store=store, most=copies) for copies in sizes]
         pages += [PageRequest(verb="verify", claim=claim) for claim in claims]
     plan(context.catalogue, job.id, pages, messages)
-    _keep_heads(context, job, stores)
+    keep_heads(context, job, stores)
     return _result(due, pages)
 
 
-def _keep_heads(context: JobContext, job: RunningJob, stores: Sequence[str]) -> None:
+def keep_heads(context: JobContext, job: RunningJob, stores: Sequence[str]) -> None:
     """Have every store keep the head of the log, with what the last pages added, the deletes and the companions."""
     keys = LogKeys.of(context.settings.verification_log)
     for name in stores:

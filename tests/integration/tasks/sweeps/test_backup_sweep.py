@@ -8,7 +8,7 @@ from tasks.sweeps.backup import NoBackupStore, sweep_backup
 from tasks.upload import upload
 from worker import clock
 from worker.artifacts.catalogue_backup import backups
-from worker.artifacts.verification_log_head import log_faults
+from worker.artifacts.verification_log_head import keep_head, log_faults
 from worker.catalogue import Finding, FindingKind, Scope
 from worker.schedule import beat_schedule
 from worker.storage.errors import StorageError
@@ -46,6 +46,22 @@ def test_old_months_of_the_log_are_archived(context, run, source, monkeypatch):
     run(sweep_backup, SweepBackupRequest())
     assert context.catalogue.log_archives.extent()[1] == 2
     assert log_faults([context.stores[name] for name in STORES], context.catalogue, read_archives=True) == []
+
+
+def test_the_stores_keep_the_present_head_before_older_ones_are_archived(context, run, source, monkeypatch):
+    """After months without any verification the log has changed for no store, although their heads are archived."""
+    run(upload, UploadRequest(bucket="releases", key="app.tgz", source=source(b"1")))
+    artifact = context.catalogue.artifacts.current("releases", "app.tgz")
+    copy = context.catalogue.artifacts.copies(artifact)["dr"]
+    for days in (300, 0):
+        now = clock.now() - timedelta(days=days)
+        context.catalogue.verifications.record(Finding("job-1", "dr", artifact, "verified"), copy, tag=None, now=now)
+        for name in STORES if days else ():
+            assert keep_head(context.stores[name], context.catalogue) is None
+    monkeypatch.setitem(context.settings.verification_log.__dict__, "keep", timedelta(days=200))
+    run(sweep_backup, SweepBackupRequest())
+    assert context.catalogue.log_archives.extent()[1] == 1
+    assert [keep_head(context.stores[name], context.catalogue) for name in STORES] == [None, None]
 
 
 def test_a_paused_store_is_left_out(context, run):
