@@ -26,7 +26,7 @@ from worker.jobs.redis_keys_of_wrong_type import move_wrong_types
 from worker.jobs.result_backend import use_atomic_result_backend
 from worker.limits.check_pauses import mirror_queues
 from worker.limits.shared_redis import result_backend
-from worker.log_escaping import make_safe, quieten_celery
+from worker.log_escaping import make_safe, quieten_libraries
 from worker.metrics.totals_sender import Sender
 from worker.schedule import beat_schedule
 from worker.settings import Settings, SettingsError, load_settings
@@ -166,7 +166,7 @@ def _transport_options(settings: Settings, broker: ServerUrl) -> dict[str, objec
 @signals.after_setup_task_logger.connect
 def _set_up_log(logger: logging.Logger, **_: Any) -> None:
     make_safe(logger, as_json=context.configured().log.format == "json")
-    quieten_celery(logging.getLogger().level)
+    quieten_libraries(logging.getLogger().level)
 
 
 @signals.worker_process_init.connect

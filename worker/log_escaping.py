@@ -9,8 +9,8 @@ from zot_artifact_client.text_escaping import bounded, escaped
 _MOST = 8_000
 """Characters of one message that are logged."""
 _MOST_OF_TRACEBACK = 16_000
-_EVERY_JOB = ("celery.worker.strategy", "celery.app.trace")
-"""Celery's loggers that repeat what our own line about a job says: 500 bytes and more for each."""
+_CHATTY = ("celery.worker.strategy", "celery.app.trace", "azure.core.pipeline.policies.http_logging_policy")
+"""Loggers that write 500 bytes and more for each job, which our own line repeats, and for each request to Azure."""
 
 
 class SafeFormatter(logging.Formatter):
@@ -39,7 +39,7 @@ def make_safe(logger: logging.Logger, *, as_json: bool = False, **_: Any) -> Non
         handler.setFormatter(SafeFormatter(JsonFormatter() if as_json else inner))
 
 
-def quieten_celery(level: int) -> None:
-    """Leave out Celery's own lines about each job unless everything is to be logged."""
-    for name in _EVERY_JOB:
+def quieten_libraries(level: int) -> None:
+    """Leave out lines of Celery about each job, and of Azure about each request, unless everything is to be logged."""
+    for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING if level > logging.DEBUG else logging.NOTSET)

@@ -5,8 +5,9 @@ import json
 import logging
 
 import pytest
+from azure.core.pipeline.policies import HttpLoggingPolicy
 
-from worker.log_escaping import make_safe, quieten_celery
+from worker.log_escaping import make_safe, quieten_libraries
 from worker.log_fields import during
 
 HOSTILE = "key\x1b[2J\r\nINFO forged line \u202e\x9b"
@@ -85,14 +86,15 @@ def test_a_traceback_in_json_is_bounded_and_stays_one_line(logged) -> None:
     assert json.loads(text)["traceback"].endswith("x")
 
 
-def test_celery_repeats_no_job_unless_everything_is_logged() -> None:
-    """Celery's lines about each job are only written at DEBUG; its errors always are."""
-    trace = logging.getLogger("celery.app.trace")
+def test_no_library_logs_each_job_or_request_unless_everything_is_logged() -> None:
+    """Celery's lines about each job, and Azure's about each request, are only written at DEBUG; errors always are."""
+    loggers = (*map(logging.getLogger, ("celery.app.trace", "celery.worker.strategy")), HttpLoggingPolicy().logger)
     try:
-        quieten_celery(logging.INFO)
-        assert (trace.isEnabledFor(logging.INFO), trace.isEnabledFor(logging.ERROR)) == (False, True)
-        quieten_celery(logging.DEBUG)
-        assert trace.level == logging.NOTSET
+        quieten_libraries(logging.INFO)
+        for each in loggers:
+            assert (each.isEnabledFor(logging.INFO), each.isEnabledFor(logging.ERROR)) == (False, True)
+        quieten_libraries(logging.DEBUG)
+        assert {each.level for each in loggers} == {logging.NOTSET}
     finally:
-        trace.setLevel(logging.NOTSET)
-        logging.getLogger("celery.worker.strategy").setLevel(logging.NOTSET)
+        for each in loggers:
+            each.setLevel(logging.NOTSET)

@@ -14,7 +14,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from worker.gateway.app import make_app
 from worker.gateway.request_admission import MOST_HEAD
 from worker.gateway.services import Services
-from worker.log_escaping import make_safe
+from worker.log_escaping import make_safe, quieten_libraries
 from worker.settings import Settings
 
 _HEAD_WITHIN = 10.0
@@ -155,4 +155,5 @@ def _log(*, as_json: bool) -> None:
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s: %(levelname)s] %(message)s")
     for name in ("uvicorn", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    quieten_libraries(logging.INFO)
     make_safe(logging.getLogger(), as_json=as_json)
