@@ -6,13 +6,15 @@ from importlib.metadata import version
 from typing import Any
 from xml.etree import ElementTree as ET
 
-from worker.catalogue import Artifact, Catalogue
+from worker.catalogue import BAD, Artifact, Catalogue, CopyState, is_full_read
 
 NAMESPACE = "http://www.loc.gov/premis/v3"
 _XSI = "http://www.w3.org/2001/XMLSchema-instance"
 _SCHEMA = f"{NAMESPACE} https://www.loc.gov/standards/premis/premis.xsd"
 _EVENTS = 100
 """The latest verdicts of one artifact that become events."""
+_OUTCOMES = {CopyState.VERIFIED.value: "success"} | {state.value: "fail" for state in BAD}
+"""The outcome of a check by its verdict; a copy that cannot be read now is a `warning`: its bytes may be right."""
 _AGENT = "zot-artifacts"
 _UNKNOWN_FORMAT = "application/octet-stream"
 
@@ -81,9 +83,10 @@ def _event(root: ET.Element, artifact: Artifact, row: Mapping[str, Any] | None) 
     _add(event, "eventDateTime", _time(artifact.created_at if row is None else row["at"]))
     if row is not None:
         detail = _add(event, "eventDetailInformation")
-        _add(detail, "eventDetail", f"all bytes of the copy in {row['store']} were read and hashed")
+        part = "all" if is_full_read(row["verdict"], row["found_sha256"]) else "not all"
+        _add(detail, "eventDetail", f"{part} bytes of the copy in {row['store']} were read and hashed")
         outcome = _add(event, "eventOutcomeInformation")
-        _add(outcome, "eventOutcome", "success" if row["verdict"] == "verified" else "fail")
+        _add(outcome, "eventOutcome", _OUTCOMES.get(row["verdict"], "warning"))
         note = f"{row['verdict']}: {row['detail']}" if row["detail"] else row["verdict"]
         _add(_add(outcome, "eventOutcomeDetail"), "eventOutcomeDetailNote", note)
     agent = _add(event, "linkingAgentIdentifier")

@@ -46,7 +46,7 @@ from worker.catalogue.deletions import Deletions, KeptTombstone, Tombstone, Unde
 from worker.catalogue.export import ExportSummary, Sink, count_rows, export
 from worker.catalogue.fencing import FencedDatabase, LostLease
 from worker.catalogue.findings import COPY_KINDS, FindingCount, FindingRecord, Findings, NewFinding
-from worker.catalogue.history import Event, History
+from worker.catalogue.history import Event, History, is_full_read
 from worker.catalogue.holds import Hold, Holds, HoldTooLate, OnHold
 from worker.catalogue.job_admin import JobAdmin
 from worker.catalogue.job_webhooks import JobWebhooks, PendingWebhook, ReceiverState
@@ -196,6 +196,7 @@ __all__ = [
     "check_file",
     "check_lines",
     "expected_identity",
+    "is_full_read",
     "last_cause",
     "load_export",
 ]

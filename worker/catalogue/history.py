@@ -37,6 +37,11 @@ class Event:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
+def is_full_read(verdict: str, found_sha256: str | None) -> bool:
+    """Return whether a row of the verification log with this verdict and this digest was a read of all bytes."""
+    return verdict in _READ or found_sha256 is not None
+
+
 class History:
     """What happened to artifacts."""
 
@@ -60,7 +65,7 @@ def _versions(connection: Connection, bucket: str, key: str) -> Iterator[Event]:
 
 def _reads(connection: Connection, bucket: str, key: str) -> Iterator[Event]:
     for row in _rows(connection, verifications, bucket, key):
-        read = row.verdict in _READ or row.found_sha256 is not None
+        read = is_full_read(row.verdict, row.found_sha256)
         details = {
             "verdict": row.verdict, "evidence": READ if read else NOT_READ, "expected_sha256": row.expected_sha256,
             "found_sha256": row.found_sha256, "found_size": row.found_size, "detail": row.detail,

@@ -186,13 +186,17 @@ def test_premis_has_the_digest_the_copies_and_the_reads(
     catalogue: Catalogue,  # noqa: F811
     capfdbinary: pytest.CaptureFixture[bytes],
 ) -> None:
-    """The order of elements is that of PREMIS 3, every link leads to an element, and a bad read is a failed check."""
-    judge(catalogue, artifact, "dr", "corrupt")
+    """The order of elements is that of PREMIS 3, and every link leads to an element.
+
+    A bad copy is a failed check, one that cannot be read a warning, and neither is a full read if no byte was read.
+    """
+    for verdict in ("corrupt", "missing", "unreadable"):
+        judge(catalogue, artifact, "dr", verdict)
     assert cli.run(["export", "--premis", "releases/app.tgz"]) == 0
     root = ET.fromstring(capfdbinary.readouterr().out)
     assert (root.tag, root.get("version")) == (f"{P}premis", "3.0")
     kinds = [child.tag.removeprefix(P) for child in root]
-    assert kinds == ["object", *["event"] * 4, "agent"]
+    assert kinds == ["object", *["event"] * 6, "agent"]
     found = root.find(f"{P}object")
     assert found is not None
     assert found.get("{http://www.w3.org/2001/XMLSchema-instance}type") == "premis:file"
@@ -207,7 +211,9 @@ def test_premis_has_the_digest_the_copies_and_the_reads(
     links = [each.text for each in root.iter(f"{P}linkingEventIdentifierValue")]
     assert sorted(map(str, values)) == sorted(map(str, links))
     outcomes = [each.text for each in root.iter(f"{P}eventOutcome")]
-    assert outcomes == ["success", "success", "fail"]
+    assert outcomes == ["success", "success", "fail", "fail", "warning"]
+    details = [str(each.text).partition(" bytes")[0] for each in root.iter(f"{P}eventDetail")]
+    assert details == ["all", "all", "all", "not all", "not all"]
     for event in root.iter(f"{P}event"):
         order = [child.tag.removeprefix(P) for child in event]
         assert order[:3] == ["eventIdentifier", "eventType", "eventDateTime"]
