@@ -156,7 +156,7 @@ class RepairSweepSettings(Section):
     every: Interval = timedelta(minutes=5)
     off: tuple[str, ...] = ()
     """Stores whose copies are not repaired."""
-    batch: Annotated[int, Field(ge=1, le=10_000)] = 500
+    batch: Annotated[int, Field(ge=1, le=100_000)] = 10_000
     """Most copies of one store that one sweep claims."""
     claim: Duration = timedelta(hours=6)
     """How long a claim lasts: then another sweep may claim the copy."""

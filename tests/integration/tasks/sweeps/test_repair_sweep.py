@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from tasks.page import split_dead_pages
 from tasks.replicate import replicate
@@ -14,6 +15,7 @@ from tasks.upload import upload
 from tasks.verify import verify
 from tests.integration.tasks.sweeps.test_verify_sweep import Sweeper
 from worker import cli, clock
+from worker.catalogue import tables
 from worker.context import Context
 from worker.limits.limited_store import LimitedStore
 from worker.settings import Settings
@@ -162,6 +164,22 @@ def test_many_bad_copies_are_repaired_in_pages(
     assert context.catalogue.coverage.jobs() == (0, 0)
     assert {key: states(context, key)["dr"] for key in keys} == dict.fromkeys(keys, "verified")
     assert status() == 0
+
+
+def test_a_lost_disk_is_the_work_of_one_run(context: Context, run, sent: Sweeper) -> None:
+    """One run sends the pages of all bad copies, up to 10,000, and leaves none of them to later runs."""
+    now, rows = clock.now(), range(1, 601)
+    made = {
+        "bucket": "releases", "version": 1, "size": 1, "sha256": "a" * 64, "metadata": {}, "created_at": now,
+        "committed_at": now,
+    }  # fmt: skip
+    states = {"primary": "verified", "dr": "missing"}
+    with context.catalogue._database.write() as connection:
+        connection.execute(sa.insert(tables.artifacts), [{**made, "id": id_, "key": str(id_)} for id_ in rows])
+        copies = [{"store": store, "state": state, "evidence": {}} for store, state in states.items()]
+        connection.execute(sa.insert(tables.copies), [{**copy, "artifact_id": id_} for id_ in rows for copy in copies])
+    assert run(sweep_repair, SweepRepairRequest()).claimed == {"dr": 600}
+    assert [each.payload["to"] for each in sent.messages.sent.values()] == [["dr"]] * 2
 
 
 def test_a_page_that_ends_its_workers_is_split(context: Context, run, put, sent: Sweeper, stored, monkeypatch) -> None:
