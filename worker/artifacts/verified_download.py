@@ -1,10 +1,13 @@
 """Read one artifact version for a caller, chunk by chunk, from the first copy whose bytes are right."""
 
+import logging
 import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import IO
 from uuid import uuid4
@@ -16,8 +19,12 @@ from worker.limits.snooze import Snooze
 from worker.storage.errors import AccessDenied, NotFound, PermanentError, StorageError, TransientError, Unavailable
 from worker.storage.integrity.manifest import Chunk
 
+logger = logging.getLogger(__name__)
+
 _AVOIDED_FOR = 30.0
 """Seconds for which a store that did not answer is tried last: its SDK takes seconds until it gives up."""
+_PATIENCE = 10.0
+"""Seconds for a chunk after which the next store is asked for it too: a silent one costs a minute, a slow one more."""
 _PIECE = 4 * 1024 * 1024
 
 
@@ -86,7 +93,7 @@ class VerifiedDownload:
         self._stores = deque(self._order())
 
     def pieces(self, offset: int, length: int) -> Generator[memoryview]:
-        """Yield `length` bytes from `offset`; at most one chunk of 16 MiB is in memory at a time.
+        """Yield `length` bytes from `offset`; one chunk of 16 MiB is in memory, and one for each store that is slow.
 
         Raises:
             NoGoodCopy, CopyUnreadable: no copy has the right bytes; what was yielded before is right.
@@ -124,16 +131,42 @@ class VerifiedDownload:
         return self._context.settings.stores[store].type == "filesystem"
 
     def _chunk(self, chunk: Chunk) -> bytes | bytearray:
-        artifact, errors = self.artifact, list[StorageError]()
-        for name in list(self._stores):
-            try:
-                return self._store(name).read_chunk(artifact.bucket, artifact.key, chunk)
-            except Snooze as busy:
-                errors.append(self._busy(name, busy))
-            except StorageError as error:
-                self._failed(name, error)
-                errors.append(error)
+        """Return a chunk from the first store that has it right; the next one is asked too where one is slow."""
+        errors, waiting = list[StorageError](), deque(self._stores)
+        reading: dict[Future[bytes | bytearray], str] = {}
+        while waiting or reading:
+            if waiting:
+                name = waiting.popleft()
+                reading[self._begin(name, chunk)] = name
+            limited = any(self._store(name).limits.bytes_per_second for name in reading.values())  # slow on purpose
+            done, _ = wait(reading, _PATIENCE if waiting and not limited else None, FIRST_COMPLETED)
+            for future in done:
+                name = reading.pop(future)
+                try:
+                    found = future.result()
+                except Snooze as busy:
+                    errors.append(self._busy(name, busy))
+                except StorageError as error:
+                    self._failed(name, error)
+                    errors.append(error)
+                else:
+                    for slow in reading.values():
+                        self._too_slow(slow, by=name)
+                    return found
         raise self._no_copy(errors)
+
+    def _begin(self, name: str, chunk: Chunk) -> Future[bytes | bytearray]:
+        """Begin to read a chunk in a thread, which ends by itself when it is not waited for any more."""
+        store, found = self._store(name), Future[bytes | bytearray]()
+
+        def read() -> None:
+            try:
+                found.set_result(store.read_chunk(self.artifact.bucket, self.artifact.key, chunk))
+            except BaseException as error:  # noqa: BLE001 - it is raised where the result is awaited
+                found.set_exception(error)
+
+        threading.Thread(target=copy_context().run, args=(read,), name=f"read-{name}", daemon=True).start()
+        return found
 
     def _spooled(self, offset: int, end: int) -> Generator[memoryview]:
         """Yield bytes of an object without recorded chunks: they are spooled until the digest of the whole is known."""
@@ -177,6 +210,14 @@ class VerifiedDownload:
         if isinstance(error, TransientError | AccessDenied):
             self._avoided.add(name)
         self._on_bad(name, error)
+
+    def _too_slow(self, name: str, *, by: str) -> None:
+        self._stores.remove(name)
+        self._stores.append(name)
+        self._avoided.add(name)
+        logger.warning(
+            "%s: a chunk of %s takes longer than %.0f s; read from %s", name, self.artifact.path, _PATIENCE, by
+        )
 
     def _no_copy(self, errors: list[StorageError]) -> StorageError:
         path = self.artifact.path

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import hashlib
 import os
+import threading
 from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
@@ -20,7 +21,8 @@ from worker.gateway import objects
 from worker.gateway.services import Services
 from worker.settings import Settings
 from worker.settings.section_models import StoreLimits
-from worker.storage.integrity.manifest import CHUNK_SIZE
+from worker.storage import Store
+from worker.storage.integrity.manifest import CHUNK_SIZE, Chunk
 
 CONTENT = os.urandom(CHUNK_SIZE) + os.urandom(CHUNK_SIZE) + b"the end"
 
@@ -60,6 +62,26 @@ def test_a_download_changes_the_copy_in_mid_object(gateway: Gateway) -> None:
     damage(gateway, "primary", "app.tgz", CHUNK_SIZE + 5)
     damage(gateway, "dr", "app.tgz", 5)
     assert gateway.client().get("/v1/objects/releases/app.tgz").content == CONTENT
+
+
+def test_a_store_that_is_slow_is_replaced_in_mid_object(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its chunk comes from the other store meanwhile; a store that alone has the artifact is waited for."""
+    monkeypatch.setattr("worker.artifacts.verified_download._PATIENCE", 0.01)
+    gateway.store("app.tgz", CONTENT)
+    gateway.store("alone.tgz", CONTENT, stores=("primary",))
+    read, goes_on = Store.read_chunk, threading.Event()
+
+    def slow(store: Store, bucket: str, key: str, chunk: Chunk) -> bytes | bytearray:
+        if (store.name, chunk.number) == ("primary", 1):
+            goes_on.wait()
+        return read(store, bucket, key, chunk)
+
+    monkeypatch.setattr(Store, "read_chunk", slow)
+    try:
+        assert gateway.client().get("/v1/objects/releases/app.tgz").content == CONTENT
+    finally:
+        goes_on.set()
+    assert gateway.client(name="other").get("/v1/objects/releases/alone.tgz").content == CONTENT
 
 
 def test_a_store_that_is_gone_is_replaced(gateway: Gateway) -> None:
