@@ -89,7 +89,7 @@ def migrate(engine: Engine) -> None:
                 _upgrade(engine)
     except CatalogueError as error:
         engine.dispose()  # the engine is not used any more
-        if isinstance(error, CatalogueUnavailable):
+        if isinstance(error, CatalogueUnavailable) and not _way_out(engine, error.__cause__):
             tls = postgresql.tls_way_out(str(error)) if engine.dialect.name == "postgresql" else None
             way_out = tls or "check that ZOT_CATALOGUE names a database that answers"
             raise CatalogueUnavailable(f"{error}; {way_out}") from error
@@ -107,8 +107,13 @@ def translated(engine: Engine) -> Iterator[None]:
 
 def _translation(engine: Engine, error: Exception) -> CatalogueError:
     transient = not isinstance(error, DBAPIError) or _dialect(engine).is_transient(error)
-    kind = CatalogueUnavailable if transient else CatalogueError
-    return kind(f"catalogue {_named(engine.url)}: {_first_line(error)}")
+    kind, way_out = CatalogueUnavailable if transient else CatalogueError, _way_out(engine, error)
+    return kind(f"catalogue {_named(engine.url)}: {_first_line(error)}" + (f"; {way_out}" if way_out else ""))
+
+
+def _way_out(engine: Engine, error: BaseException | None) -> str | None:
+    found: str | None = _dialect(engine).way_out(error) if isinstance(error, DBAPIError) else None
+    return found
 
 
 @contextmanager

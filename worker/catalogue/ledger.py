@@ -66,6 +66,10 @@ _PRUNED = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.REF
 _PRUNED_AT_ONCE = 200
 _FLUSHED_WITHIN = timedelta(minutes=1)
 """The longest time for which the end of a job is in the ledger and not yet on the disk."""
+_UNCHANGED = (
+    sa.update(jobs).where(jobs.c.id == sa.select(jobs.c.id).limit(1).scalar_subquery()).values(fence=jobs.c.fence)
+)
+"""The write of a row that changes nothing."""
 _LOCKED_POLL = 0.02
 """Seconds between two tries to write to a catalogue that is locked."""
 
@@ -386,16 +390,20 @@ class Ledger:
 
     def check_writable(self) -> None:
         """Write a row without a change. Raise CatalogueUnavailable if the catalogue cannot be written."""
-        first = sa.select(jobs.c.id).limit(1).scalar_subquery()
         with self._database.write() as connection:
-            connection.execute(sa.update(jobs).where(jobs.c.id == first).values(fence=jobs.c.fence))
+            connection.execute(_UNCHANGED)
 
     def is_locked(self, *, within: float) -> bool:
-        """Return whether the catalogue is locked by other transactions for all of so many seconds."""
+        """Return whether the catalogue is locked by other transactions for all of so many seconds.
+
+        Raises:
+            CatalogueError: it cannot be written, such as one that is read only.
+        """
         until = monotonic() + within
         while True:
             with self._database.write_if_free() as connection:
                 if connection is not None:
+                    connection.execute(_UNCHANGED)
                     return False
             if monotonic() >= until:
                 return True

@@ -62,6 +62,12 @@ _TRANSIENT = {
     "55P03",  # the lock was not granted in time
 }
 
+_WAYS_OUT = {
+    "25006": "name a server in ZOT_CATALOGUE that can be written; this one is a standby, or is set to read only",
+    "55P03": "end the transaction that does not let others write: `pg_locks` of the server has its pid",
+    "53100": "make room on the disk of the server",
+}
+"""What to do about an error, by its SQLSTATE."""
 _TLS_WAYS_OUT = {
     "certificate verify failed": (  # libpq does not say which of the two it is
         "the authority of its certificate is not trusted, or the certificate is not valid today; name the authority's "
@@ -101,7 +107,7 @@ def set_up(engine: Engine) -> None:
     the server, where a prepared statement of the same name is that of another client, and would be run.
     """
     event.listen(engine, "connect", _set_limits)
-    event.listen(engine, "begin", _set_limits_behind_a_pooler)
+    event.listen(engine, "begin", _prepare)
 
 
 def lift_time_limits(connection: Connection) -> None:
@@ -129,6 +135,11 @@ def is_damaged(error: DBAPIError) -> bool:
     return getattr(error.orig, "sqlstate", None) in {"XX001", "XX002"}
 
 
+def way_out(error: DBAPIError) -> str | None:
+    """Return what to do about an error, or None if that depends."""
+    return _WAYS_OUT.get(getattr(error.orig, "sqlstate", None) or "")
+
+
 def _set_limits(connection: Any, record: Any) -> None:
     connection.autocommit = True  # otherwise a rollback of the first transaction would undo them
     if _is_pooled(connection):
@@ -145,7 +156,11 @@ def _is_pooled(connection: Any) -> bool:
     return bool(pid != connection.info.backend_pid)
 
 
-def _set_limits_behind_a_pooler(connection: Connection) -> None:
+def _prepare(connection: Connection) -> None:
+    driver: Any = connection.connection.dbapi_connection
+    if driver.read_only is False:  # so SQLAlchemy leaves it after a transaction that only read
+        # A standby refuses READ WRITE by an error of many causes, and a later write by one of a read-only transaction.
+        driver.read_only = None
     if _POOLED in connection.info:
         connection.exec_driver_sql(_limits("SET LOCAL"))
 

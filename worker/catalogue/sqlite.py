@@ -28,6 +28,12 @@ _DURABLE = "zot_durable"
 _CHECKPOINT_PAGES = 4000
 """Pages of the write-ahead log (16 MiB) after which a commit copies them into the database, and waits for the disk: a
 sweep writes the same pages again and again, and with 1,000 it waited for that at every third group."""
+_WAYS_OUT = {
+    sqlite3.SQLITE_BUSY: "end the program that keeps it locked, such as a backup or an open transaction in a shell",
+    sqlite3.SQLITE_READONLY: "make the file and its directory writable, or run this as the user of the worker",
+    sqlite3.SQLITE_FULL: "make room on its disk",
+}
+"""What to do about an error, by its code."""
 _POLL, _LONGEST_POLL = 0.0005, 0.005
 """Seconds between two tries of a writer to get its turn: so much longer at each try, up to the latter."""
 
@@ -76,8 +82,17 @@ def is_transient(error: DBAPIError) -> bool:
 
 def is_damaged(error: DBAPIError) -> bool:
     """Return whether the file is damaged, such as one that was cut off: jobs wait until it is restored."""
-    code = getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_OK)
-    return code & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+    return _code(error) in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+def way_out(error: DBAPIError) -> str | None:
+    """Return what to do about an error, or None if that depends."""
+    return _WAYS_OUT.get(_code(error))
+
+
+def _code(error: DBAPIError) -> int:
+    code: int = getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_OK)
+    return code & 0xFF
 
 
 def _set_pragmas(connection: sqlite3.Connection, _record: Any) -> None:

@@ -8,7 +8,7 @@ from celery import Celery
 from kombu.connection import Connection
 
 from worker.beat_scheduler import last_tick
-from worker.catalogue import Catalogue
+from worker.catalogue import Catalogue, CatalogueError
 from worker.cli.errors import FULL_BROKER
 from worker.cli.jobs_rejected import describe_counts, open_rejected
 from worker.cli.output import moment
@@ -218,7 +218,12 @@ def way_out_of_breaker(store: str) -> str:
 
 def catalogue_lock(catalogue: Catalogue) -> Iterator[Check]:
     """Tell that another program keeps the catalogue locked: jobs wait, although all services answer."""
-    if catalogue.ledger.is_locked(within=_LOCKED_FOR):
+    try:
+        locked = catalogue.ledger.is_locked(within=_LOCKED_FOR)
+    except CatalogueError as error:  # it can be read only; the error names the way out
+        yield Check("catalogue", "bad", str(error))
+        return
+    if locked:
         detail = (
             f"nothing could be written to it for {_LOCKED_FOR:.0f} s, and jobs wait: another program keeps it locked"
         )

@@ -114,6 +114,16 @@ def test_what_passes_may_be_tried_again(catalogue, state):
         connection.execute(raising(state))
 
 
+def test_a_server_that_can_only_be_read_is_told(url, catalogue):
+    """A standby, for example: what asks whether the catalogue is locked is told that nothing can be written."""
+    assert catalogue.ledger.is_locked(within=0) is False
+    read_only = sa.make_url(url).update_query_dict({"options": "-c default_transaction_read_only=on"})
+    opened = Catalogue(read_only.render_as_string(hide_password=False))
+    with pytest.raises(CatalogueUnavailable, match="read-only transaction; name a server in ZOT_CATALOGUE"):
+        opened.ledger.is_locked(within=0)
+    opened.close()
+
+
 @pytest.mark.parametrize("state", ["22001", "23505", "42P01", "54000", "P0001"])
 def test_what_stays_is_not_tried_again(catalogue, state):
     """What the database will say again tomorrow is an error, not a reason to wait."""

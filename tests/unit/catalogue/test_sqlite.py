@@ -44,11 +44,14 @@ def begin(catalogue, id_, content=""):
 
 
 def test_how_long_a_lock_is_waited_for_is_in_the_url(url):
-    """A lock that another program holds is waited for as long as the URL says, and is then a fault that passes."""
+    """A lock that another program holds is waited for as long as the URL says, and is then a fault that passes.
+
+    The error names the way out, as for a catalogue that this user may not write.
+    """
     path = url.removeprefix("sqlite:///")
     with closing(Catalogue(f"{url}?timeout=0.1")) as catalogue, closing(sqlite3.connect(path)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(CatalogueUnavailable, match="locked"):
+        with pytest.raises(CatalogueUnavailable, match="is locked; end the program that keeps it locked"):
             begin(catalogue, "job-1")
         other.rollback()
         assert isinstance(begin(catalogue, "job-1"), Leased)

@@ -1,15 +1,17 @@
 """`status` shows what is open until it is resolved, and its exit status says so; `stores` and `doctor` agree."""
 
 import json
+import sqlite3
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from worker import cli, clock
-from worker.catalogue import Artifact, Catalogue, Finding, Leased
+from worker.catalogue import Artifact, Catalogue, Finding, Leased, sqlite
 from worker.settings import load_settings
 from worker.storage import Digest
 from zot_artifact_client.contract import JobState
@@ -77,6 +79,23 @@ def test_a_bad_copy_is_open_until_it_is_right_again(
     assert (status, document["findings"]) == (3, [])  # there is no broker here
     assert zot("stores")[0] == 0
     assert "copies dr" not in {each["name"] for each in zot("doctor")[1]["checks"]}
+
+
+@pytest.mark.usefixtures("artifact")
+def test_a_catalogue_that_can_only_be_read_is_shown(zot: Zot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`status` tells all that it reads, and that nothing can be written, with the way out; another user sees it so."""
+
+    def read_only(connection: sqlite3.Connection, _record: object) -> None:
+        connection.execute("PRAGMA query_only = ON")
+
+    set_up = sqlite.set_up
+    monkeypatch.setattr(
+        sqlite, "set_up", lambda engine: (set_up(engine), sa.event.listen(engine, "connect", read_only))
+    )
+    status, document = zot("status")
+    assert (status, [store["copies"] for store in document["stores"]]) == (1, [1, 1])
+    [check] = [each for each in document["checks"] if each["name"] == "catalogue"]
+    assert "readonly database; make the file and its directory writable" in check["detail"]
 
 
 def test_wrong_metadata_waits_for_its_repair(catalogue: Catalogue, artifact: Artifact, zot: Zot) -> None:
