@@ -77,6 +77,8 @@ class RemoteArtifact:
         self.chunk_size = manifest.chunk_size if manifest else _WHOLE
         self._part_length = len(manifest.sha256) if manifest else 0
         if manifest:
+            if manifest.chunk_size < 1 or manifest.total != self.chunks or bool(manifest.sha256) != bool(self.chunks):
+                raise self._damaged(f"{self.size} bytes in {manifest.total} chunks")
             self._parts[0] = manifest.sha256
 
     @property
@@ -117,9 +119,10 @@ class RemoteArtifact:
             self._gateway.fetch(self._path, memoryview(found), offset, self.shown.sha256)
             if hashlib.sha256(found).hexdigest() == sha256:
                 return found
-        raise DamagedBytes(
-            f"{'/'.join(self._at)}: {size} bytes from {offset} arrived {_TRIES} times without their SHA-256 {sha256}"
-        )
+        raise self._damaged(f"{size} bytes from {offset} arrived {_TRIES} times without their SHA-256 {sha256}")
+
+    def _damaged(self, what: str) -> DamagedBytes:
+        return DamagedBytes(f"{'/'.join(self._at)}: {what}")
 
     def _show(self, first: int) -> ShowResult:
         bucket, key = self._at
@@ -134,6 +137,8 @@ class RemoteArtifact:
                 if (shown.version, shown.sha256) != (self.shown.version, self.shown.sha256) or shown.manifest is None:
                     raise ArtifactChanged(f"{'/'.join(self._at)} has other bytes now: open it again")
                 self._parts[part] = shown.manifest.sha256
+            if place >= len(self._parts[part]):
+                raise self._damaged(f"the digest of chunk {number} is not among those that arrived")
             return self._parts[part][place]
 
     def _of_spool(self, number: int) -> bytes:
@@ -154,8 +159,8 @@ class RemoteArtifact:
 
         try:
             self._gateway.stream(self._path, self.shown.sha256, give)
-            if digest.hexdigest() != self.shown.sha256:
-                raise DamagedBytes(f"{'/'.join(self._at)}: the bytes arrived without their SHA-256")
+            if (digest.hexdigest(), spool.tell()) != (self.shown.sha256, self.size):
+                raise self._damaged("the bytes arrived without their SHA-256 or their size")
             spool.flush()
         except BaseException:
             spool.close()

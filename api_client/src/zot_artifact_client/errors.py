@@ -10,7 +10,7 @@ ClientError
 ├── ArtifactChanged       the artifact has other bytes now than when it was opened
 ├── NoGoodCopy            no store has the right bytes of the artifact
 ├── DamagedBytes          the bytes that arrive do not have the recorded digest
-├── GatewayUnavailable    the gateway cannot be reached, or cannot serve now
+├── GatewayUnavailable    the gateway cannot be reached, cannot serve now, or something else answers in its place
 ├── NotAllowed            the token is not valid, or does not allow this
 ├── WaitTimeout           the job has not ended, or the query was not answered, in the time given; the job goes on
 └── JobNotDone            the job has ended without success
@@ -66,7 +66,7 @@ class DamagedBytes(ClientError):
 
 
 class GatewayUnavailable(ClientError):
-    """The gateway cannot be reached, or cannot serve now."""
+    """The gateway cannot be reached, cannot serve now, or something else answers in its place."""
 
 
 class NotAllowed(ClientError):

@@ -7,9 +7,12 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from io import FileIO
+from typing import Annotated
 from urllib.parse import quote
 
-from zot_artifact_client.contract import Progress
+from pydantic import Field
+
+from zot_artifact_client.contract import Progress, Result
 from zot_artifact_client.errors import BrokerUnavailable, ClientError, GatewayUnavailable
 from zot_artifact_client.gateway import Gateway
 from zot_artifact_client.signed_parts import send_parts
@@ -26,6 +29,14 @@ _FIRST_PAUSE = 0.2
 _LONGEST_PAUSE = 10.0
 
 OnProgress = Callable[[Progress], object]
+
+
+class _Begun(Result):
+    """What the gateway says of an upload that has begun."""
+
+    upload: str
+    offset: Annotated[int, Field(ge=0)]
+    direct: bool = False
 
 
 def send_file(
@@ -54,11 +65,12 @@ def send_file(
         size = found.st_size
         announced = {**fields, "size": size, "sha256": fields.get("sha256") or _sha256(file, size, on_progress)}
         headers = {} if idempotency_key is None else {"Idempotency-Key": quote(idempotency_key, safe=":/")}
-        created = gateway.ask("POST", "/v1/uploads?direct=true", announced, headers=headers, again=bool(headers))
-        if created.get("direct"):
-            return send_parts(gateway, str(created["upload"]), file, on_progress)
-        upload, offset = str(created["upload"]), int(created["offset"])
-        at = f"/v1/uploads/{quote(upload, safe='')}"
+        begun = gateway.ask(
+            "POST", "/v1/uploads?direct=true", announced, read=_Begun.read, headers=headers, again=bool(headers)
+        )
+        if begun.direct:
+            return send_parts(gateway, begun.upload, file, on_progress)
+        at, offset = f"/v1/uploads/{quote(begun.upload, safe='')}", begun.offset
         tries, pause = _TRIES, _FIRST_PAUSE
         while offset < size:
             _tell(on_progress, offset, size)
@@ -75,8 +87,10 @@ def send_file(
                 offset = gateway.offset(at)
             if offset > before:
                 tries, pause = _TRIES, _FIRST_PAUSE
+        if offset > size:
+            raise GatewayUnavailable(f"{gateway.url} says that {offset} bytes of the {size} have arrived")
         _tell(on_progress, size, size)
-    return upload
+    return begun.upload
 
 
 def _sha256(file: FileIO, size: int, on_progress: OnProgress | None) -> str:

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import re
 import select
 import ssl
 import time
@@ -43,6 +44,7 @@ _MOST_IDLE = 8
 """Connections that are kept for later requests."""
 _MOST_PROBLEM = 64 * 1024
 _MOST_ANSWER = 16 * 1024 * 1024
+_COUNT = re.compile("[0-9]{1,19}")
 _OK = {
     HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT, HTTPStatus.ACCEPTED, HTTPStatus.CREATED, HTTPStatus.NO_CONTENT,
 }  # fmt: skip
@@ -75,7 +77,7 @@ _AGAIN = {
 
 
 class _TryAgain(Exception):
-    """The gateway asks to retry, after `seconds` if it says when. `refused`: it has done nothing about the request."""
+    """The request may be tried again, after `seconds` if the gateway says when. `refused`: it has not acted on it."""
 
     def __init__(self, error: ClientError, seconds: float | None, *, refused: bool) -> None:
         super().__init__(str(error))
@@ -122,7 +124,7 @@ class Gateway:
             names = f"{QUERY_SHOW.kind} and {QUERY_LIST.kind}"
             raise ClientError(f"the gateway answers {names} queries, not {spec.kind}")
         given = urlencode({name: value for name, value in fields.items() if value is not None})
-        return spec.result.read(self.ask("GET", f"{path}?{given}" if given else path))
+        return self.ask("GET", f"{path}?{given}" if given else path, read=spec.result.read)
 
     def ask(
         self,
@@ -130,26 +132,27 @@ class Gateway:
         path: str,
         body: Mapping[str, object] | None = None,
         *,
+        read: Callable[[Any], AnswerT],
         headers: Mapping[str, str] | None = None,
         again: bool = True,
-    ) -> dict[str, Any]:
-        """Return the JSON that the gateway answers.
+    ) -> AnswerT:
+        """Return what `read` makes of the JSON that the gateway answers.
 
         A request that the gateway refuses as one too many (429) is repeated; with `again` also one that may have
         arrived.
 
         Raises:
-            GatewayUnavailable: it cannot be reached, or cannot serve now.
+            GatewayUnavailable: it cannot be reached, cannot serve now, or answers what no gateway does.
             ClientError: of the kind that its answer names.
         """
         sent = None if body is None else json.dumps(body).encode()
         given = {**({"Content-Type": "application/json"} if sent is not None else {}), **(headers or {})}
 
-        def take(response: http.client.HTTPResponse) -> dict[str, Any]:
-            answer: dict[str, Any] = json.loads(response.read(_MOST_ANSWER))
-            return answer
+        def take(response: http.client.HTTPResponse) -> AnswerT:
+            answer = response.read(_MOST_ANSWER)
+            return self._understood(lambda: read(json.loads(answer)))
 
-        def exchange() -> dict[str, Any]:
+        def exchange() -> AnswerT:
             return self._exchange(method, path, given, sent, take)
 
         return self._repeatedly(exchange, tries=_TRIES if again else 1, tries_if_refused=_TRIES)
@@ -208,7 +211,7 @@ class Gateway:
 
         def take(response: http.client.HTTPResponse) -> int:
             response.read()
-            return int(response.getheader("Upload-Offset") or 0)
+            return self._understood(lambda: _count(response.headers["Upload-Offset"]))
 
         return self._repeatedly(lambda: self._exchange("HEAD", path, {}, None, take), tries=_TRIES)
 
@@ -217,6 +220,14 @@ class Gateway:
         self._closed = True
         while idle := self._idle.get():
             idle.pop().close()
+
+    def _understood(self, read: Callable[[], AnswerT]) -> AnswerT:
+        """Return what `read` makes of an answer. Raise _TryAgain for one that was damaged, or is of another program."""
+        try:
+            return read()
+        except (ValueError, TypeError, LookupError, RecursionError):
+            told = f"gateway {self.url} answers what no gateway does: see what answers there, and what is in between"
+            raise _TryAgain(GatewayUnavailable(told), None, refused=False) from None
 
     def _repeatedly(
         self, exchange: Callable[[], AnswerT], *, tries: int, tries_if_refused: int | None = None
@@ -236,7 +247,7 @@ class Gateway:
                 if self._closed or number >= most:
                     raise asked.error from None
                 time.sleep(min(_LONGEST_PAUSE, asked.seconds if asked.seconds is not None else pause))
-            except (OSError, http.client.HTTPException, json.JSONDecodeError) as error:
+            except (OSError, http.client.HTTPException) as error:
                 if self._closed or number >= tries:
                     line = tls_fault(error, trust=TRUST) or next(iter(str(error).splitlines()), type(error).__name__)
                     raise GatewayUnavailable(f"gateway {self.url} cannot be reached: {bounded(line)}") from error
@@ -297,6 +308,14 @@ def artifact_path(what: str, bucket: str, key: str) -> str:
     return f"/v1/{what}/{quote(bucket, safe='')}/{quote(key, safe='/')}"
 
 
+def _count(said: str | None) -> int:
+    """Return a number of bytes in a header. Raise ValueError: it is none."""
+    if said is None or not _COUNT.fullmatch(said):
+        msg = "it is no number of bytes"
+        raise ValueError(msg)
+    return int(said)
+
+
 def _was_closed(connection: http.client.HTTPConnection) -> bool:
     """Return whether the gateway has closed a kept connection: it has something to read although nothing was asked."""
     poll = select.poll()
@@ -310,7 +329,7 @@ def _error_of(response: http.client.HTTPResponse, url: str) -> ClientError:
     try:
         problem = json.loads(raw)
         name, detail = str(problem["type"]).rpartition(":")[2], str(problem["detail"])
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         name, detail = "", f"{url} answers {response.status} {response.reason}"
     if response.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
         kind: type[ClientError] = NotAllowed

@@ -53,10 +53,11 @@ class GatewayJobs:
         headers: dict[str, str] = {}
         if idempotency_key is not None:
             headers["Idempotency-Key"] = quote(scoped_key(spec, idempotency_key, self._service), safe=":/")
-        answer = self._gateway.ask(
-            "POST", f"/v1/jobs/{spec.kind}", payload_of(spec, request), headers=headers, again=bool(headers)
-        )
-        return StatusResult.read(answer).job
+        sent = self._gateway.ask(
+            "POST", f"/v1/jobs/{spec.kind}", payload_of(spec, request), read=StatusResult.read,
+            headers=headers, again=bool(headers),
+        )  # fmt: skip
+        return sent.job
 
     def submit_many(
         self, requests: Iterable[Message], *, idempotency_key: str | None
@@ -86,7 +87,7 @@ class GatewayResults:
     def status(self, job_id: str) -> StatusResult:
         """Return what the gateway has of a job; its state is `unknown` if there is none, or the token is not for it."""
         try:
-            return StatusResult.read(self._gateway.ask("GET", f"/v1/jobs/{quote(job_id, safe='')}"))
+            return self._gateway.ask("GET", f"/v1/jobs/{quote(job_id, safe='')}", read=StatusResult.read)
         except UnknownJob:
             return StatusResult(job=job_id, state=JobState.UNKNOWN)
 
@@ -126,7 +127,7 @@ class GatewayResults:
 
     def cancel(self, job_id: str) -> bool:
         try:
-            self._gateway.ask("DELETE", f"/v1/jobs/{quote(job_id, safe='')}")
+            self._gateway.ask("DELETE", f"/v1/jobs/{quote(job_id, safe='')}", read=StatusResult.read)
         except UnknownJob:
             raise unknown_job(job_id) from None
         except ClientError:

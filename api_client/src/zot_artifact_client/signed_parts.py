@@ -5,14 +5,15 @@ import os
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from io import FileIO
-from typing import Any
+from typing import Annotated
 from urllib.parse import quote, urlsplit
 
-from zot_artifact_client.contract import Progress
+from pydantic import Field
+
+from zot_artifact_client.contract import Progress, Result
 from zot_artifact_client.errors import ClientError, GatewayUnavailable
 from zot_artifact_client.gateway import TIMEOUT, Gateway
 from zot_artifact_client.http_final_response import PlainConnection, SecureConnection
@@ -29,12 +30,20 @@ _NO_URL = "the gateway returned what is no URL of a store"
 OnProgress = Callable[[Progress], object]
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    offset: int
-    size: int
+class _Part(Result):
+    offset: Annotated[int, Field(ge=0)]
+    size: Annotated[int, Field(ge=0)]
     url: str
-    headers: Mapping[str, str]
+    headers: dict[str, str]
+
+
+class _Missing(Result):
+    """What the gateway says of an upload, with the next parts that it lacks."""
+
+    done: int
+    size: int
+    complete: bool
+    parts: tuple[_Part, ...]
 
 
 def send_parts(gateway: Gateway, upload: str, file: FileIO, on_progress: OnProgress | None) -> str:
@@ -49,20 +58,18 @@ def send_parts(gateway: Gateway, upload: str, file: FileIO, on_progress: OnProgr
     path, pause, rounds = f"/v1/uploads/{quote(upload, safe='')}/parts", _FIRST_PAUSE, _ROUNDS
     before, failed = -1, None
     while True:
-        asked: dict[str, Any] = gateway.ask("POST", path)
-        if asked["complete"]:
+        missing = gateway.ask("POST", path, read=_Missing.read)
+        if missing.complete:
             return upload
-        done = int(asked["done"])
-        if done <= before:
+        if missing.done <= before:
             rounds -= 1
             if not rounds:
                 raise failed or GatewayUnavailable("the staging store takes no part")
             time.sleep(pause)
             pause *= 2
         else:
-            before, rounds, pause = done, _ROUNDS, _FIRST_PAUSE
-        parts = [_Part(each["offset"], each["size"], each["url"], each["headers"]) for each in asked["parts"]]
-        failed = _send(file, parts, _Told(done, int(asked["size"]), on_progress))
+            before, rounds, pause = missing.done, _ROUNDS, _FIRST_PAUSE
+        failed = _send(file, missing.parts, _Told(missing.done, missing.size, on_progress))
 
 
 class _Told:
@@ -79,7 +86,7 @@ class _Told:
                 self._on_progress(Progress(bytes_done=self._done, bytes_total=self._size, step="sending"))
 
 
-def _send(file: FileIO, parts: list[_Part], told: _Told) -> GatewayUnavailable | None:
+def _send(file: FileIO, parts: Sequence[_Part], told: _Told) -> GatewayUnavailable | None:
     """Send parts, some at a time; return the error of one that the store did not take."""
     failed = None
     with ThreadPoolExecutor(_TOGETHER, thread_name_prefix="zot-artifact-send") as pool:

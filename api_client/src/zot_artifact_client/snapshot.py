@@ -77,14 +77,14 @@ _BY_KIND = {spec.kind: spec for spec in TASKS.values()}
 
 
 def status_of(job_id: str, found: Snapshot) -> JobStatus:
-    """Return the status that the result backend has of a job."""
+    """Return the status that the result backend has of a job. Raise ClientError: its result cannot be read."""
     spec = TASKS.get(found.task or "")
-    value = found.value if spec is None or found.value is None else spec.result.read(found.value)
+    value = None if found.value is None else _value_of(job_id, spec, found.value)
     return JobStatus(job_id, spec.kind if spec else None, found.state, found.progress, value, found.error)
 
 
 def recorded_status(answer: StatusResult) -> JobStatus:
-    """Return the status that the ledger has of a job."""
+    """Return the status that the ledger has of a job. Raise as `status_of`."""
     found = recorded_snapshot(answer)
     return replace(status_of(answer.job, found), kind=answer.kind)
 
@@ -110,13 +110,17 @@ def result_of(job_id: str, spec: TaskSpec[Any, ResultT] | None, found: Snapshot)
     """
     if found.error is not None:
         raise found.error
-    known = spec or TASKS.get(found.task or "")
-    if known is None:  # the caller did not give the kind either, so it gets the JSON as it is
-        return cast("ResultT", found.value)
+    return cast("ResultT", _value_of(job_id, spec or TASKS.get(found.task or ""), found.value))
+
+
+def _value_of(job_id: str, spec: TaskSpec[Any, Any] | None, value: object) -> object:
+    """Return a result as its model, or as the JSON that it is where its kind is unknown. Raise as `result_of`."""
+    if spec is None:
+        return value
     try:
-        return cast("ResultT", known.result.read(found.value))
+        return spec.result.read(value)
     except ValidationError:
-        msg = f"the result of job {job_id} is not that of {known.name}: ask for it by the right kind"
+        msg = f"the result of job {job_id} is not that of {spec.name}: ask for it by the right kind"
         raise ClientError(msg) from None
 
 

@@ -12,6 +12,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -272,7 +273,7 @@ def answering(handle: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]
         def do_GET(self) -> None:
             handle(self)
 
-        do_POST = do_GET  # noqa: N815 - the library's name
+        do_POST = do_DELETE = do_HEAD = do_PATCH = do_GET  # noqa: N815 - the library's names
 
         def log_message(self, *args: object) -> None:
             pass
@@ -397,6 +398,114 @@ def test_a_fault_that_stays_is_an_error(
         with client.open("b", "k") as file, pytest.raises(error):
             file.read(1)
     assert list(tmp_path.iterdir()) == []
+
+
+NO_ANSWERS = {
+    "not UTF-8": b'{"job": "\xff"}', "HTML": b"<html></html>", "cut": json.dumps(SHOWN).encode()[:-9],
+    "a list": b"[]", "a text": b'"ok"', "of another program": b'{"status": "ok"}', "deep": b"[" * 100_000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("body", NO_ANSWERS.values(), ids=NO_ANSWERS.keys())
+def test_what_no_gateway_answers_is_told(body: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever arrives with 200, and whichever client asks, it is one error, which names the URL."""
+    monkeypatch.setattr("zot_artifact_client.gateway._TRIES", 1)
+    (tmp_path / "file").write_bytes(BODY)
+
+    def handle(to: BaseHTTPRequestHandler) -> None:
+        to.rfile.read(int(to.headers["Content-Length"] or 0))
+        answer(to, 200, body)
+
+    with answering(handle) as url, ArtifactClient(gateway=url, token="t") as client:
+        told = f"gateway {url} answers what no gateway does"
+        calls: list[Callable[[], Any]] = [
+            partial(client.show, "b", "k"), partial(client.list, "b"), partial(client.status, "j"),
+            partial(client.verify, "b", "k"), partial(client.job("j").wait, WITHIN), client.job("j").cancel,
+            partial(client.open, "b", "k"), partial(client.upload_file, tmp_path / "file", "b", "k"),
+        ]  # fmt: skip
+        for call in calls:
+            with pytest.raises(GatewayUnavailable, match=told):
+                call()
+
+        async def scene() -> None:
+            async with AsyncArtifactClient(gateway=url, token="t") as client:
+                for awaited in (
+                    client.show("b", "k"), client.status("j"), client.verify("b", "k"), client.job("j").wait(WITHIN),
+                    client.read("b", "k"), client.upload_file(tmp_path / "file", "b", "k"),
+                ):  # fmt: skip
+                    with pytest.raises(GatewayUnavailable, match=told):
+                        await awaited
+
+        asyncio.run(scene())
+
+
+def test_a_damaged_answer_is_asked_for_again() -> None:
+    """The answer after one that was damaged on the way is the one that counts."""
+    bodies = [b"\xff", json.dumps(SHOWN).encode()]
+    with answering(lambda to: answer(to, 200, bodies.pop(0))) as url, ArtifactClient(gateway=url, token="t") as client:
+        assert client.show("b", "k").sha256 == SHOWN["sha256"]
+
+
+@pytest.mark.parametrize("said", ["-7", "x", None, "1001"])
+def test_an_offset_that_is_none_is_told(said: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upload never goes on from a place that cannot be."""
+    monkeypatch.setattr("zot_artifact_client.gateway._TRIES", 1)
+    (tmp_path / "file").write_bytes(BODY)
+
+    def handle(to: BaseHTTPRequestHandler) -> None:
+        to.rfile.read(int(to.headers["Content-Length"] or 0))
+        if to.command == "POST":
+            answer(to, 201, b'{"upload": "u", "offset": 0}')
+        elif to.command == "PATCH":
+            answer(to, 503, b"")
+        else:
+            answer(to, 200, b"", **({} if said is None else {"Upload_Offset": said}))
+
+    with answering(handle) as url, ArtifactClient(gateway=url, token="t") as client, pytest.raises(GatewayUnavailable):
+        client.upload_file(tmp_path / "file", "b", "k")
+
+
+QUARTERS = [hashlib.sha256(BODY[at : at + 250]).hexdigest() for at in range(0, 1000, 250)]
+IN_QUARTERS = {"chunk_size": 250, "total": 4, "first": 0, "sha256": QUARTERS[:2]}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"size": 0},
+        {"size": 250},
+        {"manifest": {**IN_QUARTERS, "chunk_size": 0}},
+        {"manifest": {**IN_QUARTERS, "sha256": []}},
+        {"manifest": IN_QUARTERS},
+    ],
+)
+def test_an_answer_that_does_not_fit_together_gives_no_bytes(wrong: dict[str, Any], tmp_path: Path) -> None:
+    """A size, and digests, that were damaged on the way make no shorter file."""
+    shown = {**SHOWN, "manifest": IN_QUARTERS, **wrong}
+
+    def handle(to: BaseHTTPRequestHandler) -> None:
+        if "chunks_from=2" in to.path:  # where the other digests are
+            answer(to, 200, json.dumps({**shown, "manifest": {**IN_QUARTERS, "first": 2, "sha256": []}}).encode())
+        elif to.path.startswith("/v1/artifacts/"):
+            answer(to, 200, json.dumps(shown).encode())
+        else:
+            first, last = (int(text) for text in to.headers["Range"].removeprefix("bytes=").split("-"))
+            answer(to, 206, BODY[first : last + 1])
+
+    with answering(handle) as url, ArtifactClient(gateway=url, token="t") as client, pytest.raises(DamagedBytes):
+        client.get("b", "k", tmp_path / "k")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_result_of_another_job_is_told() -> None:
+    """A status whose result is not of its kind is an error, as it is where the result is waited for."""
+    told = {"job": "j", "kind": "verify", "state": "succeeded", "attempts": 1, "result": {"verb": "batch"}}
+    with (
+        answering(lambda to: answer(to, 200, json.dumps(told).encode())) as url,
+        ArtifactClient(gateway=url, token="t") as client,
+        pytest.raises(ClientError, match="the result of job j is not that of artifact.verify"),
+    ):
+        client.status("j")
 
 
 def test_a_gateway_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
