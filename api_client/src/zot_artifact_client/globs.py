@@ -22,12 +22,13 @@ def compiled(glob: str) -> Pattern:
     Raises:
         ValueError: it is none, such as `[z-a]`.
     """
-    parts: list[str] = []
+    fixed = [""]
     for name in glob.strip("/").split("/"):
-        part = r"(?:[^/]+/)*" if name == "**" else f"{_name(name)}/"
-        if part != r"(?:[^/]+/)*" or parts[-1:] != [part]:  # `**/**` is `**`, and would take long to match
-            parts.append(part)
-    text = "".join(parts)
+        if name == "**":
+            fixed.append("")
+        else:
+            fixed[-1] += f"{_name(name)}/"
+    text = _in_order(fixed, "(?:[^/]+/)*")
     text = text.removesuffix("/") + r"(?:/.*)?" if text.endswith("/") else text + r".*"
     try:
         return Pattern("/" in glob, re.compile(text, re.DOTALL))
@@ -62,15 +63,27 @@ def selector(include: Sequence[str], exclude: Sequence[str]) -> Callable[[str], 
 
 def _name(glob: str) -> str:
     """Return the regular expression of a pattern without slashes."""
-    text, at = "", 0
+    fixed, at = [""], 0
     while at < len(glob):
         end = glob.find("]", at + 2) if glob[at] == "[" else -1
         if end > 0:
-            text += (
-                "[" + glob[at + 1 : end].replace("\\", r"\\").replace("!", "^", 1 if glob[at + 1] == "!" else 0) + "]"
-            )
+            chars = re.sub(r"([\\\[&|~])", r"\\\1", glob[at + 1 : end])
+            fixed[-1] += f"(?!/)[{chars.replace('!', '^', 1) if chars[0] == '!' else chars}]"
             at = end
+        elif glob[at] == "*":
+            fixed.append("")
         else:
-            text += {"*": "[^/]*", "?": "[^/]"}.get(glob[at], re.escape(glob[at]))
+            fixed[-1] += "[^/]" if glob[at] == "?" else re.escape(glob[at])
         at += 1
-    return text
+    return _in_order(fixed, "[^/]*")
+
+
+def _in_order(fixed: Sequence[str], gap: str) -> str:
+    """Return the regular expression of what has these parts in this order, with gaps between them.
+
+    Each but the first and the last is taken where it is found first, and never looked for again (`(?>…)`): where that
+    does not match, nothing does, and to try all places of all parts would take for ever.
+    """
+    first, *between = fixed
+    last = f"{gap}{between.pop()}" if between else ""
+    return first + "".join(f"(?>{gap}?{part})" for part in between) + last

@@ -45,6 +45,9 @@ def test_each_file_gets_its_path_as_a_key(tree: Path) -> None:
         (["[ab].t?[tp]"], ["sub"], ["a.txt", "b.tmp"]),
         (["[!a]*.txt"], [], ["sub/deep/d.txt"]),
         (["*.txt"], ["sub/deep"], ["a.txt", "sub/a.txt"]),
+        (["*t*t*"], ["/sub[!x]a.txt"], ["a.txt", "sub/a.txt", "sub/deep/d.txt"]),
+        (["**/d*/**/c*g"], [], ["sub/deep/c.log"]),
+        (["[[&|~]*", "[~-]*"], [], []),
     ],
 )
 def test_filters_take_names_and_paths(tree: Path, include: list[str], exclude: list[str], expected: list[str]) -> None:
@@ -63,6 +66,15 @@ def test_what_is_no_pattern_is_told(tree: Path) -> None:
         DirectoryListing(tree, "b", "", Filters(exclude=["[z-a]"]))
     assert keys(DirectoryListing(tree, "b", "", Filters(["**/" * 200 + "d.txt"]))) == ["sub/deep/d.txt"]
     assert not selector(["**/" * 200 + "x"], [])("d/" * 200 + "y")
+
+
+@pytest.mark.parametrize(
+    ("glob", "path"),
+    [("*a" * 30 + "*b", "a" * 200), ("**/x*x/" * 30 + "y", "xx/" * 200), ("x/" + "*x?*" * 31, "x/" + "x" * 61)],
+)
+def test_no_pattern_takes_long_to_match(glob: str, path: str) -> None:
+    """A pattern of a request holds up no worker, however many `*` it has."""
+    assert not selector([glob], [])(path)
 
 
 def test_symbolic_links_are_skipped_followed_or_refused(tree: Path, tmp_path: Path) -> None:
