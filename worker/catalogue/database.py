@@ -236,6 +236,10 @@ class Database:
         """Return the revision of the tables."""
         return _REVISION
 
+    def touch(self, connection: Connection) -> None:
+        """Write to the database within this transaction, and change nothing that is recorded."""
+        self._dialect.touch(connection)
+
     def lift_time_limits(self, connection: Connection) -> None:
         """Let this transaction take as long as it needs, for one that reads or writes whole tables."""
         self._dialect.lift_time_limits(connection)

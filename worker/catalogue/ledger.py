@@ -66,10 +66,6 @@ _PRUNED = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.REF
 _PRUNED_AT_ONCE = 200
 _FLUSHED_WITHIN = timedelta(minutes=1)
 """The longest time for which the end of a job is in the ledger and not yet on the disk."""
-_UNCHANGED = (
-    sa.update(jobs).where(jobs.c.id == sa.select(jobs.c.id).limit(1).scalar_subquery()).values(fence=jobs.c.fence)
-)
-"""The write of a row that changes nothing."""
 _LOCKED_POLL = 0.02
 """Seconds between two tries to write to a catalogue that is locked."""
 
@@ -389,9 +385,9 @@ class Ledger:
         return found
 
     def check_writable(self) -> None:
-        """Write a row without a change. Raise CatalogueUnavailable if the catalogue cannot be written."""
+        """Write to the catalogue without a change. Raise CatalogueUnavailable if that fails."""
         with self._database.write() as connection:
-            connection.execute(_UNCHANGED)
+            self._database.touch(connection)
 
     def is_locked(self, *, within: float) -> bool:
         """Return whether the catalogue is locked by other transactions for all of so many seconds.
@@ -403,7 +399,7 @@ class Ledger:
         while True:
             with self._database.write_if_free() as connection:
                 if connection is not None:
-                    connection.execute(_UNCHANGED)
+                    self._database.touch(connection)
                     return False
             if monotonic() >= until:
                 return True

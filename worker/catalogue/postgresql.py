@@ -191,6 +191,11 @@ def flush(path: Path | None) -> None:
     """Do nothing: every commit has waited."""
 
 
+def touch(connection: Connection) -> None:
+    """Write a row within this transaction, as it is."""
+    execute(connection, "UPDATE alembic_version SET version_num = version_num", ())
+
+
 def begin_write(connection: Connection, *, wait: bool = True) -> bool:
     """Wait until no other transaction writes; without `wait`, return whether that is so now.
 

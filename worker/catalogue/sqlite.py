@@ -156,6 +156,11 @@ def flush(path: Path | None) -> None:
         os.close(log)
 
 
+def touch(connection: Connection) -> None:
+    """Write a page within this transaction: to set a column of a row to the value that it has writes none."""
+    execute(connection, "PRAGMA user_version = 1", ())
+
+
 def begin_write(connection: Connection, *, wait: bool = True) -> bool:
     """Begin a transaction that may write, once no other one writes; without `wait`, return whether that is so now.
 

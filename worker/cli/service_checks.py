@@ -217,10 +217,10 @@ def way_out_of_breaker(store: str) -> str:
 
 
 def catalogue_lock(catalogue: Catalogue) -> Iterator[Check]:
-    """Tell that another program keeps the catalogue locked: jobs wait, although all services answer."""
+    """Tell that nothing can be written to the catalogue: jobs wait, although all services answer."""
     try:
         locked = catalogue.ledger.is_locked(within=_LOCKED_FOR)
-    except CatalogueError as error:  # it can be read only; the error names the way out
+    except CatalogueError as error:  # its disk is full, or it is read only; the error names the way out
         yield Check("catalogue", "bad", str(error))
         return
     if locked:

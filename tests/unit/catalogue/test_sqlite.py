@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import sqlite3
 import threading
 import time
@@ -29,6 +30,7 @@ from worker.catalogue import (
     PageOutcome,
     VerdictRow,
 )
+from worker.cli.service_checks import catalogue_lock
 from worker.storage import Digest
 from zot_artifact_client.contract import JobState
 
@@ -114,12 +116,29 @@ def test_a_full_disk_is_a_fault_that_passes(url):
     with closing(Catalogue(url)) as catalogue:
         begin(catalogue, "before")
         _allow(catalogue, pages=1)  # SQLite takes no fewer than it has
-        with pytest.raises(CatalogueUnavailable, match="full"):
+        with pytest.raises(CatalogueUnavailable, match="full; make room on its disk"):
             begin(catalogue, "large", "x" * 100_000)
         assert catalogue.ledger.get("large") is None
         assert catalogue.ledger.get("before") is not None
         _allow(catalogue, pages=1_000_000)
         assert isinstance(begin(catalogue, "large", "x" * 100_000), Leased)
+
+
+def test_that_nothing_can_be_written_is_noticed_without_a_job(url):
+    """`sweep.recover` sends no message meanwhile, and `doctor` and `status` say it, also where there is no job."""
+    log = Path(f"{url.removeprefix('sqlite:///')}-wal")
+    least, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with closing(Catalogue(url)) as catalogue:
+        assert not list(catalogue_lock(catalogue))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (log.stat().st_size, most))
+        try:
+            with pytest.raises(CatalogueUnavailable):
+                catalogue.ledger.check_writable()
+            (told,) = catalogue_lock(catalogue)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (least, most))
+        catalogue.ledger.check_writable()
+    assert (told.name, told.outcome) == ("catalogue", "bad")
 
 
 def test_a_file_that_is_damaged_while_it_is_in_use_is_a_fault_that_passes(url):
