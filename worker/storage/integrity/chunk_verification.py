@@ -14,8 +14,10 @@ from worker.storage.integrity.manifest import BadChunks, Chunk, Manifest
 from worker.storage.integrity.verifying_reader import OnBytes
 from worker.storage.transfer.resumable_read import ResumableReader, open_range, read_range
 
-THREADS = min(4, max(2, os.cpu_count() or 1))
-"""Chunks that are read at once: on a single core too, because a store keeps a reader waiting."""
+THREADS = 4
+"""Chunks that are read at once. While some threads hash, a server would wait for the others: two leave it idle."""
+_LOCAL_THREADS = min(THREADS, max(2, os.cpu_count() or 1))
+"""The same where a read is mostly work of this machine's processor; on a single core too, because of the disk."""
 MIN_PARALLEL_CHUNKS = 4
 """Objects with fewer chunks are read by one thread: a pool costs more than it saves."""
 WINDOW = 64 * 1024 * 1024
@@ -68,9 +70,9 @@ def bad_chunks(
         first_only: only the first item of the result is wanted, and nothing is read after it is known.
     """
     reading = _Reading(driver, stat, manifest, write, uncached=uncached, first_only=first_only)
-    with ThreadPoolExecutor(THREADS, thread_name_prefix="verify") as pool:
+    with ThreadPoolExecutor(reading.threads, thread_name_prefix="verify") as pool:
         try:
-            for _ in range(THREADS):
+            for _ in range(reading.threads):
                 pool.submit(reading.run)
             for count in reading.counts():
                 if on_bytes:
@@ -81,7 +83,7 @@ def bad_chunks(
 
 
 class _Reading:
-    """One read of all chunks, by `THREADS` threads that each call `run`.
+    """One read of all chunks, by `threads` threads that each call `run`.
 
     Windows are begun in their order. With `first_only`, those that were begun before a bad chunk was found are read to
     their first bad chunk, so that the first of all is among `bad`.
@@ -98,6 +100,7 @@ class _Reading:
         first_only: bool,
     ) -> None:
         self.bad = BadChunks(manifest)
+        self.threads = _LOCAL_THREADS if driver.capabilities.local else THREADS
         self._driver = driver
         self._stat = stat
         self._manifest = manifest
@@ -106,7 +109,7 @@ class _Reading:
         self._first_only = first_only
         self._per_window = max(1, WINDOW // manifest.chunk_size)
         self._starts = iter(range(0, len(manifest), self._per_window))  # each is given to one thread
-        self._told: Queue[int | BaseException | None] = Queue(4 * THREADS)
+        self._told: Queue[int | BaseException | None] = Queue(4 * self.threads)
         self._stopped = False
 
     def run(self) -> None:
@@ -122,7 +125,7 @@ class _Reading:
 
     def counts(self) -> Iterator[int]:
         """Yield numbers of bytes that were read, until all threads have ended; raise the first error of one."""
-        running = THREADS
+        running = self.threads
         while running:
             told = self._told.get()
             if isinstance(told, BaseException):
