@@ -65,10 +65,10 @@ class BulkStatement:
         found = self._texts.get(dialect.name) or self._compile(dialect)
         same = {**found.constants, **{name: _bound(value, dialect) for name, value in shared.items()}}
         if not dialect.positional:
-            columns: list[Sequence[Any]] = [list(column) for column in zip(*rows, strict=True)]
+            columns: list[Sequence[Any]] = list(zip(*rows, strict=True))
             for at in self._moments:
                 columns[at] = [_bound(value, dialect) for value in columns[at]]
-            execute(connection, found.text, {**same, **dict(zip(self._types, columns, strict=True))})
+            execute(connection, found.text, {**same, **dict(zip(self._types, map(_array, columns), strict=True))})
             return
         names = [*self._types, *same]
         take = itemgetter(*(names.index(name) for name in found.names))
@@ -100,6 +100,14 @@ def _with_moments(row: Sequence[Any], moments: Sequence[int], dialect: Dialect) 
         if row[at] is not None:
             row = (*row[:at], _bound(row[at], dialect), *row[at + 1 :])
     return row
+
+
+def _array(values: Iterable[Any]) -> str:
+    """Return values of a column as PostgreSQL reads an array; the driver takes ten times as long, inside the lock."""
+    quoted = [
+        "NULL" if value is None else '"' + str(value).replace("\\", r"\\").replace('"', r"\"") + '"' for value in values
+    ]
+    return "{" + ",".join(quoted) + "}"
 
 
 def _bound(value: Any, dialect: Dialect) -> Any:

@@ -1,7 +1,8 @@
 """Run statements that are compiled once: SQLAlchemy takes longer to prepare one than SQLite takes to run it."""
 
 from collections import namedtuple
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,24 @@ class _Compiled:
     """The columns that the driver does not return as they are, each with what turns it into a value of ours."""
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A statement that was run, and whose rows are not read yet."""
+
+    _compiled: _Compiled
+    _cursor: Any
+
+    def all(self) -> list[Any]:
+        """Return the rows."""
+        found = []
+        for row in self._cursor.fetchall():
+            read = list(row)
+            for column, convert in self._compiled.results:
+                read[column] = convert(read[column])
+            found.append(self._compiled.row(read))
+        return found
+
+
 class Prepared:
     """A statement whose values are bound by name. Its rows are named tuples of what it selects or returns.
 
@@ -36,14 +55,11 @@ class Prepared:
 
     def all(self, connection: Connection, **values: Any) -> list[Any]:
         """Run the statement and return its rows."""
-        compiled, cursor = self._execute(connection, [values])
-        found = []
-        for row in cursor.fetchall():
-            read = list(row)
-            for column, convert in compiled.results:
-                read[column] = convert(read[column])
-            found.append(compiled.row(read))
-        return found
+        return self.ask(connection, **values).all()
+
+    def ask(self, connection: Connection, **values: Any) -> Asked:
+        """Run the statement; its rows are read later, such as after a block of `in_one_request`."""
+        return Asked(*self._execute(connection, [values]))
 
     def tuples(self, connection: Connection, **values: Any) -> list[tuple[Any, ...]]:
         """Run the statement and return its rows as the driver does, which is right for text and numbers."""
@@ -119,11 +135,36 @@ def execute(connection: Connection, text: str, values: Any, *, many: bool = Fals
     try:
         (cursor.executemany if many else cursor.execute)(text, values)
     except connection.dialect.loaded_dbapi.Error as error:
-        lost = connection.dialect.is_disconnect(error, driver, cursor)
-        if lost:
-            connection.invalidate(error)
-        raise DBAPIError.instance(
-            text, None, error, connection.dialect.loaded_dbapi.Error,
-            hide_parameters=True, connection_invalidated=lost, dialect=connection.dialect,
-        ) from error  # fmt: skip
+        raise _as_sqlalchemy_raises(connection, text, error) from error
     return cursor
+
+
+@contextmanager
+def in_one_request(connection: Connection) -> Iterator[None]:
+    """Send the statements of the block to a server together; they fail, and have their rows, at its end.
+
+    A writer has the lock for one round trip, and not for one with each statement. In the block are `ask` and statements
+    whose counts of rows are not needed, and none of SQLAlchemy's own.
+    """
+    driver: Any = connection.connection.dbapi_connection
+    if not hasattr(driver, "pipeline"):
+        yield
+        return
+    try:
+        with driver.pipeline():
+            yield
+    except connection.dialect.loaded_dbapi.Error as error:
+        raise _as_sqlalchemy_raises(connection, "", error) from error
+
+
+def _as_sqlalchemy_raises(connection: Connection, text: str, error: Exception) -> Exception:
+    """Return an error of the driver as SQLAlchemy raises it."""
+    dialect: Any = connection.dialect
+    lost = dialect.is_disconnect(error, connection.connection.dbapi_connection, None)
+    if lost:
+        connection.invalidate(error)
+    raised: Exception = DBAPIError.instance(
+        text, None, error, dialect.loaded_dbapi.Error,
+        hide_parameters=True, connection_invalidated=lost, dialect=dialect,
+    )  # fmt: skip
+    return raised

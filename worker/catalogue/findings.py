@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Row
 from sqlalchemy.dialects import postgresql, sqlite
 
 from worker.catalogue.bulk import by_bucket
-from worker.catalogue.compiled_statements import Prepared
+from worker.catalogue.compiled_statements import Asked, Prepared
 from worker.catalogue.database import Database
 from worker.catalogue.records import BAD, Artifact, Copy, CopyState, FindingKind, VerdictRow
 from worker.catalogue.tables import CURRENT, artifacts, canaries, copies, findings
@@ -329,9 +329,12 @@ class Findings:
 # What other changes of the catalogue do to findings, within their transactions
 
 
-def note_verdicts(connection: Connection, verdicts: Sequence[VerdictRow], now: datetime) -> None:
-    """Open what verdicts found bad or could not read; resolve what they found right, or wrong in another way."""
-    open_ = _open_at(connection, set(map(_PATH, verdicts)))
+def note_verdicts(connection: Connection, verdicts: Sequence[VerdictRow], now: datetime, around: Asked) -> None:
+    """Open what verdicts found bad or could not read; resolve what they found right, or wrong in another way.
+
+    `around`: what `ask_around` asked about these keys.
+    """
+    open_ = _open_of(connection, set(map(_PATH, verdicts)), around)
     if not open_ and all(each.verdict == Verdict.VERIFIED and not each.has_wrong_metadata for each in verdicts):
         return
     last = {(each.store, each.bucket, each.key, each.version): each for each in verdicts}
@@ -518,12 +521,17 @@ def _see_lost(connection: Connection, lost: Sequence[tuple[str, str, int]], now:
 
 def _open_at(connection: Connection, paths: Collection[tuple[str, str]]) -> list[Row[Any]]:
     """Return the open findings about these keys; most often that is one search in an empty index."""
-    if not paths:
-        return []
+    return _open_of(connection, paths, ask_around(connection, paths)) if paths else []
+
+
+def ask_around(connection: Connection, paths: Collection[tuple[str, str]]) -> Asked:
+    """Ask for the open findings about a few keys, which are not none, and those between them."""
     low, high = min(paths), max(paths)
-    found: list[Row[Any]] = _BETWEEN.all(
-        connection, low_bucket=low[0], low_key=low[1], high_bucket=high[0], high_key=high[1]
-    )
+    return _BETWEEN.ask(connection, low_bucket=low[0], low_key=low[1], high_bucket=high[0], high_key=high[1])
+
+
+def _open_of(connection: Connection, paths: Collection[tuple[str, str]], around: Asked) -> list[Row[Any]]:
+    found: list[Row[Any]] = around.all()
     if len(found) > _FEW:
         found = []
         for bucket, keys in by_bucket(paths, _KEYS):

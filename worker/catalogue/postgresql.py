@@ -14,7 +14,7 @@ from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from worker import clock, shutdown_flag
-from worker.catalogue.compiled_statements import execute
+from worker.catalogue.compiled_statements import execute, in_one_request
 
 LOCK_SECONDS = 30
 """How long a writer waits for the lock, as in SQLite."""
@@ -201,7 +201,9 @@ def begin_write(connection: Connection, *, wait: bool = True) -> bool:
 
     A worker whose grace period is over waits for a moment only, in which its other children write.
     """
-    if execute(connection, _TRY_TURN, ()).fetchone()[0]:
+    with in_one_request(connection):  # with the driver's BEGIN
+        tried = execute(connection, _TRY_TURN, ())
+    if tried.fetchone()[0]:
         return True
     if wait:
         with _ended_with_the_worker(connection):

@@ -15,9 +15,9 @@ from sqlalchemy import Connection, Row
 
 from worker.catalogue.artifacts import FIRST_READS, READ_ONCE, SPREADS, FinishedCopy, finish_copies
 from worker.catalogue.bulk import BulkStatement, Given, insert, one_of_ids
-from worker.catalogue.compiled_statements import Prepared
+from worker.catalogue.compiled_statements import Prepared, in_one_request
 from worker.catalogue.database import Database
-from worker.catalogue.findings import note_verdicts
+from worker.catalogue.findings import ask_around, note_verdicts
 from worker.catalogue.records import BAD, Artifact, Copy, CopyState, Finding, LogHead, Outcome, VerdictRow
 from worker.catalogue.tables import copies, log_archives, verifications
 from worker.catalogue.types import UtcDateTime, without_nul
@@ -237,20 +237,25 @@ def append_verdicts(connection: Connection, prepared: PreparedVerdicts) -> None:
     """
     if not prepared.verdicts:
         return
-    last = _LAST_HASH.first(connection)
-    previous = last.hash if last else FIRST_PREVIOUS
+    with in_one_request(connection):
+        asked_last = _LAST_HASH.ask(connection)
+        asked_gone = _NOT_PRESENT.ask(connection, ids=[each.copy for each in prepared.verdicts])
+        around = ask_around(connection, {(each.bucket, each.key) for each in prepared.verdicts})
+    last = asked_last.all()
+    previous = last[0].hash if last else FIRST_PREVIOUS
+    gone = {row.id for row in asked_gone.all()}
     _measure(connection, prepared)
     rows = []
     for row, text in zip(prepared.rows, prepared.texts, strict=True):
         linked = _linked(text, previous)
         rows.append((*row, previous, linked))
         previous = linked
-    _APPEND.execute(connection, rows, at=prepared.now)
-    gone = {row.id for row in _NOT_PRESENT.all(connection, ids=[each.copy for each in prepared.verdicts])}
-    for word, values in prepared.updates.items():
-        there = [each for each in values if each[0] not in gone] if gone else values
-        _UPDATES[Verdict(word)].execute(connection, there, now=prepared.now)
-    note_verdicts(connection, [each for each in prepared.verdicts if each.copy not in gone], prepared.now)
+    with in_one_request(connection):
+        _APPEND.execute(connection, rows, at=prepared.now)
+        for word, values in prepared.updates.items():
+            there = [each for each in values if each[0] not in gone] if gone else values
+            _UPDATES[Verdict(word)].execute(connection, there, now=prepared.now)
+    note_verdicts(connection, [each for each in prepared.verdicts if each.copy not in gone], prepared.now, around)
 
 
 def _measure(connection: Connection, prepared: PreparedVerdicts) -> None:

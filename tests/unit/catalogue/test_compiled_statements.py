@@ -1,5 +1,7 @@
 """Statements that are compiled once, in each kind of database."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -7,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from worker.catalogue import Catalogue, CatalogueError
-from worker.catalogue.compiled_statements import Prepared
+from worker.catalogue.compiled_statements import Prepared, in_one_request
 from worker.catalogue.tables import jobs
 
 ROW = {"kind": "upload", "state": "queued", "attempts": 0, "fence": 0, "crashes": 0}
@@ -41,17 +43,31 @@ def test_a_change_tells_how_many_rows_it_is_about(catalogue: Catalogue) -> None:
         assert BEGIN_AGAIN.run(connection, of="delete") == 0
 
 
+def test_what_is_asked_in_one_request_is_read_after_it(catalogue: Catalogue) -> None:
+    """Each statement has its own rows, in whatever order they are read, and sees what those before it have changed."""
+    with catalogue._database.write() as connection:
+        with in_one_request(connection):
+            before = FIND.ask(connection, of="a")
+            INSERT.run(connection, id="a", request={"n": 1}, created_at=NOW, **ROW)
+            after = FIND.ask(connection, of="a")
+        assert [row.request for row in after.all()] == [{"n": 1}]
+        assert before.all() == []
+
+
 def test_a_default_that_would_not_be_filled_in_is_refused(catalogue: Catalogue) -> None:
     """An INSERT without a column that has a default is an error of the code, and not a row without it."""
     with catalogue._database.write() as connection, pytest.raises(TypeError, match="attempts"):
         INSERT.run(connection, id="a", kind="upload", state="queued", request={}, created_at=NOW)
 
 
-def test_an_error_of_the_database_undoes_the_transaction(catalogue: Catalogue) -> None:
+@pytest.mark.parametrize("together", [in_one_request, nullcontext])
+def test_an_error_of_the_database_undoes_the_transaction(
+    catalogue: Catalogue, together: Callable[[sa.Connection], AbstractContextManager[None]]
+) -> None:
     """The driver's error becomes that of SQLAlchemy, without the values, and nothing of the transaction stays."""
 
     def insert_twice() -> None:
-        with catalogue._database.write() as connection:
+        with catalogue._database.write() as connection, together(connection):
             for _ in range(2):
                 INSERT.run(connection, id="same-id", request={}, created_at=NOW, **ROW)
 

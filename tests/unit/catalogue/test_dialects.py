@@ -237,6 +237,10 @@ def test_the_log_holds_odd_details(catalogue):
     find(catalogue, stored(catalogue), job="job-\0", detail="\0 é" * 2000)
     assert catalogue.verifications.first_broken() is None
     assert len(catalogue.verifications.of("releases", "app.tgz")[0]["detail"]) == 2000
+    for detail in ('{"a",\\"b"}', "NULL", " {} ", "\\"):
+        find(catalogue, stored(catalogue), job='job "1",\\', detail=detail)
+        assert catalogue.verifications.of("releases", "app.tgz")[0]["detail"] == detail
+    assert catalogue.verifications.first_broken() is None
 
 
 def test_moments_come_back_in_utc(catalogue):
