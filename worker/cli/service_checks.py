@@ -186,7 +186,7 @@ def beat_check(settings: Settings) -> Check:
     except redis.RedisError as error:
         return Check("beat", "unknown", f"no answer: {first_line(error)}")
     if passed is None:
-        return Check("beat", "bad", "it has not ticked in the last hour", way_out)
+        return Check("beat", "bad", "no tick of the last hour is recorded", way_out)
     if passed > _BEAT_WITHIN:
         return Check("beat", "bad", f"its last tick was {passed:.0f} s ago", way_out)
     return Check("beat", "good", f"it ticked {passed:.0f} s ago")

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from pydantic import ByteSize
 
+from tests.servers.silent_host import SilentHost
 from tests.waiting import WITHIN, until
 from worker import clock
 from worker.artifacts.sources import SourceRefused, open_source, remove_partial
@@ -463,6 +464,18 @@ def test_a_proxy_that_cannot_be_used_is_refused(host, settings, monkeypatch, pro
         fetch(host, settings)
     assert "hunter2" not in refused.value.message
     assert host.requests == []
+
+
+def test_a_proxy_that_hangs_is_named(settings, monkeypatch):
+    """The host may be well: it was never asked."""
+    with SilentHost() as proxy:
+        monkeypatch.setenv("http_proxy", proxy.origin.replace("http://", "http://me:hunter2@"))
+        with (
+            pytest.raises(Timeout, match=f"app.tgz through the proxy {proxy.origin}: no answer within") as told,
+            open_source("http://artifacts.example/app.tgz", having(settings, timeout=timedelta(seconds=0.1))),
+        ):
+            pass
+    assert "hunter2" not in told.value.message
 
 
 def test_certificates_that_cannot_be_read_are_named(host, settings, monkeypatch, tmp_path):

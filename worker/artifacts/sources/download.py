@@ -31,7 +31,7 @@ from worker.artifacts.sources.errors import SourceRefused, origin_of, shown
 from worker.artifacts.sources.partial_download import Partial, partial_download
 from worker.artifacts.sources.strict_http_response import StrictResponse
 from worker.settings import Settings
-from worker.storage.cloud.proxies import UNAUTHENTICATED, proxy_fault, proxy_for
+from worker.storage.cloud.proxies import UNAUTHENTICATED, proxy_fault, proxy_for, through_proxy
 from worker.storage.driver import BUFFER_SIZE
 from worker.storage.errors import (
     AccessDenied,
@@ -114,7 +114,8 @@ class _Pace:
         if answered is None:
             # The socket's own timeout begins anew with each byte of an answer.
             if now - self._transfer.asked_at > self._timeout + _CONNECT_SECONDS:
-                raise Timeout(f"source {self._name}: no answer within {self._timeout:.0f} s")
+                through = through_proxy(self._transfer.url)
+                raise Timeout(f"source {self._name}{through}: no answer within {self._timeout:.0f} s")
             return
         received = self._transfer.received
         if answered > self._since:
@@ -224,7 +225,9 @@ class _Transfer:
             try:
                 response = self._connections.get(url, headers)
             except urllib3.exceptions.HTTPError as error:
-                raise _connection_error(shown(url), error, self._sources.timeout.total_seconds()) from error
+                raise _connection_error(
+                    shown(url) + through_proxy(url), error, self._sources.timeout.total_seconds()
+                ) from error
             self.answered_at = time.monotonic()
             if response.status not in _REDIRECTS:
                 return response

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from worker import clock
-from worker.storage.cloud.proxies import proxy_fault, proxy_for
+from worker.storage.cloud.proxies import proxy_fault, proxy_for, through_proxy
 from worker.storage.errors import NotFound, PermanentError, StorageError, TransientError, Unavailable, UnexpectedAnswer
 from zot_artifact_client.retry_after import read_retry_after
 from zot_artifact_client.tls_faults import no_authorities, tls_fault
@@ -99,7 +99,8 @@ def by_class(error: Exception, rows: Iterable[ClassRow], origin: Origin, what: s
         if isinstance(error, OSError)
         else (UnexpectedAnswer, "the SDK did not understand the answer"),
     )
-    return kind(f"{origin.store}: {what}: {origin.endpoint}: {reason} ({type(error).__name__})")
+    through = through_proxy(_address(origin.endpoint))
+    return kind(f"{origin.store}: {what}: {origin.endpoint}{through}: {reason} ({type(error).__name__})")
 
 
 def check_environment(store: str, endpoint: str, variables: Sequence[str]) -> str | None:
@@ -112,7 +113,7 @@ def check_environment(store: str, endpoint: str, variables: Sequence[str]) -> st
         Unavailable: the endpoint needs the file, and it does not exist, or a proxy that cannot be used.
     """
     try:
-        proxy_for(endpoint if "://" in endpoint else _AMAZON)
+        proxy_for(_address(endpoint))
     except ValueError as error:
         raise Unavailable(f"{store}: {endpoint}: {error}") from None
     for variable in variables:
@@ -121,6 +122,10 @@ def check_environment(store: str, endpoint: str, variables: Sequence[str]) -> st
                 raise Unavailable(f"{store}: {no_authorities(variable, path)}")
             return path
     return None
+
+
+def _address(endpoint: str) -> str:
+    return endpoint if "://" in endpoint else _AMAZON
 
 
 def translator(

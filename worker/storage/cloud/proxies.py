@@ -65,6 +65,15 @@ def proxy_for(url: str) -> Proxy | None:
     return Proxy(f"{scheme}://{host}:{port}", f"{unquote(known)}:{unquote(password)}" if known else None)
 
 
+def through_proxy(url: str) -> str:
+    """Return what a message adds to an address that is reached through a proxy: which one; nothing for none."""
+    try:
+        proxy = proxy_for(url)
+    except ValueError:  # the error about it has been told
+        return ""
+    return f" through the proxy {proxy.url}" if proxy else ""
+
+
 def proxy_fault(error: BaseException) -> str | None:
     """Return why the proxy that the environment names cannot be used; None if the error is about something else.
 

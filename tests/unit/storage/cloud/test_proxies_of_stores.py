@@ -12,9 +12,10 @@ import pytest
 
 from tests.servers.process import free_port
 from worker.storage.azure import client as azure
+from worker.storage.cloud.error_mapping import Origin, by_class
 from worker.storage.config import AzureConfig, GcsConfig, S3Config
 from worker.storage.configured_stores import open_driver
-from worker.storage.errors import StorageError, Unavailable
+from worker.storage.errors import StorageError, Timeout, Unavailable
 from worker.storage.gcs import client as gcs
 from worker.storage.s3 import providers as s3
 
@@ -108,6 +109,15 @@ def test_a_proxy_that_is_away_is_told(kind: str, monkeypatch: pytest.MonkeyPatch
     error = error_of(kind)
     assert isinstance(error, Unavailable)
     assert "the proxy that the environment names cannot be reached" in error.message
+
+
+def test_a_proxy_that_may_be_what_hangs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A timeout or a broken connection may be the fault of the proxy, and not of the store."""
+    monkeypatch.setenv("https_proxy", f"http://me:{PASSWORD}@127.0.0.1:3128")
+    rows = [(Timeout, "did not answer in time", (TimeoutError,))]
+    error = by_class(TimeoutError(), rows, Origin("cloud", URL, "b"), "b/k", trust="NO_BUNDLE")
+    told = "cloud: b/k: https://store.example through the proxy http://127.0.0.1:3128: did not answer in time"
+    assert error.message == f"{told} (TimeoutError)"
 
 
 @pytest.mark.parametrize("kind", ["s3", "gcs", "azure"])
