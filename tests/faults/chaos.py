@@ -318,7 +318,8 @@ class Fleet:
         if files:
             path = self.rng.choice(sorted(files))
             with suppress(OSError), path.open("r+b") as file:
-                first = file.read(1)
+                if not (first := file.read(1)):
+                    return  # the lock of a write
                 file.seek(0)
                 file.write(bytes([first[0] ^ 1]))
                 self._rotten.add(path.relative_to(data).as_posix())

@@ -61,8 +61,9 @@ def catalogue() -> str | None:
 @pytest.fixture
 def settings(tmp_path: Path, source_root: Path, catalogue: str | None) -> Settings:
     stores = {name: FilesystemConfig(root=tmp_path / "home" / "stores" / name) for name in STORES}
+    embedded = f"sqlite:///{tmp_path / 'home' / 'catalogue.sqlite3'}?timeout=300"  # the disk of a busy machine is slow
     return Settings(
-        catalogue=SecretStr(catalogue) if catalogue else None,
+        catalogue=SecretStr(catalogue or embedded),
         home=tmp_path / "home",
         stores=stores,
         placement=("primary", "dr"),
