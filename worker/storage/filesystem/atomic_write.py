@@ -152,15 +152,17 @@ class ObjectFiles:
             os.fsync(directory)
         _remove_sidecars(directory, path)
 
-    def remove_orphan(self, path: ObjectPath) -> None:
-        """Remove a sidecar that has no data."""
+    def remove_orphan(self, path: ObjectPath) -> bool:
+        """Remove a sidecar that has no data; return False if it has data now."""
         with self._tree.directory_or_none(path.parents) as directory:
             if directory is None:
-                return
+                return False
             with self._tree.locked(path.lock):
                 self.prepare(directory, path)
-                if self.current(directory, path) is None:
-                    _remove_sidecars(directory, path)
+                if self.current(directory, path) is not None:
+                    return False
+                _remove_sidecars(directory, path)
+                return True
 
     def remove_hidden(self, parents: tuple[str, ...], name: str) -> bool:
         """Remove the hidden sidecar of this name, if it has no data; return False if it stays or is gone."""
@@ -344,6 +346,12 @@ def is_foreign(directory: int, name: str) -> bool:
         if _is_still(directory, name, before):
             return True
     return False
+
+
+def is_orphan(directory: int, name: str) -> bool:
+    """Return whether a file is a sidecar of ours without data; one of the original store may belong to a moved file."""
+    data = name.removesuffix(SIDECAR)
+    return _is_sidecar(directory, name) and _is_marked(directory, name) and not _has_data(directory, data)
 
 
 def _seems_foreign(directory: int, name: str) -> bool:

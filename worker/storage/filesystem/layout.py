@@ -106,11 +106,6 @@ def objects_in(files: Collection[str], foreign: Collection[str] = ()) -> dict[st
     return {name: name for name in foreign if not _is_ours(name)} | own | original
 
 
-def orphans_in(files: Collection[str]) -> list[str]:
-    """Return the last segments of the keys whose sidecars are in a directory without objects."""
-    return [segment_of(name.removesuffix(SIDECAR)) for name in files if name.endswith(SIDECAR) and not _is_ours(name)]
-
-
 def is_encodable(name: str) -> bool:
     """Return whether a name on disk is UTF-8, as all keys are."""
     try:

@@ -5,8 +5,17 @@ from contextlib import suppress
 
 from worker.storage.driver import StaleUpload
 from worker.storage.errors import InvalidKey
-from worker.storage.filesystem.atomic_write import ObjectFiles
-from worker.storage.filesystem.layout import HIDDEN_SIDECAR, INTENTS, OWN, TEMP, ObjectPath, is_encodable, orphans_in
+from worker.storage.filesystem.atomic_write import ObjectFiles, is_orphan
+from worker.storage.filesystem.layout import (
+    HIDDEN_SIDECAR,
+    INTENTS,
+    OWN,
+    SIDECAR,
+    TEMP,
+    ObjectPath,
+    is_encodable,
+    segment_of,
+)
 from worker.storage.filesystem.listing import Listing, to_time
 from worker.storage.filesystem.open_without_symlinks import Tree, stat_of
 from worker.storage.filesystem.temp_files import remove_dead
@@ -23,20 +32,24 @@ class StaleFiles:
         self._listing = listing
 
     def rows(self) -> Iterator[StaleUpload]:
-        """Yield temporary files and intents, those of living writers included."""
+        """Yield temporary files, intents and sidecars without data, those of living writers included."""
         _, directories = self._tree.scan((), strict=True)
         for name in filter(_is_ours, directories):
             yield from self._below((name,))
 
     def discard(self, token: tuple[str, ...]) -> bool:
-        """Remove a temporary file or complete an intent; return False if it is gone or its writer is alive."""
+        """Remove a file or complete an intent; return False if it is gone, in use, or its writer is alive."""
         path, name = token[:-1], token[-1]
         if name.startswith(HIDDEN_SIDECAR):
             return self._files.remove_hidden(path, name)
-        if not name.startswith(TEMP):
+        if path == INTENTS and not name.startswith(TEMP):
             return self._files.settle_intent(name)
-        with self._tree.directory_or_none(path) as directory:
-            removed = directory is not None and remove_dead(directory, name)
+        if name.startswith(TEMP):
+            with self._tree.directory_or_none(path) as directory:
+                removed = directory is not None and remove_dead(directory, name)
+        else:
+            segment = segment_of(name.removesuffix(SIDECAR))
+            removed = self._files.remove_orphan(ObjectPath(path[0], "/".join((*path[1:], segment))))
         self._tree.prune(path, keep=2 if path[0] == OWN else 1)
         return removed
 
@@ -46,9 +59,7 @@ class StaleFiles:
             return
         for stale in self._below(path):
             self.discard(stale.token)
-        for below, files in reversed(list(self._tree.walk(path))):
-            for segment in filter(is_encodable, orphans_in(files)):
-                self._files.remove_orphan(ObjectPath(path[0], "/".join((*below[1:], segment))))
+        for below, _ in reversed(list(self._tree.walk(path))):
             self._tree.prune(below, keep=len(below) - 1)
 
     def _below(self, path: tuple[str, ...]) -> Iterator[StaleUpload]:
@@ -56,7 +67,7 @@ class StaleFiles:
             yield from self._in(below, files)
 
     def _in(self, path: tuple[str, ...], files: Collection[str]) -> list[StaleUpload]:
-        stale = [name for name in files if name.startswith(TEMP) or path == INTENTS or _is_left(name, files)]
+        stale = [name for name in files if name.startswith(TEMP) or path == INTENTS or _has_no_data(name, files)]
         if not stale:
             return []
         found: list[StaleUpload] = []
@@ -64,19 +75,34 @@ class StaleFiles:
             if directory is None:
                 return []
             for name in stale:
+                if name.startswith(TEMP):
+                    what = "temporary file"
+                elif path == INTENTS:
+                    what = "intent of a replacement"
+                elif name.startswith(HIDDEN_SIDECAR) or _is_orphan(directory, name):
+                    what = "sidecar without data"
+                else:
+                    continue
                 with suppress(FileNotFoundError):
                     since = to_time(stat_of(directory, name).st_ctime)
-                    what = "temporary file" if name.startswith(TEMP) else "intent of a replacement"
-                    what = "sidecar without data" if name.startswith(HIDDEN_SIDECAR) else what
                     where = "/".join((*path, name))
                     found.append(StaleUpload(f"{self._store}: {what} {where}", since, (*path, name)))
         return found
 
 
-def _is_left(name: str, files: Collection[str]) -> bool:
-    """Return whether this is a hidden sidecar that a killed delete left: its data is gone."""
-    leaf = name.removeprefix(HIDDEN_SIDECAR)
-    return leaf != name and leaf not in files and is_encodable(leaf)
+def _has_no_data(name: str, files: Collection[str]) -> bool:
+    """Return whether this has the name of a sidecar, hidden or not, and there is no data that it would belong to."""
+    leaf = name.removeprefix(HIDDEN_SIDECAR) if name.startswith(HIDDEN_SIDECAR) else name.removesuffix(SIDECAR)
+    moving = segment_of(leaf)  # the name that the original gave it: the next write completes its move
+    return leaf != name and leaf not in files and moving not in files and is_encodable(leaf)
+
+
+def _is_orphan(directory: int, name: str) -> bool:
+    """Return whether a file without data is a sidecar of ours, and not what another program keeps."""
+    try:
+        return is_orphan(directory, name)
+    except OSError:
+        return False  # what cannot be read stays
 
 
 def _is_ours(name: str) -> bool:

@@ -1,5 +1,6 @@
 """Test that files of other programs in a directory store are objects that nothing else replaces or hides."""
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from tests.conformance.bodies import source
 from worker.storage import FilesystemConfig, Store, Verdict
 from worker.storage.driver import HashedBytes, SmallPut
 from worker.storage.errors import AccessDenied, StorageError, Unavailable
-from worker.storage.filesystem import open_without_symlinks
+from worker.storage.filesystem import open_without_symlinks, stale_files
 from worker.storage.filesystem.driver import FilesystemDriver
 from worker.storage.filesystem.open_without_symlinks import Tree, translate
 
@@ -273,6 +274,28 @@ def test_our_own_sidecar_without_its_object_is_no_object(store: Store, bucket: P
     (bucket / "x").unlink()
     assert not store.delete_object("b", "x")
     assert list(bucket.iterdir()) == []
+
+
+def test_a_sidecar_that_a_killed_write_left_goes(store: Store, bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is stale with its directory, unless its data is there by now; what another program keeps is not."""
+    for key in ("x", "deep/x"):
+        store.write_object("b", key, source(DATA))
+        (bucket / key).unlink()
+    (bucket / "theirs.sha256").write_bytes(HEX)
+    stale = list(store.iter_stale_uploads())
+    assert sorted(each.token[1:] for each in stale) == [("deep", "x.sha256"), ("x.sha256",)]
+
+    def refuse(*_: object) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stale_files, "is_orphan", refuse)
+        assert list(store.iter_stale_uploads()) == []
+
+    store.write_object("b", "x", source(OTHER))
+    assert [store.remove_stale_upload(each) for each in sorted(stale, key=lambda each: each.token)] == [True, False]
+    assert sorted(path.name for path in bucket.iterdir()) == ["theirs.sha256", "x", "x.sha256"]
+    assert store.verify_object("b", "x").verdict is Verdict.VERIFIED
 
 
 def test_a_hidden_sidecar_that_a_killed_delete_left_goes(store: Store, bucket: Path) -> None:
