@@ -188,12 +188,12 @@ def _delete_found(request: DeleteRequest, store: LimitedStore, job: RunningJob) 
         Conflict: another object is there by now; it stays.
     """
     try:
-        found = store.stat_object(request.bucket, request.key)
+        version = store.get_object_version(request.bucket, request.key)
     except NotFound:
         return False
     job.confirm_lease()
     try:
-        return store.delete_object(request.bucket, request.key, condition=Match(found.version))
+        return store.delete_object(request.bucket, request.key, condition=Match(version))
     except PreconditionFailed as error:
         conflict = Conflict(f"{store.name}: {request.bucket}/{request.key} was replaced while it was deleted")
         conflict.store = store.name

@@ -100,7 +100,7 @@ class _Purge:
         store = context.stores[copy.store]
         try:
             seen = copy.tag if copy.state.good else None
-            tag = seen or store.stat_object(artifact.bucket, artifact.key).version
+            tag = seen or store.get_object_version(artifact.bucket, artifact.key)
             self._job.confirm_lease()  # after the tag was read: from now on it spares what another job writes
             held = context.catalogue.artifacts.version_in_store(copy.store, artifact.bucket, artifact.key)
             if copy.state is CopyState.WRITING or held is None or held[0].id != artifact.id:

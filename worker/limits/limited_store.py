@@ -91,6 +91,10 @@ class LimitedStore:
         with self._request("stat"):
             return self._store.stat_object(bucket, key)
 
+    def get_object_version(self, bucket: str, key: str) -> str:
+        with self._request("stat"):
+            return self._store.get_object_version(bucket, key)
+
     def delete_object(self, bucket: str, key: str, *, condition: Match | None = None) -> bool:
         with self._request("delete"):
             deleted = self._store.delete_object(bucket, key, condition=condition)

@@ -367,7 +367,10 @@ class Driver(Protocol):
     def stat(self, bucket: str, key: str) -> ObjectStat: ...
 
     def find_version(self, bucket: str, key: str) -> str | None:
-        """Return the version of the object that is there, None if there is none; an absent bucket is no error."""
+        """Return the version of the object that is there, None if there is none; an absent bucket is no error.
+
+        What makes no difference to that, such as a file that may not be opened, need not be an error either.
+        """
         ...
 
     def delete(self, bucket: str, key: str, *, condition: Match | None = None) -> bool:

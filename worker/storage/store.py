@@ -442,6 +442,20 @@ class Store:
         """Return the size in bytes that the store gives."""
         return self.stat_object(bucket, key).size
 
+    def get_object_version(self, bucket: str, key: str) -> str:
+        """Return the version tag of an object, also of one that cannot be read: a delete names it.
+
+        It is empty where the store gives none.
+        """
+        try:
+            return self.stat_object(bucket, key).version
+        except NotFound:
+            raise
+        except PermanentError:
+            if (version := self._driver.find_version(bucket, key)) is None:
+                raise
+            return version
+
     def get_object_hash(self, bucket: str, key: str) -> str | None:
         """Return the SHA-256 kept beside the object, or None. It is evidence; `verify_object` reads the bytes."""
         return self.stat_object(bucket, key).sha256

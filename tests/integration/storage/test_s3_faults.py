@@ -10,13 +10,14 @@ import pytest
 from tests.conformance.bodies import digest_of, some_bytes, source
 from tests.conformance.targets import PART, make_s3_bucket, s3_client, s3_config, s3_ministack
 from tests.servers import Ministack, RcloneS3
-from tests.servers.proxy import Cut, Damage, Fault, FaultyProxy, Lose, Request, Say
+from tests.servers.proxy import Cut, Damage, Fault, FaultyProxy, Header, Lose, Request, Say
 from worker.storage import Condition, Match, S3Config, Store, Verdict
 from worker.storage.configured_stores import open_driver
 from worker.storage.driver import ObjectProperties, WriteInfo
 from worker.storage.errors import (
     AccessDenied,
     AlreadyExists,
+    NotFound,
     PermanentError,
     PreconditionFailed,
     Throttled,
@@ -90,6 +91,18 @@ def test_a_delete_spares_what_came_after_the_look(through: Callable[..., Line], 
     assert replaced == [f'"{seen.version}"']
     assert line.direct.get_object_size(BUCKET, "app") == 5
     assert line.faulty.capabilities.conditional_deletes == (provider == "aws")
+
+
+def test_an_object_without_an_etag_is_deleted(through: Callable[..., Line]) -> None:
+    """A store, or a proxy before it, that gives no version is asked without one."""
+    line = through(lambda request: Header("ETag") if request.method == "HEAD" else None, provider="minio")
+    line.direct.write_object(BUCKET, "app", source(b"x"))
+    version = line.faulty.get_object_version(BUCKET, "app")
+    assert line.faulty.delete_object(BUCKET, "app", condition=Match(version))
+    assert [each.headers.get("If-Match") for each in line.proxy.requests if each.method == "DELETE"] == [None]
+    assert not line.direct.object_exists(BUCKET, "app")
+    with pytest.raises(NotFound):
+        line.faulty.get_object_version(BUCKET, "app")
 
 
 def once(fault: Fault, method: str, part_of_path: str = "") -> Callable[[Request], Fault]:

@@ -1,6 +1,7 @@
 """A delete removes exactly the requested copies, and never the last good one by accident."""
 
 import dataclasses
+import errno
 import io
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from worker.settings.section_models import DeleteSettings
 from worker.storage import Digest, Stores
 from worker.storage.configured_stores import UnknownStore
 from worker.storage.errors import Archived, Conflict, NotFound, Unavailable
+from worker.storage.filesystem import atomic_write
 from zot_artifact_client.contract import DeleteRequest, UploadRequest, VerifyRequest
 
 
@@ -145,6 +147,20 @@ def test_what_is_written_while_a_copy_is_deleted_stays(run, stored, monkeypatch,
     assert [(copy.store, copy.outcome) for copy in run(delete, request("dr", allow_last=True)).copies] == [
         ("dr", "deleted")
     ]
+
+
+def test_a_file_that_may_not_be_opened_is_deleted(run, stored, monkeypatch):
+    """The directory decides about a delete, and not the file, which may be another user's."""
+    opened = atomic_write.open_regular
+
+    def refuse(directory, name):
+        if name == "app.tgz":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opened(directory, name)
+
+    monkeypatch.setattr(atomic_write, "open_regular", refuse)
+    assert [copy.outcome for copy in run(delete, request()).copies] == ["deleted", "deleted"]
+    assert not stored("dr").exists()
 
 
 def test_after_a_deletion_the_same_bytes_are_a_new_version(run, source):

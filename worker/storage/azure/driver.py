@@ -330,7 +330,7 @@ class AzureDriver(CloudDriver):
         del unit
         source, target, token = self._target(found.bucket, found.key), self._target(bucket, key), new_token()
         if (there := self.stat(found.bucket, found.key)).version != found.version:
-            raise other_version(f"{self._name}: {source.what}", Match(found.version), there)
+            raise other_version(f"{self._name}: {source.what}", Match(found.version), there.version)
         blocks = self._parts.blocks_of(source, found.size, replaced)
         metadata = METADATA.encode(info, token, f"{self._name}: {target.what}")
         tier = tier_of(self._config, info.storage_class)
@@ -515,7 +515,7 @@ class AzureDriver(CloudDriver):
         except NotFound:
             return False
         assert condition is not None
-        raise other_version(f"{self._name}: {bucket}/{key}", condition, found)
+        raise other_version(f"{self._name}: {bucket}/{key}", condition, found.version)
 
     def _rows(self, bucket: str, prefix: str, start: str) -> Iterator[ListedObject]:
         return (row for row in self._all_rows(bucket, prefix, start) if not is_reserved(row.key))

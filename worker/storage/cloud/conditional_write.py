@@ -85,13 +85,13 @@ def broken_condition(write: Write, origin: Origin, found: Found | None) -> Stora
     if condition == "create_only" and found:
         return AlreadyExists(f"{where} exists already")
     if isinstance(condition, Match) and (found is None or found.stat.version != condition.version):
-        return other_version(where, condition, found.stat if found else None)
+        return other_version(where, condition, found.stat.version if found else None)
     return None
 
 
-def other_version(where: str, condition: Match, found: ObjectStat | None) -> PreconditionFailed:
+def other_version(where: str, condition: Match, found: str | None) -> PreconditionFailed:
     """Return the error for an object that has another version than the condition names, or is not there."""
-    there = f"version {found.version}" if found else "nothing"
+    there = "nothing" if found is None else f"version {found}"
     return PreconditionFailed(f"{where} was expected in version {condition.version}, {there} is there")
 
 

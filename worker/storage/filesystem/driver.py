@@ -46,7 +46,7 @@ from worker.storage.filesystem.stale_files import StaleFiles
 from worker.storage.filesystem.temp_files import LinkedTempFile, TempFile, sync_at_once
 from worker.storage.integrity.verifying_reader import VerifyingReader
 
-_Row = TypeVar("_Row")
+_Result = TypeVar("_Result")
 
 _RACES = 100
 """Attempts at a step that fails while another process removes the same empty directory."""
@@ -132,24 +132,14 @@ class FilesystemDriver:
         return object_stat(path, found.stat, found.sha256)
 
     def find_version(self, bucket: str, key: str) -> str | None:
-        try:
-            return self.stat(bucket, key).version
-        except NotFound:
-            return None
+        path = ObjectPath(bucket, key)
+        found = self._in_directory(path, lambda directory: self._files.current(directory, path))
+        return version_of(found) if found else None
 
     def delete(self, bucket: str, key: str, *, condition: Match | None = None) -> bool:
         path = ObjectPath(bucket, key)
         try:
-            if self._tree.other_name((*path.parents, path.leaf)):
-                return False
-            with self._tree.directory(path.parents) as directory:
-                return self._delete(directory, path, condition)
-        except (FileNotFoundError, IsADirectoryError):
-            return False
-        except OSError as error:
-            if error.errno != errno.ENAMETOOLONG:
-                raise
-            return False
+            return bool(self._in_directory(path, lambda directory: self._delete(directory, path, condition)))
         finally:
             self._tree.prune(path.parents, keep=1)
 
@@ -244,7 +234,21 @@ class FilesystemDriver:
             # Another store may hold it; here it is absent, or a delete of all copies could never end.
             raise NotFound(f"{self.name}: {path} does not exist: the disk has no name of this length") from None
 
-    def _translated(self, rows: Iterator[_Row], what: str) -> Iterator[_Row]:
+    def _in_directory(self, path: ObjectPath, work: Callable[[int], _Result]) -> _Result | None:
+        """Return what `work` makes of the directory of an object; None if the disk has no such object."""
+        try:
+            if self._tree.other_name((*path.parents, path.leaf)):
+                return None
+            with self._tree.directory(path.parents) as directory:
+                return work(directory)
+        except (FileNotFoundError, IsADirectoryError):
+            return None
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            return None
+
+    def _translated(self, rows: Iterator[_Result], what: str) -> Iterator[_Result]:
         while True:
             with self._errors(what):
                 row = next(rows, None)

@@ -168,8 +168,7 @@ class GcsDriver(CloudDriver):
             except NotFound:
                 return False
             if condition and found.generation != generation_of(condition):
-                stat = to_stat(self._name, bucket, key, found)
-                raise other_version(f"{self._name}: {bucket}/{key}", condition, stat)
+                raise other_version(f"{self._name}: {bucket}/{key}", condition, str(found.generation))
             with self._errors(f"{bucket}/{key}"):
                 if delete(self._connected(), self._object(bucket, key), found.generation):
                     return True

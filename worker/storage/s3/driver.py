@@ -174,7 +174,7 @@ class S3Driver(CloudDriver):
 
     def find_version(self, bucket: str, key: str) -> str | None:
         try:
-            return to_stat(self._name, bucket, key, self._head_in_any_bucket(bucket, key)).version
+            return version_of(self._head_in_any_bucket(bucket, key).get("ETag"))
         except NotFound:
             return None
 
@@ -184,11 +184,10 @@ class S3Driver(CloudDriver):
         except NotFound:
             return False
         if condition and found != condition.version:
-            raise other_version(f"{self._name}: {bucket}/{key}", condition, self.stat(bucket, key))
+            raise other_version(f"{self._name}: {bucket}/{key}", condition, found)
         # It is also sent to those that may ignore it: it does no harm there, and many decide it.
-        atomic: dict[str, Any] = (
-            {"IfMatch": f'"{condition.version}"'} if condition and self._profile.conditional_writes else {}
-        )
+        decides = condition and condition.version and self._profile.conditional_writes
+        atomic: dict[str, Any] = {"IfMatch": f'"{found}"'} if decides else {}
         try:
             with self._errors(f"{bucket}/{key}"):
                 reply = self._client().delete_object(**self._address(bucket, key), **atomic)
