@@ -27,6 +27,8 @@ from worker.storage.keys import check_bucket, check_existing_key, check_key
 _MAX_LINE = 1 << 16
 _HEARTBEAT_LINES = 1000
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_MOST_BYTES = 2**63 - 1
+"""Bytes of the objects of a list that the catalogue can count."""
 _SHA256 = re.compile("[0-9a-fA-F]{64}")
 
 
@@ -164,7 +166,7 @@ def check(name: str, of: type[LineT], settings: Settings, heartbeat: Callable[[]
     """Read a whole list with lines of a kind; `heartbeat` is called often and may raise.
 
     Raises:
-        BadKeyList: a line is of another kind, or names no valid key; says which.
+        BadKeyList: a line is of another kind, or names no valid key, or its size is absurd; says which.
         SourceRefused, NotFound, AccessDenied: the list cannot be opened.
     """
     count = size = 0
@@ -175,6 +177,10 @@ def check(name: str, of: type[LineT], settings: Settings, heartbeat: Callable[[]
                 listed.check()
             except InvalidKey as error:
                 raise BadKeyList(f"{name}: nothing was done, line {count}: {error.message}") from None
+            if size > _MOST_BYTES:
+                raise BadKeyList(
+                    f"{name}: nothing was done, line {count}: with its size they are {size} bytes together"
+                )
             if count % _HEARTBEAT_LINES == 0:
                 heartbeat()
         return CheckedList(count, size, _tag(file))

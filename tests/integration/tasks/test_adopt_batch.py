@@ -134,9 +134,16 @@ def test_a_list_names_objects_and_digests(lay, drive, context, source_root):
     assert states(context).keys() == set(KEYS[:3])
 
 
+OF_SIZE = '{"bucket": "b", "key": "k", "size": %s}'
+
+
 @pytest.mark.parametrize(
-    "line", ['{"bucket": "releases"}', '{"bucket": "b", "key": "k", "sha256": "x"}', "[]", "b/../k"]
-)
+    "line",
+    [
+        '{"bucket": "releases"}', '{"bucket": "b", "key": "k", "sha256": "x"}', "[]", "b/../k",
+        OF_SIZE % '"1"', OF_SIZE % -1, OF_SIZE % 2**70, f"{OF_SIZE}\n{OF_SIZE}" % (2**62, 2**62),
+    ],
+)  # fmt: skip
 def test_a_list_with_a_line_that_names_nothing_is_refused(drive, source_root, line):
     """Nothing is adopted from a list that cannot be read to its end."""
     (source_root / "list").write_text(f"releases/a\n{line}\n")

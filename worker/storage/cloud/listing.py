@@ -11,7 +11,8 @@ from worker.storage.keys import RESERVED_SEGMENT
 EMPTY_PAGES = 1_000
 """Pages without a row, one after the other, before a listing is given up. Some stores give a few, after deletions."""
 
-_MAX_DIGITS = 20
+_MAX_DIGITS = 16
+"""Of a size: no store has objects of 10 PB, and the catalogue could not count some hundred of larger ones."""
 _ROOT = re.compile(
     rb"(?:\xef\xbb\xbf)?\s*(?:<\?[^>]*>\s*|<!--.*?-->\s*)*<(?:[A-Za-z0-9_]+:)?([A-Za-z0-9_]+)", re.DOTALL
 )
@@ -94,7 +95,7 @@ def is_document(page: bytes, root: str) -> bool:
 
 def size_of(said: object) -> int | None:
     """Return the size in a row of a listing, or None."""
-    return int(str(said)) if str(said).isdecimal() and len(str(said)) < _MAX_DIGITS else None
+    return int(str(said)) if str(said).isdecimal() and len(str(said)) <= _MAX_DIGITS else None
 
 
 def check_size(said: str) -> None:
