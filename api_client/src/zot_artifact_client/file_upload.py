@@ -71,20 +71,23 @@ def send_file(
         if begun.direct:
             return send_parts(gateway, begun.upload, file, on_progress)
         at, offset = f"/v1/uploads/{quote(begun.upload, safe='')}", begun.offset
-        tries, pause = _TRIES, _FIRST_PAUSE
+        tries, pause, broken = _TRIES, _FIRST_PAUSE, False
         while offset < size:
             _tell(on_progress, offset, size)
-            length, before = min(_PART, size - offset), offset
+            before = offset
             try:
-                gateway.send(at, offset, length, _pieces(file, offset, length, size, on_progress))
-                offset += length
+                if broken:
+                    offset, broken = gateway.offset(at), False
+                if (length := min(_PART, size - offset)) > 0:
+                    gateway.send(at, offset, length, _pieces(file, offset, length, size, on_progress))
+                    offset += length
             except (GatewayUnavailable, BrokerUnavailable):
                 tries -= 1
                 if not tries:
                     raise
+                broken = True
                 time.sleep(pause)
                 pause = min(_LONGEST_PAUSE, 2 * pause)
-                offset = gateway.offset(at)
             if offset > before:
                 tries, pause = _TRIES, _FIRST_PAUSE
         if offset > size:

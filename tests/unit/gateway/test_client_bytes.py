@@ -17,9 +17,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.servers.process import free_port
+from tests.servers.proxy import Fault, FaultyProxy, Request, Reset
 from tests.unit.gateway.conftest import Gateway
 from tests.waiting import WITHIN
 from worker import clock
@@ -657,6 +659,29 @@ def test_a_broken_line_loses_no_byte(
     monkeypatch.setattr(file_upload, "_pieces", silent)
     with pytest.raises(GatewayUnavailable):
         sending.upload_file(tmp_path / "app.tgz", "releases", "other.tgz")
+
+
+def test_an_upload_outlives_a_gateway_that_is_away_for_longer_than_a_query(
+    gateway_with_broker: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The question how much has arrived is asked again too: a gateway that was killed takes seconds to be back."""
+    for module in ("gateway", "file_upload"):
+        monkeypatch.setattr(f"zot_artifact_client.{module}._FIRST_PAUSE", 0.01)
+    (tmp_path / "app.tgz").write_bytes(CONTENT)
+    refused: list[str] = []
+
+    def away(request: Request) -> Fault:
+        if request.method in {"PATCH", "HEAD"} and len(refused) < 8:
+            refused.append(request.method)
+            return Reset()
+        return None
+
+    with FaultyProxy(httpx.URL(gateway_with_broker.url).port or 0, away) as proxy:
+        way = {"gateway": f"http://127.0.0.1:{proxy.port}", "token": token(gateway_with_broker)}
+        with ArtifactClient(**way) as client:
+            client.upload_file(tmp_path / "app.tgz", "releases", "app.tgz")
+    assert refused == ["PATCH", *["HEAD"] * 7]
+    assert staged(gateway_with_broker) == [CONTENT]
 
 
 def test_a_request_that_the_gateway_still_takes_is_waited_for(
