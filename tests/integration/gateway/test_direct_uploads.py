@@ -168,7 +168,11 @@ def test_a_client_that_was_killed_continues_where_it_stopped(
     first, _ = staged(context)
     cut = context.stores["cloud"].sign_put(UPLOADS_BUCKET, first, 5, 60)
     with file.open("rb", buffering=0) as handle:
-        real(handle, signed_parts._Part(0, 5, cut.url, cut.headers), signed_parts._Told(0, 5, None))
+        real(
+            handle,
+            signed_parts._Part(offset=0, size=5, url=cut.url, headers=cut.headers),
+            signed_parts._Told(0, 5, None),
+        )
     monkeypatch.setattr(signed_parts, "_put", lambda *given: (put.append(given[1].offset), real(*given))[1])
     job = client.upload_file(file, "releases", "app.tgz", idempotency_key="build-1")
     assert sorted(put) == [0, 0, MIB, 2 * MIB, 3 * MIB]
@@ -252,7 +256,11 @@ def test_what_is_not_completed_expires(client: ArtifactClient, context: Context,
     parts = parts_staged_in_store.StagedParts("left", 2 * MIB)
     put = parts.sign(context.stores["cloud"], parts.all()[0], 60)
     with file.open("rb", buffering=0) as handle:
-        signed_parts._put(handle, signed_parts._Part(0, MIB, put.url, put.headers), signed_parts._Told(0, MIB, None))
+        signed_parts._put(
+            handle,
+            signed_parts._Part(offset=0, size=MIB, url=put.url, headers=put.headers),
+            signed_parts._Told(0, MIB, None),
+        )
     context.stores["cloud"].write_object(UPLOADS_BUCKET, "notes.txt", BytesIO(b"of others"))
     assert len(staged(context)) == 6
     now = clock.now() + timedelta(days=2)
@@ -264,7 +272,7 @@ def test_what_is_not_completed_expires(client: ArtifactClient, context: Context,
 
 def test_a_store_that_refuses_parts_is_named_without_the_url(file: Path) -> None:
     """The error names the host of the store, and neither the path nor the signature of the URL."""
-    part = signed_parts._Part(0, 10, "http://127.0.0.1:9/secret/path?X-Amz-Signature=abc", {})
+    part = signed_parts._Part(offset=0, size=10, url="http://127.0.0.1:9/secret/path?X-Amz-Signature=abc", headers={})
     with file.open("rb", buffering=0) as handle, pytest.raises(GatewayUnavailable) as raised:
         signed_parts._put(handle, part, signed_parts._Told(0, 10, None))
     assert "127.0.0.1" in str(raised.value)
@@ -281,4 +289,6 @@ def test_what_is_no_url_of_a_store_is_an_error_of_ours(file: Path, url: str) -> 
         file.open("rb", buffering=0) as handle,
         pytest.raises(ClientError, match=r"^the gateway returned what is no URL"),
     ):
-        signed_parts._put(handle, signed_parts._Part(0, 10, url, {}), signed_parts._Told(0, 10, None))
+        signed_parts._put(
+            handle, signed_parts._Part(offset=0, size=10, url=url, headers={}), signed_parts._Told(0, 10, None)
+        )
