@@ -43,10 +43,11 @@ from worker.intake.message_rules import (
     rejection_of,
 )
 from worker.intake.rejected import RejectedMessage, rejected_messages
-from zot_artifact_client.connection import is_write_refused
+from zot_artifact_client.connection import first_line, is_write_refused
 from zot_artifact_client.contract import QUERIES, QUERY_ID, TASKS, Queue
 from zot_artifact_client.contract.queues import UNROUTED
 from zot_artifact_client.text_escaping import bounded, without_secrets
+from zot_artifact_client.tls_faults import causes
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +58,8 @@ The name is older than the glossary; it stays, because messages of it may be in 
 """
 JOB_QUEUES = frozenset({*(queue.value for queue in Queue), UNROUTED})
 """The queues of jobs. All other queues and channels carry the control messages of Celery's workers."""
-_FULL_WAIT = 2.0
-"""Seconds between two tries to start to consume from a full broker."""
+_FULL_WAIT, _RIGHTS_WAIT = 2.0, 10.0
+"""Seconds between two tries to start to consume from a full broker, or from one whose ACL does not allow it."""
 _EVENT_FLUSH_SECONDS = 0.1
 """Seconds for which events are buffered, so that those of many small jobs are sent together."""
 _ACK_WITHIN = 0.01
@@ -371,13 +372,24 @@ class Consumer(CeleryConsumer):
     def on_connection_error_before_connected(self, exc: Exception) -> None:
         super().on_connection_error_before_connected(exc)
         self._check_type(exc)
+        self._wait_if_refused(exc)
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         super().on_connection_error_after_connected(exc)
         self._check_type(exc)
-        if is_write_refused(exc):  # Celery would reconnect at once and for ever
+        self._wait_if_refused(exc)
+
+    def _wait_if_refused(self, error: Exception) -> None:
+        # Celery would reconnect at once and for ever, with a traceback each second.
+        if is_write_refused(error):
             logger.error("the broker is full: this worker waits for room")
             pause(_FULL_WAIT)
+        elif any(isinstance(each, redis.exceptions.NoPermissionError) for each in causes(error)):
+            logger.error(
+                "the broker's ACL does not allow a worker's work to the user of its URL: this worker waits for the "
+                "rights of `default` in deploy/valkey/users.acl: %s", first_line(error),
+            )  # fmt: skip
+            pause(_RIGHTS_WAIT)
 
     def _check_type(self, error: Exception) -> None:
         if "WRONGTYPE" in str(error):
