@@ -307,7 +307,7 @@ def _pairs_of(name: str, value: str) -> dict[str, str]:
 async def _json_of(request: Request) -> dict[str, Any]:
     try:
         found = await request.json()
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError, ClientDisconnect):  # a client that has gone hears nothing, and is no bug
         found = None
     if not isinstance(found, dict):
         raise InvalidRequest("upload: a JSON object is expected, or Upload-Length and Upload-Metadata")

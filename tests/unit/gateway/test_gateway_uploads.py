@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import logging
 import os
 import resource
 import shutil
@@ -19,7 +20,7 @@ import httpx
 import pytest
 
 from tests.servers.gateway import GatewayProcess
-from tests.unit.gateway.conftest import Gateway
+from tests.unit.gateway.conftest import Gateway, serving
 from tests.waiting import until
 from worker import clock
 from worker.context import Context
@@ -394,6 +395,27 @@ def test_without_a_broker_complete_bytes_wait(settings: Settings, open_gateway: 
         place = client.post("/v1/uploads", json=asked()).headers["Location"]
         assert append(client, place, 0, CONTENT).status_code == 503
         assert client.head(place).status_code == 503
+
+
+def test_a_client_that_goes_in_the_middle_of_a_request_is_no_bug(
+    settings: Settings, make_tables: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its line may be cut in the JSON that begins an upload; the gateway logs the request, and no traceback."""
+    settings.prepare()
+    make_tables(settings.catalogue_url)
+    context = Context.open(settings)
+    record, text = new_token("ci", ["releases"], [TokenVerb.UPLOAD], now=clock.now(), expires_at=None)
+    context.catalogue.access_tokens.add(record)
+    context.close()
+    with caplog.at_level(logging.INFO), serving(settings) as url:
+        port = int(url.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            head = (
+                f"POST /v1/uploads HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {text}\r\nContent-Length: 99\r\n\r\n{{"
+            )
+            connection.sendall(head.encode())
+        until(lambda: "POST /v1/uploads" in caplog.text)
+    assert "Traceback" not in caplog.text
 
 
 def test_a_killed_gateway_loses_no_byte_and_sends_one_job(tmp_path: Path, broker: Settings, make_tables: Any) -> None:
