@@ -65,7 +65,8 @@ class LogArchives:
         """Write the oldest month of the log that is not archived to a file, and return it.
 
         Return None if it ended after `before`, or if the last row of the log is in it: the next row is chained to
-        that one. Memory does not grow with the month.
+        that one. Memory does not grow with the month. A row that a clock ahead has written is in the month of the rows
+        beside it: its time is later than that of the last row.
 
         Raises:
             CatalogueError: the chain of the log is broken.
@@ -79,15 +80,20 @@ class LogArchives:
             if archived:
                 query = query.where(verifications.c.id > archived.id)
             first = connection.execute(query.limit(1)).first()
-            end = _next_month(first.at) if first else None
-            if head is None or first is None or end is None or end > before or head.at < end:
+            if head is None or first is None:
                 return None
-            month, before_first = f"{first.at:%Y-%m}", previous
+            at, row = verifications.c.at, verifications.c.id
+            in_order = sa.select(at).where(row >= first.id, at <= head.at).order_by(row).limit(1)
+            began = connection.execute(in_order).scalar_one()
+            end = _next_month(began)
+            if end > before or head.at < end:
+                return None
+            month, before_first = f"{began:%Y-%m}", previous
             header = {"format": _FORMAT, "version": _VERSION, "catalogue": self._database.identity, "month": month}
             writer.write([header | {"columns": ["id", "at", *LOGGED], "previous": previous}])
             count, last = 0, first
             with connection.execute(query) as result:
-                rows = takewhile(lambda row: row.at < end, result)
+                rows = takewhile(lambda row: row.at < end or row.at > head.at, result)
                 while some := list(islice(rows, _WRITTEN)):
                     for row in some:
                         if row.previous != previous or not row_fits(row):

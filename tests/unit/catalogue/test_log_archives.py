@@ -68,6 +68,20 @@ def faults(log: Catalogue, stores: list[Store], *, read: bool = True) -> str:
     return "; ".join(log_faults(stores, log, read_archives=read))
 
 
+@pytest.mark.parametrize("place", [0, 2])
+def test_a_row_of_a_clock_ahead_stops_no_archive(
+    catalogue: Catalogue, stores: list[Store], tmp_path: Path, place: int
+) -> None:
+    """It is in the month of the rows beside it; without that, nothing would be archived before its time has come."""
+    stored(catalogue)
+    times = [datetime(2025, month, day, tzinfo=UTC) for month in (1, 2, 4) for day in (1, 2)]
+    times.insert(place, datetime(2035, 1, 1, tzinfo=UTC))
+    for each in times:
+        append(catalogue, each)
+    assert archive(catalogue, stores, tmp_path) == ["2025-01", "2025-02"]
+    assert not faults(catalogue, stores)
+
+
 def test_months_that_ended_long_ago_are_archived_and_the_chain_goes_on(log, stores, tmp_path):
     """Their rows are in both stores and no more in the catalogue; the heads and the count stay, and new rows fit."""
     for store in stores:
