@@ -82,8 +82,8 @@ class LogArchives:
             first = connection.execute(query.limit(1)).first()
             if head is None or first is None:
                 return None
-            at, row = verifications.c.at, verifications.c.id
-            in_order = sa.select(at).where(row >= first.id, at <= head.at).order_by(row).limit(1)
+            at, id_ = verifications.c.at, verifications.c.id
+            in_order = sa.select(at).where(id_ >= first.id, at <= head.at).order_by(id_).limit(1)
             began = connection.execute(in_order).scalar_one()
             end = _next_month(began)
             if end > before or head.at < end:
