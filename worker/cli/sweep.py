@@ -299,9 +299,8 @@ def _await_jobs(way: Sender, session: Session, outcome: Outcome, deadline: float
 
 
 def _sent_by(outcome: Outcome) -> int:
+    """Return how many jobs a sweep has sent; the ledger has the pages of a repair or replication before they are."""
     result = outcome.result or {}
-    if outcome.kind == SWEEP_REPAIR.kind:
-        return sum(result["claimed"].values())
     if outcome.kind in {SWEEP_RECONCILE.kind, SWEEP_EVIDENCE.kind}:
         return sum(each["sent"] for each in result["stores"])
     return sum(result.get("pages", {}).values())
