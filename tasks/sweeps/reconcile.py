@@ -198,10 +198,10 @@ class _Reconciliation:
         """Open a finding for what two runs have seen and the store confirms now.
 
         Returns:
-            How many findings there are, by kind, and how many objects were sent to be verified or adopted.
+            How many findings there are, by kind, and how many jobs were sent to verify or adopt objects.
         """
         opened: dict[str, int] = {}
-        acted, after = 0, ("", "")
+        acted, sent, after = 0, 0, ("", "")
         while some := self._records.seen_twice(self._run, after):
             after = some[-1].bucket, some[-1].key
             true = []
@@ -214,8 +214,8 @@ class _Reconciliation:
             self._see(true)
             acting = [each for each in true if self._acts(each)][: self._settings.batch - acted]
             acted += len(acting)
-            self._act(acting)
-        return opened, acted
+            sent += self._act(acting)
+        return opened, sent
 
     def _is_true(self, seen: Sighting) -> bool | None:
         """Ask the store and the catalogue again about one key; return None if the store does not tell."""
@@ -256,8 +256,8 @@ class _Reconciliation:
     def _acts(self, seen: Sighting) -> bool:
         return seen.kind is not FindingKind.ORPHAN or self._settings.orphans.startswith("adopt")
 
-    def _act(self, true: Sequence[Sighting]) -> None:
-        """Send a job for each copy to verify, and a page for some hundred orphans to adopt."""
+    def _act(self, true: Sequence[Sighting]) -> int:
+        """Send a job for each copy to verify, and a page for some hundred orphans to adopt; return how many jobs."""
         store, findings = self._store.name, self._context.catalogue.findings
         orphans = [each for each in true if each.kind is FindingKind.ORPHAN]
         ids = {each: self._job_id(each) for each in true if each.kind is not FindingKind.ORPHAN}
@@ -268,10 +268,12 @@ class _Reconciliation:
         first_read = self._settings.orphans == "adopt_first_read"
         adopt = PageRequest(verb="adopt", claim=ClaimSelection(store=store), first_read=first_read)
         most = self._context.settings.page.objects
-        for part in (orphans[begin : begin + most] for begin in range(0, len(orphans), most)):
+        parts = [orphans[begin : begin + most] for begin in range(0, len(orphans), most)]
+        for part in parts:
             id_ = self._job_id(*part)  # an attempt that finds the same orphans sends the same page
             findings.act({(store, each.bucket, each.key): id_ for each in part}, "adopt", now=clock.now())
             send_child(PAGE, adopt, id_=id_, parent=self._job.id, queue=Queue.SWEEP)
+        return len(ids) + len(parts)
 
     def _job_id(self, *seen: Sighting) -> str:
         paths = " ".join(f"{each.bucket}/{each.key}" for each in seen)

@@ -240,9 +240,9 @@ class SweepProbeResult(Result):
 class ReconciledStore(Result):
     """The listing of one store, compared with the catalogue.
 
-    `seen`: the keys that differ, by kind. `findings`: those of them that an earlier run saw too, by kind. `sent`: those
-    that are verified or adopted. `stopped`: why the run was stopped; then it counts for nothing. `known`: the keys that
-    differ as a verdict has recorded already, by state.
+    `seen`: the keys that differ, by kind. `findings`: those of them that an earlier run saw too, by kind. `sent`: the
+    jobs that verify or adopt them; one adopts many. `stopped`: why the run was stopped; then it counts for nothing.
+    `known`: the keys that differ as a verdict has recorded already, by state.
     """
 
     store: str
