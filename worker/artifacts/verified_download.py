@@ -144,11 +144,8 @@ class VerifiedDownload:
                 name = reading.pop(future)
                 try:
                     found = future.result()
-                except Snooze as busy:
-                    errors.append(self._busy(name, busy))
-                except StorageError as error:
-                    self._failed(name, error)
-                    errors.append(error)
+                except (Snooze, StorageError) as error:
+                    errors.append(self._failed(name, error))
                 else:
                     for slow in reading.values():
                         self._too_slow(slow, by=name)
@@ -183,11 +180,8 @@ class VerifiedDownload:
             try:
                 file.truncate(0)
                 self._store(name).download_object(artifact.bucket, artifact.key, file.fileno(), artifact.digest)
-            except Snooze as busy:
-                errors.append(self._busy(name, busy))
-            except StorageError as error:
-                self._failed(name, error)
-                errors.append(error)
+            except (Snooze, StorageError) as error:
+                errors.append(self._failed(name, error))
             else:
                 return
         raise self._no_copy(errors)
@@ -198,26 +192,27 @@ class VerifiedDownload:
             self._limited[name] = LimitedStore(self._context.stores[name], self._context.admission, _Reader(self._id))
         return self._limited[name]
 
-    def _busy(self, name: str, busy: Snooze) -> Unavailable:
-        """Return the error of a store that was not asked; the copy in it may be right."""
-        self._stores.remove(name)
-        self._stores.append(name)
-        return Unavailable(f"{name}: {busy}")
-
-    def _failed(self, name: str, error: StorageError) -> None:
-        self._stores.remove(name)
-        self._stores.append(name)  # its other chunks may be right
+    def _failed(self, name: str, error: Snooze | StorageError) -> StorageError:
+        """Ask this store last from now on, and return its error. One that takes no job now may have the right bytes."""
+        self._ask_last(name)
+        if isinstance(error, Snooze):
+            return Unavailable(f"{name}: {error}")
         if isinstance(error, TransientError | AccessDenied):
             self._avoided.add(name)
         self._on_bad(name, error)
+        return error
 
     def _too_slow(self, name: str, *, by: str) -> None:
-        self._stores.remove(name)
-        self._stores.append(name)
+        self._ask_last(name)
         self._avoided.add(name)
         logger.warning(
             "%s: a chunk of %s takes longer than %.0f s; read from %s", name, self.artifact.path, _PATIENCE, by
         )
+
+    def _ask_last(self, name: str) -> None:
+        """Put a store behind the others; it stays among them, because its other chunks may be right."""
+        self._stores.remove(name)
+        self._stores.append(name)
 
     def _no_copy(self, errors: list[StorageError]) -> StorageError:
         path = self.artifact.path
