@@ -2,11 +2,11 @@
 
 import logging
 
-from tasks.sweeps.verify import keep_heads
 from worker import clock
 from worker.artifacts.catalogue_backup import back_up
 from worker.artifacts.log_archive import archive_log
 from worker.artifacts.per_store import most_retryable
+from worker.artifacts.records_kept_in_stores import keep_records
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
@@ -47,7 +47,7 @@ def sweep_backup(request: SweepBackupRequest, context: JobContext, job: RunningJ
     keep = context.settings.verification_log.keep
     if keep is not None and {store.name for store in stores} == set(settings.stores):
         job.step("archiving the verification log")
-        keep_heads(context, job, context.unpaused_stores(None))  # a kept head that is archived can never be compared
+        keep_records(context, job, context.unpaused_stores(None))  # a kept head that is archived can never be compared
         months = archive_log(
             context.catalogue, stores, context.settings.spool_dir,
             before=clock.now() - keep, check=job.check, on_bytes=job.advance,

@@ -7,23 +7,17 @@ from functools import partial
 from celery import current_app
 
 from worker import clock
-from worker.artifacts.log_signature import BadKeyFile, LogKeys
 from worker.artifacts.overdue_and_unconfigured_findings import see_stores
 from worker.artifacts.read_budget import LATE, Backlog, forecast_of, pace_of
 from worker.artifacts.read_budget import plan as plan_reads
-from worker.artifacts.rebuild.companions_kept_in_stores import keep_companions
-from worker.artifacts.rebuild.tombstones_kept_in_stores import keep_tombstones
-from worker.artifacts.store_holds import hold_missing
-from worker.artifacts.verification_log_head import see_head
+from worker.artifacts.records_kept_in_stores import keep_records
 from worker.catalogue import AHEAD, GRACE, FindingKind
 from worker.context import JobContext
 from worker.jobs.outbox import Outbox
 from worker.jobs.running_job import RunningJob
 from worker.jobs.send_sweep_pages import Messages, plan, resume
 from worker.jobs.task import artifact_task
-from worker.limits.snooze import Snooze
 from worker.settings.budgets import Budget, Prices
-from worker.storage.errors import StorageError
 from zot_artifact_client.contract import (
     SWEEP_VERIFY,
     ClaimSelection,
@@ -65,28 +59,8 @@ def sweep(request: SweepVerifyRequest, context: JobContext, job: RunningJob, mes
         claims = [ClaimSelection(store=store, most=copies) for copies in sizes]
         pages += [PageRequest(verb="verify", claim=claim) for claim in claims]
     plan(context.catalogue, job.id, pages, messages)
-    keep_heads(context, job, stores)
+    keep_records(context, job, stores)
     return _result(due, pages)
-
-
-def keep_heads(context: JobContext, job: RunningJob, stores: Sequence[str]) -> None:
-    """Have every store keep the head of the log, with what the last pages added, the deletes and the companions."""
-    keys = LogKeys.of(context.settings.verification_log)
-    for name in stores:
-        job.check()
-        try:
-            context.stores[name].admit()
-            fault = see_head(context.unlimited_stores[name], context.catalogue, keys)
-            keep_tombstones(context.unlimited_stores[name], context.catalogue, context.settings.spool_dir)
-            keep_companions(context.unlimited_stores[name], context.catalogue, context.settings.spool_dir)
-            hold_missing(context.catalogue, context.unlimited_stores[name])
-        except (StorageError, Snooze, BadKeyFile) as error:
-            logger.warning(
-                "the head of the verification log, deletes or companions are not kept in %s: %s", name, error
-            )
-        else:
-            if fault:
-                logger.error("store %s: %s", name, fault)
 
 
 def _due(context: JobContext, store: str, open_: int) -> tuple[int, list[int]]:

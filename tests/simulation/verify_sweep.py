@@ -299,12 +299,12 @@ def _clock(now: Callable[[], datetime]) -> Iterator[None]:
 @contextmanager
 def _without_heads() -> Iterator[None]:
     """Write no head of the log into the stores: an effect, as the reads are."""
-    real = tasks.sweeps.verify.keep_heads
-    tasks.sweeps.verify.keep_heads = lambda *_: None
+    real = tasks.sweeps.verify.keep_records
+    tasks.sweeps.verify.keep_records = lambda *_: None
     try:
         yield
     finally:
-        tasks.sweeps.verify.keep_heads = real
+        tasks.sweeps.verify.keep_records = real
 
 
 def faults(of: Simulation, margin: float = 0.2) -> list[str]:

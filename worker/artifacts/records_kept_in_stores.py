@@ -1,0 +1,36 @@
+"""Have each store keep what would be lost with the catalogue: the head of the log, deletes and companions."""
+
+import logging
+from collections.abc import Sequence
+
+from worker.artifacts.log_signature import BadKeyFile, LogKeys
+from worker.artifacts.rebuild.companions_kept_in_stores import keep_companions
+from worker.artifacts.rebuild.tombstones_kept_in_stores import keep_tombstones
+from worker.artifacts.store_holds import hold_missing
+from worker.artifacts.verification_log_head import see_head
+from worker.context import JobContext
+from worker.jobs.running_job import RunningJob
+from worker.limits.snooze import Snooze
+from worker.storage.errors import StorageError
+
+logger = logging.getLogger(__name__)
+
+
+def keep_records(context: JobContext, job: RunningJob, stores: Sequence[str]) -> None:
+    """Have every store keep the head of the log, with what the last pages added, the deletes and the companions."""
+    keys = LogKeys.of(context.settings.verification_log)
+    for name in stores:
+        job.check()
+        try:
+            context.stores[name].admit()
+            fault = see_head(context.unlimited_stores[name], context.catalogue, keys)
+            keep_tombstones(context.unlimited_stores[name], context.catalogue, context.settings.spool_dir)
+            keep_companions(context.unlimited_stores[name], context.catalogue, context.settings.spool_dir)
+            hold_missing(context.catalogue, context.unlimited_stores[name])
+        except (StorageError, Snooze, BadKeyFile) as error:
+            logger.warning(
+                "the head of the verification log, deletes or companions are not kept in %s: %s", name, error
+            )
+        else:
+            if fault:
+                logger.error("store %s: %s", name, fault)
