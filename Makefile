@@ -73,8 +73,9 @@ dependencies: dev-environment
 wheel-check: dev-environment ## Install the client's wheel alone in an empty environment and use it; make test does it too
 	$(BIN)/pytest tests/acceptance/test_client_wheel.py $(ARGS)
 
+# Not --quiet: MkDocs then counts no warning, and --strict fails for none.
 docs: dev-environment ## Build the documentation into site/, strictly
-	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/mkdocs build --strict
 
 audit: dev-environment ## Ask for known vulnerabilities of what is delivered; without that network it says so and goes on
 	@$(ENVIRONMENTS) audit
