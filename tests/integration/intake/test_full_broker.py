@@ -187,9 +187,9 @@ def _send_until_one_waits(server: SmallDisk, broker: redis.Redis, worker: Worker
         except redis.ResponseError:
             jobs.pop()
         else:
-            until(lambda: not broker.exists("interactive"))
             until(lambda: "MISCONF" in _refusal(broker))
-            until(lambda before=before: worker.log != before)
+            if not broker.exists("interactive"):  # or the worker was busy, and was refused the message as well
+                until(lambda before=before: worker.log != before)
     return jobs
 
 
