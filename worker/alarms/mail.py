@@ -1,18 +1,27 @@
 """Send a digest by SMTP."""
 
 import smtplib
+import socket
 import ssl
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from email.message import EmailMessage
 from email.utils import format_datetime
-from typing import Any
+from typing import Any, BinaryIO
 
+from worker.alarms.attempt_time import AttemptTime
 from worker.alarms.errors import AlarmUndelivered
 from worker.alarms.message_text import subject_of, text_of
 from worker.settings.alarms import EmailSettings
 from zot_artifact_client.text_escaping import bounded
 from zot_artifact_client.tls_faults import tls_fault
+
+_READY = 220
+_STEPS = 5
+"""Timeouts that one attempt takes at most: each command may take one, and servers delay some on purpose."""
+_LONGEST_ANSWER = 64 << 10
+"""Bytes of the answer to one command."""
 
 
 def message_of(payload: Mapping[str, Any], settings: EmailSettings, *, at: datetime) -> EmailMessage:
@@ -34,8 +43,9 @@ def send(payload: Mapping[str, Any], settings: EmailSettings, *, at: datetime) -
         AlarmUndelivered: the server accepted no recipient, or cannot be used.
     """
     message = message_of(payload, settings, at=at)
+    time = AttemptTime(settings.timeout.total_seconds() * _STEPS)
     try:
-        with _connected(settings) as server:
+        with time, _connected(settings, time) as server:
             if settings.username is not None and settings.password is not None:
                 server.login(settings.username, settings.password.get_secret_value())
             refused = server.send_message(message)
@@ -47,6 +57,9 @@ def send(payload: Mapping[str, Any], settings: EmailSettings, *, at: datetime) -
         said = bounded(error.smtp_error.decode(errors="replace") if isinstance(error.smtp_error, bytes) else "", 200)
         raise AlarmUndelivered(f"e-mail {settings.server}: it answered {error.smtp_code} {said}") from None
     except (smtplib.SMTPException, OSError) as error:
+        if time.is_over:
+            late = "the answer took longer than alarms.email.timeout allows"
+            raise AlarmUndelivered(f"e-mail {settings.server}: {late}") from None
         ca_file = str(settings.ca_file) if settings.ca_file else None
         if fault := tls_fault(error, trust="alarms.email.ca_file", path=ca_file):
             raise AlarmUndelivered(f"e-mail {settings.server}: {fault}") from None
@@ -55,16 +68,63 @@ def send(payload: Mapping[str, Any], settings: EmailSettings, *, at: datetime) -
     return f"it refused {', '.join(sorted(refused))}" if refused else None
 
 
-def _connected(settings: EmailSettings) -> smtplib.SMTP:
+def _connected(settings: EmailSettings, time: AttemptTime) -> "_Smtp":
     (host, port), timeout = settings.address, settings.timeout.total_seconds()
     context = ssl.create_default_context(cafile=str(settings.ca_file) if settings.ca_file else None)
-    if settings.security == "tls":
-        return smtplib.SMTP_SSL(host, port, timeout=timeout, context=context)
-    server = smtplib.SMTP(host, port, timeout=timeout)
-    if settings.security == "starttls":
-        try:
+    server = _SecureSmtp(timeout=timeout, context=context) if settings.security == "tls" else _Smtp(timeout=timeout)
+    try:
+        server.open(host, port, time)
+        if settings.security == "starttls":
             server.starttls(context=context)  # raises where the server does not offer it: nothing is sent in the clear
-        except BaseException:
-            server.close()
-            raise
+    except BaseException:
+        server.close()
+        raise
     return server
+
+
+class _Smtp(smtplib.SMTP):
+    """A connection whose answers have a bound."""
+
+    def open(self, host: str, port: int, time: AttemptTime) -> None:
+        """Connect, for this time at most. Raise as the constructor does, which would connect without it."""
+        self._host = host  # the name that the certificate is for
+        self._time = time
+        code, said = self.connect(host, port)
+        if code != _READY:
+            raise smtplib.SMTPConnectError(code, said)
+
+    def getreply(self) -> tuple[int, bytes]:
+        """Return the code and the text of an answer. Raise SMTPServerDisconnected, also if it is too long."""
+        if self.file is None and self.sock is not None:
+            self.file = _Lines(self.sock.makefile("rb"))
+        if self.file is not None:
+            self.file.left = _LONGEST_ANSWER
+        return super().getreply()
+
+    def __exit__(self, *error: object) -> None:
+        """Say goodbye. A mail that was accepted is delivered, whatever the server answers to that."""
+        with suppress(smtplib.SMTPException, OSError):
+            super().__exit__(*error)  # type: ignore[arg-type]  # it takes what a `with` gives
+
+    def _get_socket(self, *place: Any) -> socket.socket:
+        return self._time.watch(super()._get_socket(*place))  # type: ignore[misc]  # the stubs leave it out
+
+
+class _SecureSmtp(smtplib.SMTP_SSL, _Smtp):
+    """The same with TLS from the start."""
+
+
+class _Lines:
+    """The lines that a server sends, up to `left` bytes: an answer may have any number of them."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.left = 0
+        self.close = file.close
+        self._file = file
+
+    def readline(self, most: int) -> bytes:
+        line = self._file.readline(most)
+        self.left -= len(line)
+        if self.left < 0:
+            raise OSError("its answer is too long")
+        return line

@@ -10,6 +10,7 @@ from datetime import datetime
 from importlib.metadata import version
 from typing import Any
 
+from worker.alarms.attempt_time import AttemptTime
 from worker.alarms.errors import AlarmUndelivered
 from worker.settings.alarms import WebhookSettings, key_of
 from zot_artifact_client.tls_faults import tls_fault
@@ -17,6 +18,8 @@ from zot_artifact_client.tls_faults import tls_fault
 _TRUST = "REQUESTS_CA_BUNDLE"
 """The environment variable that names the certificates of authorities for `requests`."""
 _SUCCESS = range(200, 300)
+_CONNECT_AND_ANSWER = 2
+"""Timeouts that one attempt takes at most."""
 
 
 def signed(payload: Mapping[str, Any], key: bytes, *, at: datetime) -> tuple[bytes, dict[str, str]]:
@@ -53,21 +56,27 @@ def post(
 
     from worker.alarms.http_final_response_adapter import FinalResponseAdapter  # it imports requests
 
-    url = settings.url.get_secret_value()
+    url, seconds = settings.url.get_secret_value(), settings.timeout.total_seconds()
     body, headers = signed(payload, key_of(settings.secret), at=at)
+    time = AttemptTime(seconds * _CONNECT_AND_ANSWER)
     try:
-        with requests.Session() as session:
+        with time, requests.Session() as session:
             for scheme in ("http://", "https://"):
-                session.mount(scheme, FinalResponseAdapter())
+                session.mount(scheme, FinalResponseAdapter(time.watch))
             session.trust_env = False  # a netrc file could add a password to the request
             session.verify = _authorities() or True  # without that, requests does not ask the environment for them
             answer = session.post(
                 url, data=body, headers=headers, allow_redirects=False, stream=True,
-                timeout=settings.timeout.total_seconds(), proxies=requests.utils.get_environ_proxies(url),
+                timeout=seconds, proxies=requests.utils.get_environ_proxies(url),
             )  # fmt: skip
             status = answer.status_code
             answer.close()
+            if time.is_over:  # what it has sent until then looks like a whole answer
+                raise requests.Timeout
     except (requests.RequestException, ValueError, OSError) as error:  # their messages contain the address
+        if time.is_over:
+            late = f"the answer took longer than {setting}.timeout allows"
+            raise AlarmUndelivered(f"webhook {settings.host}: {late}") from None
         authorities = _authorities() if url.lower().startswith("https:") else None
         raise AlarmUndelivered(f"webhook {settings.host}: {_reason(error, setting, authorities)}") from None
     if status not in _SUCCESS:

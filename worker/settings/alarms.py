@@ -103,6 +103,15 @@ class EmailSettings(Section):
                 raise ValueError(msg)
         return given
 
+    @field_validator("username", "password")
+    @classmethod
+    def _can_be_sent(cls, given: str | SecretStr | None) -> str | SecretStr | None:
+        text = given.get_secret_value() if isinstance(given, SecretStr) else given
+        if text is not None and not text.isascii():
+            msg = "only letters of ASCII can be sent to a mail server"
+            raise ValueError(msg)
+        return given
+
     @model_validator(mode="after")
     def _password_is_encrypted(self) -> "EmailSettings":
         if (self.username is None) != (self.password is None):

@@ -1,10 +1,12 @@
 """Receivers of alarms that are real servers: HTTP, and SMTP with TLS."""
 
 import asyncio
+import socket
+import socketserver
 import ssl
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -49,11 +51,31 @@ def http_receiver(
         server.server_close()
 
 
-class Mailbox:
-    """Keeps the mails that arrive; `refused` are recipients that it does not accept."""
+@contextmanager
+def raw_receiver(answer: Callable[[socket.socket], None]) -> Iterator[str]:
+    """Yield `HOST:PORT` of a server that answers each connection as the function does."""
 
-    def __init__(self, refused: Sequence[str] = ()) -> None:
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with suppress(OSError):  # the client has gone
+                answer(self.request)
+
+    class Listener(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+        block_on_close = False
+
+    with Listener(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+class Mailbox:
+    """Keeps the mails that arrive; `refused` are recipients that it does not accept, `goodbye` answers QUIT."""
+
+    def __init__(self, refused: Sequence[str] = (), goodbye: str = "221 Bye") -> None:
         self.mails: list[tuple[list[str], bytes]] = []
+        self.goodbye = goodbye
         self._refused = refused
 
     async def handle_RCPT(self, _server: Any, _session: Any, envelope: Any, address: str, _options: Any) -> str:  # noqa: N802
@@ -65,6 +87,9 @@ class Mailbox:
     async def handle_DATA(self, _server: Any, _session: Any, envelope: Any) -> str:  # noqa: N802 - the library's name
         self.mails.append((envelope.rcpt_tos, envelope.content))
         return "250 OK"
+
+    async def handle_QUIT(self, _server: Any, _session: Any, _envelope: Any) -> str:  # noqa: N802 - the library's name
+        return self.goodbye
 
 
 @contextmanager

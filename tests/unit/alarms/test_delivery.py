@@ -3,6 +3,8 @@
 import hashlib
 import hmac
 import json
+import socket
+import threading
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -15,7 +17,7 @@ import pytest
 from pydantic import SecretStr
 
 from tests.servers.tls import Authority, TlsProxy
-from tests.unit.alarms.receivers import Mailbox, http_receiver, smtp_receiver
+from tests.unit.alarms.receivers import Mailbox, http_receiver, raw_receiver, smtp_receiver
 from worker import clock
 from worker.alarms.delivery import deliver, deliver_pending
 from worker.alarms.errors import AlarmUndelivered
@@ -170,6 +172,57 @@ def test_no_error_shows_the_address_or_a_secret(payload) -> None:
         assert "T0KEN" not in text
         assert SECRET not in text
     assert away.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("channel", "begin", "piece", "end"),
+    [
+        ("webhook", b"HTTP/1.1 204 No Content\r\n", b"X: y\r\n", b"\r\n"),
+        ("email", b"", b"220-y\r\n", b"220 y\r\n"),
+    ],
+)
+def test_a_receiver_that_sends_without_end_is_given_up(payload, channel: str, begin: bytes, piece: bytes, end: bytes):
+    """Its small pieces keep each single read short; the other channels wait until the attempt ends."""
+    given_up = threading.Event()
+
+    def answer(connection: socket.socket) -> None:
+        connection.sendall(begin)
+        for _ in range(60):
+            connection.sendall(piece)
+            if given_up.wait(0.1):
+                return
+        connection.sendall(end)  # a client that waits for so long accepts it, and goes on
+        connection.recv(1)
+
+    with raw_receiver(answer) as place:
+        short = {"timeout": timedelta(seconds=0.5)}
+        settings = (
+            webhook(f"http://{place}", **short) if channel == "webhook" else email(place, security="none", **short)
+        )
+        with pytest.raises(AlarmUndelivered, match=rf"the answer took longer than alarms\.{channel}\.timeout allows"):
+            deliver(payload, channel, settings, at=clock.now())
+        given_up.set()
+
+
+def test_a_mail_server_whose_answer_is_too_long_is_given_up(payload) -> None:
+    """The lines of one answer of SMTP have no end of their own, and each of them is kept."""
+
+    def answer(connection: socket.socket) -> None:
+        for _ in range(1000):
+            connection.sendall(b"220-" + b"x" * 4000 + b"\r\n")
+        connection.sendall(b"220 y\r\n")
+
+    with raw_receiver(answer) as place, pytest.raises(AlarmUndelivered, match="its answer is too long"):
+        deliver(payload, "email", email(place, security="none"), at=clock.now())
+
+
+@pytest.mark.parametrize("goodbye", ["500 what?", "421 too busy"])
+def test_a_mail_that_was_accepted_is_delivered_whatever_follows(payload, goodbye: str) -> None:
+    """An error of QUIT would send the mail again each hour."""
+    mailbox = Mailbox(goodbye=goodbye)
+    with smtp_receiver(mailbox, None) as server:
+        assert deliver(payload, "email", email(server, security="none"), at=clock.now()) is None
+    assert len(mailbox.mails) == 1
 
 
 @pytest.mark.parametrize("at_once", [False, True], ids=["starttls", "tls"])

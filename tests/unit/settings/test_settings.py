@@ -65,6 +65,10 @@ def test_every_kind_of_finding_can_be_a_quiet_one():
         ("email: {server: a, sender: 'a@b.c\\r\\nBcc: e@f.g', recipients: [a@b.c]}", "an address such as"),
         ("email: {server: a, sender: a@b.c, recipients: [a@b.c], username: u}", "username and password go together"),
         (
+            "email: {server: a, sender: a@b.c, recipients: [a@b.c], username: u, password: pä}",
+            "alarms.email.password: only letters of ASCII can be sent",
+        ),
+        (
             "email: {server: a, sender: a@b.c, recipients: [a@b.c], username: u, password: p, security: none}",
             "sent in the clear",
         ),
