@@ -58,6 +58,8 @@ SDK_ERRORS = (
 """Everything that a call of the libraries, or reading a body, can raise on account of the store."""
 
 _ADDRESS = re.compile(r"^[A-Z]+ \S+://\S+: |\S+://\S+")
+_DAMAGED = re.compile(r"\AProvided (?:CRC32C|MD5 hash)\b.*\bdoesn't match calculated\b")
+"""What the store says of bytes that do not have the checksum sent with them: a 400 `invalid`, as many other faults."""
 
 TRUST = "REQUESTS_CA_BUNDLE"
 """The environment variable that names the certificates of authorities for the library."""
@@ -124,6 +126,7 @@ _REASONS: tuple[CodeRow, ...] = (
     ),
 )
 REASONS = code_table(_REASONS)
+_OF_DAMAGE = code_table([(Unavailable, DAMAGED, "400")])
 
 # fmt: off
 # The first row with a class that the error is an instance of decides, so narrower classes come before wider ones.
@@ -225,13 +228,14 @@ def _innermost(error: Exception) -> Exception:
 
 def _translate_answer(error: Exception, origin: Origin, what: str) -> StorageError:
     headers: Mapping[str, str] = getattr(getattr(error, "response", None), "headers", {})
+    said = _said(error)
     return by_code(
         origin,
         what,
-        REASONS,
+        _OF_DAMAGE if _DAMAGED.match(said) else REASONS,
         code=_reason(error),
         status=str(status_of(error)),
-        said=_said(error),
+        said=said,
         retry_after=headers.get("Retry-After"),
     )
 

@@ -77,7 +77,12 @@ _CODES: tuple[CodeRow, ...] = (
         "the multipart upload has lost parts, or holds others; a new one begins",
         "InvalidPart InvalidPartOrder EntityTooSmall",
     ),
-    (Unavailable, DAMAGED, "BadDigest XAmzContentSHA256Mismatch XAmzContentChecksumMismatch IncompleteBody"),
+    (
+        Unavailable,
+        DAMAGED,
+        # Garage says InvalidDigest where Amazon says BadDigest.
+        "BadDigest InvalidDigest XAmzContentSHA256Mismatch XAmzContentChecksumMismatch IncompleteBody",
+    ),
     (
         OutOfSpace,
         "the store is full, or its quota is used up",
@@ -135,7 +140,7 @@ _CODES: tuple[CodeRow, ...] = (
         QUOTE,
         """AmbiguousGrantByEmailAddress CrossLocationLoggingProhibited InlineDataTooLarge
         IllegalVersioningConfigurationException IncorrectNumberOfFilesInPostRequest InvalidArgument
-        InvalidAddressingHeader InvalidBucketState InvalidDigest InvalidEncryptionAlgorithmError
+        InvalidAddressingHeader InvalidBucketState InvalidEncryptionAlgorithmError
         InvalidPolicyDocument InvalidRange InvalidRequest
         InvalidTargetBucketForLogging MalformedACLError MalformedPOSTRequest MalformedXML MaxMessageLengthExceeded
         MaxPostPreDataLengthExceededError MissingContentLength MissingRequestBodyError NoLoggingStatusForKey

@@ -122,6 +122,22 @@ def test_answers(status: int, reason: str, kind: type[errors.StorageError]) -> N
     assert str(error).startswith("primary: releases/app.tgz: ")
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        'Provided CRC32C "k8WV+A==" doesn\'t match calculated CRC32C "JNZSDg==".',
+        'Provided MD5 hash "VgyllJgiiaRAbyUUIqDMmw==" doesn\'t match calculated MD5 hash "iuPXG/eB0vLil6O2Rt2Dqw==".',
+    ],
+)
+@pytest.mark.parametrize("reason", ["invalid", ""])
+def test_bytes_that_were_damaged_on_the_way_are_sent_again(reason: str, said: str) -> None:
+    """Cloud Storage answers 400 `invalid`, as it does for a wrong request; only its message tells the two apart."""
+    error = translate(without_address(answer(400, reason, said)), ORIGIN, "releases/app.tgz")
+    assert type(error) is errors.Unavailable
+    assert "the bytes were damaged on the way" in str(error)
+    assert isinstance(translate(answer(400, reason, "Required parameter: name"), ORIGIN, "a/b"), errors.PermanentError)
+
+
 @pytest.mark.parametrize(("code", "status"), [("rateLimitExceeded", 429), ("backendError", 503)])
 @with_retry_after
 def test_a_transient_error_carries_the_wish_of_the_store(
