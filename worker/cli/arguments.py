@@ -39,6 +39,27 @@ def local_path(name: str | Path) -> Path:
     return Path(os.path.expanduser(name))  # noqa: PTH111
 
 
+STREAM = "-"
+"""Standard input or output in place of a file."""
+
+
+def output_file(name: str) -> Path:
+    """Return the path of a file to write, as `complete_file` takes it; `-` is standard output."""
+    return Path("/dev/stdout") if name == STREAM else local_path(name).absolute()
+
+
+def input_file(name: str) -> Path:
+    """Return the path of a file to read; `-` is standard input."""
+    return Path("/dev/stdin") if name == STREAM else local_path(name)
+
+
+def no_stream(name: str) -> Path:
+    """Return the path of a directory, or of a file that is read more than once: neither can be a stream."""
+    if name == STREAM:
+        raise typer.BadParameter("`-` is standard input or output, which cannot be used here; write ./- for that name")
+    return local_path(name)
+
+
 def refuse(why: str, options: Mapping[str, object]) -> None:
     """Raise Failure if one of these options was given, by its name; `why` says where it goes."""
     for name, value in options.items():

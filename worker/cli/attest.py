@@ -11,7 +11,7 @@ import typer
 
 from worker import clock
 from worker.artifacts.attestation import NotAttested, Policy, sign, statement_of
-from worker.cli.arguments import ArtifactArgument, ArtifactPath, local_path
+from worker.cli.arguments import STREAM, ArtifactArgument, ArtifactPath, input_file, output_file
 from worker.cli.atomic_file import complete_file
 from worker.cli.errors import Failure, Status
 from worker.cli.output import note, print_json
@@ -35,7 +35,15 @@ def _time(text: str) -> timedelta:
 def attest(
     artifact: ArtifactArgument,
     *,
-    key: Annotated[Path, typer.Option("--key", metavar="FILE", help="The Ed25519 private key to sign with, in PEM.")],
+    key: Annotated[
+        Path,
+        typer.Option(
+            "--key",
+            parser=input_file,
+            metavar="FILE",
+            help="The Ed25519 private key to sign with, in PEM; `-` is standard input.",
+        ),
+    ],
     within: Annotated[
         timedelta,
         typer.Option(
@@ -50,7 +58,14 @@ def attest(
         str | None, typer.Option(metavar="URI", help="Who verifies; by default the id of the catalogue.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write to FILE and not to standard output.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            parser=output_file,
+            metavar="FILE",
+            help="Write to FILE and not to standard output, which `-` names too.",
+        ),
     ] = None,
 ) -> None:
     """Sign a statement that every copy of an artifact was read in full and matched.
@@ -78,10 +93,10 @@ def attest(
             way_out = f"`zot-artifacts verify {found.path}` reads all copies"
             raise Failure(f"{error}; {way_out}", Status.BAD, type_="NotAttested") from None
         envelope = sign(statement, signer)
-        if output is None:
+        if output in {None, output_file(STREAM)}:
             print_json(envelope)
             return
-        with complete_file(local_path(output).absolute(), session.settings.spool_dir) as file:
+        with complete_file(output, session.settings.spool_dir) as file:
             file.write(json.dumps(envelope).encode() + b"\n")
     note(f"{found.path}: {', '.join(statement['predicate']['properties'])}; signed in {output}")
     sys.stdout.flush()
@@ -99,12 +114,12 @@ def _signer(path: Path) -> "Ed25519PrivateKey":
 
     try:
         text = read_input(path, _MOST_KEY)
-        mode = stat.S_IMODE(path.stat().st_mode)
+        mode = path.stat().st_mode
     except OSError as error:
         raise Failure(f"--key {path}: {error.strerror}", Status.USAGE, type_="UsageError") from None
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+    if stat.S_ISREG(mode) and mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise Failure(
-            f"--key {path}: other users can read it (mode {mode:04o}): `chmod 600 {path}`",
+            f"--key {path}: other users can read it (mode {stat.S_IMODE(mode):04o}): `chmod 600 {path}`",
             Status.USAGE,
             type_="UsageError",
         )

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from worker.cli.arguments import ArtifactPath
+from worker.cli.arguments import ArtifactPath, no_stream
 from worker.cli.errors import Failure, Status
 from worker.cli.output import AsJson, complain, print_json, say, size
 from worker.counted import counted
@@ -18,7 +18,11 @@ app = typer.Typer(add_completion=False, no_args_is_help=True)
 Root = Annotated[
     Path | None,
     typer.Option(
-        "--root", metavar="DIR", help="The directory of the cache; `cache.root` by default.", show_default=False
+        "--root",
+        parser=no_stream,
+        metavar="DIR",
+        help="The directory of the cache; `cache.root` by default.",
+        show_default=False,
     ),
 ]
 

@@ -21,6 +21,7 @@ from worker.artifacts.rebuild.rebuild_catalogue import Rebuild, Tally
 from worker.artifacts.rebuild.tombstones_kept_in_stores import KeptTombstones
 from worker.catalogue import Catalogue, ExportSummary, Rules, expected_identity, load_export
 from worker.catalogue.load_export import Lines
+from worker.cli.arguments import STREAM
 from worker.cli.atomic_file import complete_file
 from worker.cli.errors import Failure, Status
 from worker.cli.open_limited_stores import stores_within_limits
@@ -35,7 +36,6 @@ from worker.storage.keys import BACKUP_BUCKET, check_bucket
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
-_STANDARD = "-"
 _NAMED = 20
 _SHOW_SECONDS = 5.0
 _GZIP = b"\x1f\x8b"
@@ -83,7 +83,7 @@ def export_(
     settings.prepare()
     catalogue = Catalogue(settings.catalogue_url, create=False)
     try:
-        if file == _STANDARD:
+        if file == STREAM:
             summary = catalogue.export(sys.stdout.buffer)
             sys.stdout.buffer.flush()
         else:
@@ -91,7 +91,7 @@ def export_(
                 summary = catalogue.export(sink)
     finally:
         catalogue.close()
-    if file == _STANDARD:
+    if file == STREAM:
         note(_told(summary))
     elif as_json:
         print_json(document_of(summary) | {"path": file})
@@ -418,7 +418,7 @@ def _told(summary: ExportSummary) -> str:
 
 @contextlib.contextmanager
 def _opened(file: str) -> Iterator[io.BufferedReader]:
-    if file == _STANDARD:
+    if file == STREAM:
         yield cast("io.BufferedReader", sys.stdin.buffer)
         return
     with open_input(file) as raw:

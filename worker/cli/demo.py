@@ -11,6 +11,7 @@ import yaml
 from rich.console import Console
 
 from worker.cli import demo_steps as steps
+from worker.cli.arguments import no_stream
 from worker.cli.errors import Failure, Status
 from worker.cli.output import AsJson, print_json
 from worker.embedded.up_subprocess import UpFailed, running, still_there
@@ -30,7 +31,8 @@ delete: {grace: 0s}
 
 def demo(
     home: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="A new data directory to keep; a temporary one by default.")
+        Path | None,
+        typer.Option(parser=no_stream, metavar="DIR", help="A new data directory to keep; a temporary one by default."),
     ] = None,
     s3_endpoint: Annotated[
         str | None,

@@ -13,7 +13,7 @@ import typer
 from worker import clock
 from worker.artifacts.premis import premis
 from worker.catalogue import Artifact
-from worker.cli.arguments import ArtifactPath, local_path
+from worker.cli.arguments import ArtifactPath, no_stream
 from worker.cli.atomic_file import complete_file
 from worker.cli.errors import Failure, Status
 from worker.cli.fetch_artifact import fetch
@@ -34,7 +34,8 @@ def export(
         bool, typer.Option("--premis", help="Print a PREMIS 3 document: digest, copies and the latest full reads.")
     ] = False,
     bagit: Annotated[
-        Path | None, typer.Option("--bagit", metavar="DIR", help="Write a BagIt bag into a new directory.")
+        Path | None,
+        typer.Option("--bagit", parser=no_stream, metavar="DIR", help="Write a BagIt bag into a new directory."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -58,7 +59,7 @@ def export(
             sys.stdout.buffer.write(premis(found, session.catalogue))
             sys.stdout.buffer.flush()
             return
-        _write_bag(session, found, local_path(bagit).absolute())
+        _write_bag(session, found, bagit.absolute())
     total = sum(artifact.digest.size for artifact in found)
     if as_json:
         print_json({"bag": str(bagit), "artifacts": len(found), "bytes": total})

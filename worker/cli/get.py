@@ -11,7 +11,7 @@ import typer
 
 from worker.artifacts.directory_listing import Filters
 from worker.catalogue import Artifact
-from worker.cli.arguments import ArtifactPath, Exclude, Include, local_path, refuse
+from worker.cli.arguments import STREAM, ArtifactPath, Exclude, Include, local_path, refuse
 from worker.cli.errors import Failure, Status
 from worker.cli.fetch_artifact import Fetched, Part, fetch
 from worker.cli.get_directory import dry_run as print_dry_run
@@ -21,7 +21,6 @@ from worker.cli.progress import bar
 from worker.cli.session import Session, opened
 from worker.storage.integrity.verifying_reader import OnBytes
 
-STDOUT = "-"
 _COPY = 1024**2
 
 
@@ -80,7 +79,7 @@ def get(
         found = session.artifact(at.bucket, at.key)
         part = _part(range_, found) if range_ else None
         shown.start(part.length if part else found.digest.size, "reading")
-        if dest == STDOUT:
+        if dest == STREAM:
             fetched = _fetch_to_stdout(session, found, shown.advance, part)
         else:
             fetched = fetch(session, found, file_at(dest, found.key).absolute(), shown.advance, part)
@@ -88,7 +87,7 @@ def get(
 
 
 def _get_directory(source: str, dest: str, range_: str | None, filters: Filters, *, dry: bool, as_json: bool) -> None:
-    if range_ or dest == STDOUT:
+    if range_ or dest == STREAM:
         what = "--range" if range_ else "DEST `-`"
         raise Failure(f"{what} is for one artifact: leave it out with --recursive", Status.USAGE)
     with opened(existing=True) as session, bar("reading") as shown:
@@ -104,7 +103,7 @@ def check_output(dest: str, *, as_json: bool) -> None:
     """Raise Failure if DEST is empty, or if bytes and JSON would both go to standard output."""
     if not dest:
         raise Failure("DEST is empty: name a file, or a directory such as `.`", Status.USAGE, type_="UsageError")
-    if dest == STDOUT and as_json:
+    if dest == STREAM and as_json:
         raise Failure("--json and DEST `-` would both write to standard output: leave one out", Status.USAGE)
 
 

@@ -4,17 +4,16 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
 import typer
 
 from worker import clock
 from worker.artifacts.quarantined_bytes import Quarantined, digest_of, purge, quarantined
-from worker.cli.arguments import ArtifactPath
+from worker.cli.arguments import STREAM, ArtifactPath, output_file
 from worker.cli.atomic_file import complete_file
 from worker.cli.errors import Failure, Status
-from worker.cli.get import STDOUT, check_output, file_at
+from worker.cli.get import check_output, file_at
 from worker.cli.job_outcome import finish
 from worker.cli.output import AsJson, note, print_json, print_table, say, size
 from worker.cli.send_and_wait import request_of, sender
@@ -111,13 +110,13 @@ def get(
     check_output(dest, as_json=as_json)
     with opened(existing=True) as session:
         found = _find(session, store, id_)
-        path = Path("/dev/stdout") if dest == STDOUT else file_at(dest, found.key)
+        path = output_file(dest) if dest == STREAM else file_at(dest, found.key)
         with complete_file(path, session.settings.spool_dir) as file:
             sha256 = _copy(session, found, file)
     about = f"{size(found.size or 0)} sha256 {sha256}, as it was in the quarantine of {store}"
     if as_json:
         print_json({"store": store, "id": id_, "path": str(path), "size": found.size, "sha256": sha256})
-    elif dest == STDOUT:
+    elif dest == STREAM:
         note(f"{id_}: {about}")
     else:
         say(f"{path}: {about}")

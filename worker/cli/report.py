@@ -13,7 +13,7 @@ from worker.artifacts.log_signature import LogKeys
 from worker.artifacts.quarantined_bytes import Quarantines, quarantined
 from worker.artifacts.verification_log_head import signed_head
 from worker.catalogue import Catalogue
-from worker.cli.arguments import seconds
+from worker.cli.arguments import STREAM, output_file, seconds
 from worker.cli.atomic_file import complete_file
 from worker.cli.errors import Failure, Status
 from worker.cli.output import AsJson, print_json, say
@@ -35,7 +35,13 @@ _NAMED = 20
 
 def report(
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write one self-contained HTML page to this file.")
+        Path | None,
+        typer.Option(
+            "--html",
+            parser=output_file,
+            metavar="FILE",
+            help="Write one self-contained HTML page to this file; `-` is standard output.",
+        ),
     ] = None,
     since: Annotated[
         float | None,
@@ -55,6 +61,9 @@ def report(
     """
     if html is None and not as_json:
         raise Failure("say --html FILE or --json", Status.USAGE, type_="UsageError")
+    to_stdout = html == output_file(STREAM)
+    if to_stdout and as_json:
+        raise Failure("--json and --html `-` would both write to standard output: leave one out", Status.USAGE)
     with opened(existing=True) as session:
         document = report_of(session, timedelta(seconds=since or SINCE), session.stores)
         if html is not None:
@@ -62,7 +71,7 @@ def report(
                 file.write(page_of(document).encode())
     if as_json:
         print_json(document)
-    else:
+    elif not to_stdout:
         say(f"the report is in {html}")
     raise typer.Exit(document["status"])
 

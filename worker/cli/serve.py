@@ -7,15 +7,22 @@ from typing import Annotated
 import typer
 
 from worker import clock
+from worker.cli.arguments import no_stream
 from worker.cli.errors import Failure, Status
 from worker.cli.output import complain, note
 from worker.input_files import special_kind
 from worker.settings import load_settings
 
 Certificate = Annotated[
-    Path | None, typer.Option("--certificate", metavar="FILE", help="Serve TLS with this certificate chain, in PEM.")
+    Path | None,
+    typer.Option(
+        "--certificate", parser=no_stream, metavar="FILE", help="Serve TLS with this certificate chain, in PEM."
+    ),
 ]
-Key = Annotated[Path | None, typer.Option("--key", metavar="FILE", help="The private key of the certificate, in PEM.")]
+Key = Annotated[
+    Path | None,
+    typer.Option("--key", parser=no_stream, metavar="FILE", help="The private key of the certificate, in PEM."),
+]
 
 
 def serve(

@@ -11,7 +11,7 @@ import typer
 
 from worker import clock
 from worker.catalogue import JobRecord, Scope
-from worker.cli.arguments import NoWait, Timeout
+from worker.cli.arguments import NoWait, Timeout, no_stream
 from worker.cli.errors import Failure, Status, suggestion
 from worker.cli.job_outcome import Outcome, print_outcome
 from worker.cli.output import AsJson, complain, note, print_json, print_table, say
@@ -207,6 +207,7 @@ def _inventory(name: str, inventory: str, store: str | None, *, dry_run: bool) -
     )  # fmt: skip
     if wrong is not None:
         raise Failure(wrong, Status.USAGE, type_="UsageError")
+    no_stream(inventory)  # the worker reads it, on another machine perhaps
     return str(Path(inventory).absolute()) if Path(inventory).is_file() else inventory
 
 

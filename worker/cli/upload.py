@@ -10,6 +10,7 @@ import typer
 
 from worker.artifacts.directory_listing import DirectoryListing, Filters
 from worker.cli.arguments import (
+    STREAM,
     ArtifactPath,
     Exclude,
     IdempotencyKey,
@@ -31,8 +32,6 @@ from worker.cli.upload_directory import dry_run as print_dry_run
 from worker.storage.keys import check_key
 from zot_artifact_client.contract import PROPERTIES, UPLOAD, UploadRequest
 from zot_artifact_client.job_ids import choose_id
-
-STDIN = "-"
 
 
 class SymlinkPolicy(StrEnum):
@@ -162,7 +161,7 @@ def upload(
     at = ArtifactPath.parse(artifact)
     check_key(at.bucket, at.key)
     with opened(existing=True, sends=True) as session:
-        path = None if source == STDIN or "://" in source else check_file(source)
+        path = None if source == STREAM or "://" in source else check_file(source)
         request = request_of(
             UPLOAD,
             bucket=at.bucket,
@@ -176,7 +175,7 @@ def upload(
         )
         job_id = choose_id(UPLOAD, idempotency_key=idempotency_key)
         with sender(session, "uploading", idempotency_key) as way:
-            if source == STDIN:
+            if source == STREAM:
                 outcome = _upload_stdin(way, job_id, request, wait=waiting.wait, timeout=timeout)
             else:
                 outcome = upload_one(way, job_id, request, path, wait=waiting.wait, timeout=timeout)
@@ -241,6 +240,8 @@ def _pairs(option: str, given: list[str]) -> dict[str, str] | None:
         name, equals, value = each.partition("=")
         if not equals:
             raise Failure(f"{option} {each!r}: write NAME=VALUE", Status.USAGE, type_="UsageError")
+        if name in pairs:
+            raise Failure(f"{option}: {name!r} is given twice", Status.USAGE, type_="UsageError")
         pairs[name] = value
     return pairs or None
 
@@ -258,4 +259,4 @@ def _source(source: str, path: Path | None) -> str:
     """Return the source as a request can hold it; what is staged replaces standard input and a name that is no text."""
     if path is not None:
         return str(path).encode("utf-8", "replace").decode()
-    return "/dev/stdin" if source == STDIN else source
+    return "/dev/stdin" if source == STREAM else source

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from worker.artifacts.batch_lists import ListedFile
 from worker.artifacts.directory_listing import DirectoryListing, Filters
-from worker.cli.arguments import local_path
+from worker.cli.arguments import no_stream
 from worker.cli.errors import Failure, Status
 from worker.cli.job_outcome import Outcome
 from worker.cli.output import complain, note, print_json, say, size
@@ -49,7 +49,7 @@ def listing_of(source: str, target: str, filters: Filters) -> DirectoryListing:
         Failure: there is no such directory.
         InvalidKey: naming the rule that bucket or prefix breaks.
     """
-    directory = local_path(source).absolute()
+    directory = no_stream(source).absolute()
     bucket, _, prefix = target.partition("/")
     if prefix and not prefix.endswith("/"):
         prefix += "/"
