@@ -9,8 +9,10 @@ import time
 from base64 import b64encode
 from datetime import timedelta
 from email.utils import format_datetime
+from functools import partial
 from pathlib import Path
 
+import google_crc32c
 import pytest
 from pydantic import ByteSize
 
@@ -240,6 +242,73 @@ def test_chunks_that_are_not_framed_as_they_must_be_are_no_body(host, settings, 
     host.answers = [answer(chunks, Transfer_Encoding="chunked")]
     with pytest.raises(Unavailable):
         fetch(host, settings)
+
+
+def _in_base64(name, content):
+    return b64encode(hashlib.new(name, content, usedforsecurity=False).digest()).decode()
+
+
+def _crc32c(content):
+    return b64encode(google_crc32c.Checksum(content).digest()).decode()
+
+
+DIGESTS = {
+    "Repr-Digest: sha-256=:%s:": partial(_in_base64, "sha256"),
+    "Repr-Digest: sha-512=:%s:": partial(_in_base64, "sha512"),
+    "Content-Digest: sha-256=:%s:": partial(_in_base64, "sha256"),
+    "Digest: SHA-256=%s": partial(_in_base64, "sha256"),
+    "Digest: SHA=%s": partial(_in_base64, "sha1"),
+    "Digest: MD5=%s": partial(_in_base64, "md5"),
+    "Content-MD5: %s": partial(_in_base64, "md5"),
+    "x-goog-hash: crc32c=%s": _crc32c,
+    "x-goog-hash: crc32c=AAAA,md5=%s": partial(_in_base64, "md5"),
+    "X-Checksum-Sha256: %s": lambda content: hashlib.sha256(content).hexdigest(),
+    "X-Checksum-Sha512: %s": lambda content: hashlib.sha512(content).hexdigest(),
+    "X-Checksum-Sha1: %s": lambda content: hashlib.sha1(content, usedforsecurity=False).hexdigest(),
+    "X-Checksum-Md5: %s": lambda content: hashlib.md5(content, usedforsecurity=False).hexdigest().upper(),
+}
+
+
+@pytest.mark.parametrize("header", DIGESTS)
+def test_every_digest_that_a_host_announces_is_compared(host, settings, header):
+    """In a header and in a trailer alike; the bytes of the right one are taken."""
+    right, wrong = ((header % DIGESTS[header](content)).encode() + b"\r\n" for content in (b"hello", b"hullo"))
+    chunks = answer(Transfer_Encoding="chunked", Trailer=header.partition(":")[0])[:-2]
+    for line in (right, wrong):
+        host.answers = [whole(b"hello").replace(b"\r\n\r\n", b"\r\n" + line + b"\r\n")]
+        with pytest.raises(Unavailable, match="host announces") if line is wrong else contextlib.nullcontext():
+            assert fetch(host, settings) == b"hello"
+        host.answers = [chunks + b"\r\n5\r\nhello\r\n0\r\n" + line + b"\r\n"]
+        with pytest.raises(Unavailable, match="host announces") if line is wrong else contextlib.nullcontext():
+            assert fetch(host, settings) == b"hello"
+
+
+def test_a_digest_of_other_bytes_than_those_sent_says_nothing(host, settings):
+    """Cloud Storage unpacks on the way what is stored packed, and tells the checksum of the packed bytes."""
+    packed = {"X_Goog_Hash": f"md5={ZEROS[:22]}==", "X_Goog_Stored_Content_Encoding": "gzip"}
+    host.answers = [whole(b"hello", **packed)]
+    assert fetch(host, settings) == b"hello"
+
+
+def test_a_wrong_digest_is_no_matter_where_the_sha256_is_announced(host, settings):
+    """The announced one decides: the way out where a host tells a wrong digest."""
+    host.answers = [whole(b"hello", X_Checksum_Sha1="0" * 40)]
+    with pytest.raises(Unavailable, match="announce their SHA-256"):
+        fetch(host, settings)
+    assert fetch(host, settings, sha256=hashlib.sha256(b"hello").hexdigest()) == b"hello"
+
+
+def test_a_digest_of_the_whole_is_compared_after_a_resumption(host, settings):
+    """The rest of the bytes arrives by a second connection, and the digest was told on the first one."""
+    half = len(DATA) // 2
+    for crc32c in (_crc32c(DATA), "AAAAAA=="):
+        rest = {"Content_Range": f"bytes {half}-{len(DATA) - 1}/{len(DATA)}", "ETag": '"v1"'}
+        host.answers = [
+            answer(DATA[:half], Content_Length=len(DATA), ETag='"v1"', X_Goog_Hash=f"crc32c={crc32c}"),
+            answer(DATA[half:], "206 Partial Content", Content_Length=len(DATA) - half, **rest),
+        ]
+        with pytest.raises(Unavailable, match="CRC32C") if crc32c == "AAAAAA==" else contextlib.nullcontext():
+            assert fetch(host, settings) == DATA
 
 
 def test_interim_answers_come_before_the_answer(host, settings):

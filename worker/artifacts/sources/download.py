@@ -5,8 +5,6 @@ bytes are received in a thread of their own, and the job's thread only watches: 
 rate, and shuts the connection down if the job has to end.
 """
 
-import base64
-import hashlib
 import logging
 import os
 import re
@@ -14,7 +12,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
@@ -27,9 +25,10 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from worker import clock
+from worker.artifacts.sources.announced_digests import ALGORITHMS, Hash, Told, digests_of, hashes
 from worker.artifacts.sources.errors import SourceRefused, origin_of, shown
 from worker.artifacts.sources.partial_download import Partial, partial_download
-from worker.artifacts.sources.strict_http_response import StrictResponse
+from worker.artifacts.sources.strict_http_response import StrictResponse, trailers_of
 from worker.settings import Settings
 from worker.storage.cloud.proxies import UNAUTHENTICATED, proxy_fault, proxy_for, through_proxy
 from worker.storage.driver import BUFFER_SIZE
@@ -57,9 +56,8 @@ _END_SECONDS = 2.0
 _USER_AGENT = f"zot-artifact-worker/{version('zot-artifact-worker')}"
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
 _LENGTH = re.compile(r"[0-9]{1,19}")
+_SHA256 = "sha-256"
 _STRONG_ETAG = re.compile(r'"[^"]*"')
-_DIGESTS = {32: "sha256", 16: "md5"}
-"""The algorithms by the length of their digests."""
 
 
 @contextmanager
@@ -145,9 +143,10 @@ class _Transfer:
         self._partial = partial
         self._sources = settings.sources
         self._announced = announced
-        self._digests: dict[str, bytes] = {}
-        """What the host announces of the bytes, by algorithm."""
-        self._md5 = hashlib.md5(usedforsecurity=False)
+        self._told: Told = frozenset()
+        """What the host announces of the bytes."""
+        self._hashes: dict[str, Hash] = {}
+        """Of the bytes since the first one, beside the SHA-256 of the partial file."""
         self._connections = _Connections(settings.sources.timeout.total_seconds())
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="download", daemon=True)
@@ -203,13 +202,7 @@ class _Transfer:
             raise Unavailable(
                 f"source {self._name}: the connection broke after {self._partial.size} of {self._partial.total} bytes"
             )
-        received = {"sha256": self._partial.sha256, "md5": self._md5.digest()}
-        for name, told in () if self._announced else self._digests.items():
-            if received[name] != told:
-                self._partial.begin(None, None)
-                raise Unavailable(
-                    f"source {self._name}: the bytes do not have the {name.upper()} that the host announces"
-                )
+        self._compare(response)
 
     def _ask(self) -> urllib3.BaseHTTPResponse:
         """Return the answer of the host, or of the one that it redirects to."""
@@ -252,8 +245,7 @@ class _Transfer:
             raise Unavailable(f"source {self._name}: the headers of the answer are malformed")
         if self._partial.size and response.status == 206:  # noqa: PLR2004 - RFC 9110
             self._check_range(response)
-            self._digests |= digests_of(response.headers)
-            self._digests.pop("md5", None)  # that of the range, or of bytes that another connection has received
+            self._told |= digests_of(response.headers, whole=False)
             return
         if response.status == 304 and self._partial.size == self._partial.total:  # noqa: PLR2004 - all of it is there already
             return
@@ -264,7 +256,9 @@ class _Transfer:
             raise Unavailable(f"source {self._name}: the host sends a range, and was asked for the whole")
         etag = response.headers.get("ETag", "")
         self._partial.begin(self._announced_size(response), etag if _STRONG_ETAG.fullmatch(etag) else None)
-        self._digests, self._md5 = digests_of(response.headers), hashlib.md5(usedforsecurity=False)
+        self._told = digests_of(response.headers, whole=True)
+        names = ALGORITHMS if "Trailer" in response.headers else {name for name, _ in self._told}
+        self._hashes = {} if self._announced else hashes(names - {_SHA256})
 
     def _check_range(self, response: urllib3.BaseHTTPResponse) -> None:
         found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
@@ -316,8 +310,24 @@ class _Transfer:
                     f"source {self._name}: no space left for the download in the data directory: {error.strerror}"
                 ) from error
             self.received += len(piece)
-            if "md5" in self._digests:
-                self._md5.update(piece)
+            for each in self._hashes.values():
+                each.update(piece)
+
+    def _compare(self, response: urllib3.BaseHTTPResponse) -> None:
+        """Compare the bytes with each digest that the host announces in headers and trailers, where it was computed.
+
+        What an earlier attempt of the job has received has only its SHA-256.
+        """
+        if self._announced:
+            return
+        received = {_SHA256: self._partial.sha256} | {name: each.digest() for name, each in self._hashes.items()}
+        for name, told in self._told | digests_of(trailers_of(response), whole=response.status == 200):  # noqa: PLR2004
+            if received.get(name, told) != told:
+                self._partial.begin(None, None)
+                raise Unavailable(
+                    f"source {self._name}: the bytes do not have the {name.upper()} that the host announces; "
+                    "if the host is wrong, announce their SHA-256"
+                )
 
     def _too_large(self) -> SizeMismatch:
         return SizeMismatch(f"source {self._name}: larger than sources.max_size, {self._sources.max_size} bytes")
@@ -426,23 +436,6 @@ def _connection_error(name: str, error: urllib3.exceptions.HTTPError, seconds: f
 def _tls_reason(error: urllib3.exceptions.SSLError) -> str:
     own = next((each for each in error.args if isinstance(each, OSError)), None)
     return getattr(own, "reason", None) or getattr(own, "strerror", None) or type(own or error).__name__
-
-
-def digests_of(headers: Mapping[str, str]) -> dict[str, bytes]:
-    """Return the digests of the bytes that an answer announces, by algorithm, as RFC 9530, 3230 and 1864 write them.
-
-    What cannot be read is left out.
-    """
-    found = {}
-    for name, algorithm in (("Repr-Digest", "sha-256=:"), ("Digest", "sha-256="), ("Content-MD5", "")):
-        for value in headers.get(name, "").split(","):
-            text = value.strip()
-            if text.lower().startswith(algorithm):
-                with suppress(ValueError):
-                    digest = base64.b64decode(text[len(algorithm) :].rstrip(":"), validate=True)
-                    if len(digest) in _DIGESTS:
-                        found[_DIGESTS[len(digest)]] = digest
-    return found
 
 
 def _is_malformed(response: urllib3.BaseHTTPResponse) -> bool:

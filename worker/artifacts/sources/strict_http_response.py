@@ -7,6 +7,9 @@ chunk.
 
 import http.client
 import re
+from collections.abc import Mapping
+
+import urllib3
 
 from zot_artifact_client.http_final_response import FinalResponse
 
@@ -18,6 +21,8 @@ class StrictResponse(FinalResponse):
     """An answer whose body is complete or raises."""
 
     chunk_left: int | None
+    trailers: http.client.HTTPMessage | None = None
+    """The headers that follow the last chunk."""
 
     def _get_chunk_left(self) -> int | None:
         """Return how much is left of this chunk, or of the next one after its end; None after the last one."""
@@ -32,3 +37,12 @@ class StrictResponse(FinalResponse):
         if not _CHUNK_SIZE.fullmatch(size):
             raise ValueError("no size of a chunk")  # an IncompleteRead for the caller
         return int(size, 16)
+
+    def _read_and_discard_trailer(self) -> None:
+        self.trailers = http.client.parse_headers(self.fp)
+
+
+def trailers_of(response: urllib3.BaseHTTPResponse) -> Mapping[str, str]:
+    """Return the trailers of an answer that was read to its end."""
+    trailers = getattr(getattr(response, "_original_response", None), "trailers", None)
+    return urllib3.HTTPHeaderDict(trailers.items() if trailers else ())
