@@ -58,6 +58,15 @@ def _body(body: object, **headers: object) -> bytes:
     return json.dumps(message | {"body": encoded(body)}).encode()
 
 
+def _twice(part: str, more: str) -> bytes:
+    """Return a message with one more field, whose name is there already."""
+    if part == "body":
+        body = base64.b64decode(_good()["body"]).decode().replace('{"bucket"', "{" + more + ', "bucket"')
+        return _but(body=base64.b64encode(body.encode()).decode())
+    text = json.dumps(_good())
+    return text.replace(f'"{part}": {{', f'"{part}": {{{more}, ', 1).encode()
+
+
 _DEEP = b"[" * 200 + b"]" * 200
 SECRET = "hunter2"
 
@@ -77,6 +86,18 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "an unknown body encoding": (_with("properties", body_encoding="rot13"), "content"),
     "a priority that is text": (_with("properties", priority=SECRET), "envelope"),
     "a correlation id that is a list": (_with("properties", correlation_id=[SECRET]), "envelope"),
+    "a header that is there twice": (_twice("headers", '"task": "hunter2"'), "envelope"),
+    "a property that is there twice": (_twice("properties", '"delivery_tag": "hunter2"'), "envelope"),
+    "a part that is there twice": (json.dumps(_good()).replace("{", '{"body": "hunter2", ', 1).encode(), "envelope"),
+    "a field of the request that is there twice": (_twice("body", '"key": "hunter2"'), "body"),
+    "values of Python's own, twice": (
+        _twice("body", '"a": {"__type__": "uuid", "__value__": {"hex": "0"}}, "key": {}, "key": {}'),
+        "body",
+    ),
+    "a value of Python's own": (
+        _twice("body", '"a": {"__type__": "datetime", "__value__": "2026-01-01T00:00:00+00:00"}'),
+        "body",
+    ),
     "too deep": (b'{"a": ' + _DEEP + b"}", "envelope"),
     "half a surrogate pair": (_with("headers", baggage="\ud800"), "envelope"),
     "no content type": (_without("content-type"), "content"),

@@ -23,6 +23,7 @@ from worker.catalogue import Catalogue
 from worker.settings import Settings
 from worker.storage.errors import InvalidKey
 from worker.storage.keys import check_bucket, check_existing_key, check_key
+from zot_artifact_client.input_rules import unique_names
 
 _MAX_LINE = 1 << 16
 _HEARTBEAT_LINES = 1000
@@ -76,7 +77,7 @@ class ListedFile:
     @classmethod
     def parse(cls, line: bytes) -> Self:
         """Read a line; see `ListedLine`."""
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=unique_names)
         listed = cls(row["bucket"], row["key"], row["path"], row["size"], row["mtime_ns"])
         _check_types((listed.bucket, listed.key, listed.path), (listed.size, listed.mtime_ns))
         return listed
@@ -114,7 +115,7 @@ class ListedAdoption:
                 msg = "it has no slash"
                 raise ValueError(msg)
             return cls(bucket, key)
-        row = json.loads(text)
+        row = json.loads(text, object_pairs_hook=unique_names)
         sha256 = row.get("sha256")
         listed = cls(row["bucket"], row["key"], row.get("size", 0), sha256 and sha256.lower())
         _check_types((listed.bucket, listed.key, sha256 or ""), (listed.size,))

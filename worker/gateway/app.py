@@ -14,6 +14,7 @@ from worker.gateway import artifacts, jobs, objects, uploads
 from worker.gateway.problems import MEDIA_TYPE, answer_error, answer_invalid, answer_problem
 from worker.gateway.request_admission import Guard
 from worker.gateway.services import Services
+from worker.gateway.unique_names import UniqueNamesRoute
 from worker.settings.model import NoBroker
 from worker.storage.errors import StorageError
 from zot_artifact_client.errors import ClientError
@@ -63,6 +64,7 @@ def _routes(**options: Any) -> FastAPI:
         redirect_slashes=False,
         **options,
     )
+    app.router.route_class = UniqueNamesRoute
     app.add_exception_handler(HTTPException, answer_problem)
     app.add_exception_handler(RequestValidationError, answer_invalid)
     for kind in (StorageError, CatalogueError, ClientError, NoBroker, Exception):

@@ -34,6 +34,7 @@ from worker.gateway.request_authorization import (
 )
 from worker.gateway.services import Services
 from worker.gateway.staging import OTHER_UPLOAD, StagedUpload, Staging, disk_errors, gone, request_of
+from worker.gateway.unique_names import UniqueNamesRoute
 from worker.storage.configured_stores import Stores
 from worker.storage.errors import PermanentError
 from worker.storage.keys import check_bucket, check_key
@@ -50,7 +51,7 @@ from zot_artifact_client.job_ids import check_id, choose_id
 from zot_artifact_client.request_faults import faults_of
 
 logger = logging.getLogger(__name__)
-router = APIRouter(tags=["uploads"], responses=ERRORS)
+router = APIRouter(tags=["uploads"], responses=ERRORS, route_class=UniqueNamesRoute)
 
 TUS = "1.0.0"
 _EXTENSIONS = "creation,expiration,termination"

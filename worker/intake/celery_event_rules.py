@@ -4,9 +4,7 @@ import math
 import re
 from typing import Any
 
-from kombu.utils.json import loads
-
-from worker.intake.message_rules import InvalidMessage, Reason, body_of, check_plain_json
+from worker.intake.message_rules import InvalidMessage, Reason, body_of, check_plain_json, parse_json
 
 CHANNEL = b".celeryev/"
 """A part of the names of the Redis channels of events."""
@@ -23,7 +21,7 @@ _NUMBERS = (
 def check_events(envelope: dict[str, Any]) -> None:
     """Raise InvalidMessage unless the body of an envelope is an event or a list of events, with fields of its types."""
     try:
-        payload = loads(body_of(envelope))
+        payload = parse_json(body_of(envelope))
     except Exception as error:
         raise InvalidMessage(Reason.BODY, "body: it is no JSON") from error
     check_plain_json(payload, Reason.BODY)

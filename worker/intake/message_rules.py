@@ -5,6 +5,7 @@ message again. So every part of a message is checked before Celery sees it. Noth
 """
 
 import base64
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from kombu.utils.json import loads
 from pydantic import ValidationError
 
 from zot_artifact_client.contract import BATCH_JOB_ID, JOB_ID, MAX_MESSAGE, QUERIES, QUERY_ID, TASKS, is_batch_job
+from zot_artifact_client.input_rules import NamedTwice, unique_names
 from zot_artifact_client.request_faults import rule_of
 from zot_artifact_client.text_escaping import bounded
 
@@ -147,12 +149,23 @@ def parse_envelope(raw: bytes) -> dict[str, Any]:
     """Return a message of Redis as a JSON object. Raise InvalidMessage if it is too large, or no such object."""
     check_size(len(raw))
     try:
-        envelope = loads(raw.decode())
+        envelope = parse_json(raw)
+    except NamedTwice as error:
+        raise InvalidMessage(Reason.ENVELOPE, str(error)) from None
     except (ValueError, RecursionError, TypeError, AttributeError, ArithmeticError):
         raise InvalidMessage(Reason.NOT_JSON, "it is no JSON") from None
     if not isinstance(envelope, dict):
         raise InvalidMessage(Reason.ENVELOPE, f"it is no JSON object but {_kind(envelope)}")
     return envelope
+
+
+def parse_json(data: bytes) -> Any:
+    """Return JSON as Celery reads it, with values of Python's own. Raise NamedTwice for two fields of one name."""
+    return loads(data, _loads=_loads_unique)
+
+
+def _loads_unique(text: str, object_hook: Callable[[dict[str, Any]], Any]) -> Any:
+    return json.loads(text, object_pairs_hook=lambda pairs: object_hook(unique_names(pairs)))
 
 
 def check_envelope(envelope: Mapping[str, Any]) -> None:
@@ -262,7 +275,9 @@ def _check_properties(properties: Mapping[str, Any]) -> None:
 
 def _payload(body: bytes) -> object:
     try:
-        payload = loads(body)
+        payload = parse_json(body)
+    except NamedTwice as error:
+        raise InvalidMessage(Reason.BODY, f"body: {error}") from None
     except (ValueError, RecursionError, TypeError, AttributeError, ArithmeticError):
         raise InvalidMessage(Reason.BODY, "body: it is no JSON") from None
     check_plain_json(payload, Reason.BODY)

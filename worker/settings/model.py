@@ -8,7 +8,6 @@ import difflib
 import json
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import timedelta
@@ -51,7 +50,7 @@ from worker.storage.identity import contains, overlapping
 from zot_artifact_client.broker_urls import parse_result_url, parse_url
 from zot_artifact_client.errors import InvalidUrl
 from zot_artifact_client.host_and_port import split_address
-from zot_artifact_client.input_rules import check_distinct
+from zot_artifact_client.input_rules import NamedTwice, check_distinct, unique_names
 
 ENV_PREFIX = "ZOT_"
 _STORE = re.compile(r"[\w.@+-][\w .@+-]{0,63}")
@@ -660,16 +659,14 @@ def _unusable_in_json(text: str) -> list[str]:
 
     One is a name that is in one object twice: Python would use the last one in silence.
     """
-    found: list[str] = []
-
-    def checked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found.extend(f"{name} is there twice" for name, n in Counter(name for name, _ in pairs).items() if n > 1)
-        return dict(pairs)
-
-    if text.lstrip().startswith(("{", "[", '"')):
-        with suppress(ValueError, RecursionError):  # what is no JSON is named when it is read
-            found += _unusable_in("", json.loads(text, object_pairs_hook=checked), set())
-    return found
+    if not text.lstrip().startswith(("{", "[", '"')):
+        return []
+    try:
+        return list(_unusable_in("", json.loads(text, object_pairs_hook=unique_names), set()))
+    except NamedTwice as error:
+        return [str(error)]
+    except (ValueError, RecursionError):
+        return []  # what is no JSON is named when it is read
 
 
 def _problems(error: ValidationError) -> Iterable[str]:

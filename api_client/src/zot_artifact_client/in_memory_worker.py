@@ -49,6 +49,7 @@ from zot_artifact_client.contract import (
 )
 from zot_artifact_client.errors import ArtifactChanged, JobFailed, NoGoodCopy
 from zot_artifact_client.globs import selector
+from zot_artifact_client.input_rules import unique_names
 from zot_artifact_client.key_rules import broken_bucket_rule, broken_key_rule
 
 CHUNK = 16 * 1024 * 1024
@@ -355,7 +356,10 @@ class InMemoryWorker:
             ]
         else:
             lines = [line for line in self._read(request.keys_from).decode("utf-8-sig").splitlines() if line]
-            named = [json.loads(line) if line.startswith("{") else _path_of(line) for line in lines]
+            named = [
+                json.loads(line, object_pairs_hook=unique_names) if line.startswith("{") else _path_of(line)
+                for line in lines
+            ]
             wanted = [{name: row[name] for name in ("bucket", "key", "sha256") if row.get(name)} for row in named]
         if not wanted:
             raise JobFailed(f"{store}: there is no object below {request.bucket}/{request.prefix}", "NotFound")

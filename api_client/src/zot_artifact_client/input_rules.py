@@ -1,12 +1,18 @@
 """Rules for what people and services write, in messages and in settings, which pydantic does not have."""
 
+from collections import Counter
 from collections.abc import Hashable
 from functools import cache
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel
 
+from zot_artifact_client.text_escaping import bounded
+
 ValueT = TypeVar("ValueT")
+
+_SHOWN = 64
+"""Characters of a name that an error shows."""
 
 
 def check_number(model: type[BaseModel], field: str | None, value: ValueT) -> ValueT:
@@ -26,6 +32,25 @@ def check_distinct(value: ValueT) -> ValueT:
                 msg = f"entry {number} is the same as entry {first[each]}"
                 raise ValueError(msg)
     return value
+
+
+class NamedTwice(ValueError):
+    """An object of JSON has two fields of one name."""
+
+
+def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON from its fields, as `object_pairs_hook`.
+
+    Python would use the last of two fields of one name in silence, and another parser the first.
+
+    Raises:
+        NamedTwice: two fields have one name.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise NamedTwice(f"{bounded(twice, _SHOWN)} is there twice")
+    return found
 
 
 @cache

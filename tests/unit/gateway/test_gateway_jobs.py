@@ -198,6 +198,14 @@ def test_what_reaches_beyond_the_token_is_refused(
     assert (answer.status_code, way_out in answer.json()["detail"]) == (400, True), answer.text
 
 
+@pytest.mark.parametrize("path", ["/v1/jobs/verify", "/v1/jobs/batch", "/v1/uploads"])
+def test_a_body_that_names_a_field_twice_is_refused(gateway: Gateway, path: str) -> None:
+    """The last value would count here, and the first one for a proxy that checks the body."""
+    body = '{"bucket": "releases", "key": "a", "verb": "verify", "prefix": "a/", "key": "b", "prefix": "b/"}'
+    answer = gateway.client("*").post(path, content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["detail"]) == (400, "body: key is there twice"), answer.text
+
+
 def test_a_rotten_copy_that_a_download_met_is_verified(gateway: Gateway) -> None:
     """The finding is not silent: a job verifies that copy, once."""
     artifact = gateway.store("app.tgz", b"right")

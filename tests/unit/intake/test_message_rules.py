@@ -45,7 +45,16 @@ def test_a_hostile_message_is_refused_with_its_reason_and_none_of_its_content(na
     assert "\n" not in refusal.message
 
 
-@pytest.mark.parametrize("name", ["no content type", "two elements", "compressed", "version 1 with a callback"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "no content type",
+        "two elements",
+        "compressed",
+        "version 1 with a callback",
+        "a field of the request that is there twice",
+    ],
+)
 def test_its_sender_can_be_told(name):
     """The id of a refused message is known wherever it can be read."""
     refusal = check_message(HOSTILE[name][0], RULES, NOW)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from worker.counted import counted
 from worker.storage.errors import PermanentError
+from zot_artifact_client.input_rules import unique_names
 
 FileFormat = Literal["csv", "parquet", "orc"]
 
@@ -64,7 +65,7 @@ def parse_manifest(name: str, data: bytes) -> Report:
         BadInventory: it is none of a provider, or of a report that is not complete.
     """
     try:
-        document = json.loads(data)
+        document = json.loads(data, object_pairs_hook=unique_names)
         if not isinstance(document, dict):
             raise TypeError
         for key, parse in (

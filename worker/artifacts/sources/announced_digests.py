@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Protocol
@@ -25,7 +25,7 @@ class Hash(Protocol):
         ...
 
 
-_HASHES = {
+_HASHES: Mapping[str, Callable[[], Hash]] = {
     "sha-256": hashlib.sha256,
     "sha-512": hashlib.sha512,
     "sha": partial(hashlib.sha1, usedforsecurity=False),

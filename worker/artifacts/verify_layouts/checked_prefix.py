@@ -20,6 +20,7 @@ from worker.storage.driver import BUFFER_SIZE, Capabilities, ListedObject, Objec
 from worker.storage.errors import IntegrityError, InvalidKey, NotFound, PermanentError, StorageError
 from worker.storage.integrity.verifying_reader import VerifiedReader
 from worker.storage.keys import check_existing_key
+from zot_artifact_client.input_rules import unique_names
 
 if TYPE_CHECKING:
     from worker.limits.waiting_store import WaitingReader  # it imports Celery, which the help of `adopt` must not
@@ -279,7 +280,7 @@ def parse_object(data: bytes) -> Mapping[str, Any]:
         InvalidLayout: they are no JSON object.
     """
     try:
-        document = json.loads(data.decode("utf-8"))
+        document = json.loads(data.decode("utf-8"), object_pairs_hook=unique_names)
     except (ValueError, RecursionError) as error:
         raise InvalidLayout(f"it is not valid JSON: {str(error)[:100]}") from None
     if not isinstance(document, dict):

@@ -205,6 +205,14 @@ def test_a_report_of_a_part_is_refused(where: Path, read, change: Callable[[Any]
         read(manifest, "azure")
 
 
+def test_a_manifest_that_names_a_field_twice_is_refused(where: Path, read) -> None:
+    """The one that counts would be another one for another reader."""
+    manifest = azure_report(where / "report", OBJECTS)
+    manifest.write_text(manifest.read_text().replace("{", '{"destinationContainer": "other", ', 1))
+    with pytest.raises(BadInventory, match="destinationContainer is there twice"):
+        read(manifest, "azure")
+
+
 def test_a_report_of_a_prefix_is_enough_for_that_prefix(where: Path, read) -> None:
     """And for one below it."""
     manifest = azure_report(where / "report", OBJECTS)

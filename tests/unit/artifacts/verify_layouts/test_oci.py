@@ -140,6 +140,7 @@ def test_a_digest_by_an_unknown_algorithm_is_not_verifiable(laid: Laid, reposito
         (b'{"manifests": [{"digest": "sha256:../../../etc/passwd"}]}', "invalid"),
         (b'{"manifests": [{"digest": "sha256:' + b"0" * 64 + b'", "size": -1}]}', "invalid"),
         (b"[" * 100_000, "invalid"),
+        (b'{"manifests": [], "schemaVersion": 2, "schemaVersion": 2}', "invalid"),
         (None, "missing"),
     ],
 )
