@@ -141,7 +141,8 @@ OF_SIZE = '{"bucket": "b", "key": "k", "size": %s}'
     "line",
     [
         '{"bucket": "releases"}', '{"bucket": "b", "key": "k", "sha256": "x"}', "[]", "b/../k",
-        '{"bucket": "b", "key": "k", "key": "l"}', OF_SIZE % '"1"', OF_SIZE % -1, OF_SIZE % 2**70, f"{OF_SIZE}\n{OF_SIZE}" % (2**62, 2**62),
+        '{"bucket": "b", "key": "k", "key": "l"}',
+        OF_SIZE % '"1"', OF_SIZE % -1, OF_SIZE % 2**70, f"{OF_SIZE}\n{OF_SIZE}" % (2**62, 2**62),
     ],
 )  # fmt: skip
 def test_a_list_with_a_line_that_names_nothing_is_refused(drive, source_root, line):
