@@ -27,6 +27,7 @@ WRITES: Mapping[str, Mapping[str, tuple[str, str]]] = {
 """By store, the request that writes a small object, a part of a large one, and the large one's end."""
 PATIENCE = {
     "cloud.small_reads.PATIENCE": 2,
+    "cloud.small_writes._PATIENCE": 2,
     "s3.driver.READ_TIMEOUT": 1.5,
     "s3.driver.COMMIT_TIMEOUT": 1.6,
     "azure.client.READ_TIMEOUT": 1.5,

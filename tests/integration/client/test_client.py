@@ -343,6 +343,7 @@ def test_a_backend_that_dies_ends_the_wait(doomed: Valkey) -> None:
 def test_a_silent_backend_ends_the_wait(doomed: Valkey, monkeypatch: pytest.MonkeyPatch, timeout: float | None) -> None:
     """A wait ends long before its timeout when the backend goes silent without closing its connections."""
     monkeypatch.setattr("zot_artifact_client.result_backend.LISTEN_FOR", 0.5)
+    monkeypatch.setattr("zot_artifact_client.result_backend.SOCKET_TIMEOUT", 1.0)
     with ArtifactClient(doomed.url) as client:
         job = client.upload("/in", "releases", "app.tgz")
         silence = threading.Timer(0.7, freeze, (doomed.pid,))

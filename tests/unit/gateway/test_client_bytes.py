@@ -452,6 +452,7 @@ def test_a_damaged_answer_is_asked_for_again() -> None:
 def test_an_offset_that_is_none_is_told(said: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An upload never goes on from a place that cannot be."""
     monkeypatch.setattr("zot_artifact_client.gateway._TRIES", 1)
+    monkeypatch.setattr("zot_artifact_client.file_upload._FIRST_PAUSE", 0.01)
     (tmp_path / "file").write_bytes(BODY)
 
     def handle(to: BaseHTTPRequestHandler) -> None:
@@ -463,7 +464,12 @@ def test_an_offset_that_is_none_is_told(said: str | None, tmp_path: Path, monkey
         else:
             answer(to, 200, b"", **({} if said is None else {"Upload_Offset": said}))
 
-    with answering(handle) as url, ArtifactClient(gateway=url, token="t") as client, pytest.raises(GatewayUnavailable):
+    told = "says that 1001 bytes of the 1000" if said == "1001" else "answers what no gateway does"
+    with (
+        answering(handle) as url,
+        ArtifactClient(gateway=url, token="t") as client,
+        pytest.raises(GatewayUnavailable, match=told),
+    ):
         client.upload_file(tmp_path / "file", "b", "k")
 
 
