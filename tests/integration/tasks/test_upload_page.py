@@ -20,7 +20,6 @@ from worker import clock
 from worker.artifacts import batch_lists, page_upload
 from worker.artifacts.batch_lists import ListedFile
 from worker.artifacts.directory_listing import DirectoryListing
-from worker.artifacts.page_runner import GROUP
 from worker.catalogue import Leased
 from worker.catalogue.artifact_locks import ArtifactLocks
 from worker.context import Context
@@ -36,7 +35,9 @@ from worker.storage.errors import OutOfSpace, StorageError, Unavailable
 from worker.storage.s3.driver import S3Driver
 from zot_artifact_client.contract import LinesSelection, PageRequest, PageResult, RangeSelection
 
-NAMES = [f"d{number % 3}/f{number:03d}" for number in range(280)]
+GROUP = 25
+"""Files of a group here. One of the usual size, with a death at each place, takes half a minute."""
+NAMES = [f"d{number % 3}/f{number:03d}" for number in range(28)]
 
 
 class Killed(BaseException):
@@ -44,8 +45,9 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def directory(source_root: Path) -> Path:
-    """Return a directory of 280 files, which are more than one group."""
+def directory(source_root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a directory of files that are more than one group."""
+    monkeypatch.setattr(page_upload, "GROUP", GROUP)
     for number, name in enumerate(NAMES):
         path = source_root / "dir" / name
         path.parent.mkdir(parents=True, exist_ok=True)
