@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import boto3
 import httpx
+import pytest
 from azure.core.exceptions import ResourceNotFoundError
 from azure.storage.blob import BlobServiceClient
 from botocore.config import Config
@@ -26,7 +27,7 @@ PART = 5 * 1024 * 1024
 SMALL_PART = 5 * 256 * 1024
 """Bytes of a part where a store allows smaller ones: enough for several reads, and more than one small request takes.
 
-Cloud Storage takes multiples of 256 KiB.
+Cloud Storage takes multiples of 256 KiB. Amazon takes no smaller parts than `PART`, but ministack does.
 """
 
 DATA_PATH = "auto"
@@ -90,11 +91,11 @@ def s3_ministack(server: Ministack, spool: Path) -> Target:
 
 def s3_aws(server: Ministack, spool: Path) -> Target:
     """Return the dialect that Amazon is spoken to in: the SDK's own checksums on every request and part."""
-    return _s3("s3-aws", server, spool, provider="aws")
+    return _s3("s3-aws", server, spool, part=SMALL_PART, provider="aws")
 
 
 def s3_native(server: Ministack, spool: Path) -> Target:
-    return _s3("s3-native", server, spool, **native())
+    return _s3("s3-native", server, spool, part=SMALL_PART, **native())
 
 
 def s3_rclone(server: RcloneS3, spool: Path, **changes: object) -> Target:
@@ -122,9 +123,10 @@ def _s3(
     *,
     path_of: Callable[[str, str], Path] | None = None,
     stale_files: Callable[[str], Iterable[str]] = lambda _bucket: (),
+    part: int = PART,
     **changes: object,
 ) -> Target:
-    config = s3_config(server, **changes)
+    config = s3_config(server, part_size=part, **changes)
     client = s3_client(server)
     client.create_bucket(Bucket=config.bucket or config.reserved_bucket)
 
@@ -132,8 +134,10 @@ def _s3(
         real, path = (config.bucket, f"{bucket}/{key}") if config.bucket else (bucket, key)
         client.create_multipart_upload(Bucket=real, Key=path)
 
-    store = Store(open_driver(name, config), spool_dir=spool)
-    return Target(name, store, path_of, stale_files, open_upload)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("worker.storage.s3.driver.MIN_PART", part)
+        driver = open_driver(name, config)
+    return Target(name, Store(driver, spool_dir=spool), path_of, stale_files, open_upload, part=part)
 
 
 def s3_client(server: S3Server) -> Any:

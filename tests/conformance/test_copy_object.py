@@ -9,7 +9,7 @@ import pytest
 
 from tests.conformance.bodies import digest_of, sizes, some_bytes, source
 from tests.conformance.conftest import BucketUnderTest
-from tests.conformance.targets import PART, Target
+from tests.conformance.targets import Target
 from tests.conformance.test_properties import PROPERTIES
 from tests.memory_driver import MemoryDriver
 from worker.storage import AzureConfig, Digest, FilesystemConfig, GcsConfig, ObjectStat, S3Config, Store
@@ -249,7 +249,7 @@ def twin_of(store: Store, directory: Path) -> Store:
         case S3Config():
             driver._client().create_bucket(Bucket=real)
             changed = config.model_copy(update={"layout": "prefixed", "bucket": real})
-            return Store(S3Driver("twin", changed, copy_part=PART), spool_dir=directory)
+            return Store(S3Driver("twin", changed, copy_part=config.part_size), spool_dir=directory)
         case GcsConfig():
             driver._connected().client.create_bucket(real)
             changed = config.model_copy(update={"layout": "prefixed", "bucket": real})
