@@ -8,15 +8,18 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from worker import clock
 from worker.artifacts.packed_lines import pack, packed_lines, write_and_read_back
 from worker.catalogue import BadArchive, Catalogue, FindingKind, LogArchive, LogMonth, check_lines
 from worker.catalogue.verification_log import FIRST_PREVIOUS
-from worker.limits.limited_store import AnyStore
 from worker.storage.errors import IntegrityError, NotFound, StorageError
 from worker.storage.integrity.verifying_reader import OnBytes
 from worker.storage.keys import BACKUP_BUCKET
+
+if TYPE_CHECKING:
+    from worker.limits.limited_store import AnyStore  # it imports the clients of the broker
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +33,7 @@ def archive_key(catalogue: Catalogue, month: LogMonth) -> str:
 
 def archive_log(
     catalogue: Catalogue,
-    stores: Sequence[AnyStore],
+    stores: Sequence["AnyStore"],
     spool_dir: Path,
     *,
     before: datetime,
@@ -67,7 +70,7 @@ def archive_log(
         done.append(month.month)
 
 
-def archive_faults(stores: Iterable[AnyStore], catalogue: Catalogue, *, read: bool = False) -> list[str]:
+def archive_faults(stores: Iterable["AnyStore"], catalogue: Catalogue, *, read: bool = False) -> list[str]:
     """Return what is wrong with the archives of the log: they must be one chain, and two stores must have each.
 
     With `read` all their bytes are read, and the chain of their rows is computed; otherwise the stores are only asked
@@ -98,7 +101,7 @@ def archive_faults(stores: Iterable[AnyStore], catalogue: Catalogue, *, read: bo
     return faults
 
 
-def _is_there(catalogue: Catalogue, archive: LogArchive, store: AnyStore) -> bool:
+def _is_there(catalogue: Catalogue, archive: LogArchive, store: "AnyStore") -> bool:
     key = archive_key(catalogue, archive)
     try:
         stat = store.stat_object(BACKUP_BUCKET, key)
@@ -109,7 +112,7 @@ def _is_there(catalogue: Catalogue, archive: LogArchive, store: AnyStore) -> boo
     return True
 
 
-def _check(catalogue: Catalogue, archive: LogArchive, store: AnyStore) -> None:
+def _check(catalogue: Catalogue, archive: LogArchive, store: "AnyStore") -> None:
     with packed_lines(store, archive_key(catalogue, archive), expected=archive.digest) as lines:
         try:
             check_lines(lines, archive)
@@ -118,7 +121,7 @@ def _check(catalogue: Catalogue, archive: LogArchive, store: AnyStore) -> None:
 
 
 def _copy_where_it_is_absent(
-    catalogue: Catalogue, archive: LogArchive, stores: Sequence[AnyStore], spool_dir: Path, on_bytes: OnBytes | None
+    catalogue: Catalogue, archive: LogArchive, stores: Sequence["AnyStore"], spool_dir: Path, on_bytes: OnBytes | None
 ) -> None:
     key = archive_key(catalogue, archive)
     there = {store.name: _is_there(catalogue, archive, store) for store in stores}

@@ -4,15 +4,17 @@ import gzip
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import BinaryIO, TypeVar, cast
+from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
 
 from worker.catalogue.export import Sink
 from worker.catalogue.load_export import Lines
-from worker.limits.limited_store import AnyStore
 from worker.storage import Digest, Verdict
 from worker.storage.errors import IntegrityError
 from worker.storage.integrity.verifying_reader import OnBytes
 from worker.storage.keys import BACKUP_BUCKET
+
+if TYPE_CHECKING:
+    from worker.limits.limited_store import AnyStore  # it imports the clients of the broker
 
 Written = TypeVar("Written")
 
@@ -25,7 +27,7 @@ def pack(spool: BinaryIO, write: Callable[[Sink], Written], on_bytes: OnBytes | 
     return Digest(sink.size, sink.sha256), written
 
 
-def write_and_read_back(store: AnyStore, key: str, spool: BinaryIO, digest: Digest, on_bytes: OnBytes | None) -> None:
+def write_and_read_back(store: "AnyStore", key: str, spool: BinaryIO, digest: Digest, on_bytes: OnBytes | None) -> None:
     """Write a file from its beginning to a store, and read all of it back.
 
     Raises:
@@ -43,7 +45,7 @@ def write_and_read_back(store: AnyStore, key: str, spool: BinaryIO, digest: Dige
 
 @contextmanager
 def packed_lines(
-    store: AnyStore, key: str, on_bytes: OnBytes | None = None, expected: Digest | None = None
+    store: "AnyStore", key: str, on_bytes: OnBytes | None = None, expected: Digest | None = None
 ) -> Iterator[Lines]:
     """Open the lines that a store keeps."""
     with (

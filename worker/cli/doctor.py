@@ -17,10 +17,11 @@ from worker.artifacts.log_signature import BadKeyFile, LogKeys
 from worker.artifacts.store_holds import tries_to_delete_held
 from worker.artifacts.verification_log_head import CheckedLog, WrittenLog, log_faults
 from worker.catalogue import CatalogueError, CatalogueUnavailable, NewerCatalogue
+from worker.cli.check import Check
 from worker.cli.errors import Status
 from worker.cli.output import AsJson, out, print_json, printable, size
 from worker.cli.pause import describe_pause
-from worker.cli.service_checks import Check, broker_checks, catalogue_lock, open_breakers, way_out_of_breaker
+from worker.cli.service_checks import broker_checks, catalogue_lock, open_breakers, way_out_of_breaker
 from worker.cli.session import Session, no_catalogue, open_session
 from worker.cli.stores import bad_copies, unconfigured, way_out_of_unconfigured
 from worker.counted import counted

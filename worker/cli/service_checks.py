@@ -1,50 +1,20 @@
-"""Check the broker, the result backend, the workers of its queues and beat; read the open circuit breakers."""
+"""The checks of the services and of the catalogue.
+
+The clients of the broker are imported only if there is one: they are a third of all that `status` and `stores` import.
+"""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import redis
-from celery import Celery
-from kombu.connection import Connection
-
-from worker.beat_scheduler import last_tick
 from worker.catalogue import Catalogue, CatalogueError
-from worker.cli.errors import FULL_BROKER
-from worker.cli.jobs_rejected import describe_counts, open_rejected
-from worker.cli.output import moment
-from worker.counted import counted
-from worker.jobs.waiting_messages import waiting_messages
-from worker.limits.check_pauses import paused_queues
-from worker.limits.circuit_breaker import CircuitBreaker, OpenBreaker
-from worker.limits.expiring_counters import Counters
-from worker.limits.shared_redis import SharedRedis, redis_of_results
+from worker.cli.check import Check
 from worker.settings.model import NoBroker, Settings
-from zot_artifact_client.broker_urls import parse_url, redis_client
-from zot_artifact_client.connection import (
-    broker_fault,
-    first_line,
-    is_rabbitmq,
-    is_redis,
-    takes_no_writes,
-    without_credentials,
-)
-from zot_artifact_client.contract import Queue
-from zot_artifact_client.errors import BrokerUnavailable
 
-_BEAT_WITHIN = 90.0
-"""Seconds since its last tick after which beat counts as stopped; it ticks every few seconds."""
+if TYPE_CHECKING:
+    from worker.limits.circuit_breaker import OpenBreaker
+
 _LOCKED_FOR = 10.0
 """Seconds without a turn to write after which the catalogue counts as locked: a worker writes for milliseconds."""
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """The outcome of one check: `good`, `bad`, or `unknown` where there was no answer."""
-
-    name: str
-    outcome: str
-    detail: str
-    way_out: str | None = None
 
 
 def broker_checks(settings: Settings) -> Iterator[Check]:
@@ -54,158 +24,23 @@ def broker_checks(settings: Settings) -> Iterator[Check]:
     except NoBroker as error:
         yield Check("broker", "unknown", str(error))
         return
-    name = without_credentials(url)
-    try:
-        if is_redis(url):
-            yield _redis(url, name)
-        elif is_rabbitmq(url):
-            yield _rabbitmq(url, name)
-        if settings.results is not None and is_redis(settings.results_url):
-            yield _result_backend(settings.results_url)
-    except redis.RedisError as error:
-        yield _unreachable("broker", url, error, "ZOT_BROKER" if settings.broker else "")
-        return
-    yield _queues(url)
-    yield from _rejected(settings)
-    yield _workers(url, _paused_queues(settings))
-    yield beat_check(settings)
+    from worker.cli.broker_checks import ask_broker
+
+    yield from ask_broker(settings, url)
 
 
-def _redis(url: str, name: str) -> Check:
-    with redis_client(url, socket_timeout=3, socket_connect_timeout=3) as client:
-        client.ping()
-        try:
-            policy = client.config_get("maxmemory-policy").get("maxmemory-policy")
-        except redis.ResponseError:  # hosted servers forbid the command
-            return Check("broker", "good", f"{name} answers; its maxmemory-policy cannot be read")
-    if policy == "noeviction":
-        return Check("broker", "good", f"{name} answers; maxmemory-policy is noeviction")
-    return Check("broker", "bad", f"{name}: maxmemory-policy is {policy}", "set it to noeviction: else jobs are lost")
-
-
-def _rabbitmq(url: str, name: str) -> Check:
-    try:
-        with Connection(parse_url(url, "broker").text, connect_timeout=3) as connection:
-            version = connection.connection.server_properties.get("version", "of an unknown version")
-    except Exception as error:  # noqa: BLE001 - each transport raises other errors
-        return _unreachable("broker", url, error, "ZOT_BROKER")
-    return Check("broker", "good", f"{name}: RabbitMQ {version} answers; its consumer_timeout cannot be read")
-
-
-def _result_backend(url: str) -> Check:
-    name = without_credentials(url)
-    try:
-        with redis_client(url, socket_timeout=3, socket_connect_timeout=3) as client:
-            client.ping()
-    except redis.RedisError as error:
-        return _unreachable("result backend", url, error, "ZOT_RESULTS")
-    return Check("result backend", "good", f"{name} answers")
-
-
-def _unreachable(title: str, url: str, error: Exception, setting: str) -> Check:
-    """Return the check of a server that does not answer; `setting` is empty for the broker of `zot-artifacts up`."""
-    name = without_credentials(url)
-    if fault := broker_fault(error, url):
-        return Check(title, "unknown", f"{name}: {fault}", f"correct {setting}" if setting else None)
-    way_out = f"start it, or correct {setting}" if setting else "start `zot-artifacts up`"
-    if takes_no_writes(error):
-        way_out = FULL_BROKER
-    return Check(title, "unknown", f"{name}: {first_line(error)}", way_out)
-
-
-def _queues(url: str) -> Check:
-    """Tell how many messages no worker has taken: their jobs are not in the ledger yet."""
-    try:
-        waiting = waiting_messages(url, [queue.value for queue in Queue])
-    except Exception as error:  # noqa: BLE001 - each transport raises other errors
-        return Check("queues", "unknown", f"no answer: {first_line(error)}")
-    told = [
-        f"{counted(each.count, 'message')} in {name}{f', the oldest since {moment(each.since)}' if each.since else ''}"
-        for name, each in waiting.items()
-        if each.count
-    ]
-    return Check(
-        "queues", "good", f"no worker has taken {'; '.join(told)}" if told else "no message waits for a worker"
-    )
-
-
-def _rejected(settings: Settings) -> Iterator[Check]:
-    try:
-        with open_rejected(settings) as refused:
-            counts = refused.counts() if refused else {}
-    except BrokerUnavailable as error:
-        yield Check("messages", "unknown", str(error))
-        return
-    if counts:
-        yield Check("messages", "good", describe_counts(counts), "list them with `zot-artifacts jobs --rejected`")
-
-
-def _paused_queues(settings: Settings) -> set[str]:
-    """Return the queues from which workers take nothing because an operator paused them."""
-    try:
-        client = redis_of_results(settings.results_url)
-        paused = paused_queues(client) if client is not None else None
-        return (paused or set()) & {queue.value for queue in Queue}
-    except (NoBroker, redis.RedisError):
-        return set()
-
-
-def _workers(url: str, paused: set[str]) -> Check:
-    """Check that every queue that is not paused has a worker: jobs of a queue that is not served wait for ever."""
-    server = parse_url(url, "broker")
-    app = Celery("zot-artifacts-doctor", broker=server.text, set_as_current=False)
-    app.conf.broker_transport_options = server.transport_options
-    try:
-        answers = app.control.inspect(timeout=2).active_queues() or {}
-    except Exception as error:  # noqa: BLE001 - each transport raises other errors
-        return Check("workers", "unknown", f"no answer: {first_line(error)}")
-    finally:
-        app.close()
-    start = "start `zot-artifacts up`, or `celery -A worker.app worker"
-    if not answers:
-        return Check("workers", "bad", "none answers", f"{start}`")
-    served = {queue["name"] for queues in answers.values() for queue in queues or ()}
-    missing = [queue.value for queue in Queue if queue.value not in served | paused]
-    detail = f"{len(answers)} {'answers' if len(answers) == 1 else 'answer'}: {', '.join(sorted(answers))}"
-    if missing:
-        return Check(
-            "workers", "bad", f"{detail}; none serves {', '.join(missing)}", f"{start} --queues {','.join(missing)}`"
-        )
-    left_out = f" but the paused {', '.join(sorted(paused))}" if paused else ""
-    return Check("workers", "good", f"{detail}; every queue{left_out} is served")
-
-
-def beat_check(settings: Settings) -> Check:
-    """Check that beat ticks: without it no copy is verified again, and no lost job is recovered."""
-    way_out = "start `zot-artifacts up`, or one `celery -A worker.app beat`"
-    try:
-        client = redis_of_results(settings.results_url)
-        passed = None if client is None else last_tick(client)
-    except NoBroker as error:
-        return Check("beat", "unknown", str(error))
-    except redis.RedisError as error:
-        return Check("beat", "unknown", f"no answer: {first_line(error)}")
-    if passed is None:
-        return Check("beat", "bad", "no tick of the last hour is recorded", way_out)
-    if passed > _BEAT_WITHIN:
-        return Check("beat", "bad", f"its last tick was {passed:.0f} s ago", way_out)
-    return Check("beat", "good", f"it ticked {passed:.0f} s ago")
-
-
-def open_breakers(settings: Settings) -> dict[str, OpenBreaker]:
+def open_breakers(settings: Settings) -> "dict[str, OpenBreaker]":
     """Return the circuit breakers that are open or half-open, by store; none while their Redis does not answer.
 
     `doctor` and `status` check that Redis by itself.
     """
     try:
-        client = redis_of_results(settings.results_url)
-        if client is None or not client.ping():
-            return {}
-    except (NoBroker, redis.RedisError):
+        url = settings.results_url
+    except NoBroker:
         return {}
-    counters = Counters(SharedRedis(lambda: client))
-    breakers = {name: CircuitBreaker(name, counters, settings.breaker) for name in settings.stores}
-    return {name: found for name, breaker in breakers.items() if (found := breaker.opened())}
+    from worker.cli.broker_checks import read_breakers
+
+    return read_breakers(settings, url)
 
 
 def way_out_of_breaker(store: str) -> str:

@@ -29,11 +29,12 @@ from worker.catalogue import (
     Pause,
     Scope,
 )
+from worker.cli.check import Check
 from worker.cli.errors import Status
 from worker.cli.findings import what
 from worker.cli.output import AsJson, age, flat, print_json, print_table, say, size
 from worker.cli.pause import describe_pause
-from worker.cli.service_checks import Check, broker_checks, catalogue_lock, open_breakers, way_out_of_breaker
+from worker.cli.service_checks import broker_checks, catalogue_lock, open_breakers, way_out_of_breaker
 from worker.cli.session import Session, opened
 from worker.cli.stores import unconfigured
 from worker.counted import counted

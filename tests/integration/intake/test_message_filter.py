@@ -19,7 +19,7 @@ from tests.servers.process import REPOSITORY, free_port
 from tests.servers.worker import Worker
 from tests.waiting import WITHIN, until
 from worker import cli
-from worker.cli import service_checks
+from worker.cli import broker_checks
 from worker.intake.message_filter import Connection
 from worker.intake.message_rules import Reason, Rejection
 from worker.intake.rejected import KEPT, LATEST, RejectedMessage, RejectedMessages
@@ -233,7 +233,7 @@ def test_rejected_messages_are_shown(worker, valkey, broker, monkeypatch, capsys
     table = capsys.readouterr().out
     assert "it is no JSON object but a list" in table
     assert f"{sum(shown['counts'].values())} rejected: " in table
-    [check] = service_checks._rejected(load_settings())
+    [check] = broker_checks._rejected(load_settings())
     assert (check.outcome, check.detail in table) == ("good", True)
 
 

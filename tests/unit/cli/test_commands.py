@@ -132,6 +132,19 @@ def test_help_of_a_verb_imports_no_celery(name: str, tmp_path: Path) -> None:
     assert {module for module in modules if module.split(".")[0] in HEAVY} == set()
 
 
+@pytest.mark.parametrize("name", ["status", "stores"])
+def test_without_a_broker_its_clients_are_not_imported(name: str, tmp_path: Path) -> None:
+    """What asks the catalogue first has no use for Celery and the broker's clients where no broker is configured."""
+    from worker.catalogue import Catalogue
+
+    settings = Settings(home=tmp_path)
+    settings.prepare()
+    Catalogue(settings.catalogue_url).close()
+    modules = modules_after([name], tmp_path)
+    assert "worker.catalogue" in modules
+    assert {module for module in modules if module.split(".")[0] in {*HEAVY, "limits"}} == set()
+
+
 def test_ls_imports_the_catalogue_and_nothing_beyond(tmp_path: Path) -> None:
     """Listing artifacts needs no SDK, no Celery and no broker's client; a new catalogue alone needs Alembic."""
     from worker.catalogue import Catalogue
