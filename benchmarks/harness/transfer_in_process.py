@@ -35,7 +35,9 @@ def put(store: Store, path: Path, key: str) -> Recorded:
     """Hash a file, and write it, hashed again on its way: what an upload does, without catalogue and queue."""
     digest, manifest = recorded(path)
     with path.open("rb", buffering=0) as file:
-        store.write_object(BUCKET, key, file, size=digest.size, sha256=digest.sha256, condition="create_only")
+        store.write_object(
+            BUCKET, key, file, size=digest.size, sha256=digest.sha256, condition="create_only", manifest=manifest
+        )
     return digest, manifest
 
 

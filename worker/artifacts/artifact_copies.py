@@ -41,7 +41,7 @@ from worker.storage.errors import (
     StorageError,
     Unavailable,
 )
-from worker.storage.integrity.manifest import Chunk
+from worker.storage.integrity.manifest import CHUNK_SIZE, Chunk
 from worker.storage.integrity.verifying_reader import OnBytes, Readable
 from zot_artifact_client.contract import PlacedCopy, ReplicateResult, UploadResult
 
@@ -271,6 +271,7 @@ class ArtifactJob:
         self, store: LimitedStore, source: Readable | HashedBytes, storage_class: str | None, condition: Condition
     ) -> ObjectStat:
         artifact = self.artifact
+        in_parts = store.capabilities.parts is not None and artifact.digest.size > CHUNK_SIZE
         stat, _ = store.write_object(
             artifact.bucket,
             artifact.key,
@@ -284,6 +285,7 @@ class ArtifactJob:
             on_bytes=self.job.advance,
             checkpoint=CopyCheckpoint(self.context.catalogue, artifact, store.name),
             existing_key=True,  # an upload's key was checked before it was recorded
+            manifest=self.context.catalogue.artifacts.manifest(artifact) if in_parts else None,
         )
         return stat
 

@@ -256,6 +256,17 @@ class Body(Protocol):
         ...
 
 
+class ComparedBody(Body, Protocol):
+    """A body whose end raises where the bytes have another digest than announced."""
+
+    def compare_only_size(self) -> None:
+        """Leave the digest to the caller, who compares every chunk with the manifest that was recorded with it.
+
+        Call it before the first read.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class HashedBytes:
     """Bytes in memory with their own digest, so that they are hashed once for all stores that they go to."""
@@ -291,6 +302,9 @@ class HashedBody:
     def digest(self) -> Digest:
         """Return the digest of the bytes."""
         return self._content.digest
+
+    def compare_only_size(self) -> None:
+        """Do nothing: the bytes are hashed already."""
 
     def read(self, size: int, /) -> bytes:
         """Return at most `size` bytes, `b""` at the end."""
@@ -463,10 +477,12 @@ class MultipartDriver(Driver, Protocol):
         """Begin a multipart upload and return its token. `info` has size and digest."""
         ...
 
-    def upload_part(self, bucket: str, key: str, token: str, number: int, data: PartData) -> Part:
+    def upload_part(
+        self, bucket: str, key: str, token: str, number: int, data: PartData, *, sha256: str | None = None
+    ) -> Part:
         """Send one part; numbers start at 1, come in any order and from several threads, and may be sent again.
 
-        A part that is a file is never read into memory as a whole.
+        A part that is a file is never read into memory as a whole. `sha256` is that of the part, where it is known.
 
         Raises:
             NotFound: the upload is not open any more.

@@ -90,6 +90,7 @@ class WriteOptions(TypedDict, total=False):
     condition: Condition
     checkpoint: Checkpoint | None
     existing_key: bool
+    manifest: Manifest | None
 
 
 class Store:
@@ -145,6 +146,7 @@ class Store:
         on_read_back: OnBytes | None = None,
         checkpoint: Checkpoint | None = None,
         existing_key: bool = False,
+        manifest: Manifest | None = None,
     ) -> tuple[ObjectStat, Digest]:
         """Write an object atomically and return its stat and the digest of the bytes that were sent.
 
@@ -167,6 +169,8 @@ class Store:
             checkpoint: records confirmed parts, so that a killed write resumes with the missing ones.
             existing_key: the key is that of an object in another store, so every key that this store can hold is
                 allowed.
+            manifest: the digests of the chunks, recorded with `sha256`: a multipart upload compares its parts with them
+                in place of the whole.
 
         Raises: SizeMismatch, DigestMismatch: the source has other bytes than announced; nothing was written.
             InvalidKey: nothing was sent.
@@ -191,7 +195,7 @@ class Store:
 
             def send(bucket: str, key: str, condition: Condition) -> ObjectStat:
                 if in_parts:
-                    return self._parted(bucket, key, info, checkpoint).run(body, condition)
+                    return self._parted(bucket, key, info, checkpoint, manifest).run(body, condition)
                 return self._driver.put(bucket, key, body, info, condition=condition)
 
             if self.checks_uploads():
@@ -772,10 +776,19 @@ class Store:
             return False
         return size > max(limits.above, min(limits.min_size, self._memory))
 
-    def _parted(self, bucket: str, key: str, info: WriteInfo, checkpoint: Checkpoint | None) -> MultipartWrite:
-        driver = cast("MultipartDriver", self._driver)
-        remembered = checkpoint or NoCheckpoint()
-        return MultipartWrite(driver, bucket, key, info, remembered, memory=self._memory, spool_dir=self._spool_dir)
+    def _parted(
+        self, bucket: str, key: str, info: WriteInfo, checkpoint: Checkpoint | None, manifest: Manifest | None
+    ) -> MultipartWrite:
+        return MultipartWrite(
+            cast("MultipartDriver", self._driver),
+            bucket,
+            key,
+            info,
+            checkpoint or NoCheckpoint(),
+            manifest=manifest,
+            memory=self._memory,
+            spool_dir=self._spool_dir,
+        )
 
     def _refuse_early(self, bucket: str, key: str, condition: Condition) -> None:
         """Check a condition before gigabytes are sent, because the store checks it only afterwards."""

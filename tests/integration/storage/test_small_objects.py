@@ -12,7 +12,7 @@ import pytest
 
 from tests.conformance import targets
 from tests.conformance.bodies import digest_of, some_bytes, source
-from tests.conformance.targets import Target
+from tests.conformance.targets import PART, Target
 from tests.faults.proxied_stores import opened_through, port_of
 from tests.servers import Ministack, RcloneS3
 from tests.servers.proxy import Delay, Fault, FaultyProxy, Lose, Request, Say
@@ -114,6 +114,29 @@ def test_a_write_without_an_answer_is_sent_again_by_the_sdk(
         assert agents[0] is None
         assert None not in agents[1:]
         assert verdict(direct, f"new-{number}") is Verdict.VERIFIED
+
+
+@pytest.mark.parametrize("cloud", ["s3"], indirect=True)
+@pytest.mark.parametrize("provider", ["other", "aws"])
+def test_a_part_is_one_request_without_the_sdk(
+    through: Callable[..., tuple[Store, FaultyProxy]], direct: Store, provider: str
+) -> None:
+    """The parts of a large object are sent to S3 by plain requests, and by the SDK where there is no answer."""
+    body = some_bytes(2 * PART + 7)
+    left: list[Fault] = []
+    store, proxy = through(
+        lambda request: left.pop() if left and "partNumber" in request.path else None,
+        provider=provider,
+        part_size=PART,
+    )
+    for faults in ([], [Lose()]):
+        left[:] = faults
+        proxy.requests.clear()
+        store.write_object(BUCKET, "large", source(body), size=len(body), sha256=digest_of(body).sha256)
+        parts = [request for request in proxy.requests if "partNumber" in request.path]
+        by_sdk = [request for request in parts if request.headers.get("User-Agent")]
+        assert (len(parts), len(by_sdk)) == (3 + len(faults), len(faults))
+        assert verdict(direct, "large", body) is Verdict.VERIFIED
 
 
 def test_a_large_object_is_the_sdks(through: Callable[..., tuple[Store, FaultyProxy]], direct: Store) -> None:

@@ -382,10 +382,10 @@ def test_a_killed_page_resumes_its_multipart_uploads(
     request = request_for(context, files, source_root).model_copy(update={"stores": ("cloud",)})
     real, again = S3Driver.upload_part, list[int]()
 
-    def dies_at_the_third(self: S3Driver, bucket: str, key: str, token: str, number: int, data: Any) -> Any:
+    def dies_at_the_third(self: S3Driver, bucket: str, key: str, token: str, number: int, data: Any, **how: Any) -> Any:
         if number == 3:
             raise Killed
-        return real(self, bucket, key, token, number, data)
+        return real(self, bucket, key, token, number, data, **how)
 
     cloud = dataclasses.replace(context, stores=Stores({"cloud": config}))
     with monkeypatch.context() as patch:
@@ -397,7 +397,7 @@ def test_a_killed_page_resumes_its_multipart_uploads(
     kept = context.catalogue.transfers.find(artifact, "cloud")
     assert kept is not None
     assert 1 in kept.sent
-    monkeypatch.setattr(S3Driver, "upload_part", lambda *given: (again.append(given[4]), real(*given))[1])
+    monkeypatch.setattr(S3Driver, "upload_part", lambda *given, **how: (again.append(given[4]), real(*given, **how))[1])
     assert deliver(request, cloud).outcomes == {"stored": 1}
     assert sorted([*kept.sent, *again]) == [1, 2, 3]
     assert context.catalogue.transfers.find(artifact, "cloud") is None

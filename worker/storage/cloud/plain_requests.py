@@ -145,9 +145,11 @@ class BucketEndpoint:
             if len(data) <= SLICE:
                 connection.sendall(head + data)  # the store is woken once
             else:
+                connection.settimeout(CONNECT_TIMEOUT)  # for each slice, as the SDK does
                 connection.sendall(head)
                 for piece in SlicedBody(data):
                     connection.sendall(piece)
+                connection.settimeout(patience)
             begun = connection.recv(_FIRST_PIECE)
             answer = _plain_answer(begun, method)
             is_reusable = answer is not None

@@ -49,6 +49,10 @@ class Manifest:
         raw = self.digests[number * _DIGEST_SIZE : (number + 1) * _DIGEST_SIZE]
         return Chunk(number, offset, min(self.chunk_size, self.size - offset), raw.hex())
 
+    def sha256_of(self, number: int, /) -> str:
+        """Return the SHA-256 of one chunk in hex."""
+        return self.chunk(number).sha256
+
     def covering(self, offset: int, length: int) -> Iterator[Chunk]:
         """Yield the chunks that contain `length` bytes from `offset`, in order."""
         end = min(offset + length, self.size)

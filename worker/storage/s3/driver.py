@@ -344,8 +344,11 @@ class S3Driver(CloudDriver):
         writer = uuid.uuid4().hex
         return _token(writer, self._upload(bucket, key, info, writer).begin())
 
-    def upload_part(self, bucket: str, key: str, token: str, number: int, data: PartData) -> Part:
-        return self._upload(bucket, key, WriteInfo()).send_part(_upload_id(token), number, data)
+    def upload_part(
+        self, bucket: str, key: str, token: str, number: int, data: PartData, *, sha256: str | None = None
+    ) -> Part:
+        small = self._small_writes if sha256 is not None else None
+        return self._upload(bucket, key, WriteInfo()).send_part(_upload_id(token), number, data, sha256, small)
 
     def list_parts(self, bucket: str, key: str, token: str) -> list[Part]:
         return self._upload(bucket, key, WriteInfo()).list_parts(_upload_id(token))

@@ -34,7 +34,7 @@ class Signer:
 
         Args:
             method: such as PUT.
-            path: of the URL, percent-encoded as it is sent.
+            path: of the URL, percent-encoded as it is sent; a query has its names in their order.
             headers: all others, with that of PAYLOAD.
             keys: the credentials, as `requests_without_sdk` finds them.
         """
@@ -44,7 +44,8 @@ class Signer:
         signed = sorted((name.lower(), " ".join(str(value).split())) for name, value in sent.items())
         lines = "".join(f"{name}:{value}\n" for name, value in signed)
         names = ";".join(name for name, _ in signed)
-        request = f"{method}\n{path}\n\n{lines}\n{names}\n{headers[PAYLOAD]}"
+        where, _, query = path.partition("?")
+        request = f"{method}\n{where}\n{query}\n{lines}\n{names}\n{headers[PAYLOAD]}"
         scope = f"{now[:8]}/{self._region}/s3/aws4_request"
         digest = hashlib.sha256(request.encode()).hexdigest()
         key = self._key(str(keys["secret_access_key"]), now[:8])

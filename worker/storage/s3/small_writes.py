@@ -27,6 +27,7 @@ HEADERS = {
     "ServerSideEncryption": "x-amz-server-side-encryption",
     "SSEKMSKeyId": "x-amz-server-side-encryption-aws-kms-key-id",
     "ContentMD5": "Content-MD5",
+    "ChecksumCRC32": "x-amz-checksum-crc32",
     "ChecksumSHA256": "x-amz-checksum-sha256",
     "IfMatch": "If-Match",
     "IfNoneMatch": "If-None-Match",
@@ -51,7 +52,8 @@ def headers_of(write: Write, arguments: Mapping[str, Any]) -> Headers | None:
 
 def _reply(answer: Answer) -> dict[str, Any]:
     said = {"HTTPStatusCode": answer.status, "HTTPHeaders": answer.headers}
-    return {"ETag": answer.headers.get("etag"), "ResponseMetadata": said}
+    found = {"ETag": answer.headers.get("etag"), "ChecksumCRC32": answer.headers.get("x-amz-checksum-crc32")}
+    return {**found, "ResponseMetadata": said}
 
 
 def _refusal(answer: Answer) -> ClientError | None:

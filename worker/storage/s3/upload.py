@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from urllib.parse import quote
 from zlib import crc32
 
 from botocore.exceptions import ClientError
@@ -29,7 +30,8 @@ from worker.storage.integrity.verifying_reader import drain
 from worker.storage.s3.errors import SDK_ERRORS, code_of, translate, translated
 from worker.storage.s3.object_stat import to_found, version_of, written_stat
 from worker.storage.s3.providers import GIB
-from worker.storage.s3.small_writes import headers_of
+from worker.storage.s3.signature import PAYLOAD
+from worker.storage.s3.small_writes import HEADERS, headers_of
 from worker.storage.transfer.server_copy import Between, OnUpload
 from worker.storage.transfer.split_into_parts import MIB, md5_of, next_part, plan_parts, rewound
 
@@ -141,12 +143,24 @@ class Upload:
             )
         return str(self._required(begun, "UploadId"))
 
-    def send_part(self, upload_id: str, number: int, data: PartData) -> Part:
-        """Send one part and return it with the tag that `complete` needs."""
+    def send_part(
+        self, upload_id: str, number: int, data: PartData, sha256: str | None = None, small: SmallWrites | None = None
+    ) -> Part:
+        """Send one part and return it with the tag that `complete` needs.
+
+        With its SHA-256, which the SDK would compute once more for the signature, by a request of `small`.
+        """
         md5 = {} if self._write.checksums else _content_md5(data)
         body: Any = rewound(data)
+        reply: Mapping[str, Any] | None = None
         with self._errors():
-            reply = self._client.upload_part(
+            if small is not None and sha256 is not None and isinstance(data, bytes | bytearray):
+                checksum = md5 or {"ChecksumCRC32": base64.b64encode(crc32(data).to_bytes(4, "big")).decode()}
+                headers = {HEADERS[name]: value for name, value in checksum.items()} | {PAYLOAD: sha256}
+                address = self._write.address
+                target = RealObject(address["Bucket"], address["Key"], self._write.what)
+                reply = small.put(target, data, headers, part=f"partNumber={number}&uploadId={quote(upload_id, '')}")
+            reply = reply or self._client.upload_part(
                 **self._write.address, **md5, UploadId=upload_id, PartNumber=number, Body=body
             )
         self._required(reply, "ETag")

@@ -9,8 +9,18 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
 
-from worker.storage.driver import Body, Condition, Driver, MultipartDriver, ObjectStat, Part, PartData, WriteInfo
-from worker.storage.errors import Conflict, NotFound, StorageError
+from worker.storage.driver import (
+    Body,
+    ComparedBody,
+    Condition,
+    Driver,
+    MultipartDriver,
+    ObjectStat,
+    Part,
+    PartData,
+    WriteInfo,
+)
+from worker.storage.errors import Conflict, DigestMismatch, NotFound, StorageError
 from worker.storage.transfer.split_into_parts import next_part, plan_parts, spool_part
 from worker.storage.transfer.upload_intents import announced
 
@@ -67,6 +77,14 @@ class OpenUpload:
     token: str
     part_size: int
     sent: Mapping[int, SentPart]
+
+
+class Chunks(Protocol):
+    """The recorded chunks of an object: their size in bytes, and the SHA-256 of each by its number from 0."""
+
+    @property
+    def chunk_size(self) -> int: ...
+    def sha256_of(self, number: int, /) -> str: ...
 
 
 class Checkpoint(Protocol):
@@ -131,6 +149,7 @@ class MultipartWrite:
         info: WriteInfo,
         checkpoint: Checkpoint,
         *,
+        manifest: Chunks | None = None,
         memory: int = MEMORY,
         spool_dir: Path | None = None,
     ) -> None:
@@ -142,6 +161,8 @@ class MultipartWrite:
             key: the key in it.
             info: size, digest and metadata of the object.
             checkpoint: records the progress.
+            manifest: the digests of the chunks, recorded with the digest of the whole. Where parts are as large as
+                chunks, each part is compared with its chunk before it is sent, and the whole is not hashed once more.
             memory: most bytes of parts to keep in memory.
             spool_dir: where parts wait that are too large for that; the system's temporary directory by default.
         """
@@ -151,14 +172,19 @@ class MultipartWrite:
         self._place = (bucket, key)
         self._info = info
         self._checkpoint = checkpoint
+        self._manifest = manifest
 
-    def run(self, body: Body, condition: Condition) -> ObjectStat:
+    def run(self, body: ComparedBody, condition: Condition) -> ObjectStat:
         """Send the parts that the store does not have yet, and make the object of them.
 
         A part counts as sent only if the store still has it with the confirmed tag, and the bytes read now are the
         bytes sent then. `body` is read to its end, and checked there, before the object is made.
         """
         begun = self._resumed() or self._begin()
+        if self._manifest is not None and self._manifest.chunk_size != begun.part_size:
+            self._manifest = None
+        if self._manifest is not None:
+            body.compare_only_size()
         try:
             parts = self._send(body, begun)
             stat = self._driver.complete_upload(*self._place, begun.token, parts, self._info, condition=condition)
@@ -227,10 +253,15 @@ class MultipartWrite:
 
     def _send_part(self, begun: OpenUpload, number: int, data: PartData) -> Part:
         digest = sha256(data).hexdigest() if isinstance(data, bytes | bytearray) else data.sha256
+        if self._manifest is not None and digest != (recorded := self._manifest.sha256_of(number - 1)):
+            what = "{}/{}".format(*self._place)
+            raise DigestMismatch(
+                f"the source of {what} has SHA-256 {digest} in part {number}, not the announced {recorded}"
+            )
         known = begun.sent.get(number)
         if known and known.sha256 == digest:
             return known.part
-        part = self._driver.upload_part(*self._place, begun.token, number, data)
+        part = self._driver.upload_part(*self._place, begun.token, number, data, sha256=digest)
         self._checkpoint.sent(SentPart(part, digest))
         return part
 

@@ -1,5 +1,6 @@
 """A multipart write resumes after a kill, and trusts only parts whose bytes match the source."""
 
+import hashlib
 import io
 import uuid
 from contextlib import suppress
@@ -9,8 +10,9 @@ import pytest
 
 from tests.memory_driver import MemoryDriver
 from worker.jobs.interrupt_signal import Interrupted
-from worker.storage.driver import Capabilities, ObjectStat, Part, PartLimits, WriteInfo
-from worker.storage.errors import DigestMismatch, NotFound, Unavailable
+from worker.storage.driver import Capabilities, Digest, ObjectStat, Part, PartLimits, WriteInfo
+from worker.storage.errors import DigestMismatch, NotFound, SizeMismatch, Unavailable
+from worker.storage.integrity.manifest import Manifest
 from worker.storage.integrity.verifying_reader import VerifyingReader
 from worker.storage.transfer.multipart import MultipartWrite, OpenUpload, SentPart
 
@@ -41,7 +43,7 @@ class PartsInMemory(MemoryDriver):
         self.begun[token] = {}
         return token
 
-    def upload_part(self, bucket, key, token, number, data) -> Part:
+    def upload_part(self, bucket, key, token, number, data, *, sha256=None) -> Part:
         if self.fail_from is not None and number >= self.fail_from:
             raise Unavailable("memory: gone")
         self.sent.append(number)
@@ -217,6 +219,39 @@ def test_an_upload_that_could_not_be_aborted_stays_recorded(driver, error):
     with pytest.raises(type(error)):
         write(driver, notes)
     assert [notes.kept.token] == list(driver.begun)
+
+
+def test_parts_that_are_chunks_are_compared_before_they_are_sent(driver):
+    """With the manifest each part is compared with its chunk: a wrong one is not sent, and makes no object."""
+    digest, manifest = _manifest(PART)
+    assert write(driver, Notes(), manifest=manifest).size == len(CONTENT)
+    assert stored(driver) == CONTENT
+    driver.sent.clear()
+    wrong = CONTENT[: 3 * PART] + b"!" + CONTENT[3 * PART + 1 :]
+    with pytest.raises(DigestMismatch, match=f"in part 4, not the announced {manifest.chunk(3).sha256}"):
+        write(driver, Notes(), wrong, manifest=manifest)
+    assert 4 not in driver.sent
+    assert not driver.begun
+    with pytest.raises(SizeMismatch):
+        write(driver, Notes(), CONTENT[:-1], manifest=manifest)
+    with pytest.raises(SizeMismatch):
+        write(driver, Notes(), CONTENT + b"!", manifest=manifest)
+    assert digest.size == driver.stat("releases", "app.tgz").size
+
+
+def test_parts_of_another_size_than_chunks_are_hashed_as_a_whole(driver):
+    """A resumed upload may have other parts than today's: then the digest of the whole decides."""
+    _, manifest = _manifest(2 * PART)
+    assert write(driver, Notes(), manifest=manifest).size == len(CONTENT)
+    with pytest.raises(DigestMismatch, match="has SHA-256 .*, not the announced"):
+        write(driver, Notes(), CONTENT[:-1] + b"!", manifest=manifest)
+
+
+def _manifest(chunk_size) -> tuple[Digest, Manifest]:
+    pieces = [CONTENT[start : start + chunk_size] for start in range(0, len(CONTENT), chunk_size)]
+    digests = b"".join(hashlib.sha256(piece).digest() for piece in pieces)
+    digest = Digest(len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
+    return digest, Manifest(len(CONTENT), chunk_size, digests)
 
 
 def test_wrong_bytes_are_never_made_visible(driver):
