@@ -134,22 +134,23 @@ class VerifiedDownload:
         """Return a chunk from the first store that has it right; the next one is asked too where one is slow."""
         errors, waiting = list[StorageError](), deque(self._stores)
         reading: dict[Future[bytes | bytearray], str] = {}
+        slow: set[str] = set()
         while waiting or reading:
             if waiting:
                 name = waiting.popleft()
                 reading[self._begin(name, chunk)] = name
             limited = any(self._store(name).limits.bytes_per_second for name in reading.values())  # slow on purpose
             done, _ = wait(reading, _PATIENCE if waiting and not limited else None, FIRST_COMPLETED)
+            if not done:
+                for name in set(reading.values()) - slow:
+                    self._too_slow(name)
+                slow.update(reading.values())
             for future in done:
                 name = reading.pop(future)
                 try:
-                    found = future.result()
+                    return future.result()
                 except (Snooze, StorageError) as error:
                     errors.append(self._failed(name, error))
-                else:
-                    for slow in reading.values():
-                        self._too_slow(slow, by=name)
-                    return found
         raise self._no_copy(errors)
 
     def _begin(self, name: str, chunk: Chunk) -> Future[bytes | bytearray]:
@@ -187,7 +188,7 @@ class VerifiedDownload:
         raise self._no_copy(errors)
 
     def _store(self, name: str) -> LimitedStore:
-        """Return a store with its limits: a download takes bandwidth and a slot, and heeds its breaker."""
+        """Return a store with its limits: a download takes bandwidth and a slot, and obeys its breaker."""
         if name not in self._limited:
             self._limited[name] = LimitedStore(self._context.stores[name], self._context.admission, _Reader(self._id))
         return self._limited[name]
@@ -202,12 +203,13 @@ class VerifiedDownload:
         self._on_bad(name, error)
         return error
 
-    def _too_slow(self, name: str, *, by: str) -> None:
+    def _too_slow(self, name: str) -> None:
         self._ask_last(name)
         self._avoided.add(name)
         logger.warning(
-            "%s: a chunk of %s takes longer than %.0f s; read from %s", name, self.artifact.path, _PATIENCE, by
-        )
+            "%s: a chunk of %s takes longer than %.0f s; the next store is asked too",
+            name, self.artifact.path, _PATIENCE,
+        )  # fmt: skip
 
     def _ask_last(self, name: str) -> None:
         """Put a store behind the others; it stays among them, because its other chunks may be right."""

@@ -84,6 +84,31 @@ def test_a_store_that_is_slow_is_replaced_in_mid_object(gateway: Gateway, monkey
     assert gateway.client(name="other").get("/v1/objects/releases/alone.tgz").content == CONTENT
 
 
+def test_a_slow_store_is_asked_last_although_it_was_first(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store that was asked meanwhile had no time yet: the next chunk is asked of it, and not of the slow one."""
+    monkeypatch.setattr("worker.artifacts.verified_download._PATIENCE", 0.01)
+    gateway.store("app.tgz", CONTENT)
+    read, other_is_asked, goes_on = Store.read_chunk, threading.Event(), threading.Event()
+    asked: list[str] = []
+
+    def slow(store: Store, bucket: str, key: str, chunk: Chunk) -> bytes | bytearray:
+        if chunk.number == 0 and store.name == "primary":
+            other_is_asked.wait()
+        elif chunk.number == 0:
+            other_is_asked.set()
+            goes_on.wait()
+        elif chunk.number == 1:
+            asked.append(store.name)
+        return read(store, bucket, key, chunk)
+
+    monkeypatch.setattr(Store, "read_chunk", slow)
+    try:
+        assert gateway.client().get("/v1/objects/releases/app.tgz").content == CONTENT
+    finally:
+        goes_on.set()
+    assert asked[0] == "dr"
+
+
 def test_a_store_that_is_gone_is_replaced(gateway: Gateway) -> None:
     """A missing object is read from the next store."""
     gateway.store("app.tgz", CONTENT)
