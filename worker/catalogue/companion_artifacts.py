@@ -11,9 +11,9 @@ from sqlalchemy import Connection
 from worker.catalogue.artifacts import artifact_of, begins_with
 from worker.catalogue.companion_keys import OWNERS, all_placed_as, companion_keys, named_for, owner_keys, placed_as
 from worker.catalogue.database import CatalogueError, Database
-from worker.catalogue.detect_changed_rows import extent_of
 from worker.catalogue.holds import check_hold
 from worker.catalogue.records import Artifact
+from worker.catalogue.rows_fingerprint import fingerprint_of
 from worker.catalogue.tables import CURRENT, artifacts, companions
 from worker.catalogue.types import Text
 
@@ -96,10 +96,10 @@ class Companions:
             _check(connection, bucket, key, of)
             _replace(connection, bucket, key, of_key=of, by=by[:_TEXT], named_at=now)
 
-    def extent(self) -> list[Any]:
+    def fingerprint(self) -> list[Any]:
         """Return what changes with every change of `kept`; its first item is the number of rows."""
         with self._database.read() as connection:
-            return extent_of(connection, companions.c.named_at)
+            return fingerprint_of(connection, companions.c.named_at)
 
     def kept(self) -> Iterator[NamedCompanion]:
         """Yield what users have said of all artifacts, by bucket and key."""

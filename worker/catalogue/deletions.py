@@ -12,9 +12,9 @@ from sqlalchemy import Connection
 from worker.catalogue.artifacts import artifact_of, copy_of, tombstone_all
 from worker.catalogue.companion_keys import companion_keys
 from worker.catalogue.database import CatalogueError, Database
-from worker.catalogue.detect_changed_rows import extent_of
 from worker.catalogue.holds import OnHold, begun_writer, check_hold
 from worker.catalogue.records import Artifact, Copy, CopyState
+from worker.catalogue.rows_fingerprint import fingerprint_of
 from worker.catalogue.tables import artifacts, copies, holds, tombstones
 from worker.catalogue.types import without_nul
 
@@ -93,10 +93,10 @@ class Deletions:
         behind = sa.tuple_(tombstones.c.bucket, tombstones.c.key) > sa.tuple_(*after)
         return self._some(behind, limit=limit)
 
-    def extent(self) -> list[Any]:
+    def fingerprint(self) -> list[Any]:
         """Return what changes with every change of `kept`; its first item is the number of rows."""
         with self._database.read() as connection:
-            return extent_of(connection, tombstones.c.deleted_at, ~_FOLLOWED)
+            return fingerprint_of(connection, tombstones.c.deleted_at, ~_FOLLOWED)
 
     def kept(self) -> Iterator[KeptTombstone]:
         """Yield the deletes that are not followed by another version, by bucket and key, for the stores to keep."""

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
 from worker.storage.durations_and_sizes import Duration, DurationOrZero, Interval, Size
-from zot_artifact_client.endpoint import parse_endpoint
+from zot_artifact_client.http_urls import parse_endpoint
 from zot_artifact_client.input_rules import check_distinct, check_number
 
 

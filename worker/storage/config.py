@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from worker.storage.durations_and_sizes import Size
-from zot_artifact_client.endpoint import Endpoint, parse_endpoint
+from zot_artifact_client.http_urls import Endpoint, parse_endpoint
 from zot_artifact_client.input_rules import check_distinct
 
 _REAL_NAME = re.compile(r"[A-Za-z0-9._$-]{1,255}|arn:[A-Za-z0-9:/._$-]{1,2000}")

@@ -39,7 +39,7 @@ from worker.storage.errors import (
 )
 from worker.storage.integrity.verifying_reader import VerifyingReader
 from worker.storage.keys import MARKER_BUCKET, RESERVED_PREFIX
-from zot_artifact_client.endpoint import InvalidEndpoint, parse_endpoint
+from zot_artifact_client.http_urls import InvalidEndpoint, parse_endpoint
 
 MARKER_KEY = "identity"
 SHARED = "shared "

@@ -14,7 +14,6 @@ from urllib.parse import quote, urlencode
 
 from zot_artifact_client.connection import PerProcess
 from zot_artifact_client.contract import QUERY_LIST, QUERY_SHOW, ListRequest, Message, ResultT, ShowRequest, TaskSpec
-from zot_artifact_client.endpoint import InvalidEndpoint, parse_endpoint
 from zot_artifact_client.errors import (
     ArtifactChanged,
     ArtifactNotFound,
@@ -29,6 +28,7 @@ from zot_artifact_client.errors import (
     UnknownJob,
 )
 from zot_artifact_client.http_final_response import PlainConnection, SecureConnection
+from zot_artifact_client.http_urls import InvalidEndpoint, parse_endpoint
 from zot_artifact_client.retry_after import read_retry_after
 from zot_artifact_client.text_escaping import bounded
 from zot_artifact_client.tls_faults import TRUST, tls_fault

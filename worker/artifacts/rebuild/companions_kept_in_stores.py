@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from worker.artifacts.rebuild.lists_kept_in_stores import ReadStore, fetch_lists, keep_list
+from worker.artifacts.rebuild.kept_list_files import ReadStore, fetch_lists, keep_list
 from worker.catalogue import Catalogue, NamedCompanion
 from worker.storage import Store
 

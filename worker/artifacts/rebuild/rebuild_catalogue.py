@@ -12,7 +12,7 @@ from itertools import groupby
 from operator import itemgetter
 
 from worker import clock
-from worker.artifacts.rebuild.lists_kept_in_stores import ReadStore
+from worker.artifacts.rebuild.kept_list_files import ReadStore
 from worker.artifacts.rebuild.tombstones_kept_in_stores import KeptTombstones
 from worker.artifacts.reconcile import in_order
 from worker.artifacts.sanitize_found_metadata import encoded_tags, valid_metadata

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
-from worker.artifacts.rebuild.lists_kept_in_stores import ReadStore, fetch_lists, keep_list
+from worker.artifacts.rebuild.kept_list_files import ReadStore, fetch_lists, keep_list
 from worker.catalogue import Catalogue, KeptTombstone
 from worker.storage import Store
 

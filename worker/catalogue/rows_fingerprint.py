@@ -1,4 +1,4 @@
-"""Tell that rows have changed, without reading each of them."""
+"""A fingerprint of rows: whether they have changed, without reading each of them."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from sqlalchemy import Column, ColumnElement, Connection
 
 
-def extent_of(connection: Connection, time: Column[Any], *where: ColumnElement[bool]) -> list[Any]:
+def fingerprint_of(connection: Connection, time: Column[Any], *where: ColumnElement[bool]) -> list[Any]:
     """Return the number of rows, the sum of their times in seconds since 1970, and the last time.
 
     Each row has the time at which it was written. If a row is replaced after the clock ran back, neither the number nor

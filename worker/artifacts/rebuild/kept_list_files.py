@@ -1,4 +1,4 @@
-"""Lists of what only the catalogue has, kept in the stores for a rebuild: compressed lines of JSON after a header."""
+"""The files in which stores keep lists of what only the catalogue has: compressed lines of JSON after a header."""
 
 import gzip
 import json
@@ -47,7 +47,7 @@ class KeptList:
 class Rows(Protocol):
     """What the catalogue has and the stores keep."""
 
-    def extent(self) -> Sequence[Any]:
+    def fingerprint(self) -> Sequence[Any]:
         """Return what changes with every change of the rows; its first item is their number."""
         ...
 
@@ -57,7 +57,7 @@ class Rows(Protocol):
 
 
 def keep_list(store: Store, name: str, catalogue: str, rows: Rows, spool_dir: Path) -> bool:
-    """Write a list to a store if it keeps one of another extent; return whether it was written.
+    """Write a list to a store if it keeps one with another fingerprint; return whether it was written.
 
     An empty list is not begun. `catalogue` is the id of the catalogue.
 
@@ -66,13 +66,13 @@ def keep_list(store: Store, name: str, catalogue: str, rows: Rows, spool_dir: Pa
     """
     if not store.capabilities.reserved_buckets:
         return False
-    key, extent = f"{name}/{catalogue}{_SUFFIX}", rows.extent()
+    key, fingerprint = f"{name}/{catalogue}{_SUFFIX}", rows.fingerprint()
     kept = _header(store, key)
-    if (kept or {}).get("extent") == extent or (kept is None and not extent[0]):
+    if (kept or {}).get("extent") == fingerprint or (kept is None and not fingerprint[0]):
         return False
     with tempfile.TemporaryFile(dir=spool_dir, prefix=f"zot-{name}-") as spool:
         with gzip.GzipFile(filename="", fileobj=spool, mode="wb", mtime=0) as packed:
-            header = {"catalogue": catalogue, "at": clock.now().isoformat(), "extent": extent}
+            header = {"catalogue": catalogue, "at": clock.now().isoformat(), "extent": fingerprint}
             packed.write(json.dumps(header).encode() + b"\n")
             for each in rows.kept():
                 packed.write(json.dumps(asdict(each), default=datetime.isoformat).encode() + b"\n")
