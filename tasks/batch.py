@@ -11,16 +11,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import chain, islice
-from typing import Any, Protocol
+from typing import Any
 
-import redis
 from celery import Celery, current_app
-from kombu.exceptions import OperationalError
 
 from tasks.delete import KEPT
 from tasks.plan_listed_pages import LINES_OF, begin_listed, count_upload, lines_of, next_listed_pages
 from worker import clock
-from worker.artifacts import key_lists as keylist
+from worker.artifacts import key_lists
 from worker.artifacts.batch_lists import ListedAdoption, ListedFile
 from worker.artifacts.page_adopt import ADOPTED, ALREADY_THERE
 from worker.artifacts.page_selection import (
@@ -52,6 +50,7 @@ from worker.counted import counted
 from worker.jobs.cancel_jobs import request_cancel
 from worker.jobs.outbox import Outbox
 from worker.jobs.running_job import Continue, RunningJob
+from worker.jobs.send_sweep_pages import BROKER_ERRORS, UNSEEN, Messages, page_id
 from worker.jobs.task import artifact_task
 from worker.settings.section_models import PageSettings
 from worker.storage.errors import NotFound
@@ -81,7 +80,6 @@ from zot_artifact_client.contract import (
     TaskSpec,
     UploadRequest,
     VerifyRequest,
-    batch_stem,
 )
 from zot_artifact_client.outgoing_messages import Outgoing
 
@@ -97,11 +95,8 @@ _SOONEST = timedelta(milliseconds=200)
 _LATEST_PART = 20
 """The next step waits at least for this part of the time that the batch has taken."""
 _SLACK = timedelta(milliseconds=300)
-UNSEEN = timedelta(hours=1)
-"""The time after which a job is sent again where the broker cannot tell whether its message is lost."""
 _PAGES_AT_ONCE = 32
 """Pages that one step plans at most: it reads their artifacts."""
-_BROKER = (redis.RedisError, OperationalError, OSError)
 _VERDICTS = ("corrupt", "size_mismatch", "missing", "unreadable", "unverifiable", "archived", "verified")
 """The verdicts, the worst first."""
 _PLACED = ("repaired", "stored", "already_there")
@@ -111,18 +106,6 @@ _WORD = 32
 """Characters of an outcome."""
 _NOT_KEPT = "not_kept"
 """The field of the cursor that names what stores do not keep beside the bytes."""
-
-
-class Messages(Protocol):
-    """The messages of a batch's jobs on the broker."""
-
-    def send(self, jobs: list[Outgoing]) -> None:
-        """Send jobs; sending is idempotent."""
-        ...
-
-    def lost(self, ids: list[str]) -> set[str] | None:
-        """Return which of these unstarted jobs have no message; None if the broker cannot tell."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +166,41 @@ def step(request: BatchRequest, context: JobContext, job: RunningJob, messages: 
     if request.dry_run:
         _check(request, context)
         return count_upload(request, context, job)
+    before = _open_batch(request, context, job)
+    items = context.catalogue.batches.in_flight(job.id)
+    ended = [_ended(request, context, item) for item in items if item.state.terminal]
+    running = [item for item in items if not item.state.terminal]
+    left = [found for each in ended for found in each.left]
+    most = request.in_flight or context.settings.batch.in_flight
+    planned = _next(request, context, before, room=most - len(running) - len(left))
+    new = [
+        _new_item(request, before, number, each)
+        for number, each in enumerate([*left, *planned.found], before.planned + 1)
+    ]
+    lost = _lost(messages, running)
+    objects, size = context.catalogue.pages.progress_of([item.job for item in running if item.kind == PAGE.kind])
+    now = clock.now()
+    every = context.settings.batch.step
+    wait = min(every, _rest(before, ended, objects, now)) if ended or planned.found or objects else every * _IDLE
+    kind = BatchItemKind(request.verb, QUEUE.value, now + UNSEEN if lost is None else None)
+    cursor = _with_not_kept(planned.cursor, [item for item in items if item.state.terminal])
+    changes = BatchChanges([each.outcome for each in ended], new, cursor, planned.exhausted, now + wait)
+    after = context.catalogue.batches.advance(before, kind, changes, now)
+    again = {item.job: (item.kind, item.request) for item in lost or ()}
+    _send(messages, job, again | {item.job: (item.kind or request.verb, item.request) for item in new})
+    job.publish_progress(_progress(request, after, objects, size))
+    if after.exhausted and not new and not running:
+        return _result(request, context, after)
+    raise Continue(wait.total_seconds())
+
+
+def _open_batch(request: BatchRequest, context: JobContext, job: RunningJob) -> Batch:
+    """Return the batch with what its earlier steps have done; its first step begins it.
+
+    Raises:
+        Continue: its next step is not due yet.
+        NotApproved, WaitsForApproval: it deletes, and a second person has not approved it.
+    """
     before = context.catalogue.batches.get(job.id)
     early = before.next_step_at - _SLACK - clock.now() if before else timedelta()
     if timedelta() < early <= _IDLE * context.settings.batch.step:  # what is later was written by a clock ahead
@@ -190,32 +208,7 @@ def step(request: BatchRequest, context: JobContext, job: RunningJob, messages: 
     before = before or _begin(request, context, job)
     if request.verb == DELETE.kind and not before.planned:
         check_batch(request, context, job, before.total or 0, before.total_bytes or 0)
-    items = context.catalogue.batches.in_flight(job.id)
-    ended = [_ended(request, context, item) for item in items if item.state.terminal]
-    left = [found for each in ended for found in each.left]
-    room = (request.in_flight or context.settings.batch.in_flight) - len(items) + len(ended) - len(left)
-    planned = _next(request, context, before, room)
-    running = [item.job for item in items if item.kind == PAGE.kind and not item.state.terminal]
-    objects, size = context.catalogue.pages.progress_of(running)
-    now = clock.now()
-    wait = context.settings.batch.step * _IDLE
-    if ended or planned.found or objects:
-        wait = min(context.settings.batch.step, _rest(before, ended, objects, now))
-    new = [
-        _new_item(request, before, number, each)
-        for number, each in enumerate([*left, *planned.found], before.planned + 1)
-    ]
-    lost = _lost(messages, [item for item in items if item.state is JobState.QUEUED and not item.started])
-    kind = BatchItemKind(request.verb, QUEUE.value, now + UNSEEN if lost is None else None)
-    cursor = _with_not_kept(planned.cursor, [item for item in items if item.state.terminal])
-    changes = BatchChanges([each.outcome for each in ended], new, cursor, planned.exhausted, now + wait)
-    after = context.catalogue.batches.advance(before, kind, changes, now)
-    resent = {item.job: (item.kind, item.request) for item in lost or ()}
-    _send(messages, job, resent | {item.job: (item.kind or request.verb, item.request) for item in new})
-    job.publish_progress(_progress(request, after, objects, size))
-    if after.exhausted and not new and len(ended) == len(items):
-        return _result(request, context, after)
-    raise Continue(wait.total_seconds())
+    return before
 
 
 def _rest(before: Batch, ended: Sequence[EndedItem], objects: int, now: datetime) -> timedelta:
@@ -236,7 +229,7 @@ def end_batch_items(context: Context, app: Celery) -> None:
                 logger.warning(
                     "batch %s has ended and its jobs continue: to cancel them takes Redis as the result backend", ended
                 )
-        except _BROKER as error:
+        except BROKER_ERRORS as error:
             logger.warning("batch %s: its jobs are cancelled later: %s", ended, type(error).__name__)
             continue
         context.catalogue.batches.close(ended)
@@ -254,7 +247,7 @@ def _begin(request: BatchRequest, context: JobContext, job: RunningJob) -> Batch
         cursor, total, size = begin_listed(request, context, job)
     elif request.keys_from is not None:
         job.step("reading the list")
-        listed = keylist.check(request.keys_from, context.settings, job.heartbeat, job=job.id)
+        listed = key_lists.check(request.keys_from, context.settings, job.heartbeat, job=job.id)
         total, size, cursor = listed.count, None, {"offset": 0, "tag": listed.tag}
     else:
         total, size = context.catalogue.artifacts.measure(check_bucket(request.bucket or ""), request.prefix)
@@ -323,7 +316,7 @@ def _next_lines(
     most = min(room, _PAGES_AT_ONCE) * limits.objects
     assert request.keys_from is not None
     offset, tag = before.cursor["offset"], before.cursor["tag"]
-    lines = keylist.page(request.keys_from, context.settings, offset=offset, tag=tag, limit=most, job=before.job)
+    lines = key_lists.page(request.keys_from, context.settings, offset=offset, tag=tag, limit=most, job=before.job)
     found: list[ObjectJob | PageJob] = []
     pages = list(split(of_lines(lines, context.catalogue), limits))
     for page in pages[:room]:
@@ -353,8 +346,8 @@ def _job_of(page: Sequence[PageObject], request: PageRequest) -> ObjectJob | Pag
 
 
 def _new_item(request: BatchRequest, before: Batch, number: int, found: ObjectJob | PageJob) -> NewBatchItem:
-    """Return a job of the batch. Its id is made of the batch and its number, so that ids sort in planning order."""
-    id_ = f"{batch_stem(before.job)}.{number:08d}"
+    """Return a job of the batch."""
+    id_ = page_id(before.job, number)
     if isinstance(found, PageJob):
         return NewBatchItem(number, id_, found.request.payload(), found.size, None, PAGE.kind)
     payload = _REQUESTS[request.verb](request, found).payload()
@@ -362,11 +355,12 @@ def _new_item(request: BatchRequest, before: Batch, number: int, found: ObjectJo
     return NewBatchItem(number, id_, payload, found.size, holds)
 
 
-def _lost(messages: Messages, waiting: list[BatchItem]) -> list[BatchItem] | None:
+def _lost(messages: Messages, running: Sequence[BatchItem]) -> list[BatchItem] | None:
     """Return the jobs whose messages were never sent or were lost; None if the broker cannot tell."""
+    waiting = [item for item in running if item.state is JobState.QUEUED and not item.started]
     try:
         lost = messages.lost([item.job for item in waiting])
-    except _BROKER as error:
+    except BROKER_ERRORS as error:
         logger.warning("the broker cannot tell which messages it has: %s", type(error).__name__)
         return []
     return None if lost is None else [item for item in waiting if item.job in lost]
@@ -380,7 +374,7 @@ def _send(messages: Messages, job: RunningJob, jobs: Mapping[str, tuple[str, Map
     try:
         if outgoing:
             messages.send(outgoing)
-    except _BROKER as error:
+    except BROKER_ERRORS as error:
         logger.warning("batch %s: the next step sends its jobs again: %s", job.id, type(error).__name__)
 
 

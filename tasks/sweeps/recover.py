@@ -8,7 +8,7 @@ from functools import partial
 import redis
 from celery import Celery, Task, shared_task
 
-from tasks.batch import UNSEEN, end_batch_items
+from tasks.batch import end_batch_items
 from tasks.page import split_dead_pages
 from worker import clock
 from worker.catalogue import CatalogueUnavailable, JobRecord
@@ -17,6 +17,7 @@ from worker.jobs.cancel_jobs import cancel_waiting_jobs
 from worker.jobs.outbox import Outbox
 from worker.jobs.redis_keys_of_wrong_type import move_wrong_types
 from worker.jobs.republish_results import republish_results, uncompared
+from worker.jobs.send_sweep_pages import UNSEEN
 from worker.jobs.task import MORE_DELAY, clean_up
 from worker.limits.check_pauses import mirror_queues
 from worker.limits.snooze import LONGEST_PAUSE

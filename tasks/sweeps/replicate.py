@@ -1,6 +1,7 @@
 """Sweep replicate: send pages for the copies that are absent where `placement` or its rules want them."""
 
 from collections import Counter
+from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
 
@@ -41,28 +42,34 @@ def sweep(
     if planned := context.catalogue.pages.planned_by(job.id):  # at an attempt whose worker died
         resume(job.id, planned, messages)
         return SweepReplicateResult(claimed={})
-    settings = context.settings
-    count: Counter[str] = Counter()
-    requests, claimed = [], list[Claimed]()
+    return SweepReplicateResult(claimed=_plan(request, stores, context, job, messages))
+
+
+def _plan(
+    request: SweepReplicateRequest, stores: Sequence[str], context: JobContext, job: RunningJob, messages: Messages
+) -> Counter[str]:
+    """Claim copies for pages, and send the pages; return how many copies of each store that is."""
+    settings, count = context.settings, Counter[str]()
+    requests, claimed = list[PageRequest](), list[Claimed]()
     late: list[list[tuple[str, str, str]]] = []
-    for store in (store for store in stores if store in settings.replicated_to):
-        while True:
+    for store in stores:
+        if store not in settings.replicated_to:
+            continue
+        while room := min(settings.page.objects, settings.sweep.replicate.batch - count[store]):
             job.check()
-            room = min(settings.page.objects, settings.sweep.replicate.batch - count[store])
-            found, until = _claim(context, request, store, room) if room > 0 else ([], clock.now())
-            if not found:
-                break
-            requests.append(PageRequest(verb="replicate", claim=ClaimSelection(store=store), to=(store,)))
-            claimed.append(Claimed([artifact.id for artifact in found], until))
-            count[store] += len(found)
-            since = _late_since(context)
-            late.append([(store, of.bucket, of.key) for of in found if (of.committed_at or until) <= since])
+            found, until = _claim(context, request, store, room)
+            if found:
+                requests.append(PageRequest(verb="replicate", claim=ClaimSelection(store=store), to=(store,)))
+                claimed.append(Claimed([artifact.id for artifact in found], until))
+                count[store] += len(found)
+                since = _late_since(context)
+                late.append([(store, of.bucket, of.key) for of in found if (of.committed_at or until) <= since])
             if len(found) < room:
                 break
     pages = plan(context.catalogue, job.id, requests, messages, claimed)
-    for page, places in zip(pages, late, strict=True):
-        context.catalogue.findings.act(dict.fromkeys(places, page), "replicate", now=clock.now())
-    return SweepReplicateResult(claimed=dict(count))
+    for page, paths in zip(pages, late, strict=True):
+        context.catalogue.findings.act(dict.fromkeys(paths, page), "replicate", now=clock.now())
+    return count
 
 
 def _claim(

@@ -1,4 +1,7 @@
-"""Send the pages of a sweep: the ledger has them before their messages are sent, so that a crash loses none."""
+"""Send the pages of a sweep: the ledger has them before their messages are sent, so that a crash loses none.
+
+A batch sends its jobs in the same way, step by step: see `tasks.batch`.
+"""
 
 import logging
 from collections.abc import Sequence
@@ -41,9 +44,9 @@ class Claimed:
     until: datetime
 
 
-def page_id(sweep: str, number: int) -> str:
-    """Return the id of the job of a page, by its number in the sweep, from 1 on."""
-    return f"{batch_stem(sweep)}.{number:08d}"
+def page_id(parent: str, number: int) -> str:
+    """Return the id of a job of a sweep or batch, by its number in it, from 1 on: ids sort in planning order."""
+    return f"{batch_stem(parent)}.{number:08d}"
 
 
 def plan(
