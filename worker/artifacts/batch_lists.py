@@ -167,7 +167,7 @@ def check(name: str, of: type[LineT], settings: Settings, heartbeat: Callable[[]
     """Read a whole list with lines of a kind; `heartbeat` is called often and may raise.
 
     Raises:
-        BadKeyList: a line is of another kind, or names no valid key, or its size is absurd; says which.
+        BadKeyList: a line is of another kind, names no valid key, or has a size that cannot be counted; says which.
         SourceRefused, NotFound, AccessDenied: the list cannot be opened.
     """
     count = size = 0
@@ -180,7 +180,7 @@ def check(name: str, of: type[LineT], settings: Settings, heartbeat: Callable[[]
                 raise BadKeyList(f"{name}: nothing was done, line {count}: {error.message}") from None
             if size > _MOST_BYTES:
                 raise BadKeyList(
-                    f"{name}: nothing was done, line {count}: with its size they are {size} bytes together"
+                    f"{name}: nothing was done, line {count}: the sizes up to it are {size} bytes, which are too many"
                 )
             if count % _HEARTBEAT_LINES == 0:
                 heartbeat()

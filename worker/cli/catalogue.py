@@ -219,7 +219,8 @@ def restore(
     say(f"restored {_told(summary)}, as it was at {since}, from {BACKUP_BUCKET}/{chosen.key}")
     say("before the workers start, record what was written since:")
     say(f"  zot-artifacts catalogue rebuild --newer-since {since}")
-    say("the verdicts since are lost, which the stores know: `zot-artifacts log accept --yes`")
+    say("the verification log has no verdict since then, and the stores keep a later head of it; accept that:")
+    say("  zot-artifacts log accept --yes")
 
 
 @app.command()

@@ -381,13 +381,14 @@ class Consumer(CeleryConsumer):
 
     def _wait_if_refused(self, error: Exception) -> None:
         # Celery would reconnect at once and for ever, with a traceback each second.
+        rights = (each for each in causes(error) if isinstance(each, redis.exceptions.NoPermissionError))
         if is_write_refused(error):
             logger.error("the broker is full: this worker waits for room")
             pause(_FULL_WAIT)
-        elif any(isinstance(each, redis.exceptions.NoPermissionError) for each in causes(error)):
+        elif (missing := next(rights, None)) is not None:
             logger.error(
-                "the broker's ACL does not allow a worker's work to the user of its URL: this worker waits for the "
-                "rights of `default` in deploy/valkey/users.acl: %s", first_line(error),
+                "the broker's ACL does not allow the user in ZOT_BROKER what a worker does: give it the rights of "
+                "`default` in deploy/valkey/users.acl; this worker waits for them: %s", first_line(missing),
             )  # fmt: skip
             pause(_RIGHTS_WAIT)
 

@@ -78,7 +78,7 @@ class RemoteArtifact:
         self._part_length = len(manifest.sha256) if manifest else 0
         if manifest:
             if manifest.chunk_size < 1 or manifest.total != self.chunks or bool(manifest.sha256) != bool(self.chunks):
-                raise self._damaged(f"{self.size} bytes in {manifest.total} chunks")
+                raise self._damaged(f"a size of {self.size} bytes and {manifest.total} chunks do not fit together")
             self._parts[0] = manifest.sha256
 
     @property
@@ -122,7 +122,8 @@ class RemoteArtifact:
         raise self._damaged(f"{size} bytes from {offset} arrived {_TRIES} times without their SHA-256 {sha256}")
 
     def _damaged(self, what: str) -> DamagedBytes:
-        return DamagedBytes(f"{'/'.join(self._at)}: {what}")
+        between = f"see what is between this machine and gateway {self._gateway.url}"
+        return DamagedBytes(f"{'/'.join(self._at)}: {what}; {between}")
 
     def _show(self, first: int) -> ShowResult:
         bucket, key = self._at

@@ -91,7 +91,10 @@ def send_file(
             if offset > before:
                 tries, pause = _TRIES, _FIRST_PAUSE
         if offset > size:
-            raise GatewayUnavailable(f"{gateway.url} says that {offset} bytes of the {size} have arrived")
+            raise GatewayUnavailable(
+                f"gateway {gateway.url} says that it has {offset} of {size} bytes: see what answers there, and what is "
+                "in between"
+            )
         _tell(on_progress, size, size)
     return begun.upload
 

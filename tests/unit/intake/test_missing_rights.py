@@ -3,6 +3,7 @@
 import logging
 
 import pytest
+from kombu import Connection
 from redis.exceptions import NoPermissionError
 
 from worker.intake import message_filter
@@ -15,11 +16,14 @@ def test_a_worker_waits_for_a_right_that_the_acl_does_not_give(
     pauses: list[float] = []
     monkeypatch.setattr(message_filter, "pause", pauses.append)
     consumer = message_filter.Consumer.__new__(message_filter.Consumer)
+    consumer.conninfo = Connection("redis://broker")
     refused = NoPermissionError("User worker has no permissions to run the 'brpop' command")
     wrapped = ConnectionError("refused")
     wrapped.__cause__ = refused
     with caplog.at_level(logging.ERROR):
         for error in (refused, wrapped):
-            consumer._wait_if_refused(error)
+            consumer.on_connection_error_before_connected(error)
     assert len(pauses) == 2
-    assert "deploy/valkey/users.acl: User worker has no permissions to run the 'brpop' command" in caplog.text
+    told = caplog.records[-1].getMessage()
+    assert "give it the rights of `default` in deploy/valkey/users.acl" in told
+    assert told.endswith("User worker has no permissions to run the 'brpop' command")
