@@ -31,7 +31,7 @@ def export(
         list[str], typer.Argument(metavar="BUCKET/KEY...", help="The artifacts, such as releases/app.tgz.")
     ],
     as_premis: Annotated[
-        bool, typer.Option("--premis", help="Print a PREMIS 3 document: digest, copies and the latest full reads.")
+        bool, typer.Option("--premis", help="Print a PREMIS 3 document: digest, copies and the latest verdicts.")
     ] = False,
     bagit: Annotated[
         Path | None,

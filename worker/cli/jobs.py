@@ -151,7 +151,7 @@ def retry(
 
     They keep their ids, and all attempts are available again.
     --all without --state retries the dead letters.
-    The artifacts of a page that failed are jobs of their own, which are retried in its place.
+    A page that failed is not sent again; the jobs of the artifacts that failed in it are.
 
     Examples:
 

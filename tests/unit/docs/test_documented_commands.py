@@ -13,6 +13,7 @@ from worker.cli.commands import COMMANDS
 from worker.settings import Settings
 from worker.storage import errors
 from worker.storage.errors import StorageError
+from zot_artifact_client.contract import PAGE, QUERIES, SWEEP_RECOVER, TASKS
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "howto").glob("*.md"))]
@@ -49,6 +50,13 @@ def test_a_page_names_commands_and_options_that_exist(page: Path) -> None:
     """What a reader copies from the page is a command with options that it has."""
     found = {" ".join(arguments): bad for arguments in named(page) if (bad := wrong(arguments)) is not None}
     assert found == {}
+
+
+def test_the_table_of_tasks_has_every_task_with_its_queue() -> None:
+    """A service without our library finds what it may send: all but the pages and the recovery of the worker."""
+    rows = re.findall(r"^\| `([\w.]+)`[^|]* \| `(\w+)` \|", (ROOT / "docs/enqueue.md").read_text(), re.MULTILINE)
+    sent = [spec for spec in (*TASKS.values(), *QUERIES.values()) if spec not in {PAGE, SWEEP_RECOVER}]
+    assert sorted(rows) == sorted((spec.name, spec.queue.value) for spec in sent)
 
 
 def test_every_setting_of_the_table_exists() -> None:
