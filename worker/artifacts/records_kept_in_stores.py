@@ -1,4 +1,4 @@
-"""Have each store keep what would be lost with the catalogue: the head of the log, deletes and companions."""
+"""Have each store keep what would be lost with the catalogue, such as deletes, and hold the artifacts that are held."""
 
 import logging
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def keep_records(context: JobContext, job: RunningJob, stores: Sequence[str]) -> None:
-    """Have every store keep the head of the log, with what the last pages added, the deletes and the companions."""
+    """Have every store keep the head of the log, deletes and companions, and place the holds that it lacks."""
     keys = LogKeys.of(context.settings.verification_log)
     for name in stores:
         job.check()
@@ -29,7 +29,7 @@ def keep_records(context: JobContext, job: RunningJob, stores: Sequence[str]) ->
             hold_missing(context.catalogue, context.unlimited_stores[name])
         except (StorageError, Snooze, BadKeyFile) as error:
             logger.warning(
-                "the head of the verification log, deletes or companions are not kept in %s: %s", name, error
+                "%s does not keep the head of the log, deletes or companions, or lacks holds: %s", name, error
             )
         else:
             if fault:

@@ -300,7 +300,10 @@ def _await_jobs(way: Sender, session: Session, outcome: Outcome, deadline: float
 
 
 def _sent_by(outcome: Outcome) -> int:
-    """Return how many jobs a sweep has sent; the ledger has the pages of a repair or replication before they are."""
+    """Return how many jobs a sweep has sent that the ledger may not have yet.
+
+    The pages of a repair or a replication do not count: they are in the ledger before they are sent.
+    """
     result = outcome.result or {}
     if outcome.kind in {SWEEP_RECONCILE.kind, SWEEP_EVIDENCE.kind}:
         return sum(each["sent"] for each in result["stores"])

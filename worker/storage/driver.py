@@ -383,7 +383,7 @@ class Driver(Protocol):
     def find_version(self, bucket: str, key: str) -> str | None:
         """Return the version of the object that is there, None if there is none; an absent bucket is no error.
 
-        What makes no difference to that, such as a file that may not be opened, need not be an error either.
+        An object whose bytes or metadata cannot be read has a version too, where the store tells it.
         """
         ...
 

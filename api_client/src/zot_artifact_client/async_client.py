@@ -75,6 +75,10 @@ class AsyncArtifacts(
     """The requests that an asynchronous service can send; annotate with this type where tests use the in-memory client.
 
     Await each verb: it returns an AsyncJob.
+
+    Where jobs go over the gateway, what raises BrokerUnavailable also raises GatewayUnavailable and NotAllowed. After
+    `close`, every call raises ClientError. `on_progress` is called with a Progress, which counts bytes; what it raises
+    ends the call.
     """
 
     def _send(self, spec: TaskSpec[Any, Any], request: Message, idempotency_key: str | None) -> Any:
@@ -89,7 +93,7 @@ class AsyncArtifacts(
         idempotency_key: str | None = None,
         job_id: str | None = None,
     ) -> AsyncJob[ResultT]:
-        """Send a request of any kind; `job_id` is an id that the caller chooses."""
+        """Send a request of any kind; `job_id` is an id that the caller chooses. Raise as the verbs."""
 
     @abstractmethod
     async def submit_many(self, requests: Iterable[Message], *, idempotency_key: str | None = None) -> AsyncJobs:
@@ -105,7 +109,7 @@ class AsyncArtifacts(
     def job(self, job_id: str, kind: str | None = None) -> AsyncJob[Any]: ...
     @abstractmethod
     def job(self, job_id: str, kind: TaskSpec[Any, Any] | str | None = None) -> AsyncJob[Any]:
-        """Return the job with an id. Without `kind`, its result may be plain JSON."""
+        """Return the job with an id. Without `kind`, its result may be plain JSON. Raise InvalidRequest."""
 
     def upload_job(self, job_id: str) -> AsyncJob[UploadResult]:
         """Return the upload job with an id."""

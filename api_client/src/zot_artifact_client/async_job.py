@@ -64,7 +64,10 @@ async def end_before_timeout(
 
 @dataclass(frozen=True, slots=True)
 class AsyncJob(Generic[ResultT]):
-    """A job by its id. Any process can make one from an id: see `AsyncArtifactClient.job`."""
+    """A job by its id. Any process can make one from an id: see `AsyncArtifactClient.job`.
+
+    Each method raises BrokerUnavailable; where jobs go over the gateway, also GatewayUnavailable and NotAllowed.
+    """
 
     id: str
     spec: TaskSpec[Any, ResultT] | None = field(default=None, repr=False)
@@ -131,7 +134,7 @@ class AsyncJob(Generic[ResultT]):
 class AsyncJobs(list[AsyncJob[Any]]):
     """Jobs that were sent together, in the order of their requests, as one handle.
 
-    Raise BrokerUnavailable from every method.
+    Each method raises BrokerUnavailable; where jobs go over the gateway, also GatewayUnavailable and NotAllowed.
     """
 
     def __init__(self, jobs: Iterable[AsyncJob[Any]] = (), *, results: AsyncResults) -> None:

@@ -69,7 +69,8 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
     Every verb sends one job and returns it without waiting. The same request sent again with the same `idempotency_key`
     returns the same job; a different request with that key raises IdempotencyMismatch. `stores` is one name or several.
     `notify` names receivers of the worker's settings, which get the end of the job as a signed webhook.
-    Every verb raises InvalidRequest, which names the field and the rule, and BrokerUnavailable.
+    Every verb raises InvalidRequest, which names the field and the rule, and BrokerUnavailable; where jobs go over the
+    gateway, also GatewayUnavailable and NotAllowed.
     """
 
     def upload(
@@ -91,13 +92,14 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
         """Store the bytes of a file or of a URL as an artifact.
 
         The source is what the worker sees: an absolute path below one of its roots, or an http(s) URL of one of its
-        hosts. With `sha256`, a source with other bytes fails the job and the artifact does not change. Without
-        `stores`, the placement rules choose the stores. `storage_classes` names, for single stores, the class or tier
-        that the store is to use. `properties` are kept beside the bytes and sent as headers to those who download them
-        from a cloud: `content_type`, `content_encoding`, `content_disposition`, `content_language`, `cache_control`.
-        `tags` are given to the objects in stores that have tags, and recorded for the others. `companion_of` is the key
-        of an artifact of the same bucket to which this one belongs, such as its signature or SBOM: it is replicated,
-        verified, held and deleted with that one. `KEY.sig`, `.att`, `.sbom` and `.sigstore.json` need no such name.
+        hosts. With `sha256`, 64 hexadecimal digits, a source with other bytes fails the job, and the artifact does not
+        change. Without `stores`, the placement rules choose the stores. `storage_classes` names, for single stores, the
+        class or tier that the store is to use. `properties` are kept beside the bytes and sent as headers to those who
+        download them from a cloud: `content_type`, `content_encoding`, `content_disposition`, `content_language`,
+        `cache_control`. `tags` are given to the objects in stores that have tags, and recorded for the others.
+        `companion_of` is the key of an artifact of the same bucket to which this one belongs, such as its signature or
+        SBOM: it is replicated, verified, held and deleted with that one. `KEY.sig`, `.att`, `.sbom` and
+        `.sigstore.json` need no such name.
         """
         request = upload_request(
             source, bucket, key, sha256=sha256, stores=stores, metadata=metadata, storage_classes=storage_classes,

@@ -56,7 +56,12 @@ class Artifacts(
         Job[SweepVerifyResult],
     ]
 ):
-    """The requests that a service can send; annotate with this type where tests use the in-memory client."""
+    """The requests that a service can send; annotate with this type where tests use the in-memory client.
+
+    Where jobs go over the gateway, what raises BrokerUnavailable also raises GatewayUnavailable and NotAllowed. After
+    `close`, every call raises ClientError. `on_progress` is called with a Progress, which counts bytes; what it raises
+    ends the call.
+    """
 
     def _send(self, spec: TaskSpec[Any, Any], request: Message, idempotency_key: str | None) -> Any:
         return self.submit(spec, request, idempotency_key=idempotency_key)
@@ -70,7 +75,7 @@ class Artifacts(
         idempotency_key: str | None = None,
         job_id: str | None = None,
     ) -> Job[ResultT]:
-        """Send a request of any kind; `job_id` is an id that the caller chooses."""
+        """Send a request of any kind; `job_id` is an id that the caller chooses. Raise as the verbs."""
 
     @abstractmethod
     def submit_many(self, requests: Iterable[Message], *, idempotency_key: str | None = None) -> Jobs:
@@ -86,7 +91,7 @@ class Artifacts(
     def job(self, job_id: str, kind: str | None = None) -> Job[Any]: ...
     @abstractmethod
     def job(self, job_id: str, kind: TaskSpec[Any, Any] | str | None = None) -> Job[Any]:
-        """Return the job with an id. Without `kind`, its result may be plain JSON."""
+        """Return the job with an id. Without `kind`, its result may be plain JSON. Raise InvalidRequest."""
 
     def upload_job(self, job_id: str) -> Job[UploadResult]:
         """Return the upload job with an id."""

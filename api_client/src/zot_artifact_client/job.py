@@ -62,7 +62,10 @@ class ResultBackend(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Job(Generic[ResultT]):
-    """A job by its id. Any process can make one from an id: see `ArtifactClient.job`."""
+    """A job by its id. Any process can make one from an id: see `ArtifactClient.job`.
+
+    Each method raises BrokerUnavailable; where jobs go over the gateway, also GatewayUnavailable and NotAllowed.
+    """
 
     id: str
     spec: TaskSpec[Any, ResultT] | None = field(default=None, repr=False)
@@ -132,7 +135,7 @@ class Job(Generic[ResultT]):
 class Jobs(list[Job[Any]]):
     """Jobs that were sent together, in the order of their requests, as one handle.
 
-    Raise BrokerUnavailable from every method.
+    Each method raises BrokerUnavailable; where jobs go over the gateway, also GatewayUnavailable and NotAllowed.
     """
 
     def __init__(self, jobs: Iterable[Job[Any]] = (), *, results: ResultBackend) -> None:

@@ -12,7 +12,7 @@ EMPTY_PAGES = 1_000
 """Pages without a row, one after the other, before a listing is given up. Some stores give a few, after deletions."""
 
 _MAX_DIGITS = 16
-"""Of a size: no store has objects of 10 PB, and the catalogue could not count some hundred of larger ones."""
+"""Digits of a size. No store has objects of 10 PB, and the catalogue could not add up some hundred larger ones."""
 _ROOT = re.compile(
     rb"(?:\xef\xbb\xbf)?\s*(?:<\?[^>]*>\s*|<!--.*?-->\s*)*<(?:[A-Za-z0-9_]+:)?([A-Za-z0-9_]+)", re.DOTALL
 )

@@ -208,7 +208,7 @@ class SweepReplicateResult(Result):
 
 
 class SweepRepairResult(Result):
-    """How many bad copies were claimed, by store; each is repaired by a job of its own.
+    """How many bad copies were claimed, by store; a page repairs many of them.
 
     `untrusted`: the stores of which too many copies are bad. `lost`: the artifacts that have no good copy
     at the end of the sweep, those of earlier runs too; 1,000 at most.
