@@ -8,7 +8,7 @@ from worker.catalogue import JobRecord
 from worker.cli.job_outcome import outcome_of
 from worker.cli.output import age, flat, moment, out, print_json, print_table, say, size
 from worker.counted import counted
-from zot_artifact_client.contract import BATCH, PAGE, JobState
+from zot_artifact_client.contract import ADOPT, BATCH, PAGE, REPLICATE, VERIFY, JobState
 from zot_artifact_client.text_escaping import without_secrets
 
 _SHORT_ID = 8
@@ -98,12 +98,17 @@ def _artifact(record: JobRecord) -> str | None:
     return f"{bucket}/{key}" if key else str(bucket)
 
 
+_CLAIMED = {VERIFY.kind: "what is due in", REPLICATE.kind: "bad or absent copies of", ADOPT.kind: "orphans of"}
+"""What pages of sweeps work on in a store, by verb."""
+
+
 def _page(request: Mapping[str, Any]) -> str:
-    """Return the target of a page: its range of keys, the due copies of a store, or a part of a list."""
-    verb, keys, claim = request.get("verb"), request.get("range"), request.get("claim")
+    """Return the target of a page: its range of keys, what a sweep found in a store, or a part of a list."""
+    verb, keys, claim = str(request.get("verb")), request.get("range"), request.get("claim")
     if keys:
-        return f"{verb} {keys['bucket']}/{keys.get('after') or keys.get('prefix') or ''}..{keys['until']}"
-    return f"{verb} what is due in {claim['store']}" if claim else f"{verb} list"
+        after = f" after {keys['after']}," if keys.get("after") else ""
+        return f"{verb} {keys['bucket']}/{keys.get('prefix') or ''}*{after} up to {keys['until']}"
+    return f"{verb} {_CLAIMED.get(verb, 'copies of')} {claim['store']}" if claim else f"{verb} list"
 
 
 def _fields(record: JobRecord) -> Iterator[tuple[str, object]]:

@@ -241,6 +241,28 @@ def test_a_batch_is_named_by_its_prefix_and_runs_while_it_waits(zot, end, catalo
     assert "None" not in zot("jobs")[1]
 
 
+@pytest.mark.parametrize(
+    ("page", "shown"),
+    [
+        (
+            {"verb": "verify", "range": {"bucket": "releases", "prefix": "a/", "until": "a/k"}},
+            "verify releases/a/* up to a/k",
+        ),
+        (
+            {"verb": "verify", "range": {"bucket": "releases", "prefix": "a/", "after": "a/k", "until": "a/x"}},
+            "verify releases/a/* after a/k, up to a/x",
+        ),
+        ({"verb": "verify", "claim": {"store": "dr"}}, "verify what is due in dr"),
+        ({"verb": "replicate", "to": ["dr"], "claim": {"store": "dr"}}, "replicate bad or absent copies of dr"),
+        ({"verb": "adopt", "claim": {"store": "dr"}}, "adopt orphans of dr"),
+    ],
+)
+def test_a_page_is_named_by_what_it_works_on(zot, end, page, shown):
+    """A page of a batch has a part of a prefix; that of a sweep has copies of a store, which are not all due."""
+    end("p", kind="page", key=None, bucket=None, **page)
+    assert shown in zot("jobs")[1]
+
+
 def test_ended_jobs_are_pruned_by_age(zot, end, catalogue):
     """Jobs that ended before the given time are removed and counted; later ones and dead letters stay."""
     end("old", state=JobState.FAILED)
