@@ -33,24 +33,30 @@ class UnrecordedMessage:
 
     def __init__(self, directory: Path) -> None:
         """Make the file. The lock is of this process and not of its children, which may outlive it."""
-        self._path = directory / f"{_NAME}{os.getpid()}"
-        self._fd = self._open()
+        self._directory = directory
+        self._path, self._fd = self._make()
         self._has_last = False
         """Whether the file has the message of the last call of `keep`."""
 
-    def _open(self) -> int:
-        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    def _make(self) -> tuple[Path, int]:
+        while True:
+            # Not the id of the process: in containers that share the directory, several have the same.
+            path = self._directory / f"{_NAME}{uuid4().hex}"
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            fcntl.lockf(fd, fcntl.LOCK_EX)
+            if os.fstat(fd).st_nlink:
+                break
+            os.close(fd)  # another process took it for that of an ended one before it was locked
         with suppress(OSError):  # a disk that is full already: the file grows when there is room
             os.posix_fallocate(fd, 0, _SIZE)
-        return fd
+        return path, fd
 
     def keep(self, queue: str, message: Any) -> None:
-        """Write the message to the disk. One that was not returned yet is moved to a file that no process locks."""
+        """Write the message to the disk. One that was not returned yet stays in a file that no process locks."""
         self._has_last = False
         if _kept(self._fd) is not None:
-            self._path.rename(self._path.with_name(f"{self._path.name}-{uuid4().hex}"))
-            before, self._fd = self._fd, self._open()
+            before = self._fd
+            self._path, self._fd = self._make()
             os.close(before)
         text = json.dumps([queue, message], ensure_ascii=False).encode()
         entry = f"{sha256(text).hexdigest()} {len(text):8d} ".encode() + text
@@ -70,12 +76,14 @@ class UnrecordedMessage:
         for path in sorted(self._path.parent.glob(f"{_NAME}*")):
             if path == self._path:  # to close another descriptor of it would release the lock
                 continue
-            fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except FileNotFoundError:  # another process has returned it
+                continue
             try:
                 fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 returned += _push(client, fd)
-                if os.path.samestat(os.fstat(fd), path.stat()):  # a process may have made a new file of this name
-                    path.unlink()
+                path.unlink(missing_ok=True)
             except BlockingIOError:  # its process lives
                 continue
             finally:

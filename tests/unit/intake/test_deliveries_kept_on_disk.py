@@ -1,6 +1,10 @@
 """Messages that are kept on the disk while the broker cannot record them."""
 
 import json
+import multiprocessing
+import os
+import shutil
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -42,12 +46,38 @@ def test_a_discarded_message_is_not_returned(tmp_path: Path) -> None:
 
 def test_a_message_that_could_not_be_kept_discards_none_before_it(tmp_path: Path) -> None:
     """A failed write leaves the message before it, also when the broker has recorded the later one."""
-    file, broker = UnrecordedMessage(tmp_path), _Queues()
+    directory = tmp_path / "run"
+    directory.mkdir()
+    file, broker = UnrecordedMessage(directory), _Queues()
     file.keep("one", {"body": "first"})
-    next(tmp_path.iterdir()).unlink()
+    shutil.rmtree(directory)
     with pytest.raises(OSError, match="No such file"):
         file.keep("two", {"body": "second"})
     file.discard()
 
     assert file.return_kept(broker) == 1
     assert broker.pushed == [("one", {"body": "first"})]
+
+
+def _keep_until_told(directory: Path, process_id: int, end: Connection) -> None:
+    os.getpid = lambda: process_id
+    UnrecordedMessage(directory).keep("other", {"body": "of another container"})
+    end.send("kept")
+    end.recv()
+
+
+def test_two_processes_with_one_id_keep_a_message_each(tmp_path: Path) -> None:
+    """Workers of several containers share the directory and have the same process id: that of an ended one is returned."""
+    file, broker = UnrecordedMessage(tmp_path), _Queues()
+    file.keep("own", {"body": "own"})
+    ours, theirs = multiprocessing.Pipe()
+    other = multiprocessing.get_context("fork").Process(target=_keep_until_told, args=(tmp_path, os.getpid(), theirs))
+    other.start()
+    theirs.close()
+    assert ours.recv() == "kept"
+    assert file.return_kept(broker) == 1
+    ours.send("end")
+    other.join()
+    assert file.return_kept(broker) == 1
+    assert broker.pushed == [("own", {"body": "own"}), ("other", {"body": "of another container"})]
+    assert len(list(tmp_path.iterdir())) == 1
