@@ -33,8 +33,11 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 app = FastAPI(title="Releases", lifespan=lifespan)
 
 
-def artifacts(request: Request) -> AsyncArtifacts:
-    """Return the client; a test of the service overrides this with an AsyncInMemoryArtifactClient."""
+async def artifacts(request: Request) -> AsyncArtifacts:
+    """Return the client; a test of the service overrides this with an AsyncInMemoryArtifactClient.
+
+    It is a coroutine function, because FastAPI runs any other in a thread for each request.
+    """
     client: AsyncArtifacts = request.app.state.artifacts
     return client
 
