@@ -24,7 +24,7 @@ RUN --mount=from=wheels,source=/wheels,target=/wheels \
     python -m venv /opt/zot \
     && /opt/zot/bin/pip install --no-cache-dir --no-index --find-links /wheels zot-artifact-worker \
     && useradd --system --uid 10001 --home-dir /data zot \
-    && install --directory --owner zot --mode 0750 /data
+    && install --directory --owner zot --mode 0700 /data
 ENV PATH=/opt/zot/bin:$PATH PYTHONUNBUFFERED=1 ZOT_HOME=/data
 # As a number, so that Kubernetes can see that it is not root.
 USER 10001

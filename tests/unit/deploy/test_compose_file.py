@@ -13,6 +13,7 @@ from jsonschema import Draft7Validator
 from tests.missing import skip_or_fail
 from tests.servers import ServerMissing
 from tests.servers.azure import find_node_program
+from worker.settings.private_data_directory import readable_by_others
 
 ROOT = Path(__file__).resolve().parents[3]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -75,3 +76,12 @@ def test_hadolint_has_no_objection() -> None:
     command = [Path(sys.executable).with_name("hadolint"), ROOT / "Dockerfile"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+
+
+def test_the_data_directory_of_the_image_is_private(tmp_path: Path) -> None:
+    """Docker gives a new volume the mode that the image has for it, and `doctor` asks for one without other users."""
+    found = re.search(r"install --directory .*--mode (\d+) /data", (ROOT / "Dockerfile").read_text())
+    assert found
+    data = tmp_path / "data"
+    subprocess.run(["install", "--directory", "--mode", found[1], data], check=True)
+    assert readable_by_others([data]) == []
