@@ -10,8 +10,9 @@ from worker.catalogue import Artifact, Copy, CopyState, Tombstone
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
+from worker.limits.limited_store import LimitedStore
 from worker.limits.snooze import Snooze
-from worker.storage import Match
+from worker.storage import Match, Verdict
 from worker.storage.errors import NotFound, PreconditionFailed, StorageError
 from zot_artifact_client.contract import SWEEP_PURGE, SweepPurgeRequest, SweepPurgeResult
 
@@ -99,23 +100,42 @@ class _Purge:
             return False
         store = context.stores[copy.store]
         try:
-            seen = copy.tag if copy.state.good else None
-            tag = seen or store.get_object_version(artifact.bucket, artifact.key)
-            self._job.confirm_lease()  # after the tag was read: from now on it spares what another job writes
-            held = context.catalogue.artifacts.version_in_store(copy.store, artifact.bucket, artifact.key)
-            if copy.state is CopyState.WRITING or held is None or held[0].id != artifact.id:
-                return True  # what is under the key there, if anything, is of another version
-            store.delete_object(artifact.bucket, artifact.key, condition=Match(tag))
+            version = copy.tag if copy.state.good else None
+            version = version or store.get_object_version(artifact.bucket, artifact.key)
+            try:
+                deleted = self._delete_version(store, artifact, copy, version)
+            except PreconditionFailed:  # a restored or remounted file system has other versions of the same bytes
+                if (version := self._version_of_same_bytes(store, artifact)) is None:
+                    logger.warning("%s: %s was changed by another program and stays", copy.store, artifact.path)
+                    return True
+                deleted = self._delete_version(store, artifact, copy, version)
         except NotFound:
-            return True
-        except PreconditionFailed:
-            logger.warning("%s: %s was changed by another program and stays", copy.store, artifact.path)
             return True
         except (StorageError, Snooze) as error:
             self.failures.append(error)
             return False
-        self.copies[copy.store] = self.copies.get(copy.store, 0) + 1
+        if deleted:
+            self.copies[copy.store] = self.copies.get(copy.store, 0) + 1
         return True
+
+    def _delete_version(self, store: LimitedStore, artifact: Artifact, copy: Copy, version: str) -> bool:
+        """Delete what was seen under the key in this version; return False if it is of another artifact version."""
+        self._job.confirm_lease()  # after the version was read: from now on it spares what another job writes
+        held = self._context.catalogue.artifacts.version_in_store(store.name, artifact.bucket, artifact.key)
+        if copy.state is CopyState.WRITING or held is None or held[0].id != artifact.id:
+            return False
+        store.delete_object(artifact.bucket, artifact.key, condition=Match(version))
+        return True
+
+    def _version_of_same_bytes(self, store: LimitedStore, artifact: Artifact) -> str | None:
+        """Read what is under the key and return its version if it has the bytes on record, else None."""
+        manifest = self._context.catalogue.artifacts.manifest(artifact)
+        seen = store.verify_object(artifact.bucket, artifact.key, artifact.digest, manifest=manifest)
+        if seen.verdict is Verdict.MISSING:
+            raise NotFound(f"{store.name}: {artifact.path} does not exist")
+        if seen.error:  # it may have them
+            raise seen.error
+        return seen.version if seen.verdict is Verdict.VERIFIED else None
 
 
 sweep_purge_task = artifact_task(SWEEP_PURGE, writes=False)(sweep_purge)

@@ -1,6 +1,8 @@
 """A delete can be undone within its grace period, purge removes only what was deleted, and a hold forbids both."""
 
+import errno
 import hashlib
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,7 +28,8 @@ from worker.jobs.running_job import RunningJob
 from worker.settings import Settings
 from worker.settings.section_models import DeleteSettings
 from worker.storage import Digest
-from worker.storage.errors import NotFound
+from worker.storage.errors import AccessDenied, NotFound
+from worker.storage.filesystem import atomic_write
 from zot_artifact_client.contract import (
     DeleteRequest,
     DeleteResult,
@@ -199,6 +202,43 @@ def test_what_another_program_has_changed_is_not_purged(remove, purge, stored) -
     stored("dr").write_bytes(b"of another program")
     assert purge().copies == {"primary": 1}
     assert stored("dr").read_bytes() == b"of another program"
+
+
+def test_a_restored_copy_is_purged(remove, purge, stored) -> None:
+    """A file system that was restored or mounted again has other inode numbers: the bytes say that it is our copy."""
+    remove()
+    restore(stored("dr"))
+    assert purge().copies == {"primary": 1, "dr": 1}
+    assert not stored("dr").exists()
+
+
+def test_a_restored_copy_that_cannot_be_read_is_not_forgotten(
+    context: Context, remove, purge, stored, monkeypatch
+) -> None:
+    """It may be our copy: the tombstone stays until the bytes are gone or known to be another program's."""
+    remove()
+    restore(stored("dr"))
+    opened = atomic_write.open_regular
+
+    def refuse(directory: int, name: str) -> int:
+        if name == "app.tgz":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opened(directory, name)
+
+    with monkeypatch.context() as unreadable:
+        unreadable.setattr(atomic_write, "open_regular", refuse)
+        with pytest.raises(AccessDenied):
+            purge()
+    assert stored("dr").exists()
+    assert context.catalogue.deletions.get("releases", "app.tgz")
+    assert purge().copies == {"dr": 1}
+
+
+def restore(path: Path) -> None:
+    """Put a copy of a file in its place, as a restore from a backup does: the same bytes and time, another inode."""
+    copied = path.with_name("copied")
+    shutil.copy2(path, copied)
+    copied.rename(path)
 
 
 def test_a_paused_store_keeps_its_copy_for_a_later_run(context: Context, remove, purge, stored) -> None:
