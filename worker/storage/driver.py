@@ -383,7 +383,8 @@ class Driver(Protocol):
     def find_version(self, bucket: str, key: str) -> str | None:
         """Return the version of the object that is there, None if there is none; an absent bucket is no error.
 
-        An object whose bytes or metadata cannot be read has a version too, where the store tells it.
+        It is empty where the store gives none. An object whose bytes or metadata cannot be read has a version too,
+        where the store tells it.
         """
         ...
 

@@ -16,7 +16,7 @@ from tests.conformance.bodies import digest_of, some_bytes, source
 from tests.conformance.targets import PART, azure, azure_config
 from tests.faults.proxied_stores import opened_through
 from tests.servers import Azurite
-from tests.servers.proxy import Cut, Fault, FaultyProxy, Lose, Request, Say
+from tests.servers.proxy import Cut, Fault, FaultyProxy, Header, Lose, Request, Rewrite, Say
 from worker.storage import AzureConfig, Condition, Match, Store, Verdict
 from worker.storage.azure import copy as azure_copy
 from worker.storage.configured_stores import open_driver
@@ -28,6 +28,7 @@ from worker.storage.errors import (
     InvalidKey,
     NotFound,
     PermanentError,
+    PreconditionFailed,
     Throttled,
     Timeout,
     Unavailable,
@@ -98,6 +99,27 @@ def always(fault: Fault, method: str, part_of_path: str = "") -> Callable[[Reque
 def saying(status: int, code: str, **headers: str) -> Say:
     body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>said the store</Message></Error>".encode()
     return Say(status, body, {"x-ms-error-code": code, "Content-Type": "application/xml", **headers})
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_an_object_without_an_etag_is_deleted(through: Callable[..., Line], *, listed: bool) -> None:
+    """Where a proxy strips the version it comes from a listing; a store that gives none there is asked without one."""
+
+    def strip(request: Request) -> Fault:
+        if request.method == "HEAD":
+            return Header("ETag")
+        return None if listed else Rewrite(lambda body: re.sub(rb"<Etag>.*?</Etag>", b"", body))
+
+    line = through(strip)
+    written, _ = line.direct.write_object(BUCKET, "app", source(b"x"))
+    version = line.faulty.get_object_version(BUCKET, "app")
+    assert version == (written.version if listed else "")
+    with pytest.raises(PreconditionFailed):
+        line.faulty.delete_object(BUCKET, "app", condition=Match("0x1"))
+    assert line.faulty.delete_object(BUCKET, "app", condition=Match(version))
+    assert not line.direct.object_exists(BUCKET, "app")
+    with pytest.raises(NotFound):
+        line.faulty.get_object_version(BUCKET, "app")
 
 
 class TestLostAnswers:

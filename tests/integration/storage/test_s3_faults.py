@@ -1,5 +1,6 @@
 """The s3 driver with a bad network, a wrong configuration and an ill-behaved server."""
 
+import re
 import tracemalloc
 import uuid
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ import pytest
 from tests.conformance.bodies import digest_of, some_bytes, source
 from tests.conformance.targets import PART, make_s3_bucket, s3_client, s3_config, s3_ministack
 from tests.servers import Ministack, RcloneS3
-from tests.servers.proxy import Cut, Damage, Fault, FaultyProxy, Header, Lose, Request, Say
+from tests.servers.proxy import Cut, Damage, Fault, FaultyProxy, Header, Lose, Request, Rewrite, Say
 from worker.storage import Condition, Match, S3Config, Store, Verdict
 from worker.storage.configured_stores import open_driver
 from worker.storage.driver import ObjectProperties, WriteInfo
@@ -93,13 +94,24 @@ def test_a_delete_spares_what_came_after_the_look(through: Callable[..., Line], 
     assert line.faulty.capabilities.conditional_deletes == (provider == "aws")
 
 
-def test_an_object_without_an_etag_is_deleted(through: Callable[..., Line]) -> None:
-    """A store, or a proxy before it, that gives no version is asked without one."""
-    line = through(lambda request: Header("ETag") if request.method == "HEAD" else None, provider="minio")
-    line.direct.write_object(BUCKET, "app", source(b"x"))
+@pytest.mark.parametrize("listed", [True, False])
+def test_an_object_without_an_etag_is_deleted(through: Callable[..., Line], *, listed: bool) -> None:
+    """Where a proxy strips the version it comes from a listing; a store that gives none there is asked without one."""
+
+    def strip(request: Request) -> Fault:
+        if request.method == "HEAD":
+            return Header("ETag")
+        return None if listed else Rewrite(lambda body: re.sub(rb"<ETag>.*?</ETag>", b"", body))
+
+    line = through(strip, provider="minio")
+    written, _ = line.direct.write_object(BUCKET, "app", source(b"x"))
     version = line.faulty.get_object_version(BUCKET, "app")
+    assert version == (written.version if listed else "")
+    with pytest.raises(PreconditionFailed):
+        line.faulty.delete_object(BUCKET, "app", condition=Match("another"))
     assert line.faulty.delete_object(BUCKET, "app", condition=Match(version))
-    assert [each.headers.get("If-Match") for each in line.proxy.requests if each.method == "DELETE"] == [None]
+    asked = [each.headers.get("If-Match") for each in line.proxy.requests if each.method == "DELETE"]
+    assert asked == [f'"{version}"' if listed else None]
     assert not line.direct.object_exists(BUCKET, "app")
     with pytest.raises(NotFound):
         line.faulty.get_object_version(BUCKET, "app")

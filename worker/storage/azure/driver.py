@@ -54,7 +54,15 @@ from worker.storage.azure.upload import Upload
 from worker.storage.cloud.conditional_write import Write, check_copied, other_version
 from worker.storage.cloud.driver import MARKER, CloudDriver
 from worker.storage.cloud.error_mapping import missing_bucket
-from worker.storage.cloud.listing import check_size, inside, is_document, is_reserved, rows_of, without_malformed
+from worker.storage.cloud.listing import (
+    check_size,
+    inside,
+    is_document,
+    is_reserved,
+    listed_version,
+    rows_of,
+    without_malformed,
+)
 from worker.storage.cloud.metadata import UNKNOWN_TIME, set_properties
 from worker.storage.cloud.object_tags import decode_tags
 from worker.storage.cloud.plain_requests import SMALL
@@ -191,10 +199,18 @@ class AzureDriver(CloudDriver):
     def stat(self, bucket: str, key: str) -> ObjectStat:
         return to_stat(self._name, bucket, key, self._properties(bucket, key))
 
+    def find_version(self, bucket: str, key: str) -> str | None:
+        try:
+            found = self._properties(bucket, key)
+        except NotFound:
+            return None
+        return version_of(found.etag) or listed_version(self, bucket, key)
+
     def delete(self, bucket: str, key: str, *, condition: Match | None = None) -> bool:
+        named = condition if condition and condition.version else None
         with translated(self._origin, f"{bucket}/{key}"):
             try:
-                self._blob(bucket, key).delete_blob(**conditions(condition))
+                self._blob(bucket, key).delete_blob(**conditions(named))
             except HttpResponseError as error:
                 code = code_of(error)
                 if code not in {"BlobNotFound", "ContainerNotFound", "ConditionNotMet"}:
@@ -513,12 +529,11 @@ class AzureDriver(CloudDriver):
 
     def _refuse_delete(self, bucket: str, key: str, condition: Match | None) -> bool:
         """Raise the reason why a conditional delete was refused; return False if there is no object."""
-        try:
-            found = self.stat(bucket, key)
-        except NotFound:
+        found = self.find_version(bucket, key)
+        if found is None:
             return False
         assert condition is not None
-        raise other_version(f"{self._name}: {bucket}/{key}", condition, found.version)
+        raise other_version(f"{self._name}: {bucket}/{key}", condition, found)
 
     def _rows(self, bucket: str, prefix: str, start: str) -> Iterator[ListedObject]:
         return (row for row in self._all_rows(bucket, prefix, start) if not is_reserved(row.key))

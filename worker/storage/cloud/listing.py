@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from worker.storage.cloud.error_mapping import Origin
-from worker.storage.errors import Unavailable
+from worker.storage.driver import Driver
+from worker.storage.errors import StorageError, Unavailable
 from worker.storage.keys import RESERVED_SEGMENT
 
 EMPTY_PAGES = 1_000
@@ -18,6 +19,18 @@ _ROOT = re.compile(
 )
 
 _Row = TypeVar("_Row")
+
+
+def listed_version(driver: Driver, bucket: str, key: str) -> str:
+    """Return the version tag that a listing gives an object, where a proxy strips it from the answer about the object.
+
+    It is empty where the store gives none there either, or may not be listed.
+    """
+    try:
+        row = next(driver.iter_objects(bucket, key), None)
+    except StorageError:
+        return ""
+    return row.version if row and row.key == key else ""
 
 
 def rows_of(pages: Iterable[Any], rows: Callable[[Any], Iterable[_Row]], origin: Origin, what: str) -> Iterator[_Row]:

@@ -17,7 +17,7 @@ from botocore.exceptions import ClientError
 from worker.storage.cloud.conditional_write import check_copied, other_version
 from worker.storage.cloud.driver import MARKER, CloudDriver
 from worker.storage.cloud.error_mapping import missing_bucket
-from worker.storage.cloud.listing import inside, is_reserved, rows_of, size_of
+from worker.storage.cloud.listing import inside, is_reserved, listed_version, rows_of, size_of
 from worker.storage.cloud.metadata import NO_PROPERTIES, UNKNOWN_TIME, set_properties
 from worker.storage.cloud.object_tags import encode_tags
 from worker.storage.cloud.plain_requests import SMALL
@@ -174,15 +174,17 @@ class S3Driver(CloudDriver):
 
     def find_version(self, bucket: str, key: str) -> str | None:
         try:
-            return version_of(self._head_in_any_bucket(bucket, key).get("ETag"))
+            head = self._head_in_any_bucket(bucket, key)
         except NotFound:
             return None
+        return version_of(head.get("ETag")) or listed_version(self, bucket, key)
 
     def delete(self, bucket: str, key: str, *, condition: Match | None = None) -> bool:
         try:
-            found = version_of(self._head(bucket, key).get("ETag"))
+            head = self._head(bucket, key)
         except NotFound:
             return False
+        found = version_of(head.get("ETag")) or listed_version(self, bucket, key)
         if condition and found != condition.version:
             raise other_version(f"{self._name}: {bucket}/{key}", condition, found)
         # It is also sent to those that may ignore it: it does no harm there, and many decide it.
