@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass
 
 from worker.storage.errors import Conflict
 from worker.storage.filesystem.digest_attribute import read_digest
+from worker.storage.filesystem.inode_numbers import inode_of
 from worker.storage.filesystem.layout import (
     HIDDEN_SIDECAR,
     INTENTS,
@@ -67,7 +68,7 @@ class Intent:
 
     def names(self, found: os.stat_result) -> bool:
         """Return whether this is the data that the replacement places."""
-        return (self.inode, self.size, self.mtime_ns) == (found.st_ino, found.st_size, found.st_mtime_ns)
+        return (self.inode, self.size, self.mtime_ns) == (inode_of(found), found.st_size, found.st_mtime_ns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -456,7 +457,11 @@ def _is_still(directory: int, name: str, stat: os.stat_result) -> bool:
         found = stat_of(directory, name)
     except FileNotFoundError:
         return False
-    return (found.st_ino, found.st_dev, found.st_ctime_ns) == (stat.st_ino, stat.st_dev, stat.st_ctime_ns)
+    return _identity(found) == _identity(stat)
+
+
+def _identity(found: os.stat_result) -> tuple[int, ...]:
+    return inode_of(found), found.st_dev, found.st_ctime_ns, found.st_mtime_ns, found.st_size
 
 
 def _holds(directory: int, name: str, inode: int) -> bool:
@@ -467,7 +472,7 @@ def _holds(directory: int, name: str, inode: int) -> bool:
 
 
 def _intent_for(path: ObjectPath, stat: os.stat_result, sha256: str | None) -> Intent:
-    return Intent(path.bucket, path.key, stat.st_ino, stat.st_size, stat.st_mtime_ns, sha256)
+    return Intent(path.bucket, path.key, inode_of(stat), stat.st_size, stat.st_mtime_ns, sha256)
 
 
 def _read_intent(intents: int, name: str) -> Intent | None:

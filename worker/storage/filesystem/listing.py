@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from worker.storage.driver import ListedObject, ObjectStat
 from worker.storage.filesystem.atomic_write import is_foreign
+from worker.storage.filesystem.inode_numbers import inode_of
 from worker.storage.filesystem.layout import (
     HIDDEN_SIDECAR,
     SIDECAR,
@@ -36,7 +37,7 @@ class _Entry:
 
 def version_of(stat: os.stat_result) -> str:
     """Return the version tag of an object, which no other version of its key has."""
-    return f"{stat.st_ino:x}-{stat.st_mtime_ns:x}-{stat.st_size:x}"
+    return f"{inode_of(stat):x}-{stat.st_mtime_ns:x}-{stat.st_size:x}"
 
 
 def to_time(seconds: float) -> datetime:

@@ -1,17 +1,20 @@
 """Answers of a disk that Python does not expect are StorageErrors about one object."""
 
 import io
+import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from worker.storage import Store, Verdict
+from worker.storage import Match, Store, Verdict
 from worker.storage.config import FilesystemConfig
-from worker.storage.errors import UnexpectedAnswer
+from worker.storage.errors import PreconditionFailed, UnexpectedAnswer
+from worker.storage.filesystem import inode_numbers
 from worker.storage.filesystem.driver import FilesystemDriver
 
 YEAR_30345 = 895_437_686_400
@@ -49,3 +52,42 @@ def test_an_unforeseen_exception_of_the_disk_is_about_one_object(root: Path, mon
     (root / "photos" / "a").write_bytes(b"bytes")
     with pytest.raises(UnexpectedAnswer, match="nas: photos/a"):
         Store(driver).stat_object("photos", "a")
+
+
+def test_inode_numbers_that_change_between_two_looks_are_no_other_version(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FUSE file systems may number a file anew at each look: it is written, replaced, read and deleted all the same."""
+    looks = itertools.count(1)
+
+    def renumbered(look: Callable[..., os.stat_result]) -> Callable[..., os.stat_result]:
+        def stat(*at: Any, **how: Any) -> os.stat_result:
+            found = look(*at, **how)
+            named = {name: getattr(found, name) for name in dir(found) if name.startswith("st_")}
+            return os.stat_result([found[0], next(looks), *found[2:10]], named)
+
+        return stat
+
+    inode_numbers._are_steady.cache_clear()
+    with monkeypatch.context() as unsteady:
+        unsteady.setattr(inode_numbers, "file_system_of", lambda _: "fuse.rclone")
+        unsteady.setattr(os, "stat", renumbered(os.stat))
+        unsteady.setattr(os, "fstat", renumbered(os.fstat))
+        store = Store(FilesystemDriver("nas", FilesystemConfig(root=root)))
+        first, _ = store.write_object("photos", "a", io.BytesIO(b"one"))
+        assert store.stat_object("photos", "a").version == first.version
+        second, digest = store.write_object("photos", "a", io.BytesIO(b"two"), condition=Match(first.version))
+        with pytest.raises(PreconditionFailed):
+            store.delete_object("photos", "a", condition=Match(first.version))
+        assert store.stat_object("photos", "a").sha256 == digest.sha256
+        assert store.verify_object("photos", "a", digest).verdict is Verdict.VERIFIED
+        assert [listed.version for listed in store.list_objects("photos")] == [second.version]
+        assert store.delete_object("photos", "a", condition=Match(second.version))
+        assert not store.object_exists("photos", "a")
+    inode_numbers._are_steady.cache_clear()
+
+
+def test_the_file_system_of_a_file_is_known() -> None:
+    """Those of the kernel itself number a file once."""
+    assert inode_numbers.file_system_of(Path("/proc/self/mountinfo").stat().st_dev) == "proc"
+    assert inode_numbers.file_system_of(0) == ""
