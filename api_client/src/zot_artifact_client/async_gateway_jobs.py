@@ -75,26 +75,29 @@ class AsyncGatewayResults:
             self._waits -= 1
 
     async def ended(self, job_ids: Sequence[str]) -> Mapping[str, Snapshot]:
-        found = await asyncio.gather(*map(self.snapshot, job_ids))
-        return {id_: each for id_, each in zip(job_ids, found, strict=True) if each.state.terminal}
+        found = await asyncio.gather(*map(self._snapshot_of_wait, job_ids))
+        return {id_: each for id_, each in zip(job_ids, found, strict=True) if each is not None and each.state.terminal}
 
     async def cancel(self, job_id: str) -> bool:
         return await _in_thread(self._threads, partial(self._results.cancel, job_id))
+
+    async def _snapshot_of_wait(self, job_id: str) -> Snapshot | None:
+        return await _in_thread(self._threads, partial(self._results.snapshot_of_wait, job_id))
 
     async def _until_end(self, job_id: str, on_progress: OnAsyncProgress | None) -> Snapshot:
         started = time.monotonic()
         told: Progress | None = None
         while True:
-            found = await self.snapshot(job_id)
-            if found.state is JobState.UNKNOWN:
-                raise unknown_job(job_id)
-            if found.state.terminal:
-                return found
-            if on_progress is not None and found.progress is not None and found.progress != told:
-                told = found.progress
-                awaited = on_progress(told)
-                if inspect.isawaitable(awaited):
-                    await awaited
+            if (found := await self._snapshot_of_wait(job_id)) is not None:
+                if found.state is JobState.UNKNOWN:
+                    raise unknown_job(job_id)
+                if found.state.terminal:
+                    return found
+                if on_progress is not None and found.progress is not None and found.progress != told:
+                    told = found.progress
+                    awaited = on_progress(told)
+                    if inspect.isawaitable(awaited):
+                        await awaited
             await asyncio.sleep(pause_of(time.monotonic() - started, self._waits))
 
 

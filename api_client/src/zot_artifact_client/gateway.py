@@ -38,6 +38,10 @@ AnswerT = TypeVar("AnswerT")
 TIMEOUT = 60.0
 """Seconds without a byte from the gateway after which a request has failed: it tries several stores meanwhile."""
 _TRIES = 5
+_TRIES_OF_BYTES = 9
+"""Of a part of a transfer, which goes on after a restart of the gateway: with their pauses they take half a minute."""
+_AWAY = 60.0
+"""Seconds for which waits go on while a gateway that has answered before does not answer."""
 _FIRST_PAUSE = 0.2
 _LONGEST_PAUSE = 10.0
 _MOST_IDLE = 8
@@ -66,7 +70,6 @@ _BY_STATUS: dict[int, type[ClientError]] = {
     HTTPStatus.FORBIDDEN: NotAllowed,
     HTTPStatus.NOT_FOUND: ArtifactNotFound,
     HTTPStatus.PRECONDITION_FAILED: ArtifactChanged,
-    HTTPStatus.BAD_GATEWAY: NoGoodCopy,
 }
 _AGAIN = {
     HTTPStatus.REQUEST_TIMEOUT,
@@ -112,6 +115,8 @@ class Gateway:
         self._token = token
         self._timeout = timeout
         self._closed = False
+        self._answered = False
+        self._away_since: float | None = None
         self._idle: PerProcess[list[http.client.HTTPConnection]] = PerProcess(list)
 
     def query(self, spec: TaskSpec[Any, ResultT], request: Message) -> ResultT:
@@ -135,11 +140,12 @@ class Gateway:
         read: Callable[[Any], AnswerT],
         headers: Mapping[str, str] | None = None,
         again: bool = True,
+        of_bytes: bool = False,
     ) -> AnswerT:
         """Return what `read` makes of the JSON that the gateway answers.
 
         A request that the gateway refuses as one too many (429) is repeated; with `again` also one that may have
-        arrived.
+        arrived, and with `of_bytes` for as long as the parts of a transfer.
 
         Raises:
             GatewayUnavailable: it cannot be reached, cannot serve now, or answers what no gateway does.
@@ -155,7 +161,8 @@ class Gateway:
         def exchange() -> AnswerT:
             return self._exchange(method, path, given, sent, take)
 
-        return self._repeatedly(exchange, tries=_TRIES if again else 1, tries_if_refused=_TRIES)
+        most = _TRIES_OF_BYTES if of_bytes else _TRIES
+        return self._repeatedly(exchange, tries=most if again else 1, tries_if_refused=most)
 
     def fetch(self, path: str, into: memoryview, offset: int, tag: str) -> None:
         """Fill a buffer with the bytes from `offset` of the content that has this SHA-256. They are not verified here.
@@ -176,7 +183,7 @@ class Gateway:
                     raise http.client.IncompleteRead(b"", len(into) - done)
                 done += count
 
-        self._repeatedly(lambda: self._exchange("GET", path, headers, None, take), tries=_TRIES)
+        self._repeatedly(lambda: self._exchange("GET", path, headers, None, take), tries=_TRIES_OF_BYTES)
 
     def stream(self, path: str, tag: str, give: Callable[[memoryview], object]) -> None:
         """Give all bytes of the content that has this SHA-256 to a function, once, in pieces. Raise as `fetch`."""
@@ -215,6 +222,10 @@ class Gateway:
 
         return self._repeatedly(lambda: self._exchange("HEAD", path, {}, None, take), tries=_TRIES)
 
+    def is_away_for_moments(self) -> bool:
+        """Return whether the gateway, which has answered before, has not answered since less than a minute ago."""
+        return self._answered and self._away_since is not None and time.monotonic() - self._away_since < _AWAY
+
     def close(self) -> None:
         """Close the connections of this process; one that is in use is closed after its answer."""
         self._closed = True
@@ -241,18 +252,27 @@ class Gateway:
         while True:
             number += 1
             try:
-                return exchange()
+                found = exchange()
             except _TryAgain as asked:
+                self._failed()
                 most = (tries_if_refused or tries) if asked.refused else tries
                 if self._closed or number >= most:
                     raise asked.error from None
                 time.sleep(min(_LONGEST_PAUSE, asked.seconds if asked.seconds is not None else pause))
             except (OSError, http.client.HTTPException) as error:
+                self._failed()
                 if self._closed or number >= tries:
                     line = tls_fault(error, trust=TRUST) or next(iter(str(error).splitlines()), type(error).__name__)
                     raise GatewayUnavailable(f"gateway {self.url} cannot be reached: {bounded(line)}") from error
                 time.sleep(pause)
+            else:
+                self._answered, self._away_since = True, None
+                return found
             pause = min(_LONGEST_PAUSE, 2 * pause)
+
+    def _failed(self) -> None:
+        if self._away_since is None:
+            self._away_since = time.monotonic()
 
     def _exchange(
         self,
@@ -273,7 +293,8 @@ class Gateway:
             response = connection.getresponse()
             if response.status not in _OK:
                 error = _error_of(response, self.url)
-                if response.status in _AGAIN:
+                behind_proxy = response.status == HTTPStatus.BAD_GATEWAY and isinstance(error, GatewayUnavailable)
+                if response.status in _AGAIN or behind_proxy:
                     refused = response.status == HTTPStatus.TOO_MANY_REQUESTS
                     wish = read_retry_after(response.getheader("Retry-After"), datetime.now(UTC))
                     raise _TryAgain(error, wish, refused=refused)

@@ -20,7 +20,13 @@ from zot_artifact_client.contract import (
     StatusResult,
     TaskSpec,
 )
-from zot_artifact_client.errors import ClientError, InvalidRequest, UnknownJob
+from zot_artifact_client.errors import (
+    BrokerUnavailable,
+    ClientError,
+    GatewayUnavailable,
+    InvalidRequest,
+    UnknownJob,
+)
 from zot_artifact_client.gateway import Gateway
 from zot_artifact_client.job import OnProgress, wait_timeout
 from zot_artifact_client.job_ids import choose_ids, scoped_key
@@ -94,6 +100,15 @@ class GatewayResults:
     def snapshot(self, job_id: str) -> Snapshot:
         return recorded_snapshot(self.status(job_id))
 
+    def snapshot_of_wait(self, job_id: str) -> Snapshot | None:
+        """Return the state of a job that is waited for, None while the gateway is away for less than a minute."""
+        try:
+            return self.snapshot(job_id)
+        except (GatewayUnavailable, BrokerUnavailable):
+            if self._gateway.is_away_for_moments():
+                return None
+            raise
+
     def wait_for_end(self, job_id: str, timeout: float | None, on_progress: OnProgress | None) -> Snapshot:
         with self._lock.get():
             self._waits += 1
@@ -107,23 +122,27 @@ class GatewayResults:
         started = time.monotonic()
         told: Progress | None = None
         while True:
-            found = self.snapshot(job_id)
-            if found.state is JobState.UNKNOWN:
-                raise unknown_job(job_id)
-            if found.state.terminal:
-                return found
-            if on_progress is not None and found.progress is not None and found.progress != told:
-                told = found.progress
-                on_progress(told)
+            found = self.snapshot_of_wait(job_id)
             age = time.monotonic() - started
-            if timeout is not None and age >= timeout:
+            is_over = timeout is not None and age >= timeout
+            if found is None and is_over:
+                found = self.snapshot(job_id)
+            if found is not None:
+                if found.state is JobState.UNKNOWN:
+                    raise unknown_job(job_id)
+                if found.state.terminal:
+                    return found
+                if on_progress is not None and found.progress is not None and found.progress != told:
+                    told = found.progress
+                    on_progress(told)
+            if is_over:
                 raise wait_timeout(job_id, timeout)
             pause = pause_of(age, self._waits)
             time.sleep(pause if timeout is None else min(pause, timeout - age))
 
     def ended(self, job_ids: Sequence[str]) -> Mapping[str, Snapshot]:
-        found = {id_: self.snapshot(id_) for id_ in job_ids}
-        return {id_: each for id_, each in found.items() if each.state.terminal}
+        found = {id_: self.snapshot_of_wait(id_) for id_ in job_ids}
+        return {id_: each for id_, each in found.items() if each is not None and each.state.terminal}
 
     def cancel(self, job_id: str) -> bool:
         try:

@@ -58,7 +58,7 @@ def send_parts(gateway: Gateway, upload: str, file: FileIO, on_progress: OnProgr
     path, pause, rounds = f"/v1/uploads/{quote(upload, safe='')}/parts", _FIRST_PAUSE, _ROUNDS
     before, failed = -1, None
     while True:
-        missing = gateway.ask("POST", path, read=_Missing.read)
+        missing = gateway.ask("POST", path, read=_Missing.read, of_bytes=True)
         if missing.complete:
             return upload
         if missing.done <= before:

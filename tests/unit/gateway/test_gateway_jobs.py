@@ -1,5 +1,6 @@
 """Jobs over the gateway: enqueue, show, follow, cancel; each only with a token for its artifact."""
 
+import asyncio
 import json
 from datetime import datetime, timedelta
 from typing import Any
@@ -9,12 +10,17 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
+from tests.servers.proxy import Fault, FaultyProxy, Request, Reset, Say
 from tests.unit.gateway.conftest import Gateway
+from tests.unit.gateway.test_client_bytes import token
+from tests.waiting import WITHIN
 from worker import clock
 from worker.catalogue import Leased
 from worker.gateway.access import TokenVerb
 from worker.gateway.services import Services
-from zot_artifact_client.contract import VERIFY, JobState
+from zot_artifact_client import ArtifactClient, AsyncArtifactClient
+from zot_artifact_client.contract import VERIFY, JobState, VerifyRequest, VerifyResult
+from zot_artifact_client.errors import GatewayUnavailable
 from zot_artifact_client.job_ids import choose_id
 from zot_artifact_client.outgoing_messages import Outgoing
 
@@ -58,6 +64,67 @@ def test_a_job_is_sent_shown_and_ends(gateway: Gateway) -> None:
     work(gateway, sent.json(), asked, {"copies": []})
     shown = client.get(place).json()
     assert (shown["state"], shown["result"]) == ("succeeded", {"copies": []})
+
+
+AWAY = {
+    "killed": Reset(),
+    "restarted behind a proxy": Say(502, b"<html></html>", {"Content-Type": "text/html"}),
+    "without its broker": Say(503, b'{"type": "urn:zot-artifacts:BrokerUnavailable", "detail": "no broker"}'),
+}
+
+
+@pytest.mark.parametrize("fault", AWAY.values(), ids=AWAY.keys())
+@pytest.mark.parametrize("many", [False, True])
+def test_a_wait_outlives_a_gateway_that_is_away(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, fault: Fault, *, many: bool
+) -> None:
+    """A gateway that was killed takes seconds to be back: a wait of a client that it has answered goes on meanwhile."""
+    monkeypatch.setattr("zot_artifact_client.gateway._FIRST_PAUSE", 0.01)
+    refused: list[str] = []
+
+    def away(request: Request) -> Fault:
+        if request.method == "GET" and len(refused) < 12:
+            refused.append(request.path)
+            return fault
+        return None
+
+    asked = VerifyRequest(bucket="releases", key="app.tgz")
+
+    def end(id_: str) -> None:
+        refused.clear()
+        result = VerifyResult(bucket="releases", key="app.tgz", version=1, size=3, sha256="0" * 64, copies=())
+        work(gateway, {"job": id_, "kind": "verify"}, asked.model_dump(mode="json"), result.model_dump(mode="json"))
+
+    with FaultyProxy(httpx.URL(gateway.url).port or 0, away) as proxy:
+        way: dict[str, Any] = {"gateway": f"http://127.0.0.1:{proxy.port}", "token": token(gateway)}
+        with ArtifactClient(**way) as client:
+            jobs = client.submit_many([asked])
+            end(jobs[0].id)
+            found = jobs.wait(WITHIN)[0] if many else jobs[0].wait(WITHIN)
+            assert (found.copies, len(refused)) == ((), 12)
+
+        async def scene() -> None:
+            async with AsyncArtifactClient(**way) as client:
+                jobs = await client.submit_many([asked])
+                end(jobs[0].id)
+                found = (await jobs.wait(WITHIN))[0] if many else await jobs[0].wait(WITHIN)
+                assert (found.copies, len(refused)) == ((), 12)
+
+        asyncio.run(scene())
+
+
+def test_a_wait_ends_when_the_gateway_stays_away(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a minute, or at the end of its own time, it raises what is wrong with the gateway."""
+    monkeypatch.setattr("zot_artifact_client.gateway._FIRST_PAUSE", 0.01)
+    with FaultyProxy(httpx.URL(gateway.url).port or 0, lambda each: Reset() if each.method == "GET" else None) as proxy:
+        way: dict[str, Any] = {"gateway": f"http://127.0.0.1:{proxy.port}", "token": token(gateway)}
+        with ArtifactClient(**way) as client:
+            job = client.verify("releases", "app.tgz")
+            with pytest.raises(GatewayUnavailable):
+                job.wait(0.1)
+            monkeypatch.setattr("zot_artifact_client.gateway._AWAY", 0.0)
+            with pytest.raises(GatewayUnavailable):
+                job.wait()
 
 
 def test_a_job_tells_no_key_that_the_token_is_not_for(gateway: Gateway) -> None:
