@@ -24,7 +24,9 @@ from zot_artifact_client.connection import (
     first_line,
     is_rabbitmq,
     is_redis,
+    passing_fault,
     takes_no_writes,
+    what_it_does,
     without_credentials,
 )
 from zot_artifact_client.contract import Queue
@@ -87,6 +89,8 @@ def _result_backend(url: str) -> Check:
 def _unreachable(title: str, url: str, error: Exception, setting: str) -> Check:
     """Return the check of a server that does not answer; `setting` is empty for the broker of `zot-artifacts up`."""
     name = without_credentials(url)
+    if passing := passing_fault(error):  # it names its own way out
+        return Check(title, "unknown", f"{name}: {passing}")
     if fault := broker_fault(error, url):
         return Check(title, "unknown", f"{name}: {fault}", f"correct {setting}" if setting else None)
     way_out = f"start it, or correct {setting}" if setting else "start `zot-artifacts up`"
@@ -100,7 +104,7 @@ def _queues(url: str) -> Check:
     try:
         waiting = waiting_messages(url, [queue.value for queue in Queue])
     except Exception as error:  # noqa: BLE001 - each transport raises other errors
-        return Check("queues", "unknown", f"no answer: {first_line(error)}")
+        return Check("queues", "unknown", f"the broker {what_it_does(error, url)}")
     told = [
         f"{counted(each.count, 'message')} in {name}{f', the oldest since {moment(each.since)}' if each.since else ''}"
         for name, each in waiting.items()
@@ -140,7 +144,7 @@ def _workers(url: str, paused: set[str]) -> Check:
     try:
         answers = app.control.inspect(timeout=2).active_queues() or {}
     except Exception as error:  # noqa: BLE001 - each transport raises other errors
-        return Check("workers", "unknown", f"no answer: {first_line(error)}")
+        return Check("workers", "unknown", f"the broker {what_it_does(error, url)}")
     finally:
         app.close()
     start = "start `zot-artifacts up`, or `celery -A worker.app worker"
@@ -166,7 +170,7 @@ def beat_check(settings: Settings) -> Check:
     except NoBroker as error:
         return Check("beat", "unknown", str(error))
     except redis.RedisError as error:
-        return Check("beat", "unknown", f"no answer: {first_line(error)}")
+        return Check("beat", "unknown", f"the result backend {what_it_does(error, settings.results_url)}")
     if passed is None:
         return Check("beat", "bad", "no tick of the last hour is recorded", way_out)
     if passed > _BEAT_WITHIN:

@@ -20,6 +20,7 @@ from worker.limits.shared_redis import redis_of_results
 from worker.settings import Settings, load_settings
 from worker.settings.model import NoBroker
 from zot_artifact_client.broker_urls import ServerUrl, parse_url, redis_client
+from zot_artifact_client.connection import unavailable
 
 _ANSWERS_WITHIN = 5.0
 _TRIES = 2
@@ -106,8 +107,10 @@ def _worker(settings: Settings, node: str) -> Health:
             return _asked(app, server, settings, node)
         finally:
             app.close()
-    except (NoBroker, redis.RedisError, OperationalError, OSError) as error:
-        return Health(good=False, detail=f"the broker does not answer: {type(error).__name__}", known=False)
+    except NoBroker as error:
+        return Health(good=False, detail=str(error), known=False)
+    except (redis.RedisError, OperationalError, OSError) as error:
+        return Health(good=False, detail=str(unavailable(error, "broker", settings.broker_url)), known=False)
 
 
 def _asked(app: Celery, server: ServerUrl, settings: Settings, node: str) -> Health:

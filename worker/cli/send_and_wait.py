@@ -67,9 +67,9 @@ class Sender:
                 return self.client.submit(spec, request, idempotency_key=self.key)
             return self.client.submit(spec, request, job_id=job_id)
         except BrokerUnavailable as error:
-            from zot_artifact_client.connection import broker_fault  # it imports Celery
+            from zot_artifact_client.connection import broker_fault, passing_fault  # it imports Celery
 
-            if broker_fault(error, self.session.settings.broker_url):  # it names its own way out
+            if passing_fault(error) or broker_fault(error, self.session.settings.broker_url):  # it names its way out
                 raise
             raise BrokerUnavailable(f"{error}; {way_out_of_broker(self.session.settings, error)}") from error
         except KeyboardInterrupt:

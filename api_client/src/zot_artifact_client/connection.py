@@ -13,7 +13,16 @@ from urllib.parse import parse_qsl
 from celery import Celery
 from celery.exceptions import BackendError
 from kombu.exceptions import KombuError
-from redis.exceptions import AuthenticationError, NoPermissionError, OutOfMemoryError, RedisError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    MasterDownError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 
 from zot_artifact_client.broker_urls import RABBITMQ_SCHEMES, REDIS_SCHEMES, parse_result_url, parse_url
 from zot_artifact_client.errors import BrokerUnavailable
@@ -34,6 +43,12 @@ _CLOSED = ("connection closed by server", "server unexpectedly closed connection
 """How redis-py and amqp say that a server closed the connection: one that expects TLS does so if it gets none."""
 _FULL = re.compile(r"(?:^|caused error: )(OOM|MISCONF|NOREPLICAS|READONLY)\b")
 """What a Redis answers that takes no writes for now, alone and in a pipeline, where redis-py puts the command first."""
+_PASSING = {
+    BusyLoadingError: "it reads its data after its start: try again when it has",
+    MasterDownError: "it is a replica that has lost its primary: try again when that is back, or correct its URL",
+    ReadOnlyError: "it is a replica, which takes no writes: try again after the failover, or name the primary",
+}
+"""What is wrong with a Redis that answers and does not serve, and the way out."""
 
 
 def celery_app(backend: str, **settings: Any) -> Celery:
@@ -88,12 +103,27 @@ def broker_errors(what: str, url: str) -> Iterator[None]:
 
 def unavailable(error: BaseException, what: str, url: str) -> BrokerUnavailable:
     """Return the error that names a server without its credentials, and what is wrong; it may ask the server."""
-    fault = "takes no writes now" if takes_no_writes(error) else "cannot be reached"
-    if any(isinstance(each, NoPermissionError) for each in causes(error)):
-        fault = "refuses this"
-    return BrokerUnavailable(
-        f"{what} {without_credentials(url)} {fault}: {broker_fault(error, url) or first_line(error)}"
-    )
+    return BrokerUnavailable(f"{what} {without_credentials(url)} {what_it_does(error, url)}")
+
+
+def what_it_does(error: BaseException, url: str) -> str:
+    """Return what a server does in place of serving, and why, for behind its name; it may ask the server."""
+    found = list(causes(error))
+    if takes_no_writes(error):
+        does = "takes no writes now"
+    elif any(isinstance(each, NoPermissionError | AuthenticationError) for each in found):
+        does = "refuses this"
+    elif any(isinstance(each, ResponseError | BusyLoadingError) for each in found):
+        does = "does not serve this now"
+    else:
+        does = "cannot be reached"
+    return f"{does}: {passing_fault(error) or broker_fault(error, url) or first_line(error)}"
+
+
+def passing_fault(error: BaseException) -> str | None:
+    """Return why a Redis that answers does not serve for now, and the way out; None if it is something else."""
+    found = list(causes(error))
+    return next((told for kind, told in _PASSING.items() if any(isinstance(each, kind) for each in found)), None)
 
 
 def first_line(error: BaseException) -> str:
@@ -111,7 +141,7 @@ def takes_no_writes(error: BaseException) -> bool:
 
 def is_write_refused(error: BaseException | None) -> bool:
     """Return whether this error itself is Redis refusing what it accepts when it has room again."""
-    if isinstance(error, OutOfMemoryError):
+    if isinstance(error, OutOfMemoryError | ReadOnlyError):  # redis-py strips the word that tells them
         return True
     return isinstance(error, ResponseError) and _FULL.search(str(error)) is not None
 

@@ -6,7 +6,7 @@ import threading
 import pytest
 import redis
 
-from zot_artifact_client.connection import broker_fault, is_write_refused
+from zot_artifact_client.connection import broker_fault, is_write_refused, unavailable
 
 REFUSED = "MISCONF Errors writing to the AOF file: No space left on device"
 IN_A_PIPELINE = "Command # 1 (ZADD unacked_index 1.0 tag) of pipeline caused error: "
@@ -21,10 +21,32 @@ def test_a_full_disk_and_a_failover_are_refused_writes(error):
 def test_no_memory_is_a_refused_write_and_any_other_error_is_not():
     """An error whose text only quotes the word for such an error is another error."""
     assert is_write_refused(redis.OutOfMemoryError("command not allowed"))
+    assert is_write_refused(redis.exceptions.ReadOnlyError("You can't write against a read only replica."))
     assert not is_write_refused(redis.ResponseError("ERR unknown command 'MISCONF x'"))
     assert not is_write_refused(
         redis.ResponseError("Command # 1 (SET MISCONF 1) of pipeline caused error: WRONGTYPE x")
     )
+
+
+@pytest.mark.parametrize(
+    "error, told",
+    [
+        (
+            redis.BusyLoadingError("Redis is loading the dataset in memory"),
+            "does not serve this now: it reads its data",
+        ),
+        (redis.exceptions.MasterDownError("Link with MASTER is down"), "does not serve this now: it is a replica"),
+        (redis.exceptions.ReadOnlyError("You can't write"), "takes no writes now: it is a replica"),
+        (redis.ResponseError("ERR unknown command"), "does not serve this now: ERR unknown command"),
+        (redis.AuthenticationError("x"), "refuses this: it requires a password"),
+        (redis.exceptions.NoPermissionError("x"), "refuses this: its ACL"),
+        (redis.ConnectionError("Error 111 connecting"), "cannot be reached: Error 111"),
+    ],
+)
+def test_a_broker_that_answers_an_error_is_not_said_to_be_away(error, told):
+    """Only a broker to which there is no connection cannot be reached."""
+    message = str(unavailable(error, "broker", "redis://127.0.0.1:1/0"))
+    assert message.startswith(f"broker redis://127.0.0.1:1/0 {told}")
 
 
 def test_a_broker_that_closes_connections_expects_tls_only_if_it_speaks_it():
