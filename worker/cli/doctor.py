@@ -27,9 +27,14 @@ from worker.cli.stores import bad_copies, unconfigured, way_out_of_unconfigured
 from worker.counted import counted
 from worker.limits.circuit_breaker import OpenBreaker
 from worker.settings.model import Settings, load_settings
-from worker.settings.private_data_directory import private_paths, readable_by_others
+from worker.settings.private_data_directory import (
+    make_room,
+    private_paths,
+    readable_by_others,
+    way_out_of_home,
+)
 from worker.storage.config import FilesystemConfig
-from worker.storage.errors import HoldNotOffered, StorageError
+from worker.storage.errors import HoldNotOffered, OutOfSpace, StorageError
 from worker.storage.identity import OtherStore, SameStore, indistinguishable
 from worker.storage.keys import PROBE_BUCKET
 from worker.storage.probe import PROBE, probe
@@ -116,7 +121,8 @@ def _home(settings: Settings) -> Check:
         with tempfile.TemporaryFile(dir=settings.home) as file:
             file.write(PROBE)
     except OSError as error:
-        return Check(name, "bad", f"{settings.home}: {error.strerror}", "set ZOT_HOME to one that works")
+        detail = f"{settings.home} cannot be used: {error.strerror}"
+        return Check(name, "bad", detail, way_out_of_home(settings.home, error))
     own_stores = [
         store.root
         for store in settings.stores.values()
@@ -242,13 +248,20 @@ def _store(session: Session, name: str, breaker: OpenBreaker | None) -> Check:
         detail = error.message.removeprefix(f"{name}: ")
         if breaker:
             return Check(title, "unknown", f"{detail}; {breaker}", way_out_of_breaker(name))
-        return Check(title, "unknown", detail, f"see `stores.{name}` in the settings")
+        return Check(title, "unknown", detail, _way_out(session.settings, name, error))
     if fault:
         return Check(title, "bad", fault.removeprefix(f"{name}: "), "do not rely on it before that is repaired")
     if breaker:
         return Check(title, "bad", str(breaker), "it answers here now: `zot-artifacts sweep probe` closes the breaker")
     detail = f"{session.settings.stores[name].type}: writes, reads, verifies, lists and deletes"
     return Check(title, "good", detail, "; ".join(advice) or None)
+
+
+def _way_out(settings: Settings, name: str, error: StorageError) -> str:
+    config = settings.stores[name]
+    if isinstance(error, OutOfSpace) and isinstance(config, FilesystemConfig):
+        return make_room(config.root)
+    return f"see `stores.{name}` in the settings"
 
 
 def _twins(settings: Settings) -> Iterator[Check]:

@@ -10,6 +10,7 @@ from worker.cli.output import AsJson, note, out, print_json, say
 from worker.embedded.append_only_file import DamagedBroker
 from worker.embedded.supervisor import FLOWER_USER, NotReady, Running, UpOptions, run
 from worker.settings import load_settings
+from worker.settings.private_data_directory import way_out_of_home
 
 
 def up(
@@ -51,7 +52,8 @@ def up(
     except (NotReady, DamagedBroker) as error:
         raise Failure(str(error), Status.BAD, type_=type(error).__name__) from error
     except OSError as error:
-        message = f"the data directory {settings.home} cannot be used: {error}; set ZOT_HOME to one that can"
+        way_out = way_out_of_home(settings.home, error)
+        message = f"the data directory {settings.home} cannot be used: {error}; {way_out}"
         raise Failure(message, Status.USAGE, type_="SettingsError") from error
 
 

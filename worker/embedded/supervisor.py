@@ -20,6 +20,7 @@ from worker.counted import counted
 from worker.embedded import valkey
 from worker.embedded.processes import Children, Program, StopRequested
 from worker.settings import Settings, SettingsError
+from worker.settings.private_data_directory import way_out_of_home
 from zot_artifact_client.broker_urls import parse_url
 from zot_artifact_client.contract import Queue
 from zot_artifact_client.contract.queues import queues
@@ -115,8 +116,8 @@ def _make_logs(logs: Path) -> None:
                 raise PermissionError(errno.EACCES, "Permission denied", str(directory))
     except OSError as error:
         raise SettingsError(
-            f"the data directory {logs.parent} cannot be used: {error.filename}: {error.strerror}; set ZOT_HOME to one "
-            "that this user can write"
+            f"the data directory {logs.parent} cannot be used: {error.filename}: {error.strerror}; "
+            f"{way_out_of_home(logs.parent, error)}"
         ) from error
 
 

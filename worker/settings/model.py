@@ -24,7 +24,14 @@ from pydantic_settings import SettingsError as SourceError
 from worker.input_files import read_input, special_kind
 from worker.settings.alarms import AlarmSettings, JobReceiverSettings, JobWebhookSettings
 from worker.settings.budgets import Budget, Prices
-from worker.settings.private_data_directory import OWN_FOLDERS, make_files_private, no_file, out_of_place, tighten
+from worker.settings.private_data_directory import (
+    OWN_FOLDERS,
+    make_files_private,
+    no_file,
+    out_of_place,
+    tighten,
+    way_out_of_home,
+)
 from worker.settings.section_models import (
     BatchSettings,
     BreakerSettings,
@@ -428,7 +435,7 @@ class Settings(BaseSettings):
             what = "there is another kind of file" if isinstance(error, FileExistsError) else error.strerror
             at = f"{error.filename}: " if error.filename not in {None, str(self.home)} else ""
             raise SettingsError(
-                f"the data directory {self.home} cannot be used: {at}{what}; set ZOT_HOME to one that can"
+                f"the data directory {self.home} cannot be used: {at}{what}; {way_out_of_home(self.home, error)}"
             ) from error
 
 

@@ -1,5 +1,6 @@
 """Make the files in the data directory private to the worker's user."""
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -59,6 +60,17 @@ def tighten(home: Path) -> None:
             continue  # `doctor` reports it
         finally:
             os.close(fd)
+
+
+def way_out_of_home(home: Path, error: OSError) -> str:
+    """Return what to do about a data directory that cannot be used: a full disk needs room, and no other directory."""
+    return make_room(home) if error.errno in {errno.ENOSPC, errno.EDQUOT} else "set ZOT_HOME to one that can"
+
+
+def make_room(path: Path) -> str:
+    """Return what to do about a full disk, which is named by the place where it is mounted."""
+    disk = next((above for above in (path, *path.parents) if above.is_mount()), Path("/"))
+    return f"make room on the disk that is mounted at {disk}"
 
 
 def readable_by_others(paths: list[Path]) -> list[tuple[Path, int]]:

@@ -1,0 +1,45 @@
+"""`doctor` on a full disk."""
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.faults.test_filesystem_crash import small_disk
+from worker import cli
+from worker.cli.session import open_session
+from worker.settings import load_settings
+
+__all__ = ["small_disk"]
+
+
+@pytest.mark.parametrize("what", ["data directory", "store nas"])
+def test_a_full_disk_is_named_with_the_way_out(
+    what: str,
+    small_disk: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Another ZOT_HOME would be another catalogue: the disk that is full needs room."""
+    home, nas = (small_disk if what == each else tmp_path for each in ("data directory", "store nas"))
+    monkeypatch.setenv("ZOT_HOME", str(home / "home"))
+    monkeypatch.setenv("ZOT_STORES", json.dumps({"nas": {"type": "filesystem", "root": str(nas / "nas")}}))
+    (nas / "nas").mkdir()
+    open_session(load_settings()).close()
+    with (small_disk / "full").open("wb", buffering=0) as file:
+        fill(file.fileno())
+    cli.run(["doctor", "--json"])
+    check = next(each for each in json.loads(capsys.readouterr().out)["checks"] if each["name"] == what)
+    assert "No space left on device" in check["detail"]
+    assert check["way_out"] == f"make room on the disk that is mounted at {small_disk}"
+
+
+def fill(file: int) -> None:
+    """Write to a file until its disk is full."""
+    for size in (65536, 1):
+        with suppress(OSError):
+            while os.write(file, bytes(size)):
+                pass
