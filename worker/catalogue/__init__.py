@@ -1,6 +1,6 @@
 """The catalogue: the SQL database of artifacts, copies, jobs and the verification log; there is no SQL outside it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 
@@ -205,17 +205,18 @@ __all__ = [
 class Catalogue:
     """The catalogue in one database. One instance serves one process."""
 
-    def __init__(self, url: str, *, create: bool = True) -> None:
+    def __init__(self, url: str, *, create: bool = True, on_wait: Callable[[], object] | None = None) -> None:
         """Open the catalogue at this SQLAlchemy URL and bring its tables up to date.
 
-        `create`: make one where there is none.
+        `create`: make one where there is none. `on_wait`: called from a thread when a transaction has waited for two
+        seconds until it may write.
 
         Raises:
             CatalogueUnavailable: it cannot be reached.
             NoCatalogue: there is none, and it is not to be made.
             CatalogueError: it cannot be used.
         """
-        self._database = Database(url, create=create)
+        self._database = Database(url, create=create, on_wait=on_wait)
         self.identity = self._database.identity
 
     def fenced(self, job: str, fence: int) -> "Catalogue":

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Timer
 from time import monotonic
 from types import ModuleType
 from typing import Any
@@ -54,6 +55,8 @@ class FileIdentity:
 
 _MOST_IDLE = 8
 """Connections of a process that stay open between transactions, where that is safe."""
+TOLD_AFTER = 2.0
+"""Seconds that a transaction waits for its turn to write until `on_wait` is called."""
 _IDENTITY = "SELECT id FROM catalogue_identity"
 
 
@@ -131,8 +134,9 @@ class Database:
     are lost, and a new file has none. So does a connection to a server's database that is another catalogue.
     """
 
-    def __init__(self, url: str, *, create: bool = True) -> None:
+    def __init__(self, url: str, *, create: bool = True, on_wait: Callable[[], object] | None = None) -> None:
         self.engine = open_engine(url)
+        self._on_wait = on_wait
         self._dialect = _dialect(self.engine)
         self._idle: list[Connection] = []
         self._file: FileIdentity | None = None
@@ -186,8 +190,17 @@ class Database:
             raise CatalogueUnavailable(f"catalogue {_named(self.engine.url)}: {error.strerror}") from error
 
     def _begin_write(self, connection: Connection, *, wait: bool = True) -> bool:
-        began: bool = self._dialect.begin_write(connection, wait=wait)
-        return began
+        if self._on_wait is None or not wait:
+            began: bool = self._dialect.begin_write(connection, wait=wait)
+            return began
+        told = Timer(TOLD_AFTER, self._on_wait)
+        told.daemon = True
+        told.start()
+        try:
+            self._dialect.begin_write(connection)
+        finally:
+            told.cancel()
+        return True
 
     @contextmanager
     def _transaction(

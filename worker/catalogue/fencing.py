@@ -32,6 +32,7 @@ class FencedDatabase(Database):
     def __init__(self, database: Database, job: str, fence: int) -> None:
         self.engine, self.identity, self._file = database.engine, database.identity, database._file  # noqa: SLF001
         self._dialect, self._idle = database._dialect, database._idle  # noqa: SLF001
+        self._on_wait = database._on_wait  # noqa: SLF001
         self._job, self._held = job, {"job": job, "token": fence}
 
     def _begin_write(self, connection: Connection, *, wait: bool = True) -> bool:

@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 from worker.catalogue import Artifact, Catalogue, JobRecord, expected_identity
 from worker.cli.errors import Failure, Status, suggestion
+from worker.cli.output import note
 from worker.settings import Settings, load_settings
 from worker.storage.configured_stores import Stores
 from worker.storage.errors import NotFound
@@ -135,10 +136,14 @@ def opened(*, existing: bool = False, sends: bool = False) -> Iterator[Session]:
 def open_session(settings: Settings) -> Session:
     """Open the catalogue and the stores of these settings; the caller closes the session."""
     settings.prepare()
-    catalogue = Catalogue(settings.catalogue_url)
+    catalogue = Catalogue(settings.catalogue_url, on_wait=_tell_wait)
     known_ids = catalogue.store_identities(settings.stores, settings.broker_file.parent)
     stores = Stores(settings.stores, spool_dir=settings.spool_dir, known_ids=known_ids)
     return Session(settings, catalogue, stores)
+
+
+def _tell_wait() -> None:
+    note("another program keeps the catalogue locked, such as a backup or an open transaction in a shell: waiting")
 
 
 def has_catalogue(settings: Settings) -> bool:
