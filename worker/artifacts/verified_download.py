@@ -3,16 +3,16 @@
 import logging
 import tempfile
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextvars import copy_context
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import IO
 from uuid import uuid4
 
-from worker.catalogue import Artifact, Copy
+from worker.artifacts.reading_order import AvoidedStores, reading_order
+from worker.catalogue import Artifact
 from worker.context import Context
 from worker.limits.limited_store import LimitedStore
 from worker.limits.snooze import Snooze
@@ -21,8 +21,6 @@ from worker.storage.integrity.manifest import Chunk
 
 logger = logging.getLogger(__name__)
 
-_AVOIDED_FOR = 30.0
-"""Seconds for which a store that did not answer is tried last: its SDK takes seconds until it gives up."""
 _PATIENCE = 10.0
 """Seconds for a chunk after which the next store is asked for it too: a silent one costs a minute, a slow one more."""
 _PIECE = 4 * 1024 * 1024
@@ -34,24 +32,6 @@ class NoGoodCopy(PermanentError):
 
 class CopyUnreadable(Unavailable):
     """No copy gave the right bytes, and at least one may do so later."""
-
-
-@dataclass(slots=True)
-class AvoidedStores:
-    """The stores that failed a moment ago; safe for threads."""
-
-    _until: dict[str, float] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def add(self, store: str) -> None:
-        """Record that a store failed: it is tried last for some seconds."""
-        with self._lock:
-            self._until[store] = time.monotonic() + _AVOIDED_FOR
-
-    def has(self, store: str) -> bool:
-        """Return whether a store is to be tried last."""
-        with self._lock:
-            return self._until.get(store, 0.0) > time.monotonic()
 
 
 @dataclass(slots=True)
@@ -118,17 +98,7 @@ class VerifiedDownload:
             and copy.store in self._context.settings.stores
             and self._context.pauses.of_store(copy.store) is None
         ]
-        local = {copy.store: self._is_local(copy.store) for copy in usable}
-
-        order = list(self._context.settings.stores)
-
-        def rank(copy: Copy) -> tuple[bool, bool, bool, int]:
-            return not copy.state.good, self._avoided.has(copy.store), not local[copy.store], order.index(copy.store)
-
-        return [copy.store for copy in sorted(usable, key=rank)]
-
-    def _is_local(self, store: str) -> bool:
-        return self._context.settings.stores[store].type == "filesystem"
+        return [copy.store for copy in reading_order(usable, self._context.settings.stores, self._avoided)]
 
     def _chunk(self, chunk: Chunk) -> bytes | bytearray:
         """Return a chunk from the first store that has it right; the next one is asked too where one is slow."""

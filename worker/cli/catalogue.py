@@ -6,6 +6,7 @@ import io
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -32,6 +33,7 @@ from worker.input_files import open_input
 from worker.settings import Settings, load_settings
 from worker.storage import Store as StoreOfBackups
 from worker.storage import Stores
+from worker.storage.errors import StorageError
 from worker.storage.keys import BACKUP_BUCKET, check_bucket
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
@@ -170,14 +172,29 @@ def list_backups(store: Store = None, as_json: AsJson = False) -> None:
         zot-artifacts catalogue backups
     """
     with _stores() as (_, stores):
-        found = [each for name in ([store] if store else stores) for each in backups(stores[name])]
+        names, failed = [store] if store else list(stores), dict[str, str]()
+
+        def list_one(name: str) -> list[Backup]:
+            try:
+                return list(backups(stores[name]))
+            except StorageError as error:
+                if store:
+                    raise
+                failed[name] = error.message
+                return []
+
+        with ThreadPoolExecutor(max_workers=8) as pool:  # a store that does not answer must not delay the others
+            found = [each for listed in pool.map(list_one, names) for each in listed]
     found.sort(key=lambda each: each.at, reverse=True)
     if as_json:
-        print_json({"backups": [asdict(each) for each in found]})
-        return
-    columns = ("made", "store", "size", "catalogue", "backup")
-    rows = [(each.at, each.store, size(each.size or 0), each.identity, each.key) for each in found]
-    print_table(columns, rows, empty="no store has a backup of a catalogue", flexible=("backup",))
+        print_json({"backups": [asdict(each) for each in found], "failed": failed})
+    else:
+        columns = ("made", "store", "size", "catalogue", "backup")
+        rows = [(each.at, each.store, size(each.size or 0), each.identity, each.key) for each in found]
+        print_table(columns, rows, empty="no store has a backup of a catalogue", flexible=("backup",))
+        for fault in failed.values():
+            complain(fault)
+    raise typer.Exit(Status.UNKNOWN if failed else Status.GOOD)
 
 
 @app.command()

@@ -1,19 +1,27 @@
 """Write an artifact, or a part of it, to a file of this machine: verified bytes or nothing."""
 
+import socket
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from worker.artifacts.reading_order import reading_order
 from worker.catalogue import Artifact, Copy
 from worker.cli.atomic_file import complete_file
 from worker.cli.errors import WAYS_OUT_OF_WRITE, Failure, Status
 from worker.cli.output import note
 from worker.cli.session import Session
 from worker.storage import Store
+from worker.storage.cloud.proxies import proxies_for
+from worker.storage.config import StoreConfig
 from worker.storage.errors import AccessDenied, StorageError, TransientError
 from worker.storage.integrity.manifest import CHUNK_SIZE, Manifest
 from worker.storage.integrity.verifying_reader import OnBytes, save
+from zot_artifact_client.http_urls import parse_endpoint
+
+_CONNECTS_WITHIN = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,21 +44,27 @@ class Part:
 def fetch(session: Session, artifact: Artifact, path: Path, on_bytes: OnBytes, part: Part | None = None) -> Fetched:
     """Write an artifact, or a part of it, to a file: verified bytes or nothing, from the first copy that is right.
 
+    While there is another copy, a cloud to which no connection can be made is tried last.
+
     Raises:
         Failure: no copy is right; the error of each has been printed.
     """
     unread, manifest = False, _manifest(session, artifact, part)
-    copies = [copy for copy in session.catalogue.artifacts.copies(artifact).values() if copy.state.present]
-    for copy in sorted(copies, key=_trust):
-        if copy.store not in session.settings.stores:
-            note(f"{copy.store}: has a copy of {artifact.path}, but is not configured; see `zot-artifacts stores`")
+    waiting = deque(_copies(session, artifact))
+    while waiting:
+        copy = waiting.popleft()
+        if waiting and not session.avoided.has(copy.store) and not _connects(session.settings.stores[copy.store]):
+            session.avoided.add(copy.store)
+            waiting.append(copy)
             continue
         try:
             with _writable(path, session.settings.spool_dir) as file:
                 _read(session.stores[copy.store], artifact, file, on_bytes, part=part, manifest=manifest)
         except StorageError as error:
             note(f"{error.message}; trying the next copy")
-            unread |= isinstance(error, TransientError | AccessDenied)
+            if isinstance(error, TransientError | AccessDenied):
+                unread = True
+                session.avoided.add(copy.store)
         else:
             return Fetched(artifact, copy.store, path)
     raise Failure(
@@ -60,8 +74,28 @@ def fetch(session: Session, artifact: Artifact, path: Path, on_bytes: OnBytes, p
     )
 
 
-def _trust(copy: Copy) -> tuple[bool, bool]:
-    return not copy.state.good, copy.last_verified_at is None
+def _copies(session: Session, artifact: Artifact) -> list[Copy]:
+    """Return the copies that can be read, in the order in which they are tried."""
+    found, stores = [], session.settings.stores
+    for copy in session.catalogue.artifacts.copies(artifact).values():
+        if copy.state.present and copy.store in stores:
+            found.append(copy)
+        elif copy.state.present:
+            note(f"{copy.store}: has a copy of {artifact.path}, but is not configured; see `zot-artifacts stores`")
+    return reading_order(found, stores, session.avoided)
+
+
+def _connects(config: StoreConfig) -> bool:
+    """Return False if no connection can be made to the endpoint of a cloud; its SDK takes half a minute to say so."""
+    url = getattr(config, "endpoint", None) or getattr(config, "account_url", None)
+    if url is None or proxies_for(url):
+        return True
+    endpoint = parse_endpoint(url, example=url, credentials="")
+    try:
+        socket.create_connection((endpoint.host, endpoint.port), timeout=_CONNECTS_WITHIN).close()
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager

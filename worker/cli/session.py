@@ -4,9 +4,10 @@ import difflib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import unquote
 
+from worker.artifacts.reading_order import AvoidedStores
 from worker.catalogue import Artifact, Catalogue, JobRecord, expected_identity
 from worker.cli.errors import Failure, Status, suggestion
 from worker.cli.output import note
@@ -24,6 +25,8 @@ class Session:
     settings: Settings
     catalogue: Catalogue
     stores: Stores
+    avoided: AvoidedStores = field(default_factory=AvoidedStores)
+    """The stores that did not answer this command: it reads other copies first."""
 
     def artifact(self, bucket: str, key: str) -> Artifact:
         """Return the current version under this key.

@@ -14,7 +14,7 @@ import redis
 from celery import Celery
 
 from worker import clock
-from worker.artifacts.verified_download import AvoidedStores
+from worker.artifacts.reading_order import AvoidedStores
 from worker.catalogue import Artifact
 from worker.context import Context
 from worker.gateway.problems import Problem
