@@ -3,7 +3,6 @@
 import re
 from base64 import b64decode
 from datetime import timedelta
-from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -11,6 +10,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 
 from worker.settings.section_models import Section
 from worker.storage.durations_and_sizes import Duration, Interval
+from worker.storage.local_paths import LocalPath
 
 _SHORTEST_SECRET = 16
 """Bytes of a key that cannot be guessed."""
@@ -78,7 +78,7 @@ class EmailSettings(Section):
     """`HOST` or `HOST:PORT`; the port is 587 by default, 465 with `tls` and 25 with `none`."""
     security: Literal["starttls", "tls", "none"] = "starttls"
     """The certificate of the server is verified; `none` is for a relay on the same machine."""
-    ca_file: Path | None = None
+    ca_file: LocalPath | None = None
     """The certificates that are trusted, in place of the system's."""
     username: str | None = None
     password: SecretStr | None = None

@@ -33,7 +33,7 @@ class Budget(Section):
     hours: str | None = None
     """The hours of the day, in UTC, in which it reads: `22:00-06:00`."""
     bytes_per_second: Annotated[Size, Field(ge=1)] | None = None
-    requests_per_second: Annotated[float, Field(gt=0)] | None = None
+    requests_per_second: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     bytes_per_day: Annotated[Size, Field(ge=1)] | None = None
     requests_per_day: Annotated[int, Field(ge=1)] | None = None
     cost_per_month: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None

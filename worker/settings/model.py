@@ -9,7 +9,6 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from types import UnionType
@@ -54,6 +53,7 @@ from worker.settings.section_models import (
 from worker.settings.translate_config_of_original_store import OriginalRefused, translate
 from worker.storage.config import FilesystemConfig, GcsConfig, S3Config, StoreConfig
 from worker.storage.identity import contains, overlapping
+from worker.storage.local_paths import LocalPath, parse_path
 from zot_artifact_client.broker_urls import parse_result_url, parse_url
 from zot_artifact_client.errors import InvalidUrl
 from zot_artifact_client.host_and_port import split_address
@@ -92,7 +92,7 @@ class Settings(BaseSettings):
         frozen=True, extra="forbid", env_prefix=ENV_PREFIX, env_nested_delimiter="__", hide_input_in_errors=True
     )
 
-    home: Path = Path("var")
+    home: LocalPath = Path("var")
     """The data directory: the embedded catalogue, broker and stores, staged and spooled files."""
     broker: SecretStr | None = None
     """URL of the broker; without it, the one that `zot-artifacts up` runs on this data directory."""
@@ -185,7 +185,7 @@ class Settings(BaseSettings):
     @field_validator("home")
     @classmethod
     def _absolute(cls, home: Path) -> Path:
-        absolute = _expanded(home).absolute()
+        absolute = home.absolute()
         if not _is_unicode(str(absolute)):
             msg = "its name is not UTF-8, or the current directory's is not: the URL of the catalogue could not name it"
             raise ValueError(msg)
@@ -195,9 +195,12 @@ class Settings(BaseSettings):
     @classmethod
     def _default_stores(cls, data: dict[str, Any]) -> dict[str, Any]:
         if "stores" not in data:
-            with suppress(TypeError, ValueError):  # `home` is no path: the error of `home` itself says so
-                stores = _expanded(Path(data.get("home", "var"))).absolute() / "stores"
-                data["stores"] = {name: FilesystemConfig(root=stores / name) for name in ("primary", "dr")}
+            try:
+                home = Path(parse_path(data.get("home", "var")))  # type: ignore[arg-type]  # raises TypeError if it is none
+            except (TypeError, ValueError):
+                home = Path("var")  # the error of `home` itself says that it is no path
+            stores = home.absolute() / "stores"
+            data["stores"] = {name: FilesystemConfig(root=stores / name) for name in ("primary", "dr")}
         return data
 
     @model_validator(mode="after")
@@ -208,6 +211,7 @@ class Settings(BaseSettings):
             "sweep.verify.periods": self.sweep.verify.periods,
             "sweep.repair.off": self.sweep.repair.off,
             "sweep.reconcile.off": self.sweep.reconcile.off,
+            "sweep.evidence.off": self.sweep.evidence.off,
             "sweep.backup.stores": self.sweep.backup.stores,
             "sweep.canary.off": self.sweep.canary.off,
             "sweep.report.store": filter(None, [self.sweep.report.store]),
@@ -453,6 +457,7 @@ _DATABASE_ADDRESS = re.compile(r"(?:[^:/]*(?::[^@]*)?@)?([^/?]*)")
 """The host and port of a database, as SQLAlchemy finds them: a password may have every character but an @."""
 _CATALOGUES = {"sqlite", "postgresql", "postgresql+psycopg"}
 _SQLITE_PARAMETERS = {"timeout"}
+_NOT_REPLACED = re.compile(r"/*[~$]|[^?]*\$\{")
 
 
 def _check_catalogue_url(url: str, setting: str) -> None:
@@ -465,6 +470,8 @@ def _check_catalogue_url(url: str, setting: str) -> None:
         raise InvalidUrl(f"{setting}: it is another kind of database, or another driver; {expected}")
     if scheme.startswith("sqlite") and rest.partition("?")[0] in {"", "/", "/:memory:"}:
         raise InvalidUrl(f"{setting}: a catalogue in memory is lost with its process; sqlite:///PATH is expected")
+    if scheme.startswith("sqlite") and _NOT_REPLACED.match(rest):
+        raise InvalidUrl(f"{setting}: `~` and variables are not replaced in it: write the path itself, sqlite:////PATH")
     if rest.partition("?")[0].count("@") > 1:
         raise InvalidUrl(f"{setting}: an @ in the user or password must be written as %40")
     if not url.isprintable() or "\0" in unquote(url) or url != url.strip():
@@ -514,6 +521,9 @@ def _read_file(name: str | None) -> dict[str, Any]:
         settings = translate(data) if "storage" in data else data
     except OriginalRefused as error:
         raise SettingsError(str(error)) from None
+    if twice := [name for name in settings if name != name.lower() and name.lower() in settings]:
+        raise SettingsError(f"{name}: {twice[0]} and {twice[0].lower()} are one setting, which is there twice")
+    settings = {name.lower(): value for name, value in settings.items()}  # as pydantic-settings reads them
     _make_absolute(settings, Path(name).absolute().parent)
     return settings
 
@@ -617,16 +627,8 @@ def _make_absolute(data: dict[str, Any], base: Path) -> None:
 
 
 def _from(base: Path, path: object) -> object:
-    return str(base / _expanded(Path(path))) if isinstance(path, str) else path  # the models refuse what is no text
-
-
-def _expanded(path: Path) -> Path:
-    """Return a path with the home directory in place of a `~` at its beginning. Raise ValueError if there is none."""
-    try:
-        return path.expanduser()
-    except RuntimeError:
-        msg = f"{path.parts[0]!r} at its beginning names no home directory of this machine"
-        raise ValueError(msg) from None
+    found = parse_path(path)
+    return base / found if isinstance(found, Path) else found  # the models refuse what is no text
 
 
 def _unknown_variables(environ: Mapping[str, str]) -> Iterable[str]:

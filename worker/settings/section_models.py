@@ -1,17 +1,21 @@
 """The sections of the settings, one model each, with what every value means."""
 
 import json
+import re
 from contextlib import suppress
 from datetime import timedelta
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
 from worker.storage.durations_and_sizes import Duration, DurationOrZero, Interval, Size
+from worker.storage.local_paths import LocalPath
 from zot_artifact_client.http_urls import parse_endpoint
 from zot_artifact_client.input_rules import check_distinct, check_number
+from zot_artifact_client.key_rules import broken_bucket_rule
+
+_BUCKET_PATTERN = re.compile(r"[A-Za-z0-9._*?\[\]!-]+")
 
 
 class Section(BaseModel):
@@ -47,13 +51,13 @@ class RetrySettings(Section):
 class SourceSettings(Section):
     """Where uploads may come from. Every other source is rejected."""
 
-    roots: tuple[Path, ...] = ()
+    roots: tuple[LocalPath, ...] = ()
     """Directories; files below them can be uploaded, symbolic links out of them cannot."""
     hosts: tuple[str, ...] = ()
     """`host` for https, or a whole origin such as `http://host:port`."""
     timeout: Duration = timedelta(seconds=60)
     """The longest time for which a host may send nothing."""
-    max_size: Size = ByteSize(1 << 40)
+    max_size: Annotated[Size, Field(ge=1)] = ByteSize(1 << 40)
     """Largest download from a host."""
     min_rate: Size = ByteSize(1024)
     """Bytes a second that a host must send, on average over each `rate_window`; 0 for no such limit."""
@@ -87,6 +91,14 @@ class PlacementRule(Section):
     prefix: Annotated[str, Field(max_length=1024)] = ""
     """Only keys that begin with this text."""
     stores: Annotated[tuple[str, ...], Field(min_length=1)]
+
+    @field_validator("bucket")
+    @classmethod
+    def _is_a_pattern(cls, bucket: str) -> str:
+        if not _BUCKET_PATTERN.fullmatch(bucket):
+            msg = "no bucket has such a name: it is without a scheme and a path, and `prefix` has the beginning of keys"
+            raise ValueError(msg)
+        return bucket
 
     def fits(self, bucket: str, key: str) -> bool:
         """Return whether the rule applies to this artifact."""
@@ -269,6 +281,13 @@ class ReportSweepSettings(Section):
     keep: Annotated[int, Field(ge=1)] = 90
     """So many reports are kept, and the latest one as `latest.html` and `latest.json`."""
 
+    @field_validator("bucket")
+    @classmethod
+    def _is_a_bucket(cls, bucket: str | None) -> str | None:
+        if bucket is not None and (rule := broken_bucket_rule(bucket, reserved=True)):
+            raise ValueError(rule)
+        return bucket
+
 
 class RecoverSweepSettings(Section):
     """How soon a job is sent again whose worker was killed or whose message was lost."""
@@ -351,9 +370,9 @@ class VerificationLogSettings(Section):
     keep: Annotated[Duration, Field(ge=timedelta(days=90))] | None = None
     """How long a month that ended stays; then `sweep.backup` archives it in its stores. For good if it is not set."""
 
-    signing_key: Path | None = None
+    signing_key: LocalPath | None = None
     """A file with an Ed25519 private key in PEM; every head is then signed, and one that is not is a finding."""
-    public_keys: tuple[Path, ...] = ()
+    public_keys: tuple[LocalPath, ...] = ()
     """Files with Ed25519 public keys in PEM whose signatures count too: of former keys, or where heads are checked."""
 
 
@@ -453,7 +472,7 @@ class GatewaySettings(Section):
 class CacheSettings(Section):
     """The cache of chunks that `zot-artifacts cache` works on, which `ChunkCache` of the Python client made."""
 
-    root: Path | None = None
+    root: LocalPath | None = None
     """Its directory; `--root` names another one."""
     max_size: Annotated[Size, Field(ge=0)] = ByteSize(10 << 30)
     """Bytes of all chunks together; the least recently used go first."""
@@ -463,6 +482,13 @@ class CacheSettings(Section):
     """The URL of the gateway from which `cache warm` reads."""
     token: SecretStr | None = None
     """The token that it shows there, with the verb `read`."""
+
+    @field_validator("gateway")
+    @classmethod
+    def _is_an_address(cls, url: str | None) -> str | None:
+        if url is not None:
+            parse_endpoint(url, example="https://gateway.example:8484", credentials="the token belongs in cache.token")
+        return url
 
 
 class BreakerSettings(Section):

@@ -3,7 +3,6 @@
 import base64
 import re
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -19,6 +18,7 @@ from pydantic import (
 )
 
 from worker.storage.durations_and_sizes import Size
+from worker.storage.local_paths import LocalPath
 from zot_artifact_client.http_urls import Endpoint, parse_endpoint
 from zot_artifact_client.input_rules import check_distinct
 
@@ -69,6 +69,13 @@ def _plain_secret(secret: SecretStr) -> SecretStr:
     return secret
 
 
+def _trimmed(text: str) -> str:
+    if text != text.strip() or not text.isprintable():
+        msg = "there is white space around it, or a control character in it"
+        raise ValueError(msg)
+    return text
+
+
 def _base64_secret(secret: SecretStr) -> SecretStr:
     try:
         base64.b64decode(secret.get_secret_value(), validate=True)
@@ -100,6 +107,7 @@ def _real_pattern(pattern: str) -> str:
 
 
 Secret = Annotated[SecretStr, AfterValidator(_plain_secret)]
+Text = Annotated[str, AfterValidator(_trimmed)]
 RealName = Annotated[str | None, AfterValidator(_real_name)]
 RealPattern = Annotated[str, AfterValidator(_real_pattern)]
 
@@ -108,7 +116,7 @@ class FilesystemConfig(_StoreConfig):
     """A directory that holds `bucket/key`, with each object's SHA-256 in `bucket/key.sha256`."""
 
     type: Literal["filesystem"] = "filesystem"
-    root: Path
+    root: LocalPath
     digest: Literal["sidecar", "xattr"] = "sidecar"
     """Where the SHA-256 of a written object is kept: in `key.sha256`, or in an attribute of its file. Both are read."""
     file_mode: Annotated[int, BeforeValidator(_mode), AfterValidator(_file_mode)] | None = None
@@ -133,7 +141,7 @@ class CloudConfig(_StoreConfig, ABC):
     data_path: Literal["auto", "sdk"] = "auto"
     """`auto`: small objects are read and written without the provider's SDK, where that can do what is configured, at a
     fraction of the processor time. `sdk`: every request is made by the SDK."""
-    part_size: Size = Size(16 * 1024 * 1024)
+    part_size: Annotated[Size, Field(ge=1)] = Size(16 * 1024 * 1024)
     """Smallest part of a multipart upload; parts grow so that as many as the store allows hold the object."""
 
     @property
@@ -170,19 +178,19 @@ class S3Config(CloudConfig):
     access_key_id: Secret | None = None
     secret_access_key: Secret | None = None
     session_token: Secret | None = None
-    profile: str | None = None
+    profile: Text | None = None
     """A profile of the SDK's shared configuration files."""
-    bucket_owner: str | None = None
+    bucket_owner: Annotated[str, Field(pattern=r"^[0-9]{12}$")] | None = None
     """The account, 12 digits, that must own the buckets: requests to another account's bucket are refused."""
     checksums: Literal["when_supported", "when_required"] | None = None
     """Whether the SDK adds its own transport checksums; by provider if left out."""
     conditional_writes: bool | None = None
     """Whether If-None-Match and If-Match are sent with writes; by provider if left out."""
-    storage_class: Annotated[str, AfterValidator(_readable_class)] | None = None
+    storage_class: Annotated[Text, AfterValidator(_readable_class)] | None = None
     """Such as STANDARD_IA or INTELLIGENT_TIERING; the bucket's own default if left out."""
     encryption: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = None
     """Server-side encryption to ask for with each write; the bucket's own default if left out."""
-    kms_key_id: str | None = None
+    kms_key_id: Text | None = None
     """The key for `aws:kms`; the account's default key if left out."""
 
     @property
@@ -234,15 +242,15 @@ class GcsConfig(CloudConfig):
     type: Literal["gcs"] = "gcs"
     bucket: RealName = None
     """The real bucket; logical buckets are the first path segment of the keys in it. Required for `prefixed`."""
-    project: str | None = None
+    project: Text | None = None
     """Who owns the buckets that are made and listed; the credentials' own project by default."""
     endpoint: str | None = None
     """URL of an emulator or a private endpoint; Google's own by default."""
-    credentials_file: Path | None = None
+    credentials_file: LocalPath | None = None
     """A service account's key, or the configuration of workload identity federation, as JSON."""
     anonymous: bool = False
     """No credentials at all, as emulators want it; only with an explicit `endpoint`."""
-    kms_key: str | None = None
+    kms_key: Text | None = None
     """Resource name of the Cloud KMS key that objects are encrypted with; the bucket's own by default."""
     storage_class: Literal["STANDARD", "NEARLINE", "COLDLINE", "ARCHIVE"] | None = None
     """The bucket's own by default."""
@@ -305,9 +313,9 @@ class AzureConfig(CloudConfig):
     account_key: Annotated[Secret, AfterValidator(_base64_secret)] | None = None
     sas_token: Annotated[Secret, AfterValidator(_sas_token)] | None = None
     """A shared access signature, without the address before it."""
-    api_version: str = "2026-02-06"
+    api_version: Text = "2026-02-06"
     """The version of the REST interface; from this one on, a listing can start after a key."""
-    encryption_scope: str | None = None
+    encryption_scope: Text | None = None
     access_tier: Literal["hot", "cool", "cold"] | None = None
     """The account's default tier if left out. Archived objects cannot be read, so they cannot be verified."""
 

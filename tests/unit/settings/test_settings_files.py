@@ -1,11 +1,16 @@
 """Errors before validation: files and variables that cannot be read, and impossible values."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+import yaml
+from pydantic import BaseModel
 
 from worker.settings import SettingsError, load_settings
 from worker.settings.model import Settings
@@ -37,6 +42,18 @@ from worker.settings.model import Settings
         (b"jobs: {time_limit: 99999999d}\n", "too long"),
         (b"jobs: {lease: 30s}\njobs: {grace: 1m}\n", "line 2: jobs is there twice"),
         (b"jobs:\n  lease: 30s\n  lease: 40s\n", "line 3: lease is there twice"),
+        (b"Jobs: {lease: 30s}\njobs: {lease: 40s}\n", "Jobs and jobs are one setting, which is there twice"),
+        (b"sources: {max_size: 0}\n", "sources.max_size: Input should be greater than or equal to 1"),
+        (b"stores: {p: {type: gcs, bucket: b, part_size: 0}}\n", "stores.p.part_size: Input should be greater than"),
+        (b"stores: {p: {type: s3, bucket: b, bucket_owner: 12-34}}\n", "stores.p.bucket_owner: String should match"),
+        (b"stores: {p: {type: s3, bucket: b, kms_key_id: 'k '}}\n", "stores.p.kms_key_id: there is white space"),
+        (b"cache: {gateway: gateway.example}\n", "cache.gateway: the URL begins with neither https:// nor http://"),
+        (b"catalogue: sqlite:///~/c.sqlite3\n", "catalogue: `~` and variables are not replaced in it"),
+        (b"catalogue: sqlite:////srv/${STAGE}/c.sqlite3\n", "catalogue: `~` and variables are not replaced in it"),
+        (b"placement_rules: [{bucket: 's3://x', stores: [dr]}]\n", "placement_rules.0.bucket: no bucket has such"),
+        (b"sweep: {report: {store: dr, bucket: 's3://x'}}\n", "sweep.report.bucket: use 1 to 63 letters"),
+        (b"sweep: {evidence: {'off': [rd]}}\n", "sweep.evidence.off names the store 'rd', which is not configured"),
+        (b"budgets: {dr: {requests_per_second: .inf}}\n", "budgets.dr.requests_per_second: Input should be a finite"),
         (b"stores: {}\n", "at least one store"),
         (b"stores: {'a,b': {type: filesystem, root: /x}}\n", "is no name of a store"),
         (b"#" * ((1 << 20) + 1), "more than 1048576 bytes"),
@@ -53,6 +70,86 @@ def test_a_file_that_cannot_be_used_is_named(
         load_settings()
     assert words in str(raised.value)
     assert len(str(raised.value)) < 500
+
+
+PATHS = {
+    "home": "{home: %s}",
+    "stores.p.root": "{stores: {p: {type: filesystem, root: %s}}}",
+    "stores.p.credentials_file": "{stores: {p: {type: gcs, bucket: b, credentials_file: %s}}}",
+    "sources.roots": "{sources: {roots: [%s]}}",
+    "verification_log.signing_key": "{verification_log: {signing_key: %s}}",
+    "verification_log.public_keys": "{verification_log: {public_keys: [%s]}}",
+    "alarms.email.ca_file": "{alarms: {email: {server: h, sender: a@b, recipients: [a@b], ca_file: %s}}}",
+    "cache.root": "{cache: {root: %s}}",
+}
+"""Every setting that names a file or directory."""
+
+
+def _kinds_in(annotation: Any) -> list[Any]:
+    return [annotation, *(kind for each in get_args(annotation) for kind in _kinds_in(each))]
+
+
+def _paths_in(model: type[BaseModel], before: str = "") -> set[str]:
+    found = set()
+    for name, field in model.model_fields.items():
+        kinds = _kinds_in(field.annotation)
+        if Path in kinds:
+            found.add(f"{before}{name}")
+        for kind in kinds:
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                found |= _paths_in(kind, f"{before}{name}{'.p' if before == '' and name == 'stores' else ''}.")
+    return found
+
+
+def test_each_setting_that_is_a_path_is_named_here() -> None:
+    """A new one has to be a path of this machine, too."""
+    assert _paths_in(Settings) == set(PATHS)
+
+
+@pytest.mark.parametrize("setting", PATHS)
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("file:///srv/x", "it is a URL"),
+        ("s3://bucket/x", "it is a URL"),
+        ("C:\\data", "a path of another system"),
+        ("$HOME/x", "variables are not replaced"),
+        ("/srv/${STAGE}/x", "variables are not replaced"),
+        ("", "it is empty"),
+        ("-", "it is `-`"),
+        ("/srv/x ", "white space around"),
+        ("\u00a0/srv/x", "white space around"),
+        ("/srv/\n/x", "a control character"),
+        ("~nosuchuser/x", "names no home directory"),
+    ],
+)
+def test_a_path_that_is_meant_as_something_else_is_refused(
+    setting: str, path: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each would be the name of an odd directory; the error names the setting, in a file and in the environment."""
+    config = tmp_path / "zot.yaml"
+    config.write_text(PATHS[setting] % json.dumps(path))
+    monkeypatch.setenv("ZOT_CONFIG", str(config))
+    with pytest.raises(SettingsError) as raised:
+        load_settings()
+    assert str(raised.value).startswith(f"{setting}: ")
+    assert words in str(raised.value)
+    monkeypatch.delenv("ZOT_CONFIG")
+    ((section, value),) = yaml.safe_load(PATHS[setting] % json.dumps(path)).items()
+    monkeypatch.setenv(f"ZOT_{section.upper()}", value if isinstance(value, str) else json.dumps(value))
+    with pytest.raises(SettingsError) as raised:
+        load_settings()
+    assert re.match(rf"{re.escape(setting)}(\.0)?: ", str(raised.value))
+    assert words in str(raised.value)
+
+
+def test_a_variable_names_the_home_directory_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`~` is the same in the environment as in a file."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("ZOT_CACHE__ROOT", "~/cache")
+    monkeypatch.setenv("ZOT_STORES", '{"p": {"type": "filesystem", "root": "~/p"}}')
+    found = load_settings()
+    assert (found.cache.root, found.stores["p"].root) == (tmp_path / "cache", tmp_path / "p")  # type: ignore[union-attr]
 
 
 def test_a_device_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
