@@ -67,7 +67,7 @@ def _keep_until_told(directory: Path, process_id: int, end: Connection) -> None:
 
 
 def test_two_processes_with_one_id_keep_a_message_each(tmp_path: Path) -> None:
-    """Workers of several containers share the directory and may have one process id: that of an ended one is returned."""
+    """Workers of several containers share the directory and may have one process id: one that ended is returned."""
     file, broker = UnrecordedMessage(tmp_path), _Queues()
     file.keep("own", {"body": "own"})
     ours, theirs = multiprocessing.Pipe()
