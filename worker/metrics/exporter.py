@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
+from socket import AddressFamily
 from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry, Metric, exposition
@@ -81,6 +82,14 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     allow_reuse_address = True
 
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self.address_family = AddressFamily.AF_INET6 if ":" in address[0] else AddressFamily.AF_INET
+        super().__init__(address, handler)
+
+    def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002 - the library's arguments
+        """Log what a client does wrong, such as leaving before its answer, as little as what it asks for."""
+        logger.debug("a request of %s was not answered", client_address, exc_info=True)
+
 
 class _Collected(Collector):
     def __init__(self, groups: Groups) -> None:
@@ -103,10 +112,14 @@ def _handler(registry: CollectorRegistry, groups: Groups) -> type[BaseHTTPReques
         timeout = _PATIENCE
 
         def do_GET(self) -> None:
-            path = urlsplit(self.path).path
+            try:
+                path = urlsplit(self.path).path
+                encode, kind = exposition.choose_encoder(self.headers.get("Accept", ""))
+            except (ValueError, TypeError) as error:  # the libraries take both for granted to be well-formed
+                self.send_error(HTTPStatus.BAD_REQUEST, explain=f"{type(error).__name__} in the request")
+                return
             if path == "/metrics":
                 groups.wait(_FIRST)
-                encode, kind = exposition.choose_encoder(self.headers.get("Accept", ""))
                 self._answer(HTTPStatus.OK, kind, encode(registry))
             elif path == "/healthz":
                 self._answer(HTTPStatus.OK, "text/plain; charset=utf-8", b"ok\n")

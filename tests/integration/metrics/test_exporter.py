@@ -2,6 +2,8 @@
 
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -73,6 +75,35 @@ def test_a_jammed_queue_still_reports(broker, tmp_path, monkeypatch):
         assert found["figures_up", "broker"] == 1
         assert ("dead_letters",) not in found  # no figure, instead of a wrong one
     assert not (tmp_path / "home" / "catalogue.sqlite3").exists()
+
+
+def test_an_odd_request_gets_an_answer_and_makes_no_noise(tmp_path, capfd):
+    """A client that asks for nonsense, or leaves before its answer, is no traceback on the console."""
+    settings = Settings(home=tmp_path / "home", broker="redis://127.0.0.1:1/0")
+    with Exporter(settings).serving("127.0.0.1", 0) as server:
+
+        def ask(request: bytes) -> bytes:
+            with socket.create_connection(("127.0.0.1", server.server_address[1]), timeout=WITHIN) as connection:
+                connection.sendall(request)
+                return connection.makefile("rb").readline()
+
+        for odd in (
+            b"GET http://[/metrics HTTP/1.0\r\n\r\n",
+            b"GET /metrics HTTP/1.0\r\nAccept: application/openmetrics-text; version=x\r\n\r\n",
+        ):
+            assert ask(odd).split()[1] == b"400"
+        with socket.create_connection(("127.0.0.1", server.server_address[1])) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a close is a reset
+            connection.sendall(b"GET /metrics")
+        assert ask(b"GET /metrics HTTP/1.0\r\n\r\n").split()[1] == b"200"
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_the_exporter_listens_on_an_address_of_ipv6(tmp_path):
+    """`--host ::1` and `--host ::` are addresses, too."""
+    settings = Settings(home=tmp_path / "home", broker="redis://127.0.0.1:1/0")
+    with Exporter(settings).serving("::1", 0) as server:
+        assert urlopen(f"http://[::1]:{server.server_address[1]}/healthz", timeout=WITHIN).read() == b"ok\n"
 
 
 def test_what_the_children_of_a_worker_counted_is_one_sum(broker, tmp_path, monkeypatch):
