@@ -503,6 +503,8 @@ def load_settings(**overrides: object) -> Settings:
         raise SettingsError("\n".join(_problems(error))) from None
     except SourceError as error:
         raise SettingsError(_bad_json(error)) from None
+    except FileNotFoundError:  # of the current directory: a relative path has no meaning
+        raise SettingsError("the current directory is gone: change to another one, or give absolute paths") from None
     except RecursionError:
         raise SettingsError("a value of the settings is nested too deeply") from None
 

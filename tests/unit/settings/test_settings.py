@@ -83,6 +83,16 @@ def test_a_wrong_channel_of_alarms_is_named_without_its_secret(config, text, say
     assert "0123456789abcdef" not in problem
 
 
+def test_a_current_directory_that_is_gone_is_told(monkeypatch, tmp_path):
+    """A relative path has no meaning there."""
+    monkeypatch.delenv("ZOT_HOME", raising=False)
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert problems() == ["the current directory is gone: change to another one, or give absolute paths"]
+
+
 def test_the_environment_wins_over_the_file(config, monkeypatch):
     """A setting in the environment replaces the file's, and its neighbours stay as the file has them."""
     config("retry: {max_attempts: 3, backoff: 5s}")
