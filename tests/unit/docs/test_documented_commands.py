@@ -59,6 +59,14 @@ def test_the_table_of_tasks_has_every_task_with_its_queue() -> None:
     assert sorted(rows) == sorted((spec.name, spec.queue.value) for spec in sent)
 
 
+def test_the_table_of_folders_has_every_folder_and_module() -> None:
+    """A newcomer finds in docs/architecture.md what each folder holds, and each module that is in none."""
+    table = (ROOT / "docs/architecture.md").read_text()
+    modules = {f"worker/{path.name}" for path in (ROOT / "worker").glob("*.py")} - {"worker/__init__.py"}
+    folders = {f"worker/{path.parent.name}/" for path in (ROOT / "worker").glob("*/__init__.py")}
+    assert [each for each in sorted(modules | folders) if f"`{each}`" not in table] == []
+
+
 def test_every_setting_of_the_table_exists() -> None:
     """The first table of docs/settings.md names settings by their path, and no setting that is gone."""
     missing = []
