@@ -11,9 +11,6 @@ import yaml
 from tests.unit.cli.test_status import Zot, artifact, catalogue, judge, zot  # noqa: F401 - fixtures
 from worker import cli, clock
 from worker.catalogue import Artifact, Catalogue, tables
-from worker.cli.job_outcome import Outcome
-from worker.cli.sweep import _sent_by
-from zot_artifact_client.contract import JobState
 
 
 def rows(zot: Zot, *arguments: str) -> dict[str, dict[str, Any]]:  # noqa: F811
@@ -91,9 +88,3 @@ def test_a_dry_run_counts_what_the_rules_want(
 def test_mistakes_are_told(catalogue: Catalogue, arguments: tuple[str, ...]) -> None:  # noqa: F811
     """An unknown sweep or store, and an option that a sweep does not have, end with 2 and send nothing."""
     assert cli.run(["sweep", *arguments]) == 2
-
-
-def test_a_repair_waits_for_its_pages_and_not_for_a_job_of_each_copy() -> None:
-    """The command ended with 3 after all copies of a page were repaired: it counted copies as jobs."""
-    result = {"claimed": {"dr": 7}, "untrusted": [], "lost": 0}
-    assert _sent_by(Outcome("a", "sweep.repair", JobState.SUCCEEDED, 1, None, result)) == 0
