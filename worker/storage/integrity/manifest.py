@@ -6,7 +6,7 @@ recorded bytes.
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Self, overload
 
@@ -107,7 +107,7 @@ def compute_digests(
 ) -> tuple[Digest, Manifest]:
     """Read a source to its end, once, and return the digest of the whole and of each chunk.
 
-    The two are computed side by side on two cores, from the same bytes in memory.
+    The two are computed side by side on two cores, from the same bytes in memory, while the next bytes are read.
 
     Raises:
         SizeMismatch: the source has not the size that was announced.
@@ -135,17 +135,23 @@ def _take_one(source: Readable, most: int, on_bytes: OnBytes | None) -> Digest:
 
 def _take_many(source: Readable, on_bytes: OnBytes | None) -> tuple[Digest, bytes]:
     whole, chunk, chunks, count = hashlib.sha256(), hashlib.sha256(), bytearray(), 0
-    with ThreadPoolExecutor(1, thread_name_prefix="hash") as other:
+    hashing: list[Future[None]] = []
+    with ThreadPoolExecutor(2, thread_name_prefix="hash") as pool:
         while piece := source.read(min(_PIECE, CHUNK_SIZE - count % CHUNK_SIZE)):
-            hashed = other.submit(whole.update, piece)
-            chunk.update(piece)
-            count += len(piece)
-            if count % CHUNK_SIZE == 0:
+            _wait(hashing)  # for the piece before: it was hashed while this one was read
+            if count and count % CHUNK_SIZE == 0:
                 chunks += chunk.digest()
                 chunk = hashlib.sha256()
+            hashing = [pool.submit(each.update, piece) for each in (whole, chunk)]
+            count += len(piece)
             if on_bytes:
                 on_bytes(len(piece))
-            hashed.result()
-    if count % CHUNK_SIZE:
+        _wait(hashing)
+    if count:
         chunks += chunk.digest()
     return Digest(count, whole.hexdigest()), bytes(chunks)
+
+
+def _wait(futures: Sequence[Future[None]]) -> None:
+    for future in futures:
+        future.result()
