@@ -12,7 +12,7 @@ from worker.artifacts.waiting_uploads import closed_stores, lacking
 from worker.context import Context, JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
-from worker.limits.limited_store import LimitedStore, NoJob
+from worker.limits.limited_store import LimitedStore, LimitedStores, NoJob
 from worker.limits.snooze import Snooze
 from worker.storage.configured_stores import UnknownStore
 from worker.storage.errors import StorageError
@@ -109,7 +109,7 @@ def remove_source(request: UploadRequest, context: Context, job: str) -> None:
     """Remove what was staged for an upload that has ended, or downloaded."""
     if is_staged_in_store(request.source):
         try:
-            remove_parts(request.source, context.limited_stores(NoJob(job)), job=job)
+            remove_parts(request.source, LimitedStores(context.stores, context.admission, NoJob(job)), job=job)
         except (StorageError, Snooze) as error:
             logger.warning("job %s: its staged parts stay until the cleanup sweep: %s", job, error)
     elif request.staged:

@@ -48,11 +48,8 @@ class Context:
     def for_job(self, job: Job) -> "JobContext":
         """Return the context of one attempt at a job. Once its lease is lost, the catalogue raises LostLease."""
         catalogue = self.catalogue.fenced(job.id, job.fence)
-        return JobContext(self.settings, catalogue, self.limited_stores(job), self.stores, self.pauses)
-
-    def limited_stores(self, job: Job) -> LimitedStores:
-        """Return the stores as a job, or the cleanup after it, uses them."""
-        return LimitedStores(self.stores, self.admission, job)
+        stores = LimitedStores(self.stores, self.admission, job)
+        return JobContext(self.settings, catalogue, stores, self.stores, self.pauses)
 
     def artifact(self, bucket: str, key: str) -> Artifact:
         """Return the current version under this key.

@@ -8,7 +8,6 @@ import os
 import threading
 from bisect import bisect_left
 from collections.abc import Mapping
-from time import monotonic
 
 SEPARATOR = "|"
 """Between the parts of a field. No label has it: they are names of stores, kinds and classes of errors."""
@@ -49,10 +48,6 @@ class Meter:
             _counted[bucket] = _counted.get(bucket, 0) + 1
             _counted[total] = _counted.get(total, 0) + value
 
-    def timed(self, *labels: str) -> "Timed":
-        """Return a context that observes the seconds its block takes, also where it raises."""
-        return Timed(self, labels)
-
     def _named(self, labels: tuple[str, ...]) -> tuple[str, ...]:
         """Return the fields of some labels, made once: the buckets and the sum, or the counter alone."""
         if len(labels) != len(self.labels):
@@ -62,22 +57,6 @@ class Meter:
         parts = [*map(str, range(len(self.buckets) + 1)), "sum"] if self.buckets else []
         found = self._fields[labels] = tuple(f"{field}{SEPARATOR}{part}" for part in parts) or (field,)
         return found
-
-
-class Timed:
-    """Observes how long a block takes. A class, because a generator takes three times as long, several times a job."""
-
-    __slots__ = ("_began", "_labels", "_meter")
-
-    def __init__(self, meter: Meter, labels: tuple[str, ...]) -> None:
-        self._meter = meter
-        self._labels = labels
-
-    def __enter__(self) -> None:
-        self._began = monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self._meter.observe(*self._labels, value=monotonic() - self._began)
 
 
 def drain() -> dict[str, float]:

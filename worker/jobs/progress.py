@@ -29,7 +29,7 @@ class CeleryReporter:
 
     def __init__(self, task: Task) -> None:
         self._task = task
-        self._broker, self._results = _backoffs.setdefault(task.app, (Backoff(), Backoff()))
+        self._broker, self._results = _backoffs.get(task.app) or _backoffs.setdefault(task.app, (Backoff(), Backoff()))
         self._id: str = task.request.id
         self._request = task.request  # of this thread: the thread that reports has another one, without the fence
 

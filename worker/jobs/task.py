@@ -133,13 +133,15 @@ def clean_up(context: Context, job: JobRecord) -> None:
     """Call the `at_end` of a job's task, for a job that ended without a delivery; raise NotCleanedUp."""
     if job.kind in _AT_ENDS:
         model, at_end = _AT_ENDS[job.kind]
-        _clean_up(lambda: at_end(model.read(job.request), context, job.id), job.id)
+        with _cleaning_up(job.id):
+            at_end(model.read(job.request), context, job.id)
 
 
-def _clean_up(call: Callable[[], None], job: str) -> None:
-    """Clean up after a job whose end is recorded; an error of the cleanup does not fail the job. Raise NotCleanedUp."""
+@contextmanager
+def _cleaning_up(job: str) -> Iterator[None]:
+    """Clean up after a job whose end is recorded: an error of the cleanup does not fail it. Raise NotCleanedUp."""
     try:
-        call()
+        yield
     except CatalogueUnavailable as error:
         raise NotCleanedUp(f"it has ended, and is not cleaned up yet: {bounded(error, _MESSAGE)}") from error
     except Exception:
@@ -216,7 +218,8 @@ class Delivery(Generic[RequestT, ResultT]):
         self, work: Work[RequestT, ResultT], args: tuple[object, ...], kwargs: Mapping[str, object]
     ) -> dict[str, Any]:
         request = self._request = self._validate(args, kwargs)
-        path = self._path = _path(request)
+        bucket, key = getattr(request, "bucket", None), getattr(request, "key", None)
+        path = self._path = f"{bucket}/{key}" if bucket and key else None
         cancelled = self._was_cancelled(kwargs)
         found = self._ledger.acquire(
             self._id,
@@ -252,7 +255,8 @@ class Delivery(Generic[RequestT, ResultT]):
                 fence_request(self._task.request, found.record.fence)
                 if found.record.state != JobState.DEAD and self._at_end is not None:
                     # The worker that ended it may have been killed before its cleanup.
-                    self._call_at_end(self._at_end)
+                    with _cleaning_up(self._id):
+                        self._at_end(self._request, self._context, self._id)
                 return self._answer(found.record)
 
     def _validate(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> RequestT:
@@ -273,7 +277,7 @@ class Delivery(Generic[RequestT, ResultT]):
         """
         in_one, admission = shares_redis(self._task.app), self._context.admission
         try:
-            seen = Outbox(self._task.app).state_of(self._id, admission.breaker_keys() if in_one else ())
+            seen = Outbox(self._task.app).state_of(self._id, admission.breaker_keys if in_one else ())
         except (redis.RedisError, OperationalError, OSError):
             return False
         if seen is not None and seen.message is not None and not self._is_own(seen.message, kwargs):
@@ -303,17 +307,11 @@ class Delivery(Generic[RequestT, ResultT]):
         job = RunningJob(
             record, self._ledger, self._context.settings.jobs, reporter, abandon=partial(self._abandon, record)
         )
-        began = time.monotonic()
         try:
             with _without_faults_of_the_machine(), job:
                 if cancelled:
                     raise Cancelled(f"job {job.id} was cancelled")
-                self._check_receivers(record)
-                self._context.pauses.check_job(job.id, record.parent)
-                result = self._do(work, job).model_dump(mode="json")
-                self._end(job, JobState.SUCCEEDED, result=result)
-                self._log_success(record, time.monotonic() - began)
-                return result
+                return self._do(work, job, record)
         except Cancelled as error:
             self._end(job, JobState.CANCELLED, error=cause(job.id))
             self._task.backend.mark_as_revoked(job.id, str(error), request=self._task.request)
@@ -361,22 +359,26 @@ class Delivery(Generic[RequestT, ResultT]):
                 where = f"{bucket}/{start}" if bucket else "a list of keys, which may be of any bucket"
                 raise UnknownReceiver(f"notify: the webhook {name!r} is not for {where}: see webhooks.{name}.buckets")
 
-    def _do(self, work: Work[RequestT, ResultT], job: RunningJob) -> ResultT:
-        """Do what the task does; where it fails, record the copies that it has completed."""
+    def _do(self, work: Work[RequestT, ResultT], job: RunningJob, record: JobRecord) -> dict[str, Any]:
+        """Do what the task does and record its success; where it fails, record the copies that it has completed."""
+        began = time.monotonic()
+        self._check_receivers(record)
+        self._context.pauses.check_job(job.id, record.parent)
         context = self._context.for_job(job)
         try:
-            return work(self._request, context, job)
+            result = work(self._request, context, job).model_dump(mode="json")
         except BaseException:
             context.catalogue.artifacts.finish_copies(job.finished, now=clock.now())
             job.finished.clear()
             raise
-
-    def _log_success(self, record: JobRecord, seconds: float) -> None:
-        """Log the end of a job; that of one among many of a batch or page only if everything is logged."""
+        self._end(job, JobState.SUCCEEDED, result=result)
+        seconds = time.monotonic() - began
+        # The end of one job among many of a batch or page is logged only if everything is logged.
         level = logging.DEBUG if record.parent is not None and record.kind != PAGE.kind else logging.INFO
         about = f"{record.kind} of {self._path}" if self._path else record.kind
         told = (record.id, about, record.attempts, seconds)
         logger.log(level, "job %s: %s succeeded at attempt %d in %.3f s", *told, extra={"seconds": round(seconds, 3)})
+        return result
 
     def _abandon(self, record: JobRecord, stop: Exception) -> None:
         """Record why the job stops, and end this process, whose main thread waits in a call that no signal ends.
@@ -414,10 +416,8 @@ class Delivery(Generic[RequestT, ResultT]):
     ) -> None:
         self._ledger.finish(job.id, job.fence, state, now=clock.now(), result=result, error=error, copies=job.finished)
         if state != JobState.DEAD and self._at_end is not None:  # a dead job needs its source when it is redriven
-            self._call_at_end(self._at_end)
-
-    def _call_at_end(self, at_end: AtEnd[RequestT]) -> None:
-        _clean_up(lambda: at_end(self._request, self._context, self._id), self._id)
+            with _cleaning_up(self._id):
+                self._at_end(self._request, self._context, self._id)
 
     def _retry(self, job: RunningJob, error: Exception) -> NoReturn:
         longest = (self._context.settings.retry.backoff_max + MORE_DELAY).total_seconds()  # see visibility_timeout
@@ -524,11 +524,6 @@ def _without_faults_of_the_machine() -> Iterator[None]:
         if isinstance(error, RuntimeError) and str(error) != _NO_THREAD:
             raise
         raise Unavailable(f"this machine: {str(error) or 'not enough memory'}") from error
-
-
-def _path(request: Message) -> str | None:
-    bucket, key = getattr(request, "bucket", None), getattr(request, "key", None)
-    return f"{bucket}/{key}" if bucket and key else None
 
 
 def _details(error: Exception) -> dict[str, Any]:

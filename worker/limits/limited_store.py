@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, Self, Unpack
 
 from worker import tracing
@@ -179,7 +180,7 @@ class LimitedStore:
                     key,
                     source if isinstance(source, HashedBytes) else _Source(source),
                     on_bytes=metered,
-                    on_read_back=self._metered("verify", self._job.heartbeat),
+                    on_read_back=partial(self._meter, "verify", self._job.heartbeat),
                     **options,
                 )
             except _SourceError as failure:
@@ -256,8 +257,7 @@ class LimitedStore:
     ) -> ObjectStat | None:
         """Have the provider copy an object; a failure counts against neither store, because copying is optional."""
         origin.admit()
-        STORE_OBJECTS.add(self.name, "copy")
-        with self.slot(), STORE_SECONDS.timed(self.name, "copy"), tracing.span("store copy", store=self.name):
+        with self.slot(), self._request("copy"):
             try:
                 return self._store.copy_object(
                     origin._store,  # noqa: SLF001 - it is one of us
@@ -270,7 +270,7 @@ class LimitedStore:
                     between=self._job.heartbeat,
                 )
             except StorageError as error:
-                error.store = error.store or self.name
+                error.store = error.store or self.name  # an error that names a store is not counted
                 raise
 
     def patch_object(
@@ -293,7 +293,7 @@ class LimitedStore:
 
             made = self._store.patch_object(
                 found, manifest, expected, bad, read_metered, metadata=metadata, properties=properties,
-                between=self._job.heartbeat, on_read_back=self._metered("verify", self._job.heartbeat),
+                between=self._job.heartbeat, on_read_back=partial(self._meter, "verify", self._job.heartbeat),
             )  # fmt: skip
             if made is not None:
                 self._succeeded()
@@ -349,43 +349,33 @@ class LimitedStore:
 
     @contextmanager
     def _request(self, verb: str) -> Iterator[None]:
+        """Admit the job, then count, time and trace what the block asks of the store, and count its failure."""
         self.admit()
         STORE_OBJECTS.add(self.name, verb)
+        began = time.monotonic()
         try:
-            with STORE_SECONDS.timed(self.name, verb), tracing.span(f"store {verb}", store=self.name):
+            with tracing.span(f"store {verb}", store=self.name):
                 yield
         except StorageError as error:
             self._blame(error)
             raise
+        finally:
+            STORE_SECONDS.observe(self.name, verb, value=time.monotonic() - began)
 
     @contextmanager
     def _transfer(self, verb: str, on_bytes: OnBytes | None) -> Iterator[OnBytes]:
         """Hold a slot, and yield the function to call with the size of every piece."""
-        with (
-            self.slot(),
-            STORE_SECONDS.timed(self.name, verb),
-            tracing.span(f"store {verb}", store=self.name),
-        ):
-            STORE_OBJECTS.add(self.name, verb)
-            try:
-                yield self._metered(verb, on_bytes or self._job.heartbeat)
-            except StorageError as error:
-                self._blame(error)
-                raise
+        with self.slot(), self._request(verb):
+            yield partial(self._meter, verb, on_bytes or self._job.heartbeat)
 
-    def _metered(self, verb: str, tell: OnBytes) -> OnBytes:
-        """Return the function that counts every piece, takes it from the bandwidth, and then calls `tell`."""
-        limit = self.limits.bytes_per_second
-
-        def metered(count: int) -> None:
-            if count:
-                STORE_BYTES.add(self.name, verb, count=count)
-            self._check_slot()
-            if limit is not None:
-                self._admission.take_bandwidth(self.name, count, limit, self._job.heartbeat)
-            tell(count)
-
-        return metered
+    def _meter(self, verb: str, tell: OnBytes, count: int) -> None:
+        """Count a piece of so many bytes, take it from the bandwidth, and tell the job."""
+        if count:
+            STORE_BYTES.add(self.name, verb, count=count)
+        self._check_slot()
+        if (limit := self.limits.bytes_per_second) is not None:
+            self._admission.take_bandwidth(self.name, count, limit, self._job.heartbeat)
+        tell(count)
 
     def _check_slot(self) -> None:
         if self._slot is not None and self._slot.lost:

@@ -501,14 +501,14 @@ def test_what_was_read_at_the_start_of_a_job_counts_until_a_store_fails(admissio
     """While no counter exists, the first calls of a job ask Redis nothing; a failure, or any counter, ends that."""
     tested = admission(shared, breaker={"failures": 1})
     with Redis.from_url(url) as client:
-        tested.breakers_read(client.exists(*tested.breaker_keys()))
+        tested.breakers_read(client.exists(*tested.breaker_keys))
         client.set("zot-artifacts:breaker:a:open", 1, px=60_000)  # by another process, a moment later
         assert not tested.check("a")
-        tested.breakers_read(client.exists(*tested.breaker_keys()))
+        tested.breakers_read(client.exists(*tested.breaker_keys))
         with pytest.raises(Snooze):
             tested.check("a")
         client.flushdb()
-        tested.breakers_read(client.exists(*tested.breaker_keys()))
+        tested.breakers_read(client.exists(*tested.breaker_keys))
         tested.record_failure("b")
         with pytest.raises(Snooze):
             tested.check("b")
