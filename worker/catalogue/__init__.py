@@ -36,6 +36,7 @@ from worker.catalogue.database import (
     CatalogueError,
     CatalogueUnavailable,
     Database,
+    LostLease,
     NewerCatalogue,
     NoCatalogue,
     check_file,
@@ -44,7 +45,6 @@ from worker.catalogue.database import (
 from worker.catalogue.delete_approvals import ApprovalState, CannotDecide, DeleteApproval, DeleteApprovals
 from worker.catalogue.deletions import Deletions, KeptTombstone, Tombstone, UndeleteRefused
 from worker.catalogue.export import ExportSummary, Sink, count_rows, export
-from worker.catalogue.fencing import FencedDatabase, LostLease
 from worker.catalogue.findings import COPY_KINDS, FindingCount, FindingRecord, Findings, NewFinding
 from worker.catalogue.history import Event, History, is_full_read
 from worker.catalogue.holds import Hold, Holds, HoldTooLate, OnHold
@@ -223,7 +223,7 @@ class Catalogue:
         """Return the same catalogue for one leaseholder of a job: without the lease, writing raises LostLease."""
         held = Catalogue.__new__(Catalogue)
         held.identity = self.identity
-        held._database = FencedDatabase(self._database, job, fence)  # noqa: SLF001 - the catalogue is one package
+        held._database = self._database.fenced(job, fence)  # noqa: SLF001 - the catalogue is one package
         return held
 
     def export(self, sink: Sink) -> ExportSummary:

@@ -4,7 +4,7 @@ A job on one artifact needs no row here: the ledger's `holds` is its lock. Each 
 rows for the companions that it writes to.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -79,10 +79,11 @@ def holder(connection: Connection, path: str, job: str, now: datetime, far: date
     """
     bucket, _, key = path.partition("/")
     others = _HOLDERS.all(connection, path=path, bucket=bucket, key=key, job=job)
-    live = next((other for other in others if _lasts(other.lease_until, now, far)), None)
-    if live is None:
-        _fence_out(connection, {other.id for other in others})
-    return live
+    for other in others:
+        if _lasts(other.lease_until, now, far):
+            return other
+    _FENCE_OUT.run_many(connection, [{"other": id_} for id_ in {other.id for other in others}])
+    return None
 
 
 def _taken(
@@ -94,16 +95,13 @@ def _taken(
     held = connection.execute(_HOLDS.where(jobs.c.holds.in_(paths)), mine)
     others += [(path.partition("/")[2], id_, until) for path, id_, until in held]
     taken = {key for key, _, until in others if _lasts(until, *times)}
-    _fence_out(connection, {id_ for key, id_, _ in others if key not in taken})
+    over = {id_ for key, id_, _ in others if key not in taken}
+    _FENCE_OUT.run_many(connection, [{"other": id_} for id_ in over])
     return taken
 
 
 def _lasts(until: datetime | None, now: datetime, far: datetime) -> bool:
     return until is not None and now <= until <= far
-
-
-def _fence_out(connection: Connection, others: Collection[str]) -> None:
-    _FENCE_OUT.run_many(connection, [{"other": id_} for id_ in others])
 
 
 def _named(bucket: str, keys: Sequence[str]) -> list[sa.ColumnElement[bool]]:

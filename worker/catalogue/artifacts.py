@@ -72,8 +72,9 @@ _COPY = Prepared(_COPIES.where(copies.c.store == sa.bindparam("at")))
 _INSERT_VERSION = Prepared(sa.insert(artifacts).returning(artifacts))
 _INSERT_VERSIONS = Prepared(sa.insert(artifacts))
 _INSERT_MANIFEST = Prepared(sa.insert(manifests))
-_INSERT_COPIES = Prepared(sa.insert(copies))
-_INSERT_COPY = Prepared(sa.insert(copies).returning(copies))
+_NEW_COPY = sa.insert(copies).values(state=CopyState.WRITING, evidence={}, attempts=0, spread=0)
+_INSERT_COPIES = Prepared(_NEW_COPY)
+_INSERT_COPY = Prepared(_NEW_COPY.returning(copies))
 _BEGIN_AGAIN_FROM = {CopyState.SUPERSEDED, CopyState.DELETED}
 _BEGIN_AGAIN = Prepared(
     sa.update(copies).where(copies.c.id == sa.bindparam("copy")).values(state=CopyState.WRITING).returning(copies)
@@ -581,7 +582,9 @@ def record_version(
             metadata=metadata, created_at=now, job=job, properties=properties, manifest=manifest,
             stores_named=stores_named,
         )  # fmt: skip
-        begun = {store: copy_of(_INSERT_COPY.first(connection, **_new_copy(artifact.id, store))) for store in stores}
+        begun = {
+            store: copy_of(_INSERT_COPY.first(connection, artifact_id=artifact.id, store=store)) for store in stores
+        }
     return Recorded(artifact, fresh=not same, copies=begun)
 
 
@@ -634,7 +637,11 @@ def _insert_versions(
             shared["created_at"], properties=properties or {}, stores_named=bool(shared["stores_named"]),
         )  # fmt: skip
         recorded[number] = Recorded(artifact, fresh=True)
-    begun = [_new_copy(recorded[number].artifact.id, store) for number, each, _ in fresh for store in each.stores]
+    begun = [
+        {"artifact_id": recorded[number].artifact.id, "store": store}
+        for number, each, _ in fresh
+        for store in each.stores
+    ]
     _INSERT_COPIES.run_many(connection, begun)
     return recorded
 
@@ -782,15 +789,10 @@ def ensure_copy(connection: Connection, artifact: Artifact, store: str) -> Copy:
     """Return the copy of a version in a store, recorded as `writing` if it is new, superseded or deleted."""
     found = _find_copy(connection, artifact, store)
     if found is None:
-        return copy_of(_INSERT_COPY.first(connection, **_new_copy(artifact.id, store)))
+        return copy_of(_INSERT_COPY.first(connection, artifact_id=artifact.id, store=store))
     if found.state in _BEGIN_AGAIN_FROM:
         return copy_of(_BEGIN_AGAIN.first(connection, copy=found.id))
     return found
-
-
-def _new_copy(artifact_id: int, store: str) -> dict[str, Any]:
-    row = {"artifact_id": artifact_id, "store": store, "state": CopyState.WRITING, "evidence": {}}
-    return row | {"attempts": 0, "spread": 0}
 
 
 def _find_copy(connection: Connection, artifact: Artifact, store: str) -> Copy | None:

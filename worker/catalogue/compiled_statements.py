@@ -29,17 +29,17 @@ class _Compiled:
 class Asked:
     """A statement that was run, and whose rows are not read yet."""
 
-    _compiled: _Compiled
-    _cursor: Any
+    compiled: _Compiled
+    cursor: Any
 
     def all(self) -> list[Any]:
         """Return the rows."""
         found = []
-        for row in self._cursor.fetchall():
+        for row in self.cursor.fetchall():
             read = list(row)
-            for column, convert in self._compiled.results:
+            for column, convert in self.compiled.results:
                 read[column] = convert(read[column])
-            found.append(self._compiled.row(read))
+            found.append(self.compiled.row(read))
         return found
 
 
@@ -55,25 +55,25 @@ class Prepared:
 
     def all(self, connection: Connection, **values: Any) -> list[Any]:
         """Run the statement and return its rows."""
-        return self.ask(connection, **values).all()
+        return self._execute(connection, [values]).all()
 
     def ask(self, connection: Connection, **values: Any) -> Asked:
         """Run the statement; its rows are read later, such as after a block of `in_one_request`."""
-        return Asked(*self._execute(connection, [values]))
+        return self._execute(connection, [values])
 
     def tuples(self, connection: Connection, **values: Any) -> list[tuple[Any, ...]]:
         """Run the statement and return its rows as the driver does, which is right for text and numbers."""
-        rows: list[tuple[Any, ...]] = self._execute(connection, [values])[1].fetchall()
+        rows: list[tuple[Any, ...]] = self._execute(connection, [values]).cursor.fetchall()
         return rows
 
     def first(self, connection: Connection, **values: Any) -> Any:
         """Run the statement and return its first row, or None if it has none."""
-        rows = self.all(connection, **values)
+        rows = self._execute(connection, [values]).all()
         return rows[0] if rows else None
 
     def run(self, connection: Connection, **values: Any) -> int:
         """Run the statement and return how many rows it has changed."""
-        changed: int = self._execute(connection, [values])[1].rowcount
+        changed: int = self._execute(connection, [values]).cursor.rowcount
         return changed
 
     def run_many(self, connection: Connection, rows: Sequence[Mapping[str, Any]], **shared: Any) -> None:
@@ -81,10 +81,8 @@ class Prepared:
         if rows:
             self._execute(connection, [{**row, **shared} for row in rows], many=True)
 
-    def _execute(
-        self, connection: Connection, rows: Sequence[Mapping[str, Any]], *, many: bool = False
-    ) -> tuple[_Compiled, Any]:
-        """Run the statement, which is compiled once, for one row of values or for many; return the driver's cursor."""
+    def _execute(self, connection: Connection, rows: Sequence[Mapping[str, Any]], *, many: bool = False) -> Asked:
+        """Run the statement, which is compiled once, for one row of values or for many."""
         key = (connection.dialect.name, *rows[0])
         compiled = self._compiled.get(key) or self._compiled.setdefault(key, self._compile(connection.dialect, rows[0]))
         bound: list[Any] = [
@@ -96,7 +94,7 @@ class Prepared:
         ]
         if compiled.names is not None:
             bound = [dict(zip(compiled.names, values, strict=True)) for values in bound]
-        return compiled, execute(connection, compiled.text, bound if many else bound[0], many=many)
+        return Asked(compiled, execute(connection, compiled.text, bound if many else bound[0], many=many))
 
     def _compile(self, dialect: Dialect, values: Mapping[str, Any]) -> _Compiled:
         """Return the statement for these names of values, in a dialect."""

@@ -5,6 +5,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,10 @@ from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from worker.catalogue import postgresql, sqlite
+from worker.catalogue.compiled_statements import Prepared
+from worker.catalogue.tables import jobs
 from worker.metric_counters import TRANSACTIONS
+from zot_artifact_client.contract import JobState
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +49,13 @@ class NoCatalogue(CatalogueError):
     """There is no catalogue at the URL."""
 
 
+class LostLease(CatalogueError):
+    """Another worker has the lease of the job, or another job its artifact; nothing was recorded."""
+
+    def __init__(self, job: str) -> None:
+        super().__init__(f"job {job} has lost its lease to another worker, or to another job on its artifact")
+
+
 @dataclass(frozen=True, slots=True)
 class FileIdentity:
     """A file, and its device and inode when it was opened."""
@@ -58,6 +69,12 @@ _MOST_IDLE = 8
 TOLD_AFTER = 2.0
 """Seconds that a transaction waits for its turn to write until `on_wait` is called."""
 _IDENTITY = "SELECT id FROM catalogue_identity"
+_LEASED = Prepared(
+    sa.select(jobs.c.id).where(
+        jobs.c.id == sa.bindparam("job"), jobs.c.fence == sa.bindparam("token"), jobs.c.state == JobState.RUNNING
+    )
+)
+"""The job, if the fencing token is still that of its lease."""
 
 
 def open_engine(url: str) -> Engine:
@@ -140,6 +157,8 @@ class Database:
         self._dialect = _dialect(self.engine)
         self._idle: list[Connection] = []
         self._file: FileIdentity | None = None
+        self._leaseholder: Mapping[str, str | int] = {}
+        """The job and the fencing token that `fenced` was given; empty for what works for no job."""
         path = sqlite.file_of(self.engine.url) if self.engine.dialect.name == "sqlite" else None
         if path:
             _check_not_lost(path)
@@ -154,6 +173,16 @@ class Database:
         if path:
             mark(path, self.identity)
         sa.event.listen(self.engine, "connect", self._check_identity)
+
+    def fenced(self, job: str, fence: int) -> "Database":
+        """Return the same database for the leaseholder of a job: writing raises LostLease once another worker has it.
+
+        The fencing token is checked in the transaction that writes, so that a process that was paused between the two
+        writes nothing.
+        """
+        held = copy(self)
+        held._leaseholder = {"job": job, "token": fence}  # noqa: SLF001 - it is one of us
+        return held
 
     def write(self, *, durable: bool = True) -> AbstractContextManager[Connection]:
         """Begin a transaction that commits at the end, or not at all; only one at a time is open.
@@ -192,15 +221,17 @@ class Database:
     def _begin_write(self, connection: Connection, *, wait: bool = True) -> bool:
         if self._on_wait is None or not wait:
             began: bool = self._dialect.begin_write(connection, wait=wait)
-            return began
-        told = Timer(TOLD_AFTER, self._on_wait)
-        told.daemon = True
-        told.start()
-        try:
-            self._dialect.begin_write(connection)
-        finally:
-            told.cancel()
-        return True
+        else:
+            told = Timer(TOLD_AFTER, self._on_wait)
+            told.daemon = True
+            told.start()
+            try:
+                began = self._dialect.begin_write(connection)
+            finally:
+                told.cancel()
+        if began and self._leaseholder and _LEASED.first(connection, **self._leaseholder) is None:
+            raise LostLease(str(self._leaseholder["job"]))
+        return began
 
     @contextmanager
     def _transaction(
@@ -222,9 +253,7 @@ class Database:
                 connection.execution_options(**options)
             self._dialect.set_durable(connection, durable=durable)
             with connection.begin():
-                free = begin(connection) is not False
-                self._dialect.follow_clock(connection)
-                yield connection if free else None
+                yield connection if begin(connection) is not False else None
             if self._dialect.KEEPS_CONNECTIONS and len(self._idle) < _MOST_IDLE:
                 self._idle.append(connection)  # for the next transaction
                 connection = None

@@ -334,7 +334,7 @@ def note_verdicts(connection: Connection, verdicts: Sequence[VerdictRow], now: d
 
     `around`: what `ask_around` asked about these keys.
     """
-    open_ = _open_of(connection, set(map(_PATH, verdicts)), around)
+    open_ = _open_at(connection, set(map(_PATH, verdicts)), around)
     if not open_ and all(each.verdict == Verdict.VERIFIED and not each.has_wrong_metadata for each in verdicts):
         return
     last = {(each.store, each.bucket, each.key, each.version): each for each in verdicts}
@@ -519,24 +519,25 @@ def _see_lost(connection: Connection, lost: Sequence[tuple[str, str, int]], now:
         logger.critical("%d more artifacts are lost: `zot-artifacts findings --kind lost`", len(lost) - _LOGGED)
 
 
-def _open_at(connection: Connection, paths: Collection[tuple[str, str]]) -> list[Row[Any]]:
-    """Return the open findings about these keys; most often that is one search in an empty index."""
-    return _open_of(connection, paths, ask_around(connection, paths)) if paths else []
+def _open_at(connection: Connection, paths: Collection[tuple[str, str]], around: Asked | None = None) -> list[Row[Any]]:
+    """Return the open findings about these keys; most often that is one search in an empty index.
+
+    `around`: what `ask_around` asked about them, if that was asked before.
+    """
+    if not paths:
+        return []
+    found: list[Row[Any]] = (around or ask_around(connection, paths)).all()
+    if len(found) > _FEW:
+        found = []
+        for bucket, keys in by_bucket(paths, _KEYS):
+            found.extend(connection.execute(_SLIM.where(findings.c.bucket == bucket, findings.c.key.in_(keys))))
+    return [row for row in found if (row.bucket, row.key) in paths]
 
 
 def ask_around(connection: Connection, paths: Collection[tuple[str, str]]) -> Asked:
     """Ask for the open findings about a few keys, which are not none, and those between them."""
     low, high = min(paths), max(paths)
     return _BETWEEN.ask(connection, low_bucket=low[0], low_key=low[1], high_bucket=high[0], high_key=high[1])
-
-
-def _open_of(connection: Connection, paths: Collection[tuple[str, str]], around: Asked) -> list[Row[Any]]:
-    found: list[Row[Any]] = around.all()
-    if len(found) > _FEW:
-        found = []
-        for bucket, keys in by_bucket(paths, _KEYS):
-            found.extend(connection.execute(_SLIM.where(findings.c.bucket == bucket, findings.c.key.in_(keys))))
-    return [row for row in found if (row.bucket, row.key) in paths]
 
 
 def _resolve(connection: Connection, how: Mapping[int, str], now: datetime) -> None:

@@ -13,8 +13,7 @@ from worker import clock
 from worker.catalogue.artifact_locks import holder
 from worker.catalogue.artifacts import FinishedCopy, finish_copies
 from worker.catalogue.compiled_statements import Prepared
-from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Database
-from worker.catalogue.fencing import LostLease
+from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Database, LostLease
 from worker.catalogue.job_webhooks import want_webhooks
 from worker.catalogue.pauses import Pause, pauses_of_job
 from worker.catalogue.records import JobRecord

@@ -172,7 +172,7 @@ def _limits(word: str) -> str:
     )
 
 
-def follow_clock(connection: Connection) -> None:
+def _follow_clock(connection: Connection) -> None:
     """Make the clock of the server the one of this process: several machines share it."""
     if clock.is_unchecked():
         asked_at = clock.uptime()
@@ -180,7 +180,8 @@ def follow_clock(connection: Connection) -> None:
 
 
 def begin_read(connection: Connection) -> None:
-    """Do nothing: the driver begins a transaction with its first statement."""
+    """Leave the beginning of the transaction to the driver, which does so with its first statement."""
+    _follow_clock(connection)
 
 
 def set_durable(connection: Connection, *, durable: bool) -> None:
@@ -203,12 +204,12 @@ def begin_write(connection: Connection, *, wait: bool = True) -> bool:
     """
     with in_one_request(connection):  # with the driver's BEGIN
         tried = execute(connection, _TRY_TURN, ())
-    if tried.fetchone()[0]:
-        return True
-    if wait:
+    free = bool(tried.fetchone()[0])
+    if not free and wait:
         with _ended_with_the_worker(connection):
             execute(connection, _TAKE_TURN, ())
-    return wait
+    _follow_clock(connection)
+    return free or wait
 
 
 @contextmanager

@@ -62,10 +62,6 @@ def lift_time_limits(connection: Connection) -> None:
     """Do nothing: a transaction has no time limit."""
 
 
-def follow_clock(connection: Connection) -> None:
-    """Do nothing: all processes of a machine have one clock."""
-
-
 def unfit(connection: Connection) -> str | None:
     """Return why the database cannot be used: the file is that of another program."""
     names = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
