@@ -18,7 +18,7 @@ from worker.cli.progress import bar
 from worker.counted import counted
 from worker.settings import load_settings
 from worker.storage.configured_stores import Stores
-from worker.storage.keys import check_any_bucket
+from worker.storage.keys import check_bucket
 from zot_artifact_client.contract import Progress
 
 _LAYOUTS: dict[str, tuple[Callable[[CheckedPrefix], Iterator[Fault]], str]] = {
@@ -43,7 +43,7 @@ def sweep_layout(name: str, store: str, path: str, *, dry_run: bool, as_json: bo
         StorageError: the listing has not come to its end.
     """
     bucket, _, prefix = path.partition("/")
-    check_any_bucket(bucket)
+    check_bucket(bucket, reserved=True)
     verify, _ = _LAYOUTS[name]
     settings = load_settings()
     stores = Stores(settings.stores)  # without the catalogue's identities: a store is not marked by being read

@@ -294,21 +294,17 @@ class HashedBody:
     """Hashed bytes as the body of one write."""
 
     def __init__(self, content: HashedBytes, on_bytes: Callable[[int], None] | None = None) -> None:
-        self._content = content
+        self.digest = content.digest
+        self._data = content.data
         self._on_bytes = on_bytes
         self._at = 0
-
-    @property
-    def digest(self) -> Digest:
-        """Return the digest of the bytes."""
-        return self._content.digest
 
     def compare_only_size(self) -> None:
         """Do nothing: the bytes are hashed already."""
 
     def read(self, size: int, /) -> bytes:
         """Return at most `size` bytes, `b""` at the end."""
-        data = self._content.data[self._at : self._at + size]
+        data = self._data[self._at : self._at + size]
         self._at += len(data)
         if data and self._on_bytes:
             self._on_bytes(len(data))

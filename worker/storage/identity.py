@@ -164,7 +164,11 @@ class Identity:
             SameStore: `write`, and another configured store has the same marker.
             StorageError: the marker cannot be read or written.
         """
-        mount = self._mount()
+        mount: object = None
+        if self._root is not None:
+            with suppress(OSError):  # a root that is gone is reported by the driver
+                found = self._root.stat()
+                mount = found.st_dev, found.st_ino
         checked, until = self._checked.get(write) or (None, 0.0)
         if not fresh and mount == checked and time.monotonic() < until:
             return  # first: a sweep asks for each object
@@ -174,20 +178,20 @@ class Identity:
             return  # the store has no bucket for a marker
         self._checked.clear()
         known = self._own_known()
-        found = self._read(known)
-        if found is None and known is None and not write:
+        marker = self._read(known)
+        if marker is None and known is None and not write:
             self._unmarked_until = time.monotonic() + _UNMARKED_SECONDS
             return
         if known is None:
             with self._first_use:
-                known, found = self._introduce(write=write)
-        if known is not None and found != known:
-            self._refuse_other(known, found)
-        if found is not None:
-            self._refuse_same(found, write=write)
+                known, marker = self._introduce(write=write)
+        if known is not None and marker != known:
+            self._refuse_other(known, marker)
+        if marker is not None:
+            self._refuse_same(marker, write=write)
         if write:
-            self._refuse_nested(found, below=fresh or not self._looked_below)
-            self._refuse_one_server(found)
+            self._refuse_nested(marker, below=fresh or not self._looked_below)
+            self._refuse_one_server(marker)
             self._looked_below = True
         self._checked |= dict.fromkeys({False, write}, (mount, time.monotonic() + RECHECK_SECONDS))
 
@@ -226,14 +230,6 @@ class Identity:
     def _others(self) -> dict[str, str]:
         """Return the ids of the other stores that have been seen, also those that are shared."""
         return {name: known.removeprefix(SHARED) for name, known in self._known.others(self._driver.name).items()}
-
-    def _mount(self) -> object:
-        if self._root is None:
-            return None
-        with suppress(OSError):  # a root that is gone is reported by the driver
-            found = self._root.stat()
-            return found.st_dev, found.st_ino
-        return None
 
     def _read(self, known: str | None) -> str | None:
         try:

@@ -22,21 +22,12 @@ CANARY_BUCKET = "zot-canary"
 UPLOADS_BUCKET = "zot-uploads"
 
 
-def check_bucket(bucket: str) -> str:
-    """Return `bucket` if it may name a bucket that users write to.
+def check_bucket(bucket: str, *, reserved: bool = False) -> str:
+    """Return `bucket` if it may name a bucket that users write to; with `reserved` also if it is one of the worker's.
 
     Raises:
         InvalidKey: naming the bucket and the rule it breaks.
     """
-    return _checked_bucket(bucket, reserved=False)
-
-
-def check_any_bucket(bucket: str) -> str:
-    """Return `bucket` if a store can hold it, including the reserved buckets."""
-    return _checked_bucket(bucket, reserved=True)
-
-
-def _checked_bucket(bucket: str, *, reserved: bool) -> str:
     if rule := key_rules.broken_bucket_rule(bucket, reserved=reserved):
         raise InvalidKey(f"bucket {bucket!r} is not allowed: {rule}")
     return bucket

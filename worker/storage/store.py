@@ -65,7 +65,7 @@ from worker.storage.integrity.verifying_reader import OnBytes, Readable, Verifie
 from worker.storage.keys import (
     QUARANTINE_BUCKET,
     STAGING_BUCKET,
-    check_any_bucket,
+    check_bucket,
     check_existing_key,
     check_key,
     check_prefix,
@@ -189,7 +189,12 @@ class Store:
             else:
                 what = f"the source of {bucket}/{key}"
                 body = VerifyingReader(content, size=info.size, sha256=info.sha256, what=what, on_bytes=on_bytes)
-            in_parts = self._goes_in_parts(info.size)
+            parts = self.capabilities.parts
+            in_parts = (
+                parts is not None
+                and info.size is not None
+                and info.size > max(parts.above, min(parts.min_size, self._memory))
+            )
             if in_parts:
                 self._refuse_early(bucket, key, condition)
 
@@ -413,7 +418,6 @@ class Store:
         if self.capabilities.local:
             return True  # it was read below the store's own directory
         try:
-            self._check_existing(bucket, key)
             self._check_read(bucket, key)
         except StorageError:
             return False
@@ -422,7 +426,6 @@ class Store:
     def _read_whole(self, bucket: str, key: str, expected: Digest) -> bytes | None:
         """Return the bytes of a small object that is right, read in one request; None for any other one."""
         try:
-            self._check_existing(bucket, key)
             self._check_read(bucket, key)
             found = read_small(self._driver, bucket, key, expected, whole_reads=self._whole_reads)
         except StorageError:
@@ -621,7 +624,7 @@ class Store:
     def list_objects(self, bucket: str, prefix: str = "", *, after: str = "") -> Iterator[ListedObject]:
         """Yield objects by the UTF-8 order of their keys; see `Driver.iter_objects`."""
         try:
-            check_any_bucket(bucket)
+            check_bucket(bucket, reserved=True)
             check_prefix(prefix)
             check_prefix(after)
         except InvalidKey as error:
@@ -634,15 +637,15 @@ class Store:
     def create_bucket(self, bucket: str) -> bool:
         """Make a bucket; return False if it was there already."""
         self._check_identity(write=True)
-        return self._driver.create_bucket(check_any_bucket(bucket))
+        return self._driver.create_bucket(check_bucket(bucket, reserved=True))
 
     def delete_bucket(self, bucket: str) -> bool:
         """Delete an empty bucket; return False if it was not there, raise BucketNotEmpty if it holds objects."""
         self._check_identity(write=True, bucket=bucket)
-        return self._driver.delete_bucket(check_any_bucket(bucket))
+        return self._driver.delete_bucket(check_bucket(bucket, reserved=True))
 
     def bucket_exists(self, bucket: str) -> bool:
-        return self._driver.bucket_exists(check_any_bucket(bucket))
+        return self._driver.bucket_exists(check_bucket(bucket, reserved=True))
 
     def list_buckets(self) -> list[str]:
         """Return the names of the buckets that may hold artifacts, in their order.
@@ -723,7 +726,7 @@ class Store:
     def _check_existing(self, bucket: str, key: str) -> None:
         """Check the names of an object that another program may have written."""
         try:
-            check_any_bucket(bucket)
+            check_bucket(bucket, reserved=True)
             check_existing_key(bucket, key)
         except InvalidKey as error:
             raise InvalidKey(f"{self.name}: {error.message}") from None
@@ -738,7 +741,7 @@ class Store:
             raise InvalidKey(f"{self.name}: the store can have no object of the name {bucket}/{key}")
         if not existing_key:
             try:
-                check_key(check_any_bucket(bucket), key)
+                check_key(check_bucket(bucket, reserved=True), key)
             except InvalidKey as error:
                 raise InvalidKey(f"{self.name}: {error.message}") from None
         self._check_identity(write=True, bucket=bucket)
@@ -769,12 +772,6 @@ class Store:
         limit = self.capabilities.max_object_size
         if size is not None and limit is not None and size > limit:
             raise SizeMismatch(f"{self.name}: {bucket}/{key} has {size} bytes, the store holds at most {limit}")
-
-    def _goes_in_parts(self, size: int | None) -> bool:
-        limits = self.capabilities.parts
-        if limits is None or size is None:
-            return False
-        return size > max(limits.above, min(limits.min_size, self._memory))
 
     def _parted(
         self, bucket: str, key: str, info: WriteInfo, checkpoint: Checkpoint | None, manifest: Manifest | None

@@ -33,10 +33,17 @@ class Source:
     file: BinaryIO
     size: int
 
-    def rewind(self) -> Readable:
-        """Return the bytes from the first one. An error of the disk counts against the source, and against no store."""
+    def rewind(self) -> "Source":
+        """Return this, to be read from its first byte."""
         self.file.seek(0)
-        return _Reader(self.name, self.file)
+        return self
+
+    def read(self, size: int, /) -> bytes:
+        """Return at most so many bytes. An error of the disk counts against the source, and against no store."""
+        try:
+            return self.file.read(size)
+        except OSError as error:
+            raise mark_source_error(file_error(self.name, error)) from error
 
     def hashed(self, sha256: str | None, on_bytes: OnBytes) -> "HashedSource":
         """Read all bytes and hash them, as a whole and by chunks. A small source stays in memory.
@@ -46,24 +53,21 @@ class Source:
                 shrunk since it was opened.
             Unavailable: the disk does not give them now.
         """
-        if self.size <= _SMALL:
-            content = self._read_whole(on_bytes)
-            found = HashedSource(self, content.digest, None, content)
-        else:
+        if self.size > _SMALL:
             digest, manifest = compute_digests(self.rewind(), size=self.size, what=self.name, on_bytes=on_bytes)
             found = HashedSource(self, digest, manifest)
+        else:
+            reader, data = self.rewind(), b""
+            while len(data) <= self.size and (piece := reader.read(self.size + 1 - len(data))):
+                data += piece
+                on_bytes(len(piece))
+            if len(data) != self.size:
+                raise SizeMismatch(f"{self.name} has {len(data)} bytes, not the announced {self.size}")
+            content = HashedBytes.of(data)
+            found = HashedSource(self, content.digest, None, content)
         if sha256 is not None and found.digest.sha256 != sha256:
             raise DigestMismatch(f"{self.name} has SHA-256 {found.digest.sha256}, not the announced {sha256}")
         return found
-
-    def _read_whole(self, on_bytes: OnBytes) -> HashedBytes:
-        reader, data = self.rewind(), b""
-        while len(data) <= self.size and (piece := reader.read(self.size + 1 - len(data))):
-            data += piece
-            on_bytes(len(piece))
-        if len(data) != self.size:
-            raise SizeMismatch(f"{self.name} has {len(data)} bytes, not the announced {self.size}")
-        return HashedBytes.of(data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,18 +87,6 @@ class HashedSource:
 def remove_staged_directory(settings: Settings, job: str) -> None:
     """Remove all files that were staged for a job."""
     shutil.rmtree(settings.staging_dir / staging_name(job), ignore_errors=True)
-
-
-class _Reader:
-    def __init__(self, name: str, file: BinaryIO) -> None:
-        self._name = name
-        self._file = file
-
-    def read(self, size: int, /) -> bytes:
-        try:
-            return self._file.read(size)
-        except OSError as error:
-            raise mark_source_error(file_error(self._name, error)) from error
 
 
 @contextmanager

@@ -17,8 +17,7 @@ from typing import Self, cast
 from worker.storage.driver import Condition, Match, ObjectStat, SmallPut
 from worker.storage.errors import StorageError
 from worker.storage.filesystem.atomic_write import ObjectFiles
-from worker.storage.filesystem.layout import ObjectPath
-from worker.storage.filesystem.listing import object_stat
+from worker.storage.filesystem.layout import ObjectPath, object_stat
 from worker.storage.filesystem.open_without_symlinks import Tree, translate
 from worker.storage.filesystem.temp_files import NoUnnamedFiles, TempFile, UnnamedFile
 

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from typing import TypeVar
 
 from worker.storage.config import FilesystemConfig
@@ -37,8 +38,8 @@ from worker.storage.errors import (
 from worker.storage.exception_boundary import exception_boundary
 from worker.storage.filesystem.atomic_write import ObjectFiles, OpenObject
 from worker.storage.filesystem.bulk_write import BulkWrite, Rules
-from worker.storage.filesystem.layout import LOCKS, ObjectPath
-from worker.storage.filesystem.listing import Listing, object_stat, version_of
+from worker.storage.filesystem.layout import LOCKS, ObjectPath, object_stat, version_of
+from worker.storage.filesystem.listing import Listing
 from worker.storage.filesystem.open_without_symlinks import Tree, is_link_refusal, regular_stat, translate
 from worker.storage.filesystem.reader import FilesystemReader
 from worker.storage.filesystem.small_reads import FilesystemSmallReads
@@ -89,6 +90,7 @@ class FilesystemDriver:
         self._stale = StaleFiles(name, self._tree, self._files, self._listing)
         self._attributes = config.digest == "xattr"
         self._verify_cached = config.verify_cached
+        self._new_file = partial(TempFile, mode=config.file_mode)
         rules = Rules(self._check_name, self._remove_empty_directories, self._check_condition)
         self._bulk = BulkWrite(name, self._tree, self._files, attributes=self._attributes, rules=rules)
 
@@ -97,8 +99,9 @@ class FilesystemDriver:
     def put(self, bucket: str, key: str, body: Body, info: WriteInfo, *, condition: Condition = None) -> ObjectStat:
         del info  # the body checks size and digest itself
         path = ObjectPath(bucket, key)
-        with self._writing(path, condition, self._temp_file) as (directory, temp):
-            self._fill(temp, body)
+        with self._writing(path, condition, self._new_file) as (directory, temp):
+            while data := body.read(BUFFER_SIZE):
+                temp.write(data)
             temp.stamp()
             digest = body.digest.sha256
             in_attribute = self._attributes and temp.keep_digest(digest)
@@ -106,7 +109,7 @@ class FilesystemDriver:
             if in_attribute or not creates:
                 temp.sync()
                 return self._commit(directory, path, temp, digest, condition)
-            with closing(self._temp_file(directory)) as sidecar:
+            with closing(self._new_file(directory)) as sidecar:
                 sidecar.write(digest.encode())
                 sidecar.stamp()
                 sidecar.keep_digest(digest)  # the mark of ours
@@ -196,7 +199,7 @@ class FilesystemDriver:
 
     def check(self) -> None:
         with self._errors(self._root), self._tree.locked("check"), self._tree.directory(LOCKS) as directory:
-            temp = self._temp_file(directory)
+            temp = self._new_file(directory)
             try:
                 temp.write(b"zot")
                 temp.finish()
@@ -256,15 +259,13 @@ class FilesystemDriver:
                 return
             yield row
 
-    def _temp_file(self, directory: int) -> TempFile:
-        return TempFile(directory, self._tree.file_mode)
-
     @contextmanager
     def _writing(
         self, path: ObjectPath, condition: Condition, begin: Callable[[int], TempFile]
     ) -> Iterator[tuple[int, TempFile]]:
         """Yield an object's directory and a new file in it; remove both unless the file is placed."""
-        directory, fresh, placed = -1, False, False
+        directory: int | None = None
+        fresh = placed = False
         try:
             self._check_name(path)
             for _ in range(_RACES):
@@ -276,7 +277,9 @@ class FilesystemDriver:
                     temp = begin(directory)
                     break
                 except FileNotFoundError:  # pruned since it was made
-                    directory = _close(directory)
+                    if directory is not None:
+                        os.close(directory)
+                        directory = None
             else:
                 raise self._busy(path)
             try:
@@ -285,15 +288,11 @@ class FilesystemDriver:
                 temp.close()
             placed = True
         finally:
-            _close(directory)
+            if directory is not None:
+                os.close(directory)
             if not placed:
                 with suppress(OSError, StorageError):
                     self._tree.prune(path.parents, keep=0 if fresh else 1)
-
-    @staticmethod
-    def _fill(temp: TempFile, body: Body) -> None:
-        while data := body.read(BUFFER_SIZE):
-            temp.write(data)
 
     def _commit(
         self,
@@ -342,8 +341,10 @@ class FilesystemDriver:
 
     def _copy_bytes(self, reader: FilesystemReader, path: ObjectPath) -> ObjectStat:
         """Copy the bytes with the digest that the source claims: so that corrupt bytes do not get a matching digest."""
-        with self._writing(path, None, self._temp_file) as (directory, temp):
-            self._fill(temp, VerifyingReader(reader, size=reader.stat.size))
+        with self._writing(path, None, self._new_file) as (directory, temp):
+            body = VerifyingReader(reader, size=reader.stat.size)
+            while data := body.read(BUFFER_SIZE):
+                temp.write(data)
             temp.finish()
             return self._commit(directory, path, temp, reader.stat.sha256, None)
 
@@ -380,10 +381,3 @@ class FilesystemDriver:
 
     def _busy(self, path: ObjectPath) -> Conflict:
         return Conflict(f"{self.name}: {path} is written and deleted again and again meanwhile; try again later")
-
-
-def _close(fd: int) -> int:
-    """Close a descriptor unless it is -1, which is returned."""
-    if fd >= 0:
-        os.close(fd)
-    return -1

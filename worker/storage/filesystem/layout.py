@@ -1,4 +1,4 @@
-"""Map keys to file names and back.
+"""Map keys to file names and back, and the stat of a file to that of an object.
 
 The layout is the original store's, so that each reads the other's data: an object is the file `root/bucket/key`, and
 the hex of its SHA-256 is in the sidecar `root/bucket/key.sha256`. A key may itself end in `.sha256`:
@@ -19,10 +19,14 @@ has.
 
 import codecs
 import hashlib
+import os
 import re
 import unicodedata
 from collections.abc import Collection
+from datetime import UTC, datetime
 
+from worker.storage.driver import ObjectStat
+from worker.storage.filesystem.inode_numbers import inode_of
 from worker.storage.keys import RESERVED_SEGMENT
 
 OWN = ".zot"
@@ -78,6 +82,24 @@ class ObjectPath:
     def intent(self) -> str:
         """Return the name of the intent of a replacement."""
         return _hashed(str(self))
+
+
+def version_of(stat: os.stat_result) -> str:
+    """Return the version tag of an object, which no other version of its key has."""
+    return f"{inode_of(stat):x}-{stat.st_mtime_ns:x}-{stat.st_size:x}"
+
+
+def to_time(seconds: float) -> datetime:
+    """Return a time of the disk, or the epoch for one outside the years 1 to 9999: no decision depends on it."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        return datetime.fromtimestamp(0, UTC)
+
+
+def object_stat(path: ObjectPath, found: os.stat_result, sha256: str | None) -> ObjectStat:
+    """Return what is known about an object without reading it."""
+    return ObjectStat(path.bucket, path.key, found.st_size, version_of(found), to_time(found.st_mtime), sha256)
 
 
 def folded(name: str) -> str:

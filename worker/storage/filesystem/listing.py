@@ -1,21 +1,19 @@
 """List the objects of a bucket in the order of their keys, with one directory's names in memory at a time."""
 
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
-from worker.storage.driver import ListedObject, ObjectStat
+from worker.storage.driver import ListedObject
 from worker.storage.filesystem.atomic_write import is_foreign
-from worker.storage.filesystem.inode_numbers import inode_of
 from worker.storage.filesystem.layout import (
     HIDDEN_SIDECAR,
     SIDECAR,
     SIDECAR_SIZES,
-    ObjectPath,
     is_encodable,
     objects_in,
+    to_time,
+    version_of,
 )
 from worker.storage.filesystem.open_without_symlinks import UNREADABLE, Tree, stat_of
 
@@ -33,24 +31,6 @@ class _Entry:
     @property
     def is_directory(self) -> bool:
         return self.key.endswith("/")
-
-
-def version_of(stat: os.stat_result) -> str:
-    """Return the version tag of an object, which no other version of its key has."""
-    return f"{inode_of(stat):x}-{stat.st_mtime_ns:x}-{stat.st_size:x}"
-
-
-def to_time(seconds: float) -> datetime:
-    """Return a time of the disk, or the epoch for one outside the years 1 to 9999: no decision depends on it."""
-    try:
-        return datetime.fromtimestamp(seconds, UTC)
-    except (ValueError, OverflowError, OSError):
-        return datetime.fromtimestamp(0, UTC)
-
-
-def object_stat(path: ObjectPath, found: os.stat_result, sha256: str | None) -> ObjectStat:
-    """Return what is known about an object without reading it."""
-    return ObjectStat(path.bucket, path.key, found.st_size, version_of(found), to_time(found.st_mtime), sha256)
 
 
 class Listing:

@@ -7,8 +7,7 @@ from typing import Self
 from worker.storage.driver import ObjectStat
 from worker.storage.errors import StorageError
 from worker.storage.filesystem.atomic_write import OpenObject
-from worker.storage.filesystem.layout import ObjectPath
-from worker.storage.filesystem.listing import object_stat
+from worker.storage.filesystem.layout import ObjectPath, object_stat
 from worker.storage.filesystem.open_without_symlinks import translate
 
 

@@ -8,8 +8,7 @@ from contextlib import suppress
 
 from worker.storage.driver import SmallRead, WholeRead
 from worker.storage.filesystem.digest_attribute import read_digest
-from worker.storage.filesystem.layout import SIDECAR, SIDECAR_SIZES, parse_sidecar
-from worker.storage.filesystem.listing import version_of
+from worker.storage.filesystem.layout import SIDECAR, SIDECAR_SIZES, parse_sidecar, version_of
 from worker.storage.filesystem.open_without_symlinks import Tree
 from worker.storage.keys import is_plain
 

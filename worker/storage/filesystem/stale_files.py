@@ -15,11 +15,12 @@ from worker.storage.filesystem.layout import (
     ObjectPath,
     is_encodable,
     segment_of,
+    to_time,
 )
-from worker.storage.filesystem.listing import Listing, to_time
+from worker.storage.filesystem.listing import Listing
 from worker.storage.filesystem.open_without_symlinks import Tree, stat_of
 from worker.storage.filesystem.temp_files import remove_dead
-from worker.storage.keys import check_any_bucket
+from worker.storage.keys import check_bucket
 
 
 class StaleFiles:
@@ -108,6 +109,6 @@ def _is_orphan(directory: int, name: str) -> bool:
 def _is_ours(name: str) -> bool:
     """Return whether a directory below the root is a bucket or our own; a disk has others, such as `lost+found`."""
     try:
-        return name == OWN or bool(check_any_bucket(name))
+        return name == OWN or bool(check_bucket(name, reserved=True))
     except InvalidKey:
         return False
