@@ -55,10 +55,10 @@ class Admission:
         self._semaphore = DistributedSemaphore(shared, seconds=settings.jobs.lease.total_seconds())
         self._bandwidth = BandwidthLimit(shared)
         self._counters = Counters(shared)
-        self._breakers = {store: CircuitBreaker(store, self._counters, settings.breaker) for store in settings.stores}
-        self.breaker_keys = (
-            [key for each in self._breakers.values() for key in each.redis_keys] if settings.breaker.enabled else []
-        )
+        self._breaker_settings = settings.breaker
+        self._breakers: dict[str, CircuitBreaker] = {}
+        keys = [key for store in settings.stores for key in self._breaker(store).redis_keys]
+        self.breaker_keys = keys if settings.breaker.enabled else []
         """The Redis keys of the counters of all breakers: while none exists, all are closed and none counts."""
         self._all_closed_at = -_FRESH
         self._share: float | None = None
@@ -76,7 +76,7 @@ class Admission:
                 raise paused
             if time.monotonic() - self._all_closed_at < _FRESH:
                 return False
-            return self._breakers[store].check(lambda: self._probe(store))
+            return self._breaker(store).check(lambda: self._probe(store))
         except Snooze as error:
             error.store = store
             raise
@@ -88,15 +88,15 @@ class Admission:
     def record_failure(self, store: str, reason: str = "") -> None:
         """Count a transient error of the store."""
         self._all_closed_at = -_FRESH
-        self._breakers[store].record_failure(reason)
+        self._breaker(store).record_failure(reason)
 
     def record_success(self, store: str) -> None:
         """Reset the count of failures."""
-        self._breakers[store].record_success()
+        self._breaker(store).record_success()
 
     def close_breaker(self, store: str) -> None:
         """Close the circuit breaker of a store that was probed with success."""
-        self._breakers[store].close()
+        self._breaker(store).close()
 
     def limits_of(self, store: str) -> StoreLimits:
         """Return the limits of a store; None for a limit that it does not have."""
@@ -123,6 +123,12 @@ class Admission:
         """Wait until so many bytes may be read or written; `waiting` is called meanwhile and may raise."""
         local_limit = max(1024, int(limit * self._share_of(store)))
         self._bandwidth.take(store, count, limit=limit, local_limit=local_limit, waiting=waiting)
+
+    def _breaker(self, store: str) -> CircuitBreaker:
+        found = self._breakers.get(store)
+        if found is None:
+            found = self._breakers[store] = CircuitBreaker(store, self._counters, self._breaker_settings)
+        return found
 
     def _share_of(self, store: str) -> float:
         """Return the part of a store's limits that this process uses while Redis does not answer."""
