@@ -117,5 +117,6 @@ def _evidence(request: AdoptRequest, stat: ObjectStat, known: Artifact | None) -
         return FIRST_READ
     raise Unverifiable(
         f"{request.store}: {request.bucket}/{request.key} is unverifiable, the store keeps no SHA-256 of it; "
-        "to record its bytes as they are, adopt it with `--first-read` (in a request: `first_read`)"
+        "if a list of `sha256sum` in the store names it, adopt it with `--sums`, which compares it with that (in a "
+        "request: `sha256`); `--first-read` records its bytes as they are (`first_read`)"
     )

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -16,19 +17,22 @@ from worker.artifacts.verify_layouts.sha256sums import claims_of, is_list, lists
 from worker.cli.arguments import ArtifactPath, IdempotencyKey, NoWait, Timeout
 from worker.cli.errors import Failure, Status
 from worker.cli.job_outcome import Outcome, finish, print_unnamed_failures
-from worker.cli.output import AsJson, complain, print_json, say
+from worker.cli.output import AsJson, complain, note, print_json, say
 from worker.cli.send_and_wait import request_of, sender
 from worker.cli.session import Session, opened
 from worker.cli.stage_file import stage
 from worker.cli.upload_directory import WaitOptions
 from worker.storage.driver import ListedObject
-from worker.storage.errors import InvalidKey
+from worker.storage.errors import InvalidKey, StorageError
 from worker.storage.keys import check_bucket, check_existing_key
 from worker.storage.store import Store
 from zot_artifact_client.contract import ADOPT, BATCH
 from zot_artifact_client.job_ids import choose_id
 
 _NAMED = 1000
+_SUFFIXES = (".sha256", ".sha256sum")
+_LISTS = ("SHA256SUMS", "SHA256SUMS.txt", "sha256sums.txt", "sha256sum.txt")
+"""The usual names of lists of digests."""
 
 
 def adopt(
@@ -68,6 +72,8 @@ def adopt(
     waiting = WaitOptions(not no_wait, timeout, idempotency_key)
     with opened(existing=True, sends=True) as session:
         session.store_names([store])
+        if first_read and not sums and (listed := _list_beside(session.stores[store], bucket, prefix)):
+            note(f"{store}: {bucket}/{listed} may have the digest: with --sums it is compared, and counts as verified")
         place = Place(check_bucket(bucket), prefix, store) if slash and (not prefix or prefix.endswith("/")) else None
         if place is not None:
             outcome = _adopt_all(session, place, waiting, first_read=first_read, sums=sums)
@@ -102,6 +108,16 @@ class Place:
         if len(self.failures) < _NAMED:
             self.failures.append({"key": key, "type": type_, "message": message})
         complain(message)
+
+
+def _list_beside(store: Store, bucket: str, key: str) -> str | None:
+    """Return the key of a list of digests beside an object, or in the directory of a prefix; None for others."""
+    directory = key[: key.rfind("/") + 1]
+    beside = [] if key.endswith("/") or not key else [f"{key}{suffix}" for suffix in _SUFFIXES]
+    for name in (*beside, *(f"{directory}{each}" for each in _LISTS)):
+        with suppress(StorageError):  # it is not there, or the job says what is wrong with the store
+            return store.stat_object(bucket, name).key
+    return None
 
 
 def _adopt_one(session: Session, at: ArtifactPath, fields: dict[str, Any], waiting: WaitOptions) -> Outcome:

@@ -4,11 +4,12 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from worker.artifacts.batch_lists import ListedAdoption
 from worker.cli import adopt as cli
@@ -103,6 +104,43 @@ def test_digests_come_from_the_lists_of_sha256sum(session: Session, way: Way) ->
         cli._listed_digest(store, "lists", "d/c")
     with pytest.raises(Failure, match="no SHA256SUMS"):
         cli._listed_digest(store, "lists", "d/e")
+
+
+@pytest.mark.parametrize(
+    ("artifact", "listed"),
+    [
+        ("releases/v1/", "v1/SHA256SUMS"),
+        ("releases/v1/a", "v1/SHA256SUMS"),
+        ("releases/v1/b", "v1/b.sha256sum"),
+        ("releases/", "sha256sums.txt"),
+        ("releases/v2/", None),
+    ],
+)
+@pytest.mark.usefixtures("way")
+def test_a_first_read_beside_a_list_of_digests_is_told(
+    session: Session,
+    artifact: str,
+    listed: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The bytes would become the record, also where the list shows that they are wrong."""
+    for key in ("v1/a", "v1/b", "v1/b.sha256sum", "v1/SHA256SUMS", "v2/a", "sha256sums.txt"):
+        path = session.settings.home / "stores" / "only" / "releases" / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+
+    @contextmanager
+    def opened(**_: object) -> Iterator[Session]:
+        yield session
+
+    monkeypatch.setattr(cli, "opened", opened)
+    for arguments in ({"first_read": True}, {"first_read": True, "sums": True}, {}):
+        with suppress(typer.Exit, Failure):
+            cli.adopt(artifact, store="only", no_wait=True, **arguments)
+        told = capsys.readouterr().err
+        assert ("with --sums it is compared" in told) == (listed is not None and arguments == {"first_read": True})
+        assert listed is None or arguments != {"first_read": True} or f"releases/{listed} may" in told
 
 
 def test_lists_without_an_object_are_told(session: Session, way: Way) -> None:
