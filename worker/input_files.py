@@ -31,8 +31,10 @@ def open_input(path: Path | str) -> BufferedReader:
             _wait(fd, PATIENCE)
         os.set_blocking(fd, True)
         return open(fd, "rb")  # noqa: PTH123 - a descriptor
-    except BaseException:
+    except BaseException as error:
         os.close(fd)
+        if isinstance(error, IsADirectoryError):
+            error.filename = str(path)  # Python names the descriptor
         raise
 
 

@@ -1,6 +1,7 @@
 """The arguments and options that several commands take."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from zot_artifact_client.globs import compiled
 def seconds(text: str) -> float:
     """Read a time to wait, in seconds or with a unit: `90`, `90s`, `15m`, `2h`."""
     try:
-        return float(text) if text.replace(".", "", 1).isdigit() else parse_duration(text).total_seconds()
+        return parse_duration(f"{text}s" if re.fullmatch(r"[0-9]+(?:\.[0-9]+)?", text) else text).total_seconds()
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
 
@@ -45,19 +46,27 @@ STREAM = "-"
 
 def output_file(name: str) -> Path:
     """Return the path of a file to write, as `complete_file` takes it; `-` is standard output."""
+    _check_not_empty(name)
     return Path("/dev/stdout") if name == STREAM else local_path(name).absolute()
 
 
 def input_file(name: str) -> Path:
     """Return the path of a file to read; `-` is standard input."""
+    _check_not_empty(name)
     return Path("/dev/stdin") if name == STREAM else local_path(name)
 
 
 def no_stream(name: str) -> Path:
     """Return the path of a directory, or of a file that is read more than once: neither can be a stream."""
+    _check_not_empty(name)
     if name == STREAM:
         raise typer.BadParameter("`-` is standard input or output, which cannot be used here; write ./- for that name")
     return local_path(name)
+
+
+def _check_not_empty(name: str) -> None:
+    if not name:
+        raise typer.BadParameter("it is empty, and would be the current directory; write . for that")
 
 
 def refuse(why: str, options: Mapping[str, object]) -> None:

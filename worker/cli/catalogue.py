@@ -142,7 +142,7 @@ def backup(store: Store = None, as_json: AsJson = False) -> None:
         zot-artifacts catalogue backup --store dr
     """
     with opened(existing=True) as session:
-        session.store_names([store] if store else None)
+        session.check_store(store)
         settings = session.settings.sweep.backup
         names = [store] if store else list(settings.stores)
         if not names:

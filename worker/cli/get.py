@@ -110,6 +110,8 @@ def check_output(dest: str, *, as_json: bool) -> None:
 def file_at(dest: str, key: str) -> Path:
     """Return the file that DEST names for an artifact: one with the last name of its key if DEST is a directory."""
     path = local_path(dest)
+    if dest.endswith("/") and not path.is_dir():
+        raise Failure(f"{dest} is no directory: make it first, or name a file", Status.USAGE, type_="UsageError")
     return path / key.rpartition("/")[2] if path.is_dir() else path
 
 

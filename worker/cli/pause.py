@@ -99,7 +99,7 @@ def _document(found: Pause) -> dict[str, Any]:
 def _checked(session: Session, what: Scope, name: str) -> str:
     """Return the checked name of the store or queue, or the full id of the job."""
     if what is Scope.STORE:
-        session.store_names([name])
+        session.check_store(name)
     if what is Scope.QUEUE:
         _check_queue(name)
     return _open_job(session, name) if what is Scope.JOB else name
@@ -108,7 +108,7 @@ def _checked(session: Session, what: Scope, name: str) -> str:
 def _check_known(session: Session, what: Scope, name: str) -> None:
     """Raise Failure for a name that is none, so that a mistyped one is no success."""
     if what is Scope.STORE:
-        session.store_names([name])
+        session.check_store(name)
     elif what is Scope.QUEUE:
         _check_queue(name)
     else:

@@ -198,7 +198,7 @@ def purge_(
 
 
 def _all(session: Session, store: str | None, prefix: str) -> Iterator[Quarantined]:
-    session.store_names([store] if store else None)
+    session.check_store(store)
     for name in [store] if store else session.settings.stores:
         if session.stores[name].capabilities.reserved_buckets:
             yield from quarantined(session.stores[name], session.catalogue, prefix)

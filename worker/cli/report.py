@@ -65,7 +65,7 @@ def report(
     if to_stdout and as_json:
         raise Failure("--json and --html `-` would both write to standard output: leave one out", Status.USAGE)
     with opened(existing=True) as session:
-        document = report_of(session, timedelta(seconds=since or SINCE), session.stores)
+        document = report_of(session, timedelta(seconds=SINCE if since is None else since), session.stores)
         if html is not None:
             with complete_file(html, session.settings.spool_dir) as file:
                 file.write(page_of(document).encode())

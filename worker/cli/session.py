@@ -55,12 +55,19 @@ class Session:
 
         Raises:
             UnknownStore: naming those that are configured. Nothing has been sent.
+            Failure: a name is empty, as with `--store "$UNSET"`: without a name, all stores would be meant.
         """
+        if not all(each.strip(", ") for each in given or ()):
+            raise Failure("the name of a store is empty: name one, or leave the option out", Status.USAGE)
         names = tuple(dict.fromkeys(name.strip() for each in given or () for name in each.split(",") if name.strip()))
         for name in names:
-            if name not in self.settings.stores:
-                self.stores[name]  # its error knows the nearest name
+            self.check_store(name)
         return names or None
+
+    def check_store(self, name: str | None) -> None:
+        """Raise UnknownStore for the name of one store that is not configured; None is no name."""
+        if name is not None and name not in self.settings.stores:
+            self.stores[name]  # its error knows the nearest name
 
     def check_known_store(self, name: str | None) -> None:
         """Check that a store is configured, or that the catalogue has copies in it.
@@ -69,7 +76,7 @@ class Session:
             UnknownStore: naming those that are configured.
         """
         if name is not None and name not in self.catalogue.artifacts.count_by_state():
-            self.store_names([name])
+            self.check_store(name)
 
     def job(self, id_: str) -> JobRecord:
         """Return the job with this id, or the only one whose id begins with it; white space around it does not count.

@@ -106,7 +106,7 @@ def accept(
         zot-artifacts stores accept dr
     """
     with opened(existing=True) as session:
-        session.store_names([name])
+        session.check_store(name)
         settings = session.settings
         before = session.catalogue.store_identities(settings.stores, settings.broker_file.parent).forget(name)
     if as_json:
@@ -130,7 +130,7 @@ def trust(
         zot-artifacts stores trust dr
     """
     with opened(existing=True) as session:
-        session.store_names([name])
+        session.check_store(name)
         stopped = session.catalogue.repairs.trust(name, now=clock.now())
     if as_json:
         print_json({"store": name, "stopped": stopped})

@@ -148,7 +148,7 @@ def sweep(
         raise Failure(f"the sweep {name} takes --store and --prefix", Status.USAGE, type_="UsageError")
     spec = _spec(name, store, prefix)
     with opened(existing=True) as session:
-        session.store_names([store] if store else None)
+        session.check_store(store)
         if dry_run and inventory is None:
             _dry_run(session, name, store, prefix, as_json=as_json)
         bucket, _, below = (prefix or "").partition("/")

@@ -74,6 +74,10 @@ def add(
     """
     if not _NAME.fullmatch(name):
         raise Failure(f"{name!r} is no name: letters, digits, '.', '_' and '-' are expected, 64 at most", Status.USAGE)
+    if expires == timedelta():
+        raise Failure(
+            "--expires 0: the token would be invalid at once; leave it out for one without an end", Status.USAGE
+        )
     now = clock.now()
     record, text = new_token(name, bucket, verb, now=now, expires_at=now + expires if expires else None)
     with opened(existing=True) as session:

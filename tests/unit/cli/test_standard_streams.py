@@ -112,3 +112,30 @@ def test_a_name_is_given_once(capsys: pytest.CaptureFixture[str]) -> None:
         twice = [option, "content_type=a/b", option, "content_type=c/d"]
         assert cli.run(["upload", "-", APP, *twice]) == Status.USAGE
         assert f"{option}: 'content_type' is given twice" in capsys.readouterr().err
+
+
+def test_an_empty_path_is_not_the_current_directory(
+    artifact: Artifact,  # noqa: F811
+    empty_directory: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As where a variable of a shell is not set."""
+    for arguments in (["export", APP, "--bagit", ""], ["cache", "stat", "--root", ""], ["report", "--html", ""]):
+        assert cli.run(arguments) == Status.USAGE
+        assert "it is empty" in capsys.readouterr().err
+    assert list(empty_directory.iterdir()) == []
+
+
+def test_a_directory_is_named_where_a_file_is_expected(
+    artifact: Artifact,  # noqa: F811
+    empty_directory: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A slash at the end means a directory, and never the file of that name."""
+    (empty_directory / "file").write_bytes(b"kept")
+    for dest in ("file/", "gone/"):
+        assert cli.run(["get", APP, dest]) == Status.USAGE
+        assert f"{dest} is no directory" in capsys.readouterr().err
+    assert [path.read_bytes() for path in empty_directory.iterdir()] == [b"kept"]
+    assert cli.run(["catalogue", "import", "."]) == Status.BAD
+    assert ".: Is a directory" in capsys.readouterr().err

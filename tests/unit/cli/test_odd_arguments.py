@@ -1,0 +1,46 @@
+"""Arguments that are empty, or beyond any measure, never mean something else than what they say."""
+
+import pytest
+
+from tests.unit.cli.test_status import catalogue  # noqa: F401 - a fixture
+from worker import cli
+from worker.cli.errors import Failure, Status
+from worker.cli.session import open_session
+from worker.settings import load_settings
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["pause", "store", ""], "no store is named ''"),
+        (["pause", "store", "primary,dr"], "no store is named 'primary,dr'"),
+        (["stores", "accept", ""], "no store is named ''"),
+        (["quarantine", "ls", "--store", ""], "no store is named ''"),
+        (["catalogue", "backup", "--store", ""], "no store is named ''"),
+        (["catalogue", "rebuild", "--store", ""], "the name of a store is empty"),
+        (["tokens", "add", "ci", "--bucket", "a", "--verb", "read", "--expires", "0"], "invalid at once"),
+        (["report", "--json", "--since", "9" * 12], "too long"),
+        (["report", "--json", "--since", "\N{SUPERSCRIPT TWO}"], "is not a duration"),
+    ],
+)
+@pytest.mark.usefixtures("catalogue")
+def test_an_argument_that_means_nothing_is_refused(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An empty name, as of a variable that is not set, meant all stores, and no time meant no end."""
+    assert cli.run(arguments) == Status.USAGE
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("catalogue")
+def test_an_empty_store_is_not_all_of_them() -> None:
+    """`delete --store "$UNSET"` deleted the whole artifact."""
+    session = open_session(load_settings())
+    try:
+        for given in ([""], [" "], ["primary", ""], [","]):
+            with pytest.raises(Failure, match="the name of a store is empty"):
+                session.store_names(given)
+        assert session.store_names(["primary, dr,"]) == ("primary", "dr")
+        assert session.store_names(None) is session.store_names([]) is None
+    finally:
+        session.close()
