@@ -8,6 +8,7 @@ import difflib
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -492,6 +493,11 @@ def load_settings(**overrides: object) -> Settings:
     Raises:
         SettingsError: names are misspelt or values are wrong; names each of them without its value.
     """
+    if sys.getfilesystemencoding() != "utf-8":
+        raise SettingsError(
+            f"the locale has file names in {sys.getfilesystemencoding()}, in which a directory store would have other "
+            "names than for other programs: set PYTHONUTF8=1, or a locale of UTF-8 such as LC_ALL=C.UTF-8"
+        )
     problems = list(_unknown_variables(os.environ))
     if not _is_unicode(os.environ.get("ZOT_CONFIG", "")):
         problems.append("ZOT_CONFIG: its value is not UTF-8")

@@ -1,10 +1,14 @@
 """Every setting that is misspelt or impossible is named, none with its value."""
 
+import os
+import subprocess
+import sys
 from datetime import timedelta
 from typing import get_args
 
 import pytest
 
+from tests.servers.process import REPOSITORY
 from worker.catalogue import FindingKind
 from worker.settings.alarms import Told
 from worker.settings.model import NoBroker, SettingsError, load_settings
@@ -81,6 +85,16 @@ def test_a_wrong_channel_of_alarms_is_named_without_its_secret(config, text, say
     [problem] = problems()
     assert says in problem
     assert "0123456789abcdef" not in problem
+
+
+def test_a_locale_whose_file_names_are_not_utf_8_is_refused(tmp_path):
+    """A key would be another name on the disk than for the workers and programs beside it, or none at all."""
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "ZOT_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "worker.cli", "stores"]
+    done = subprocess.run(command, env=os.environ | locale, capture_output=True, text=True, check=False, cwd=REPOSITORY)
+    assert done.returncode == 2
+    assert "the locale has file names in ascii" in done.stderr
+    assert "PYTHONUTF8=1" in done.stderr
 
 
 def test_a_current_directory_that_is_gone_is_told(monkeypatch, tmp_path):
