@@ -14,6 +14,7 @@ import hypothesis
 import pytest
 from azure.storage.blob import ExponentialRetry
 from botocore.retries.standard import ExponentialBackoff
+from sqlalchemy import make_url
 
 from tests.missing import skip_or_fail
 from tests.scheduling import FromBothEnds, in_order
@@ -214,8 +215,9 @@ def make_tables() -> Callable[[str], None]:
     file = new_catalogue()  # now, before a test changes the clock or a constant
 
     def make_tables(url: str) -> None:
-        if url.startswith("sqlite:///"):  # a database of PostgreSQL is a copy already
-            Path(url.removeprefix("sqlite:///")).write_bytes(file)
+        parsed = make_url(url)
+        if parsed.get_backend_name() == "sqlite":  # a database of PostgreSQL is a copy already
+            Path(str(parsed.database)).write_bytes(file)
 
     return make_tables
 

@@ -3,7 +3,7 @@
 import errno
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,12 @@ FIELDS = {"bucket": "b", "key": "k"}
 
 
 @pytest.fixture
-def context(tmp_path: Path) -> Iterator[Context]:
+def context(tmp_path: Path, make_tables: Callable[[str], None]) -> Iterator[Context]:
     stores: Any = {"main": {"type": "filesystem", "root": str(tmp_path / "main")}}
-    with closing(Context.open(Settings(home=tmp_path / "home", stores=stores))) as opened:
+    settings = Settings(home=tmp_path / "home", stores=stores)
+    settings.home.mkdir()
+    make_tables(settings.catalogue_url)
+    with closing(Context.open(settings)) as opened:
         yield opened
 
 
