@@ -17,7 +17,7 @@ from botocore.retries.standard import ExponentialBackoff
 from sqlalchemy import make_url
 
 from tests.missing import skip_or_fail
-from tests.scheduling import FromBothEnds, in_order
+from tests.scheduling import PROCESSES, FromBothEnds, in_order
 from tests.servers import (
     Azurite,
     FakeGcs,
@@ -293,5 +293,5 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FromBothEnds
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Return what `-n auto` means here: two more than there are cores, for a third of their time tests wait."""
-    return (os.cpu_count() or 1) + 2
+    """Return what `-n auto` means here."""
+    return PROCESSES

@@ -1,5 +1,6 @@
 """Distribute the tests over the processes of a run: tests that wait beside tests that compute."""
 
+import os
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -12,6 +13,9 @@ from xdist.workermanage import WorkerController
 
 FOLDERS = ("faults", "acceptance", "integration", "unit", "fuzz", "conformance")
 """The folders of tests/: the first ones wait for other processes most of the time, the last ones compute."""
+CORES = os.cpu_count() or 1
+PROCESSES = CORES + 4
+"""How many processes run the tests: one computes on each core, and the others wait most of the time."""
 ALONE = frozenset({"faults", "acceptance", "integration"})
 """Folders whose tests are handed out one by one, because each may take seconds or minutes."""
 _STORE = re.compile(r"\[([a-z0-9]+(?:-(?:ministack|aws|native|rclone|resumable|sdk|auto))*)")
@@ -28,9 +32,10 @@ def in_order(items: Sequence[pytest.Item]) -> list[pytest.Item]:
 
 
 class FromBothEnds(LoadScopeScheduling):
-    """Hand out groups of tests: half of the processes take the first one that is left, the others the last one.
+    """Hand out groups of tests: one process for each core takes the last one that is left, the others the first one.
 
     So tests that wait run beside tests that compute, and the groups in the middle, which are short, are the last.
+    At least half of the processes take the first ones.
     A group is one test, the tests of a module that starts something for all of them, or all cases of one store: a
     worker or a server that several of them use is started in one process alone.
     """
@@ -40,7 +45,8 @@ class FromBothEnds(LoadScopeScheduling):
         super().__init__(config, log)
 
     def _assign_work_unit(self, node: WorkerController) -> None:
-        if self.nodes.index(node) % 2:
+        nodes = self.nodes
+        if nodes.index(node) < min(CORES, len(nodes) // 2):
             self.workqueue.move_to_end(next(reversed(self.workqueue)), last=False)
         super()._assign_work_unit(node)
 
