@@ -5,7 +5,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +14,18 @@ from typing import Any
 import pytest
 import redis
 import yaml
+from azure.storage.blob import BlobServiceClient
 
 from tests.acceptance.commands import run_in_fork
+from tests.servers.azure import Azurite, find_node_program
 from tests.servers.forks import Fork
 from tests.servers.process import REPOSITORY, free_port
 from tests.servers.valkey import find_valkey
 from tests.waiting import WITHIN, until
 from worker.embedded.parent_death import die_with_parent
+from worker.storage.config import AzureConfig
+from worker.storage.configured_stores import Stores
+from worker.storage.probe import probe
 from zot_artifact_client import ArtifactClient
 from zot_artifact_client.broker_urls import redis_client
 
@@ -155,3 +160,36 @@ def test_an_outside_service_gets_its_answer(stack: Stack, tmp_path: Path) -> Non
     with ArtifactClient(stack.local("redis://service:${ZOT_SERVICE_PASSWORD}@broker:6379/0")) as client:
         result = client.verify("releases", "app.tgz").wait(timeout=120)
     assert {copy.store: copy.verdict for copy in result.copies} == {"primary": "verified", "dr": "verified"}
+
+
+class EmulatorOfCompose(Azurite):
+    """Azurite as the profile `dev` starts it, with the account that it has by default."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.account = "devstoreaccount1"
+
+    def command(self) -> Sequence[str]:
+        _, *options = COMPOSE["services"]["azure"]["command"]
+        local = {"0.0.0.0": "127.0.0.1", "/data": "data"}
+        options = [local.get(option, option) for option in options]
+        return (*find_node_program("azurite/dist/src/blob/main.js"), *options, "--blobPort", str(self.port))
+
+    def environment(self) -> Mapping[str, str]:
+        return {}
+
+
+@pytest.mark.installed_server
+def test_the_emulator_of_azure_takes_a_store(tmp_path: Path) -> None:
+    """A store in the emulator of the profile `dev` works with the settings that docs/howto/deploy.md has for it."""
+    page = (REPOSITORY / "docs/howto/deploy.md").read_text()
+    [block] = re.findall(r"```yaml\n( *stores:.*?)```", page, re.DOTALL)
+    documented = yaml.safe_load(block)["stores"]
+    with EmulatorOfCompose(tmp_path / "azurite") as server:
+        text = documented["azure"]["connection_string"].replace("http://azure:10000", f"http://127.0.0.1:{server.port}")
+        service = BlobServiceClient.from_connection_string(text, api_version="2025-11-05")
+        service.create_container(documented["azure"]["container"])
+        service.close()
+        stores = Stores({"azure": AzureConfig(**{**documented["azure"], "connection_string": text})})
+        assert probe(stores["azure"]) is None
+        stores.close()

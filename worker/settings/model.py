@@ -52,7 +52,7 @@ from worker.settings.section_models import (
     VerificationLogSettings,
 )
 from worker.settings.translate_config_of_original_store import OriginalRefused, translate
-from worker.storage.config import FilesystemConfig, GcsConfig, S3Config, StoreConfig
+from worker.storage.config import FilesystemConfig, GcsConfig, StoreConfig
 from worker.storage.identity import contains, overlapping
 from worker.storage.local_paths import LocalPath, parse_path
 from zot_artifact_client.broker_urls import parse_result_url, parse_url
@@ -62,7 +62,7 @@ from zot_artifact_client.input_rules import NamedTwice, check_distinct, unique_n
 
 ENV_PREFIX = "ZOT_"
 _STORE = re.compile(r"[\w.@+-][\w .@+-]{0,63}")
-_KINDS_OF_STORE = [kind.model_fields["type"].default for kind in get_args(get_args(StoreConfig)[0])]
+_KINDS_OF_STORE = {kind.model_fields["type"].default: kind for kind in get_args(get_args(StoreConfig)[0])}
 _MAX_FILE = 1 << 20
 """Bytes of the largest configuration file."""
 _OTHER_VARIABLES = ("ZOT_CONFIG", "ZOT_DEMO_", "ZOT_SERVERS_", "ZOT_TEST_", "ZOT_FLOWER_")
@@ -688,12 +688,12 @@ def _unusable_in_json(text: str) -> list[str]:
 
 def _problems(error: ValidationError) -> Iterable[str]:
     for problem in error.errors(include_url=False, include_input=False):
-        path = [str(part) for part in problem["loc"]]
+        path = named = [str(part) for part in problem["loc"]]
         if path[:1] == ["stores"]:
-            del path[2:3]  # pydantic puts the type of a store after its name
+            path = path[:2] + path[3:]  # pydantic puts the type of a store after its name
         where = ".".join(path) or "settings"
         if problem["type"] == "extra_forbidden":
-            yield f"{where} is not a setting{_did_you_mean(path[-1], _names_near(path))}"
+            yield f"{where} is not a setting{_did_you_mean(path[-1], _names_near(named))}"
         elif problem["type"] == "union_tag_not_found":
             yield f"{where}.type is missing; there are: {', '.join(_KINDS_OF_STORE)}"
         elif problem["type"] == "union_tag_invalid":
@@ -704,9 +704,9 @@ def _problems(error: ValidationError) -> Iterable[str]:
 
 
 def _names_near(path: list[str]) -> list[str]:
-    """Return the known names beside an unknown one."""
+    """Return the known names beside an unknown one, whose path has the type of a store."""
     if path[0] == "stores":
-        return [*FilesystemConfig.model_fields, *S3Config.model_fields]
+        return list(_KINDS_OF_STORE[path[2]].model_fields)
     model: Any = Settings
     for part in path[:-1]:
         if part not in model.model_fields:  # the name of a store

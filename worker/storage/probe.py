@@ -24,7 +24,10 @@ def probe(store: Store) -> str | None:
     try:
         store.write_object(PROBE_BUCKET, key, io.BytesIO(PROBE), condition="create_only")
         if store.capabilities.conditional_writes and not _refuses_second(store, key):
-            return f"{store.name}: it ignores If-None-Match; set stores.{store.name}.conditional_writes: false"
+            way_out = (
+                f"if its type is s3, set stores.{store.name}.conditional_writes: false"  # others have no such setting
+            )
+            return f"{store.name}: it ignores If-None-Match; {way_out}"
         with store.read_object(PROBE_BUCKET, key) as reader:
             if b"".join(reader) != PROBE:
                 return f"{store.name}: what was written came back different"

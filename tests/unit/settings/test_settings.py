@@ -153,6 +153,10 @@ def test_a_setting_under_both_names_of_the_cleanup_sweep_is_refused(config):
             "stores: {s3: {type: s3, buckett: b, bucket: b}}",
             "stores.s3.buckett is not a setting; did you mean 'bucket'?",
         ),
+        (
+            "stores: {g: {type: gcs, bucket: b, anonymus: true}}",
+            "stores.g.anonymus is not a setting; did you mean 'anonymous'?",
+        ),
         ("stores: {a: {type: s4}}", "stores.a.type: 's4' is no kind of store; there are: filesystem, s3, gcs, azure"),
         ("stores: {a: {root: /srv}}", "stores.a.type is missing; there are: filesystem, s3, gcs, azure"),
         ('stores: {s3: {type: s3, bucket: "b\\n"}}', "stores.s3.bucket: it is the name of one bucket"),
