@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from worker.cli.arguments import STREAM, ArtifactPath, input_file
+from worker.cli.arguments import STREAM, ArtifactPath, input_file, local_path
 from worker.cli.errors import Failure, Status
 from worker.cli.job_outcome import Outcome
 from worker.cli.send_and_wait import Sender, request_of, sender
@@ -102,4 +102,9 @@ def _send(way: Sender, job_id: str, request: BatchRequest) -> Any:
 
 
 def _list(name: str) -> Path:
-    return input_file(name) if name == STREAM else check_file(name)
+    if name == STREAM:
+        return input_file(name)
+    if local_path(name).is_dir():
+        why = "it is a directory; name a file with one BUCKET/KEY on each line"
+        raise Failure(f"--keys-from {name}: {why}", Status.USAGE, type_="UsageError")
+    return check_file(name)

@@ -12,6 +12,7 @@ from worker.settings import load_settings
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["verify", "--keys-from", "/"], "it is a directory; name a file with one BUCKET/KEY on each line"),
         (["pause", "store", ""], "no store is named ''"),
         (["pause", "store", "primary,dr"], "no store is named 'primary,dr'"),
         (["stores", "accept", ""], "no store is named ''"),
