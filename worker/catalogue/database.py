@@ -190,7 +190,7 @@ class Database:
         Without `durable`, a power cut may undo it until the next durable one is committed. Nothing may be acknowledged
         by it, and nothing may be replaced on its account.
         """
-        return self._transaction("write", self._begin_write, {}, durable=durable)
+        return self._transaction("write", partial(self._begin_write, durable=durable), {})
 
     @contextmanager
     def write_then_flush(self) -> Iterator[Connection]:
@@ -209,7 +209,7 @@ class Database:
 
     def write_if_free(self) -> AbstractContextManager[Connection | None]:
         """Do as `write` without `durable`, but yield None at once while another transaction writes."""
-        return self._transaction("write", partial(self._begin_write, wait=False), {}, durable=False)
+        return self._transaction("write", partial(self._begin_write, wait=False, durable=False), {})
 
     def flush(self) -> None:
         """Make what was committed survive a power cut, whether its transaction was durable or not."""
@@ -218,15 +218,15 @@ class Database:
         except OSError as error:
             raise CatalogueUnavailable(f"catalogue {_named(self.engine.url)}: {error.strerror}") from error
 
-    def _begin_write(self, connection: Connection, *, wait: bool = True) -> bool:
+    def _begin_write(self, connection: Connection, *, wait: bool = True, durable: bool = True) -> bool:
         if self._on_wait is None or not wait:
-            began: bool = self._dialect.begin_write(connection, wait=wait)
+            began: bool = self._dialect.begin_write(connection, wait=wait, durable=durable)
         else:
             told = Timer(TOLD_AFTER, self._on_wait)
             told.daemon = True
             told.start()
             try:
-                began = self._dialect.begin_write(connection)
+                began = self._dialect.begin_write(connection, durable=durable)
             finally:
                 told.cancel()
         if began and self._leaseholder and _LEASED.first(connection, **self._leaseholder) is None:
@@ -235,7 +235,7 @@ class Database:
 
     @contextmanager
     def _transaction(
-        self, mode: str, begin: Callable[[Connection], object], options: Mapping[str, Any], *, durable: bool = True
+        self, mode: str, begin: Callable[[Connection], object], options: Mapping[str, Any]
     ) -> Iterator[Any]:
         if self._file is not None and _device_and_inode(self._file.path) != self._file.opened:
             raise CatalogueUnavailable(
@@ -251,7 +251,6 @@ class Database:
             connection = connection or self.engine.connect()
             if options:
                 connection.execution_options(**options)
-            self._dialect.set_durable(connection, durable=durable)
             with connection.begin():
                 yield connection if begin(connection) is not False else None
             if self._dialect.KEEPS_CONNECTIONS and len(self._idle) < _MOST_IDLE:

@@ -184,10 +184,6 @@ def begin_read(connection: Connection) -> None:
     _follow_clock(connection)
 
 
-def set_durable(connection: Connection, *, durable: bool) -> None:
-    """Do nothing: every commit waits for the disk of the server."""
-
-
 def flush(path: Path | None) -> None:
     """Do nothing: every commit has waited."""
 
@@ -197,8 +193,10 @@ def touch(connection: Connection) -> None:
     execute(connection, "UPDATE alembic_version SET version_num = version_num", ())
 
 
-def begin_write(connection: Connection, *, wait: bool = True) -> bool:
+def begin_write(connection: Connection, *, wait: bool = True, durable: bool = True) -> bool:  # noqa: ARG001
     """Wait until no other transaction writes; without `wait`, return whether that is so now.
+
+    Every commit waits for the disk of the server, whether it has to be `durable` or not.
 
     A worker whose grace period is over waits for a moment only, in which its other children write.
     """

@@ -123,17 +123,6 @@ def begin_read(connection: Connection) -> None:
     execute(connection, "BEGIN", ())
 
 
-def set_durable(connection: Connection, *, durable: bool) -> None:
-    """Let the next commits of a connection wait for the disk or not; one that does makes those before it durable too.
-
-    A commit that does not wait survives the death of its process, and no power cut. One that changes no value writes
-    nothing, and so makes nothing durable: `flush` does.
-    """
-    if connection.info.get(_DURABLE, True) != durable:
-        execute(connection, f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}", ())
-        connection.info[_DURABLE] = durable
-
-
 def flush(path: Path | None) -> None:
     """Make the commits to a file that did not wait for the disk survive a power cut.
 
@@ -157,11 +146,18 @@ def touch(connection: Connection) -> None:
     execute(connection, "PRAGMA user_version = 1", ())
 
 
-def begin_write(connection: Connection, *, wait: bool = True) -> bool:
+def begin_write(connection: Connection, *, wait: bool = True, durable: bool = True) -> bool:
     """Begin a transaction that may write, once no other one writes; without `wait`, return whether that is so now.
+
+    The commit of a `durable` one waits for the disk, and makes those before it durable too. One that does not wait
+    survives the death of its process, and no power cut. One that changes no value writes nothing, and so makes nothing
+    durable: `flush` does.
 
     A worker whose grace period is over waits for a moment only, in which its other children write.
     """
+    if connection.info.get(_DURABLE, True) != durable:
+        execute(connection, f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}", ())
+        connection.info[_DURABLE] = durable
     # A transaction that reads first and then writes cannot wait for the lock in WAL mode: it fails at once. So a
     # transaction that may write takes the lock at its start.
     # SQLite's own waiting sleeps up to 0.1 s between two tries, while a page that records group after group takes the
