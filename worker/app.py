@@ -26,7 +26,7 @@ from worker.jobs.redis_keys_of_wrong_type import move_wrong_types
 from worker.jobs.result_backend import use_atomic_result_backend
 from worker.limits.check_pauses import mirror_queues
 from worker.limits.shared_redis import result_backend
-from worker.log_escaping import make_safe, quieten_libraries
+from worker.log_lines import make_safe, quieten_libraries
 from worker.metrics.totals_sender import Sender
 from worker.schedule import beat_schedule
 from worker.settings import Settings, SettingsError, load_settings

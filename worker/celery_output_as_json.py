@@ -10,7 +10,7 @@ from celery import Celery, signals
 from celery.apps import worker as celery_worker
 from celery.apps.beat import Beat
 
-from worker.log_fields import JsonFormatter
+from worker.log_lines import JsonFormatter
 
 
 def print_only_json(app: Celery) -> None:

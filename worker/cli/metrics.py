@@ -33,7 +33,7 @@ def metrics(
         zot-artifacts metrics
         zot-artifacts metrics --host 0.0.0.0 --port 9469
     """
-    from worker.log_escaping import make_safe
+    from worker.log_lines import make_safe
     from worker.metrics.exporter import Exporter
 
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s: %(levelname)s] %(message)s")

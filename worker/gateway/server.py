@@ -14,7 +14,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from worker.gateway.app import make_app
 from worker.gateway.request_admission import MOST_HEAD
 from worker.gateway.services import Services
-from worker.log_escaping import make_safe, quieten_libraries
+from worker.log_lines import make_safe, quieten_libraries
 from worker.settings import Settings
 
 _HEAD_WITHIN = 10.0

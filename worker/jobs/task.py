@@ -47,7 +47,7 @@ from worker.jobs.progress import CeleryReporter
 from worker.jobs.result_backend import fence_request
 from worker.jobs.running_job import Cancelled, Continue, Requeue, RunningJob
 from worker.limits.snooze import Paused, Snooze
-from worker.log_fields import during
+from worker.log_lines import during
 from worker.metric_counters import LEASE_RECOVERIES, RETRIES, SNOOZES
 from worker.storage.errors import PermanentError, StorageError, TransientError, Unavailable
 from zot_artifact_client.contract import PAGE, JobError, JobState, Message, Queue, TaskSpec, is_batch_job

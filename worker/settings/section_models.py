@@ -7,7 +7,7 @@ from datetime import timedelta
 from fnmatch import fnmatchcase
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, SecretStr, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from worker.storage.durations_and_sizes import Duration, DurationOrZero, Interval, Size
 from worker.storage.local_paths import LocalPath
@@ -23,10 +23,7 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    @field_validator("*", mode="before")
-    @classmethod
-    def _is_number(cls, value: object, info: ValidationInfo) -> object:
-        return check_number(cls, info.field_name, value)
+    _check_number = field_validator("*", mode="before")(check_number)
 
     @field_validator("*")
     @classmethod

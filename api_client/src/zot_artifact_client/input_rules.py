@@ -5,7 +5,7 @@ from collections.abc import Hashable
 from functools import cache
 from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationInfo
 
 from zot_artifact_client.text_escaping import bounded
 
@@ -15,9 +15,12 @@ _SHOWN = 64
 """Characters of a name that an error shows."""
 
 
-def check_number(model: type[BaseModel], field: str | None, value: ValueT) -> ValueT:
-    """Return the value of a field; raise ValueError for `true` or `false` as a number: to Python they are 1 and 0."""
-    if isinstance(value, bool) and _is_number(model, str(field)):
+def check_number(cls: type[BaseModel], value: ValueT, info: ValidationInfo) -> ValueT:
+    """Return the value of a field; raise ValueError for `true` or `false` as a number: to Python they are 1 and 0.
+
+    It is a validator of all fields of a model, before pydantic's own.
+    """
+    if isinstance(value, bool) and _is_number(cls, str(info.field_name)):
         msg = "a number is expected, not true or false"
         raise ValueError(msg)
     return value

@@ -76,12 +76,13 @@ class ObjectPath:
 
         `x` and `x.sha256` share one, because each may move the other; names that some disks fold into one share one.
         """
-        return _hashed(folded(f"{self.bucket}/{_SIDECAR_LIKES.sub('', self.key)}"))[:2]
+        name = folded(f"{self.bucket}/{_SIDECAR_LIKES.sub('', self.key)}")
+        return hashlib.sha256(name.encode()).hexdigest()[:2]
 
     @property
     def intent(self) -> str:
         """Return the name of the intent of a replacement."""
-        return _hashed(str(self))
+        return hashlib.sha256(str(self).encode()).hexdigest()
 
 
 def version_of(stat: os.stat_result) -> str:
@@ -168,7 +169,3 @@ def parse_checksum_line(content: bytes, name: str) -> str | None:
 
 def _is_ours(name: str) -> bool:
     return name.startswith(RESERVED_SEGMENT)
-
-
-def _hashed(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

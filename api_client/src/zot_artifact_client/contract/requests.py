@@ -12,7 +12,6 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -119,10 +118,7 @@ class Message(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    @field_validator("*", mode="before")
-    @classmethod
-    def _is_number(cls, value: object, info: ValidationInfo) -> object:
-        return check_number(cls, info.field_name, value)
+    _check_number = field_validator("*", mode="before")(check_number)
 
     @classmethod
     def read(cls, payload: object) -> Self:

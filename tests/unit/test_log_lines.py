@@ -7,8 +7,7 @@ import logging
 import pytest
 from azure.core.pipeline.policies import HttpLoggingPolicy
 
-from worker.log_escaping import make_safe, quieten_libraries
-from worker.log_fields import during
+from worker.log_lines import during, make_safe, quieten_libraries
 
 HOSTILE = "key\x1b[2J\r\nINFO forged line \u202e\x9b"
 
@@ -17,7 +16,7 @@ HOSTILE = "key\x1b[2J\r\nINFO forged line \u202e\x9b"
 def logged() -> tuple[logging.Logger, io.StringIO]:
     """Return a logger with one safe handler, and what it has written."""
     written = io.StringIO()
-    logger = logging.getLogger("tests.log_escaping")
+    logger = logging.getLogger("tests.log_lines")
     logger.handlers.clear()
     logger.propagate = False
     handler = logging.StreamHandler(written)
