@@ -464,7 +464,7 @@ def test_an_offset_that_is_none_is_told(said: str | None, tmp_path: Path, monkey
         else:
             answer(to, 200, b"", **({} if said is None else {"Upload_Offset": said}))
 
-    told = "says that 1001 bytes of the 1000" if said == "1001" else "answers what no gateway does"
+    told = "says that it has 1001 of 1000 bytes" if said == "1001" else "answers what no gateway does"
     with (
         answering(handle) as url,
         ArtifactClient(gateway=url, token="t") as client,
