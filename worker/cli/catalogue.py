@@ -23,6 +23,7 @@ from worker.artifacts.rebuild.tombstones_kept_in_stores import KeptTombstones
 from worker.catalogue import Catalogue, ExportSummary, Rules, expected_identity, load_export
 from worker.catalogue.load_export import Lines
 from worker.cli.arguments import STREAM
+from worker.cli.arguments import Stores as StoreNames
 from worker.cli.atomic_file import complete_file
 from worker.cli.errors import Failure, Status
 from worker.cli.open_limited_stores import stores_within_limits
@@ -129,7 +130,7 @@ Store = Annotated[str | None, typer.Option("--store", metavar="STORE", help="Onl
 
 
 @app.command()
-def backup(store: Store = None, as_json: AsJson = False) -> None:
+def backup(store: StoreNames = None, as_json: AsJson = False) -> None:
     """Write the catalogue to the stores of `sweep.backup.stores` now, and read it back; no worker is needed.
 
     The newest backup of each store is restored into a temporary database where that is due.
@@ -142,9 +143,10 @@ def backup(store: Store = None, as_json: AsJson = False) -> None:
         zot-artifacts catalogue backup --store dr
     """
     with opened(existing=True) as session:
-        session.check_store(store)
+        for name in store or ():
+            session.check_store(name)
         settings = session.settings.sweep.backup
-        names = [store] if store else list(settings.stores)
+        names = list(dict.fromkeys(store or settings.stores))
         if not names:
             way_out = "set sweep.backup.stores to two stores, or name one with --store"
             raise Failure(f"no store is configured for backups of the catalogue: {way_out}", Status.USAGE)
@@ -243,9 +245,7 @@ def restore(
 @app.command()
 def rebuild(
     *,
-    store: Annotated[
-        list[str] | None, typer.Option("--store", metavar="STORE", help="Only this store. Can be repeated.")
-    ] = None,
+    store: StoreNames = None,
     bucket: Annotated[
         list[str] | None, typer.Option("--bucket", metavar="BUCKET", help="Only this bucket. Can be repeated.")
     ] = None,

@@ -58,3 +58,12 @@ def test_an_export_makes_no_catalogue(tmp_path, monkeypatch, capsys):
     assert "there is no catalogue" in capsys.readouterr().err
     assert not (tmp_path / "file").exists()
     assert not (tmp_path / "home" / "catalogue.sqlite3").exists()
+
+
+def test_a_backup_goes_to_every_store_that_is_named(home, capsys):
+    """`--store` can be repeated; a store that is named first is not left out."""
+    command = ["catalogue", "backup", "--store", "primary", "--store", "dr"]
+    assert cli.run(command) == 0
+    capsys.readouterr()
+    assert cli.run(["catalogue", "backups", "--json"]) == 0
+    assert {each["store"] for each in json.loads(capsys.readouterr().out)["backups"]} == {"primary", "dr"}
