@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 BUFFER_SIZE = 1 << 20
 """Bytes read at a time: large enough that hashing runs at full speed and without Python's global lock."""
+WRITE_SIZE = 256 * 1024
+"""Most bytes of one write to a file: for 1 MiB Linux may look for as much memory in one piece, which takes long."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,8 @@ _WHOLE = 16 * 1024 * 1024
 """The size of the pieces in which an artifact without recorded chunks is read, once it was verified as a whole."""
 _TRIES = 3
 """How often a chunk that arrives damaged is fetched."""
+_WRITE_SIZE = 256 * 1024
+"""Most bytes of one write to a file: for more, Linux may look for as much memory in one piece, which takes long."""
 _SIDE_BY_SIDE = 3
 """Chunks that `get` fetches at a time: one is received while another is verified and written."""
 _BUFFER = 64 * 1024
@@ -352,7 +354,7 @@ def _side_by_side(remote: Chunks, file: int) -> Iterator[int]:
         left, place = memoryview(remote.chunk(number)), number * remote.chunk_size
         size = len(left)
         while left:
-            count = os.pwrite(file, left, place)
+            count = os.pwrite(file, left[:_WRITE_SIZE], place)
             left, place = left[count:], place + count
         return size
 

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 
+from worker.storage.driver import WRITE_SIZE
 from worker.storage.filesystem.digest_attribute import read_digest, write_digest
 from worker.storage.filesystem.layout import TEMP
 from worker.storage.filesystem.open_without_symlinks import (
@@ -55,7 +56,7 @@ class TempFile:
         """Write all of `data`."""
         rest = memoryview(data)
         while rest:
-            count = os.write(self._fd, rest)
+            count = os.write(self._fd, rest[:WRITE_SIZE])
             self._written += count
             rest = rest[count:]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, Self
 
-from worker.storage.driver import BUFFER_SIZE, Digest, ObjectReader, ObjectStat
+from worker.storage.driver import BUFFER_SIZE, WRITE_SIZE, Digest, ObjectReader, ObjectStat
 from worker.storage.errors import DigestMismatch, SizeMismatch
 
 
@@ -176,5 +176,5 @@ def save(reader: Readable, file: int, on_bytes: OnBytes | None = None) -> None:
 def write_at(file: int, piece: memoryview, offset: int) -> None:
     """Write all of a piece to an open file at an offset; raise OSError if it cannot be written."""
     while piece:
-        written = os.pwrite(file, piece, offset)
+        written = os.pwrite(file, piece[:WRITE_SIZE], offset)
         piece, offset = piece[written:], offset + written
