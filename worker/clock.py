@@ -31,6 +31,14 @@ def now() -> datetime:
     return host if abs(host - shared) <= _AGREE else shared
 
 
+def is_since(modified: datetime, begin: datetime) -> bool:
+    """Return whether a store says that an object was written after `begin`, give or take `SKEW`.
+
+    A time in the future does not say so: a wrong clock or an archive gave it, and it would count as young for years.
+    """
+    return begin - SKEW < modified <= now() + SKEW
+
+
 def host_time() -> datetime:
     """Return the present moment by the clock of this machine."""
     return datetime.now(UTC)

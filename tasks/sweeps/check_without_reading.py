@@ -4,7 +4,6 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from datetime import timedelta
 from itertools import chain, groupby, islice
 from uuid import NAMESPACE_OID, uuid5
 
@@ -33,7 +32,6 @@ from zot_artifact_client.contract import (
 logger = logging.getLogger(__name__)
 
 _GROUP = 1000
-_CLOCK_SKEW = timedelta(minutes=5)
 _BAD = {"differs", "absent"}
 _Listed = tuple[ListedObject | None, Mapping[str, str] | None]
 _END: _Listed = (None, None)
@@ -142,7 +140,7 @@ class _Comparison:
             found = None
             if there is not None and there.key == known.key:
                 found = compare_listed(known, there, checksums)
-                if found.outcome != "agrees" and there.modified > self._began - _CLOCK_SKEW:
+                if found.outcome != "agrees" and clock.is_since(there.modified, self._began):
                     self._too_young += 1  # it is being written, or was after the report
                     continue
             if found is None or found.outcome != "agrees":

@@ -119,7 +119,7 @@ def _difference(
 ) -> Sighting | None:
     if any(copy.state is CopyState.WRITING for copy in known):
         return None
-    young = there is not None and there.modified > run - clock.SKEW
+    young = there is not None and clock.is_since(there.modified, run)
     if not known:
         assert there is not None
         return None if young else Sighting(bucket, there.key, FindingKind.ORPHAN, 0, there.size)

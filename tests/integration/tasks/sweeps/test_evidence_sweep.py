@@ -127,12 +127,13 @@ def test_evidence_moves_no_time_of_verification(context: Context, sweep: Sweep, 
     assert sent == []
 
 
+@pytest.mark.parametrize("modified", [1, 4102444800], ids=["1970", "2100"])
 def test_a_mismatch_is_read_in_full_and_only_that_read_judges(
-    context: Context, run, sweep: Sweep, stored, sent
+    context: Context, run, sweep: Sweep, stored, sent, modified: int
 ) -> None:
     """Other bytes of the same size, and an object that is gone: a job for each, and no verdict before it ran."""
     stored("dr", "a").write_bytes(b"x")
-    os.utime(stored("dr", "a"), (1, 1))
+    os.utime(stored("dr", "a"), (modified,) * 2)
     stored("dr", "b").unlink()
     found = sweep()
     assert (found.outcomes, found.sent) == ({"agrees": 1, "differs": 1, "absent": 1}, 2)

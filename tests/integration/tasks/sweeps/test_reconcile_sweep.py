@@ -203,6 +203,18 @@ def test_what_is_written_during_a_run_is_no_difference(context: Context, sweep: 
     assert kinds(context) <= {("missing", "now")}
 
 
+@pytest.mark.usefixtures("uploaded")
+def test_a_time_in_the_future_does_not_hide_a_difference(context: Context, sweep: Sweep, foreign, stored) -> None:
+    """A file that a wrong clock or an archive gave such a time would count as just written for years."""
+    foreign("zz")
+    stored("dr", "c").write_bytes(b"another size")
+    for key in ("zz", "c"):
+        os.utime(stored("dr", key), (time.time() + 86400,) * 2)
+    for _ in range(2):
+        sweep()
+    assert kinds(context) == {("orphan", "zz"), ("size_mismatch", "c")}
+
+
 def _digest(context: Context) -> Any:
     artifact = context.catalogue.artifacts.current("releases", "a")
     assert artifact is not None
