@@ -23,6 +23,7 @@ from tests.waiting import WITHIN
 from worker import clock
 from worker.cli.errors import Failure
 from worker.cli.fetch_artifact import fetch
+from worker.cli.session import Session
 from worker.context import Context
 from worker.settings import Settings
 from worker.storage import FilesystemConfig, S3Config, Store, Verdict
@@ -127,7 +128,12 @@ class TestBadReads:
         (tmp_path / "to").mkdir()
         (tmp_path / "to" / "app").write_bytes(b"from before")
         with pytest.raises(Failure, match="no copy could be read and verified"):
-            fetch(context, artifact, tmp_path / "to" / "app", lambda _: None)
+            fetch(
+                Session(context.settings, context.catalogue, context.stores),
+                artifact,
+                tmp_path / "to" / "app",
+                lambda _: None,
+            )
         context.close()
         assert [(path.name, path.read_bytes()) for path in (tmp_path / "to").iterdir()] == [("app", b"from before")]
 

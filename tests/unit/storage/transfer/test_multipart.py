@@ -5,6 +5,7 @@ import io
 import uuid
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 
 import pytest
 
@@ -81,6 +82,7 @@ class Notes:
     def __init__(self, *, keep=True):
         self.kept: OpenUpload | None = None
         self.keep = keep
+        self._lock = Lock()
 
     def resume(self) -> OpenUpload | None:
         return self.kept
@@ -92,8 +94,9 @@ class Notes:
         self.kept = OpenUpload(token, part_size, {})
 
     def sent(self, part: SentPart) -> None:
-        assert self.kept is not None
-        self.kept = OpenUpload(self.kept.token, self.kept.part_size, {**self.kept.sent, part.part.number: part})
+        with self._lock:  # several threads send parts
+            assert self.kept is not None
+            self.kept = OpenUpload(self.kept.token, self.kept.part_size, {**self.kept.sent, part.part.number: part})
 
     def ended(self) -> None:
         self.kept = None
