@@ -1,6 +1,6 @@
 """A small fleet with random jobs and random faults, and what must be true when the faults end.
 
-Everything is real: a broker, two workers with their children, an S3 server behind a proxy, two directories. What is
+Everything is real: a broker, two workers with their children, a cloud behind a proxy, two directories. What is
 random comes from one seed, but for the moments at which the processes do what they do.
 """
 
@@ -13,22 +13,24 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import redis
+from azure.storage.blob import BlobServiceClient
 
-from tests.conformance.targets import make_s3_bucket, s3_client
-from tests.servers import Ministack, Valkey
+from tests.conformance.targets import AZURITE_API, make_gcs_bucket, make_s3_bucket, s3_client
+from tests.servers import Azurite, Ministack, Postgres, StrictGcs, Valkey
+from tests.servers.postgres import connect
 from tests.servers.process import freeze, thaw
 from tests.servers.proxy import Cut, Delay, Fault, FaultyProxy, Lose, Request, Reset, Say
 from tests.servers.worker import Beat, Worker
 from tests.waiting import WITHIN
 from worker.catalogue import Catalogue
 from worker.storage import Stores
-from worker.storage.config import FilesystemConfig, S3Config
+from worker.storage.config import AzureConfig, FilesystemConfig, GcsConfig, S3Config
 from zot_artifact_client import ArtifactClient, BrokerUnavailable, Job
 from zot_artifact_client.contract import SWEEP_LEFTOVERS, JobState, Queue, SweepLeftoversRequest
 from zot_artifact_client.outgoing_messages import MESSAGES
@@ -57,8 +59,70 @@ SETTINGS = {
 }
 
 
+class S3:
+    """The S3 server of a fleet."""
+
+    def __init__(self, server: Ministack, bucket: str) -> None:
+        self.port, self._server, self._bucket = server.port, server, bucket
+        make_s3_bucket(server, bucket)
+
+    def config(self, origin: str) -> dict[str, object]:
+        """Return the configuration of a store that reaches the server by this origin."""
+        return {
+            "type": "s3", "bucket": self._bucket, "endpoint": origin, "part_size": "5MiB",
+            "access_key_id": self._server.access_key_id, "secret_access_key": self._server.secret_access_key,
+        }  # fmt: skip
+
+    def open_uploads(self) -> list[str]:
+        """Return the paths of the uploads that are open."""
+        found = s3_client(self._server).list_multipart_uploads(Bucket=self._bucket).get("Uploads", [])
+        return [upload["Key"] for upload in found]
+
+
+class Gcs:
+    """The Cloud Storage of a fleet."""
+
+    def __init__(self, server: StrictGcs, bucket: str) -> None:
+        self.port, self._bucket = server.port, bucket
+        make_gcs_bucket(server, bucket)
+
+    def config(self, origin: str) -> dict[str, object]:
+        """Return the configuration of a store that reaches the server by this origin."""
+        return {
+            "type": "gcs", "bucket": self._bucket, "endpoint": origin, "project": "test", "anonymous": True,
+            "part_size": "5MiB",
+        }  # fmt: skip
+
+    def open_uploads(self) -> list[str]:
+        """Return none: the emulator does not list them."""
+        return []
+
+
+class Azure:
+    """The Azure Blob Storage of a fleet."""
+
+    def __init__(self, server: Azurite, container: str) -> None:
+        self.port, self._server, self._container = server.port, server, container
+        with BlobServiceClient.from_connection_string(server.connection_string, api_version=AZURITE_API) as service:
+            service.create_container(container)
+
+    def config(self, origin: str) -> dict[str, object]:
+        """Return the configuration of a store that reaches the server by this origin."""
+        return {
+            "type": "azure", "container": self._container, "account_url": f"{origin}/{self._server.account}",
+            "account_key": self._server.account_key, "part_size": "5MiB", "api_version": AZURITE_API,
+        }  # fmt: skip
+
+    def open_uploads(self) -> list[str]:
+        """Return none: the emulator lists blocks of blobs that were deleted."""
+        return []
+
+
+_CONFIGS = {"s3": S3Config, "gcs": GcsConfig, "azure": AzureConfig}
+
+
 class FaultInjector:
-    """What the network between the workers and the S3 server is like at the moment."""
+    """What the network between the workers and the cloud is like at the moment."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
@@ -85,18 +149,26 @@ class Tally:
 
 
 class Fleet:
-    """The fleet, its clients and its faults, as a context manager."""
+    """The fleet, its clients and its faults, as a context manager.
 
-    def __init__(self, directory: Path, ministack: Ministack, seed: int) -> None:
+    Args:
+        directory: for its files.
+        cloud: its third store.
+        seed: of what is random.
+        postgres: the server of its catalogue; without one the catalogue is a file of SQLite.
+    """
+
+    def __init__(self, directory: Path, cloud: S3 | Gcs | Azure, seed: int, postgres: Postgres | None = None) -> None:
         self.rng = random.Random(seed)
         self.tally = Tally()
-        self._ministack = ministack
+        self._cloud = cloud
         self._home = directory
         self._sources = directory / "incoming"
-        self._catalogue_url = f"sqlite:///{directory / 'catalogue.sqlite3'}"
+        self._postgres = postgres
+        self._catalogue_url = postgres.url() if postgres else f"sqlite:///{directory / 'catalogue.sqlite3'}"
         self.injector = FaultInjector(random.Random(seed + 1))
         self._valkey = Valkey(directory / "valkey")
-        self._proxy = FaultyProxy(ministack.port, self.injector)
+        self._proxy = FaultyProxy(cloud.port, self.injector)
         self._uploads: dict[str, list[str]] = {}
         self._digests: dict[str, str] = {}
         self._jobs: dict[str, Job[Any]] = {}
@@ -107,16 +179,15 @@ class Fleet:
         self._sources.mkdir(parents=True)
         for store in ("primary", "dr"):
             (self._home / store).mkdir()
-        self._bucket = f"chaos-{self._home.name[:20].lower().replace('_', '-').strip('-')}-{os.getpid()}"
-        make_s3_bucket(self._ministack, self._bucket)
         self._valkey.start()
         self._proxy.__enter__()
         self.catalogue = Catalogue(self._catalogue_url)
+        cloud = self._cloud.config(f"http://127.0.0.1:{self._cloud.port}")
         self.stores = Stores(
             {
                 "primary": FilesystemConfig(root=self._home / "primary"),
                 "dr": FilesystemConfig(root=self._home / "dr"),
-                "cloud": S3Config.model_validate(self._cloud(self._ministack.endpoint)),
+                "cloud": _CONFIGS[str(cloud["type"])].model_validate(cloud),
             },
             spool_dir=self._home,
         )
@@ -136,17 +207,11 @@ class Fleet:
         self._valkey.stop()
         self._proxy.__exit__(*exc_info)
 
-    def _cloud(self, endpoint: str) -> dict[str, object]:
-        return {
-            "type": "s3", "bucket": self._bucket, "endpoint": endpoint, "part_size": "5MiB",
-            "access_key_id": self._ministack.access_key_id, "secret_access_key": self._ministack.secret_access_key,
-        }  # fmt: skip
-
     def _process(self, kind: type[Worker], name: str) -> Worker:
         stores = {store: {"type": "filesystem", "root": str(self._home / store)} for store in ("primary", "dr")}
         settings = SETTINGS | {
             "catalogue": self._catalogue_url,
-            "stores": json.dumps({**stores, "cloud": self._cloud(self._proxy.endpoint)}),
+            "stores": json.dumps({**stores, "cloud": self._cloud.config(self._proxy.endpoint)}),
             "sources__roots": json.dumps([str(self._sources)]),
         }
         return kind(self._home / name, self._valkey.url, **settings)
@@ -211,7 +276,7 @@ class Fleet:
             (
                 self.kill_child, self.kill_child, self.kill_worker, self.kill_beat, self.end_worker, self.pause_worker,
                 self.restart_broker, self.lose_messages, self.double_message, self.hostile_message,
-                self.storm, self.storm, self.unplug, self.lock_catalogue, self.rot,
+                self.storm, self.storm, self.unplug, self.lock_catalogue, self.rot, self.restart_catalogue,
             )
         )  # fmt: skip
         self.tally.faults[happen.__name__] += 1
@@ -260,8 +325,7 @@ class Fleet:
         """Let a worker and its children sleep through their leases, but not with the catalogue's lock in hand."""
         worker = self._any_worker()
         pids = (worker.pid, *worker.children())
-        with closing(sqlite3.connect(self._home / "catalogue.sqlite3", isolation_level=None, timeout=60)) as ours:
-            ours.execute("BEGIN IMMEDIATE")
+        with self._locked_catalogue():
             freeze(*pids)
         time.sleep(4)  # the fault: longer than a lease
         thaw(*pids)
@@ -290,7 +354,7 @@ class Fleet:
             broker.lpush("interactive", self.rng.choice(hostile))
 
     def storm(self) -> None:
-        """Let the network to the S3 server be bad until the next storm or calm."""
+        """Let the network to the cloud be bad until the next storm or calm."""
         self.injector.faults = self.rng.choice(
             (
                 (Say(503),), (Say(429, b"", {"Retry-After": "1"}),), (Lose(),), (Cut(100),), (Reset(),), (Delay(3),),
@@ -307,9 +371,25 @@ class Fleet:
 
     def lock_catalogue(self) -> None:
         """Let another program keep the write lock of the catalogue for a time."""
-        with closing(sqlite3.connect(self._home / "catalogue.sqlite3", isolation_level=None, timeout=60)) as ours:
-            ours.execute("BEGIN IMMEDIATE")
+        with self._locked_catalogue():
             time.sleep(3)  # the fault: longer than a lease
+
+    @contextmanager
+    def _locked_catalogue(self) -> Iterator[None]:
+        """Keep every writer out of the catalogue for a `with` block."""
+        if self._postgres:
+            with connect(self._catalogue_url) as ours, ours.transaction():
+                ours.execute("LOCK TABLE jobs, artifacts, copies IN EXCLUSIVE MODE")
+                yield
+        else:
+            with closing(sqlite3.connect(self._home / "catalogue.sqlite3", isolation_level=None, timeout=60)) as ours:
+                ours.execute("BEGIN IMMEDIATE")
+                yield
+
+    def restart_catalogue(self) -> None:
+        """Kill the server of the catalogue, and start it again."""
+        if self._postgres:
+            self._postgres.restart()
 
     def rot(self) -> None:
         """Flip a bit of a file, so that nothing but reading it tells."""
@@ -420,11 +500,10 @@ class Fleet:
         for name, description in self._left_behind():
             yield f"{name}: {description} was left behind"
         intended = Counter(f"{each.bucket}/{each.key}" for each in self.catalogue.transfers.intents("cloud"))
-        client = s3_client(self._ministack)
-        for upload in client.list_multipart_uploads(Bucket=self._bucket).get("Uploads", []):
-            intended[upload["Key"]] -= 1
-            if intended[upload["Key"]] < 0:
-                yield f"cloud: the upload of {upload['Key']} was left open"
+        for path in self._cloud.open_uploads():
+            intended[path] -= 1
+            if intended[path] < 0:
+                yield f"cloud: the upload of {path} was left open"
 
     def _left_behind(self) -> set[tuple[str, str]]:
         """Return what no cleanup removes and no running repair or sweep ends, by store, other than the cloud."""

@@ -1,14 +1,17 @@
 """`make soak`: random faults for as long as requested, with a check of everything after each minute."""
 
 import argparse
+import os
 import random
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from tests.faults.chaos import Fleet, Tally
-from tests.servers import Ministack
+from tests.faults.chaos import S3, Azure, Fleet, Gcs, Tally
+from tests.servers import Azurite, FakeGcs, Ministack, Postgres, StrictGcs
 
 SPELL = 60.0
 """Seconds of work and faults between two looks."""
@@ -19,12 +22,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
+    parser.add_argument("--cloud", choices=("s3", "gcs", "azure"), default="s3")
+    parser.add_argument("--catalogue", choices=("sqlite", "postgresql"), default="sqlite")
     parser.add_argument("--home", type=Path, help="keep data and logs here; without, they are removed")
     wish = parser.parse_args()
     print(f"seed {wish.seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="zot-soak-") as directory:
         home = wish.home or Path(directory)
-        with Ministack(home / "s3") as ministack, Fleet(home / "soak", ministack, wish.seed) as fleet:
+        with (
+            cloud_of(wish.cloud, home / "cloud") as cloud,
+            Postgres(home / "postgres") if wish.catalogue == "postgresql" else nullcontext() as postgres,
+            Fleet(home / "soak", cloud, wish.seed, postgres) as fleet,
+        ):
             begun = time.monotonic()
             while (so_far := (time.monotonic() - begun) / 60) < wish.minutes:
                 fleet.live(SPELL)
@@ -37,6 +46,22 @@ def main() -> int:
             minutes = (time.monotonic() - begun) / 60
     print(summary(fleet.tally, minutes, wish.seed))
     return 1 if fleet.tally.lost or fleet.tally.wrong else 0
+
+
+@contextmanager
+def cloud_of(kind: str, directory: Path) -> Iterator[S3 | Gcs | Azure]:
+    """Run the server of a kind for a `with` block."""
+    bucket = f"soak-{os.getpid()}"
+    match kind:
+        case "gcs":
+            with FakeGcs(directory) as server, StrictGcs(server.port) as strict:
+                yield Gcs(strict, bucket)
+        case "azure":
+            with Azurite(directory) as azurite:
+                yield Azure(azurite, bucket)
+        case _:
+            with Ministack(directory) as ministack:
+                yield S3(ministack, bucket)
 
 
 def told(tally: Tally) -> str:
