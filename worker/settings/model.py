@@ -529,9 +529,11 @@ def _read_file(name: str | None) -> dict[str, Any]:
         settings = translate(data) if "storage" in data else data
     except OriginalRefused as error:
         raise SettingsError(str(error)) from None
-    if twice := [name for name in settings if name != name.lower() and name.lower() in settings]:
-        raise SettingsError(f"{name}: {twice[0]} and {twice[0].lower()} are one setting, which is there twice")
-    settings = {name.lower(): value for name, value in settings.items()}  # as pydantic-settings reads them
+    spelt: dict[str, str] = {}
+    for setting in settings:
+        if (other := spelt.setdefault(setting.lower(), setting)) != setting:
+            raise SettingsError(f"{name}: {other} and {setting} are one setting, which is there twice")
+    settings = {setting.lower(): value for setting, value in settings.items()}  # as pydantic-settings reads them
     _make_absolute(settings, Path(name).absolute().parent)
     return settings
 

@@ -43,6 +43,7 @@ from worker.settings.model import Settings
         (b"jobs: {lease: 30s}\njobs: {grace: 1m}\n", "line 2: jobs is there twice"),
         (b"jobs:\n  lease: 30s\n  lease: 40s\n", "line 3: lease is there twice"),
         (b"Jobs: {lease: 30s}\njobs: {lease: 40s}\n", "Jobs and jobs are one setting, which is there twice"),
+        (b"JOBS: {lease: 30s}\nJobs: {lease: 40s}\n", "JOBS and Jobs are one setting, which is there twice"),
         (b"sources: {max_size: 0}\n", "sources.max_size: Input should be greater than or equal to 1"),
         (b"stores: {p: {type: gcs, bucket: b, part_size: 0}}\n", "stores.p.part_size: Input should be greater than"),
         (b"stores: {p: {type: s3, bucket: b, bucket_owner: 12-34}}\n", "stores.p.bucket_owner: String should match"),
