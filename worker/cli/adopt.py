@@ -13,7 +13,7 @@ import typer
 from worker.artifacts.batch_lists import ListedAdoption
 from worker.artifacts.disk_sort import DiskSort
 from worker.artifacts.verify_layouts.checked_prefix import CheckedPrefix, Claim
-from worker.artifacts.verify_layouts.sha256sums import claims_of, is_list, lists_above, sort_lists
+from worker.artifacts.verify_layouts.sha256sums import claims_of, is_list, lists_above, lists_beside, sort_lists
 from worker.cli.arguments import ArtifactPath, IdempotencyKey, NoWait, Timeout
 from worker.cli.errors import Failure, Status
 from worker.cli.job_outcome import Outcome, finish, print_unnamed_failures
@@ -30,9 +30,6 @@ from zot_artifact_client.contract import ADOPT, BATCH
 from zot_artifact_client.job_ids import choose_id
 
 _NAMED = 1000
-_SUFFIXES = (".sha256", ".sha256sum")
-_LISTS = ("SHA256SUMS", "SHA256SUMS.txt", "sha256sums.txt", "sha256sum.txt")
-"""The usual names of lists of digests."""
 
 
 def adopt(
@@ -112,11 +109,8 @@ class Place:
 
 def _list_beside(store: Store, bucket: str, key: str) -> str | None:
     """Return the key of a list of digests beside an object, or in the directory of a prefix; None for others."""
-    directory = key[: key.rfind("/") + 1]
-    beside = [] if key.endswith("/") or not key else [f"{key}{suffix}" for suffix in _SUFFIXES]
-    for name in (*beside, *(f"{directory}{each}" for each in _LISTS)):
-        with suppress(StorageError):  # it is not there, or the job says what is wrong with the store
-            return store.stat_object(bucket, name).key
+    with suppress(StorageError):  # the job says what is wrong with the store
+        return next((each.key for each in lists_beside(CheckedPrefix(store, bucket), key)), None)
     return None
 
 

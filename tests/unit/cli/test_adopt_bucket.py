@@ -143,6 +143,17 @@ def test_a_first_read_beside_a_list_of_digests_is_told(
         assert listed is None or arguments != {"first_read": True} or f"releases/{listed} may" in told
 
 
+@pytest.mark.parametrize(
+    "name", ["SHA256SUMS", "SHA256SUMS.txt", "sha256sums.txt", "sha256sum.txt", "app.sha256", "app.sha256sum"]
+)
+def test_a_list_that_is_told_is_one_that_sums_finds(session: Session, name: str) -> None:
+    """The note about a first read promises that `--sums` compares the object with that list."""
+    store = session.stores["only"]
+    store.write_object("lists", f"d/{name}", io.BytesIO(f"{X}  app\n".encode()), existing_key=True)
+    assert cli._list_beside(store, "lists", "d/app") == f"d/{name}"
+    assert cli._listed_digest(store, "lists", "d/app") == X
+
+
 def test_lists_without_an_object_are_told(session: Session, way: Way) -> None:
     """Nothing is sent for a prefix that has nothing but lists."""
     session.stores["only"].write_object("lists", "d/SHA256SUMS", io.BytesIO(b""), existing_key=True)

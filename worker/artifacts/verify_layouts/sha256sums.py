@@ -30,6 +30,9 @@ _LIST = re.compile(
     r"(?:.*/)?(?:sha(?P<of>256|512)sums?(?:\.txt)?|(?P<target>[^/]+)\.sha(?P<beside>256|512)(?:sums?)?(?:\.txt)?)",
     re.IGNORECASE | re.DOTALL,
 )
+_NAMES = ("SHA{}SUMS", "SHA{}SUMS.txt", "sha{}sums.txt", "sha{}sum.txt")
+_SUFFIXES = (".sha{}", ".sha{}sum")
+"""The usual names of lists, which are asked for where no listing shows them."""
 _SIGNATURE = re.compile(r"(?P<list>.+)\.(?:asc|gpg|sig|sign|minisig|pem|crt)", re.DOTALL)
 _LINE = re.compile(r"(?P<escaped>\\?)(?P<digest>[0-9a-fA-F]+) [ *](?P<name>.+)", re.DOTALL)
 _TAGGED = re.compile(r"(?P<escaped>\\?)SHA(?P<of>256|512) \((?P<name>.+)\) = (?P<digest>[0-9a-fA-F]+)", re.DOTALL)
@@ -86,15 +89,24 @@ def sort_lists(place: CheckedPrefix, listing: Iterable[ListedObject], rows: Disk
 
 
 def lists_above(place: CheckedPrefix, key: str) -> Iterator[ListedObject]:
-    """Yield the lists in the directory of a key and those above it, and the list beside it."""
+    """Yield the lists beside an object, in its directory and in those above it, if they have one of the usual names."""
     parts = key.split("/")
-    above = ["/".join([*parts[:depth], name]) for depth in range(len(parts)) for name in ("SHA256SUMS", "SHA512SUMS")]
-    for each in [*above, *([f"{key}.sha256", f"{key}.sha512"] if parts[-1] else [])]:
+    for bits in (256, 512):
+        yield from lists_beside(place, key, bits)
+        for depth in range(len(parts) - 1):
+            yield from lists_beside(place, "".join(f"{part}/" for part in parts[:depth]), bits)
+
+
+def lists_beside(place: CheckedPrefix, key: str, bits: int = 256) -> Iterator[ListedObject]:
+    """Yield the lists beside an object and in its directory, or in that of a prefix, if they have a usual name."""
+    directory = key[: key.rfind("/") + 1]
+    beside = [f"{key}{each.format(bits)}" for each in _SUFFIXES] if key != directory else []
+    for name in (*beside, *(f"{directory}{each.format(bits)}" for each in _NAMES)):
         try:
-            found = place.store.stat_object(place.bucket, each)
+            found = place.store.stat_object(place.bucket, name)
         except NotFound:
             continue
-        yield ListedObject(each, found.size, found.version, found.modified)
+        yield ListedObject(name, found.size, found.version, found.modified)
 
 
 def claims_of(rows: DiskSort) -> Iterator[Claim]:
