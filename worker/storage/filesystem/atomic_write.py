@@ -38,6 +38,7 @@ from worker.storage.filesystem.layout import (
     parse_checksum_line,
     parse_sidecar,
     segment_of,
+    version_of,
 )
 from worker.storage.filesystem.open_without_symlinks import (
     Tree,
@@ -282,7 +283,7 @@ def _create(directory: int, path: ObjectPath, temp: TempFile, *, exclusive: bool
         else:
             temp.rename(path.leaf)
     except OSError:
-        if not _holds(directory, path.leaf, temp.stat.st_ino):
+        if not _holds(directory, path.leaf, temp.stat):
             _remove_sidecars(directory, path)
         raise
 
@@ -464,9 +465,9 @@ def _identity(found: os.stat_result) -> tuple[int, ...]:
     return inode_of(found), found.st_dev, found.st_ctime_ns, found.st_mtime_ns, found.st_size
 
 
-def _holds(directory: int, name: str, inode: int) -> bool:
+def _holds(directory: int, name: str, stat: os.stat_result) -> bool:
     try:
-        return stat_of(directory, name).st_ino == inode
+        return version_of(stat_of(directory, name)) == version_of(stat)
     except FileNotFoundError:
         return False
 

@@ -86,7 +86,10 @@ class ObjectPath:
 
 
 def version_of(stat: os.stat_result) -> str:
-    """Return the version tag of an object, which no other version of its key has."""
+    """Return the version tag of an object, which no other version of its key has.
+
+    On a file system whose inode numbers do not stay, one of the same size and modification time has it, too.
+    """
     return f"{inode_of(stat):x}-{stat.st_mtime_ns:x}-{stat.st_size:x}"
 
 

@@ -11,7 +11,7 @@ from functools import cache
 
 from worker.storage.driver import WRITE_SIZE
 from worker.storage.filesystem.digest_attribute import read_digest, write_digest
-from worker.storage.filesystem.layout import TEMP
+from worker.storage.filesystem.layout import TEMP, version_of
 from worker.storage.filesystem.open_without_symlinks import (
     give_mode,
     is_link_refusal,
@@ -192,7 +192,7 @@ class LinkedTempFile(TempFile):
         try:
             fcntl.flock(self._fd, fcntl.LOCK_SH)
             os.link(source_name, self._name, src_dir_fd=source_directory, dst_dir_fd=directory, follow_symlinks=False)
-            if stat_of(directory, self._name).st_ino != self.stat.st_ino:
+            if version_of(stat_of(directory, self._name)) != version_of(self.stat):
                 raise FileNotFoundError(errno.ENOENT, "it was replaced meanwhile")
         except BaseException:
             self.close()

@@ -1,5 +1,7 @@
 """Answers of a disk that Python does not expect are StorageErrors about one object."""
 
+import errno
+import hashlib
 import io
 import itertools
 import os
@@ -13,7 +15,7 @@ import pytest
 
 from worker.storage import Match, Store, Verdict
 from worker.storage.config import FilesystemConfig
-from worker.storage.errors import PreconditionFailed, UnexpectedAnswer
+from worker.storage.errors import PreconditionFailed, StorageError, UnexpectedAnswer
 from worker.storage.filesystem import inode_numbers
 from worker.storage.filesystem.driver import FilesystemDriver
 
@@ -54,13 +56,12 @@ def test_an_unforeseen_exception_of_the_disk_is_about_one_object(root: Path, mon
         Store(driver).stat_object("photos", "a")
 
 
-def test_inode_numbers_that_change_between_two_looks_are_no_other_version(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """FUSE file systems may number a file anew at each look: it is written, replaced, read and deleted all the same."""
+@pytest.fixture
+def renumbered(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """Yield a store on a file system that gives a file another inode number at each look."""
     looks = itertools.count(1)
 
-    def renumbered(look: Callable[..., os.stat_result]) -> Callable[..., os.stat_result]:
+    def renumbering(look: Callable[..., os.stat_result]) -> Callable[..., os.stat_result]:
         def stat(*at: Any, **how: Any) -> os.stat_result:
             found = look(*at, **how)
             named = {name: getattr(found, name) for name in dir(found) if name.startswith("st_")}
@@ -71,20 +72,45 @@ def test_inode_numbers_that_change_between_two_looks_are_no_other_version(
     inode_numbers._are_steady.cache_clear()
     with monkeypatch.context() as unsteady:
         unsteady.setattr(inode_numbers, "file_system_of", lambda _: "fuse.rclone")
-        unsteady.setattr(os, "stat", renumbered(os.stat))
-        unsteady.setattr(os, "fstat", renumbered(os.fstat))
-        store = Store(FilesystemDriver("nas", FilesystemConfig(root=root)))
-        first, _ = store.write_object("photos", "a", io.BytesIO(b"one"))
-        assert store.stat_object("photos", "a").version == first.version
-        second, digest = store.write_object("photos", "a", io.BytesIO(b"two"), condition=Match(first.version))
-        with pytest.raises(PreconditionFailed):
-            store.delete_object("photos", "a", condition=Match(first.version))
-        assert store.stat_object("photos", "a").sha256 == digest.sha256
-        assert store.verify_object("photos", "a", digest).verdict is Verdict.VERIFIED
-        assert [listed.version for listed in store.list_objects("photos")] == [second.version]
-        assert store.delete_object("photos", "a", condition=Match(second.version))
-        assert not store.object_exists("photos", "a")
+        unsteady.setattr(os, "stat", renumbering(os.stat))
+        unsteady.setattr(os, "fstat", renumbering(os.fstat))
+        yield Store(FilesystemDriver("nas", FilesystemConfig(root=root)))
     inode_numbers._are_steady.cache_clear()
+
+
+def test_inode_numbers_that_change_between_two_looks_are_no_other_version(renumbered: Store) -> None:
+    """FUSE may number a file anew at each look: it is written, replaced, read, copied and deleted all the same."""
+    first, _ = renumbered.write_object("photos", "a", io.BytesIO(b"one"))
+    assert renumbered.stat_object("photos", "a").version == first.version
+    second, digest = renumbered.write_object("photos", "a", io.BytesIO(b"two"), condition=Match(first.version))
+    with pytest.raises(PreconditionFailed):
+        renumbered.delete_object("photos", "a", condition=Match(first.version))
+    assert renumbered.stat_object("photos", "a").sha256 == digest.sha256
+    assert renumbered.verify_object("photos", "a", digest).verdict is Verdict.VERIFIED
+    assert [listed.version for listed in renumbered.list_objects("photos")] == [second.version]
+    aside = renumbered.quarantine_object("photos", "a", "job")
+    bucket, _, key = aside.partition("/")
+    assert renumbered.verify_object(bucket, key, digest).verdict is Verdict.VERIFIED
+    assert renumbered.delete_object("photos", "a", condition=Match(second.version))
+    assert not renumbered.object_exists("photos", "a")
+
+
+def test_a_file_that_was_placed_keeps_its_digest_where_inode_numbers_change(
+    renumbered: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk may place a file and report an error: what is there has its digest."""
+    link = os.link
+
+    def fail(source: str, name: str, **how: Any) -> None:
+        link(source, name, **how)
+        if name == "a":
+            raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(os, "link", fail)
+        with pytest.raises(StorageError):
+            renumbered.write_object("photos", "a", io.BytesIO(b"bytes"), condition="create_only")
+    assert renumbered.stat_object("photos", "a").sha256 == hashlib.sha256(b"bytes").hexdigest()
 
 
 def test_the_file_system_of_a_file_is_known() -> None:
