@@ -265,10 +265,17 @@ class Gateway:
                     line = tls_fault(error, trust=TRUST) or next(iter(str(error).splitlines()), type(error).__name__)
                     raise GatewayUnavailable(f"gateway {self.url} cannot be reached: {bounded(line)}") from error
                 time.sleep(pause)
+            except ClientError as error:
+                if not isinstance(error, GatewayUnavailable):
+                    self._has_answered()
+                raise
             else:
-                self._answered, self._away_since = True, None
+                self._has_answered()
                 return found
             pause = min(_LONGEST_PAUSE, 2 * pause)
+
+    def _has_answered(self) -> None:
+        self._answered, self._away_since = True, None
 
     def _failed(self) -> None:
         if self._away_since is None:

@@ -19,8 +19,9 @@ from worker.catalogue import Leased
 from worker.gateway.access import TokenVerb
 from worker.gateway.services import Services
 from zot_artifact_client import ArtifactClient, AsyncArtifactClient
-from zot_artifact_client.contract import VERIFY, JobState, VerifyRequest, VerifyResult
-from zot_artifact_client.errors import GatewayUnavailable
+from zot_artifact_client.contract import QUERY_SHOW, VERIFY, JobState, ShowRequest, VerifyRequest, VerifyResult
+from zot_artifact_client.errors import ArtifactNotFound, GatewayUnavailable
+from zot_artifact_client.gateway import Gateway as GatewayOfClient
 from zot_artifact_client.job_ids import choose_id
 from zot_artifact_client.outgoing_messages import Outgoing
 
@@ -111,6 +112,22 @@ def test_a_wait_outlives_a_gateway_that_is_away(
                 assert (found.copies, len(refused)) == ((), 12)
 
         asyncio.run(scene())
+
+
+def test_an_error_is_an_answer_of_a_gateway_that_is_back(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The minute for which waits go on begins anew with each absence, also where the answer before it was a 404."""
+    monkeypatch.setattr("zot_artifact_client.gateway._FIRST_PAUSE", 0.01)
+    faults: list[Fault] = []
+    with FaultyProxy(httpx.URL(gateway.url).port or 0, lambda _: faults.pop() if faults else None) as proxy:
+        asked = GatewayOfClient(f"http://127.0.0.1:{proxy.port}", token(gateway))
+        away: list[bool] = []
+        for resets in (0, 5, 1):
+            faults += [Reset()] * resets
+            with pytest.raises(GatewayUnavailable if resets == 5 else ArtifactNotFound):
+                asked.query(QUERY_SHOW, ShowRequest(bucket="releases", key="gone"))
+            away.append(asked.is_away_for_moments())
+        assert away == [False, True, False]
+        asked.close()
 
 
 def test_a_wait_ends_when_the_gateway_stays_away(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
