@@ -25,10 +25,11 @@ from worker.catalogue.deletions import Deletions
 from worker.catalogue.tables import jobs
 from worker.context import Context
 from worker.jobs.running_job import RunningJob
+from worker.limits.limited_store import LimitedStore
 from worker.settings import Settings
 from worker.settings.section_models import DeleteSettings
-from worker.storage import Digest
-from worker.storage.errors import AccessDenied, NotFound
+from worker.storage import Digest, Verification
+from worker.storage.errors import AccessDenied, NotFound, PreconditionFailed
 from worker.storage.filesystem import atomic_write
 from zot_artifact_client.contract import (
     DeleteRequest,
@@ -330,6 +331,25 @@ def test_what_is_written_while_a_copy_is_purged_stays(
     monkeypatch.setattr(RunningJob, "confirm_lease", thaw)
     purge()
     assert stored("primary").read_bytes() == b"newer"
+
+
+def test_what_replaces_a_restored_copy_after_it_was_read_stays(remove, purge, stored, monkeypatch) -> None:
+    """The delete names the version that was read; the next run reads what is there then."""
+    remove()
+    restore(stored("dr"))
+    read = LimitedStore.verify_object
+
+    def replaced(store: LimitedStore, *of: Any, **how: Any) -> Verification:
+        seen = read(store, *of, **how)
+        stored("dr").write_bytes(b"newer")
+        return seen
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(LimitedStore, "verify_object", replaced)
+        with pytest.raises(PreconditionFailed):
+            purge()
+    assert purge().copies == {}
+    assert stored("dr").read_bytes() == b"newer"
 
 
 def test_what_is_held_is_neither_deleted_nor_replaced_nor_purged(
