@@ -75,20 +75,20 @@ class AsyncGatewayResults:
             self._waits -= 1
 
     async def ended(self, job_ids: Sequence[str]) -> Mapping[str, Snapshot]:
-        found = await asyncio.gather(*map(self._snapshot_of_wait, job_ids))
+        found = await asyncio.gather(*map(self._snapshot_for_wait, job_ids))
         return {id_: each for id_, each in zip(job_ids, found, strict=True) if each is not None and each.state.terminal}
 
     async def cancel(self, job_id: str) -> bool:
         return await _in_thread(self._threads, partial(self._results.cancel, job_id))
 
-    async def _snapshot_of_wait(self, job_id: str) -> Snapshot | None:
-        return await _in_thread(self._threads, partial(self._results.snapshot_of_wait, job_id))
+    async def _snapshot_for_wait(self, job_id: str) -> Snapshot | None:
+        return await _in_thread(self._threads, partial(self._results.snapshot_for_wait, job_id))
 
     async def _until_end(self, job_id: str, on_progress: OnAsyncProgress | None) -> Snapshot:
         started = time.monotonic()
         told: Progress | None = None
         while True:
-            if (found := await self._snapshot_of_wait(job_id)) is not None:
+            if (found := await self._snapshot_for_wait(job_id)) is not None:
                 if found.state is JobState.UNKNOWN:
                     raise unknown_job(job_id)
                 if found.state.terminal:

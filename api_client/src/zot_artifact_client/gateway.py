@@ -222,7 +222,7 @@ class Gateway:
 
         return self._repeatedly(lambda: self._exchange("HEAD", path, {}, None, take), tries=_TRIES)
 
-    def is_away_for_moments(self) -> bool:
+    def is_away_briefly(self) -> bool:
         """Return whether the gateway, which has answered before, has not answered since less than a minute ago."""
         return self._answered and self._away_since is not None and time.monotonic() - self._away_since < _AWAY
 

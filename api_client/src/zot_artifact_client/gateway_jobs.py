@@ -1,5 +1,6 @@
 """Send jobs and queries over the gateway, for programs that do not reach the broker."""
 
+import math
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -100,12 +101,15 @@ class GatewayResults:
     def snapshot(self, job_id: str) -> Snapshot:
         return recorded_snapshot(self.status(job_id))
 
-    def snapshot_of_wait(self, job_id: str) -> Snapshot | None:
-        """Return the state of a job that is waited for, None while the gateway is away for less than a minute."""
+    def snapshot_for_wait(self, job_id: str, until: float = math.inf) -> Snapshot | None:
+        """Return the state of a job that is waited for, None while the gateway is away for less than a minute.
+
+        `until`: the end of the wait, by the monotonic clock; from then on it raises what is wrong.
+        """
         try:
             return self.snapshot(job_id)
         except (GatewayUnavailable, BrokerUnavailable):
-            if self._gateway.is_away_for_moments():
+            if self._gateway.is_away_briefly() and time.monotonic() < until:
                 return None
             raise
 
@@ -120,13 +124,10 @@ class GatewayResults:
 
     def _until_end(self, job_id: str, timeout: float | None, on_progress: OnProgress | None) -> Snapshot:
         started = time.monotonic()
+        until = math.inf if timeout is None else started + timeout
         told: Progress | None = None
         while True:
-            found = self.snapshot_of_wait(job_id)
-            age = time.monotonic() - started
-            is_over = timeout is not None and age >= timeout
-            if found is None and is_over:
-                found = self.snapshot(job_id)
+            found = self.snapshot_for_wait(job_id, until)
             if found is not None:
                 if found.state is JobState.UNKNOWN:
                     raise unknown_job(job_id)
@@ -135,13 +136,13 @@ class GatewayResults:
                 if on_progress is not None and found.progress is not None and found.progress != told:
                     told = found.progress
                     on_progress(told)
-            if is_over:
+            now = time.monotonic()
+            if now >= until:
                 raise wait_timeout(job_id, timeout)
-            pause = pause_of(age, self._waits)
-            time.sleep(pause if timeout is None else min(pause, timeout - age))
+            time.sleep(min(pause_of(now - started, self._waits), until - now))
 
     def ended(self, job_ids: Sequence[str]) -> Mapping[str, Snapshot]:
-        found = {id_: self.snapshot_of_wait(id_) for id_ in job_ids}
+        found = {id_: self.snapshot_for_wait(id_) for id_ in job_ids}
         return {id_: each for id_, each in found.items() if each is not None and each.state.terminal}
 
     def cancel(self, job_id: str) -> bool:

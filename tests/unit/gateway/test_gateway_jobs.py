@@ -125,7 +125,7 @@ def test_an_error_is_an_answer_of_a_gateway_that_is_back(gateway: Gateway, monke
             faults += [Reset()] * resets
             with pytest.raises(GatewayUnavailable if resets == 5 else ArtifactNotFound):
                 asked.query(QUERY_SHOW, ShowRequest(bucket="releases", key="gone"))
-            away.append(asked.is_away_for_moments())
+            away.append(asked.is_away_briefly())
         assert away == [False, True, False]
         asked.close()
 
