@@ -143,10 +143,8 @@ def backup(store: StoreNames = None, as_json: AsJson = False) -> None:
         zot-artifacts catalogue backup --store dr
     """
     with opened(existing=True) as session:
-        for name in store or ():
-            session.check_store(name)
         settings = session.settings.sweep.backup
-        names = list(dict.fromkeys(store or settings.stores))
+        names = list(session.store_names(store) or settings.stores)
         if not names:
             way_out = "set sweep.backup.stores to two stores, or name one with --store"
             raise Failure(f"no store is configured for backups of the catalogue: {way_out}", Status.USAGE)

@@ -17,7 +17,7 @@ from worker.settings import load_settings
         (["pause", "store", "primary,dr"], "no store is named 'primary,dr'"),
         (["stores", "accept", ""], "no store is named ''"),
         (["quarantine", "ls", "--store", ""], "no store is named ''"),
-        (["catalogue", "backup", "--store", ""], "no store is named ''"),
+        (["catalogue", "backup", "--store", ""], "the name of a store is empty"),
         (["catalogue", "rebuild", "--store", ""], "the name of a store is empty"),
         (["tokens", "add", "ci", "--bucket", "a", "--verb", "read", "--expires", "0"], "invalid at once"),
         (["report", "--json", "--since", "9" * 12], "too long"),
