@@ -76,7 +76,6 @@ def make_app(settings: Settings) -> Celery:
     broker, results = parse_url(settings.broker_url, "broker"), parse_result_url(settings.results_url, "results")
     app = Celery(
         "zot-artifacts",
-        broker=broker.text,
         backend=results.text,
         include=TASK_MODULES,
         amqp="worker.intake.message_filter:AMQP",  # filters every message: a malformed one would end the worker
@@ -86,6 +85,7 @@ def make_app(settings: Settings) -> Celery:
     limit = settings.jobs.time_limit.total_seconds()
     visibility = settings.visibility_timeout.total_seconds()
     app.conf.update(
+        **broker.broker_settings | {"broker_transport_options": _transport_options(settings, broker)},
         # Messages
         task_serializer="json",
         result_serializer="json",
@@ -100,7 +100,6 @@ def make_app(settings: Settings) -> Celery:
         task_reject_on_worker_lost=False,  # alone it loops for ever on a job that kills its worker
         task_retry_on_worker_lost=True,  # a killed child's job gets another try, after the task's default_retry_delay
         worker_prefetch_multiplier=1,  # a small job must not wait behind a large one that another worker could take
-        broker_transport_options=_transport_options(settings, broker),
         # RabbitMQ closes the channel over a long job, and a full Redis refuses to start one: neither ends the worker.
         broker_channel_error_retry=broker.is_rabbitmq or broker.is_redis,
         worker_eta_task_limit=10_000,  # of other brokers than Redis, whose messages wait in the worker
@@ -143,7 +142,6 @@ def make_app(settings: Settings) -> Celery:
 def _transport_options(settings: Settings, broker: ServerUrl) -> dict[str, object]:
     if broker.is_redis:
         return {
-            **broker.transport_options,
             # Longer than any job or wait: otherwise Redis delivers a running job again.
             "visibility_timeout": settings.visibility_timeout.total_seconds(),
             "socket_timeout": 10,  # the default waits for ever on a connection that has silently died
@@ -152,6 +150,7 @@ def _transport_options(settings: Settings, broker: ServerUrl) -> dict[str, objec
             "health_check_interval": 10,  # a worker notices a connection that has silently died after twice as long
             "unacked_restore_throttle": 1,  # look for abandoned messages at every interval, not at every tenth
             "queue_order_strategy": "priority",  # in the order of task_queues; else users wait for sweeps
+            **broker.transport_options,  # of its URL
         }
     if broker.is_rabbitmq:
         return {

@@ -69,7 +69,8 @@ def _redis(url: str, name: str) -> Check:
 
 def _rabbitmq(url: str, name: str) -> Check:
     try:
-        with Connection(parse_url(url, "broker").text, connect_timeout=3) as connection:
+        server = parse_url(url, "broker")
+        with Connection(server.text, ssl=server.tls, connect_timeout=3) as connection:
             version = connection.connection.server_properties.get("version", "of an unknown version")
     except Exception as error:  # noqa: BLE001 - each transport raises other errors
         return _unreachable("broker", url, error, "ZOT_BROKER")
@@ -139,8 +140,8 @@ def _paused_queues(settings: Settings) -> set[str]:
 def _workers(url: str, paused: set[str]) -> Check:
     """Check that every queue that is not paused has a worker: jobs of a queue that is not served wait for ever."""
     server = parse_url(url, "broker")
-    app = Celery("zot-artifacts-doctor", broker=server.text, set_as_current=False)
-    app.conf.broker_transport_options = server.transport_options
+    app = Celery("zot-artifacts-doctor", set_as_current=False)
+    app.conf.update(server.broker_settings)
     try:
         answers = app.control.inspect(timeout=2).active_queues() or {}
     except Exception as error:  # noqa: BLE001 - each transport raises other errors

@@ -101,8 +101,8 @@ def _end(name: str, found: Health, *, ready: bool, as_json: bool) -> None:
 def _worker(settings: Settings, node: str) -> Health:
     try:
         server = parse_url(settings.broker_url, "broker")
-        app = Celery("zot-artifacts-health", broker=server.text, set_as_current=False)
-        app.conf.broker_transport_options = server.transport_options
+        app = Celery("zot-artifacts-health", set_as_current=False)
+        app.conf.update(server.broker_settings)
         try:
             return _asked(app, server, settings, node)
         finally:

@@ -30,7 +30,7 @@ def open_rejected(settings: Settings) -> Iterator[RejectedMessages | None]:
     options = {**timeouts, **RETRY_POLICY, **server.transport_options}
     app = celery_app(settings.results_url)
     try:
-        opened = app.connection_for_read(server.text, transport_options=options)
+        opened = app.connection_for_read(server.text, ssl=server.tls, transport_options=options)
         with broker_errors("broker", url), opened as connection:
             channel = connection.default_channel if server.is_redis else None
             with rejected_messages(channel, app) as refused:

@@ -206,8 +206,8 @@ def _node(settings: Settings, role: str = "worker") -> str:
 
 def _await_worker(settings: Settings, children: Children, logs: Path) -> None:
     server = parse_url(settings.broker_url, "broker")
-    app = Celery("zot-artifacts-up", broker=server.text, set_as_current=False)
-    app.conf.broker_transport_options = server.transport_options
+    app = Celery("zot-artifacts-up", set_as_current=False)
+    app.conf.update(server.broker_settings)
     node = _node(settings)
 
     def pong() -> bool:

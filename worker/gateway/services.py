@@ -120,11 +120,11 @@ class Services:
         with self._lock:
             if self._outbox is None:
                 broker = parse_url(self.settings.broker_url)
-                app = Celery("zot-artifacts-gateway", broker=broker.text, set_as_current=False)
+                app = Celery("zot-artifacts-gateway", set_as_current=False)
                 timeouts = {"socket_connect_timeout": CONNECT_TIMEOUT, "socket_timeout": SOCKET_TIMEOUT}
                 options = {**timeouts, **RETRY_POLICY} if broker.is_redis else {}
                 app.conf.update(
-                    broker_transport_options={**options, **broker.transport_options},
+                    **broker.broker_settings | {"broker_transport_options": {**options, **broker.transport_options}},
                     broker_connection_timeout=CONNECT_TIMEOUT,
                 )
                 self._outbox = Outbox(app)

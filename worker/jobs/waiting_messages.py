@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from kombu.connection import Connection
 from redis import Redis
 
-from zot_artifact_client.broker_urls import parse_url, redis_client
+from zot_artifact_client.broker_urls import ServerUrl, parse_url, redis_client
 from zot_artifact_client.outgoing_messages import ORDER
 
 _PRIORITIES = ("", "\x06\x163", "\x06\x166", "\x06\x169")
@@ -31,7 +31,7 @@ def waiting_messages(url: str, queues: Iterable[str]) -> dict[str, Waiting]:
     """
     server = parse_url(url, "broker")
     if not server.is_redis:
-        return {name: Waiting(count) for name, count in lengths_of_rabbitmq(server.text, queues).items()}
+        return {name: Waiting(count) for name, count in lengths_of_rabbitmq(server, queues).items()}
     with redis_client(url, "broker", socket_timeout=_TIMEOUT, socket_connect_timeout=_TIMEOUT) as client:
         return {name: Waiting(length_of_redis(client, name), _oldest(client, name)) for name in queues}
 
@@ -41,10 +41,10 @@ def length_of_redis(client: "Redis", queue: str) -> int:
     return sum(int(client.llen(f"{queue}{priority}")) for priority in _PRIORITIES)
 
 
-def lengths_of_rabbitmq(url: str, queues: Iterable[str]) -> dict[str, int]:
+def lengths_of_rabbitmq(server: ServerUrl, queues: Iterable[str]) -> dict[str, int]:
     """Return the messages of each queue of a RabbitMQ; a queue that no worker has declared is left out."""
     found = {}
-    with Connection(url, connect_timeout=_TIMEOUT) as connection:
+    with Connection(server.text, ssl=server.tls, connect_timeout=_TIMEOUT) as connection:
         for queue in queues:
             with connection.channel() as channel:
                 try:

@@ -44,7 +44,7 @@ class BrokerFigures:
         url = self._settings.broker_url  # read anew: the embedded broker has another one after a restart
         server = parse_url(url, "broker")
         if not server.is_redis:
-            yield from self._of_queues(lengths_of_rabbitmq(server.text, [queue.value for queue in Queue]))
+            yield from self._of_queues(lengths_of_rabbitmq(server, [queue.value for queue in Queue]))
             return
         with redis_client(url, "broker", socket_timeout=_TIMEOUT, socket_connect_timeout=_TIMEOUT) as client:
             yield from self._of_queues({name: length_of_redis(client, name) for name in self._queues()})

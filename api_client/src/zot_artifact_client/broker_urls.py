@@ -6,7 +6,9 @@ names, refuses everything else in one line, and gives each library the spelling 
 
 import difflib
 import re
-from dataclasses import dataclass, field
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
@@ -23,11 +25,12 @@ REDIS_SCHEMES = frozenset({"redis", "rediss", "sentinel", *_SOCKETS})
 RABBITMQ_SCHEMES = frozenset({"amqp", "amqps", "pyamqp"})
 _SCHEMES = (*sorted(REDIS_SCHEMES), *sorted(RABBITMQ_SCHEMES))
 _EXAMPLE = "expected is a URL like redis://:PASSWORD@HOST:6379/0"
-_SECONDS = re.compile(r"\d{1,6}(\.\d{1,6})?")
+_SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")
+_SOME_SECONDS = re.compile(rf"(?![0.]+$){_SECONDS.pattern}")
 _VALUES = {
-    **dict.fromkeys(
-        ("socket_timeout", "socket_connect_timeout", "health_check_interval"), (_SECONDS, "a number of seconds")
-    ),
+    **dict.fromkeys(("socket_timeout", "socket_connect_timeout"), (_SOME_SECONDS, "a number of seconds above 0")),
+    **dict.fromkeys(("health_check_interval", "heartbeat"), (_SECONDS, "a number of seconds")),
+    "client_name": (re.compile(r"[!-~]{1,64}"), "a name of ASCII letters without white space"),
     "protocol": (re.compile("[23]"), "2 or 3"),
     "master_name": (re.compile(r"[^\s]+"), "the name of the master that the Sentinels watch"),
 }
@@ -39,7 +42,19 @@ _QUERY = {
     "rediss": _REDIS_QUERY | _TLS,
     "redis+socket": {"virtual_host", "db", "username", "password"},
     "sentinel": {"master_name", "sentinel_password"},
+    "amqp": {"heartbeat", "login_method"},
+    "pyamqp": {"heartbeat", "login_method"},
+    "amqps": {"heartbeat", "login_method", "ssl", *_TLS},
 }
+_OPTIONS: dict[str, Callable[[str], Any]] = {
+    "socket_timeout": float,
+    "socket_connect_timeout": float,
+    "health_check_interval": float,
+    "client_name": str,
+}
+"""What kombu takes beside the URL of a Redis, and not as a part of it."""
+_SAID_OF_MASTER = {"user": "users", "password": "passwords", "path": "databases"}
+_MOST_DATABASES = 1 << 31
 _CERT_REQS = {"required": "CERT_REQUIRED", "optional": "CERT_OPTIONAL", "none": "CERT_NONE"}
 _DEFAULT_MASTER = "mymaster"
 """The name of the master in Sentinel's own sample configuration."""
@@ -65,12 +80,19 @@ class ServerUrl:
     Attributes:
         text: the URL as Celery and kombu read it, with its credentials.
         transport_options: what kombu and Celery take beside the URL.
+        tls: kombu's `ssl`, which Celery calls `broker_use_ssl`. None if the URL says it, or there is no TLS.
     """
 
     scheme: str
     text: str = field(repr=False)
     transport_options: dict[str, Any] = field(default_factory=dict, repr=False)
+    tls: dict[str, Any] | None = field(default=None, repr=False)
     servers: tuple[_Server, ...] = field(default=(), repr=False)
+
+    @property
+    def broker_settings(self) -> dict[str, Any]:
+        """Return the settings of a Celery application with this broker."""
+        return {"broker_url": self.text, "broker_transport_options": self.transport_options, "broker_use_ssl": self.tls}
 
     @property
     def is_redis(self) -> bool:
@@ -109,13 +131,42 @@ def parse_url(url: str, setting: str = "broker_url") -> ServerUrl:
     if len(servers) > 1 and scheme in REDIS_SCHEMES - {"sentinel"}:
         # Two Redis servers are no cluster: what one of them holds is lost to the other.
         raise InvalidUrl(f"{setting}: one {scheme}:// server is expected; for a failover use sentinel://")
-    options: dict[str, Any] = {}
     if scheme == "sentinel":
-        query = next(iter(servers)).query
+        servers = _told_once(servers, setting)
+    query = servers[0].query
+    options: dict[str, Any] = {name: _OPTIONS[name](query[name]) for name in _OPTIONS.keys() & query.keys()}
+    if scheme == "sentinel":
         options["master_name"] = query.get("master_name", _DEFAULT_MASTER)
         if "sentinel_password" in query:
             options["sentinel_kwargs"] = {"password": query["sentinel_password"]}
-    return ServerUrl(scheme, ";".join(map(_for_celery, servers)), options, servers)
+    tls = _amqp_tls(query) if scheme == "amqps" else None
+    return ServerUrl(scheme, ";".join(map(_for_celery, servers)), options, tls, servers)
+
+
+def _told_once(servers: tuple[_Server, ...], setting: str) -> tuple[_Server, ...]:
+    """Return the Sentinels of a list with what any of them says of the master, which is the same for all.
+
+    Celery and kombu would read it from the first one alone.
+    """
+    for name in ("user", "password", "path"):
+        if len({getattr(server, name) for server in servers} - {None, ""}) > 1:
+            raise InvalidUrl(f"{setting}: the Sentinels name different {_SAID_OF_MASTER[name]}; name one of each once")
+    query: dict[str, str] = {}
+    for name, value in (each for server in servers for each in server.query.items()):
+        if query.setdefault(name, value) != value:
+            raise InvalidUrl(f"{setting}: the Sentinels have different values of {name}; write it once")
+    user = next((server.user for server in servers if server.user), None)
+    password = next((server.password for server in servers if server.password), None)
+    path = next((server.path for server in servers if server.path), "")
+    return tuple(replace(server, user=user, password=password, path=path, query=query) for server in servers)
+
+
+def _amqp_tls(query: dict[str, str]) -> dict[str, Any]:
+    """Return the options of TLS as kombu gives them to amqp, which by itself does not compare the host's name."""
+    reqs = ssl.VerifyMode[query["ssl_cert_reqs"]]
+    files = {name.removeprefix("ssl_"): query[name] for name in _TLS & query.keys() - {"ssl_cert_reqs"}}
+    checked = {} if reqs is ssl.CERT_NONE else {"server_hostname": None}  # kombu fills it in
+    return {"cert_reqs": reqs, **files, **checked}
 
 
 def parse_result_url(url: str, setting: str = "result_url") -> ServerUrl:
@@ -126,7 +177,10 @@ def parse_result_url(url: str, setting: str = "result_url") -> ServerUrl:
     """
     scheme = url.partition("://")[0].lower()
     if scheme in _SCHEMES or difflib.get_close_matches(scheme, sorted(REDIS_SCHEMES), n=1, cutoff=0.75) or not scheme:
-        return parse_url(url, setting)
+        parsed = parse_url(url, setting)
+        if parsed.scheme not in {"redis", "rediss"}:
+            return parsed
+        return replace(parsed, text=_with_query(parsed))
     if "://" not in url:
         raise InvalidUrl(f"{setting}: it has no scheme, {_EXAMPLE}")
     _check_backend(scheme, url, setting)
@@ -226,14 +280,21 @@ def _make_redis(parsed: ServerUrl, client: Any, sentinels: Any, setting: str, op
         return sentinel.master_for(parsed.transport_options["master_name"])
     if parsed.is_socket:
         options.pop("socket_connect_timeout", None)
-        query = first.query
-        database = int(query.get("virtual_host", 0))
-        options |= {name: query[name] for name in ("username", "password") if name in query}
+        database = int(first.query["virtual_host"])
+        options |= {name: value for name, value in (("username", first.user), ("password", first.password)) if value}
         return client(unix_socket_path=first.path, db=database, **options)
-    text = parsed.text
+    text = _with_query(parsed)
     for name, constant in _CERT_REQS.items():
         text = text.replace(f"ssl_cert_reqs={constant}", f"ssl_cert_reqs={name}")
     return client.from_url(text, **options)
+
+
+def _with_query(parsed: ServerUrl) -> str:
+    """Return the URL of a Redis as redis-py and Celery's result backend read it, which take options in it."""
+    options = {name: value for name, value in parsed.servers[0].query.items() if name in _REDIS_QUERY}
+    if not options:
+        return parsed.text
+    return f"{parsed.text}{'&' if '?' in parsed.text else '?'}{urlencode(options, quote_via=quote)}"
 
 
 def _parse_server(url: str, setting: str) -> _Server:
@@ -258,15 +319,16 @@ def _parse_server(url: str, setting: str) -> _Server:
     user, colon, password = credentials.partition(":")
     path, _, query_text = tail.partition("?")
     query = _query(scheme, query_text, setting)
+    secret = unquote(password) if at and colon else None
     if scheme == "redis+socket":
-        if authority or len(path) < len("/x"):
+        if address or len(path) < len("/x"):
             raise InvalidUrl(f"{setting}: the path of a socket is expected, like redis+socket:///run/valkey.sock")
-        return _Server(scheme, "", 0, None, None, unquote(path), query)
+        user, secret = query.pop("username", unquote(user)), query.pop("password", secret)
+        return _Server(scheme, "", 0, user or None, secret, unquote(path), query)
     host, port = _address(scheme, address, setting)
     path = path.removeprefix("/")
-    if scheme in REDIS_SCHEMES and path and not (path.isascii() and path.isdigit()):
+    if scheme in REDIS_SCHEMES and path and not _is_database(path):
         raise InvalidUrl(f"{setting}: the path is the number of the database, like /0")
-    secret = unquote(password) if at and colon else None
     return _Server(scheme, host, port, unquote(user) if user else None, secret, path, query)
 
 
@@ -296,10 +358,10 @@ def _query(scheme: str, text: str, setting: str) -> dict[str, str]:
             raise InvalidUrl(f"{setting}: {name} is {expected}")
     if scheme == "redis+socket":
         database = query.pop("db", query.pop("virtual_host", "0"))
-        if not (database.isascii() and database.isdigit()):
+        if not _is_database(database):
             raise InvalidUrl(f"{setting}: virtual_host is the number of the database")
         query["virtual_host"] = database
-    if scheme == "rediss":
+    if scheme in {"rediss", "amqps"}:
         wanted = query.get("ssl_cert_reqs", "required").lower().removeprefix("cert_")
         if wanted not in _CERT_REQS:
             raise InvalidUrl(f"{setting}: ssl_cert_reqs is one of {', '.join(_CERT_REQS)}")
@@ -307,13 +369,19 @@ def _query(scheme: str, text: str, setting: str) -> dict[str, str]:
     return query
 
 
+def _is_database(text: str) -> bool:
+    return re.fullmatch("[0-9]{1,10}", text) is not None and int(text) < _MOST_DATABASES
+
+
 def _for_celery(server: _Server) -> str:
-    if server.scheme == "redis+socket":
-        return f"redis+socket://{quote(server.path)}?{urlencode(server.query)}"
     user = quote(server.user, safe="") if server.user else ""
     secret = f":{quote(server.password, safe='')}" if server.password is not None else ""
     credentials = f"{user}{secret}@" if user or secret else ""
-    host = f"[{server.host}]" if ":" in server.host else server.host
-    query = f"?{urlencode(server.query)}" if server.query and server.scheme != "sentinel" else ""
+    if server.scheme == "redis+socket":
+        return f"redis+socket://{credentials}{quote(server.path)}?{urlencode(server.query)}"
+    host = f"[{server.host.replace('%', '%25')}]" if ":" in server.host else server.host
+    left_out = {*_REDIS_QUERY, *_QUERY["sentinel"], "ssl", *(_TLS if server.scheme == "amqps" else ())}
+    query = urlencode({name: value for name, value in server.query.items() if name not in left_out})
+    query = f"?{query}" if query else ""
     path = server.path or ("0" if server.scheme in REDIS_SCHEMES else "")
     return f"{server.scheme}://{credentials}{host}:{server.port}/{path}{query}"

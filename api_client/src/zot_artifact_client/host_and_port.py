@@ -1,6 +1,8 @@
 """Read the host and port of a URL: what the addresses of brokers, of result backends and of stores share."""
 
 import re
+from ipaddress import AddressValueError, IPv6Address
+from urllib.parse import unquote
 
 BAD_ESCAPE = re.compile(r"%(?![0-9a-fA-F]{2})")
 """A % in a URL that begins no percent-encoding."""
@@ -9,15 +11,19 @@ BAD_ESCAPE = re.compile(r"%(?![0-9a-fA-F]{2})")
 def split_address(address: str, default_port: int) -> tuple[str, int]:
     """Return the host, without the brackets of an IPv6 address and empty where there is none, and the port.
 
+    The zone of an IPv6 address, `[fe80::1%25eth0]`, is part of the host, as `fe80::1%eth0`.
+
     Raises:
         ValueError: one line without the name of a setting.
     """
-    found = re.fullmatch(r"(\[[0-9A-Fa-f:.%]+\]|[^:\[\]]*)(?::(.*))?", address)
+    found = re.fullmatch(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::(.*))?", address)
     if found is None:
         msg = "the host is no host; an IPv6 address is written in brackets"
         raise ValueError(msg)
-    host, port = found[1].strip("[]"), found[2]
-    if not found[1].startswith("[") and not _is_host(host):
+    host, port = found[1], found[2]
+    if host.startswith("["):
+        host = _ipv6(host[1:-1])
+    elif not _is_host(host):
         msg = "the host is no host name"
         raise ValueError(msg)
     if not port:
@@ -26,6 +32,18 @@ def split_address(address: str, default_port: int) -> tuple[str, int]:
         msg = "the port must be a number from 1 to 65535"
         raise ValueError(msg)
     return host, int(port)
+
+
+def _ipv6(text: str) -> str:
+    address, percent, zone = text.partition("%")
+    try:
+        IPv6Address(address)
+        if not percent or re.fullmatch(r"25[A-Za-z0-9._~-]+", zone):
+            return unquote(text)
+    except AddressValueError:
+        pass
+    msg = "there is no IPv6 address in the brackets; a zone follows it like %25eth0"
+    raise ValueError(msg)
 
 
 def _is_host(host: str) -> bool:

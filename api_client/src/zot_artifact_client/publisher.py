@@ -44,7 +44,7 @@ class _Pools:
             broker_transport_options=_transport_options(server),
         )
         # The URL is an argument here and no setting, because CELERY_BROKER_URL of a service wins over settings.
-        self.connections = self.app.connection_for_write(server.text).Pool(limit=POOL_SIZE)
+        self.connections = self.app.connection_for_write(server.text, ssl=server.tls).Pool(limit=POOL_SIZE)
         self.producers = ProducerPool(self.connections, limit=POOL_SIZE)
         # The mailbox's own pool would connect to the URL in the settings; without one it takes the connection given.
         self.app.control.mailbox.producer_pool = None

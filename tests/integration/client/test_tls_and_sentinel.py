@@ -1,12 +1,15 @@
 """Brokers behind TLS and behind a Sentinel, with a real worker and a real client."""
 
 import asyncio
+import re
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
+from urllib.parse import quote
 
 import pytest
-from redis import Redis
+from redis import Redis, RedisError
 
 from tests.servers import Valkey
 from tests.servers.sentinel import MASTER, Sentinel
@@ -112,6 +115,49 @@ def test_a_broker_behind_tls_is_verified(valkey: Valkey, tmp_path: Path, monkeyp
             monkeypatch.setenv("ZOT_BROKER", wrong)
             assert cli.run(["jobs", "--refused"]) == 3
             assert capsys.readouterr().err.count("\n") == 1
+
+
+class ValkeyWithSocket(Valkey):
+    """A Valkey with a password that also listens on a Unix socket, whose name means something else in a URL."""
+
+    password = "p@w/#%;"
+
+    @property
+    def socket(self) -> Path:
+        return self.directory / "a b%41é.sock"
+
+    def command(self) -> Sequence[str]:
+        return (*super().command(), "--unixsocket", str(self.socket), "--requirepass", self.password)
+
+    def probe(self) -> None:
+        try:
+            with Redis(unix_socket_path=str(self.socket), password=self.password) as client:
+                client.ping()
+        except RedisError as error:
+            raise ConnectionError(str(error)) from error
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "redis+socket://:{password}@{path}?virtual_host=2",
+        "unix://{path}?password={password}&db=2",
+        "REDIS://:{password}@127.0.0.1:{port}/2?socket_timeout=9&client_name=zot",
+    ],
+)
+def test_every_spelling_of_a_broker_runs_jobs(form: str, tmp_path: Path, monkeypatch):
+    """Worker, clients and commands read the socket, the password and the time limits of a URL alike."""
+    with ValkeyWithSocket(tmp_path / "valkey") as valkey:
+        secret = quote(valkey.password, safe="")
+        url = form.format(path=quote(str(valkey.socket)), password=secret, port=valkey.port)
+        with WorkerBehindSentinel(tmp_path / "worker", url, concurrency=1) as worker:
+            assert_a_job_ends(url)
+            assert_pauses(worker.home, url, monkeypatch)
+            assert cli.run(["health", "worker"]) == 0
+            assert cli.run(["jobs", "--rejected"]) == 0
+            with Redis(port=valkey.port, password=valkey.password, db=2) as client:
+                assert client.keys("celery-task-meta-*")
+            assert not {secret, valkey.password} & set(re.split(r"[\s:@?&=]", worker.log))
 
 
 def test_a_broker_behind_a_sentinel_is_found(valkey: Valkey, tmp_path: Path, monkeypatch):

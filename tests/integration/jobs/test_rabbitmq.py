@@ -16,6 +16,7 @@ from kombu import Connection
 
 from tests.servers import RabbitMQ, ServerMissing, Valkey
 from tests.servers.process import REPOSITORY, frozen
+from tests.servers.tls import Authority, TlsProxy
 from tests.servers.worker import Worker
 from tests.waiting import WITHIN, until
 from worker.catalogue import Catalogue, JobRecord
@@ -165,6 +166,23 @@ def test_what_was_not_confirmed_is_not_sent(site, monkeypatch):
             pytest.raises(BrokerUnavailable, match=r"cannot be reached: Timeout|timed out"),
         ):
             client.upload(site.source(10), "releases", "unheard", stores=["primary"])
+
+
+def test_the_name_in_the_certificate_is_compared(rabbitmq, valkey, tmp_path):
+    """Over `amqps://` the certificate must be of a trusted authority and for the host of the URL."""
+    ours, other = Authority(tmp_path, "ours"), Authority(tmp_path, "other")
+    with TlsProxy(rabbitmq.port, ours.context()) as tls:
+
+        def send(host: str, query: str) -> None:
+            url = f"amqps://guest:guest@{host}:{tls.port}//?{query}"
+            with ArtifactClient(url, result_url=valkey.url) as client:
+                client.verify("releases", "absent.tgz")
+
+        send("127.0.0.1", f"ssl_ca_certs={ours.path}")
+        send("localhost", "ssl_cert_reqs=none")
+        for host, authority in (("127.1", ours), ("127.0.0.1", other)):
+            with pytest.raises(BrokerUnavailable, match="certificate"):
+                send(host, f"ssl_ca_certs={authority.path}")
 
 
 def test_the_worker_has_its_own_messages_confirmed(tmp_path):

@@ -1,10 +1,13 @@
 """URLs are read the same way by worker, client and command line."""
 
+from ssl import CERT_NONE, CERT_REQUIRED
+
 import pytest
+from kombu import Connection
 
 from worker.settings import SettingsError, load_settings
 from zot_artifact_client import ArtifactClient, InvalidUrl
-from zot_artifact_client.broker_urls import parse_url, redis_client
+from zot_artifact_client.broker_urls import parse_result_url, parse_url, redis_client
 
 SECRET = "hunter2"
 
@@ -18,14 +21,36 @@ SECRET = "hunter2"
         ("rediss://h:1/0", "rediss://h:1/0?ssl_cert_reqs=CERT_REQUIRED"),
         ("rediss://h:1/0?ssl_cert_reqs=none", "rediss://h:1/0?ssl_cert_reqs=CERT_NONE"),
         ("redis+socket:///run/v.sock", "redis+socket:///run/v.sock?virtual_host=0"),
-        ("sentinel://a:1;sentinel://b:2/3", "sentinel://a:1/0;sentinel://b:2/3"),
+        ("redis+socket:///run/v.sock?password=p%40&db=2", "redis+socket://:p%40@/run/v.sock?virtual_host=2"),
+        ("unix://u:p@/run/a%20b.sock", "redis+socket://u:p@/run/a%20b.sock?virtual_host=0"),
+        ("redis://[fe80::1%25eth0]", "redis://[fe80::1%25eth0]:6379/0"),
+        ("redis://h?socket_timeout=3&client_name=n", "redis://h:6379/0"),
+        ("sentinel://a:1;sentinel://b:2/3", "sentinel://a:1/3;sentinel://b:2/3"),
+        ("sentinel://a:1;sentinel://u:p@b:2/3", "sentinel://u:p@a:1/3;sentinel://u:p@b:2/3"),
         ("amqp://u:p@h//", "amqp://u:p@h:5672//"),
         ("amqps://h", "amqps://h:5671/"),
+        ("amqps://h/v?ssl_ca_certs=%2Fca.pem&heartbeat=5", "amqps://h:5671/v?heartbeat=5"),
     ],
 )
 def test_every_documented_spelling_is_read(url: str, text: str) -> None:
     """A URL is given to Celery in the spelling that it reads, with verified TLS as the default."""
-    assert parse_url(url).text == text
+    parsed = parse_url(url)
+    assert parsed.text == text
+    with Connection(parsed.text.split(";")[0], ssl=parsed.tls, transport_options=parsed.transport_options) as opened:
+        assert opened.as_uri()
+
+
+def test_what_a_url_says_beside_the_server_reaches_every_library() -> None:
+    """Time limits are options for kombu and a part of the URL for the result backend; amqp compares the host's name."""
+    url = "redis://h?socket_timeout=3"
+    assert parse_url(url).transport_options == {"socket_timeout": 3}
+    assert parse_result_url(url).text == "redis://h:6379/0?socket_timeout=3"
+    assert redis_client(url, socket_timeout=9).connection_pool.connection_kwargs["socket_timeout"] == 3
+    assert parse_url("sentinel://a;sentinel://b?master_name=m").transport_options == {"master_name": "m"}
+    verified = {"cert_reqs": CERT_REQUIRED, "server_hostname": None}
+    assert parse_url("amqps://h").tls == verified
+    assert parse_url("amqps://h?ssl_ca_certs=/ca.pem").tls == verified | {"ca_certs": "/ca.pem"}
+    assert parse_url("amqps://h?ssl_cert_reqs=none").tls == {"cert_reqs": CERT_NONE}
 
 
 @pytest.mark.parametrize(
@@ -52,6 +77,15 @@ def test_every_documented_spelling_is_read(url: str, text: str) -> None:
         (f"redis://:{SECRET}%00@h:1", "NUL"),
         (f"redis://:{SECRET}@a:1;redis://b:1", "one redis:// server is expected"),
         (f"sentinel://:{SECRET}@a:1?master_name=", "master_name is the name of the master"),
+        (f"sentinel://:{SECRET}@a:1/1;sentinel://b:1/2", "different databases"),
+        (f"sentinel://:{SECRET}@a:1;sentinel://:other@b:1", "different passwords"),
+        (f"sentinel://:{SECRET}@a?master_name=m;sentinel://b?master_name=n", "different values of master_name"),
+        (f"redis://:{SECRET}@[1:2:3]:1/0", "no IPv6 address in the brackets"),
+        (f"redis://:{SECRET}@h:1/99999999999", "number of the database"),
+        (f"redis://:{SECRET}@h:1/0?client_name=a%20b", "client_name is a name"),
+        (f"redis://:{SECRET}@h:1/0?socket_timeout=0", "socket_timeout is a number of seconds above 0"),
+        (f"amqp://u:{SECRET}@h/v?heartbeat=soon", "heartbeat is a number of seconds"),
+        (f"amqp://u:{SECRET}@h/v?confirm=1", "unknown"),
     ],
 )
 def test_a_wrong_url_is_one_line_that_names_the_setting(url: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
