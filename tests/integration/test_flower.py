@@ -3,13 +3,17 @@
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from base64 import b64encode
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 from celery import Celery
+from flower.urls import handlers
+from redis import Redis
+from tornado.web import URLSpec
 
 from tests.conformance.targets import NO_AUTHORITIES
 from tests.servers import Valkey
@@ -38,13 +42,18 @@ def started(url: str, directory: Path, *options: str, **more: object) -> "subpro
 
 
 class Flower(Worker):
-    """Flower of the worker's application, with a password."""
+    """Flower of the worker's application, by default with a password."""
 
     name = "flower"
+    authentication: Sequence[str] = ("--basic-auth=a:b",)
+    more: Mapping[str, str] = {}
 
     def command(self) -> Sequence[str]:
-        options = ("--address=127.0.0.1", f"--port={self.port}", "--basic-auth=a:b")
+        options = ("--address=127.0.0.1", f"--port={self.port}", *self.authentication)
         return (sys.executable, "-m", "celery", "-A", "worker.app", "flower", *options)
+
+    def environment(self) -> Mapping[str, str]:
+        return super().environment() | self.more
 
     def probe(self) -> None:
         try:
@@ -95,6 +104,47 @@ def test_no_page_without_the_password_and_no_forged_event_breaks_one(url, tmp_pa
             assert len(answer.content) < 2 << 20, page
             if not page.startswith("/api"):
                 assert MARKUP not in answer.text, page
+
+
+class FlowerWithoutUsers(Flower):
+    """Flower with a kind of authentication that names no user, and an API that asks for none."""
+
+    authentication = ("--auth_provider=flower.views.auth.GithubLoginHandler",)
+    more: Mapping[str, str] = {"FLOWER_UNAUTHENTICATED_API": "true"}
+
+
+def paths() -> list[str]:
+    """Return a path of each of Flower's routes."""
+    patterns = [each.regex.pattern if isinstance(each, URLSpec) else each[0] for each in handlers]
+    return [
+        re.sub(r"\(\..\)", "x", pattern).rstrip("$").replace("/?", "").replace(".*", "/nowhere") for pattern in patterns
+    ]
+
+
+@pytest.mark.parametrize("kind", [Flower, FlowerWithoutUsers])
+def test_every_route_asks_for_the_password(kind, url, tmp_path):
+    """Each route answers 401 to each method without the right password, whatever is in its place."""
+    wrong = [None, "Basic !!!", "Bearer a", *map(basic, ("a", ":", "a:", "a:bc", "a:b\0", "é:b", "a:" + "b" * 30_000))]
+    with (
+        kind(tmp_path, url) as server,
+        httpx.Client(base_url=f"http://127.0.0.1:{server.port}", trust_env=False) as web,
+    ):
+        answers = {
+            (method, path, given and given[:20]): web.request(
+                method, path, headers={"Authorization": given} if given else {}
+            )
+            for method in ("GET", "POST", "OPTIONS")
+            for path in paths()
+            for given in wrong
+        }
+        assert {asked: answer.status_code for asked, answer in answers.items() if answer.status_code != 401} == {}
+        assert not [asked for asked, answer in answers.items() if "Traceback" in answer.text]
+    with Redis.from_url(url) as client:
+        assert not client.llen("interactive")  # no route sent a task
+
+
+def basic(user: str) -> str:
+    return f"Basic {b64encode(user.encode()).decode()}"
 
 
 def ready(web: httpx.Client) -> dict[str, str]:

@@ -36,6 +36,12 @@ def test_a_user_without_a_password_is_no_authentication(tmp_path):
             check_authentication(["flower"], {"FLOWER_BASIC_AUTH": users}, tmp_path)
 
 
+def test_a_password_that_flower_cannot_compare_is_refused(tmp_path):
+    """Flower compares ASCII only: such a password would never be right."""
+    with pytest.raises(SystemExit, match="not ASCII"):
+        check_authentication(["flower"], {"FLOWER_BASIC_AUTH": "u:pä"}, tmp_path)
+
+
 def test_a_comment_in_the_file_is_no_authentication(tmp_path):
     """A file that only mentions an option, or sets it to nothing, does not count."""
     file = tmp_path / "flowerconfig.py"

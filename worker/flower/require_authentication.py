@@ -29,6 +29,10 @@ def check_authentication(arguments: Sequence[str], environ: Mapping[str, str], d
             "zot-artifacts: Flower takes a user without a password, who is everyone: give --basic-auth or "
             "FLOWER_BASIC_AUTH as USER:PASSWORD"
         )
+    if not all(given_user.isascii() for given_user in users):
+        raise SystemExit(
+            "zot-artifacts: Flower cannot compare a user or password with letters that are not ASCII: choose others"
+        )
     given = [argument.lstrip("-").replace("-", "_") for argument in arguments if argument.startswith("--")]
     if any(names.get(option) or (option in given and "=" not in option) for option in _OPTIONS):
         return

@@ -1,7 +1,7 @@
 """Set Flower up before its command runs: columns, history, and authentication on every route."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from copy import copy
 from typing import Any
 
@@ -98,26 +98,41 @@ def _find_by_shown_state(formatter: TaskFormatter) -> None:
 
 
 def _guard_every_route() -> None:
-    """Ask for the password on every route: Flower asks on none of /metrics, /healthcheck and /static."""
+    """Ask for the password on every route: Flower asks on none of /metrics, /healthcheck and /static.
+
+    Nor does it ask on those of its API if FLOWER_UNAUTHENTICATED_API is set and its options name no user.
+    """
+    from flower.api import BaseApiHandler
     from flower.urls import settings
     from flower.views import BaseHandler
     from flower.views.monitor import Healthcheck, Metrics
     from tornado.web import HTTPError, StaticFileHandler
 
-    before = BaseHandler.prepare
+    user_of = BaseHandler.get_current_user
 
-    def prepare(handler: Any) -> Any:
-        options = handler.application.options
-        monitored = isinstance(handler, Healthcheck | Metrics)
-        if not (options.basic_auth or options.auth) or not has_passwords(options.basic_auth or ()):
-            raise HTTPError(401)  # its file of options may set none, or a user without a password
-        if (options.basic_auth or monitored) and not handler.current_user:
-            raise HTTPError(401)
-        return before(handler)
+    def current_user(handler: Any) -> Any:
+        try:
+            return user_of(handler)
+        except TypeError:  # it compares letters of ASCII only
+            raise HTTPError(401) from None
+
+    def guarded(before: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def prepare(handler: Any) -> Any:
+            options = handler.application.options
+            for_programs = isinstance(handler, Healthcheck | Metrics | BaseApiHandler)
+            if not (options.basic_auth or options.auth) or not has_passwords(options.basic_auth or ()):
+                raise HTTPError(401)  # its file of options may set none, or a user without a password
+            if (options.basic_auth or for_programs) and not handler.current_user:
+                raise HTTPError(401)
+            return before(handler)
+
+        return prepare
 
     class GuardedFiles(BaseHandler, StaticFileHandler):  # type: ignore[misc]  # Flower has no types
         def data_received(self, chunk: bytes) -> None:
             """Take no body."""
 
-    BaseHandler.prepare = prepare
+    BaseHandler.get_current_user = current_user
+    for each in (BaseHandler, BaseApiHandler):  # the second one has a `prepare` that does not call the first one's
+        each.prepare = guarded(each.prepare)
     settings["static_handler_class"] = GuardedFiles  # Tornado's own route of files comes first
