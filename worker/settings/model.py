@@ -65,6 +65,11 @@ _STORE = re.compile(r"[\w.@+-][\w .@+-]{0,63}")
 _KINDS_OF_STORE = {kind.model_fields["type"].default: kind for kind in get_args(get_args(StoreConfig)[0])}
 _MAX_FILE = 1 << 20
 """Bytes of the largest configuration file."""
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_OTHER_BASE = re.compile(r"[-+]?0[0-9_]+|[^:]*:.*")
+"""A number to the base 8 or 60."""
+_MODES = ("file_mode", "dir_mode")
+"""The settings that take no number at all, and say so themselves."""
 _OTHER_VARIABLES = ("ZOT_CONFIG", "ZOT_DEMO_", "ZOT_SERVERS_", "ZOT_TEST_", "ZOT_FLOWER_")
 
 _PATHS = {"home", "root", "roots", "signing_key", "public_keys", "credentials_file", "ca_file"}
@@ -546,8 +551,9 @@ def _parse_file(name: str) -> Any:
         node = yaml.compose(text, yaml.SafeLoader)
         if node is None:  # empty, or only comments
             return {}
-        if (twice := _named_twice(node)) is not None:
-            raise SettingsError(f"{name} line {twice.start_mark.line + 1}: {twice.value} is there twice")
+        for each in _nodes(node):
+            if (fault := _named_twice(each) or _other_number(each)) is not None:
+                raise SettingsError(f"{name} line {fault[0].start_mark.line + 1}: {fault[0].value} {fault[1]}")
         return yaml.safe_load(text)
     except OSError as error:
         raise SettingsError(f"ZOT_CONFIG names {name}, which cannot be read: {error.strerror}") from None
@@ -555,31 +561,48 @@ def _parse_file(name: str) -> Any:
         raise SettingsError(f"{name}: not UTF-8 at byte {error.start}: save it as UTF-8") from None
     except yaml.YAMLError as error:
         where = f" line {mark.line + 1}" if (mark := getattr(error, "problem_mark", None)) else ""
-        raise SettingsError(f"{name}{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
+        why = getattr(error, "problem", None) or getattr(error, "reason", error)
+        raise SettingsError(f"{name}{where}: not valid YAML: {why}") from None
     except ValueError as error:  # a date or a number that YAML knows and Python does not
         raise SettingsError(f"{name}: not valid YAML: {error}") from None
     except RecursionError:
         raise SettingsError(f"{name}: nested too deeply") from None
 
 
-def _named_twice(node: yaml.Node) -> yaml.ScalarNode | None:
-    """Return a name that is in one mapping of a document twice: YAML would use the last one in silence."""
-    todo, done = [node], set[int]()
+def _nodes(root: yaml.Node) -> Iterator[yaml.Node]:
+    """Yield each node of a document once, also where aliases repeat it or it contains itself."""
+    todo, done = [root], set[int]()
     while todo:
         each = todo.pop()
-        if id(each) in done:  # an alias
+        if id(each) in done:
             continue
         done.add(id(each))
+        yield each
         if isinstance(each, yaml.MappingNode):
-            names = set[str]()
-            for key, value in each.value:
-                if isinstance(key, yaml.ScalarNode) and key.value != "<<":
-                    if key.value in names:
-                        return key
-                    names.add(key.value)
-                todo.append(value)
+            todo += [value for _, value in each.value]
         elif isinstance(each, yaml.SequenceNode):
             todo += each.value
+
+
+def _named_twice(node: yaml.Node) -> tuple[yaml.Node, str] | None:
+    """Return a name that is in a mapping twice, and the fault: YAML would use the last one in silence."""
+    names = set[str]()
+    for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+        if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+            if key.value in names:
+                return key, "is there twice"
+            names.add(key.value)
+    return None
+
+
+def _other_number(node: yaml.Node) -> tuple[yaml.Node, str] | None:
+    """Return a number that YAML reads with another base than people do, and the fault: 010 is 8, and 1:30 is 90."""
+    values = node.value if isinstance(node, yaml.SequenceNode) else ()
+    if isinstance(node, yaml.MappingNode):
+        values = [value for key, value in node.value if key.value not in _MODES]
+    for each in values:
+        if each.tag in _NUMBERS and _OTHER_BASE.fullmatch(each.value):
+            return each, "is another number in YAML: write it without a leading 0 or a colon, or in quotes"
     return None
 
 

@@ -6,7 +6,10 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, ByteSize
 
-_PARTS = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
+_PARTS = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d|w)")
+_SIZE = re.compile(r"[0-9]+(\.[0-9]+)? *(?:[KMGTP]i?)?B")
+_LARGEST = (1 << 63) - 1
+"""Bytes of the largest size: what databases, Redis and file systems count with."""
 _LONGEST = timedelta(days=36_500)
 """The longest duration. Sums of a few stay within what Python, Redis and PostgreSQL can hold."""
 _SHORTEST_INTERVAL = timedelta(seconds=1)
@@ -36,11 +39,18 @@ def parse_duration(value: object) -> timedelta:
 
 def _check_size(value: object) -> object:
     if (isinstance(value, int) and not isinstance(value, bool) and value >= 0) or (
-        isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?\s*(?:[KMGTP]i?)?B", value)
+        isinstance(value, str) and _SIZE.fullmatch(value)
     ):
         return value
     msg = f"{repr(value)[:40]} is not a size: write a number with a unit, such as 64KiB, 8MiB or 5GiB"
     raise ValueError(msg)
+
+
+def _check_countable(value: ByteSize) -> ByteSize:
+    if value > _LARGEST:
+        msg = "it is too large: a size is at most 8191PiB"
+        raise ValueError(msg)
+    return value
 
 
 def _check_positive(value: timedelta) -> timedelta:
@@ -61,4 +71,4 @@ DurationOrZero = Annotated[timedelta, BeforeValidator(parse_duration)]
 Duration = Annotated[DurationOrZero, AfterValidator(_check_positive)]
 Interval = Annotated[DurationOrZero, AfterValidator(_check_interval)]
 """How often a periodic task runs."""
-Size = Annotated[ByteSize, BeforeValidator(_check_size)]
+Size = Annotated[ByteSize, BeforeValidator(_check_size), AfterValidator(_check_countable)]

@@ -35,6 +35,14 @@ from worker.settings.model import Settings
         (b"{1: 2}\n", "1 is no name: write it in quotes"),
         (b"stores: {no: {type: filesystem, root: /x}}\n", "stores.False is no name: write it in quotes"),
         (b"when: 2026-13-45\n", "not valid YAML"),
+        (b"retry: {max_attempts: 010}\n", "line 1: 010 is another number in YAML"),
+        (b"retry:\n  max_attempts: 1:30\n", "line 2: 1:30 is another number in YAML"),
+        (b"sources: {max_size: 0100}\n", "line 1: 0100 is another number in YAML"),
+        (b"home: x\0\n", "not valid YAML: special characters are not allowed"),
+        (b"sources: {max_size: 9000PiB}\n", "sources.max_size: it is too large"),
+        (b"sources: {max_size: 0x%s}\n" % (b"f" * 40_000), "sources.max_size: it is too large"),
+        ("sources: {max_size: ٣MiB}\n".encode(), "is not a size"),
+        ("sources: {timeout: ٣s}\n".encode(), "is not a duration"),
         (b"a: &a [*a]\n", "a is not a setting"),
         (b'home: "a\\0b"\n', "NUL"),
         (b'stores: {p: {type: filesystem, root: "/a\\ud800"}}\n', "stores.p.root: half of a surrogate pair"),
@@ -71,6 +79,7 @@ def test_a_file_that_cannot_be_used_is_named(
         load_settings()
     assert words in str(raised.value)
     assert len(str(raised.value)) < 500
+    assert "\n" not in str(raised.value)
 
 
 PATHS = {
