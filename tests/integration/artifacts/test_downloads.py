@@ -154,6 +154,9 @@ def test_another_version_begins_anew(host, settings):
         {"Content_Range": f"bytes 0-{len(DATA) - 1}/{len(DATA)}", "ETag": '"v1"'},
         {"Content_Range": f"bytes {2 << 20}-{len(DATA)}/{len(DATA) + 1}", "ETag": '"v1"'},
         {"Content_Range": f"bytes {2 << 20}-{len(DATA) - 1}/{len(DATA)}", "ETag": '"v2"'},
+        {"Content_Range": f"bytes {2 << 20}-{len(DATA) - 1}/{len(DATA)}"},  # of which version, nothing tells
+        {"Content_Range": f"bytes {2 << 20}-{(2 << 20) + 9}/{len(DATA)}", "ETag": '"v1"'},
+        {"Content_Range": f"bytes {2 << 20}-9/{len(DATA)}", "ETag": '"v1"'},
         {"ETag": '"v1"'},
     ],
 )
@@ -489,6 +492,21 @@ def test_a_rest_that_does_not_fit_is_never_joined(host, settings, second):
     host.answers = [whole(ETag='"v2"')]
     assert fetch(host, settings, job="one") == DATA
     assert host.header("Range") is None
+
+
+def test_what_our_own_disk_changes_is_never_taken_for_the_hosts_bytes(host, settings):
+    """A download whose bytes rot in the data directory before they are hashed is received again."""
+    for size in (1000, len(DATA)):
+        host.answers = [whole(DATA[:size], ETag='"v1"')]
+        with contextlib.suppress(Unavailable), open_source(host.url, settings, job="j") as source:
+            received = settings.staging_dir / "j" / ".zot-download"
+            received.write_bytes(b"rot" + received.read_bytes()[3:])
+            with pytest.raises(Unavailable, match="has not kept the bytes"):
+                source.hashed(None, lambda _: None)
+            raise Unavailable("as the job ends")
+        with open_source(host.url, settings, job="j") as source:
+            assert source.hashed(None, lambda _: None).digest.sha256 == hashlib.sha256(DATA[:size]).hexdigest()
+            assert host.header("If-None-Match") is None
 
 
 def test_the_host_learns_who_asks(host, settings):

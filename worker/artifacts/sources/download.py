@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from urllib.parse import urljoin
 
 import urllib3
@@ -63,8 +63,8 @@ _STRONG_ETAG = re.compile(r'"[^"]*"')
 @contextmanager
 def downloaded(
     url: str, settings: Settings, *, job: str | None, announced: bool, heartbeat: Callable[[], object]
-) -> Iterator[BinaryIO]:
-    """Yield a file with the whole body; it is removed afterwards unless the job will be retried.
+) -> Iterator[Partial]:
+    """Yield the file with the whole body; it is removed afterwards unless the job will be retried.
 
     Args:
         url: of a configured host.
@@ -91,7 +91,7 @@ def downloaded(
             transfer.stop()
         if transfer.error is not None:
             raise transfer.error
-        yield partial.file
+        yield partial
 
 
 class _Pace:
@@ -261,14 +261,20 @@ class _Transfer:
         self._hashes = {} if self._announced else hashes(names - {_SHA256})
 
     def _check_range(self, response: urllib3.BaseHTTPResponse) -> None:
-        found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-        etag = response.headers.get("ETag", self._partial.etag)
+        """Raise Unavailable unless the answer is a range from here to its end, of the version that was begun.
+
+        A host that ignores If-Range may send a part of another version, and leave out the ETag that would tell.
+        """
         self._check_coding(response)
-        expected = found and int(found[1]) == self._partial.size and self._partial.total in {None, int(found[3])}
-        if not found or not expected or etag != self._partial.etag:
+        found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+        first, last, total = map(int, found.groups()) if found else (0, -1, 0)
+        length = response.headers.get("Content-Length", "")
+        expected = first == self._partial.size and first <= last < total and self._partial.total in {None, total}
+        fits = not _LENGTH.fullmatch(length) or int(length) == last - first + 1
+        if not expected or not fits or response.headers.get("ETag") != self._partial.etag:
             self._partial.begin(None, None)
             raise Unavailable(f"source {self._name}: the host answered with another range than it was asked for")
-        self._partial.total = int(found[3])
+        self._partial.total = total
 
     def _announced_size(self, response: urllib3.BaseHTTPResponse) -> int | None:
         """Return the size that the answer announces, None if the body tells its end in another way.

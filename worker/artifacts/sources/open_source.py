@@ -14,7 +14,7 @@ from worker.artifacts.sources.errors import SourceRefused, mark_source_error, sh
 from worker.artifacts.sources.local_file import file_error, open_file, staging_name
 from worker.settings import Settings
 from worker.storage.driver import Digest, HashedBytes
-from worker.storage.errors import DigestMismatch, SizeMismatch
+from worker.storage.errors import DigestMismatch, SizeMismatch, Unavailable
 from worker.storage.integrity.manifest import Manifest, compute_digests
 from worker.storage.integrity.verifying_reader import OnBytes, Readable
 
@@ -27,11 +27,16 @@ _SMALL = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The bytes of an upload, in a file on this machine that can be read several times."""
+    """The bytes of an upload, in a file on this machine that can be read several times.
+
+    Attributes:
+        received: the SHA-256 of the bytes of a download, computed while they were received.
+    """
 
     name: str
     file: BinaryIO
     size: int
+    received: str | None = None
 
     def rewind(self) -> "Source":
         """Return this, to be read from its first byte."""
@@ -51,7 +56,7 @@ class Source:
         Raises:
             DigestMismatch, SizeMismatch: they do not have the SHA-256 that was announced, or the file has grown or
                 shrunk since it was opened.
-            Unavailable: the disk does not give them now.
+            Unavailable: the disk does not give them now, or gives others than were received.
         """
         if self.size > _SMALL:
             digest, manifest = compute_digests(self.rewind(), size=self.size, what=self.name, on_bytes=on_bytes)
@@ -65,6 +70,8 @@ class Source:
                 raise SizeMismatch(f"{self.name} has {len(data)} bytes, not the announced {self.size}")
             content = HashedBytes.of(data)
             found = HashedSource(self, content.digest, None, content)
+        if self.received not in {None, found.digest.sha256}:
+            raise Unavailable(f"{self.name}: the data directory has not kept the bytes as they were received")
         if sha256 is not None and found.digest.sha256 != sha256:
             raise DigestMismatch(f"{self.name} has SHA-256 {found.digest.sha256}, not the announced {sha256}")
         return found
@@ -118,8 +125,8 @@ def open_source(
     scheme = name.partition("://")[0].lower() if "://" in name else ""
     if scheme in {"http", "https"}:
         announced = sha256 is not None
-        with downloaded(name, settings, job=job, announced=announced, heartbeat=heartbeat) as file:
-            yield Source(shown(name), file, os.fstat(file.fileno()).st_size)
+        with downloaded(name, settings, job=job, announced=announced, heartbeat=heartbeat) as received:
+            yield Source(shown(name), received.file, received.size, received.sha256.hex())
     elif scheme:
         raise SourceRefused(f"source {shown(name)}: only files and http(s) URLs can be uploaded")
     else:
