@@ -13,6 +13,7 @@ from typing import Any
 from worker.alarms.attempt_time import AttemptTime
 from worker.alarms.errors import AlarmUndelivered
 from worker.settings.alarms import WebhookSettings, key_of
+from worker.storage.cloud.proxies import proxies_for, proxy_for
 from zot_artifact_client.tls_faults import tls_fault
 
 _TRUST = "REQUESTS_CA_BUNDLE"
@@ -58,6 +59,10 @@ def post(
 
     url, seconds = settings.url.get_secret_value(), settings.timeout.total_seconds()
     body, headers = signed(payload, key_of(settings.secret), at=at)
+    try:
+        proxy_for(url)
+    except ValueError as error:
+        raise AlarmUndelivered(f"webhook {settings.host}: {error}") from None
     time = AttemptTime(seconds * _CONNECT_AND_ANSWER)
     try:
         with time, requests.Session() as session:
@@ -67,7 +72,7 @@ def post(
             session.verify = _authorities() or True  # without that, requests does not ask the environment for them
             answer = session.post(
                 url, data=body, headers=headers, allow_redirects=False, stream=True,
-                timeout=seconds, proxies=requests.utils.get_environ_proxies(url),
+                timeout=seconds, proxies=proxies_for(url),
             )  # fmt: skip
             status = answer.status_code
             answer.close()

@@ -13,6 +13,8 @@ _NOT_YET, _EXPIRED = 9, 10
 """OpenSSL's codes of what is wrong with a certificate."""
 _NO_TLS = {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "PACKET_LENGTH_TOO_LONG"}
 """OpenSSL's words for an answer that is no TLS."""
+_NO_CERTIFICATES = {"NO_CERTIFICATE_OR_CRL_FOUND", "NO_START_LINE"}
+"""OpenSSL's words for a file of authorities that has none."""
 _NAME_ERROR = "CertificateError"
 """The class of urllib3 for this: a ValueError, which botocore has instead of an error of `ssl`."""
 _OTHER_NAME = "its certificate is for another host name; use a name that it is for, or issue it for this one"
@@ -34,7 +36,7 @@ def tls_fault(error: BaseException, *, trust: str, path: str | None = None, own:
         if isinstance(each, ssl.SSLCertVerificationError):
             return _of_certificate(each, trust)
         if isinstance(each, ssl.SSLError):
-            return _of_connection(each, own)
+            return _of_connection(each, trust, own)
         if type(each).__name__ == _NAME_ERROR:
             return _OTHER_NAME
     return None
@@ -58,8 +60,10 @@ def _of_certificate(error: ssl.SSLCertVerificationError, trust: str) -> str:
     return f"its certificate is refused: {error.verify_message}"
 
 
-def _of_connection(error: ssl.SSLError, own: str) -> str:
+def _of_connection(error: ssl.SSLError, trust: str, own: str) -> str:
     reason = error.reason or ""
+    if reason in _NO_CERTIFICATES:
+        return f"the file that {trust} names has no certificates; name one in the format PEM"
     if reason in _NO_TLS:
         return "it speaks no TLS on this port; check the scheme and the port"
     if own and "CERTIFICATE_REQUIRED" in reason:

@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import json
+import re
 import socket
 import threading
 from base64 import b64decode, b64encode
@@ -157,8 +158,24 @@ def test_a_webhook_trusts_the_authority_that_its_error_asks_for(
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/absent.pem")
         with pytest.raises(AlarmUndelivered, match="REQUESTS_CA_BUNDLE names /absent.pem, which does not exist"):
             deliver(payload, "webhook", settings, at=clock.now())
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", __file__)
+        with pytest.raises(AlarmUndelivered, match="file that REQUESTS_CA_BUNDLE names has no certificates"):
+            deliver(payload, "webhook", settings, at=clock.now())
     with pytest.raises(AlarmUndelivered, match="refused or closed the connection"):
         deliver(payload, "webhook", webhook(url), at=clock.now())
+
+
+@pytest.mark.parametrize(
+    "proxy", ["http://me:hush@proxy.example:port", "socks5://me:hush@proxy.example", "http://me:hu#sh@p"]
+)
+def test_a_proxy_that_cannot_be_used_is_told(payload, proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error says that it is the proxy of the environment, and shows no part of its password."""
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    for name in ("https_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(AlarmUndelivered, match=r"webhook alarms\.example: .*the environment names") as refused:
+        deliver(payload, "webhook", webhook("https://alarms.example/T0KEN"), at=clock.now())
+    assert not {"hush", "hu", "sh", "T0KEN"} & set(re.split(r"\W", str(refused.value)))
 
 
 def test_no_error_shows_the_address_or_a_secret(payload) -> None:
