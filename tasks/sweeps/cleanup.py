@@ -17,13 +17,13 @@ from worker import clock
 from worker.artifacts.parts_staged_in_store import is_staged_in_store, old_uploads, read_source
 from worker.artifacts.per_store import SingleFailures, for_each_store
 from worker.artifacts.quarantined_bytes import purge, quarantined
-from worker.catalogue import OpenTransfer, UploadIntent
+from worker.catalogue import Artifact, CopyState, OpenTransfer, UploadIntent
 from worker.context import JobContext
 from worker.jobs.outbox import Outbox
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
 from worker.limits.limited_store import LimitedStore
-from worker.storage import Match, StaleUpload
+from worker.storage import Match, StaleUpload, Verdict
 from worker.storage.errors import PreconditionFailed, StorageError
 from worker.storage.keys import QUARANTINE_BUCKET, UPLOADS_BUCKET
 from zot_artifact_client.contract import SWEEP_LEFTOVERS, SweepLeftoversRequest, SweepLeftoversResult
@@ -54,6 +54,7 @@ def sweep_cleanup(request: SweepLeftoversRequest, context: JobContext, job: Runn
         if store.capabilities.signs_puts and store.capabilities.reserved_buckets:
             removed += _clean_parts(store, context, age)
         if store.capabilities.reserved_buckets:
+            removed += _clean_abandoned(store, context, job)
             removed += _purge_quarantine(store, context, job)
             kept[name] = sum(each.size or 0 for each in store.list_objects(QUARANTINE_BUCKET))
         return name, removed
@@ -101,6 +102,49 @@ def _clean_uploads(store: LimitedStore, context: JobContext, job: RunningJob) ->
     for transfer in set(recorded).difference(spared):
         transfers.forget(transfer)
     return counts["removed"], counts["foreign"]
+
+
+def _clean_abandoned(store: LimitedStore, context: JobContext, job: RunningJob) -> int:
+    """Move to quarantine what jobs wrote and did not record before they ended, and return how many objects that was.
+
+    An upload leaves such bytes if it is killed after it has written, and then superseded or cancelled.
+    Nothing is done where another job writes to the artifact, or where the object has other bytes than the version.
+    """
+    artifacts, locks, settings = context.catalogue.artifacts, context.catalogue.artifact_locks, context.settings
+    moved, failures = 0, SingleFailures()
+    for found in artifacts.abandoned(store.name, before=clock.earliest() - settings.sweep.cleanup.age):
+        job.heartbeat()
+        job.check()
+        path = (found.bucket, found.key)
+        if not locks.acquire(job.id, job.fence, [path], now=clock.now(), lease=settings.jobs.lease):
+            continue
+        try:
+            copy = artifacts.copies(found)[store.name]
+            if copy.state is CopyState.WRITING and artifacts.version_in_store(store.name, *path) is None:
+                moved += _quarantine(store, found, context, job)
+                artifacts.delete_copies([copy])
+            failures.ended()
+        except StorageError as error:
+            logger.warning("%s: what an ended job wrote to %s stays for now: %s", store.name, found.path, error)
+            failures.add(error)
+        finally:
+            locks.release(job.id, job.fence)
+    failures.check()
+    return moved
+
+
+def _quarantine(store: LimitedStore, artifact: Artifact, context: JobContext, job: RunningJob) -> bool:
+    """Move an object to quarantine if it has the bytes of a version; return whether it had."""
+    manifest = context.catalogue.artifacts.manifest(artifact)
+    seen = store.verify_object(artifact.bucket, artifact.key, artifact.digest, manifest=manifest)
+    if seen.error is not None:
+        raise seen.error
+    if seen.verdict is not Verdict.VERIFIED or seen.version is None:
+        return False
+    kept = store.quarantine_object(artifact.bucket, artifact.key, job.id)
+    store.delete_object(artifact.bucket, artifact.key, condition=Match(seen.version))
+    logger.warning("%s: %s was written by a job that has ended, and is kept at %s", store.name, artifact.path, kept)
+    return True
 
 
 def _removed(store: LimitedStore, stale: StaleUpload, failures: SingleFailures) -> bool:

@@ -1,6 +1,6 @@
 """Artifact versions and their copies: what is recorded, and the last verdict on each."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -14,8 +14,8 @@ from worker.catalogue.compiled_statements import Prepared
 from worker.catalogue.database import CatalogueError, Database
 from worker.catalogue.findings import note_deletes, note_tombstones, note_writes
 from worker.catalogue.holds import OnHold, check_hold
-from worker.catalogue.records import BAD, Artifact, Copy, CopyState, ListedArtifact
-from worker.catalogue.tables import CURRENT, artifacts, canaries, copies, manifests
+from worker.catalogue.records import BAD, OPEN_STATES, Artifact, Copy, CopyState, ListedArtifact
+from worker.catalogue.tables import CURRENT, artifacts, canaries, copies, jobs, manifests
 from worker.storage import Digest
 from worker.storage.integrity.manifest import CHUNK_SIZE, Manifest
 from worker.storage.keys import CANARY_BUCKET
@@ -24,6 +24,17 @@ from zot_artifact_client.contract import BATCH_JOB_ID, with_properties
 GOOD = [state for state in CopyState if state.good]
 """The states of copies that are complete, and right as far as is known."""
 _ABSENT = [state for state in CopyState if not state.present]
+
+_AT_ONCE = 200
+_same_key = artifacts.alias()
+_beside_it = copies.alias()
+_THERE = (
+    sa.exists()
+    .where(_same_key.c.bucket == artifacts.c.bucket, _same_key.c.key == artifacts.c.key)
+    .where(_beside_it.c.artifact_id == _same_key.c.id, _beside_it.c.store == copies.c.store)
+    .where(_beside_it.c.state.not_in(_ABSENT))
+)
+"""Whether the store of a copy has one under the same key, of any version."""
 
 FIRST_READS = 12
 """Values of `spread` for copies that were written and not read yet; the further ones are for copies that were read."""
@@ -457,6 +468,33 @@ class Artifacts:
         with self._database.read() as connection:
             return [artifact_of(row) for row in connection.execute(query)]
 
+    def abandoned(self, store: str, *, before: datetime) -> Iterator[Artifact]:
+        """Yield the versions of which a job may have written a copy to this store, which nothing will complete.
+
+        They were recorded before this time, were never current or are not any more, and their jobs have ended. No other
+        version has a copy under the key in this store. Versions that were deleted belong to the purge.
+        """
+        query = (
+            sa.select(artifacts)
+            .join(copies, copies.c.artifact_id == artifacts.c.id)
+            .where(copies.c.store == store, copies.c.state == CopyState.WRITING, artifacts.c.created_at <= before)
+            .where(artifacts.c.tombstoned_at.is_(None), ~sa.and_(*CURRENT), ~_THERE)
+            .order_by(artifacts.c.id)
+            .limit(_AT_ONCE)
+        )
+        after = 0
+        while True:
+            with self._database.read() as connection:
+                rows = connection.execute(query.where(artifacts.c.id > after)).all()
+                writers = {row.id: {_batch_of(job) or job for job in _jobs_of(row)} for row in rows}
+                names = sorted(set().union(*writers.values()))
+                still = sa.select(jobs.c.id).where(jobs.c.id.in_(names), jobs.c.state.in_(OPEN_STATES))
+                open_jobs = set(connection.execute(still).scalars())
+            yield from (artifact_of(row) for row in rows if not writers[row.id] & open_jobs)
+            if len(rows) < _AT_ONCE:
+                return
+            after = rows[-1].id
+
     def ensure_copy(self, artifact: Artifact, store: str) -> Copy:
         """Return the copy of a version in a store, recorded as `writing` if it is new, superseded or deleted."""
         # Most often the row exists: a read waits for no writer and for no disk.
@@ -693,8 +731,8 @@ def _note_reuses(connection: Connection, rows: Sequence[Row[Any]], job: str | No
     if job is None:
         return
     new = [row for row in rows if not any(_is_one_with(each, job) for each in _jobs_of(row))]
-    jobs = [{"of": row.id, "jobs": [*(row.reused_by or ()), job][-_MOST_REUSES:]} for row in new]
-    _REUSE.run_many(connection, jobs)
+    notes = [{"of": row.id, "jobs": [*(row.reused_by or ()), job][-_MOST_REUSES:]} for row in new]
+    _REUSE.run_many(connection, notes)
 
 
 def _jobs_of(row: Row[Any]) -> list[str]:

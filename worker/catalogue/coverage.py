@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from worker.catalogue.artifacts import FIRST_READS, SPREADS
 from worker.catalogue.database import Database
-from worker.catalogue.records import BAD, CopyState
+from worker.catalogue.records import BAD, OPEN_STATES, CopyState
 from worker.catalogue.sweep_claims import NOT_ARCHIVED
 from worker.catalogue.tables import BAD_VERDICT, SWEEPS, artifacts, copies, findings, jobs, pages, verifications
 from worker.storage import Verdict
@@ -24,7 +24,6 @@ _LATEST_RUNS = 100
 """Runs of a sweep among which its last one is searched for that was of all stores."""
 _MOST_FAILED = 10_000
 """Failed jobs that are counted at most."""
-_OPEN_JOBS = [state for state in JobState if not state.terminal]
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +195,7 @@ class CoverageQueries:
 
         The objects of a page of a batch count from its begin on, those of a sweep from its plan on.
         """
-        count, is_open = sa.select(sa.func.count()).select_from(jobs), jobs.c.state.in_(_OPEN_JOBS)
+        count, is_open = sa.select(sa.func.count()).select_from(jobs), jobs.c.state.in_(OPEN_STATES)
         repairs = count.where(is_open, jobs.c.kind == REPLICATE.kind)
         in_pages = (
             sa.select(sa.func.sum(sa.func.json_array_length(pages.c.open)))

@@ -10,9 +10,10 @@ from sqlalchemy import Connection
 
 from worker.catalogue.companion_keys import companion_keys, owner_keys
 from worker.catalogue.database import CatalogueError, Database
+from worker.catalogue.records import OPEN_STATES
 from worker.catalogue.tables import artifact_locks, artifacts, holds, jobs, tombstones
 from worker.catalogue.types import Text, without_nul
-from zot_artifact_client.contract import DELETE, PAGE, UPLOAD, JobState
+from zot_artifact_client.contract import DELETE, PAGE, UPLOAD
 
 _TEXT = 500
 _GET = sa.select(holds).where(
@@ -146,7 +147,7 @@ def check_hold(connection: Connection, bucket: str, key: str) -> None:
             )
 
 
-_OPEN = (jobs.c.fence > 0, jobs.c.state.in_([state for state in JobState if not state.terminal]))
+_OPEN = (jobs.c.fence > 0, jobs.c.state.in_(OPEN_STATES))
 _WRITER = sa.select(jobs.c.id).where(
     jobs.c.holds == sa.bindparam("path"), jobs.c.kind.in_([DELETE.kind, UPLOAD.kind]), *_OPEN
 )

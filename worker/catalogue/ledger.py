@@ -16,7 +16,7 @@ from worker.catalogue.compiled_statements import Prepared
 from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Database, LostLease
 from worker.catalogue.job_webhooks import want_webhooks
 from worker.catalogue.pauses import Pause, pauses_of_job
-from worker.catalogue.records import JobRecord
+from worker.catalogue.records import OPEN_STATES, JobRecord
 from worker.catalogue.tables import SWEEPS, artifact_locks, batch_items, batches, job_webhooks, jobs, upload_lists
 from worker.counted import counted
 from zot_artifact_client.contract import BATCH_JOB_ID, JobState
@@ -256,9 +256,8 @@ class Ledger:
 
     def sources_of_open_jobs(self) -> set[str]:
         """Return the sources of all uploads, and the key lists of all batches, that have not ended."""
-        states = [state for state in JobState if not state.terminal]
         with self._database.read() as connection:
-            requests = connection.execute(sa.select(jobs.c.request).where(jobs.c.state.in_(states))).scalars()
+            requests = connection.execute(sa.select(jobs.c.request).where(jobs.c.state.in_(OPEN_STATES))).scalars()
             return {request[name] for request in requests for name in ("source", "keys_from") if name in request}
 
     def overdue(
@@ -278,9 +277,8 @@ class Ledger:
         `unseen`, if that is longer. The caller sends the jobs again; none of them is overdue again before
         `again` has passed.
         """
-        open_ = [state for state in JobState if not state.terminal]
         far = now + again + _BELIEVED * lease  # a job that was sent again is due within `again`
-        past = sa.select(jobs).where(jobs.c.due_at < now, jobs.c.state.in_(open_))
+        past = sa.select(jobs).where(jobs.c.due_at < now, jobs.c.state.in_(OPEN_STATES))
         ahead = sa.select(jobs).where(jobs.c.due_at > far, jobs.c.state == JobState.RUNNING)
         with self._database.write() as connection:
             found: list[JobRecord] = []
@@ -343,9 +341,8 @@ class Ledger:
 
     def open_on(self, bucket: str, key: str, *, kind: str) -> list[str]:
         """Return the jobs of a kind that write to an artifact and have not ended."""
-        open_ = [state for state in JobState if not state.terminal]
         query = sa.select(jobs.c.id).where(
-            jobs.c.holds == f"{bucket}/{key}", jobs.c.kind == kind, jobs.c.state.in_(open_)
+            jobs.c.holds == f"{bucket}/{key}", jobs.c.kind == kind, jobs.c.state.in_(OPEN_STATES)
         )
         with self._database.read() as connection:
             return list(connection.execute(query).scalars())

@@ -18,7 +18,7 @@ from worker import clock
 from worker.catalogue import database, sqlite
 from worker.catalogue.database import CatalogueError
 from worker.catalogue.export import FORMAT, KINDS, VERSION, ColumnKind, ExportSummary
-from worker.catalogue.records import LogHead
+from worker.catalogue.records import OPEN_STATES, LogHead
 from worker.catalogue.tables import metadata
 from zot_artifact_client.contract import JobState
 
@@ -279,7 +279,7 @@ def _check_end(end: Any, rows: Mapping[str, int], sha256: str) -> None:
 def _end_open_jobs(connection: Connection, at: datetime) -> None:
     """End what was open when a backup was made: to do it now could undo what was done since."""
     jobs, copies = metadata.tables["jobs"], metadata.tables["copies"]
-    open_ = jobs.c.state.in_([state for state in JobState if not state.terminal])
+    open_ = jobs.c.state.in_(OPEN_STATES)
     ended = sa.update(jobs).where(open_).values(
         lease_owner=None, lease_until=None, due_at=None, put_off_since=None, fence=jobs.c.fence + 1, finished_at=at,
         error=_RESTORED,

@@ -8,10 +8,10 @@ from typing import Any
 import sqlalchemy as sa
 
 from worker.catalogue.database import Database
+from worker.catalogue.records import OPEN_STATES
 from worker.catalogue.tables import findings, jobs, pauses
 from zot_artifact_client.contract import JobState
 
-_OPEN_JOBS = [state for state in JobState if not state.terminal]
 _MOST = 100_000
 """Dead letters and late jobs that are counted at most: a search of an index takes 50 ms for so many."""
 
@@ -74,7 +74,7 @@ class Figures:
 
     def open_jobs(self) -> Mapping[tuple[str, str], int]:
         """Return the number of open jobs in the ledger by kind and state."""
-        query = sa.select(jobs.c.kind, jobs.c.state, sa.func.count()).where(jobs.c.state.in_(_OPEN_JOBS))
+        query = sa.select(jobs.c.kind, jobs.c.state, sa.func.count()).where(jobs.c.state.in_(OPEN_STATES))
         with self._database.read() as connection:
             rows = connection.execute(query.group_by(jobs.c.kind, jobs.c.state)).all()
         return {(row[0], row[1]): row[2] for row in rows}
@@ -85,7 +85,7 @@ class Figures:
 
     def late_jobs(self, before: datetime) -> int:
         """Return the number of open jobs without a heartbeat that were due before a time, counted up to 100,000."""
-        return self._count(sa.select(jobs.c.id).where(jobs.c.due_at < before, jobs.c.state.in_(_OPEN_JOBS)))
+        return self._count(sa.select(jobs.c.id).where(jobs.c.due_at < before, jobs.c.state.in_(OPEN_STATES)))
 
     def pauses(self) -> Mapping[str, int]:
         """Return how many stores, queues and jobs are paused, by scope."""

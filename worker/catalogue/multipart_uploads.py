@@ -7,15 +7,13 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from worker.catalogue.database import Database
-from worker.catalogue.records import Artifact
+from worker.catalogue.records import OPEN_STATES, Artifact
 from worker.catalogue.tables import artifacts, jobs, transfer_parts, transfers, upload_intents
 from worker.storage.driver import Part
 from worker.storage.transfer.multipart import OpenUpload, SentPart
-from zot_artifact_client.contract import JobState
 
-_OPEN = [state for state in JobState if not state.terminal]
 _path = artifacts.c.bucket + "/" + artifacts.c.key
-_LIVE = sa.exists().where(jobs.c.holds == _path, jobs.c.state.in_(_OPEN))
+_LIVE = sa.exists().where(jobs.c.holds == _path, jobs.c.state.in_(OPEN_STATES))
 _OPEN_TRANSFERS = sa.select(
     transfers.c.id, transfers.c.token, _path.label("path"), transfers.c.begun_at, transfers.c.store, _LIVE.label("live")
 ).join(artifacts, artifacts.c.id == transfers.c.artifact_id)

@@ -22,14 +22,13 @@ from worker.catalogue.bulk import one_of_ids
 from worker.catalogue.compiled_statements import Prepared
 from worker.catalogue.database import CatalogueError, Database
 from worker.catalogue.holds import OnHold
-from worker.catalogue.records import Artifact, Copy, CopyState, VerdictRow
+from worker.catalogue.records import OPEN_STATES, Artifact, Copy, CopyState, VerdictRow
 from worker.catalogue.sweep_claims import claim_copies, due_copies, still_due
 from worker.catalogue.tables import artifacts, batches, copies, jobs, pages, verifications
 from worker.catalogue.verification_log import PreparedVerdicts, append_verdicts, prepare_verdicts
 from worker.storage import Digest
 from zot_artifact_client.contract import JobState
 
-_OPEN = [state for state in JobState if not state.terminal]
 _ENDED = [state for state in JobState if state.terminal and state != JobState.DEAD]
 _AT_ONCE = 500
 MOST_WAITING = 4
@@ -381,7 +380,7 @@ class Pages:
 
     def open_by_store(self, verb: str) -> Counter[str]:
         """Return how many pages of claims wait or run, by store."""
-        query = sa.select(jobs.c.request).where(jobs.c.kind == "page", jobs.c.state.in_(_OPEN))
+        query = sa.select(jobs.c.request).where(jobs.c.kind == "page", jobs.c.state.in_(OPEN_STATES))
         with self._database.read() as connection:
             requests = list(connection.execute(query).scalars())
         return Counter(each["claim"]["store"] for each in requests if each["verb"] == verb and each.get("claim"))

@@ -36,6 +36,8 @@ class CopyState(StrEnum):
         return self not in {CopyState.WRITING, CopyState.SUPERSEDED, CopyState.DELETED}
 
 
+OPEN_STATES = [state for state in JobState if not state.terminal]
+"""The states of jobs that have not ended."""
 BAD = (CopyState.CORRUPT, CopyState.MISSING, CopyState.SIZE_MISMATCH)
 """The states that two independent reads have confirmed."""
 

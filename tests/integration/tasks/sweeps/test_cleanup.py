@@ -16,6 +16,7 @@ from tests.conformance.targets import make_s3_bucket, s3_client, s3_config
 from tests.servers.proxy import FaultyProxy, Lose
 from tests.waiting import until
 from worker import clock
+from worker.catalogue import Artifact
 from worker.catalogue.ledger import Ledger
 from worker.context import Context
 from worker.jobs.upload_checkpoint import CopyCheckpoint
@@ -24,7 +25,7 @@ from worker.settings.section_models import CleanupSweepSettings, SweepSettings
 from worker.storage import Digest, Stores
 from worker.storage.driver import Part, WriteInfo
 from worker.storage.errors import AccessDenied, Unavailable
-from worker.storage.keys import UPLOADS_BUCKET
+from worker.storage.keys import QUARANTINE_BUCKET, UPLOADS_BUCKET
 from worker.storage.store import Store
 from worker.storage.transfer.multipart import SentPart
 from zot_artifact_client import ArtifactClient
@@ -262,6 +263,66 @@ def test_uploads_whose_answers_were_lost_go_although_the_sdk_asked_again(run, cl
     result = run(lambda asked, _, job: sweep_cleanup(asked, cloud.for_job(job), job), EVERYTHING)
     assert (result.removed, result.foreign) == ({"cloud": lost}, {})
     assert cloud.catalogue.transfers.intents("cloud") == []
+
+
+def begin_to_write(context: Context, content: bytes, job: str) -> Artifact:
+    """Record a version as an upload to `dr` does, and write its copy, which is not recorded."""
+    _, digest = context.stores["dr"].write_object("releases", "app.tgz", io.BytesIO(content))
+    recorded = context.catalogue.artifacts.record(
+        "releases", "app.tgz", digest, {}, clock.now(), stores=["primary", "dr"], job=job
+    )
+    return recorded.artifact
+
+
+def supersede(context: Context, store: str) -> None:
+    """Upload another version to one store."""
+    written, digest = context.stores[store].write_object("releases", "app.tgz", io.BytesIO(b"newer"))
+    newer = context.catalogue.artifacts.record("releases", "app.tgz", digest, {}, clock.now(), stores=[store])
+    context.catalogue.artifacts.finish_copy(newer.artifact, store, tag=written.version, evidence={}, now=clock.now())
+
+
+@pytest.mark.parametrize("superseded", [True, False])
+def test_what_a_job_wrote_and_did_not_record_before_it_ended_is_quarantined(run, context, stored, superseded):
+    """An upload was killed, and then cancelled or superseded by an upload to other stores: its bytes are no orphan."""
+    begun = begin_to_write(context, b"older", "ended")
+    if superseded:
+        supersede(context, "primary")
+    result = run(sweep_cleanup, EVERYTHING)
+    assert result.removed == {"primary": 0, "dr": 1, "cold": 0}
+    assert not stored("dr").exists()
+    assert [each.size for each in context.stores["dr"].list_objects(QUARANTINE_BUCKET)] == [5]
+    assert {copy.state for copy in context.catalogue.artifacts.copies(begun).values()} <= {"deleted", "superseded"}
+    assert not superseded or stored("primary").read_bytes() == b"newer"
+    assert run(sweep_cleanup, EVERYTHING).removed == dict.fromkeys(("primary", "dr", "cold"), 0)
+
+
+@pytest.mark.parametrize("writer", ["batch.00000001", "open"])
+def test_what_an_open_job_has_written_stays(run, context, stored, writer):
+    """A job, or the batch of a page, that has not ended goes on with what it wrote."""
+    context.catalogue.ledger.acquire(
+        writer.partition(".")[0], "upload", {}, owner="w", holds=None, parent=None, now=clock.now(), lease=timedelta(0)
+    )
+    begin_to_write(context, b"older", writer)
+    assert run(sweep_cleanup, EVERYTHING).removed == dict.fromkeys(("primary", "dr", "cold"), 0)
+    assert stored("dr").read_bytes() == b"older"
+
+
+def test_an_object_with_other_bytes_than_those_of_the_ended_job_stays(run, context, stored):
+    """Another program has written to the key since: nothing of it is touched, and the listing shows it as an orphan."""
+    begun = begin_to_write(context, b"older", "ended")
+    stored("dr").write_bytes(b"another program's")
+    assert run(sweep_cleanup, EVERYTHING).removed == dict.fromkeys(("primary", "dr", "cold"), 0)
+    assert stored("dr").read_bytes() == b"another program's"
+    assert context.catalogue.artifacts.copies(begun)["dr"].state == "deleted"
+
+
+def test_a_copy_that_the_store_has_of_an_older_version_stays(run, context, stored):
+    """A version that was cancelled before it replaced anything leaves the current one alone."""
+    supersede(context, "dr")
+    artifacts = context.catalogue.artifacts
+    artifacts.record("releases", "app.tgz", Digest(5, sha256(b"older").hexdigest()), {}, clock.now(), stores=["dr"])
+    run(sweep_cleanup, EVERYTHING)
+    assert stored("dr").read_bytes() == b"newer"
 
 
 @pytest.mark.parametrize("live", [True, False])
