@@ -28,6 +28,7 @@ from worker.counted import counted
 from worker.limits.circuit_breaker import OpenBreaker
 from worker.settings.model import Settings, load_settings
 from worker.settings.private_data_directory import (
+    is_volume_of_another_user,
     make_room,
     private_paths,
     readable_by_others,
@@ -129,15 +130,30 @@ def _home(settings: Settings) -> Check:
         if isinstance(store, FilesystemConfig) and store.dir_mode is None and settings.home in store.root.parents
     ]
     exposed = readable_by_others([*private_paths(settings.home), *own_stores])
-    if exposed:
-        paths = ", ".join(f"{path} (mode {mode:04o})" for path, mode in exposed)
-        way_out = f"chmod go= {' '.join(shlex.quote(str(path)) for path, _ in exposed)}"
-        return Check(name, "bad", f"other users can read {paths}", way_out)
+    volumes = [each for each in exposed if is_volume_of_another_user(each[0])]
+    if open_paths := [each for each in exposed if each not in volumes]:
+        return Check(name, "bad", f"other users can read {_with_modes(open_paths)}", _way_to_close(open_paths))
     free = shutil.disk_usage(settings.home).free
     detail = f"{settings.home}: writable, {size(free)} free"
     if free < _LEAST_FREE:
         return Check(name, "bad", detail, "make room: downloads and staged files wait there")
+    if volumes:
+        advice = f"other users of this machine can use {_with_modes(volumes)}: right in a container without other users"
+        return Check(name, "good", detail, advice)
     return Check(name, "good", detail)
+
+
+def _with_modes(found: list[tuple[Path, int]]) -> str:
+    return ", ".join(f"{path} (mode {mode:04o})" for path, mode in found)
+
+
+def _way_to_close(found: list[tuple[Path, int]]) -> str:
+    """Return the command that closes these paths to others; only their owner or root may run it."""
+    paths = " ".join(shlex.quote(str(path)) for path, _ in found)
+    closed = f"chmod go= {paths}"
+    if all(os.geteuid() in {0, path.stat().st_uid} for path, _ in found):
+        return closed
+    return f"as root: chown {os.geteuid()} {paths} && {closed}"
 
 
 def _source_roots(settings: Settings) -> Iterator[Check]:

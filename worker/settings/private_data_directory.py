@@ -86,6 +86,15 @@ def readable_by_others(paths: list[Path]) -> list[tuple[Path, int]]:
     return found
 
 
+def is_volume_of_another_user(path: Path) -> bool:
+    """Return whether a disk is mounted at this path that belongs to another user, such as the volume of a pod.
+
+    Kubernetes makes an `emptyDir` with `fsGroup` of root and with the mode 2777, and a pod without rights can change
+    neither.
+    """
+    return path.stat().st_uid != os.geteuid() and path.is_mount()
+
+
 def private_paths(home: Path) -> list[Path]:
     """Return the paths that only the worker's user may use: the data directory, and the worker's own files in it."""
     return [home, *_ours(home)]

@@ -24,10 +24,10 @@ def probe(store: Store) -> str | None:
     try:
         store.write_object(PROBE_BUCKET, key, io.BytesIO(PROBE), condition="create_only")
         if store.capabilities.conditional_writes and not _refuses_second(store, key):
-            way_out = (
-                f"if its type is s3, set stores.{store.name}.conditional_writes: false"  # others have no such setting
-            )
-            return f"{store.name}: it ignores If-None-Match; {way_out}"
+            fault = "it replaces an object by a write that must not do so: two writers may overwrite each other"
+            for_s3 = f"with the type s3, set stores.{store.name}.conditional_writes: false"
+            for_others = "of the other types only emulators do so, which are for trials alone"
+            return f"{store.name}: {fault}; {for_s3}; {for_others}"
         with store.read_object(PROBE_BUCKET, key) as reader:
             if b"".join(reader) != PROBE:
                 return f"{store.name}: what was written came back different"

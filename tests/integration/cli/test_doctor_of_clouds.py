@@ -59,6 +59,15 @@ def test_doctor_tells_whether_wrong_checksums_are_refused(doctor: Zot, strict_gc
     assert (blinded["outcome"], blinded["way_out"]) == ("bad", "remove stores.blind.read_back")
 
 
+def test_doctor_says_what_an_emulator_lacks(doctor: Zot, fake_gcs) -> None:
+    """The emulator of the profile `dev` overwrites where it must not: bad, and no advice that is for S3 alone."""
+    config = gcs_config(fake_gcs, read_back=None)
+    make_gcs_bucket(fake_gcs, str(config.bucket))
+    found = doctor(tried=_plain(config))["store tried"]
+    assert found["outcome"] == "bad"
+    assert "of the other types only emulators do so, which are for trials alone" in found["detail"]
+
+
 def test_doctor_tells_of_the_uploads_of_others(doctor: Zot, tmp_path: Path) -> None:
     """The unfinished uploads of other programs that the last cleanup left are a line of their store."""
     settings = load_settings()

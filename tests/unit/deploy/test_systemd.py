@@ -1,5 +1,7 @@
 """The systemd units run commands that exist, without rights, and systemd takes them."""
 
+import os
+import re
 import shutil
 import subprocess
 from configparser import ConfigParser
@@ -60,3 +62,19 @@ def test_systemd_takes_the_units() -> None:
     done = subprocess.run([analyze, "verify", "--man=no", *paths], capture_output=True, text=True, check=False)
     said = [line for line in done.stderr.splitlines() if FOLDER.name in line or line.startswith("zot-")]
     assert [line for line in said if "is not executable" not in line] == []
+
+
+@pytest.mark.parametrize("reader", [["sh", "-c"], ["bash", "-c"]])
+def test_the_environment_file_says_the_same_to_a_shell(reader: list[str], tmp_path: Path) -> None:
+    """The page has values in quotes: the shell that runs commands by hand reads the file of the units too."""
+    page = (FOLDER.parents[1] / "docs" / "howto" / "deploy.md").read_text()
+    [line] = [line for line in page.splitlines() if "/etc/zot-artifacts/environment  " in line]
+    written = re.findall(r"(ZOT_[A-Z]+=\S*?)…(\S*?)(?=,|\s)", line)
+    assert [name for name, _ in written] == ["ZOT_BROKER='", "ZOT_CATALOGUE='"]
+    url = "postgresql+psycopg://zot:a$b@db/zot?sslmode=verify-full&sslrootcert=/etc/ssl/db.pem"
+    (tmp_path / "environment").write_text("".join(f"{before}{url}{after}\n" for before, after in written))
+    script = f'set -a; . {tmp_path}/environment; printf "%s\\n" "$ZOT_BROKER" "$ZOT_CATALOGUE"'
+    done = subprocess.run(
+        [*reader, script], capture_output=True, text=True, check=True, env={"PATH": os.environ["PATH"]}
+    )
+    assert done.stdout.splitlines() == [url, url]

@@ -5,7 +5,9 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -105,6 +107,57 @@ def test_an_open_data_directory_is_tightened_and_reported(tmp_path: Path) -> Non
     assert found.way_out is not None
     subprocess.run(found.way_out, shell=True, check=True)
     assert _home(settings).outcome == "good"
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Iterator[Path]:
+    """Return a disk like the volume of a pod: of another user, and open to all."""
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    options = "size=8m,mode=2777,uid=10001,gid=10001"
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", volume], capture_output=True, check=False)
+    if made.returncode:
+        pytest.skip("a disk can only be mounted by root")
+    try:
+        yield volume
+    finally:
+        subprocess.run(["umount", volume], check=True)
+
+
+def test_the_volume_of_a_pod_is_good(volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Kubernetes mounts cannot be closed by the worker: doctor says what it has to be, and is not bad for it."""
+    monkeypatch.setattr("worker.cli.doctor._LEAST_FREE", 0)
+    settings = Settings(home=volume)
+    settings.prepare()
+    found = _home(settings)
+    assert (found.outcome, f"{volume} (mode 2777)" in str(found.way_out)) == ("good", True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes directories of another user")
+def test_the_owner_of_an_open_directory_has_to_be_changed_by_root() -> None:
+    """A directory of another user, on no disk of its own, is bad; the worker cannot close it, and root can."""
+    with TemporaryDirectory(prefix="zot-test-") as made:
+        home = Path(made) / "home"
+        home.mkdir()
+        for path, mode in ((Path(made), 0o711), (home, 0o2777)):
+            path.chmod(mode)
+        with _effective_user(10001):
+            settings = Settings(home=home)
+            settings.prepare()
+            found = _home(settings)
+        assert (found.outcome, found.way_out) == ("bad", f"as root: chown 10001 {home} && chmod go= {home}")
+        subprocess.run(str(found.way_out).removeprefix("as root: "), shell=True, check=True)
+        with _effective_user(10001):
+            assert _home(settings).outcome == "good"
+
+
+@contextmanager
+def _effective_user(uid: int) -> Iterator[None]:
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 def test_a_shared_store_has_the_modes_of_its_settings(tmp_path: Path) -> None:
