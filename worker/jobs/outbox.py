@@ -35,6 +35,8 @@ _PASSED_FOR = 3600
 _PASSED_BY = (Queue.INTERACTIVE.value, Queue.TRANSFER.value)
 """The queues to which services may send."""
 _PAGE = 1000
+_GARBAGE_SECONDS = 10.0
+"""How long one run removes garbage of one queue: a service may write as many entries as it likes."""
 _SAMPLE = 50
 """Messages of a queue that are searched for one with an entry in the outbox; retries and jobs of sweeps have none."""
 _MOST_DOUBLINGS = 20
@@ -257,28 +259,46 @@ def outgoing_of(job_id: str, message: bytes) -> Outgoing | None:
 
 
 def _resend(client: Any, queue: str, known: Known, after: timedelta, kept: Known) -> int:
+    """Send again what was lost of one queue; a page that was garbage is followed by the next one at once."""
+    correct_times(client, ORDER.format(queue=queue))
+    until = time.monotonic() + _GARBAGE_SECONDS
+    while True:
+        sent, garbage = _resend_page(client, queue, known, after, kept)
+        if garbage < _PAGE or time.monotonic() > until:
+            return sent
+
+
+def _resend_page(client: Any, queue: str, known: Known, after: timedelta, kept: Known) -> tuple[int, int]:
+    """Return how many messages were sent again, and how many entries were garbage."""
     order = ORDER.format(queue=queue)
-    correct_times(client, order)
     now = time.time()
     before = min(now - after.total_seconds(), _next_in(client, queue))
     entries = client.zrangebyscore(order, "-inf", f"({before}", start=0, num=_PAGE, withscores=True)
     if not entries:
-        return 0
+        return 0, 0
     names = [name for name, _ in entries]
     messages, resends = client.hmget(MESSAGES, names), client.hmget(RESENDS, names)
     readable = {name: name.decode() for name in names if JOB_ID.fullmatch(name.decode(errors="replace"))}
     done = known(list(readable.values()))
     stay = kept(list(done))
     sent = 0
+    absent = [name for name, message in zip(names, messages, strict=True) if message is None]
+    if absent:
+        client.zrem(order, *absent)
+        client.hdel(RESENDS, *absent)
+    garbage = len(absent)
     for (name, since), message, count in zip(entries, messages, resends, strict=True):
-        again = _again(message)
-        if message is not None and readable.get(name) in stay:
+        if message is None:
             continue
-        if message is None or readable.get(name) in done:
+        again = _again(message)
+        if readable.get(name) in stay:
+            continue
+        if readable.get(name) in done:
             again = None
         elif name not in readable or again is None:
             _reject(client, queue, name, message)
             again = None
+            garbage += 1
         elif now - since < after.total_seconds() * 2 ** _count(count):
             continue
         with client.pipeline(transaction=True) as pipeline:
@@ -293,7 +313,7 @@ def _resend(client: Any, queue: str, known: Known, after: timedelta, kept: Known
                 )
                 sent += 1
             pipeline.execute()
-    return sent
+    return sent, garbage
 
 
 def _return_unacked(client: Any, known: Known, after: timedelta) -> int:
