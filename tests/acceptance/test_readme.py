@@ -10,6 +10,7 @@ from tests.acceptance.forked_up import running
 from tests.servers.process import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
+README_OF_CLIENT = (REPOSITORY / "api_client" / "README.md").read_text()
 
 
 def block(language: str) -> str:
@@ -37,7 +38,7 @@ def test_the_commands_exist() -> None:
 
 
 def test_the_python_example_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A service that does what the README shows has its file uploaded and verified."""
+    """A service that does what the README shows has its file uploaded and verified; so for that of the client."""
     source = tmp_path / "in" / "app.tgz"
     source.parent.mkdir()
     source.write_bytes(b"artifact")
@@ -46,4 +47,9 @@ def test_the_python_example_works(tmp_path: Path, capsys: pytest.CaptureFixture[
         broker = (tmp_path / "home" / "run" / "broker-url").read_text().strip()
         example = block("python").replace("redis://broker:6379/0", broker).replace("/srv/in/app.tgz", str(source))
         exec(compile(example, "README.md", "exec"), {})
-    assert capsys.readouterr().out.splitlines()[1:] == ["True"]
+        assert capsys.readouterr().out.splitlines()[1:] == ["True"]
+        more = re.findall(r"^```python\n(.*?)^```", README_OF_CLIENT, flags=re.MULTILINE | re.DOTALL)
+        for example in more:
+            there = example.replace("redis://broker.example:6379/0", broker).replace("app-1.2.tgz", "app.tgz")
+            exec(compile(there, "api_client/README.md", "exec"), {})
+        assert capsys.readouterr().out.count("verdict='verified'") == 2 * (len(more) - 1)  # the last one does not wait
