@@ -12,6 +12,8 @@ import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 from typer.main import get_command
 
+from worker.cli.errors import Failure, Status
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -35,6 +37,7 @@ class Entry:
         for each in (command, *getattr(command, "commands", {}).values()):
             # Typer removes the indentation of examples that follow the first paragraph, unless it is followed by two.
             each.help = (each.help or "").replace("\n\n", "\n\n\n\n", 1)
+            _refuse_dropped_options(each)
         return command
 
 
@@ -114,6 +117,36 @@ COMMANDS = {
     ),
     "demo": Entry(_SERVICE, "Show upload, replication, verification and repair on real files.", "demo:demo"),
 }  # fmt: skip
+
+
+def _refuse_dropped_options(command: Any) -> None:
+    """Refuse an option that Typer would drop in silence, in whatever order the command line has it.
+
+    One is an option for one value that is given twice, of which Typer takes the last. The other is an option of a
+    group, such as `findings`, in front of a command of the group, which does not see it.
+    """
+    make_parser = command.make_parser
+
+    def strict_parser(ctx: Any) -> Any:
+        parser = make_parser(ctx)
+        parse = parser.parse_args
+
+        def parse_strictly(args: list[str]) -> Any:
+            found, rest, given = parse(args=args)
+            options = [each for each in given if isinstance(each, TyperOption) and not each.is_eager]
+            for option in options if not ctx.resilient_parsing else ():  # resilient: the shell completes half a line
+                name = option.opts[0]
+                if options.count(option) > 1 and not (option.multiple or option.count or option.is_flag):
+                    raise Failure(f"{name} is given twice, and takes one value", Status.USAGE, type_="UsageError")
+                if isinstance(command, TyperGroup) and rest:
+                    told = f"{name} has no effect in front of {rest[0]}: write it behind {rest[0]}, if that has it"
+                    raise Failure(told, Status.USAGE, type_="UsageError")
+            return found, rest, given
+
+        parser.parse_args = parse_strictly
+        return parser
+
+    command.make_parser = strict_parser
 
 
 def _use_plain_help() -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.core import TyperOption
 
 from tests.waiting import WITHIN
 from worker.catalogue import Catalogue
@@ -80,6 +81,32 @@ def test_a_line_of_help_is_a_sentence(name: str) -> None:
     texts = [each.help or "" for each in (command, *getattr(command, "commands", {}).values())]
     lines = [line for text in texts for line in text.splitlines() if line and not line.startswith(" ")]
     assert [line for line in lines if line[-1] not in ".:"] == []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_option_for_one_value_is_refused_when_it_is_given_twice(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last value would be taken in silence, such as one store of two; it holds for the whole tree of commands."""
+    command = COMMANDS[name].load(name)
+    for each in (command, *getattr(command, "commands", {}).values()):
+        path = [name] if each is command else [name, each.name]
+        single = [o for o in each.params if isinstance(o, TyperOption) and not (o.multiple or o.is_flag)]
+        for option in single:
+            assert run([*path, option.opts[0], "1", f"{option.opts[0]}=2", "--help"]) == 2
+            told = f"{option.opts[0]} is given twice, and takes one value"
+            assert told in capsys.readouterr().err, path
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_option_of_a_group_is_refused_in_front_of_a_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`findings --store dr ls` would list every store."""
+    group = COMMANDS[name].load(name)
+    for option in (o for o in group.params if isinstance(o, TyperOption) and not o.is_eager):
+        for inner in getattr(group, "commands", {}):
+            value = [] if option.is_flag else ["1"]
+            assert run([name, option.opts[0], *value, inner, "--help"]) == 2
+            assert f"{option.opts[0]} has no effect in front of {inner}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["ls"], ["get", "releases/a", "x" * 300], ["status"]])
