@@ -20,6 +20,7 @@ from worker.gateway.access import Caller, caller_of, id_of
 from worker.gateway.problems import Problem, problem_of, response_of, unexpected
 from worker.gateway.services import Services
 from zot_artifact_client.contract import MAX_MESSAGE
+from zot_artifact_client.tracing import continued_trace
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,8 @@ class Guard:
                 scope.setdefault("state", {})["caller"] = caller
                 still = _StillValid(self._services, scope)
                 body = _BoundedBody(scope, receive)
-                await self._app(scope, still.checked(body.receive), answer.checked(still))
+                with continued_trace(Headers(scope=scope).get("traceparent")):
+                    await self._app(scope, still.checked(body.receive), answer.checked(still))
             finally:
                 self._running[caller.id] -= 1
         except Exception as raised:  # noqa: BLE001 - every error is an answer

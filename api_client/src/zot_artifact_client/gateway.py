@@ -32,6 +32,7 @@ from zot_artifact_client.http_urls import InvalidEndpoint, parse_endpoint
 from zot_artifact_client.retry_after import read_retry_after
 from zot_artifact_client.text_escaping import bounded
 from zot_artifact_client.tls_faults import TRUST, tls_fault
+from zot_artifact_client.tracing import trace_headers
 
 AnswerT = TypeVar("AnswerT")
 
@@ -294,9 +295,8 @@ class Gateway:
         connection, idle = self._connection()
         response: http.client.HTTPResponse | None = None
         try:
-            connection.request(
-                method, self._base + path, body, {"Authorization": f"Bearer {self._token}", **headers}
-            )  # fmt: skip
+            given = {"Authorization": f"Bearer {self._token}", **trace_headers(), **headers}
+            connection.request(method, self._base + path, body, given)
             response = connection.getresponse()
             if response.status not in _OK:
                 error = _error_of(response, self.url)

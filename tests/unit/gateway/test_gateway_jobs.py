@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
 from pydantic import SecretStr
 
 from tests.servers.proxy import Fault, FaultyProxy, Request, Reset, Say
@@ -19,6 +20,7 @@ from worker.catalogue import Leased
 from worker.gateway.access import TokenVerb
 from worker.gateway.services import Services
 from zot_artifact_client import ArtifactClient, AsyncArtifactClient
+from zot_artifact_client.broker_urls import redis_client
 from zot_artifact_client.contract import QUERY_SHOW, VERIFY, JobState, ShowRequest, VerifyRequest, VerifyResult
 from zot_artifact_client.errors import ArtifactNotFound, GatewayUnavailable
 from zot_artifact_client.gateway import Gateway as GatewayOfClient
@@ -65,6 +67,33 @@ def test_a_job_is_sent_shown_and_ends(gateway: Gateway) -> None:
     work(gateway, sent.json(), asked, {"copies": []})
     shown = client.get(place).json()
     assert (shown["state"], shown["result"]) == ("succeeded", {"copies": []})
+
+
+def traceparent_of(gateway: Gateway, job: str) -> str | None:
+    """Return the trace that the message of a job names."""
+    with redis_client(gateway.settings.broker_url) as redis:
+        headers = [json.loads(message)["headers"] for message in redis.lrange("interactive", 0, -1)]
+    [found] = [each.get("traceparent") for each in headers if each["id"] == job]
+    return found
+
+
+@pytest.mark.parametrize("again", ["nonsense", f"00-{'0' * 32}-{'b' * 16}-01", None])
+def test_a_job_is_part_of_the_trace_that_its_request_names(gateway: Gateway, again: str | None) -> None:
+    """The message has the `traceparent` of the request; a text that is none, and a request without one, names none."""
+    client, named = gateway.client(), f"00-{'a' * 32}-{'b' * 16}-01"
+    for given, expected in ((named, named), (again, None)):
+        headers = {} if given is None else {"traceparent": given}
+        sent = client.post("/v1/jobs/verify", json={"bucket": "releases", "key": "app.tgz"}, headers=headers)
+        assert (sent.status_code, traceparent_of(gateway, sent.json()["job"])) == (202, expected)
+
+
+def test_a_client_over_http_continues_the_trace_of_its_service(gateway: Gateway) -> None:
+    """A service that traces sees its job below its own span, whichever way the job was sent."""
+    tracer = TracerProvider(shutdown_on_exit=False).get_tracer("a service")
+    with ArtifactClient(gateway=gateway.url, token=token(gateway)) as client, tracer.start_as_current_span("x") as span:
+        job = client.verify("releases", "app.tgz")
+    context = span.get_span_context()
+    assert str(traceparent_of(gateway, job.id)).startswith(f"00-{context.trace_id:032x}-{context.span_id:016x}-")
 
 
 AWAY = {
