@@ -82,6 +82,8 @@ _FILES_OF_SDKS = (
 )  # fmt: skip
 """The environment variables by which the SDKs name files, which they open without a time limit."""
 
+NO_DIRECTORY = "the current directory is gone: change to another one, or give absolute paths"
+
 
 class SettingsError(Exception):
     """The settings cannot be used; the message has one line for each error."""
@@ -515,7 +517,7 @@ def load_settings(**overrides: object) -> Settings:
     except SourceError as error:
         raise SettingsError(_bad_json(error)) from None
     except FileNotFoundError:  # of the current directory: a relative path has no meaning
-        raise SettingsError("the current directory is gone: change to another one, or give absolute paths") from None
+        raise SettingsError(NO_DIRECTORY) from None
     except RecursionError:
         raise SettingsError("a value of the settings is nested too deeply") from None
 
@@ -631,7 +633,9 @@ def _bad_json(error: SourceError) -> str:
     """Return the error that names the variable whose value is no JSON; pydantic-settings names only the field."""
     field = next((name for name in Settings.model_fields if f'"{name}"' in str(error)), "")
     begins = f"{ENV_PREFIX}{field.upper()}"
-    variables = [name for name in sorted(os.environ) if name == begins or name.startswith(f"{begins}__")]
+    variables = [
+        name for name in sorted(os.environ) if name.upper() == begins or name.upper().startswith(f"{begins}__")
+    ]
     return f"{', '.join(variables) or begins}: the value must be JSON, such as '[\"primary\"]' or '{{\"key\": 1}}'"
 
 
@@ -666,13 +670,17 @@ def _from(base: Path, path: object) -> object:
 
 def _unknown_variables(environ: Mapping[str, str]) -> Iterable[str]:
     known = [f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields]
+    seen = dict[str, str]()
     for variable in sorted(environ):
-        ours = variable.startswith(ENV_PREFIX) and not variable.startswith(_OTHER_VARIABLES)
-        name, *inner = variable.split("__")
+        upper = variable.upper()  # pydantic-settings reads `zot_home` as well
+        ours = upper.startswith(ENV_PREFIX) and not variable.startswith(_OTHER_VARIABLES)
+        name, *inner = upper.split("__")
         if not ours:
             continue
-        if name not in known:
-            yield f"{variable} is not a setting{_did_you_mean(variable, [*known, 'ZOT_CONFIG'])}"
+        if (other := seen.setdefault(upper, variable)) != variable:
+            yield f"{other} and {variable} are one setting, which is there twice"
+        elif name not in known:
+            yield f"{variable} is not a setting{_did_you_mean(upper, [*known, 'ZOT_CONFIG'])}"
         elif inner and not _has_parts(Settings.model_fields[name.removeprefix(ENV_PREFIX).lower()].annotation):
             yield f"{variable} is not a setting: {name} has no parts"
         elif not _is_unicode(environ[variable]):
@@ -718,7 +726,8 @@ def _problems(error: ValidationError) -> Iterable[str]:
             path = path[:2] + path[3:]  # pydantic puts the type of a store after its name
         where = ".".join(path) or "settings"
         if problem["type"] == "extra_forbidden":
-            yield f"{where} is not a setting{_did_you_mean(path[-1], _names_near(named))}"
+            name = path[-1].removeprefix(ENV_PREFIX.lower())  # as a variable of the environment has it
+            yield f"{where} is not a setting{_did_you_mean(name, _names_near(named))}"
         elif problem["type"] == "union_tag_not_found":
             yield f"{where}.type is missing; there are: {', '.join(_KINDS_OF_STORE)}"
         elif problem["type"] == "union_tag_invalid":

@@ -144,6 +144,7 @@ def test_a_setting_under_both_names_of_the_cleanup_sweep_is_refused(config):
     ("text", "says"),
     [
         ("plcement: [primary]", "plcement is not a setting; did you mean 'placement'?"),
+        ("zot_hom: /data", "zot_hom is not a setting; did you mean 'home'?"),
         ("retry: {max_attempt: 3}", "retry.max_attempt is not a setting; did you mean 'max_attempts'?"),
         (
             "stores: {a: {type: filesystem, root: /srv, rooot: /srv}}",
@@ -225,6 +226,24 @@ def test_a_misspelt_variable_is_an_error(config, monkeypatch):
     config("")
     monkeypatch.setenv("ZOT_BROKR", "redis://127.0.0.1")
     assert problems() == ["ZOT_BROKR is not a setting; did you mean 'ZOT_BROKER'?"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "problem"),
+    [
+        ("zot_hom", "zot_hom is not a setting; did you mean 'ZOT_HOME'?"),
+        ("zot_config", "zot_config is not a setting; did you mean 'ZOT_CONFIG'?"),
+        ("Zot_Home__x", "Zot_Home__x is not a setting: ZOT_HOME has no parts"),
+        ("zot_stores", "zot_stores: the value must be JSON"),
+        ("zot_home", "ZOT_HOME and zot_home are one setting, which is there twice"),
+    ],
+)
+def test_a_variable_in_small_letters_is_told_as_one_in_capitals(monkeypatch, variable, problem):
+    """They are read, so that a misspelt one is no variable of another program."""
+    monkeypatch.setenv("ZOT_HOME", "/data")
+    monkeypatch.setenv(variable, "x")
+    [told] = problems()
+    assert told.startswith(problem)
 
 
 def test_a_file_that_is_not_there_is_named(monkeypatch, tmp_path):
