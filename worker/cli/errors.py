@@ -4,6 +4,7 @@ import difflib
 import errno
 from collections.abc import Iterable
 from enum import IntEnum
+from pathlib import Path
 
 import typer
 
@@ -43,6 +44,29 @@ class Failure(Exception):
 
 def failure_of(error: Exception) -> Failure | None:
     """Return the Failure for an expected error, or None for a bug."""
+    failure = _failure_of(error)
+    if failure is not None and _is_of_deleted_directory(error):
+        from worker.settings.model import NO_DIRECTORY
+
+        if NO_DIRECTORY not in failure.message:
+            return Failure(f"{failure.message}; {NO_DIRECTORY}", failure.status, type_=failure.type)
+    return failure
+
+
+def _is_of_deleted_directory(error: BaseException | None) -> bool:
+    """Return whether a relative path was not found because the current directory was deleted: the system names none."""
+    while error is not None and not isinstance(error, FileNotFoundError):
+        error = error.__cause__ or error.__context__
+    if error is None or str(error.filename or "").startswith("/"):
+        return False
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return True
+    return False
+
+
+def _failure_of(error: Exception) -> Failure | None:
     if isinstance(error, Failure):
         return error
     if isinstance(error, typer.TyperException):

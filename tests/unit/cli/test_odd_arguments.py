@@ -1,8 +1,11 @@
 """Arguments that are empty, or beyond any measure, never mean something else than what they say."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 
-from tests.unit.cli.test_status import catalogue  # noqa: F401 - a fixture
+from tests.unit.cli.test_status import artifact, catalogue  # noqa: F401 - fixtures
 from worker import cli
 from worker.cli.errors import Failure, Status
 from worker.cli.session import open_session
@@ -31,6 +34,34 @@ def test_an_argument_that_means_nothing_is_refused(
     """An empty name, as of a variable that is not set, meant all stores, and no time meant no end."""
     assert cli.run(arguments) == Status.USAGE
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["get", "releases/app.tgz", "."],
+        ["get", "-r", "releases", "out"],
+        ["upload", "-r", ".", "releases/"],
+        ["upload", "file", "releases/file"],
+        ["attest", "releases/app.tgz", "--output", "o", "--key", "k"],
+        ["report", "--html", "r.html"],
+        ["catalogue", "export", "dump"],
+        ["catalogue", "import", "dump"],
+        ["demo", "--home", "h"],
+    ],
+)
+@pytest.mark.usefixtures("artifact")
+def test_a_relative_path_in_a_deleted_directory_names_the_way_out(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The system says "No such file or directory" alone, of the current directory that nothing has named."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    monkeypatch.setenv("ZOT_BROKER", "redis://127.0.0.1:1")
+    shutil.rmtree(gone)
+    assert cli.run(arguments) != Status.GOOD
+    assert "the current directory is gone: change to another one, or give absolute paths" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("catalogue")
