@@ -28,7 +28,7 @@ from tests.servers.process import freeze, thaw
 from tests.servers.proxy import Cut, Delay, Fault, FaultyProxy, Lose, Request, Reset, Say
 from tests.servers.worker import Beat, Worker
 from tests.waiting import WITHIN
-from worker.catalogue import Catalogue
+from worker.catalogue import Catalogue, CatalogueError
 from worker.storage import Stores
 from worker.storage.config import AzureConfig, FilesystemConfig, GcsConfig, S3Config
 from zot_artifact_client import ArtifactClient, BrokerUnavailable, Job
@@ -56,6 +56,9 @@ SETTINGS = {
     "sweep__cleanup__enabled": "false",
     "sweep__verify__every": "2s",
     "sweep__verify__period": "20s",
+    "delete__grace": "2s",
+    "sweep__purge__every": "2s",
+    "sweep__reconcile__every": "5s",
 }
 
 
@@ -174,6 +177,13 @@ class Fleet:
         self._jobs: dict[str, Job[Any]] = {}
         self._kinds: dict[str, str] = {}
         self._rotten: set[str] = set()
+        self._sent: list[str] = []
+        """The keys of the last upload."""
+        self._keys: dict[str, list[str]] = {}
+        """The keys of each upload, by its job."""
+        self._uploaded: set[str] = set()
+        self._deleted: set[str] = set()
+        """Keys of which a delete was sent, and prefixes of batches of deletes."""
 
     def __enter__(self) -> Self:
         self._sources.mkdir(parents=True)
@@ -239,6 +249,8 @@ class Fleet:
             return
         self._jobs[job.id] = job
         self._kinds[job.id] = kind
+        if kind.startswith("upload"):
+            self._keys[job.id] = self._sent
         self.tally.jobs[kind] += 1
 
     def _upload(self, key: str) -> Job[Any]:
@@ -248,14 +260,17 @@ class Fleet:
         path.write_bytes(content)
         self._uploads.setdefault(key, []).append(digest)
         stores = self.rng.choice((STORES, ("primary", "cloud"), ("primary",)))
+        self._sent = [key]
         return self.client.upload(path, "data", key, stores=stores, idempotency_key=digest)
 
     def _upload_directory(self, prefix: str) -> Job[Any]:
         directory = self._sources / f"directory-{self.rng.randrange(1 << 32):08x}"
         directory.mkdir()
+        self._sent = []
         for number in range(self.rng.randrange(1, 40)):
             content = self.rng.randbytes(self.rng.choice(SIZES[:3])) + os.urandom(8)
             (directory / f"{number}").write_bytes(content)
+            self._sent.append(f"{prefix}/{number}")
             self._uploads.setdefault(f"{prefix}/{number}", []).append(hashlib.sha256(content).hexdigest())
         return self.client.upload_dir(directory, "data", prefix, stores=self.rng.choice((STORES, ("primary",))))
 
@@ -263,10 +278,21 @@ class Fleet:
         verb, prefix = self.rng.choice(("replicate", "verify", "delete")), f"d{self.rng.randrange(8)}/"
         to = self.rng.choice(STORES) if verb == "replicate" else None
         stores = self.rng.choice((None, "dr", "cloud")) if verb == "delete" else None
+        if verb == "delete" and stores is None:
+            self._deleted.add(prefix)
         return self.client.batch(verb, "data", prefix, to=to, stores=stores)
 
     def _delete(self, key: str) -> Job[Any]:
-        return self.client.delete("data", key, stores=self.rng.choice((None, "dr", "cloud")))
+        stores = self.rng.choice((None, "dr", "cloud"))
+        if stores is None:
+            self._deleted.add(key)
+        return self.client.delete("data", key, stores=stores)
+
+    def undelete(self) -> None:
+        """Bring back an artifact that was deleted, if its bytes are not purged yet."""
+        with suppress(CatalogueError):
+            for deleted in self.catalogue.deletions.page(("", ""))[:1]:
+                self.catalogue.deletions.undo(deleted.bucket, deleted.key)
 
     # What happens to them
 
@@ -277,6 +303,7 @@ class Fleet:
                 self.kill_child, self.kill_child, self.kill_worker, self.kill_beat, self.end_worker, self.pause_worker,
                 self.restart_broker, self.lose_messages, self.double_message, self.hostile_message,
                 self.storm, self.storm, self.unplug, self.lock_catalogue, self.rot, self.restart_catalogue,
+                self.undelete,
             )
         )  # fmt: skip
         self.tally.faults[happen.__name__] += 1
@@ -430,6 +457,8 @@ class Fleet:
                 if record is not None and ended and self._told(id_) == record.state and not self._items_of(id_):
                     self.tally.states[f"{record.kind} {record.state}"] += 1
                     self.tally.attempts[record.attempts] += 1
+                    if record.state == JobState.SUCCEEDED:
+                        self._uploaded.update(self._keys.pop(id_, ()))
                     del waiting[id_]
             time.sleep(0.2)  # the ledger and the workers have to be polled
         self.tally.lost += [
@@ -454,7 +483,7 @@ class Fleet:
     def judge(self) -> None:
         """Check stores, ledger and log, and report everything that is not as promised."""
         self._sweep()
-        self.tally.wrong += [*self._versions(), *self._copies(), *self._orphans()]
+        self.tally.wrong += [*self._versions(), *self._lost(), *self._copies(), *self._orphans()]
         broken = self.catalogue.verifications.first_broken()
         if broken is not None:
             self.tally.wrong.append(f"the log is broken at row {broken}")
@@ -474,6 +503,16 @@ class Fleet:
                     yield f"data/{key} has a version of {sha256} that was never uploaded"
                 if count > 1:
                     yield f"data/{key} has {count} versions of {sha256}: its upload happened more than once"
+
+    def _lost(self) -> Iterator[str]:
+        """What was uploaded and never deleted is there: every upload goes to `primary`, whose bytes nothing damages."""
+        for key in sorted(self._uploaded):
+            if key in self._deleted or f"{key.partition('/')[0]}/" in self._deleted:
+                continue
+            current = self.catalogue.artifacts.current("data", key)
+            copy = self.catalogue.artifacts.copies(current).get("primary") if current else None
+            if copy is None or not copy.state.good:
+                yield f"data/{key} was uploaded and never deleted: {current and copy}"
 
     def _copies(self) -> Iterator[str]:
         """Every copy that the catalogue relies on is right, read in full; what was made rotten may be found so."""
@@ -495,7 +534,7 @@ class Fleet:
             store = self.stores[name]
             for found in store.list_objects("data"):
                 held = self.catalogue.artifacts.version_in_store(name, "data", found.key)
-                if held is None:
+                if held is None and store.object_exists("data", found.key):  # the purge goes on meanwhile
                     yield f"{name}: data/{found.key} is not in the catalogue"
         for name, description in self._left_behind():
             yield f"{name}: {description} was left behind"
