@@ -26,7 +26,7 @@ from worker.settings.section_models import StoreLimits
 from worker.storage import Digest
 from worker.storage.errors import StorageError
 from worker.storage.keys import CANARY_BUCKET
-from zot_artifact_client.contract import SWEEP_LEFTOVERS, JobState
+from zot_artifact_client.contract import SWEEP_LEFTOVERS, TASKS, JobState, Queue
 
 ROOT = Path(__file__).resolve().parents[3]
 RULES = yaml.safe_load((ROOT / "deploy/prometheus/rules.yaml").read_text())
@@ -203,6 +203,17 @@ def test_every_alarm_has_a_section_of_the_runbook(alarm):
     sections = re.findall(r"^## (Zot\w+)$", RUNBOOK.read_text(), flags=re.MULTILINE)
     assert alarm in sections
     assert set(sections) <= ALARMS.keys()
+
+
+def test_the_runbook_names_the_queue_of_each_sweep():
+    """A worker of the queue `sweep` runs neither `recover` nor `alarms`: who starts one for them waits in vain."""
+    text = RUNBOOK.read_text()
+    [named] = re.findall(r"The sweeps (.+) run in the queue `interactive`, all others in the queue `sweep`\.", text)
+    sweeps = {spec.kind.removeprefix("sweep."): spec.queue for spec in TASKS.values() if spec.kind.startswith("sweep.")}
+    assert set(re.findall(r"`(\w+)`", named)) == {name for name, queue in sweeps.items() if queue == Queue.INTERACTIVE}
+    assert set(sweeps.values()) == {Queue.INTERACTIVE, Queue.SWEEP}
+    of_recover = text.partition("## ZotJobsLate")[2].partition("## ")[0]
+    assert f"a worker of the queue `{sweeps['recover']}`" in of_recover
 
 
 def test_promtool_takes_every_query(tmp_path):
