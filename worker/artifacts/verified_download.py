@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial
 from typing import IO
 from uuid import uuid4
 
@@ -51,7 +52,8 @@ class VerifiedDownload:
     Args:
         context: the catalogue and the stores.
         artifact: the version.
-        on_bad: called with the store and the error of each copy that was not right, or could not be read.
+        on_bad: called with the store and the error of each copy that was not right, or could not be read; by another
+            thread, and after the bytes of the next store were given out, where that store was slow.
         avoided: the stores that failed a moment ago, for all downloads of this process.
     """
 
@@ -118,10 +120,18 @@ class VerifiedDownload:
             for future in done:
                 name = reading.pop(future)
                 try:
-                    return future.result()
+                    found = future.result()
                 except (Snooze, StorageError) as error:
                     errors.append(self._failed(name, error))
+                else:
+                    for other, store in reading.items():  # it may be bad, and nothing else waits for it
+                        other.add_done_callback(partial(self._ended_unused, store))
+                    return found
         raise self._no_copy(errors)
+
+    def _ended_unused(self, name: str, reading: Future[bytes | bytearray]) -> None:
+        if isinstance(error := reading.exception(), StorageError):
+            self._on_bad(name, error)
 
     def _begin(self, name: str, chunk: Chunk) -> Future[bytes | bytearray]:
         """Begin to read a chunk in a thread, which ends by itself when it is not waited for any more."""

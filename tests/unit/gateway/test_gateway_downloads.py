@@ -4,6 +4,7 @@ import asyncio
 import base64
 import hashlib
 import os
+import queue
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +16,9 @@ import pytest
 from pydantic import ByteSize
 
 from tests.unit.gateway.conftest import Gateway
+from tests.waiting import WITHIN
 from worker import clock
+from worker.artifacts.verified_download import VerifiedDownload
 from worker.catalogue import Scope
 from worker.gateway import objects
 from worker.gateway.services import Services
@@ -82,6 +85,32 @@ def test_a_store_that_is_slow_is_replaced_in_mid_object(gateway: Gateway, monkey
     finally:
         goes_on.set()
     assert gateway.client(name="other").get("/v1/objects/releases/alone.tgz").content == CONTENT
+
+
+def test_a_bad_copy_is_told_although_the_next_store_answered_first(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bytes are right already when the first read ends; its copy is as bad as one that was waited for."""
+    monkeypatch.setattr("worker.artifacts.verified_download._PATIENCE", 0.01)
+    artifact = gateway.store("app.tgz", CONTENT)
+    damage(gateway, "primary", "app.tgz", 5)
+    read, goes_on, told = Store.read_chunk, threading.Event(), queue.SimpleQueue[str]()
+
+    def slow(store: Store, bucket: str, key: str, chunk: Chunk) -> bytes | bytearray:
+        if store.name == "primary":
+            goes_on.wait()
+        return read(store, bucket, key, chunk)
+
+    monkeypatch.setattr(Store, "read_chunk", slow)
+    download = VerifiedDownload(
+        gateway.context, artifact, on_bad=lambda store, error: told.put(f"{store} {type(error).__name__}")
+    )
+    try:
+        assert bytes(next(download.pieces(0, 10))) == CONTENT[:10]
+        assert told.empty()
+    finally:
+        goes_on.set()
+    assert told.get(timeout=WITHIN) == "primary DigestMismatch"
 
 
 def test_a_slow_store_is_asked_last_although_it_was_first(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
