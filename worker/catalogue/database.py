@@ -168,11 +168,24 @@ class Database:
         migrate(self.engine)
         if path:
             self._file = FileIdentity(path, _device_and_inode(path))
-        with self.read() as connection:
-            self.identity: str = connection.execute(sa.text(_IDENTITY)).scalar_one()
+        self.identity = self._read_identity()
         if path:
             mark(path, self.identity)
         sa.event.listen(self.engine, "connect", self._check_identity)
+
+    def _read_identity(self) -> str:
+        try:
+            with self.read() as connection:
+                found: str | None = connection.execute(sa.text(_IDENTITY)).scalar()
+        except CatalogueError:
+            with translated(self.engine):
+                if sa.inspect(self.engine).has_table("catalogue_identity"):
+                    raise
+            found = None
+        if found is None:
+            self.close()
+            raise _damaged(self.engine, "its id (table catalogue_identity)")
+        return found
 
     def fenced(self, job: str, fence: int) -> "Database":
         """Return the same database for the leaseholder of a job: writing raises LostLease once another worker has it.
@@ -342,6 +355,13 @@ _WAY_OUT = (
     "ZOT_HOME say where it is"
 )
 
+_WAY_OUT_OF_SERVER = (
+    "restore its dump, or load a backup into an empty database by `zot-artifacts catalogue restore STORE`; "
+    "ZOT_CATALOGUE names the database"
+)
+_TABLES = {"artifacts", "copies", "verifications"}
+"""The tables by which a database is known as a catalogue; those of another program have other names."""
+
 
 def _check_is_database(path: Path) -> bool:
     """Refuse what SQLite would wait for, or call "unable to open database file"; return whether the file is there.
@@ -428,7 +448,11 @@ def _check_there(engine: Engine) -> None:
     path = sqlite.file_of(engine.url) if engine.dialect.name == "sqlite" else None
     try:
         with translated(engine):
-            there = (path is None or _device_and_inode(path) is not None) and _revision(engine) is not None
+            there = path is None or _device_and_inode(path) is not None
+            if there and _revision(engine) is None:
+                with _reading(engine) as connection:
+                    _check_fit(connection)
+                there = False
     except CatalogueError:
         engine.dispose()
         raise
@@ -496,7 +520,17 @@ def _newer(engine: Engine, revision: str | None) -> NewerCatalogue:
     )
 
 
+def _damaged(engine: Engine, what: str) -> CatalogueError:
+    """Return the error about a database that lacks rows which every catalogue has, as a copy does that was cut off."""
+    way_out = _WAY_OUT if engine.dialect.name == "sqlite" else _WAY_OUT_OF_SERVER
+    return CatalogueError(f"the catalogue {_named(engine.url)} is damaged: it has tables, but not {what}; {way_out}")
+
+
 def _check_fit(connection: Connection) -> None:
+    tables = set(sa.inspect(connection).get_table_names())
+    versions = "SELECT version_num FROM alembic_version"
+    if tables >= _TABLES and not ("alembic_version" in tables and connection.execute(sa.text(versions)).scalar()):
+        raise _damaged(connection.engine, "their version (table alembic_version)")
     if unfit := _dialect(connection.engine).unfit(connection):
         raise CatalogueError(f"the catalogue {_named(connection.engine.url)} cannot be made: {unfit}")
 

@@ -6,7 +6,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.unit.catalogue.test_catalogue import begin, stored
-from worker.catalogue import Catalogue, CatalogueUnavailable, NoCatalogue
+from worker.catalogue import Catalogue, CatalogueError, CatalogueUnavailable, NoCatalogue
 
 
 def test_no_process_writes_to_a_deleted_file(tmp_path):
@@ -59,6 +59,28 @@ def test_a_new_connection_to_another_catalogue_is_refused(catalogue):
     catalogue.close()
     with pytest.raises(CatalogueUnavailable, match="it is another catalogue"):
         catalogue.ledger.get("job-1")
+
+
+@pytest.mark.parametrize("create", [True, False])
+@pytest.mark.parametrize(
+    ("damage", "lacks"),
+    [
+        ("DELETE FROM alembic_version", "their version"),
+        ("DROP TABLE alembic_version", "their version"),
+        ("DELETE FROM catalogue_identity", "its id"),
+        ("DROP TABLE catalogue_identity", "its id"),
+    ],
+)
+def test_a_catalogue_without_its_version_or_id_is_damaged(catalogue, catalogue_url, damage, lacks, create):
+    """It is no file of another program, no server that does not answer, and no newer or absent catalogue."""
+    with catalogue._database.engine.begin() as connection:
+        connection.execute(sa.text(damage))
+    catalogue.close()
+    with pytest.raises(
+        CatalogueError, match=rf"is damaged: .*, but not {lacks}.*`zot-artifacts catalogue restore"
+    ) as told:
+        Catalogue(catalogue_url, create=create)
+    assert type(told.value) is CatalogueError, "to wait for it does not help"
 
 
 def test_no_catalogue_is_made_where_one_was_expected(tmp_path, catalogue_url):
