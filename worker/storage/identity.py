@@ -16,7 +16,7 @@ from contextlib import suppress
 from fnmatch import fnmatchcase
 from itertools import combinations
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from worker.storage.config import (
     AzureConfig,
@@ -196,7 +196,7 @@ class Identity:
         self._checked |= dict.fromkeys({False, write}, (mount, time.monotonic() + RECHECK_SECONDS))
 
     def check_bucket(self, bucket: str) -> None:
-        """Raise if a logical bucket is the real bucket of another configured store, whose objects would be in both.
+        """Raise if a logical bucket is the place of another configured store, whose objects would be in both.
 
         Raises:
             SameStore: it is, by the settings or by the marker in it.
@@ -204,18 +204,22 @@ class Identity:
         own = self._configs.get(self._driver.name)
         if bucket in self._own_buckets or not (isinstance(own, CloudConfig) and own.layout == "native"):
             return
-        markers = self._others()
-        for name, config in self._configs.items():
-            if not isinstance(config, type(own)) or (config.layout, config.real_bucket) != ("prefixed", bucket):
-                continue
-            marker = markers.get(name)
-            if _server(own) == _server(config) or (
-                marker and _marker_through(self._driver, bucket, f"{MARKER_BUCKET}/{MARKER_KEY}") == marker
-            ):
-                raise SameStore(
-                    f"{self._driver.name}: the bucket {bucket} is that of the store {name}, so that one object would "
-                    "be in both: use another bucket, or that store"
-                )
+        same = [
+            name
+            for name, config in self._configs.items()
+            if isinstance(config, type(own))
+            and (config.layout, config.real_bucket) == ("prefixed", bucket)
+            and _server(own) == _server(config)
+        ]
+        markers = {marker: name for name, marker in self._others().items()}
+        if not same and markers:  # the bucket may be that of another address, or the root of a directory store
+            found = _marker_through(self._driver, bucket, f"{MARKER_BUCKET}/{MARKER_KEY}")
+            same = [markers[found]] if found in markers else []
+        if same:
+            raise SameStore(
+                f"{self._driver.name}: the bucket {bucket} is that of the store {same[0]}, so that one object would "
+                "be in both: use another bucket, or that store"
+            )
         self._own_buckets.add(bucket)
 
     def _own_known(self) -> str | None:
@@ -379,7 +383,7 @@ def _marker_in(directory: Path) -> str | None:
 def _directories_below(root: Path) -> Iterator[Path]:
     """Yield what is mounted below a root, then directories near it, to `_DEPTH_BELOW` and at most `_MOST_BELOW`."""
     real = os.path.realpath(root)
-    yield from (Path(point) for point, _, _ in _mounts() if point != real and _within(point, real))
+    yield from (Path(each.point) for each in _mounts() if each.point != real and _within(each.point, real))
     level, count = [root], 0
     for _ in range(_DEPTH_BELOW):
         below = []
@@ -448,15 +452,19 @@ def _is_unmarked(config: StoreConfig) -> bool:
 
 def physical_path(path: Path, mounts: "list[_Mount] | None" = None) -> tuple[str, str]:
     """Return the device of a path and the path within that device, with links and bind mounts resolved."""
-    real = os.path.realpath(path)
+    mount, within = _mounted_at(os.path.realpath(path), _mounts() if mounts is None else mounts)
+    return mount.device if mount else "", within
+
+
+def _mounted_at(real: str, mounts: "list[_Mount]") -> "tuple[_Mount | None, str]":
+    """Return the mount that a path without links is on, and the path within its device."""
     best: _Mount | None = None
-    for mount in _mounts() if mounts is None else mounts:
-        if _within(real, mount[0]) and (best is None or len(mount[0]) >= len(best[0])):
+    for mount in mounts:
+        if _within(real, mount.point) and (best is None or len(mount.point) >= len(best.point)):
             best = mount
     if best is None:
-        return "", real
-    point, device, root = best
-    return device, os.path.normpath(os.path.join(root, os.path.relpath(real, point)))  # noqa: PTH118 - Path does not collapse dots
+        return None, real
+    return best, os.path.normpath(os.path.join(best.top, os.path.relpath(real, best.point)))  # noqa: PTH118 - Path does not collapse dots
 
 
 def contains(outer: Path, inner: Path) -> bool:
@@ -467,7 +475,27 @@ def contains(outer: Path, inner: Path) -> bool:
     return _contains(outer, inner, _mounts())
 
 
-_Mount = tuple[str, str, str]
+class _Mount(NamedTuple):
+    """A mount of this machine.
+
+    Attributes:
+        point: the directory where it is.
+        device: what is mounted.
+        top: the directory of the device that is mounted.
+        layers: the directories whose files an overlay shows.
+    """
+
+    point: str
+    device: str
+    top: str
+    layers: tuple[str, ...] = ()
+
+    def shown(self, path: str, mounts: "list[_Mount]") -> Iterator[tuple[str, str]]:
+        """Yield a directory of the device, and those of other devices that an overlay shows there."""
+        yield self.device, path
+        for layer in self.layers:
+            if Path(layer).is_dir():  # a container shows the layers of its root, and does not have them
+                yield physical_path(Path(layer + path), mounts)
 
 
 def _contains(outer: Path, inner: Path, mounts: list[_Mount]) -> bool:
@@ -480,11 +508,12 @@ def _contains(outer: Path, inner: Path, mounts: list[_Mount]) -> bool:
 
 def _extents(root: Path, mounts: list[_Mount]) -> Iterator[tuple[str, str]]:
     """Yield each directory of a device that a root shows: its own, and those that are mounted inside it."""
-    yield physical_path(root, mounts)
     real = os.path.realpath(root)
-    for point, device, top in mounts:
-        if point != real and _within(point, real):
-            yield device, top
+    mount, path = _mounted_at(real, mounts)
+    yield from mount.shown(path, mounts) if mount else [("", path)]
+    for mount in mounts:
+        if mount.point != real and _within(mount.point, real):
+            yield from mount.shown(mount.top, mounts)
 
 
 def _is_or_is_above(outer: Path, inner: Path) -> bool:
@@ -579,7 +608,7 @@ def _endpoint(url: str | None, own: re.Pattern[str] | None = None) -> str | None
 
 
 def _mounts() -> list[_Mount]:
-    """Return each mount of this machine: its directory, its device, and the directory of the device that is mounted."""
+    """Return each mount of this machine."""
     try:
         lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").split("\n")
     except OSError:
@@ -588,8 +617,19 @@ def _mounts() -> list[_Mount]:
     for line in lines:
         fields = line.split(" ")
         if len(fields) > _MOUNT_POINT:
-            found.append((_unescaped(fields[_MOUNT_POINT]), fields[2], _unescaped(fields[3])))
+            layers = tuple(_layers(fields[-1])) if " - overlay " in line else ()
+            found.append(_Mount(_unescaped(fields[_MOUNT_POINT]), fields[2], _unescaped(fields[3]), layers))
     return found
+
+
+def _layers(options: str) -> Iterator[str]:
+    """Yield the directories that the options of an overlay name."""
+    for option in options.split(","):
+        name, _, value = option.partition("=")
+        if name in {"lowerdir", "upperdir", "lowerdir+", "datadir+"}:
+            for layer in re.split(r"(?<!\\):", _unescaped(value)):
+                if layer:
+                    yield layer.replace("\\:", ":")
 
 
 def _unescaped(field: str) -> str:

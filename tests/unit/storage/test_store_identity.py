@@ -25,9 +25,13 @@ from worker.storage import (
     Stores,
     Verdict,
 )
-from worker.storage.identity import Identity, KnownIdFiles, OtherStore, SameStore, overlapping
+from worker.storage.identity import Identity, KnownIdFiles, OtherStore, SameStore, _Mount, overlapping
 
 DATA = b"bytes"
+_OVERLAY = (
+    "mount -t tmpfs none memory && mkdir memory/upper memory/work && mount -t overlay none outer"
+    ' -o "userxattr,lowerdir=$PWD/elsewhere,upperdir=$PWD/memory/upper,workdir=$PWD/memory/work"'
+)
 
 
 def _stores(run: Path, **roots: Path) -> Stores:
@@ -58,7 +62,7 @@ def test_one_root_in_or_at_another_is_one_place(tmp_path: Path, inner: str) -> N
 def test_a_bind_mount_is_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A directory that is mounted a second time elsewhere is found from the table of mounts."""
     table = [("/", "8:1", "/"), ("/mnt/again", "8:1", "/srv/artifacts/inner"), ("/mnt/other", "8:2", "/")]
-    monkeypatch.setattr("worker.storage.identity._mounts", lambda: table)
+    monkeypatch.setattr("worker.storage.identity._mounts", lambda: [_Mount(*row) for row in table])
     configs: dict[str, StoreConfig] = {
         "a": FilesystemConfig(root=Path("/srv/artifacts")),
         "b": FilesystemConfig(root=Path("/mnt/again")),
@@ -86,7 +90,7 @@ def test_what_is_mounted_inside_a_root_is_part_of_it(monkeypatch: pytest.MonkeyP
         ("/srv/artifacts/disk", "8:2", "/shared"),
         ("/srv/others/a/b/c/d/e", "8:2", "/shared/team"),
     ]
-    monkeypatch.setattr("worker.storage.identity._mounts", lambda: table)
+    monkeypatch.setattr("worker.storage.identity._mounts", lambda: [_Mount(*row) for row in table])
     for one, two in ((first, second), (second, first)):
         configs: dict[str, StoreConfig] = {
             "a": FilesystemConfig(root=Path(one)),
@@ -96,9 +100,24 @@ def test_what_is_mounted_inside_a_root_is_part_of_it(monkeypatch: pytest.MonkeyP
         assert _pairs(configs) == [("a", "b")]
 
 
-def test_a_mounted_directory_is_found_on_a_real_system(tmp_path: Path) -> None:
-    """A directory that is bound into a root is found from both stores, in the kernel's own table of mounts."""
-    for name in ("outer/in/side", "elsewhere/deep"):
+@pytest.mark.parametrize(
+    ("mount", "first", "second"),
+    [
+        ("mount --bind elsewhere outer/in/side", "outer", "elsewhere/deep"),
+        (_OVERLAY, "outer", "elsewhere"),
+        (_OVERLAY, "outer/deep", "elsewhere"),
+        (_OVERLAY, "outer", "elsewhere/deep"),
+        (_OVERLAY, "outer/deep", "memory/upper"),
+        (f"{_OVERLAY} && mount --bind outer/deep outer/in", "outer/in", "elsewhere/deep"),
+    ],
+    ids=["bound", "lower", "around_a_lower", "in_a_lower", "upper", "bound_from_an_overlay"],
+)
+def test_a_mounted_directory_is_found_on_a_real_system(tmp_path: Path, mount: str, first: str, second: str) -> None:
+    """What a root shows of another one is found from both stores, in the kernel's own table of mounts.
+
+    That is a directory that is bound into it, or a layer of an overlay, whose files are there until they are changed.
+    """
+    for name in ("outer/in/side", "elsewhere/deep", "elsewhere/in", "memory"):
         (tmp_path / name).mkdir(parents=True)
     program = (
         "import sys; from pathlib import Path; from worker.storage import FilesystemConfig as C;"
@@ -106,12 +125,12 @@ def test_a_mounted_directory_is_found_on_a_real_system(tmp_path: Path) -> None:
         "a, b = (C(root=Path(p)) for p in sys.argv[1:]);"
         "print(len([*overlapping({'a': a, 'b': b}), *overlapping({'b': b, 'a': a})]))"
     )
-    mounted = f'mount --bind elsewhere outer/in/side && exec "{sys.executable}" -c "$0" "$1" "$2"'
+    mounted = f'{mount} && exec "{sys.executable}" -c "$0" "$1" "$2"'
     command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mounted, program]
-    if subprocess.run([*command[:4], "mount", "--bind", ".", "."], cwd=tmp_path, check=False).returncode:
-        pytest.skip("this user cannot mount")
+    if subprocess.run([*command[:4], "sh", "-c", mount], cwd=tmp_path, check=False).returncode:
+        pytest.skip("this user cannot mount that")
     found = subprocess.run(
-        [*command, str(tmp_path / "outer"), str(tmp_path / "elsewhere" / "deep")], cwd=tmp_path,
+        [*command, str(tmp_path / first), str(tmp_path / second)], cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert found.stdout.strip() == "2"
@@ -362,16 +381,21 @@ def test_the_bucket_of_another_store_is_no_logical_bucket(tmp_path: Path) -> Non
         "same": S3Config(bucket="artifacts", endpoint="http://store.example:80"),
         "alias": S3Config(bucket="team", endpoint="http://10.0.0.1"),
         "elsewhere": S3Config(bucket="other", endpoint="http://10.0.0.2"),
+        "disk": FilesystemConfig(root=tmp_path / "given-out" / "served"),
+        "google": GcsConfig(bucket="shown", endpoint="http://10.0.0.3"),
     }
     assert _pairs(configs) == []
     known = KnownIdFiles(tmp_path, configs)
+    known.put("disk", "c" * 32)
+    known.put("google", "d" * 32)
     known.put("alias", "a" * 32)
     known.put("elsewhere", "b" * 32)
     driver = MemoryDriver("all")
-    Store(driver).write_object("team", "zot-store/identity", io.BytesIO(b"zot-store " + b"a" * 32 + b"\n"))
+    for bucket, letter in (("team", b"a"), ("served", b"c"), ("shown", b"d")):
+        Store(driver).write_object(bucket, "zot-store/identity", io.BytesIO(b"zot-store " + letter * 32 + b"\n"))
     Store(driver).write_object("artifacts", "rel/a", source(DATA))
     store = Store(driver, identity=Identity(driver, known, configs=configs))
-    for bucket, name in (("artifacts", "same"), ("team", "alias")):
+    for bucket, name in (("artifacts", "same"), ("team", "alias"), ("served", "disk"), ("shown", "google")):
         for use in (
             lambda at: store.write_object(at, "rel/a", source(DATA)),
             lambda at: store.delete_object(at, "rel/a"),
