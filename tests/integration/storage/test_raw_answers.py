@@ -15,6 +15,7 @@ from tests.conformance.bodies import digest_of, some_bytes, source
 from tests.conformance.targets import AZURITE_API, PART
 from worker.storage import AzureConfig, GcsConfig, Match, S3Config, Store, StoreConfig
 from worker.storage.azure import client as azure_client
+from worker.storage.cloud.response_body import LONGEST_ANSWER
 from worker.storage.configured_stores import open_driver
 from worker.storage.driver import StaleUpload, WriteInfo
 from worker.storage.errors import StorageError
@@ -115,10 +116,16 @@ VERBS: dict[str, Callable[..., object]] = {
 
 
 class RawServer:
-    """Reads each request and sends `answer` as it is. A context manager."""
+    """Reads each request and sends `answer` as it is, and `piece` after it until `most` bytes. A context manager.
+
+    It keeps the heads of the requests in `asked`, and counts what it sends in `sent`.
+    """
 
     def __init__(self) -> None:
         self.answer = b""
+        self.piece, self.most = b"", 0
+        self.asked: list[bytes] = []
+        self.sent = 0
         self._listening = socket.create_server(("127.0.0.1", 0))
         self._thread = threading.Thread(target=self._accept, daemon=True)
 
@@ -155,7 +162,13 @@ class RawServer:
                 client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
             while left > 0 and (data := client.recv(1 << 20)):
                 left -= len(data)
+            self.asked.append(head)
             client.sendall(answer)
+            sent = 0
+            while sent < self.most:
+                client.sendall(self.piece)
+                sent += len(self.piece)
+                self.sent += len(self.piece)
             client.shutdown(socket.SHUT_WR)
             while client.recv(65536):
                 pass
@@ -210,6 +223,52 @@ def test_no_answer_leaves_a_driver_as_another_exception(
                 except Exception as error:  # noqa: BLE001
                     wrong.append((verb, server.answer[:80], repr(error)))
     assert wrong == []
+    store.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # as above
+@pytest.mark.parametrize("status", ["200 OK", "403 Forbidden", "500 Broken"])
+@pytest.mark.parametrize("kind", ["s3", "gcs", "azure"])
+def test_an_answer_without_end_fills_no_memory(
+    server: RawServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, status: str
+) -> None:
+    """An answer that is no object is given up where it is longer than any that a store gives."""
+    monkeypatch.setattr(providers, "ATTEMPTS", 1)
+    monkeypatch.setattr(azure_client, "RETRIES", 0)
+    monkeypatch.setattr(gcs_client, "RETRY_FOR", 0.01)
+    store = Store(open_driver("far", _config(kind, server.endpoint)), spool_dir=tmp_path)
+    server.answer = _raw(b"", status, "Content-Type: application/xml", "Transfer-Encoding: chunked", *OBJECT[:3])
+    server.piece, server.most = b"100000\r\n" + b"<" * 0x100000 + b"\r\n", 8 * LONGEST_ANSWER
+    with pytest.raises(StorageError, match="far"):
+        VERBS["list"](store, "token")
+    assert server.sent < server.most / 2
+    for verb in ("stat", "read", "write"):  # a write is done if the head of the answer says so
+        server.sent = 0
+        with contextlib.suppress(StorageError):
+            VERBS[verb](store, "token")
+        assert server.sent < server.most / 2, verb
+    store.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # as above
+@pytest.mark.parametrize("status", ["301 Moved", "302 Found", "303 See", "307 Temporary", "308 Permanent"])
+@pytest.mark.parametrize(("kind", "token"), [("s3", "writer:upload"), ("gcs", "token"), ("azure", "token")])
+def test_a_store_sends_no_request_elsewhere(
+    server: RawServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, token: str, status: str
+) -> None:
+    """No request, with an object's bytes or a signature, goes to the host that a store's answer names."""
+    monkeypatch.setattr(providers, "ATTEMPTS", 1)
+    monkeypatch.setattr(azure_client, "RETRIES", 0)
+    monkeypatch.setattr(gcs_client, "RETRY_FOR", 0.01)
+    store = Store(open_driver("far", _config(kind, server.endpoint)), spool_dir=tmp_path)
+    with RawServer() as other:
+        other.answer = _raw(b"", "404 Not Found", "Content-Length: 0")
+        server.answer = _raw(b"", status, f"Location: {other.endpoint}/real/x", "Content-Length: 0")
+        for ask in VERBS.values():
+            with contextlib.suppress(StorageError):
+                ask(store, token)
+        assert server.asked
+        assert other.asked == []
     store.close()
 
 

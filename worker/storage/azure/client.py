@@ -17,6 +17,7 @@ from urllib3 import Retry
 from worker.storage.azure.errors import translated
 from worker.storage.cloud.error_mapping import REQUESTS_TRUST, Origin, check_environment, shown_url
 from worker.storage.cloud.proxies import proxies_for
+from worker.storage.cloud.response_body import limit_answer
 from worker.storage.config import AzureConfig, connection_fields
 from worker.storage.errors import PermanentError
 from worker.storage.transfer.send_in_slices import mount_sliced_body
@@ -97,6 +98,7 @@ def make_service(config: AzureConfig, origin: Origin) -> BlobServiceClient:
         "max_single_put_size": max(int(config.part_size), 16 * MIB),
         "max_single_get_size": MAX_GET,
         "logging_enable": False,
+        "permit_redirects": False,  # an object's bytes would go to, and come from, whatever host an answer names
     }
     try:
         with translated(origin, "the SDK"):
@@ -112,7 +114,7 @@ def _transport(endpoint: str, authorities: str | None) -> RequestsTransport:
     mount_sliced_body(
         session, Retry(total=False, redirect=False, raise_on_status=False)
     )  # as the SDK does with its own
-    session.hooks["response"].append(_empty_unreadable_error)
+    session.hooks["response"] += [limit_answer, _empty_unreadable_error]
     return RequestsTransport(
         session=session,
         connection_timeout=CONNECT_TIMEOUT,

@@ -153,7 +153,7 @@ _CODES: tuple[CodeRow, ...] = (
         "BlobAccessTierNotSupportedForAccountType InvalidBlobTier CannotChangeToLowerTier",
     ),
     (PermanentError, "the store cannot do this", "UnsupportedHttpVerb InvalidHttpVerb 405 501"),
-    (PermanentError, "the store is elsewhere; correct `account_url`", "301 302 307 308"),
+    (PermanentError, "the store is elsewhere; correct `account_url`", "301 302 303 307 308"),
     (
         PermanentError,
         QUOTE,

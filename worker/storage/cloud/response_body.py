@@ -1,6 +1,43 @@
-"""Receive the body of an HTTP response straight into the caller's memory."""
+"""Receive the bodies of HTTP responses: an object's into the caller's memory, any other up to a limit."""
 
+from collections.abc import Iterable
+from http import HTTPStatus
 from typing import Any
+
+import requests
+
+LONGEST_ANSWER = 32 * 1024 * 1024
+"""Bytes of an answer that is no object. The longest is Azure's list of all blocks that a blob can have, 22 MiB."""
+TOO_LONG = f"the answer has more than {LONGEST_ANSWER // 1024**2} MiB, and is no object"
+_PIECE = 64 * 1024
+
+
+def received_whole(pieces: Iterable[bytes]) -> bytes | None:
+    """Return the body of an answer that is no object; None as soon as it is longer than any such answer.
+
+    The SDKs receive it whole before they parse it: without a limit a gateway could use up the memory of the worker.
+    """
+    received = bytearray()
+    for piece in pieces:
+        received += piece
+        if len(received) > LONGEST_ANSWER:
+            return None
+    return bytes(received)
+
+
+def limit_answer(reply: requests.Response, *, stream: bool = False, **_options: object) -> None:
+    """Receive an answer of `requests`, as one of its hooks, unless it is the object that the caller streams.
+
+    Raises:
+        InvalidJSONError: the answer is longer than any that is no object.
+    """
+    if stream and reply.status_code < HTTPStatus.MULTIPLE_CHOICES:
+        return
+    content = received_whole(reply.iter_content(_PIECE))
+    if content is None:
+        reply.close()
+        raise requests.exceptions.InvalidJSONError(TOO_LONG)
+    reply._content = content  # noqa: SLF001  the library offers no other place
 
 
 class HttpBody:

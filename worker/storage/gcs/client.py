@@ -19,6 +19,7 @@ from requests.exceptions import InvalidJSONError
 
 from worker.storage.cloud.error_mapping import REQUESTS_TRUST, check_environment, shown_url
 from worker.storage.cloud.proxies import proxies_for
+from worker.storage.cloud.response_body import limit_answer
 from worker.storage.config import GcsConfig
 from worker.storage.errors import AccessDenied
 from worker.storage.transfer.send_in_slices import mount_sliced_body
@@ -119,7 +120,8 @@ def connect(name: str, config: GcsConfig) -> Connection:
     credentials, project = _credentials(name, config)
     session = AuthorizedSession(credentials)
     mount_sliced_body(session)
-    session.hooks["response"].append(_empty_unreadable_error)
+    session.max_redirects = 0  # an object's bytes would go to, and come from, whatever host an answer names
+    session.hooks["response"] += [limit_answer, _empty_unreadable_error]
     _read_environment_once(session, endpoint, authorities)
     # Otherwise a thread of the library asks for each bucket, for tracing: outside of all limits, and with each request
     # again while the store is down.

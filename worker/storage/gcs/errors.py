@@ -114,7 +114,7 @@ _REASONS: tuple[CodeRow, ...] = (
     (
         PermanentError,
         "the answer is a redirection, which a store does not give; check `endpoint`",
-        "mediaDownloadRedirect temporaryRedirect notModified 301 302 304 307 308",
+        "mediaDownloadRedirect temporaryRedirect notModified 301 302 303 304 307 308",
     ),
     (
         PermanentError,

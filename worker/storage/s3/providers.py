@@ -9,18 +9,21 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Literal
 
 import boto3
+import botocore.exceptions as sdk
 import botocore.loaders
 import botocore.session
-from botocore.awsrequest import AWSPreparedRequest
+from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.config import Config
 from botocore.parsers import ResponseParserError
 from botocore.utils import parse_timestamp
 from pydantic import SecretStr
+from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from worker.storage.cloud.error_mapping import check_environment, shown_url
 from worker.storage.cloud.listing import check_size, is_document, without_malformed
 from worker.storage.cloud.metadata import UNKNOWN_TIME
 from worker.storage.cloud.proxies import proxies_for
+from worker.storage.cloud.response_body import TOO_LONG, received_whole
 from worker.storage.config import S3Config
 from worker.storage.errors import PermanentError
 from worker.storage.s3.errors import TRUST
@@ -181,7 +184,45 @@ def make_client(
         client.meta.events.register(f"before-parse.s3.{operation}", partial(_clean_page, root))
     client.meta.events.register("before-send.s3.CreateMultipartUpload", request_begins)
     client.meta.events.register("before-send.s3", _damage if damaging else _send_in_pieces)
+    endpoint: Any = client._endpoint  # type: ignore[attr-defined]  # noqa: SLF001  the SDK offers no other place
+    endpoint.http_session = _LimitedSession(endpoint.http_session)
     return client
+
+
+class _LimitedSession:
+    """Sends the SDK's requests, and receives no more of an answer that is no object than one can have."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    def send(self, request: AWSPreparedRequest) -> AWSResponse:
+        """Return the answer to a request.
+
+        Raises:
+            ResponseParserError: the answer is longer than any that is no object.
+            botocore.exceptions.HTTPClientError: there is no answer, or it broke off.
+        """
+        is_object, request.stream_output = request.stream_output, True
+        try:
+            answer: AWSResponse = self._session.send(request)
+        finally:
+            request.stream_output = is_object
+        if is_object and answer.status_code < HTTPStatus.MULTIPLE_CHOICES:
+            return answer
+        try:
+            content = received_whole(answer.raw.stream())
+        except ReadTimeoutError as error:
+            raise sdk.ReadTimeoutError(endpoint_url=request.url, error=error) from error
+        except HTTPError as error:
+            raise sdk.ConnectionClosedError(endpoint_url=request.url, request=request, error=error) from error
+        if content is None:
+            answer.raw.close()
+            raise ResponseParserError(TOO_LONG)
+        answer._content = content  # type: ignore[attr-defined]  # noqa: SLF001
+        return answer
+
+    def close(self) -> None:
+        self._session.close()
 
 
 @cache
