@@ -59,6 +59,8 @@ logger = logging.getLogger(__name__)
 
 _MESSAGE = 2000
 """Characters of an error's message in the ledger and in the result."""
+_OURS = {"worker", "tasks", "zot_artifact_client"}
+_MOST_CAUSES = 16
 
 RequestT = TypeVar("RequestT", bound=Message)
 ResultT = TypeVar("ResultT", bound=Message)
@@ -427,7 +429,7 @@ class Delivery(Generic[RequestT, ResultT]):
         RETRIES.add(self._spec.kind, _described(error).type)
         told = (job.id, job.attempt, delay, error)
         logger.warning("job %s: attempt %d failed, retry in %.0f s: %s", *told, extra=_store(error))
-        raise self._again(delay, error) from error
+        raise self._again(delay, error) from None
 
     def _continue_later(self, job: RunningJob, step: Continue) -> NoReturn:
         """Send the message for the next step of the job, which counts as no retry and no failed attempt.
@@ -446,7 +448,7 @@ class Delivery(Generic[RequestT, ResultT]):
         self._ledger.snooze(job.id, job.fence, _described(error).model_dump(), since=since, due=self._due(seconds))
         SNOOZES.add(self._spec.kind)
         logger.info("job %s is snoozed for %.1f s: %s", job.id, seconds, error)
-        raise self._again(seconds, error) from error
+        raise self._again(seconds, error) from None
 
     def _fail(
         self, job: RunningJob, state: JobState, error: Exception, previous: Mapping[str, Any] | None = None
@@ -455,7 +457,7 @@ class Delivery(Generic[RequestT, ResultT]):
         self._end(job, state, error={**_details(error), **(previous or {})})
         told = (job.id, self._spec.kind, state, job.attempt, described.message)
         logger.error("job %s: %s is %s at attempt %d: %s", *told, extra=_store(error))
-        raise JobFailed(described.message, described.type, state.value, job.attempt) from error
+        raise JobFailed(described.message, described.type, state.value, job.attempt) from None  # see `_traceback`
 
     def _reject(self, kwargs: Mapping[str, object], reason: str) -> NoReturn:
         error = JobError(type="InvalidMessage", message=f"{self._spec.name} does not accept this message: {reason}")
@@ -528,8 +530,22 @@ def _without_faults_of_the_machine() -> Iterator[None]:
 
 def _details(error: Exception) -> dict[str, Any]:
     """Return the record of an error for the ledger, with its traceback and the store that it is about."""
-    details = _described(error).model_dump() | {"traceback": "".join(traceback.format_exception(error))[-8000:]}
-    return details | _store(error)
+    return _described(error).model_dump() | {"traceback": _traceback(error)[-8000:]} | _store(error)
+
+
+def _traceback(error: BaseException) -> str:
+    """Return the traceback of an error and of its causes; of those of other libraries only the class is named.
+
+    Their texts may quote what a host, a proxy or a store has answered: bytes, or the credentials of the request.
+    """
+    told: list[str] = []
+    each: BaseException | None = error
+    while each is not None and len(told) < _MOST_CAUSES:
+        frames = "".join(traceback.format_tb(each.__traceback__))
+        said = f": {each}" if type(each).__module__.partition(".")[0] in _OURS else ""
+        told.insert(0, f"Traceback (most recent call last):\n{frames}{type(each).__name__}{said}\n")
+        each = each.__cause__ or (None if each.__suppress_context__ else each.__context__)
+    return "\nwhich caused:\n\n".join(told)
 
 
 def _store(error: Exception) -> dict[str, Any]:

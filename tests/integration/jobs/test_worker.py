@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from celery import Celery
+from redis import Redis
 
 from tests.servers.worker import Worker
-from tests.unit.alarms.receivers import Posted, http_receiver
+from tests.unit.alarms.receivers import Posted, http_receiver, raw_receiver
 from tests.waiting import WITHIN, until
 from zot_artifact_client import ArtifactClient, JobCancelled, JobFailed
 from zot_artifact_client.contract import QUERIES, TASKS, VERIFY, JobState, Progress, Queue
@@ -33,9 +34,16 @@ def webhook() -> Iterator[tuple[str, list[Posted]]]:
 
 
 @pytest.fixture(scope="module")
-def worker(valkey, tmp_path_factory, incoming, webhook) -> Iterator[Worker]:
+def garbage() -> Iterator[str]:
+    with raw_receiver(lambda connection: connection.sendall(b"PAYLOAD\n\n")) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def worker(valkey, tmp_path_factory, incoming, webhook, garbage) -> Iterator[Worker]:
     settings = {
         "sources__roots": json.dumps([str(incoming)]),
+        "sources__hosts": json.dumps([f"http://{garbage}"]),
         "breaker__enabled": "false",  # attempts are counted here, and it spares them
         "store_limits": json.dumps({"dr": {"bytes_per_second": "20MiB"}}),  # a job on it takes seconds
         "retry__max_attempts": "2",
@@ -111,6 +119,18 @@ def test_a_permanent_failure_is_told_at_once(client, catalogue):
     with pytest.raises(JobFailed, match="not in the catalogue"):
         job.wait(WITHIN)
     assert catalogue.ledger.get(job.id).attempts == 1
+
+
+def test_no_answer_of_a_host_is_kept(client, worker, catalogue, valkey, garbage):
+    """What a host sends in place of an answer, which may be bytes of an artifact, is in no result, row or log."""
+    job = client.upload(f"http://{garbage}/app.tgz", "releases", "garbage.tgz")
+    with pytest.raises(JobFailed, match="ProtocolError"):
+        job.wait(WITHIN)
+    record = catalogue.ledger.get(job.id)
+    assert "BadStatusLine" in record.error["traceback"]
+    with Redis.from_url(valkey.url) as redis:
+        kept = (record.error, redis.get(f"celery-task-meta-{job.id}"), worker.log)
+    assert not [each for each in kept if "PAYLOAD" in str(each)]
 
 
 def test_the_effect_of_a_message_that_comes_twice_happens_once(client, catalogue, source):
