@@ -347,11 +347,15 @@ def _address(scheme: str, address: str, setting: str) -> tuple[str, int]:
 
 
 def _query(scheme: str, text: str, setting: str) -> dict[str, str]:
-    query = dict(parse_qsl(text, keep_blank_values=True))
+    given = parse_qsl(text, keep_blank_values=True)
+    query = dict(given)
     unknown = sorted(query.keys() - _QUERY[scheme]) if scheme in _QUERY else []
     if unknown:
         known = ", ".join(sorted(_QUERY[scheme]))
         raise InvalidUrl(f"{setting}: {scheme}:// has a parameter that is unknown; there are {known}")
+    if len(given) > len(query):
+        twice = next(name for name in sorted(query) if [each for each, _ in given].count(name) > 1)
+        raise InvalidUrl(f"{setting}: {twice} is there twice")
     for name in _VALUES.keys() & query.keys():
         fits, expected = _VALUES[name]
         if not fits.fullmatch(query[name]):
