@@ -18,7 +18,7 @@ from celery import Celery, signals
 from worker import clock, context, shutdown_flag, tracing
 from worker.beat_scheduler import LONGEST_SLEEP
 from worker.bounded_exit import end_after, end_within, end_within_after_signals
-from worker.catalogue import Catalogue, CatalogueError, NewerCatalogue
+from worker.catalogue import Catalogue, CatalogueError, NewerCatalogue, fold_write_ahead_log
 from worker.embedded.parent_death import die_with_parent
 from worker.flower.require_authentication import check_authentication, is_flower
 from worker.flower.setup import set_up
@@ -254,8 +254,12 @@ def _is_ending() -> bool:
 
 
 def _end_in_time(sender: Any, **_: Any) -> None:
-    """End a worker that has drained, although a thread of it or of a library has not ended."""
+    """End a worker that has drained, although a thread of it or of a library has not ended.
+
+    Its children have ended, without closing their connections to the catalogue.
+    """
     end_within(status=sender.exitcode or 0)
+    fold_write_ahead_log(context.configured().catalogue_url)
 
 
 @signals.beat_init.connect

@@ -153,6 +153,7 @@ def test_sigterm_lets_running_jobs_end(zot: Zot) -> None:
         family = up.family()
         assert up.stop() == 0
         assert still_there(family, WITHIN) == set()
+    assert not list(zot.home.glob("catalogue.sqlite3-wal")), "a copy of the file alone is whole"
     document = zot("jobs", job, "--json").document
     assert (document["state"], document["attempts"]) == ("succeeded", 1), document
 

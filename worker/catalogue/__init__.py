@@ -41,6 +41,7 @@ from worker.catalogue.database import (
     NoCatalogue,
     check_file,
     expected_identity,
+    fold_write_ahead_log,
 )
 from worker.catalogue.delete_approvals import ApprovalState, CannotDecide, DeleteApproval, DeleteApprovals
 from worker.catalogue.deletions import Deletions, KeptTombstone, Tombstone, UndeleteRefused
@@ -196,6 +197,7 @@ __all__ = [
     "check_file",
     "check_lines",
     "expected_identity",
+    "fold_write_ahead_log",
     "is_full_read",
     "last_cause",
     "load_export",

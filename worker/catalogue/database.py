@@ -350,6 +350,24 @@ def check_file(url: str) -> None:
         engine.dispose()
 
 
+def fold_write_ahead_log(url: str) -> None:
+    """Move what an SQLite catalogue has in its write-ahead log into its file, unless a process has it open.
+
+    SQLite does so when the last connection is closed. Processes that end without that leave the log, and a copy of the
+    file alone would lack their last transactions.
+    """
+    engine = open_engine(url)
+    path = sqlite.file_of(engine.url) if engine.dialect.name == "sqlite" else None
+    try:
+        if path and path.exists() and path.with_name(f"{path.name}-wal").exists():
+            with translated(engine):
+                _revision(engine)
+    except (CatalogueError, OSError) as error:
+        logger.warning("catalogue %s: its last transactions stay in %s-wal: %s", path, path, error)
+    finally:
+        engine.dispose()
+
+
 _WAY_OUT = (
     "move it away and put the catalogue back, or run `zot-artifacts catalogue restore STORE`; ZOT_CATALOGUE and "
     "ZOT_HOME say where it is"

@@ -4,6 +4,8 @@ import errno
 import os
 import resource
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +17,7 @@ from types import SimpleNamespace
 import pytest
 import sqlalchemy as sa
 
+from tests.servers.process import REPOSITORY
 from tests.unit.catalogue.test_catalogue import stored
 from worker import clock, shutdown_flag
 from worker.catalogue import (
@@ -29,6 +32,7 @@ from worker.catalogue import (
     Outcome,
     PageOutcome,
     VerdictRow,
+    fold_write_ahead_log,
 )
 from worker.cli.service_checks import catalogue_lock
 from worker.storage import Digest
@@ -346,6 +350,34 @@ def test_the_groups_of_a_page_wait_for_the_disk_once_at_its_end(url, monkeypatch
     assert catalogue.verifications.durable_head().id == 3
     assert waits.count("flush") == 2
     catalogue.close()
+
+
+def test_the_file_alone_is_the_catalogue_once_its_last_process_has_ended(tmp_path, url):
+    """A child of a worker ends without closing its connections, and leaves its last rows in the write-ahead log."""
+    file, log = tmp_path / "catalogue.sqlite3", tmp_path / "catalogue.sqlite3-wal"
+    Catalogue(url).close()
+    script = (
+        "import os; from worker import clock; from worker.catalogue import Catalogue, Scope; "
+        f"Catalogue({url!r}).pauses.begin(Scope.STORE, 'dr', reason=None, now=clock.now()); os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=REPOSITORY)
+    assert log.exists()
+    with closing(sqlite3.connect(file)) as other:
+        other.execute("SELECT * FROM pauses").fetchall()
+        fold_write_ahead_log(url)
+        assert log.exists(), "it is left to the process that has the catalogue open"
+    fold_write_ahead_log(url)
+    assert not log.exists()
+    copy = tmp_path / "copy.sqlite3"
+    copy.write_bytes(file.read_bytes())
+    with closing(sqlite3.connect(copy)) as connection:
+        assert connection.execute("SELECT name FROM pauses").fetchall() == [("dr",)]
+
+
+def test_no_catalogue_is_made_to_fold_the_log_of_none(tmp_path, url):
+    """The end of a worker whose catalogue is gone makes no new file, and no error."""
+    fold_write_ahead_log(url)
+    assert list(tmp_path.iterdir()) == []
 
 
 def _other_database(file: Path) -> None:
