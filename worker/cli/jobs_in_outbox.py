@@ -22,22 +22,28 @@ _SECONDS = 5.0
 def jobs_in_outbox(settings: Settings, beginning: str, *, limit: int) -> list[JobRecord]:
     """Return jobs of the outbox whose ids are `beginning`, else those whose ids begin with it, `limit` at most.
 
-    A broker that does not answer, or keeps no outbox, has none.
-    """
-    import redis
+    A broker that keeps no outbox has none.
 
+    Raises:
+        BrokerUnavailable: the broker does not answer, or refuses the question.
+    """
     from zot_artifact_client.broker_urls import parse_url, redis_client
+    from zot_artifact_client.connection import broker_errors
 
     if not _BEGINNING.fullmatch(beginning):
         return []
     try:
-        if not parse_url(settings.broker_url).is_redis:
-            return []
-        with redis_client(settings.broker_url, socket_connect_timeout=_SECONDS, socket_timeout=_SECONDS) as client:
-            found = _messages(client, beginning, limit)
-            records = [_record(client, id_, message) for id_, message in sorted(found.items())]
-    except (NoBroker, redis.RedisError, OSError):
+        url = settings.broker_url
+    except NoBroker:
         return []
+    if not parse_url(url).is_redis:
+        return []
+    with (
+        broker_errors("broker", url),
+        redis_client(url, socket_connect_timeout=_SECONDS, socket_timeout=_SECONDS) as client,
+    ):
+        found = _messages(client, beginning, limit)
+        records = [_record(client, id_, message) for id_, message in sorted(found.items())]
     return [record for record in records if record is not None]
 
 

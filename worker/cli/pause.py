@@ -12,6 +12,7 @@ from worker.cli.output import AsJson, moment, note, print_json, print_table, say
 from worker.cli.session import Session, opened
 from worker.settings.model import NoBroker
 from zot_artifact_client.contract import JobState, Queue
+from zot_artifact_client.errors import BrokerUnavailable
 
 WhatArgument = Annotated[Scope, typer.Argument(metavar="store|queue|job", help="What NAME is: one of these words.")]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The name of the store or queue, or the job's id.")]
@@ -148,16 +149,17 @@ def _full_id(session: Session, name: str) -> str:
 
 def _tell_workers(session: Session) -> None:
     """Tell the workers at once; where that fails, `sweep.recover` does it."""
-    import redis
-
     from worker.limits.check_pauses import mirror_queues
     from worker.limits.shared_redis import redis_of_results
+    from zot_artifact_client.connection import broker_errors
 
     try:
-        client = redis_of_results(session.settings.results_url)
-        if client is None:
-            note("the result backend is no Redis: queues cannot be paused, only stores and jobs")
-            return
-        mirror_queues(client, session.catalogue.pauses.all())
-    except (NoBroker, redis.RedisError) as error:
-        note(f"the workers learn of it when the broker answers again: {error}")
+        url = session.settings.results_url
+        with broker_errors("result backend", url):
+            client = redis_of_results(url)
+            if client is None:
+                note("the result backend is no Redis: queues cannot be paused, only stores and jobs")
+                return
+            mirror_queues(client, session.catalogue.pauses.all())
+    except (NoBroker, BrokerUnavailable) as error:
+        note(f"it is recorded, and `sweep.recover` tells the workers once it can: {error}")

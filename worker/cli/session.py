@@ -14,6 +14,7 @@ from worker.cli.output import note
 from worker.settings import Settings, load_settings
 from worker.storage.configured_stores import Stores
 from worker.storage.errors import NotFound
+from zot_artifact_client.errors import BrokerUnavailable
 
 _SQLITE = "sqlite:///"
 
@@ -98,7 +99,11 @@ class Session:
             record = self.catalogue.ledger.get(id_ if id_ in ids else ids[0])
             if record is not None:
                 return record
-        found = jobs_in_outbox(self.settings, id_, limit=4) or jobs_in_outbox(self.settings, id_.lower(), limit=4)
+        unknown = None
+        try:
+            found = jobs_in_outbox(self.settings, id_, limit=4) or jobs_in_outbox(self.settings, id_.lower(), limit=4)
+        except BrokerUnavailable as error:
+            found, unknown = [], error
         waiting = {record.id: record for record in found}
         ids = sorted({*ids, *waiting})
         if len(ids) == 1 and ids[0] in waiting:
@@ -106,6 +111,12 @@ class Session:
         if ids:
             named = ", ".join(ids[:3]) + (", …" if len(ids) > 3 else "")  # noqa: PLR2004 - three are enough to show
             raise Failure(f"more than one job begins with {id_}: {named}", Status.USAGE, type_="AmbiguousJob")
+        if unknown is not None:
+            raise Failure(
+                f"no worker has taken a job {id_}, and whether it waits in its queue is unknown: {unknown}",
+                Status.UNKNOWN,
+                type_="BrokerUnavailable",
+            )
         raise Failure(
             f"no worker has taken a job {id_}: it waits in its queue or does not exist; see `zot-artifacts jobs`",
             Status.UNKNOWN,

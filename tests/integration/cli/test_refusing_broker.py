@@ -82,6 +82,9 @@ def test_a_broker_that_refuses_is_not_said_to_be_away(
         ["health", "beat"],
         ["doctor", "--json"],
         ["verify", "releases/a", "--no-wait"],
+        ["pause", "queue", "sweep"],
+        ["jobs", "5f0a1d0e"],
+        ["jobs", "--rejected"],
     ):
         cli.run(command)
         printed = capsys.readouterr()
@@ -90,6 +93,15 @@ def test_a_broker_that_refuses_is_not_said_to_be_away(
     of_broker = [f"{each['detail']}; {each['way_out']}" for each in checks.values() if each["outcome"] != "good"]
     assert told in said["health", "worker"]
     assert told in said["verify", "releases/a"]
+    of_write = REFUSALS[become_replica if refuse is lose_primary else refuse]  # it refuses a write as any replica does
+    assert of_write in said["pause", "queue"]
+    assert said["pause", "queue"].startswith("queue sweep is paused; `zot-artifacts resume queue sweep` ends it\n")
+    if refuse is not become_replica and refuse is not fill:  # these two answer what is only read
+        assert (
+            f"whether it waits in its queue is unknown: broker redis://127.0.0.1:{broker.port}"
+            in said["jobs", "5f0a1d0e"]
+        )
+        assert told in said["jobs", "5f0a1d0e"]
     assert any(told in each for each in of_broker)
     for each in (*said.values(), *of_broker):
         assert not any(wrong in each for wrong in ("does not answer", "cannot be reached", "no answer", "start it"))
