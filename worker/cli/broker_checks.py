@@ -107,7 +107,8 @@ def _queues(url: str) -> Check:
     except Exception as error:  # noqa: BLE001 - each transport raises other errors
         return Check("queues", "unknown", f"the broker {what_it_does(error, url)}")
     told = [
-        f"{counted(each.count, 'message')} in {name}{f', the oldest since {moment(each.since)}' if each.since else ''}"
+        f"{counted(each.count, 'message')} in {name}"
+        + (f", the oldest job of a client since {moment(each.since)}" if each.since else "")
         for name, each in waiting.items()
         if each.count
     ]

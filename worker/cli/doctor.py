@@ -263,7 +263,8 @@ def _store(session: Session, name: str, breaker: OpenBreaker | None) -> Check:
     except StorageError as error:
         detail = error.message.removeprefix(f"{name}: ")
         if breaker:
-            return Check(title, "unknown", f"{detail}; {breaker}", way_out_of_breaker(name))
+            told = str(breaker)
+            return Check(title, "unknown", told if detail in told else f"{detail}; {told}", way_out_of_breaker(name))
         return Check(title, "unknown", detail, _way_out(session.settings, name, error))
     if fault:
         return Check(title, "bad", fault.removeprefix(f"{name}: "), "do not rely on it before that is repaired")

@@ -1,6 +1,7 @@
 """`doctor` reports workers, beat, circuit breakers and the data directory, with real processes."""
 
 import json
+import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -59,7 +60,9 @@ def test_a_queue_without_a_worker_is_bad(
         client.replicate("releases", "app.tgz", to="dr")
     checks = doctor()
     unserved, waiting = checks["workers"], checks["queues"]["detail"]
-    assert waiting.startswith(f"no worker has taken 1 message in transfer, the oldest since {clock.now():%Y-%m-%d}")
+    assert waiting.startswith(
+        f"no worker has taken 1 message in transfer, the oldest job of a client since {clock.now():%Y-%m-%d}"
+    )
     assert (unserved["outcome"], unserved["detail"]) == ("bad", "none answers")
     with _Interactive(tmp_path, broker.url, concurrency=1):
         found = doctor()["workers"]
@@ -122,6 +125,21 @@ def test_beat_is_good_while_it_ticks(doctor: Doctor, broker: Valkey, tmp_path: P
         until(lambda: last_tick(client) is not None)
         found = doctor()["beat"]
     assert (found["outcome"], found["detail"].startswith("it ticked ")) == ("good", True)
+
+
+def test_the_error_of_a_store_is_told_once(doctor: Doctor, broker: Valkey) -> None:
+    """Where the circuit breaker opened for the error that the store still has, the line has it once."""
+    settings = load_settings()
+    settings.prepare()
+    shutil.rmtree(settings.stores["dr"].root)  # type: ignore[union-attr]
+    error = doctor()["store dr"]["detail"]
+    with redis_client(broker.url) as client:
+        breaker = CircuitBreaker("dr", Counters(SharedRedis(lambda: client)), settings.breaker)
+        for _ in range(settings.breaker.failures):
+            breaker.record_failure(f"dr: {error}")
+    found = doctor()["store dr"]
+    assert (found["outcome"], found["detail"].count(error)) == ("unknown", 1)
+    assert "its circuit breaker is open since" in found["detail"]
 
 
 def test_an_open_circuit_breaker_is_bad(doctor: Doctor, broker: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
