@@ -16,6 +16,7 @@ from zot_artifact_client.contract import (
     Progress,
     ShowRequest,
     ShowResult,
+    StatusAnswer,
     StatusRequest,
     StatusResult,
 )
@@ -71,10 +72,12 @@ def list_artifacts(request: ListRequest, context: Context) -> ListResult:
     return ListResult(artifacts=tuple(taken), next=taken[-1].key if len(taken) < len(found) else None)
 
 
-def status(request: StatusRequest, context: Context) -> StatusResult:
+def status(request: StatusRequest, context: Context) -> StatusAnswer:
     """Return what the ledger has of a job."""
     job = context.catalogue.ledger.get(request.job)
-    return StatusResult(job=request.job, state=JobState.UNKNOWN) if job is None else status_of(job)
+    if job is None:
+        return StatusAnswer(job=request.job, state=JobState.UNKNOWN)
+    return StatusAnswer(**dict(status_of(job)), request_sha256=job.request_sha256)
 
 
 def status_of(job: JobRecord) -> StatusResult:

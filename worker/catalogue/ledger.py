@@ -70,7 +70,11 @@ _LOCKED_POLL = 0.02
 
 
 class OtherRequest(CatalogueError):
-    """The job's id belongs to another request."""
+    """The job's id belongs to another request. `first`: the job with that request, if the ledger has it."""
+
+    def __init__(self, message: str, first: JobRecord | None = None) -> None:
+        super().__init__(message)
+        self.first = first
 
 
 class EndNotDurable(CatalogueUnavailable):
@@ -430,7 +434,7 @@ def _acquire(
         return _accept(connection, given, holds, taken, lease)
     if (found.kind, found.request) != (given["kind"], given["request"]):
         raise OtherRequest(
-            f"{id_} is the id of another {found.kind} request; an id or idempotency key names one request"
+            f"{id_} is the id of another {found.kind} request; an id or idempotency key names one request", found
         )
     if JobState(found.state).terminal:
         return Finished(found)

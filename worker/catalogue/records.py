@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from worker.storage import Digest, Verdict
 from zot_artifact_client.contract import BATCH, JobState
+from zot_artifact_client.idempotency_conflicts import digest_of
 
 
 class CopyState(StrEnum):
@@ -161,6 +162,11 @@ class JobRecord:
     due_at: datetime | None = None
     crashes: int = 0
     put_off_since: datetime | None = None
+
+    @property
+    def request_sha256(self) -> str | None:
+        """Return the digest of the request, as clients compute it; None of a rejected message, which has no values."""
+        return None if self.state == JobState.REFUSED else digest_of(self.kind, self.request)
 
     @property
     def shown_state(self) -> str:

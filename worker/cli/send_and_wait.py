@@ -15,7 +15,7 @@ from worker.cli.session import Session
 from worker.cli.stage_file import Staged
 from worker.settings import Settings
 from zot_artifact_client.contract import Message, TaskSpec
-from zot_artifact_client.errors import BrokerUnavailable, ClientError
+from zot_artifact_client.errors import BrokerUnavailable, ClientError, IdempotencyMismatch
 from zot_artifact_client.request_faults import faults_of
 
 if TYPE_CHECKING:
@@ -39,21 +39,16 @@ class Sender:
         Raises:
             Failure: the job with this id has another request.
         """
-        record = self.session.catalogue.ledger.get(job_id)
-        if record is None:
-            return False
-        ours, theirs = request.payload(), dict(record.request)
-        if theirs.get("staged"):  # where the file was staged differs between two requests with the same bytes
-            for place in ("source", "staged"):
-                ours.pop(place, None)
-                theirs.pop(place, None)
-        if (record.kind, theirs) != (spec.kind, ours):
+        from worker.jobs.first_request import first_request  # it imports Celery
+
+        try:
+            return first_request(self.session.catalogue.ledger, job_id, spec.kind, request.payload()) is not None
+        except IdempotencyMismatch:
             raise Failure(
                 f"the idempotency key was used for another request, job {job_id}: use another key for this one",
                 Status.USAGE,
                 type_="OtherRequest",
-            )
-        return True
+            ) from None
 
     def send(self, spec: TaskSpec[Any, Any], job_id: str, request: Message) -> "Job[Any]":
         """Send a job.

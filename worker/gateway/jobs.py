@@ -17,6 +17,7 @@ from worker.gateway.access import Caller, TokenVerb
 from worker.gateway.problems import ERRORS, Problem
 from worker.gateway.request_authorization import caller_of_request, check_may, check_owner, check_receivers, services_of
 from worker.gateway.services import Services
+from worker.jobs.first_request import first_request
 from worker.storage.keys import check_bucket, check_existing_key, check_key, check_prefix
 from zot_artifact_client.contract import (
     ADOPT,
@@ -122,6 +123,9 @@ def _submit(
     services: Services, spec: TaskSpec[Any, Any], message: Message, idempotency_key: str | None
 ) -> StatusResult:
     now = clock.now()
+    if idempotency_key is not None:
+        id_ = services.id_of(spec, idempotency_key)
+        first_request(services.context.catalogue.ledger, id_, spec.kind, message.payload())
     job = services.client.submit(spec, message, idempotency_key=idempotency_key)
     if idempotency_key is not None:
         with suppress(UnknownJob):  # RabbitMQ has no outbox, and a worker has not taken it yet

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from http import HTTPStatus
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -26,7 +26,8 @@ from worker.storage.errors import StorageError
 from zot_artifact_client import ArtifactClient
 from zot_artifact_client.broker_urls import parse_url
 from zot_artifact_client.connection import CONNECT_TIMEOUT, RETRY_POLICY, SOCKET_TIMEOUT, broker_errors
-from zot_artifact_client.contract import VERIFY, VerifyRequest
+from zot_artifact_client.contract import VERIFY, TaskSpec, VerifyRequest
+from zot_artifact_client.job_ids import choose_id
 from zot_artifact_client.outgoing_messages import Outgoing
 
 logger = logging.getLogger(__name__)
@@ -105,6 +106,10 @@ class Services:
 
         # No task: one that begins while the loop ends would leave a thread behind that the process waits for.
         threading.Thread(target=close_and_free, name="close-download", daemon=True).start()
+
+    def id_of(self, spec: TaskSpec[Any, Any], idempotency_key: str) -> str:
+        """Return the id that the client gives the job with this key."""
+        return choose_id(spec, idempotency_key=idempotency_key, service=_SERVICE)
 
     @property
     def client(self) -> ArtifactClient:

@@ -23,6 +23,7 @@ from worker.gateway.problems import Problem
 from worker.settings import Settings
 from worker.settings.private_data_directory import open_own
 from zot_artifact_client.contract import UploadRequest
+from zot_artifact_client.idempotency_conflicts import idempotency_mismatch
 
 _SOURCE = "source"
 _ELSEWHERE = ".in-store"
@@ -30,7 +31,6 @@ _ELSEWHERE = ".in-store"
 _STATE = ".upload"
 _MOST_OPEN = 100
 """Uploads of one token that may be incomplete at a time."""
-OTHER_UPLOAD = "the idempotency key belongs to another upload: choose another key"
 _KEPT_FREE = 64 * 1024 * 1024
 """Bytes that uploads leave free on the disk of the data directory."""
 
@@ -63,7 +63,8 @@ class Staging:
         """Make an upload; return the one that is there, if the same request has made it before.
 
         Raises:
-            Problem: its id belongs to another request, there is no room, or its token has too many open ones.
+            IdempotencyMismatch: its id belongs to another request.
+            Problem: there is no room, or its token has too many open ones.
         """
         with disk_errors(), self._alone():
             there = self.find(upload.id)
@@ -75,7 +76,7 @@ class Staging:
                 self._write(upload)
                 return upload
         if (there.token, there.size, there.request) != (upload.token, upload.size, upload.request):
-            raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "IdempotencyMismatch", OTHER_UPLOAD)
+            raise idempotency_mismatch([upload.id])
         return there
 
     def find(self, id_: str) -> StagedUpload | None:

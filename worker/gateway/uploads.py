@@ -33,8 +33,9 @@ from worker.gateway.request_authorization import (
     services_of,
 )
 from worker.gateway.services import Services
-from worker.gateway.staging import OTHER_UPLOAD, StagedUpload, Staging, disk_errors, gone, request_of
+from worker.gateway.staging import StagedUpload, Staging, disk_errors, gone, request_of
 from worker.gateway.unique_names import UniqueNamesRoute
+from worker.jobs.first_request import first_request, is_same
 from worker.storage.configured_stores import Stores
 from worker.storage.errors import PermanentError
 from worker.storage.keys import check_bucket, check_key
@@ -47,7 +48,8 @@ from zot_artifact_client.contract import (
     UploadRequest,
 )
 from zot_artifact_client.errors import InvalidRequest
-from zot_artifact_client.job_ids import check_id, choose_id
+from zot_artifact_client.idempotency_conflicts import idempotency_mismatch
+from zot_artifact_client.job_ids import check_id
 from zot_artifact_client.request_faults import faults_of
 
 logger = logging.getLogger(__name__)
@@ -342,7 +344,7 @@ async def _create(
     id_ = str(uuid4())
     if idempotency_key is not None:
         own = f"{caller.name}:upload:{idempotency_key}"
-        id_ = choose_id(UPLOAD, idempotency_key=own, service="gateway")
+        id_ = services.id_of(UPLOAD, own)
     fields = {name: value for name, value in new.payload().items() if name != "size"}
     staging = Staging(services.settings)
     store = await services.fetch(_store_for, services, id_, new) if direct else None
@@ -367,22 +369,21 @@ async def _find(request: Request, upload_id: str) -> StagedUpload:
 def _sent_before(services: Services, upload: StagedUpload) -> StagedUpload | None:
     """Return an upload as one whose job was sent, if it was: a killed gateway may have sent it without recording that.
 
-    Such a job may have read and removed the bytes already, or wait with bytes whose upload has expired since.
+    Such a job may have read and removed the bytes already, or wait with bytes whose upload has expired since. Raise
+    IdempotencyMismatch: it is the job of another request.
     """
     staging = Staging(services.settings)
     kept = staging.find(upload.id)
     if kept is not None and kept.sent:
         return None  # it says so itself
-    job = services.context.catalogue.ledger.get(upload.id)
-    request = job.request if job is not None else None
-    if request is None and kept is None and staging.has_bytes(upload):
-        waiting = services.waiting_job(upload.id)
-        request = waiting.payload if waiting is not None else None
-    if request is None:
-        return None
     wanted = kept or upload
-    if {**request, "source": None} != {**request_of(wanted, staging.source(wanted)).payload(), "source": None}:
-        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "IdempotencyMismatch", OTHER_UPLOAD)
+    asked = request_of(wanted, staging.source(wanted)).payload()
+    if first_request(services.context.catalogue.ledger, upload.id, UPLOAD.kind, asked) is None:
+        waiting = services.waiting_job(upload.id) if kept is None and staging.has_bytes(upload) else None
+        if waiting is None:
+            return None
+        if not is_same(waiting.payload, asked):
+            raise idempotency_mismatch([upload.id])
     staging.mark_sent(wanted)
     return replace(wanted, sent=True)
 

@@ -15,9 +15,8 @@ from worker.catalogue import JobRecord
 from worker.context import Context
 from worker.counted import counted
 from worker.jobs.outbox import Outbox
-from worker.jobs.result_backend import fenced_request, stored_states
-from zot_artifact_client.contract import JobError, JobState, is_batch_job
-from zot_artifact_client.errors import JobFailed
+from worker.jobs.result_backend import publish_end, stored_states
+from zot_artifact_client.contract import JobState, is_batch_job
 
 logger = logging.getLogger(__name__)
 
@@ -65,10 +64,10 @@ def republish_results(context: Context, app: Celery, clean_up: Callable[[Context
             if job.state != JobState.DEAD:  # a dead job needs its source when it is redriven
                 clean_up(context, job)
             logger.warning("job %s: its end, %s, was not in the result backend: published again", job.id, job.state)
-            _publish(app, job)
+            publish_end(app, job)
             published += 1
         for job in unknown if lost else ():
-            _publish(app, job)
+            publish_end(app, job)
             published += 1
         if len(ended) < _PAGE:
             since = max(since, now - _OVERLAP)
@@ -121,16 +120,3 @@ def _since(client: Any, now: datetime) -> datetime:
     except (ValueError, OverflowError, OSError):
         return now - _LONGEST
     return max(min(kept, now - _OVERLAP), now - _LONGEST)  # the first: a clock that was ahead wrote it
-
-
-def _publish(app: Celery, job: JobRecord) -> None:
-    request = fenced_request(job)
-    if job.state == JobState.SUCCEEDED:
-        app.backend.mark_as_done(job.id, dict(job.result or {}), request=request)
-        return
-    error = JobError.recorded(job.error)
-    if job.state == JobState.CANCELLED:
-        app.backend.mark_as_revoked(job.id, error.message, request=request)
-    else:
-        failed = JobFailed(error.message, error.type, job.state, job.attempts)
-        app.backend.mark_as_failure(job.id, failed, request=request)

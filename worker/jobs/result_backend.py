@@ -23,7 +23,7 @@ from worker.catalogue import JobRecord
 from worker.intake.message_filter import send_record
 from worker.jobs.outbox import Outbox, keys_of_taken, shares_redis
 from zot_artifact_client.connection import is_write_refused
-from zot_artifact_client.contract import ANSWER_KEPT, BATCH_JOB_ID, QUERY_ID, TASKS, JobState
+from zot_artifact_client.contract import ANSWER_KEPT, BATCH_JOB_ID, QUERY_ID, TASKS, JobError, JobState
 from zot_artifact_client.errors import JobFailed
 from zot_artifact_client.text_escaping import bounded
 
@@ -37,6 +37,8 @@ _MESSAGE = 2000
 _TRACEBACK = 8000
 _FENCE = "_zot_fence"
 """The attribute of a task's request that holds the fencing token. No header can set it: see `message_rules`."""
+_DIGEST = "_zot_request_sha256"
+"""The same for the digest of the job's request."""
 _NAMES = {spec.kind: spec.name for spec in TASKS.values()}
 _BY_CELERY = {"expired", "revoked", "terminated"}
 """Celery's reasons for revoking a message by itself. It cannot know whether the message belongs to the job with this
@@ -70,14 +72,34 @@ its id.
 """
 
 
-def fence_request(request: Any, fence: int) -> None:
-    """Set the fencing token of the job on a task's request, so that the states that it stores count."""
-    setattr(request, _FENCE, fence)
+def fence_request(request: Any, job: JobRecord) -> None:
+    """Set the fencing token of a job on a task's request, so that the states that it stores count.
+
+    They have the digest of the job's request, so that a client that sent another one under this id notices that.
+    """
+    setattr(request, _FENCE, job.fence)
+    setattr(request, _DIGEST, job.request_sha256)
 
 
 def fenced_request(job: JobRecord) -> Context:
     """Return a request with which a state of a job is stored without a delivery."""
-    return Context({"id": job.id, "task": _NAMES.get(job.kind), _FENCE: job.fence})
+    request = Context({"id": job.id, "task": _NAMES.get(job.kind)})
+    fence_request(request, job)
+    return request
+
+
+def publish_end(app: Celery, job: JobRecord) -> None:
+    """Store the end of a job in the result backend, as the ledger has it."""
+    request = fenced_request(job)
+    if job.state == JobState.SUCCEEDED:
+        app.backend.mark_as_done(job.id, dict(job.result or {}), request=request)
+        return
+    error = JobError.recorded(job.error)
+    if job.state == JobState.CANCELLED:
+        app.backend.mark_as_revoked(job.id, error.message, request=request)
+    else:
+        failed = JobFailed(error.message, error.type, job.state, job.attempts)
+        app.backend.mark_as_failure(job.id, failed, request=request)
 
 
 class _AtomicStore:
@@ -100,6 +122,8 @@ class _AtomicStore:
         queue, in_one = meta.get("queue"), shares_redis(backend.app)
         if fence:
             meta["fence"] = fence
+        if digest := getattr(request, _DIGEST, None):
+            meta["request_sha256"] = digest
         outbox: Sequence[str] = keys_of_taken(queue) if fence and in_one else ()
         kept = backend.encode(meta)
         if len(kept) > MAX_RESULT:

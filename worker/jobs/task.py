@@ -42,6 +42,7 @@ from worker.catalogue import (
 from worker.context import Context, JobContext, current
 from worker.intake.message_rules import problems_of
 from worker.jobs.cancel_jobs import cause, end_writes
+from worker.jobs.first_request import tell_first_request
 from worker.jobs.outbox import Outbox, outgoing_of, shares_redis
 from worker.jobs.progress import CeleryReporter
 from worker.jobs.result_backend import fence_request
@@ -214,6 +215,8 @@ class Delivery(Generic[RequestT, ResultT]):
             raise Ignore from error
         except OtherRequest as error:
             logger.error("job %s: rejected: %s", self._id, error)  # noqa: TRY400 - its line names the cause
+            if error.first is not None:
+                tell_first_request(self._task.app, error.first, self._queue)
             raise Ignore from error  # keeps the result of the first request
 
     def _handle(
@@ -243,7 +246,7 @@ class Delivery(Generic[RequestT, ResultT]):
                 self._context.pauses.leased(found.pauses)
                 if found.record.crashes:
                     LEASE_RECOVERIES.add(self._spec.kind)
-                fence_request(self._task.request, found.record.fence)
+                fence_request(self._task.request, found.record)
                 record = found.record
                 about = {"job": record.id, "kind": record.kind, "artifact": path, "attempt": record.attempts}
                 traceparent = self._task.request.get("traceparent")
@@ -254,7 +257,7 @@ class Delivery(Generic[RequestT, ResultT]):
                 left = (found.until - clock.now()).total_seconds()
                 raise self._again(min(max(left, _MIN_WAIT), _MAX_WAIT))
             case Finished():
-                fence_request(self._task.request, found.record.fence)
+                fence_request(self._task.request, found.record)
                 if found.record.state != JobState.DEAD and self._at_end is not None:
                     # The worker that ended it may have been killed before its cleanup.
                     with _cleaning_up(self._id):

@@ -5,10 +5,10 @@ from typing import Any
 
 from zot_artifact_client.async_redis import AsyncRedis
 from zot_artifact_client.async_results import AsyncResultBackend
-from zot_artifact_client.build_requests import digests_of, idempotency_mismatch, outgoing, pages_of
+from zot_artifact_client.build_requests import SentJob, digests_of, outgoing, pages_of
 from zot_artifact_client.connection import celery_app, without_credentials
 from zot_artifact_client.contract import TASKS, Message, RequestT, ResultT, TaskSpec
-from zot_artifact_client.idempotency_conflicts import push_digests, read_mismatches
+from zot_artifact_client.idempotency_conflicts import idempotency_mismatch, push_digests, read_mismatches
 from zot_artifact_client.job_ids import choose_id
 from zot_artifact_client.outgoing_messages import MESSAGES, Outgoing, push
 from zot_artifact_client.query_messages import question, read_answer, status_answer, status_question
@@ -28,25 +28,21 @@ class AsyncBrokerJobs:
 
     async def submit(
         self, spec: TaskSpec[RequestT, Any], request: RequestT, *, idempotency_key: str | None, job_id: str | None
-    ) -> str:
-        """Send a request and return the id of its job."""
+    ) -> SentJob:
+        """Send a request and return its job."""
         chosen = choose_id(spec, idempotency_key=idempotency_key, job_id=job_id, service=self._service)
-        sent = outgoing(spec, chosen, request)
-        if idempotency_key is not None:
-            await self._check_digests(digests_of([sent], spec.kind))
-        await self._push([sent])
-        return chosen
+        page, is_new = [outgoing(spec, chosen, request)], idempotency_key is None and job_id is None
+        digests = {} if is_new else digests_of(page, spec.kind)
+        await self._send(page, digests)
+        return SentJob(chosen, spec, digests.get(chosen))
 
-    async def submit_many(
-        self, requests: Iterable[Message], *, idempotency_key: str | None
-    ) -> AsyncIterator[tuple[str, TaskSpec[Any, Any]]]:
-        """Send requests in pages; yield the id and the kind of each job."""
+    async def submit_many(self, requests: Iterable[Message], *, idempotency_key: str | None) -> AsyncIterator[SentJob]:
+        """Send requests in pages; yield the job of each."""
         for page in pages_of(requests, idempotency_key, service=self._service):
-            if idempotency_key is not None:
-                await self._check_digests(digests_of(page))
-            await self._push(page)
-            for sent in page:
-                yield sent.job_id, TASKS[sent.name]
+            digests = {} if idempotency_key is None else digests_of(page)
+            await self._send(page, digests)
+            for each in page:
+                yield SentJob(each.job_id, TASKS[each.name], digests.get(each.job_id))
 
     async def query(self, spec: TaskSpec[RequestT, ResultT], request: RequestT, limit: float) -> ResultT:
         """Send a query and return its answer."""
@@ -63,11 +59,13 @@ class AsyncBrokerJobs:
     async def _push(self, jobs: list[Outgoing]) -> None:
         await self._broker.transaction(lambda pipeline: push(pipeline, self._messages, jobs))
 
-    async def _check_digests(self, digests: dict[str, str]) -> None:
-        """Raise IdempotencyMismatch if one of these ids belongs to another request than the one with this digest."""
-        answers = await self._broker.transaction(lambda pipeline: push_digests(pipeline, digests))
-        if other := read_mismatches(digests, answers):
-            raise idempotency_mismatch(other)
+    async def _send(self, page: list[Outgoing], digests: dict[str, str]) -> None:
+        """Send jobs. Raise IdempotencyMismatch if an id belongs to another request than the one with this digest."""
+        if digests:
+            answers = await self._broker.transaction(lambda pipeline: push_digests(pipeline, digests))
+            if other := read_mismatches(digests, answers):
+                raise idempotency_mismatch(other)
+        await self._push(page)
 
     async def _recorded(self, job_id: str, within: float) -> Snapshot | None:
         asked = status_question(job_id, within)

@@ -16,6 +16,7 @@ from zot_artifact_client.async_job import AsyncJob, AsyncJobs
 from zot_artifact_client.build_requests import (
     UploadFields,
     Verbs,
+    check_request,
     check_service,
     request_of,
     sent_fields,
@@ -320,14 +321,15 @@ class AsyncArtifactClient(AsyncArtifacts):
         job_id: str | None = None,
     ) -> AsyncJob[ResultT]:
         self._check_open()
-        chosen = await self._jobs.submit(spec, request, idempotency_key=idempotency_key, job_id=job_id)
-        return AsyncJob(chosen, spec, results=self._jobs.results)
+        check_request(spec, request)
+        sent = await self._jobs.submit(spec, request, idempotency_key=idempotency_key, job_id=job_id)
+        return AsyncJob(*sent, results=self._jobs.results)
 
     async def submit_many(self, requests: Iterable[Message], *, idempotency_key: str | None = None) -> AsyncJobs:
         self._check_open()
         jobs = AsyncJobs(results=self._jobs.results)
-        async for id_, spec in self._jobs.submit_many(requests, idempotency_key=idempotency_key):
-            jobs.append(AsyncJob(id_, spec, results=self._jobs.results))
+        async for sent in self._jobs.submit_many(requests, idempotency_key=idempotency_key):
+            jobs.append(AsyncJob(*sent, results=self._jobs.results))
         return jobs
 
     @overload

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from zot_artifact_client.async_job import OnAsyncProgress, end_before_timeout
+from zot_artifact_client.build_requests import SentJob
 from zot_artifact_client.connection import PerProcess
 from zot_artifact_client.contract import JobState, Message, Progress, RequestT, ResultT, TaskSpec
 from zot_artifact_client.gateway import Gateway
@@ -32,17 +33,15 @@ class AsyncGatewayJobs:
 
     async def submit(
         self, spec: TaskSpec[RequestT, Any], request: RequestT, *, idempotency_key: str | None, job_id: str | None
-    ) -> str:
-        """Send a request and return the id of its job."""
+    ) -> SentJob:
+        """Send a request and return its job."""
         send = partial(self._jobs.submit, spec, request, idempotency_key=idempotency_key, job_id=job_id)
         return await _in_thread(self._threads, send)
 
-    async def submit_many(
-        self, requests: Iterable[Message], *, idempotency_key: str | None
-    ) -> AsyncIterator[tuple[str, TaskSpec[Any, Any]]]:
-        """Send requests one after the other; yield the id and the kind of each job."""
+    async def submit_many(self, requests: Iterable[Message], *, idempotency_key: str | None) -> AsyncIterator[SentJob]:
+        """Send requests one after the other; yield the job of each."""
         for spec, request, key in requests_of(requests, idempotency_key):
-            yield await self.submit(spec, request, idempotency_key=key, job_id=None), spec
+            yield await self.submit(spec, request, idempotency_key=key, job_id=None)
 
     async def query(self, spec: TaskSpec[RequestT, ResultT], request: RequestT, limit: float) -> ResultT:
         """Return the answer to a query."""

@@ -5,8 +5,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol
 
+from zot_artifact_client.bound_to_process import BoundToProcess
 from zot_artifact_client.contract import JobState, Progress, ResultT, TaskSpec
 from zot_artifact_client.errors import UnknownJob, WaitTimeout
+from zot_artifact_client.idempotency_conflicts import check_same
 from zot_artifact_client.job import LOOKED_UP, Poll, wait_timeout
 from zot_artifact_client.snapshot import Snapshot, result_of, unknown_job
 
@@ -63,14 +65,18 @@ async def end_before_timeout(
 
 
 @dataclass(frozen=True, slots=True)
-class AsyncJob(Generic[ResultT]):
+class AsyncJob(BoundToProcess, Generic[ResultT]):
     """A job by its id. Any process can make one from an id: see `AsyncArtifactClient.job`.
 
-    Each method raises BrokerUnavailable; where jobs go over the gateway, also GatewayUnavailable and NotAllowed.
+    Each method raises BrokerUnavailable; where jobs go over the gateway, also GatewayUnavailable and NotAllowed. One of
+    a job that was sent under an id or key of the caller raises IdempotencyMismatch as soon as it finds that the id
+    belongs to another request, which a worker may know for longer than the broker.
     """
 
     id: str
     spec: TaskSpec[Any, ResultT] | None = field(default=None, repr=False)
+    request_sha256: str | None = field(default=None, repr=False, compare=False)
+    """The digest of the request that was sent, where the id may be that of another one."""
     results: AsyncResults = field(kw_only=True, repr=False, compare=False)
 
     @property
@@ -83,11 +89,11 @@ class AsyncJob(Generic[ResultT]):
 
         `running` is returned up to a second after a worker has begun the job.
         """
-        return (await self.results.snapshot(self.id)).state
+        return self._own(await self.results.snapshot(self.id)).state
 
     async def progress(self) -> Progress | None:
         """Return how far a running job is, or None if it does not run or has not reported it."""
-        return (await self.results.snapshot(self.id)).progress
+        return self._own(await self.results.snapshot(self.id)).progress
 
     async def result(self) -> ResultT | None:
         """Return the result of a job that succeeded, or None if it has not ended.
@@ -105,7 +111,7 @@ class AsyncJob(Generic[ResultT]):
                 snapshot = await self.results.wait_for_end(self.id, 0.0, None)  # asks the ledger
             except WaitTimeout:
                 return None
-        return result_of(self.id, self.spec, snapshot) if snapshot.state.terminal else None
+        return result_of(self.id, self.spec, self._own(snapshot)) if snapshot.state.terminal else None
 
     async def wait(self, timeout: float | None = None, *, on_progress: OnAsyncProgress | None = None) -> ResultT:  # noqa: ASYNC109 - the same as of the other client
         """Wait for the end of the job and return its result; cancelling the wait does not cancel the job.
@@ -120,7 +126,7 @@ class AsyncJob(Generic[ResultT]):
             UnknownJob: nothing is known of a job with this id.
             BrokerUnavailable: the result backend cannot be reached; the job itself may go on.
         """
-        return result_of(self.id, self.spec, await self.results.wait_for_end(self.id, timeout, on_progress))
+        return result_of(self.id, self.spec, self._own(await self.results.wait_for_end(self.id, timeout, on_progress)))
 
     async def cancel(self) -> bool:
         """Request that the job is cancelled, and return before it is; `wait` raises JobCancelled when it is.
@@ -128,10 +134,17 @@ class AsyncJob(Generic[ResultT]):
         Return False if the job has ended already. Raise UnknownJob if nothing is known of the job; the request is kept
         for a day nevertheless, in case that another program has sent it.
         """
+        if self.request_sha256 is not None:
+            self._own(await self.results.snapshot(self.id))
         return await self.results.cancel(self.id)
 
+    def _own(self, found: Snapshot) -> Snapshot:
+        """Return a state of this job. Raise IdempotencyMismatch: it is that of another request with this id."""
+        check_same(self.id, self.request_sha256, found.request_sha256)
+        return found
 
-class AsyncJobs(list[AsyncJob[Any]]):
+
+class AsyncJobs(BoundToProcess, list[AsyncJob[Any]]):
     """Jobs that were sent together, in the order of their requests, as one handle.
 
     Each method raises BrokerUnavailable; where jobs go over the gateway, also GatewayUnavailable and NotAllowed.
@@ -140,6 +153,12 @@ class AsyncJobs(list[AsyncJob[Any]]):
     def __init__(self, jobs: Iterable[AsyncJob[Any]] = (), *, results: AsyncResults) -> None:
         super().__init__(jobs)
         self._results = results
+
+    def __copy__(self) -> "AsyncJobs":
+        return AsyncJobs(self, results=self._results)
+
+    def __deepcopy__(self, memo: object) -> "AsyncJobs":
+        return self.__copy__()
 
     async def as_completed(self, timeout: float | None = None) -> AsyncIterator[AsyncJob[Any]]:  # noqa: ASYNC109 - as above
         """Yield each job when it has ended, the first one first, by polling for all of them together.

@@ -4,11 +4,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from zot_artifact_client.broker_urls import parse_url
-from zot_artifact_client.build_requests import digests_of, idempotency_mismatch, outgoing, pages_of
+from zot_artifact_client.build_requests import SentJob, digests_of, outgoing, pages_of
 from zot_artifact_client.connection import without_credentials
 from zot_artifact_client.contract import TASKS, Message, RequestT, ResultT, TaskSpec
 from zot_artifact_client.errors import ClientError
+from zot_artifact_client.idempotency_conflicts import idempotency_mismatch
 from zot_artifact_client.job_ids import choose_id
+from zot_artifact_client.outgoing_messages import Outgoing
 from zot_artifact_client.publisher import Publisher
 from zot_artifact_client.query_messages import question, read_answer, status_answer, status_question
 from zot_artifact_client.result_backend import CeleryResultBackend
@@ -32,24 +34,20 @@ class BrokerJobs:
 
     def submit(
         self, spec: TaskSpec[RequestT, Any], request: RequestT, *, idempotency_key: str | None, job_id: str | None
-    ) -> str:
-        """Send a request and return the id of its job."""
+    ) -> SentJob:
+        """Send a request and return its job."""
         chosen = choose_id(spec, idempotency_key=idempotency_key, job_id=job_id, service=self._service)
-        sent = outgoing(spec, chosen, request)
-        if idempotency_key is not None:
-            self._check_digests(digests_of([sent], spec.kind))
-        self._publisher.send_all([sent])
-        return chosen
+        page, is_new = [outgoing(spec, chosen, request)], idempotency_key is None and job_id is None
+        digests = {} if is_new else digests_of(page, spec.kind)
+        self._send(page, digests)
+        return SentJob(chosen, spec, digests.get(chosen))
 
-    def submit_many(
-        self, requests: Iterable[Message], *, idempotency_key: str | None
-    ) -> Iterator[tuple[str, TaskSpec[Any, Any]]]:
-        """Send requests in pages; yield the id and the kind of each job."""
+    def submit_many(self, requests: Iterable[Message], *, idempotency_key: str | None) -> Iterator[SentJob]:
+        """Send requests in pages; yield the job of each."""
         for page in pages_of(requests, idempotency_key, service=self._service):
-            if idempotency_key is not None:
-                self._check_digests(digests_of(page))
-            self._publisher.send_all(page)
-            yield from ((sent.job_id, TASKS[sent.name]) for sent in page)
+            digests = {} if idempotency_key is None else digests_of(page)
+            self._send(page, digests)
+            yield from (SentJob(each.job_id, TASKS[each.name], digests.get(each.job_id)) for each in page)
 
     def query(self, spec: TaskSpec[RequestT, ResultT], request: RequestT, timeout: float) -> ResultT:
         """Send a query and return its answer."""
@@ -67,10 +65,12 @@ class BrokerJobs:
         self._publisher.close()
         self.results.close()
 
-    def _check_digests(self, digests: Mapping[str, str]) -> None:
-        """Raise IdempotencyMismatch if one of these ids belongs to another request than the one with this digest."""
-        other = self._publisher.mismatches(digests)
-        if other is None:
-            other = self.results.mismatches(digests)
-        if other:
-            raise idempotency_mismatch(other)
+    def _send(self, page: list[Outgoing], digests: Mapping[str, str]) -> None:
+        """Send jobs. Raise IdempotencyMismatch if an id belongs to another request than the one with this digest."""
+        if digests:
+            other = self._publisher.mismatches(digests)
+            if other is None:
+                other = self.results.mismatches(digests)
+            if other:
+                raise idempotency_mismatch(other)
+        self._publisher.send_all(page)

@@ -4,9 +4,9 @@ import json
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from typing import Any, Generic, TypedDict, TypeVar, Unpack, cast
+from typing import Any, Generic, NamedTuple, TypedDict, TypeVar, Unpack, cast
 
 from pydantic import ValidationError
 
@@ -29,7 +29,7 @@ from zot_artifact_client.contract import (
     UploadRequest,
     Verb,
 )
-from zot_artifact_client.errors import IdempotencyMismatch, InvalidRequest
+from zot_artifact_client.errors import InvalidRequest
 from zot_artifact_client.idempotency_conflicts import digest_of
 from zot_artifact_client.job_ids import choose_ids
 from zot_artifact_client.outgoing_messages import Outgoing
@@ -63,14 +63,23 @@ class UploadFields(TypedDict, total=False):
     notify: str | Iterable[str] | None
 
 
+class SentJob(NamedTuple):
+    """A job that was sent."""
+
+    id: str
+    spec: TaskSpec[Any, Any]
+    request_sha256: str | None = None
+    """The digest of its request, if the id is not a new one, so that it may be that of another request."""
+
+
 class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, SweepT]):
     """The verbs of every client. The type parameters are what each verb returns: a job, or a coroutine of a job.
 
     Every verb sends one job and returns it without waiting. The same request sent again with the same `idempotency_key`
-    returns the same job; a different request with that key raises IdempotencyMismatch. `stores` is one name or several.
-    `notify` names receivers of the worker's settings, which get the end of the job as a signed webhook.
-    Every verb raises InvalidRequest, which names the field and the rule, and BrokerUnavailable; where jobs go over the
-    gateway, also GatewayUnavailable and NotAllowed.
+    returns the same job; a different request with that key raises IdempotencyMismatch, here or from the job. `stores`
+    is one name or several. `notify` names receivers of the worker's settings, which get the end of the job as a signed
+    webhook. Every verb raises InvalidRequest, which names the field and the rule, and BrokerUnavailable; where jobs go
+    over the gateway, also GatewayUnavailable and NotAllowed.
     """
 
     def upload(
@@ -224,7 +233,7 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
             verb=verb,
             bucket=bucket,
             prefix=prefix or None,
-            keys_from=None if keys_from is None else os.fspath(keys_from),
+            keys_from=_path(keys_from),
             to=_names(to),
             stores=_names(stores),
             allow_last=allow_last or None,
@@ -271,9 +280,9 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
             verb="upload",
             bucket=bucket,
             prefix=f"{prefix.rstrip('/')}/" if prefix else None,
-            directory=os.fspath(directory),
-            include=tuple(include) or None,
-            exclude=tuple(exclude) or None,
+            directory=_path(directory),
+            include=_names(include) or None,
+            exclude=_names(exclude) or None,
             symlinks=symlinks,
             dry_run=dry_run or None,
             stores=_names(stores),
@@ -291,21 +300,24 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
         """Send a request, and return what the verbs of this client return."""
 
 
-def check_service(service: str | None) -> str | None:
+def check_service(service: object) -> str | None:
     """Return the name of a service. Raise InvalidRequest if it is none."""
-    if service is not None and not _SERVICE.fullmatch(service):
+    if service is None:
+        return None
+    if not isinstance(service, str) or not _SERVICE.fullmatch(service):
         msg = "service: letters, digits, '.', '_' and '-' are expected, 64 characters at most"
         raise InvalidRequest(msg)
     return service
 
 
-def idempotency_mismatch(jobs: Sequence[str]) -> IdempotencyMismatch:
-    """Return the error for idempotency keys that belong to other requests, by the ids of their jobs."""
-    more = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
-    return IdempotencyMismatch(
-        f"the idempotency key of job {jobs[0]}{more} belongs to another request: choose another key, or send the same "
-        "request as before"
-    )
+def check_request(spec: object, request: object) -> None:
+    """Return if this is a task and a request of it. Raise InvalidRequest."""
+    if not isinstance(spec, TaskSpec):
+        msg = f"spec: a task such as contract.UPLOAD is expected, this is {type(spec).__name__}"
+        raise InvalidRequest(msg)
+    if not isinstance(request, spec.request):
+        msg = f"{spec.kind}: request: {spec.request.__name__} is expected, this is {type(request).__name__}"
+        raise InvalidRequest(msg)
 
 
 def payload_of(spec: TaskSpec[RequestT, Any], request: RequestT) -> dict[str, object]:
@@ -352,7 +364,7 @@ def upload_request(
     """Return the request of an upload. Raise InvalidRequest."""
     return request_of(
         UPLOAD,
-        source=os.fspath(source),
+        source=_path(source),
         bucket=bucket,
         key=key,
         sha256=fields.get("sha256"),
@@ -375,11 +387,15 @@ def _beside_bytes(
 
     A property named like another field, such as `source`, would otherwise become that field.
     """
+    given: object = properties or {}
+    if not isinstance(given, Mapping):
+        msg = f"properties: a mapping of names to values is expected, this is {type(given).__name__}"
+        raise InvalidRequest(msg)
     if unknown := set(properties or ()) - set(PROPERTIES):
         msg = f"properties: {min(unknown)[:64]!r} is none: there are {', '.join(PROPERTIES)}"
         raise InvalidRequest(msg)
     named = {"metadata": metadata, "storage_classes": storage_classes, "tags": tags}
-    fields: dict[str, object] = {name: None if given is None else dict(given) for name, given in named.items()}
+    fields = {name: dict(each) if isinstance(each, Mapping) else each for name, each in named.items()}
     return {**fields, **(properties or {})}
 
 
@@ -402,11 +418,17 @@ def spec_of(kind: TaskSpec[Any, ResultT] | str | None) -> TaskSpec[Any, Any] | N
     raise InvalidRequest(msg)
 
 
-def _names(given: str | Iterable[str] | None) -> tuple[str, ...] | None:
-    if given is None:
-        return None
+def _path(given: object) -> object:
+    """Return a path as text. What is none is for `request_of`, whose error names the field."""
+    return os.fspath(given) if isinstance(given, os.PathLike) else given
+
+
+def _names(given: object) -> object:
+    """Return names as a tuple. What is none is for `request_of`, whose error names the field."""
     if isinstance(given, str):
         return (given,)
+    if not isinstance(given, Iterable):
+        return given
     # The order of a set is another one in each process, and with an idempotency key another request.
     return tuple(sorted(given) if isinstance(given, AbstractSet) else given)
 

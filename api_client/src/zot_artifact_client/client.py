@@ -6,8 +6,17 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self, Unpack, overload
 
+from zot_artifact_client.bound_to_process import BoundToProcess
 from zot_artifact_client.broker_jobs import BrokerJobs
-from zot_artifact_client.build_requests import UploadFields, Verbs, check_service, request_of, sent_fields, spec_of
+from zot_artifact_client.build_requests import (
+    UploadFields,
+    Verbs,
+    check_request,
+    check_service,
+    request_of,
+    sent_fields,
+    spec_of,
+)
 from zot_artifact_client.chunk_cache import ChunkCache
 from zot_artifact_client.contract import (
     ADOPT,
@@ -75,7 +84,10 @@ class Artifacts(
         idempotency_key: str | None = None,
         job_id: str | None = None,
     ) -> Job[ResultT]:
-        """Send a request of any kind; `job_id` is an id that the caller chooses. Raise as the verbs."""
+        """Send a request of any kind. Raise as the verbs.
+
+        `job_id` is an id that the caller chooses. As an idempotency key, it names one request.
+        """
 
     @abstractmethod
     def submit_many(self, requests: Iterable[Message], *, idempotency_key: str | None = None) -> Jobs:
@@ -239,7 +251,7 @@ class Artifacts(
         self.close()
 
 
-class ArtifactClient(Artifacts):
+class ArtifactClient(BoundToProcess, Artifacts):
     """Sends jobs to the worker and reads artifacts; safe for threads and forks, so one for a program is enough.
 
     Jobs go over the worker's broker, or over its gateway where only that is given. It connects when it sends the first
@@ -287,14 +299,15 @@ class ArtifactClient(Artifacts):
         job_id: str | None = None,
     ) -> Job[ResultT]:
         self._check_open()
-        chosen = self._jobs.submit(spec, request, idempotency_key=idempotency_key, job_id=job_id)
-        return Job(chosen, spec, results=self._jobs.results)
+        check_request(spec, request)
+        sent = self._jobs.submit(spec, request, idempotency_key=idempotency_key, job_id=job_id)
+        return Job(*sent, results=self._jobs.results)
 
     def submit_many(self, requests: Iterable[Message], *, idempotency_key: str | None = None) -> Jobs:
         self._check_open()
         results = self._jobs.results
         sent = self._jobs.submit_many(requests, idempotency_key=idempotency_key)
-        return Jobs((Job(id_, spec, results=results) for id_, spec in sent), results=results)
+        return Jobs((Job(*each, results=results) for each in sent), results=results)
 
     @overload
     def job(self, job_id: str, kind: TaskSpec[Any, ResultT]) -> Job[ResultT]: ...

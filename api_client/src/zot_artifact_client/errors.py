@@ -3,7 +3,7 @@
 ClientError
 ├── InvalidUrl            the URL of the broker or result backend cannot be used
 ├── InvalidRequest        the request is not one the worker would accept; nothing was sent
-├── IdempotencyMismatch   the idempotency key belongs to another request; nothing was sent
+├── IdempotencyMismatch   the id or idempotency key belongs to another request; nothing was done
 ├── BrokerUnavailable     the broker or the result backend cannot be reached
 ├── UnknownJob            nothing is known of a job with this id
 ├── ArtifactNotFound      the catalogue has no such artifact
@@ -32,7 +32,10 @@ class InvalidRequest(ClientError):
 
 
 class IdempotencyMismatch(ClientError):
-    """The idempotency key belongs to another request; nothing was sent."""
+    """The id or idempotency key belongs to another request, whose job it names; nothing was done.
+
+    It is raised before anything is sent, or by the job where only a worker knows the first request any more.
+    """
 
 
 class BrokerUnavailable(ClientError):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from zot_artifact_client.build_requests import payload_of
+from zot_artifact_client.build_requests import SentJob, payload_of
 from zot_artifact_client.connection import PerProcess
 from zot_artifact_client.contract import (
     QUERY_STATUS,
@@ -30,7 +30,7 @@ from zot_artifact_client.errors import (
 )
 from zot_artifact_client.gateway import Gateway
 from zot_artifact_client.job import OnProgress, wait_timeout
-from zot_artifact_client.job_ids import choose_ids, scoped_key
+from zot_artifact_client.job_ids import choose_ids, numbered_key, scoped_key
 from zot_artifact_client.snapshot import Snapshot, recorded_snapshot, unknown_job
 
 _SHORTEST_PAUSE = 0.05
@@ -51,8 +51,8 @@ class GatewayJobs:
 
     def submit(
         self, spec: TaskSpec[RequestT, Any], request: RequestT, *, idempotency_key: str | None, job_id: str | None
-    ) -> str:
-        """Send a request and return the id of its job."""
+    ) -> SentJob:
+        """Send a request and return its job. The gateway compares requests: it changes them before it sends them."""
         if job_id is not None:
             raise InvalidRequest(f"{spec.kind}: the gateway chooses the ids of jobs: give idempotency_key, not job_id")
         if spec.kind == SWEEP_VERIFY.kind:
@@ -64,14 +64,12 @@ class GatewayJobs:
             "POST", f"/v1/jobs/{spec.kind}", payload_of(spec, request), read=StatusResult.read,
             headers=headers, again=bool(headers),
         )  # fmt: skip
-        return sent.job
+        return SentJob(sent.job, spec)
 
-    def submit_many(
-        self, requests: Iterable[Message], *, idempotency_key: str | None
-    ) -> Iterator[tuple[str, TaskSpec[Any, Any]]]:
-        """Send requests one after the other; yield the id and the kind of each job."""
+    def submit_many(self, requests: Iterable[Message], *, idempotency_key: str | None) -> Iterator[SentJob]:
+        """Send requests one after the other; yield the job of each."""
         for spec, request, key in requests_of(requests, idempotency_key):
-            yield self.submit(spec, request, idempotency_key=key, job_id=None), spec
+            yield self.submit(spec, request, idempotency_key=key, job_id=None)
 
     def query(self, spec: TaskSpec[RequestT, ResultT], request: RequestT, timeout: float) -> ResultT:  # noqa: ARG002 - the gateway has a time limit of its own
         """Return the answer to a query."""
@@ -162,7 +160,7 @@ def requests_of(
 ) -> Iterator[tuple[TaskSpec[Any, Any], Any, str | None]]:
     """Yield requests with their kind and the idempotency key that each has within a list. Raise InvalidRequest."""
     for number, (_, spec, request) in enumerate(choose_ids(requests, None)):
-        yield spec, request, None if idempotency_key is None else f"{idempotency_key}/{number}"
+        yield spec, request, numbered_key(spec, idempotency_key, number)
 
 
 def pause_of(age: float, waits: int) -> float:

@@ -1,14 +1,20 @@
-"""Keep a digest of the request beside each idempotency key, so that one key never names two requests."""
+"""Compare requests by their digests, so that one id, or one idempotency key, never names two requests.
+
+A digest is kept in Redis beside each id that a caller chose or that follows from an idempotency key. The worker stores
+it with the states of a job, and says it with what the ledger has, for a job whose digest in Redis has expired.
+"""
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from zot_artifact_client.errors import IdempotencyMismatch
+
 DIGEST_KEY = "zot-artifacts:idempotency:{job}"
-"""The Redis key of the digest of the request that was sent under an idempotency key, by job id."""
+"""The Redis key of the digest of the request that was sent under an id, by job id."""
 DIGEST_TTL = 30 * 24 * 3600
-"""Seconds for which a digest is kept after the key was last used. The ledger refuses another request for longer."""
+"""Seconds for which a digest is kept after the id was last used. The ledger refuses another request for longer."""
 
 
 def digest_of(kind: str, payload: Mapping[str, object]) -> str:
@@ -17,11 +23,31 @@ def digest_of(kind: str, payload: Mapping[str, object]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+def idempotency_mismatch(jobs: Sequence[str]) -> IdempotencyMismatch:
+    """Return the error for ids of jobs that belong to other requests."""
+    more = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
+    return IdempotencyMismatch(
+        f"the id or idempotency key of job {jobs[0]}{more} belongs to another request: choose another one, or send the "
+        "same request as before"
+    )
+
+
+def check_same(job_id: str, ours: str | None, theirs: str | None) -> None:
+    """Raise IdempotencyMismatch if a job is that of another request than ours, by their digests; None is unknown."""
+    if ours is not None and theirs is not None and ours != theirs:
+        raise idempotency_mismatch([job_id])
+
+
 def mismatches(client: Any, digests: Mapping[str, str]) -> list[str]:
     """Record the digests of requests by job id, in one round trip, and return the ids that belong to other requests."""
     with client.pipeline(transaction=True) as pipeline:
         push_digests(pipeline, digests)
         return read_mismatches(digests, pipeline.execute())
+
+
+def keep_digest(client: Any, job: str, digest: str) -> None:
+    """Record that an id belongs to the request with this digest, whatever was recorded before."""
+    client.set(DIGEST_KEY.format(job=job), digest, ex=DIGEST_TTL)
 
 
 def push_digests(pipeline: Any, digests: Mapping[str, str]) -> None:

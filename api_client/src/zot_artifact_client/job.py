@@ -6,8 +6,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
+from zot_artifact_client.bound_to_process import BoundToProcess
 from zot_artifact_client.contract import JobState, Progress, ResultT, TaskSpec
 from zot_artifact_client.errors import UnknownJob, WaitTimeout
+from zot_artifact_client.idempotency_conflicts import check_same
 from zot_artifact_client.snapshot import Snapshot, result_of
 
 
@@ -61,14 +63,18 @@ class ResultBackend(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Job(Generic[ResultT]):
+class Job(BoundToProcess, Generic[ResultT]):
     """A job by its id. Any process can make one from an id: see `ArtifactClient.job`.
 
-    Each method raises BrokerUnavailable; where jobs go over the gateway, also GatewayUnavailable and NotAllowed.
+    Each method raises BrokerUnavailable; where jobs go over the gateway, also GatewayUnavailable and NotAllowed. One of
+    a job that was sent under an id or key of the caller raises IdempotencyMismatch as soon as it finds that the id
+    belongs to another request, which a worker may know for longer than the broker.
     """
 
     id: str
     spec: TaskSpec[Any, ResultT] | None = field(default=None, repr=False)
+    request_sha256: str | None = field(default=None, repr=False, compare=False)
+    """The digest of the request that was sent, where the id may be that of another one."""
     results: ResultBackend = field(kw_only=True, repr=False, compare=False)
 
     @property
@@ -82,12 +88,12 @@ class Job(Generic[ResultT]):
 
         `running` is returned up to a second after a worker has begun the job.
         """
-        return self.results.snapshot(self.id).state
+        return self._own(self.results.snapshot(self.id)).state
 
     @property
     def progress(self) -> Progress | None:
         """Return how far a running job is, or None if it does not run or has not reported it."""
-        return self.results.snapshot(self.id).progress
+        return self._own(self.results.snapshot(self.id)).progress
 
     @property
     def result(self) -> ResultT | None:
@@ -106,7 +112,7 @@ class Job(Generic[ResultT]):
                 snapshot = self.results.wait_for_end(self.id, 0.0, None)  # asks the ledger
             except WaitTimeout:
                 return None
-        return result_of(self.id, self.spec, snapshot) if snapshot.state.terminal else None
+        return result_of(self.id, self.spec, self._own(snapshot)) if snapshot.state.terminal else None
 
     def wait(self, timeout: float | None = None, *, on_progress: OnProgress | None = None) -> ResultT:
         """Wait for the end of the job and return its result.
@@ -121,7 +127,7 @@ class Job(Generic[ResultT]):
             UnknownJob: nothing is known of a job with this id.
             BrokerUnavailable: the result backend cannot be reached; the job itself may go on.
         """
-        return result_of(self.id, self.spec, self.results.wait_for_end(self.id, timeout, on_progress))
+        return result_of(self.id, self.spec, self._own(self.results.wait_for_end(self.id, timeout, on_progress)))
 
     def cancel(self) -> bool:
         """Request that the job is cancelled, and return before it is; `wait` raises JobCancelled when it is.
@@ -129,10 +135,17 @@ class Job(Generic[ResultT]):
         Return False if the job has ended already. Raise UnknownJob if nothing is known of the job; the request is kept
         for a day nevertheless, in case that another program has sent it.
         """
+        if self.request_sha256 is not None:
+            self._own(self.results.snapshot(self.id))
         return self.results.cancel(self.id)
 
+    def _own(self, found: Snapshot) -> Snapshot:
+        """Return a state of this job. Raise IdempotencyMismatch: it is that of another request with this id."""
+        check_same(self.id, self.request_sha256, found.request_sha256)
+        return found
 
-class Jobs(list[Job[Any]]):
+
+class Jobs(BoundToProcess, list[Job[Any]]):
     """Jobs that were sent together, in the order of their requests, as one handle.
 
     Each method raises BrokerUnavailable; where jobs go over the gateway, also GatewayUnavailable and NotAllowed.
@@ -141,6 +154,12 @@ class Jobs(list[Job[Any]]):
     def __init__(self, jobs: Iterable[Job[Any]] = (), *, results: ResultBackend) -> None:
         super().__init__(jobs)
         self._results = results
+
+    def __copy__(self) -> "Jobs":
+        return Jobs(self, results=self._results)
+
+    def __deepcopy__(self, memo: object) -> "Jobs":
+        return self.__copy__()
 
     def as_completed(self, timeout: float | None = None) -> Iterator[Job[Any]]:
         """Yield each job when it has ended, the first one first; `result` of it is there, or raises, at once.

@@ -42,7 +42,9 @@ def scoped_key(spec: TaskSpec[Any, Any], idempotency_key: str, service: str | No
 
 
 def _check_key(spec: TaskSpec[Any, Any], idempotency_key: str) -> str:
-    """Return an idempotency key. Raise InvalidRequest if it is empty, or no Unicode."""
+    """Return an idempotency key. Raise InvalidRequest if it is no text, empty, or no Unicode."""
+    if not isinstance(idempotency_key, str):
+        raise InvalidRequest(f"{spec.kind}: idempotency_key is {type(idempotency_key).__name__}, str is expected")
     if not idempotency_key:
         raise InvalidRequest(f"{spec.kind}: idempotency_key is empty")
     try:
@@ -62,8 +64,13 @@ def choose_ids(
         if spec is None:
             msg = f"requests[{number}]: a {type(request).__name__} is no request"
             raise InvalidRequest(msg)
-        key = idempotency_key if not idempotency_key else f"{idempotency_key}/{number}"
+        key = numbered_key(spec, idempotency_key, number)
         yield choose_id(spec, idempotency_key=key, service=service), spec, request
+
+
+def numbered_key(spec: TaskSpec[Any, Any], idempotency_key: str | None, number: int) -> str | None:
+    """Return the idempotency key of one request of a list. Raise InvalidRequest."""
+    return None if idempotency_key is None else f"{_check_key(spec, idempotency_key)}/{number}"
 
 
 def check_id(job_id: object) -> str:

@@ -1,5 +1,6 @@
 """Make the message of a query, and read its answer: what both clients share."""
 
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -32,9 +33,10 @@ def status_question(job_id: str, timeout: float) -> Outgoing:
 def status_answer(found: Snapshot) -> Snapshot | None:
     """Return what the ledger has of a job, from the answer to its query; None if no worker has said it."""
     try:
-        return recorded_snapshot(read_answer(QUERY_STATUS, found, 0.0))
+        answer = read_answer(QUERY_STATUS, found, 0.0)
     except ClientError:
         return None
+    return replace(recorded_snapshot(answer), request_sha256=answer.request_sha256)
 
 
 def read_answer(spec: TaskSpec[Any, ResultT], found: Snapshot, timeout: float) -> ResultT:

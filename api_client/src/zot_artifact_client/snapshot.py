@@ -23,9 +23,10 @@ from zot_artifact_client.errors import ClientError, JobCancelled, JobFailed, Job
 
 def unknown_job(job_id: str, *, certain: bool = True) -> UnknownJob:
     """Return the error for an id of which nothing is known."""
+    unsaid = "" if certain else "; no worker has said what the ledger has of it"
     error = UnknownJob(
-        f"nothing is known of a job {job_id}: the id is wrong, its result has expired, or another program sent it and "
-        "no worker has taken it yet" + ("" if certain else "; no worker has said what the ledger has of it")
+        f"nothing is known of a job {job_id}: the id is wrong, its result has expired, the broker has lost it, or "
+        f"another program sent it and no worker has taken it yet{unsaid}"
     )
     error.certain = certain
     return error
@@ -40,6 +41,7 @@ class Snapshot:
         value: the result as JSON, if it succeeded.
         error: why it did not, if it ended otherwise.
         task: the name of its task, where the worker stores it with the result.
+        request_sha256: the digest of its request, where the worker has said it.
     """
 
     state: JobState
@@ -47,6 +49,7 @@ class Snapshot:
     value: object = None
     error: JobNotDone | None = None
     task: str | None = None
+    request_sha256: str | None = None
 
     @property
     def is_absent(self) -> bool:
@@ -160,6 +163,11 @@ def readable_snapshot(job_id: str, read: Callable[[], Any]) -> Snapshot:
 
 def snapshot_of(job_id: str, meta: dict[str, Any]) -> Snapshot:
     """Return what Celery's record of a job means. Unknown states are those of a running job."""
+    digest = meta.get("request_sha256")
+    return replace(_snapshot_of(job_id, meta), request_sha256=digest if isinstance(digest, str) else None)
+
+
+def _snapshot_of(job_id: str, meta: dict[str, Any]) -> Snapshot:
     status, value, task = meta["status"], meta.get("result"), meta.get("name")
     task = task if isinstance(task, str) else None
     if status == "FAILURE":

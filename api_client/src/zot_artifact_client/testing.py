@@ -23,8 +23,8 @@ from zot_artifact_client.async_client import AsyncArtifacts
 from zot_artifact_client.async_job import AsyncJob, AsyncJobs, OnAsyncProgress
 from zot_artifact_client.build_requests import (
     UploadFields,
+    check_request,
     check_service,
-    idempotency_mismatch,
     payload_of,
     request_of,
     spec_of,
@@ -47,7 +47,7 @@ from zot_artifact_client.contract import (
 )
 from zot_artifact_client.download import ArtifactFile, download
 from zot_artifact_client.errors import ClientError, InvalidRequest, JobCancelled, JobFailed, JobNotDone
-from zot_artifact_client.idempotency_conflicts import digest_of
+from zot_artifact_client.idempotency_conflicts import digest_of, idempotency_mismatch
 from zot_artifact_client.in_memory_worker import CHUNK, InMemoryWorker
 from zot_artifact_client.job import Job, Jobs, OnProgress, wait_timeout
 from zot_artifact_client.job_ids import check_id, choose_id, choose_ids
@@ -96,26 +96,27 @@ class InMemoryArtifactClient(Artifacts):
         job_id: str | None = None,
     ) -> Job[ResultT]:
         self._check_open()
+        check_request(spec, request)
         chosen = choose_id(spec, idempotency_key=idempotency_key, job_id=job_id, service=self._service)
-        return self._submit(chosen, spec, request, keyed=idempotency_key is not None)
+        return self._submit([(chosen, spec, request)])[0]
 
-    def _submit(self, chosen: str, spec: TaskSpec[Any, ResultT], request: Message, *, keyed: bool) -> Job[ResultT]:
-        digest = digest_of(spec.kind, payload_of(spec, request))  # which refuses what the worker would
-        if keyed and self._digests.setdefault(chosen, digest) != digest:
-            raise idempotency_mismatch([chosen])
-        if chosen not in self._snapshots:
-            self.submitted.append(request)
-            self._snapshots[chosen] = Snapshot(JobState.QUEUED)
-            self._queued[chosen] = (spec, request)
-            if not self.paused:
-                self.resume()
-        return Job(chosen, spec, results=self)
+    def _submit(self, jobs: Sequence[tuple[str, TaskSpec[Any, Any], Message]]) -> Jobs:
+        digests = {id_: digest_of(spec.kind, payload_of(spec, asked)) for id_, spec, asked in jobs}  # checks the size
+        if other := [id_ for id_, digest in digests.items() if self._digests.get(id_, digest) != digest]:
+            raise idempotency_mismatch(other)
+        self._digests |= digests
+        for id_, spec, request in jobs:
+            if id_ not in self._snapshots:
+                self.submitted.append(request)
+                self._snapshots[id_] = Snapshot(JobState.QUEUED)
+                self._queued[id_] = (spec, request)
+                if not self.paused:
+                    self.resume()
+        return Jobs((Job(id_, spec, digests[id_], results=self) for id_, spec, _ in jobs), results=self)
 
     def submit_many(self, requests: Iterable[Message], *, idempotency_key: str | None = None) -> Jobs:
         self._check_open()
-        chosen, keyed = [*choose_ids(requests, idempotency_key, service=self._service)], idempotency_key is not None
-        sent = [self._submit(id_, spec, request, keyed=keyed) for id_, spec, request in chosen]
-        return Jobs(sent, results=self)
+        return self._submit([*choose_ids(requests, idempotency_key, service=self._service)])
 
     @overload
     def job(self, job_id: str, kind: TaskSpec[Any, ResultT]) -> Job[ResultT]: ...

@@ -39,7 +39,7 @@ from zot_artifact_client import (
     UnknownJob,
     WaitTimeout,
 )
-from zot_artifact_client.contract import QUERY_SHOW, UploadRequest, VerifyRequest
+from zot_artifact_client.contract import QUERY_SHOW, VERIFY, UploadRequest, VerifyRequest
 from zot_artifact_client.testing import AsyncInMemoryArtifactClient, InMemoryArtifactClient
 
 BYTES = b"release one"
@@ -486,6 +486,67 @@ def test_a_key_names_one_request(side: Side, uploaded: Any) -> None:
     with pytest.raises(IdempotencyMismatch, match=job.id):
         side.client.verify(side.bucket, "other", idempotency_key=side.bucket)
     job.wait(WITHIN)
+
+
+@pytest.mark.parametrize("side", OVER_BROKER, indirect=True)  # the gateway chooses the ids of jobs
+def test_an_id_of_the_caller_names_one_request(side: Side, uploaded: Any) -> None:
+    """It is compared as the id of an idempotency key is: another request under it is not sent."""
+    first = VerifyRequest(bucket=side.bucket, key="app.tgz")
+    job = side.client.submit(VERIFY, first, job_id=side.bucket)
+    assert side.client.submit(VERIFY, first, job_id=side.bucket).wait(WITHIN).good
+    with pytest.raises(IdempotencyMismatch, match=job.id):
+        side.client.submit(VERIFY, VerifyRequest(bucket=side.bucket, key="other"), job_id=side.bucket)
+
+
+def forget(broker: str, job_id: str) -> None:
+    """Remove what Redis keeps of a request and its result, as time does, and a Redis that is lost."""
+    with redis.Redis.from_url(broker) as server:
+        server.delete(f"zot-artifacts:idempotency:{job_id}", f"celery-task-meta-{job_id}")
+
+
+@pytest.mark.parametrize("side", ["real", "async real", "gateway", "async gateway"], indirect=True)
+def test_a_key_names_one_request_although_redis_has_forgotten_it(
+    side: Side, uploaded: Any, broker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ledger knows the first request: another one under its key is told so, and the first one stays the job."""
+    for module in ("result_backend", "async_results"):
+        for name, seconds in (("UNKNOWN_FOR", 0.0), ("LEDGER_WITHIN", WITHIN), ("LISTEN_FOR", 0.2)):
+            monkeypatch.setattr(f"zot_artifact_client.{module}.{name}", seconds, raising=False)
+
+    def send(key: str) -> Any:
+        return side.client.verify(side.bucket, key, idempotency_key=side.bucket)
+
+    job = send("app.tgz")
+    job.wait(WITHIN)
+    forget(broker, job.id)
+    with pytest.raises(IdempotencyMismatch, match=job.id):
+        send("other").wait(WITHIN)
+    with pytest.raises(IdempotencyMismatch, match=job.id):
+        send("other")  # now at once
+    assert send("app.tgz").wait(WITHIN).good
+    forget(broker, job.id)
+    assert send("app.tgz").wait(WITHIN).good
+
+
+@pytest.mark.parametrize("side", ["real", "async real"], indirect=True)
+def test_a_handle_on_the_job_of_another_request_tells_nothing_of_it(side: Side, uploaded: Any, broker: str) -> None:
+    """Neither its state nor its result, whether a worker has stored them or says them; and it cancels nothing."""
+
+    def send(key: str) -> Any:
+        return side.client.verify(side.bucket, key, idempotency_key=side.bucket)
+
+    send("app.tgz").wait(WITHIN)
+    with redis.Redis.from_url(broker) as server:
+        server.delete(f"zot-artifacts:idempotency:{send('app.tgz').id}")
+    other = send("other")
+    with pytest.raises(IdempotencyMismatch):
+        other.cancel()
+    for name in ("wait", "result", "state", "progress"):
+        with pytest.raises(IdempotencyMismatch):
+            (found := getattr(other, name)) and callable(found) and found()
+    forget(broker, other.id)
+    with pytest.raises(IdempotencyMismatch):
+        other.wait(0.0)
 
 
 def test_a_bad_request_is_not_sent(side: Side) -> None:

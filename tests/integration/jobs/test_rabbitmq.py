@@ -23,7 +23,7 @@ from worker.catalogue import Catalogue, JobRecord
 from worker.cli import service_checks
 from worker.intake.rejected import RejectedMessages
 from worker.settings import Settings
-from zot_artifact_client import ArtifactClient, BrokerUnavailable, JobCancelled
+from zot_artifact_client import ArtifactClient, BrokerUnavailable, IdempotencyMismatch, JobCancelled
 from zot_artifact_client import publisher as publishing
 from zot_artifact_client.contract import JobState
 from zot_artifact_client.job import Job
@@ -105,6 +105,27 @@ def test_every_verb_runs(site):
         shown = client.show("releases", "verbs", timeout=WITHIN)
         assert {copy.store: copy.state for copy in shown.copies} == {"dr": "verified", "primary": "verified"}
         assert client.delete("releases", "verbs").wait(WITHIN).everywhere
+
+
+def test_a_key_names_one_request_although_redis_has_forgotten_it(site):
+    """Requests are compared in the Redis of the results, and by the worker where that has forgotten the first one."""
+    source = site.source(1000)
+    with closing(ArtifactClient(site.rabbitmq.url, result_url=site.results)) as client:
+
+        def send(key: str) -> Job:
+            return client.upload(source, "releases", key, stores=["primary"], idempotency_key="build-17")
+
+        job = send("one")
+        job.wait(WITHIN)
+        with pytest.raises(IdempotencyMismatch):
+            send("two")
+        with redis.Redis.from_url(site.results) as results:
+            results.delete(f"zot-artifacts:idempotency:{job.id}", f"celery-task-meta-{job.id}")
+        with pytest.raises(IdempotencyMismatch, match=job.id):
+            send("two").wait(WITHIN)
+        with pytest.raises(IdempotencyMismatch):
+            send("two")
+        assert send("one").wait(WITHIN).key == "one"
 
 
 def test_doctor_asks_it(site):

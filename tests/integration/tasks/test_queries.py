@@ -12,6 +12,7 @@ from worker.storage import Digest
 from worker.storage.errors import NotFound
 from worker.storage.integrity.manifest import CHUNK_SIZE, Manifest
 from zot_artifact_client.contract import MAX_CHUNKS, JobState, ListRequest, ShowRequest, StatusRequest, UploadRequest
+from zot_artifact_client.idempotency_conflicts import digest_of
 
 
 @pytest.fixture
@@ -113,4 +114,7 @@ def test_the_status_of_a_job_is_that_of_the_ledger(context, run, source):
     assert ended.error is not None
     assert ended.error.message == "store dr did not answer"
     assert "secret" not in ended.model_dump_json()
+    assert ended.request_sha256 == digest_of("upload", {})
     assert status(StatusRequest(job="job-2"), context).state == "unknown"
+    ledger.reject("job-3", "upload", {"key": "…"}, {"type": "InvalidMessage", "message": "no"}, clock.now())
+    assert status(StatusRequest(job="job-3"), context).request_sha256 is None

@@ -15,7 +15,8 @@ from worker import cli, clock
 from worker.catalogue import Catalogue, Leased
 from worker.gateway.services import Services
 from worker.settings import Settings, load_settings
-from zot_artifact_client.contract import JobState
+from zot_artifact_client.contract import VERIFY, JobState
+from zot_artifact_client.job_ids import choose_id
 
 _OPTIONS = ["--metadata", "build=7", "--tag", "team=core", "--property", "content_type=text/plain"]
 _BESIDE = {"metadata": {"build": "7"}, "tags": {"team": "core"}, "content_type": "text/plain"}
@@ -122,3 +123,16 @@ def test_an_idempotency_key_with_other_bytes_is_another_request(
     valkey.empty()
     shutil.rmtree(settings.staging_dir / job)
     assert (run("one"), run("two")[0], staged()) == ((0, job), 2, set())
+
+
+def test_a_rejected_message_leaves_its_id_to_a_valid_request(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A row of the ledger without a request, of a message that was not accepted, is no other request."""
+    words = ["verify", "releases/app.tgz", "--idempotency-key", "key", "--no-wait"]
+    job = choose_id(VERIFY, idempotency_key="key")
+    catalogue = Catalogue(settings.catalogue_url)
+    catalogue.ledger.reject(job, "verify", {"buckets": "…"}, {"type": "InvalidMessage", "message": "no"}, clock.now())
+    catalogue.close()
+    assert cli.run(words) == 0
+    assert capsys.readouterr().out.strip() == job

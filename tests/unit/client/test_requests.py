@@ -1,15 +1,27 @@
 """The requests that a client refuses before it sends anything, and the messages that it sends."""
 
+import copy
+import pickle
 import subprocess
 import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import zot_artifact_client
-from zot_artifact_client import ArtifactClient, Artifacts, ClientError, InvalidRequest
+from zot_artifact_client import (
+    ArtifactClient,
+    Artifacts,
+    AsyncArtifactClient,
+    AsyncJob,
+    AsyncJobs,
+    ClientError,
+    InvalidRequest,
+    Jobs,
+)
 from zot_artifact_client.connection import without_credentials
 from zot_artifact_client.contract import MAX_MESSAGE, TASKS, VERIFY, Queue, VerifyRequest
 from zot_artifact_client.contract.queues import UNROUTED, queues
@@ -29,6 +41,19 @@ def client() -> InMemoryArtifactClient:
     ("send", "said"),
     [
         (lambda c: c.upload("", "b", "k"), "upload: source: "),
+        (lambda c: c.upload(5, "b", "k"), "upload: source: "),
+        (lambda c: c.upload("/in", "b", "k", metadata=5), "upload: metadata: "),
+        (lambda c: c.upload("/in", "b", "k", properties=5), "properties: a mapping of names to values is expected"),
+        (lambda c: c.upload_dir("/in", "b", include=5), "batch: include: "),
+        (lambda c: c.verify("b", "k", stores=5), "verify: stores: "),
+        (lambda c: c.verify("b", "k", idempotency_key=5), "verify: idempotency_key is int, str is expected"),
+        (lambda c: c.verify("b", "k", idempotency_key=b"k"), "verify: idempotency_key is bytes, str is expected"),
+        (
+            lambda c: c.submit_many([VerifyRequest(bucket="b", key="k")], idempotency_key=5),
+            "verify: idempotency_key is int",
+        ),
+        (lambda c: c.submit("verify", VerifyRequest(bucket="b", key="k")), "spec: a task such as contract.UPLOAD"),
+        (lambda c: c.submit(VERIFY, {"bucket": "b", "key": "k"}), "verify: request: VerifyRequest is expected"),
         (lambda c: c.upload("/in", "", "k"), "upload: bucket: "),
         (lambda c: c.upload("/in", "b", "k" * 1025), "upload: key: "),
         (lambda c: c.upload("/in", "b", "k", sha256="zz-hunter2"), "upload: sha256: "),
@@ -236,3 +261,23 @@ def test_a_set_of_stores_is_the_same_request_in_every_process():
         for seed in "012"
     }
     assert said == {"('archive', 'cloud', 'dr', 'primary')\n"}
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: ArtifactClient("redis://:hunter2@127.0.0.1:1/0"),
+        lambda: ArtifactClient(gateway="http://127.0.0.1:1", token="hunter2"),
+        lambda: AsyncArtifactClient("redis://:hunter2@127.0.0.1:1/0"),
+        InMemoryArtifactClient,
+    ],
+)
+def test_a_job_is_copied_and_not_pickled(made: Callable[[], Any]) -> None:
+    """A copy is the same handle. A pickle would need the connections and the password: the error names the way out."""
+    job = made().job("job-1", "upload")
+    jobs = (AsyncJobs if isinstance(job, AsyncJob) else Jobs)([job], results=job.results)
+    assert copy.copy(job) is copy.deepcopy(job) is job
+    assert copy.copy(jobs) == copy.deepcopy(jobs) == jobs
+    for each in (job, jobs, {"job": job}):
+        with pytest.raises(TypeError, match=r"client\.job\(id, kind\)"):
+            pickle.dumps(each)

@@ -1,6 +1,7 @@
 """The states and results of jobs in the result backend."""
 
 import json
+from datetime import UTC, datetime
 from uuid import uuid4
 
 import pytest
@@ -10,11 +11,20 @@ from celery.app.task import Context
 from celery.exceptions import TaskRevokedError
 
 from tests.waiting import WITHIN
+from worker.catalogue import JobRecord
 from worker.jobs import result_backend
 from worker.jobs.outbox import keys_of_taken
 from worker.jobs.result_backend import fence_request, use_atomic_result_backend
+from zot_artifact_client.contract import JobState, VerifyRequest
 from zot_artifact_client.errors import JobFailed
+from zot_artifact_client.idempotency_conflicts import digest_of
 from zot_artifact_client.outgoing_messages import MESSAGES
+from zot_artifact_client.snapshot import snapshot_of
+
+
+def record(job: str, fence: int) -> JobRecord:
+    """Return a running job of the ledger."""
+    return JobRecord(job, "verify", {"bucket": "releases", "key": "a"}, JobState.RUNNING, 1, fence, datetime.now(UTC))
 
 
 @pytest.fixture
@@ -72,7 +82,7 @@ def test_a_state_of_a_job_takes_it_out_of_the_outbox_in_the_same_round_trip(app,
         client.zadd(outbox[2], {job: 1, f"{job}-2": 1})
         app.backend.store_result(job, None, "PROGRESS", request=request)
         assert kept() == [{job, f"{job}-2"}] * 3
-        fence_request(request, 1)
+        fence_request(request, record(job, 1))
         sent: list[object] = []
         send = redis.Connection.send_packed_command
         monkeypatch.setattr(
@@ -90,7 +100,7 @@ def test_a_state_of_a_job_takes_it_out_of_the_outbox_in_the_same_round_trip(app,
 def test_a_state_takes_a_job_out_of_the_outbox_of_another_redis(valkey, job):
     """While the outbox has the job, `sweep.recover` finds that no end is stored."""
     request = Context({"id": job, "task": "artifact.upload.v1"})
-    fence_request(request, 1)
+    fence_request(request, record(job, 1))
     with (
         Celery(backend=valkey.database(1), broker=valkey.url, set_as_current=False) as app,
         redis.Redis.from_url(valkey.url) as client,
@@ -155,7 +165,7 @@ def test_a_state_with_a_lower_fencing_token_or_none_replaces_none_with_a_higher_
     def store(state: str, fence: int | None) -> str:
         request = Context({"id": job, "task": "artifact.verify.v1"})
         if fence is not None:
-            fence_request(request, fence)
+            fence_request(request, record(job, fence))
         app.backend.store_result(job, ValueError("x") if state in {"RETRY", "FAILURE"} else {}, state, request=request)
         return app.backend.get_task_meta(job)["status"]
 
@@ -165,6 +175,17 @@ def test_a_state_with_a_lower_fencing_token_or_none_replaces_none_with_a_higher_
     assert store("FAILURE", 2) == "FAILURE"
     assert store("STARTED", 2) == "FAILURE"
     assert store("STARTED", 3) == "STARTED"
+
+
+def test_a_state_has_the_digest_of_the_request(app, job):
+    """A client that sent another request under the id of the job finds that out, also while the job runs."""
+    running = record(job, 1)
+    request = Context({"id": job, "task": "artifact.verify.v1"})
+    fence_request(request, running)
+    app.backend.store_result(job, None, "STARTED", request=request)
+    sent = VerifyRequest(bucket="releases", key="a")
+    assert snapshot_of(job, app.backend.get_task_meta(job)).request_sha256 == digest_of("verify", sent.payload())
+    assert snapshot_of(job, {"status": "STARTED", "request_sha256": 5}).request_sha256 is None
 
 
 def test_a_full_backend_is_one_line_per_minute(app, job, monkeypatch, caplog):

@@ -25,6 +25,7 @@ from zot_artifact_client.contract.queries import (
     ManifestPart,
     ShowRequest,
     ShowResult,
+    StatusAnswer,
     StatusRequest,
     StatusResult,
 )
@@ -194,6 +195,7 @@ __all__ = [
     "ShowRequest",
     "ShowResult",
     "Source",
+    "StatusAnswer",
     "StatusRequest",
     "StatusResult",
     "StoreEvidence",
@@ -358,7 +360,7 @@ TASKS: dict[str, TaskSpec[Any, Any]] = {
 
 QUERY_SHOW = TaskSpec("artifact.show.v1", "show", ShowRequest, ShowResult, Queue.INTERACTIVE)
 QUERY_LIST = TaskSpec("artifact.list.v1", "list", ListRequest, ListResult, Queue.INTERACTIVE)
-QUERY_STATUS = TaskSpec("artifact.status.v1", "status", StatusRequest, StatusResult, Queue.INTERACTIVE)
+QUERY_STATUS = TaskSpec("artifact.status.v1", "status", StatusRequest, StatusAnswer, Queue.INTERACTIVE)
 
 QUERIES: dict[str, TaskSpec[Any, Any]] = {spec.name: spec for spec in (QUERY_SHOW, QUERY_LIST, QUERY_STATUS)}
 """What is answered from the catalogue and is no job: see `contract.queries`."""

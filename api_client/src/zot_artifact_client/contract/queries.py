@@ -118,3 +118,9 @@ class StatusResult(Result):
     progress: Progress | None = None
     result: dict[str, Any] | None = None
     error: JobError | None = None
+
+
+class StatusAnswer(StatusResult):
+    """The answer of a worker, with the digest of the job's request: a client compares it with the one that it sent."""
+
+    request_sha256: str | None = None
