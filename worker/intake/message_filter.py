@@ -343,6 +343,19 @@ class Connection(KombuConnection):
         found: type = super().get_transport_cls()  # type: ignore[no-untyped-call]
         return _FILTERED_TRANSPORTS.get(found, found)
 
+    def info(self) -> dict[str, Any]:
+        """Return what `celery inspect stats` and Flower's page of a worker show of the broker.
+
+        Celery removes the password alone: the URL of a socket, other servers of a list and options have it, too.
+        """
+        shown: dict[str, Any] = super().info()  # type: ignore[no-untyped-call]
+        shown["hostname"] = without_secrets(str(shown.get("hostname")))
+        options = shown.get("transport_options") or {}
+        shown["transport_options"] = {name: value for name, value in options.items() if name != "sentinel_kwargs"}
+        if alternates := shown.get("alternates"):
+            shown["alternates"] = [without_secrets(str(each)) for each in alternates]
+        return shown
+
 
 class AMQP(amqp.AMQP):
     """Makes Celery use the filtered connection, as the application's `amqp`."""

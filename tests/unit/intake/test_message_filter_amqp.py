@@ -17,6 +17,7 @@ from tests.hostile_messages import HOSTILE, JOB
 from tests.waiting import WITHIN
 from worker.intake import message_filter
 from worker.intake.message_filter import RECORD_TASK
+from zot_artifact_client.broker_urls import parse_url
 from zot_artifact_client.contract import VERIFY
 
 ENVELOPES = [
@@ -153,6 +154,25 @@ def test_every_way_to_reach_redis_has_a_filter(url):
     if connection.alt:
         connection.maybe_switch_next()
         assert issubclass(connection.get_transport_cls().Channel, message_filter._Filtered)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://u:hunter2@h:1/0",
+        "redis+socket://:hunter2@/run/valkey.sock?virtual_host=2",
+        "sentinel://u:hunter2@a:1;sentinel://u:hunter2@b:2?sentinel_password=hunter2",
+        "amqp://u:hunter2@a:1;amqp://u:hunter2@b:1",
+    ],
+)
+def test_no_worker_shows_the_password_of_its_broker(url):
+    """What remote control and Flower show of a worker's broker has its address and no secret of its URL."""
+    server = parse_url(url)
+    connection = message_filter.Connection(server.text, transport_options=server.transport_options)
+    shown = connection.info()
+    shown.pop("password")  # as Celery does
+    assert "hunter2" not in str(shown)
+    assert "hunter2" in str(connection.clone()._info())  # which still has what it needs to connect
 
 
 def test_other_connections_of_the_process_have_none():
