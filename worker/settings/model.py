@@ -61,7 +61,8 @@ from zot_artifact_client.host_and_port import split_address
 from zot_artifact_client.input_rules import NamedTwice, check_distinct, unique_names
 
 ENV_PREFIX = "ZOT_"
-_STORE = re.compile(r"[\w.@+-][\w .@+-]{0,63}")
+_STORE = re.compile(r"(?! )[\w .@+-]{1,64}(?<! )")
+"""A name with a space at its end could not be given to `--store`, which takes several with commas between."""
 _KINDS_OF_STORE = {kind.model_fields["type"].default: kind for kind in get_args(get_args(StoreConfig)[0])}
 _MAX_FILE = 1 << 20
 """Bytes of the largest configuration file."""
@@ -168,7 +169,9 @@ class Settings(BaseSettings):
             raise ValueError(msg)
         for name, store in stores.items():
             if not _STORE.fullmatch(name):
-                msg = f"{name!r} is no name of a store: letters, digits and . _ @ + - are expected, 64 at most"
+                msg = (
+                    f"{name!r} is no name of a store: up to 64 letters, digits, . _ @ + - and inner spaces are expected"
+                )
                 raise ValueError(msg)
             if isinstance(store, FilesystemConfig) and not store.root.is_absolute():
                 msg = f"{name}.root: {str(store.root)!r} is not an absolute path"

@@ -64,6 +64,7 @@ from worker.settings.model import Settings
         (b"sweep: {evidence: {'off': [rd]}}\n", "sweep.evidence.off names the store 'rd', which is not configured"),
         (b"budgets: {dr: {requests_per_second: .inf}}\n", "budgets.dr.requests_per_second: Input should be a finite"),
         (b"stores: {}\n", "at least one store"),
+        (b"stores: {'dr ': {type: filesystem, root: /x}}\n", "is no name of a store"),
         (b"stores: {'a,b': {type: filesystem, root: /x}}\n", "is no name of a store"),
         (b"#" * ((1 << 20) + 1), "more than 1048576 bytes"),
     ],

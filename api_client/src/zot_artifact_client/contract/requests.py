@@ -19,6 +19,7 @@ from pydantic import (
 from zot_artifact_client.globs import compiled
 from zot_artifact_client.input_rules import check_number
 
+_STORE = re.compile(r"(?! )[\w .@+-]+(?<! )")
 _SIGNATURES = re.compile(r"(?i)(^|[-_])(sig|signature|token|credential|key|password|secret)$")
 
 
@@ -58,6 +59,13 @@ def _distinct(what: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _is_store_name(name: str) -> str:
+    if not _STORE.fullmatch(name):
+        msg = "no store can have this name: letters, digits, . _ @ + - and spaces inside are expected"
+        raise ValueError(msg)
+    return name
+
+
 Bucket = Annotated[str, StringConstraints(min_length=1, max_length=63)]
 Key = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$", to_lower=True)]
@@ -68,7 +76,7 @@ PageVerb = Literal["replicate", "verify", "delete", "adopt", "upload"]
 Symlinks = Literal["skip", "follow", "error"]
 Glob = Annotated[str, StringConstraints(min_length=1, max_length=1024), AfterValidator(_is_glob)]
 Globs = Annotated[tuple[Glob, ...], Field(max_length=100)]
-StoreName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+StoreName = Annotated[str, StringConstraints(min_length=1, max_length=128), AfterValidator(_is_store_name)]
 StoreNames = Annotated[tuple[StoreName, ...], Field(min_length=1, max_length=64), _distinct("store")]
 Receiver = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 Receivers = Annotated[tuple[Receiver, ...], Field(max_length=8), _distinct("webhook")]
