@@ -17,7 +17,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from worker.catalogue import Catalogue, JobRecord
+from worker import clock
+from worker.catalogue import Catalogue, JobRecord, Scope
 from worker.cli.errors import Failure, Status
 from worker.cli.output import err, note, size
 from worker.counted import counted
@@ -33,6 +34,8 @@ _POLL = 0.5
 """Seconds between two reads of the ledger, which knows states that the result backend does not have."""
 _PATIENCE = 5.0
 """Seconds after which the command tells that no worker has taken the job."""
+_MOST_RUNNING = 1000
+"""Running jobs that are counted, at most."""
 
 
 class Bar:
@@ -103,7 +106,7 @@ def await_end(
         Failure: the broker has gone away, and the ledger does not show the end of the job.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
-    watch = Watch(job.id, settings)
+    watch = Watch(job.id, settings, catalogue)
     while True:
         left = _POLL if deadline is None else min(_POLL, deadline - time.monotonic())
         try:
@@ -136,8 +139,9 @@ def _ended(record: JobRecord | None) -> bool:
 class Watch:
     """Prints why a job has not ended yet, each reason once."""
 
-    def __init__(self, job_id: str, settings: Settings) -> None:
+    def __init__(self, job_id: str, settings: Settings, catalogue: Catalogue) -> None:
         self._id = job_id
+        self._catalogue = catalogue
         self._most = settings.retry.max_attempts
         self._told = 0
         self._waits_for: set[str] = set()
@@ -148,7 +152,7 @@ class Watch:
         if record is None:
             if self._since is not None and time.monotonic() - self._since > _PATIENCE:
                 self._since = None
-                note(f"no worker has taken job {self._id} yet; `zot-artifacts doctor` shows whether one runs")
+                note(self._not_taken())
             return
         cause = record.error or {}
         if record.state == JobState.QUEUED and cause and cause["type"] not in self._waits_for:  # it was snoozed
@@ -157,3 +161,16 @@ class Watch:
         if record.state == JobState.RETRYING and record.attempts > self._told and record.error:
             self._told = record.attempts
             note(f"attempt {record.attempts} of {self._most} failed: {record.error.get('message')}; it is retried")
+
+    def _not_taken(self) -> str:
+        """Return why no worker has taken the job: the ledger tells busy workers from none."""
+        told, doctor = f"no worker has taken job {self._id} yet", "`zot-artifacts doctor` shows whether one"
+        if paused := [each.name for each in self._catalogue.pauses.all() if each.scope is Scope.QUEUE]:
+            told += f"; paused: queue {', '.join(paused)}"
+        now, open_jobs = clock.now(), self._catalogue.ledger.latest(states=(JobState.RUNNING,), limit=_MOST_RUNNING)
+        running = [each for each in open_jobs if each.lease_until is not None and each.lease_until > now]
+        if not running:
+            return f"{told}; none has another job either; {doctor} runs"
+        queues = ", ".join(sorted({each.queue for each in running if each.queue}))
+        jobs = f"{counted(len(running), 'other job')} of {queues}" if queues else counted(len(running), "other job")
+        return f"{told}; workers have {jobs}, see `zot-artifacts jobs --state running`; {doctor} serves its queue"

@@ -1,12 +1,14 @@
 """The progress bar of a command."""
 
 import io
+from datetime import timedelta
 
 import pytest
 from rich.console import Console
 
+from tests.unit.cli.test_status import catalogue  # noqa: F401 - a fixture
 from worker import clock
-from worker.catalogue import JobRecord
+from worker.catalogue import Catalogue, JobRecord, Scope
 from worker.cli import progress
 from worker.settings import Settings
 from zot_artifact_client.contract import JobState, Progress
@@ -44,7 +46,10 @@ def test_a_bar_shows_no_amount_before_it_knows_one(monkeypatch: pytest.MonkeyPat
     assert "300/? bytes" in screen.file.getvalue()
 
 
-def test_a_command_tells_once_what_its_job_waits_for(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_command_tells_once_what_its_job_waits_for(
+    catalogue: Catalogue,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """A delete that needs an approval, or a job whose store is paused, is told while the command waits for it."""
     waits = {
         "type": "WaitsForApproval",
@@ -54,7 +59,30 @@ def test_a_command_tells_once_what_its_job_waits_for(capsys: pytest.CaptureFixtu
         id="job-1", kind="delete", request={}, state=JobState.QUEUED, attempts=0, fence=1, created_at=clock.now(),
         queue="interactive", error=waits,
     )  # fmt: skip
-    watch = progress.Watch("job-1", Settings())
+    watch = progress.Watch("job-1", Settings(), catalogue)
     watch.see(job)
     watch.see(job)
     assert capsys.readouterr().err.count(waits["message"]) == 1
+
+
+def test_a_command_tells_busy_workers_from_none(
+    catalogue: Catalogue,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A job behind others is not told as one that no worker is there for; nor is one whose queue is paused."""
+    monkeypatch.setattr(progress, "_PATIENCE", -1.0)
+
+    def told() -> str:
+        progress.Watch("job-1", Settings(), catalogue).see(None)
+        return capsys.readouterr().err
+
+    assert "no worker has taken job job-1 yet; none has another job either" in told()
+    now = clock.now()
+    lease = {"owner": "me", "holds": None, "parent": None, "lease": timedelta(minutes=1), "queue": "transfer"}
+    catalogue.ledger.acquire("dead", "verify", {"key": "a"}, **lease, now=now - timedelta(hours=1))
+    assert "none has another job either" in told()
+    catalogue.ledger.acquire("other", "verify", {"key": "b"}, **lease, now=now)
+    assert "workers have 1 other job of transfer, see `zot-artifacts jobs --state running`" in told()
+    catalogue.pauses.begin(Scope.QUEUE, "transfer", reason=None, now=now)
+    assert "no worker has taken job job-1 yet; paused: queue transfer; workers have" in told()
