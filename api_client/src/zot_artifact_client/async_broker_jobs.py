@@ -8,7 +8,12 @@ from zot_artifact_client.async_results import AsyncResultBackend
 from zot_artifact_client.build_requests import SentJob, digests_of, outgoing, pages_of
 from zot_artifact_client.connection import celery_app, without_credentials
 from zot_artifact_client.contract import TASKS, Message, RequestT, ResultT, TaskSpec
-from zot_artifact_client.idempotency_conflicts import idempotency_mismatch, push_digests, read_mismatches
+from zot_artifact_client.idempotency_conflicts import (
+    idempotency_mismatch,
+    push_digests,
+    push_withdrawal,
+    read_mismatches,
+)
 from zot_artifact_client.job_ids import choose_id
 from zot_artifact_client.outgoing_messages import MESSAGES, Outgoing, push
 from zot_artifact_client.query_messages import question, read_answer, status_answer, status_question
@@ -64,6 +69,7 @@ class AsyncBrokerJobs:
         if digests:
             answers = await self._broker.transaction(lambda pipeline: push_digests(pipeline, digests))
             if other := read_mismatches(digests, answers):
+                await self._broker.transaction(lambda pipeline: push_withdrawal(pipeline, digests, answers))
                 raise idempotency_mismatch(other)
         await self._push(page)
 

@@ -42,7 +42,11 @@ def mismatches(client: Any, digests: Mapping[str, str]) -> list[str]:
     """Record the digests of requests by job id, in one round trip, and return the ids that belong to other requests."""
     with client.pipeline(transaction=True) as pipeline:
         push_digests(pipeline, digests)
-        return read_mismatches(digests, pipeline.execute())
+        answers = pipeline.execute()
+        if other := read_mismatches(digests, answers):
+            push_withdrawal(pipeline, digests, answers)
+            pipeline.execute()
+        return other
 
 
 def keep_digest(client: Any, job: str, digest: str) -> None:
@@ -63,3 +67,10 @@ def read_mismatches(digests: Mapping[str, str], answers: Sequence[Any]) -> list[
     """Return the ids that belong to other requests, from the answers to `push_digests`."""
     kept = answers[1::3]
     return [job for (job, digest), known in zip(digests.items(), kept, strict=True) if known != digest.encode()]
+
+
+def push_withdrawal(pipeline: Any, digests: Mapping[str, str], answers: Sequence[Any]) -> None:
+    """Add to a Redis pipeline what removes the digests that `push_digests` recorded first: their jobs are not sent."""
+    for job, is_first in zip(digests, answers[::3], strict=True):
+        if is_first:
+            pipeline.expire(DIGEST_KEY.format(job=job), 0)  # removes it; services may not delete

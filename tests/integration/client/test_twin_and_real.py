@@ -498,6 +498,16 @@ def test_an_id_of_the_caller_names_one_request(side: Side, uploaded: Any) -> Non
         side.client.submit(VERIFY, VerifyRequest(bucket=side.bucket, key="other"), job_id=side.bucket)
 
 
+@pytest.mark.parametrize("side", OVER_BROKER, indirect=True)  # the gateway gets one request after the other
+def test_a_list_that_is_not_sent_takes_no_key(side: Side, uploaded: Any) -> None:
+    """One of its requests is another one than before: the keys of those that are new stay free."""
+    one, two, three = (VerifyRequest(bucket=side.bucket, key=key) for key in ("app.tgz", "two", "three"))
+    side.client.submit_many([one], idempotency_key=side.bucket)
+    with pytest.raises(IdempotencyMismatch):
+        side.client.submit_many([two, three], idempotency_key=side.bucket)
+    assert len(list(side.client.submit_many([one, one], idempotency_key=side.bucket).wait(WITHIN))) == 2
+
+
 def forget(broker: str, job_id: str) -> None:
     """Remove what Redis keeps of a request and its result, as time does, and a Redis that is lost."""
     with redis.Redis.from_url(broker) as server:
