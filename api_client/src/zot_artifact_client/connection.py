@@ -49,6 +49,8 @@ _PASSING = {
     ReadOnlyError: "it is a replica, which takes no writes: try again after the failover, or name the primary",
 }
 """What is wrong with a Redis that answers and does not serve, and the way out."""
+_CROWDED = "max number of clients reached"
+"""What a Redis answers to one connection more than it takes, for which redis-py has no class."""
 
 
 def celery_app(backend: str, **settings: Any) -> Celery:
@@ -113,7 +115,7 @@ def what_it_does(error: BaseException, url: str) -> str:
         does = "takes no writes now"
     elif any(isinstance(each, NoPermissionError | AuthenticationError) for each in found):
         does = "refuses this"
-    elif any(isinstance(each, ResponseError | BusyLoadingError) for each in found):
+    elif passing_fault(error) or any(isinstance(each, ResponseError) for each in found):
         does = "does not serve this now"
     else:
         does = "cannot be reached"
@@ -123,6 +125,8 @@ def what_it_does(error: BaseException, url: str) -> str:
 def passing_fault(error: BaseException) -> str | None:
     """Return why a Redis that answers does not serve for now, and the way out; None if it is something else."""
     found = list(causes(error))
+    if any(_CROWDED in str(each) for each in found):
+        return "it has as many connections as it takes: try again when some have ended, or raise its maxclients"
     return next((told for kind, told in _PASSING.items() if any(isinstance(each, kind) for each in found)), None)
 
 

@@ -48,12 +48,18 @@ def fill(client: "redis.Redis") -> str:
     return ""
 
 
+def crowd(client: "redis.Redis") -> str:
+    client.config_set("maxclients", "1")  # that is this connection
+    return ""
+
+
 REFUSALS = {
     forbid: "its ACL does not allow this to the user of its URL",
     require_password: "it requires a password, and its URL has none",
     refuse_password: "it refuses the user or password of its URL",
     lose_primary: "it is a replica that has lost its primary",
     become_replica: "it is a replica, which takes no writes",
+    crowd: "it has as many connections as it takes",
     fill: "command not allowed when used memory > 'maxmemory'",
 }
 
@@ -74,21 +80,21 @@ def test_a_broker_that_refuses_is_not_said_to_be_away(
     open_session(load_settings()).close()
     with redis.Redis(port=broker.port) as client:
         login = refuse(client)
-    monkeypatch.setenv("ZOT_BROKER", f"redis://{login}127.0.0.1:{broker.port}/0")
+        monkeypatch.setenv("ZOT_BROKER", f"redis://{login}127.0.0.1:{broker.port}/0")
 
-    said = {}
-    for command in (
-        ["health", "worker"],
-        ["health", "beat"],
-        ["doctor", "--json"],
-        ["verify", "releases/a", "--no-wait"],
-        ["pause", "queue", "sweep"],
-        ["jobs", "5f0a1d0e"],
-        ["jobs", "--rejected"],
-    ):
-        cli.run(command)
-        printed = capsys.readouterr()
-        said[command[0], command[1]] = printed.out if "--json" in command else printed.out + printed.err
+        said = {}
+        for command in (
+            ["health", "worker"],
+            ["health", "beat"],
+            ["doctor", "--json"],
+            ["verify", "releases/a", "--no-wait"],
+            ["pause", "queue", "sweep"],
+            ["jobs", "5f0a1d0e"],
+            ["jobs", "--rejected"],
+        ):
+            cli.run(command)
+            printed = capsys.readouterr()
+            said[command[0], command[1]] = printed.out if "--json" in command else printed.out + printed.err
     checks = {each["name"]: each for each in json.loads(said.pop(("doctor", "--json")))["checks"]}
     of_broker = [f"{each['detail']}; {each['way_out']}" for each in checks.values() if each["outcome"] != "good"]
     assert told in said["health", "worker"]
