@@ -123,7 +123,7 @@ def parse_url(url: str, setting: str = "broker_url") -> ServerUrl:
     """
     if url != url.strip() or not url.isprintable():
         raise InvalidUrl(f"{setting}: there is white space or a control character in or around the URL")
-    servers = tuple(_parse_server(part, setting) for part in url.split(";"))
+    servers = [_parse_server(part, setting) for part in url.split(";")]
     schemes = {server.scheme for server in servers}
     if len(schemes) > 1:
         raise InvalidUrl(f"{setting}: all URLs of a list need the same scheme")
@@ -140,10 +140,10 @@ def parse_url(url: str, setting: str = "broker_url") -> ServerUrl:
         if "sentinel_password" in query:
             options["sentinel_kwargs"] = {"password": query["sentinel_password"]}
     tls = _amqp_tls(query) if scheme == "amqps" else None
-    return ServerUrl(scheme, ";".join(map(_for_celery, servers)), options, tls, servers)
+    return ServerUrl(scheme, ";".join(map(_for_celery, servers)), options, tls, tuple(servers))
 
 
-def _told_once(servers: tuple[_Server, ...], setting: str) -> tuple[_Server, ...]:
+def _told_once(servers: list[_Server], setting: str) -> list[_Server]:
     """Return the Sentinels of a list with what any of them says of the master, which is the same for all.
 
     Celery and kombu would read it from the first one alone.
@@ -158,7 +158,7 @@ def _told_once(servers: tuple[_Server, ...], setting: str) -> tuple[_Server, ...
     user = next((server.user for server in servers if server.user), None)
     password = next((server.password for server in servers if server.password), None)
     path = next((server.path for server in servers if server.path), "")
-    return tuple(replace(server, user=user, password=password, path=path, query=query) for server in servers)
+    return [replace(server, user=user, password=password, path=path, query=query) for server in servers]
 
 
 def _amqp_tls(query: dict[str, str]) -> dict[str, Any]:

@@ -68,6 +68,10 @@ _WAYS_OUT: dict[type[StorageError], str] = {
     OutOfSpace: "; make room, or raise the limit",
     Unavailable: "; check that the disk is mounted and healthy, and that the process may open more files",
 }
+_READ_ONLY = (
+    "; the disk is mounted read-only, as the system does after errors of the disk: make it writable, then "
+    "`zot-artifacts jobs retry --all --error AccessDenied`"
+)
 
 
 def translate(error: OSError, what: str) -> StorageError:
@@ -77,7 +81,8 @@ def translate(error: OSError, what: str) -> StorageError:
     if error.errno == errno.ENOENT:
         return NotFound(f"{what} does not exist")
     kind = ERRORS.get(error.errno or 0, Unavailable)
-    return kind(f"{what}: {error.strerror or error}{_WAYS_OUT.get(kind, '')}")
+    way_out = _READ_ONLY if error.errno == errno.EROFS else _WAYS_OUT.get(kind, "")
+    return kind(f"{what}: {error.strerror or error}{way_out}")
 
 
 class Tree:

@@ -15,7 +15,7 @@ import pytest
 
 from worker.storage import Match, Store, Verdict
 from worker.storage.config import FilesystemConfig
-from worker.storage.errors import PreconditionFailed, StorageError, UnexpectedAnswer
+from worker.storage.errors import AccessDenied, PreconditionFailed, StorageError, UnexpectedAnswer
 from worker.storage.filesystem import inode_numbers
 from worker.storage.filesystem.driver import FilesystemDriver
 
@@ -54,6 +54,21 @@ def test_an_unforeseen_exception_of_the_disk_is_about_one_object(root: Path, mon
     (root / "photos" / "a").write_bytes(b"bytes")
     with pytest.raises(UnexpectedAnswer, match="nas: photos/a"):
         Store(driver).stat_object("photos", "a")
+
+
+def test_a_disk_that_became_read_only_is_told_as_that(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system mounts a disk so after errors: no permission of the user helps, and the jobs have to be retried."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    store = Store(FilesystemDriver("nas", FilesystemConfig(root=root)))
+    store.write_object("photos", "a", io.BytesIO(b"one"))
+    with monkeypatch.context() as failing:
+        failing.setattr(os, "unlink", fail)
+        with pytest.raises(AccessDenied, match="nas: photos/a.*mounted read-only.*jobs retry --all") as raised:
+            store.delete_object("photos", "a")
+    assert "worker's user" not in str(raised.value)
 
 
 @pytest.fixture
