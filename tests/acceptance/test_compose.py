@@ -37,8 +37,8 @@ SECRETS = {
 }  # fmt: skip
 OPTIONS = {  # containers have addresses of their own; these processes share one, so each port and name is another
     "flower": lambda ports: [f"--port={ports['flower']}", "--address=127.0.0.1"],
-    "metrics": lambda ports: ["--host", "127.0.0.1", "--port", str(ports["metrics"])],
-    "gateway": lambda ports: ["--host", "127.0.0.1", "--port", str(ports["gateway"])],
+    "metrics": lambda ports: ["--port", str(ports["metrics"])],
+    "gateway": lambda ports: ["--port", str(ports["gateway"])],
     "worker": lambda _: ["--hostname", "celery@worker"],
     "sweeper": lambda _: ["--hostname", "celery@sweeper"],
     "beat": lambda _: ["--pidfile="],
@@ -71,6 +71,7 @@ class Stack:
         for name, port in PUBLISHED.items():
             text = text.replace(f"127.0.0.1:{port}", f"127.0.0.1:{self.ports[name]}")
             text = text.replace(f"@{name}:{port}", f"@127.0.0.1:{self.ports[name]}")
+        text = text.replace("0.0.0.0", "127.0.0.1")
         text = DIRECTORY.sub(lambda found: str(self.home / found[1]), text)  # before paths of this machine are in it
         text = text.replace("/etc/zot-artifacts.yaml", str(self.home / "settings.yaml"))
         return text.replace("/etc/users.acl", str(REPOSITORY / COMPOSE["configs"]["users"]["file"]))
