@@ -109,6 +109,9 @@ def _clean_abandoned(store: LimitedStore, context: JobContext, job: RunningJob) 
 
     An upload leaves such bytes if it is killed after it has written, and then superseded or cancelled.
     Nothing is done where another job writes to the artifact, or where the object has other bytes than the version.
+
+    Raises:
+        LostLease: while the worker was frozen, another job has begun to write to one of the artifacts.
     """
     artifacts, locks, settings = context.catalogue.artifacts, context.catalogue.artifact_locks, context.settings
     moved, failures = 0, SingleFailures()
@@ -142,6 +145,7 @@ def _quarantine(store: LimitedStore, artifact: Artifact, context: JobContext, jo
     if seen.verdict is not Verdict.VERIFIED or seen.version is None:
         return False
     kept = store.quarantine_object(artifact.bucket, artifact.key, job.id)
+    job.confirm_lease()  # a job that uploads the same bytes finds them there, and records them as its copy
     store.delete_object(artifact.bucket, artifact.key, condition=Match(seen.version))
     logger.warning("%s: %s was written by a job that has ended, and is kept at %s", store.name, artifact.path, kept)
     return True

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import timedelta
 from hashlib import sha256
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from celery import Celery
 
 from tasks.sweeps.cleanup import sweep_cleanup
@@ -16,10 +18,12 @@ from tests.conformance.targets import make_s3_bucket, s3_client, s3_config
 from tests.servers.proxy import FaultyProxy, Lose
 from tests.waiting import until
 from worker import clock
-from worker.catalogue import Artifact
+from worker.catalogue import Artifact, LostLease
 from worker.catalogue.ledger import Ledger
+from worker.catalogue.tables import jobs
 from worker.context import Context
 from worker.jobs.upload_checkpoint import CopyCheckpoint
+from worker.limits.limited_store import LimitedStore
 from worker.settings import Settings
 from worker.settings.section_models import CleanupSweepSettings, SweepSettings
 from worker.storage import Digest, Stores
@@ -298,12 +302,33 @@ def test_what_a_job_wrote_and_did_not_record_before_it_ended_is_quarantined(run,
 
 @pytest.mark.parametrize("writer", ["batch.00000001", "open"])
 def test_what_an_open_job_has_written_stays(run, context, stored, writer):
-    """A job, or the batch of a page, that has not ended goes on with what it wrote."""
+    """A job, or the batch of a page, that has not ended continues with what it wrote."""
     context.catalogue.ledger.acquire(
         writer.partition(".")[0], "upload", {}, owner="w", holds=None, parent=None, now=clock.now(), lease=timedelta(0)
     )
     begin_to_write(context, b"older", writer)
     assert run(sweep_cleanup, EVERYTHING).removed == dict.fromkeys(("primary", "dr", "cold"), 0)
+    assert stored("dr").read_bytes() == b"older"
+
+
+def test_a_cleanup_that_was_frozen_deletes_nothing_that_another_job_has_found(run, context, stored, monkeypatch):
+    """Another upload of the same bytes finds them while the cleanup is frozen, and they are its copy then."""
+    begin_to_write(context, b"older", "ended")
+    quarantine, monotonic, lease = LimitedStore.quarantine_object, time.monotonic, context.settings.jobs.lease
+
+    def thaw(store: LimitedStore, *of: Any) -> str:
+        kept = quarantine(store, *of)
+        with context.catalogue._database.write() as connection:
+            connection.execute(sa.update(jobs).values(lease_until=clock.now() - lease))
+        context.catalogue.ledger.acquire(
+            "newer", "upload", {}, owner="w", holds="releases/app.tgz", parent=None, now=clock.now(), lease=lease
+        )
+        monkeypatch.setattr(time, "monotonic", lambda: monotonic() + 2 * lease.total_seconds())
+        return kept
+
+    monkeypatch.setattr(LimitedStore, "quarantine_object", thaw)
+    with pytest.raises(LostLease):
+        run(sweep_cleanup, EVERYTHING)
     assert stored("dr").read_bytes() == b"older"
 
 
