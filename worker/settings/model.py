@@ -56,13 +56,14 @@ from worker.storage.config import FilesystemConfig, GcsConfig, StoreConfig
 from worker.storage.identity import contains, overlapping
 from worker.storage.local_paths import LocalPath, parse_path
 from zot_artifact_client.broker_urls import parse_result_url, parse_url
+from zot_artifact_client.contract.requests import STORE_NAME
 from zot_artifact_client.errors import InvalidUrl
 from zot_artifact_client.host_and_port import split_address
 from zot_artifact_client.input_rules import NamedTwice, check_distinct, unique_names
 
 ENV_PREFIX = "ZOT_"
-_STORE = re.compile(r"(?! )[\w .@+-]{1,64}(?<! )")
-"""A name with a space at its end could not be given to `--store`, which takes several with commas between."""
+_LONGEST_NAME = 64
+"""Characters of the name of a store."""
 _KINDS_OF_STORE = {kind.model_fields["type"].default: kind for kind in get_args(get_args(StoreConfig)[0])}
 _MAX_FILE = 1 << 20
 """Bytes of the largest configuration file."""
@@ -168,7 +169,7 @@ class Settings(BaseSettings):
             msg = "at least one store is expected; leave it out for two in the data directory"
             raise ValueError(msg)
         for name, store in stores.items():
-            if not _STORE.fullmatch(name):
+            if not STORE_NAME.fullmatch(name) or len(name) > _LONGEST_NAME:
                 msg = (
                     f"{name!r} is no name of a store: up to 64 letters, digits, . _ @ + - and inner spaces are expected"
                 )

@@ -19,7 +19,8 @@ from pydantic import (
 from zot_artifact_client.globs import compiled
 from zot_artifact_client.input_rules import check_number
 
-_STORE = re.compile(r"(?! )[\w .@+-]+(?<! )")
+STORE_NAME = re.compile(r"(?! )[\w .@+-]+(?<! )")
+"""A name with a space at its end could not be given to `--store`, which takes several with commas between."""
 _SIGNATURES = re.compile(r"(?i)(^|[-_])(sig|signature|token|credential|key|password|secret)$")
 
 
@@ -60,7 +61,7 @@ def _distinct(what: str) -> AfterValidator:
 
 
 def _is_store_name(name: str) -> str:
-    if not _STORE.fullmatch(name):
+    if not STORE_NAME.fullmatch(name):
         msg = "no store can have this name: letters, digits, . _ @ + - and spaces inside are expected"
         raise ValueError(msg)
     return name
