@@ -24,7 +24,7 @@ from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
 from worker.limits.limited_store import LimitedStore
 from worker.storage import Match, StaleUpload, Verdict
-from worker.storage.errors import PreconditionFailed, StorageError
+from worker.storage.errors import Archived, PreconditionFailed, StorageError
 from worker.storage.keys import QUARANTINE_BUCKET, UPLOADS_BUCKET
 from zot_artifact_client.contract import SWEEP_LEFTOVERS, SweepLeftoversRequest, SweepLeftoversResult
 
@@ -115,7 +115,7 @@ def _clean_abandoned(store: LimitedStore, context: JobContext, job: RunningJob) 
     """
     artifacts, locks, settings = context.catalogue.artifacts, context.catalogue.artifact_locks, context.settings
     moved, failures = 0, SingleFailures()
-    for found in artifacts.abandoned(store.name, before=clock.earliest() - settings.sweep.cleanup.age):
+    for found, writer in artifacts.abandoned(store.name, before=clock.earliest() - settings.sweep.cleanup.age):
         job.heartbeat()
         job.check()
         path = (found.bucket, found.key)
@@ -124,19 +124,20 @@ def _clean_abandoned(store: LimitedStore, context: JobContext, job: RunningJob) 
         try:
             copy = artifacts.copies(found)[store.name]
             if copy.state is CopyState.WRITING and artifacts.version_in_store(store.name, *path) is None:
-                moved += _quarantine(store, found, context, job)
+                moved += _quarantine(store, found, context, job, label=writer or job.id)
                 artifacts.delete_copies([copy])
             failures.ended()
         except StorageError as error:
             logger.warning("%s: what an ended job wrote to %s stays for now: %s", store.name, found.path, error)
-            failures.add(error)
+            if not isinstance(error, Archived):
+                failures.add(error)
         finally:
             locks.release(job.id, job.fence)
     failures.check()
     return moved
 
 
-def _quarantine(store: LimitedStore, artifact: Artifact, context: JobContext, job: RunningJob) -> bool:
+def _quarantine(store: LimitedStore, artifact: Artifact, context: JobContext, job: RunningJob, *, label: str) -> bool:
     """Move an object to quarantine if it has the bytes of a version; return whether it had."""
     manifest = context.catalogue.artifacts.manifest(artifact)
     seen = store.verify_object(artifact.bucket, artifact.key, artifact.digest, manifest=manifest)
@@ -144,7 +145,7 @@ def _quarantine(store: LimitedStore, artifact: Artifact, context: JobContext, jo
         raise seen.error
     if seen.verdict is not Verdict.VERIFIED or seen.version is None:
         return False
-    kept = store.quarantine_object(artifact.bucket, artifact.key, job.id)
+    kept = store.quarantine_object(artifact.bucket, artifact.key, label)
     job.confirm_lease()  # a job that uploads the same bytes finds them there, and records them as its copy
     store.delete_object(artifact.bucket, artifact.key, condition=Match(seen.version))
     logger.warning("%s: %s was written by a job that has ended, and is kept at %s", store.name, artifact.path, kept)

@@ -19,7 +19,7 @@ from worker.catalogue.tables import CURRENT, artifacts, canaries, copies, jobs, 
 from worker.storage import Digest
 from worker.storage.integrity.manifest import CHUNK_SIZE, Manifest
 from worker.storage.keys import CANARY_BUCKET
-from zot_artifact_client.contract import BATCH_JOB_ID, with_properties
+from zot_artifact_client.contract import BATCH_JOB_ID, JobState, with_properties
 
 GOOD = [state for state in CopyState if state.good]
 """The states of copies that are complete, and right as far as is known."""
@@ -31,10 +31,15 @@ _beside_it = copies.alias()
 _THERE = (
     sa.exists()
     .where(_same_key.c.bucket == artifacts.c.bucket, _same_key.c.key == artifacts.c.key)
-    .where(_beside_it.c.artifact_id == _same_key.c.id, _beside_it.c.store == copies.c.store)
+    .where(_beside_it.c.artifact_id == _same_key.c.id)
+    .where(_beside_it.c.store.concat("") == copies.c.store)  # "": search by artifact, not through the whole store
     .where(_beside_it.c.state.not_in(_ABSENT))
 )
 """Whether the store of a copy has one under the same key, of any version."""
+_MAY_GO_ON = jobs.c.state.in_([*OPEN_STATES, JobState.DEAD])
+"""A dead job, also one of a restored catalogue, may be redriven."""
+_parents = jobs.alias()
+_HELD = sa.exists().where(jobs.c.holds == artifacts.c.bucket + "/" + artifacts.c.key, _MAY_GO_ON)
 
 FIRST_READS = 12
 """Values of `spread` for copies that were written and not read yet; the further ones are for copies that were read."""
@@ -468,17 +473,19 @@ class Artifacts:
         with self._database.read() as connection:
             return [artifact_of(row) for row in connection.execute(query)]
 
-    def abandoned(self, store: str, *, before: datetime) -> Iterator[Artifact]:
+    def abandoned(self, store: str, *, before: datetime) -> Iterator[tuple[Artifact, str | None]]:
         """Yield the versions of which a job may have written a copy to this store, which nothing will complete.
 
-        They were recorded before this time, were never current or are not any more, and their jobs have ended. No other
-        version has a copy under the key in this store. Versions that were deleted belong to the purge.
+        Each has the id of the job that recorded it. They were recorded before this time and are not current, and no job
+        that may write to them is open or dead. No other version has a copy under the key in this store. Versions that
+        were deleted belong to the purge.
         """
         query = (
             sa.select(artifacts)
             .join(copies, copies.c.artifact_id == artifacts.c.id)
             .where(copies.c.store == store, copies.c.state == CopyState.WRITING, artifacts.c.created_at <= before)
-            .where(artifacts.c.tombstoned_at.is_(None), ~sa.and_(*CURRENT), ~_THERE)
+            .where(artifacts.c.tombstoned_at.is_(None), artifacts.c.bucket != CANARY_BUCKET)
+            .where(~sa.and_(*CURRENT), ~_THERE, ~_HELD)
             .order_by(artifacts.c.id)
             .limit(_AT_ONCE)
         )
@@ -486,11 +493,12 @@ class Artifacts:
         while True:
             with self._database.read() as connection:
                 rows = connection.execute(query.where(artifacts.c.id > after)).all()
-                writers = {row.id: {_batch_of(job) or job for job in _jobs_of(row)} for row in rows}
+                writers = {row.id: set(_jobs_of(row)) for row in rows}
                 names = sorted(set().union(*writers.values()))
-                still = sa.select(jobs.c.id).where(jobs.c.id.in_(names), jobs.c.state.in_(OPEN_STATES))
-                open_jobs = set(connection.execute(still).scalars())
-            yield from (artifact_of(row) for row in rows if not writers[row.id] & open_jobs)
+                parent_open = sa.exists().where(_parents.c.id == jobs.c.parent, _parents.c.state.in_(OPEN_STATES))
+                still = sa.select(jobs.c.id).where(jobs.c.id.in_(names), sa.or_(_MAY_GO_ON, parent_open))
+                may_go_on = set(connection.execute(still).scalars())
+            yield from ((artifact_of(row), row.job) for row in rows if not writers[row.id] & may_go_on)
             if len(rows) < _AT_ONCE:
                 return
             after = rows[-1].id

@@ -300,13 +300,22 @@ def test_what_a_job_wrote_and_did_not_record_before_it_ended_is_quarantined(run,
     assert run(sweep_cleanup, EVERYTHING).removed == dict.fromkeys(("primary", "dr", "cold"), 0)
 
 
-@pytest.mark.parametrize("writer", ["batch.00000001", "open"])
-def test_what_an_open_job_has_written_stays(run, context, stored, writer):
-    """A job, or the batch of a page, that has not ended continues with what it wrote."""
-    context.catalogue.ledger.acquire(
-        writer.partition(".")[0], "upload", {}, owner="w", holds=None, parent=None, now=clock.now(), lease=timedelta(0)
-    )
-    begin_to_write(context, b"older", writer)
+@pytest.mark.parametrize(
+    ("state", "batch", "item"),
+    [("running", None, None), ("dead", None, None), ("succeeded", "running", None), ("succeeded", "failed", "dead")],
+)
+def test_what_a_job_may_go_on_with_stays(run, context, stored, state, batch, item):
+    """So it is of a job that is open or dead, of an open batch, and of an item that left the page of an ended one."""
+    long = "b" * 120  # the jobs of such a batch have the stem of another id
+    states = {"writer": (state, long, None), long: (batch, None, None), "item": (item, long, "releases/app.tgz")}
+    for id_, (end, parent, holds) in states.items():
+        if end is not None:
+            context.catalogue.ledger.acquire(
+                id_, "upload", {}, owner="w", holds=holds, parent=parent, now=clock.now(), lease=timedelta(0)
+            )
+            with context.catalogue._database.write() as connection:
+                connection.execute(sa.update(jobs).where(jobs.c.id == id_).values(state=end))
+    begin_to_write(context, b"older", "writer")
     assert run(sweep_cleanup, EVERYTHING).removed == dict.fromkeys(("primary", "dr", "cold"), 0)
     assert stored("dr").read_bytes() == b"older"
 
