@@ -50,13 +50,14 @@ def tell_first_request(app: Celery, first: JobRecord, queue: str | None) -> None
     The digest of that job's request replaces the one that the client has recorded, and the end of the job is stored
     again, with that digest. `queue`: the one that the other request came from.
     """
-    outbox = Outbox(app)
-    outbox.taken(first.id, queue)
-    if is_batch_job(first.id, first.parent):  # no client has its id
-        return
-    try:
-        outbox.keep_digest(first)
-        if JobState(first.state).terminal:
-            publish_end(app, first)
-    except (RedisError, OperationalError, OSError) as error:
-        logger.warning("job %s: the client of another request is told later: %s", first.id, type(error).__name__)
+    outbox, ended = Outbox(app), JobState(first.state).terminal
+    if not is_batch_job(first.id, first.parent):  # no client has the id of one
+        try:
+            outbox.keep_digest(first)
+            if ended:
+                publish_end(app, first)
+        except (RedisError, OperationalError, OSError) as error:
+            logger.warning("job %s: the client of another request is not told: %s", first.id, type(error).__name__)
+            return
+    if ended:  # an open job leaves the outbox with its own end
+        outbox.taken(first.id, queue)

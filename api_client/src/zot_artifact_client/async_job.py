@@ -7,7 +7,7 @@ from typing import Any, Generic, Protocol
 
 from zot_artifact_client.bound_to_process import BoundToProcess
 from zot_artifact_client.contract import JobState, Progress, ResultT, TaskSpec
-from zot_artifact_client.errors import UnknownJob, WaitTimeout
+from zot_artifact_client.errors import IdempotencyMismatch, UnknownJob, WaitTimeout
 from zot_artifact_client.idempotency_conflicts import check_same
 from zot_artifact_client.job import LOOKED_UP, Poll, wait_timeout
 from zot_artifact_client.snapshot import Snapshot, result_of, unknown_job
@@ -225,11 +225,14 @@ class AsyncJobs(BoundToProcess, list[AsyncJob[Any]]):
         return [await job.result() for job in self]
 
     async def cancel(self) -> int:
-        """Request that all jobs are cancelled; return how many had not ended. Unknown jobs are left out."""
+        """Request that all jobs are cancelled; return how many had not ended.
+
+        Unknown jobs are left out, and those whose id belongs to another request.
+        """
         count = 0
         for job in self:
             try:
                 count += await job.cancel()
-            except UnknownJob:
+            except (UnknownJob, IdempotencyMismatch):
                 continue
         return count

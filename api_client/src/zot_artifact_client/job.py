@@ -8,7 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from zot_artifact_client.bound_to_process import BoundToProcess
 from zot_artifact_client.contract import JobState, Progress, ResultT, TaskSpec
-from zot_artifact_client.errors import UnknownJob, WaitTimeout
+from zot_artifact_client.errors import IdempotencyMismatch, UnknownJob, WaitTimeout
 from zot_artifact_client.idempotency_conflicts import check_same
 from zot_artifact_client.snapshot import Snapshot, result_of
 
@@ -186,10 +186,13 @@ class Jobs(BoundToProcess, list[Job[Any]]):
         return [job.result for job in self]
 
     def cancel(self) -> int:
-        """Request that all jobs are cancelled; return how many had not ended. Unknown jobs are left out."""
+        """Request that all jobs are cancelled; return how many had not ended.
+
+        Unknown jobs are left out, and those whose id belongs to another request.
+        """
         count = 0
         for job in self:
-            with suppress(UnknownJob):
+            with suppress(UnknownJob, IdempotencyMismatch):
                 count += job.cancel()
         return count
 
