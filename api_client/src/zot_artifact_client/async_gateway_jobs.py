@@ -1,6 +1,7 @@
 """Send jobs and queries over the gateway from an event loop: few threads speak HTTP, and no wait holds one."""
 
 import asyncio
+import contextvars
 import inspect
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -102,4 +103,5 @@ class AsyncGatewayResults:
 
 async def _in_thread(threads: PerProcess[ThreadPoolExecutor], work: Callable[[], AnswerT]) -> AnswerT:
     """Return what a blocking function returns; a cancelled call leaves it to its end, which has a time limit."""
-    return await asyncio.get_running_loop().run_in_executor(threads.get(), work)
+    run = contextvars.copy_context().run  # with the span of the caller
+    return await asyncio.get_running_loop().run_in_executor(threads.get(), run, work)

@@ -96,6 +96,20 @@ def test_a_client_over_http_continues_the_trace_of_its_service(gateway: Gateway)
     assert str(traceparent_of(gateway, job.id)).startswith(f"00-{context.trace_id:032x}-{context.span_id:016x}-")
 
 
+def test_an_asynchronous_client_over_http_continues_the_trace_of_its_service(gateway: Gateway) -> None:
+    """Its requests are sent by a thread, which has the span of the caller."""
+    tracer = TracerProvider(shutdown_on_exit=False).get_tracer("a service")
+
+    async def scene() -> tuple[str, int]:
+        async with AsyncArtifactClient(gateway=gateway.url, token=token(gateway)) as client:
+            with tracer.start_as_current_span("x") as span:
+                job = await client.verify("releases", "app.tgz")
+            return job.id, span.get_span_context().trace_id
+
+    job_id, trace = asyncio.run(scene())
+    assert str(traceparent_of(gateway, job_id)).startswith(f"00-{trace:032x}-")
+
+
 AWAY = {
     "killed": Reset(),
     "restarted behind a proxy": Say(502, b"<html></html>", {"Content-Type": "text/html"}),
