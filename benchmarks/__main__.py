@@ -15,6 +15,7 @@ from benchmarks import (
     catalogue_queries,
     enqueue,
     gateway_clients,
+    grouped_verdicts,
     latency,
     memory,
     memory_by_store,
@@ -23,6 +24,7 @@ from benchmarks import (
     reconciling,
     resent_parts,
     small_objects_in_clouds,
+    startup,
     store_transfers,
     sweep,
     sweep_paging,
@@ -62,6 +64,8 @@ LONG: dict[str, Callable[[Testbed], Iterable[Line]]] = {
     "replicate": small_objects_in_clouds.measure_replicate,
     "canary": canary_repair.measure,
     "catalogue": catalogue_queries.measure,
+    "verdicts": grouped_verdicts.measure,
+    "startup": startup.measure,
     "clients": gateway_clients.measure,
 }
 """Only measured when they are named, and kept in tables of their own."""

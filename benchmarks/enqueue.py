@@ -1,13 +1,13 @@
 """Jobs sent in a second by our client, one by one and many at once, against `send_task` of a bare Celery app."""
 
-import time
 from collections.abc import Callable, Iterator
 from itertools import count
 
 import redis
 
 from benchmarks.harness import bare_celery
-from benchmarks.harness.result_rows import Row, Samples, Target
+from benchmarks.harness.processor_time import Run, as_samples, own_seconds, timed
+from benchmarks.harness.result_rows import Row, Target
 from benchmarks.harness.testbed import Testbed
 from zot_artifact_client.contract import UPLOAD, UploadRequest
 
@@ -34,20 +34,14 @@ def measure(testbed: Testbed) -> Iterator[Row]:
             ONE_BY_ONE: lambda: [client.submit(UPLOAD, request()) for _ in range(jobs)],
             MANY: lambda: client.submit_many(request() for _ in range(jobs)),
         }
-        rates: dict[str, list[float]] = {kind: [] for kind in kinds}
+        runs: dict[str, list[Run]] = {kind: [] for kind in kinds}
         for _ in range(1 + rounds):  # the first one connects, and does not count
             for kind, run in kinds.items():
-                rates[kind].append(jobs / _seconds(run))
+                runs[kind].append(timed(jobs, own_seconds, run))
                 _throw_away(testbed)
-    samples = {kind: Samples(values[1:], " jobs/s") for kind, values in rates.items()}
+    samples = {kind: as_samples(of_kind[1:], " jobs/s") for kind, of_kind in runs.items()}
     for kind, target in TARGETS.items():
         yield Row(f"uploads sent {kind}, against send_task of bare Celery", samples[kind], samples[_BARE], target)
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    begun = time.perf_counter()
-    run()
-    return time.perf_counter() - begun
 
 
 def _throw_away(testbed: Testbed) -> None:

@@ -1,39 +1,45 @@
 """Verdicts a second into the catalogue in the groups of a page, with 1, 2 and 4 writers, on SQLite and PostgreSQL."""
 
-import argparse
+import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from datetime import timedelta
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
-from pathlib import Path
-from statistics import median
-from tempfile import TemporaryDirectory
 
+from benchmarks.harness.processor_time import Run, as_samples
+from benchmarks.harness.result_rows import Row, Target
+from benchmarks.harness.testbed import Testbed
+from tests.servers.postgres import Postgres
 from worker import clock
 from worker.artifacts.page_runner import GROUP
-from worker.catalogue import Catalogue, FinishedCopy, PageCopy, PageOutcome, VerdictRow
+from worker.catalogue import Catalogue, FinishedCopy, NewVersion, PageCopy, PageOutcome, Recorded, VerdictRow
 from worker.storage import Digest
 
 _WRITERS = (1, 2, 4)
 _PAGE = 2000
 """Copies of a page of a sweep."""
+_LEAST, _NOT_FALLING = Target(5000, at_least=True), Target(0.9, at_least=True)
+"""Runs of one writer differ by a tenth: a fall of the rate with more writers is what is more than that."""
 _barriers: list[Barrier] = []
 """Of the round that this process is for."""
 
 
 def fill(url: str, count: int) -> None:
     """Record `count` artifacts with one copy each."""
-    catalogue, now = Catalogue(url), clock.now()
-    made = [
-        catalogue.artifacts.record("releases", f"{n:08}", Digest(16384, "a" * 64), {}, now).artifact
-        for n in range(count)
-    ]
+    catalogue, now, digest = Catalogue(url), clock.now(), Digest(16384, "a" * 64)
     for start in range(0, count, GROUP):
-        for artifact in made[start : start + GROUP]:
-            catalogue.artifacts.ensure_copy(artifact, "main")
-        catalogue.artifacts.finish_copies([FinishedCopy(each, "main", "1") for each in made[start:][:GROUP]], now=now)
+        versions = [
+            NewVersion("releases", f"{n:08}", digest, ("main",)) for n in range(start, start + GROUP)[: count - start]
+        ]
+        made = [
+            each.artifact
+            for each in catalogue.artifacts.record_many(versions, {}, now, job="fill")
+            if isinstance(each, Recorded)
+        ]
+        catalogue.artifacts.finish_copies([FinishedCopy(each, "main", "1") for each in made], now=now)
     catalogue.close()
 
 
@@ -54,6 +60,8 @@ def write(url: str, name: str, first: int, count: int) -> tuple[float, float, fl
         catalogue.ledger.acquire(job, "page", {}, owner=name, **lease)  # type: ignore[arg-type]
         fenced = catalogue.fenced(job, 1)
         pages.append((fenced.pages.recorder(fenced.pages.begin(job, [copy.id for copy in of_page])), of_page))
+    gc.collect()
+    gc.freeze()  # otherwise one collection of all that was prepared, 60 ms, is in some of the runs
     _barriers[0].wait()  # otherwise the start of the last process is measured
     begun, used = time.time(), time.process_time()
     for recorder, of_page in pages:
@@ -78,45 +86,39 @@ def _group(job: str, copies: Sequence[PageCopy]) -> tuple[list[PageOutcome], lis
     return outcomes, verdicts
 
 
-def measure(kind: str, url: str, count: int, rounds: int) -> None:
-    """Print the rate for each number of writers, which take turns."""
+def measure(testbed: Testbed) -> Iterator[Row]:
+    """Let 1, 2 and 4 writers take turns, on each database."""
+    count, rounds = (4_000, 2) if testbed.quick else (48_000, 5)
+    directory = testbed.directory / "verdicts"
+    directory.mkdir()
+    with ExitStack() as stack:
+        databases = {
+            "SQLite": lambda: f"sqlite:///{directory / 'catalogue.sqlite3'}",
+            "PostgreSQL": lambda: stack.enter_context(stack.enter_context(Postgres(directory / "postgres")).database()),
+        }
+        for kind, opened in databases.items():
+            if testbed.wants(what := f"verdicts into {kind}"):
+                yield from _rows(what, opened(), count, rounds, _LEAST if kind == "PostgreSQL" else None)
+
+
+def _rows(what: str, url: str, count: int, rounds: int, least: Target | None) -> Iterator[Row]:
     fill(url, count)
-    rates: dict[int, list[float]] = {writers: [] for writers in _WRITERS}
-    used: dict[int, list[float]] = {writers: [] for writers in _WRITERS}
-    context = get_context("spawn")
+    runs: dict[int, list[Run]] = {writers: [] for writers in _WRITERS}
     for number in range(rounds):
         for writers in _WRITERS:
-            share = count // writers
-            together = {"initializer": _meet, "initargs": (context.Barrier(writers),)}
-            with ProcessPoolExecutor(writers, mp_context=context, **together) as pool:  # type: ignore[arg-type]
-                jobs = [pool.submit(write, url, f"{number}-{writers}-{n}", n * share, share) for n in range(writers)]
-                spans = [job.result() for job in jobs]
-            rates[writers].append(share * writers / (max(end for _, end, _ in spans) - min(at for at, _, _ in spans)))
-            used[writers].append(1e6 * sum(each for _, _, each in spans) / (share * writers))
-    for writers, each in rates.items():
-        rate, took = f"{median(each):8.0f} ({min(each):.0f} to {max(each):.0f})", median(used[writers])
-        print(f"{kind:10} {writers} writers {rate} verdicts/s {took:5.0f} us each", flush=True)
+            runs[writers].append(_run(url, str(number), count, writers))
+    alone = as_samples(runs[1], " a second")
+    yield Row(f"{what}, 1 writer", alone, target=least)
+    for writers in _WRITERS[1:]:
+        together = as_samples(runs[writers], " a second")
+        yield Row(f"{what}, {writers} writers, against 1", together, alone, _NOT_FALLING if least else None)
 
 
-def main() -> None:
-    """Measure both databases."""
-    from tests.servers.postgres import Postgres
-
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--copies", type=int, default=4000)
-    parser.add_argument("--rounds", type=int, default=3)
-    given = parser.parse_args()
-    count = given.copies
-    with TemporaryDirectory() as directory:
-        measure("SQLite", f"sqlite:///{Path(directory, 'catalogue.sqlite3')}", count, given.rounds)
-        server = Postgres(Path(directory, "postgres"))
-        server.start()
-        try:
-            with server.database() as url:
-                measure("PostgreSQL", url, count, given.rounds)
-        finally:
-            server.stop()
-
-
-if __name__ == "__main__":
-    main()
+def _run(url: str, name: str, count: int, writers: int) -> Run:
+    """Let some processes, which begin together, record verdicts of their shares of the copies."""
+    share, context = count // writers, get_context("spawn")
+    barrier = context.Barrier(writers)
+    with ProcessPoolExecutor(writers, mp_context=context, initializer=_meet, initargs=(barrier,)) as pool:
+        jobs = [pool.submit(write, url, f"{name}-{writers}-{n}", n * share, share) for n in range(writers)]
+        begun, ended, used = zip(*(job.result() for job in jobs), strict=True)
+    return Run(share * writers / (max(ended) - min(begun)), sum(used) / (share * writers))

@@ -8,14 +8,13 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from time import perf_counter
 
+from benchmarks.harness.processor_time import Run, as_samples, server_seconds, timed, tool_seconds
 from benchmarks.harness.result_rows import FAILURES, Line, Missing, NotMeasured, Row, Samples, Target
 from benchmarks.harness.running_stores import STORES, RunningStore, filesystem, s3_ministack, s3_rclone
 from benchmarks.harness.testbed import KIB, WAIT, Testbed
 from benchmarks.harness.transfer_in_process import BUCKET
 from benchmarks.harness.transfer_tools import Rclone
-from benchmarks.sweep import processor_seconds
 from tests.servers.process import find_server
 from tests.servers.worker import Worker
 from zot_artifact_client import ArtifactClient
@@ -45,24 +44,21 @@ def measure_verify(testbed: Testbed) -> Iterator[Line]:
 
 
 def _verified(testbed: Testbed, what: str, name: str, count: int, rounds: int) -> Iterator[Row]:
-    ours: list[float] = []
-    best: list[float] = []
-    used: list[float] = []
+    ours: list[Run] = []
+    best: list[Run] = []
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=testbed.directory)))
         place = stack.enter_context(STORES[name](home))
         worker, client = _worker(testbed, stack, {"place": place.config}, ["place"])
         _fill(testbed, client, count)
         for _ in range(rounds + 1):
-            best.append(max(count / _hashed(place, number) for number in CHECKERS))
-            before, begun = processor_seconds(worker), perf_counter()
-            _batch(client, BatchRequest(verb="verify", bucket=BUCKET, prefix="filled/"), "verified", count)
-            ours.append(count / (perf_counter() - begun))
-            used.append(1000 * (processor_seconds(worker) - before) / count)
+            best.append(max(_hashed(place, count, number) for number in CHECKERS))
+            wanted = BatchRequest(verb="verify", bucket=BUCKET, prefix="filled/")
+            ours.append(_batch(worker, client, wanted, "verified", count))
     target = Target(1.15, at_least=True)
     against = f"{what}, against rclone hashsum --download"
-    yield Row(against, Samples(ours[1:], " a second"), Samples(best[1:], " a second"), target)
-    yield Row(f"{what}: processor time of each copy", Samples(used[1:], " ms", 3), target=Target(0.4, unit=" ms"))
+    yield Row(against, as_samples(ours[1:], " a second"), as_samples(best[1:], " a second"), target)
+    yield Row(f"{what}: processor time of each copy", _processor(ours[1:]), target=Target(0.4, unit=" ms"))
 
 
 def measure_replicate(testbed: Testbed) -> Iterator[Line]:
@@ -79,9 +75,8 @@ def measure_replicate(testbed: Testbed) -> Iterator[Line]:
 
 
 def _replicated(testbed: Testbed, what: str, name: str, count: int, rounds: int) -> Iterator[Row]:
-    ours: list[float] = []
-    yardstick: list[float] = []
-    used: list[float] = []
+    ours: list[Run] = []
+    yardstick: list[Run] = []
     with ExitStack() as stack:
         first, second = (
             stack.enter_context(opened(Path(stack.enter_context(tempfile.TemporaryDirectory(dir=testbed.directory)))))
@@ -91,27 +86,30 @@ def _replicated(testbed: Testbed, what: str, name: str, count: int, rounds: int)
         for number in range(rounds + 1):
             prefix = f"filled-{number}"
             _fill(testbed, client, count, prefix)
-            yardstick.append(count / _copied_and_checked(first, second, prefix))
-            before, begun = processor_seconds(worker), perf_counter()
+            yardstick.append(_copied_and_checked(first, second, prefix, count))
             wanted = BatchRequest(verb="replicate", bucket=BUCKET, prefix=f"{prefix}/", to=("to",))
-            _batch(client, wanted, "stored", count)
-            ours.append(count / (perf_counter() - begun))
-            used.append(1000 * (processor_seconds(worker) - before) / count)
+            ours.append(_batch(worker, client, wanted, "stored", count))
     against = f"{what}, against rclone copy and check --download"
     target = Target(1.5, at_least=True)
-    yield Row(against, Samples(ours[1:], " a second"), Samples(yardstick[1:], " a second"), target)
-    yield Row(f"{what}: processor time of each copy", Samples(used[1:], " ms", 3))
+    yield Row(against, as_samples(ours[1:], " a second"), as_samples(yardstick[1:], " a second"), target)
+    yield Row(f"{what}: processor time of each copy", _processor(ours[1:]))
 
 
-def _copied_and_checked(first: RunningStore, second: RunningStore, prefix: str) -> float:
-    """Return the seconds in which rclone copies the objects to another prefix of the second store and compares them."""
+def _processor(runs: Sequence[Run]) -> Samples:
+    return Samples([1000 * run.each for run in runs], " ms", 3)
+
+
+def _copied_and_checked(first: RunningStore, second: RunningStore, prefix: str, count: int) -> Run:
+    """Let rclone copy the objects to another prefix of the second store, and compare them."""
     source, target = (_named(name, place) for name, place in (("FIRST", first), ("SECOND", second)))
     places = (f"{source[0]}/{prefix}", f"{target[0]}-of-rclone/{prefix}")
     environment = {**source[1], **target[1]}
-    begun = perf_counter()
-    for verb in (("copy", "--transfers", "32"), ("check", "--download", "--checkers", "32")):
-        _run((*verb[1:], "--exclude", "*.sha256"), verb[0], places, environment)
-    return perf_counter() - begun
+
+    def run() -> None:
+        for verb in (("copy", "--transfers", "32"), ("check", "--download", "--checkers", "32")):
+            _run((*verb[1:], "--exclude", "*.sha256"), verb[0], places, environment)
+
+    return timed(count, tool_seconds, run)
 
 
 def _named(name: str, place: RunningStore) -> tuple[str, Mapping[str, str]]:
@@ -137,13 +135,12 @@ def _run(options: Sequence[str], verb: str, arguments: Sequence[str], environmen
         raise NotMeasured(f"rclone {verb} ended with {done.returncode}: {done.stderr[-300:].decode()}")
 
 
-def _hashed(place: RunningStore, checkers: int) -> float:
-    """Return the seconds in which rclone downloads and hashes the objects of a store."""
+def _hashed(place: RunningStore, count: int, checkers: int) -> Run:
+    """Let rclone download and hash the objects of a store."""
     rclone = next(tool for tool in place.tools if isinstance(tool, Rclone))
     options = ("--download", "--checkers", str(checkers), *rclone.options)
-    begun = perf_counter()
-    _run(options, "hashsum", ("sha256", f"{rclone.remote}/filled"), rclone.secrets)
-    return perf_counter() - begun
+    arguments = ("sha256", f"{rclone.remote}/filled")
+    return timed(count, tool_seconds, lambda: _run(options, "hashsum", arguments, rclone.secrets))
 
 
 def _worker(
@@ -167,7 +164,10 @@ def _fill(testbed: Testbed, client: ArtifactClient, count: int, prefix: str = "f
         raise NotMeasured(f"of {count} files {result.outcomes} were uploaded")
 
 
-def _batch(client: ArtifactClient, wanted: BatchRequest, outcome: str, count: int) -> None:
-    result = client.submit(BATCH, wanted).wait(WAIT)
-    if result.outcomes != {outcome: count}:
-        raise NotMeasured(f"of {count} objects {result.outcomes}")
+def _batch(worker: Worker, client: ArtifactClient, wanted: BatchRequest, outcome: str, count: int) -> Run:
+    def run() -> None:
+        result = client.submit(BATCH, wanted).wait(WAIT)
+        if result.outcomes != {outcome: count}:
+            raise NotMeasured(f"of {count} objects {result.outcomes}")
+
+    return timed(count, lambda: server_seconds(worker), run)

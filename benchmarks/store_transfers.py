@@ -9,9 +9,8 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
-from statistics import median
 
+from benchmarks.harness.processor_time import of_a_gib, own_seconds, tool_seconds
 from benchmarks.harness.result_rows import FAILURES, Line, Missing, NotMeasured, Row, Samples, Target
 from benchmarks.harness.running_stores import STORES
 from benchmarks.harness.testbed import GIB, KIB, MIB, Testbed, shown
@@ -190,18 +189,14 @@ def _in_turn(
                 failed[tool.name] = str(error)
             else:
                 rates[tool.name].append(load.amount / took)
-                worked[tool.name].append(processor / load.size * GIB)
+                worked[tool.name].append(processor)
     return _lines(f"{bench.place}: {verb} {load.what}", rates, worked, failed, load)
 
 
 def _timed(transfer: Callable[[], float]) -> Turn:
     """Return the seconds of a transfer, and those of the processor for this process and the tool, not the server."""
-
-    def used() -> float:
-        return sum(sum(getrusage(who)[:2]) for who in (RUSAGE_SELF, RUSAGE_CHILDREN))
-
-    before = used()
-    return transfer(), used() - before
+    before = own_seconds() + tool_seconds()
+    return transfer(), own_seconds() + tool_seconds() - before
 
 
 def _put(bench: Bench, tool: TransferTool, key: str) -> Turn:
@@ -258,8 +253,8 @@ def _lines(
         else:
             least = _least(what, name)
             target = Target(least, at_least=True) if name in like and not load.many else None
-            units = [f"{load.unit}, {median(worked[each]):.2f} s/GiB" for each in (own, name)]
-            yield Row(line, Samples(ours, units[0]), Samples(theirs, units[1]), target)
+            costs = [of_a_gib(worked[each], load.size) for each in (own, name)]
+            yield Row(line, Samples(ours, load.unit, cost=costs[0]), Samples(theirs, load.unit, cost=costs[1]), target)
 
 
 def _least(what: str, name: str) -> float:

@@ -5,13 +5,14 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from subprocess import DEVNULL
 
 import sqlalchemy as sa
 
+from benchmarks.harness.processor_time import Run, as_samples, server_seconds, timed, tool_seconds
 from benchmarks.harness.result_rows import NotMeasured, Row, Samples, Target
 from benchmarks.harness.testbed import GIB, KIB, WAIT, Testbed
 from tests.servers.process import find_server
@@ -33,14 +34,6 @@ _LONGEST = 300.0
 """Seconds after which a sweep is not measured."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Sweep:
-    """One sweep over all files: objects a second, and milliseconds of processor time for each object."""
-
-    rate: float
-    processor: float
-
-
 def measure(testbed: Testbed) -> Iterator[Row]:
     """Sweep the files, let rclone hash them with few and with many checkers, and compare within each round."""
     count, rounds = (FEW, 3) if testbed.quick else (MANY, 5)
@@ -49,14 +42,14 @@ def measure(testbed: Testbed) -> Iterator[Row]:
         sweeps, best = _rounds(testbed, count, rounds, cached=cached)
         where = "from the page cache" if cached else "from the disk"
         what = f"a sweep of {count:,} files of 16 KiB {where}"
-        rates = Samples([each.rate for each in sweeps], " a second")
-        yield Row(f"{what}, against the best of rclone hashsum", rates, Samples(best, " a second"), _RATE)
+        rates = as_samples(sweeps, " a second"), as_samples(best, " a second")
+        yield Row(f"{what}, against the best of rclone hashsum", *rates, _RATE)
         if cached:
-            times = Samples([each.processor for each in sweeps], " ms", 3)
+            times = Samples([1000 * run.each for run in sweeps], " ms", 3)
             yield Row(f"{what}: processor time of each copy", times, target=_PROCESSOR)
 
 
-def _rounds(testbed: Testbed, count: int, rounds: int, *, cached: bool) -> tuple[list[_Sweep], list[float]]:
+def _rounds(testbed: Testbed, count: int, rounds: int, *, cached: bool) -> tuple[list[Run], list[Run]]:
     sweeps, best = [], []
     place = testbed.directory / "swept"
     config = {"type": "filesystem", "root": str(place), "verify_cached": cached}
@@ -66,7 +59,7 @@ def _rounds(testbed: Testbed, count: int, rounds: int, *, cached: bool) -> tuple
         catalogue = Catalogue(f"sqlite:///{worker.home / 'catalogue.sqlite3'}")
         _fill(catalogue, root, count)
         for _ in range(rounds + 1):
-            best.append(max(_timed(count, lambda n=n: _rclone(root, n), root, cached=cached) for n in CHECKERS))
+            best.append(max(_hashed(root, count, n, cached=cached) for n in CHECKERS))
             _make_due(catalogue)
             if not cached:
                 _forget(root)
@@ -111,19 +104,22 @@ def _make_due(catalogue: Catalogue) -> None:
         connection.execute(sa.update(copies).values(read_at=clock.now() - timedelta(days=60), claimed_until=None))
 
 
-def _sweep(worker: Worker, client: ArtifactClient, catalogue: Catalogue, count: int) -> _Sweep:
+def _sweep(worker: Worker, client: ArtifactClient, catalogue: Catalogue, count: int) -> Run:
     verdicts = _verdicts(catalogue)
-    used, begun = processor_seconds(worker), time.perf_counter()
-    client.submit(SWEEP_VERIFY, SweepVerifyRequest(store="primary")).wait(WAIT)
-    while time.perf_counter() - begun < _LONGEST and _verdicts(catalogue) < verdicts + count:
-        time.sleep(0.01)  # to ask for what is due, 20,000 rows, would take the processor from the sweep
-    taken = time.perf_counter() - begun
+
+    def sweep() -> None:
+        until = time.monotonic() + _LONGEST
+        client.submit(SWEEP_VERIFY, SweepVerifyRequest(store="primary")).wait(WAIT)
+        while time.monotonic() < until and _verdicts(catalogue) < verdicts + count:
+            time.sleep(0.01)  # to ask for what is due, 20,000 rows, would take the processor from the sweep
+
+    run = timed(count, lambda: server_seconds(worker), sweep)
     with catalogue._database.read() as connection:
         now_good = copies.c.last_verdict == "verified", copies.c.read_at > clock.now() - timedelta(days=30)
         good = connection.execute(sa.select(sa.func.count()).where(*now_good)).scalar()
     if good is None or good < count:
         raise NotMeasured(f"of {count} copies {good} were verified")
-    return _Sweep(count / taken, 1000 * (processor_seconds(worker) - used) / count)
+    return run
 
 
 def _verdicts(catalogue: Catalogue) -> int:
@@ -131,28 +127,13 @@ def _verdicts(catalogue: Catalogue) -> int:
     return head.id if head else 0
 
 
-def processor_seconds(worker: Worker) -> float:
-    """Return the seconds of processor time that the worker and its children have used."""
-    ticks = 0
-    for pid in (worker.pid, *worker.children()):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def _timed(count: int, run: Callable[[], None], root: Path, *, cached: bool) -> float:
+def _hashed(root: Path, count: int, checkers: int, *, cached: bool) -> Run:
     if not cached:
         _forget(root)
-    begun = time.perf_counter()
-    run()
-    return count / (time.perf_counter() - begun)
-
-
-def _rclone(root: Path, checkers: int) -> None:
     command = [
         find_server("rclone"), "hashsum", "sha256", str(root), "--checkers", str(checkers), "--exclude", "*.sha256",
     ]  # fmt: skip
-    subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+    return timed(count, tool_seconds, lambda: subprocess.run(command, stdout=DEVNULL, stderr=DEVNULL, check=True))
 
 
 def _forget(root: Path) -> None:

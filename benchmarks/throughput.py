@@ -13,6 +13,7 @@ import redis
 from celery import Celery
 
 from benchmarks.harness import bare_celery
+from benchmarks.harness.processor_time import Run, as_samples, server_seconds, timed
 from benchmarks.harness.result_rows import NotMeasured, Row, Samples, Target
 from benchmarks.harness.testbed import KIB, WAIT, Testbed
 from benchmarks.latency import NOOP, ONE, POOL, TWO, BareWorker
@@ -36,14 +37,12 @@ class Load:
     results: "redis.Redis"
     send: Callable[[int], Sequence[str]]
 
-    def rate(self, jobs: int) -> float:
-        """Return how many jobs were done in a second, all of them waiting already when the worker begins."""
+    def run(self, jobs: int) -> Run:
+        """Do some jobs, all of which wait already when the worker begins."""
         with self._stopped():
             ids = self.send(jobs)
             os.sync()  # so that no job waits for the write of the sources
-            begun = time.perf_counter()
-        self._await(ids)
-        return jobs / (time.perf_counter() - begun)
+        return timed(jobs, lambda: server_seconds(self.server), lambda: self._await(ids))
 
     @contextmanager
     def _stopped(self) -> Iterator[None]:
@@ -87,14 +86,14 @@ def measure(testbed: Testbed) -> Iterator[Row]:
 def _samples(testbed: Testbed, pool: int, kinds: Sequence[str]) -> dict[str, Samples]:
     """Measure each kind alone in turn, with so many worker processes."""
     rounds, jobs = (2, 100) if testbed.quick else (5, 500)
-    rates: dict[str, list[float]] = {kind: [] for kind in kinds}
+    runs: dict[str, list[Run]] = {kind: [] for kind in kinds}
     with _loads(testbed, pool) as loads:
         for kind in kinds:
-            loads[kind].rate(jobs // 5)  # every child opens its catalogue and connects once
+            loads[kind].run(jobs // 5)  # every child opens its catalogue and connects once
         for _ in range(rounds):
             for kind in kinds:
-                rates[kind].append(loads[kind].rate(jobs))
-    return {kind: Samples(values, " jobs/s") for kind, values in rates.items()}
+                runs[kind].append(loads[kind].run(jobs))
+    return {kind: as_samples(of_kind, " jobs/s") for kind, of_kind in runs.items()}
 
 
 @contextmanager

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from time import perf_counter
 
-from benchmarks.harness.result_rows import FAILURES, Line, Missing, NotMeasured, Row, Samples, Target
+from benchmarks.harness.processor_time import Run, as_samples, own_seconds, server_seconds, timed, tool_seconds
+from benchmarks.harness.result_rows import FAILURES, Line, Missing, NotMeasured, Row, Target
 from benchmarks.harness.running_stores import azure, filesystem, s3_rclone
 from benchmarks.harness.testbed import KIB, MIB, WAIT, Testbed, shown
 from benchmarks.harness.transfer_in_process import BUCKET
 from benchmarks.harness.transfer_tools import Rclone, SyncedRclone, TransferTool
+from tests.servers.worker import Worker
 from zot_artifact_client import ArtifactClient
 
 FILES, FEW = 2_000, 500
@@ -52,21 +53,21 @@ def measure(testbed: Testbed) -> Iterator[Line]:
 
 def _row(testbed: Testbed, what: str, name: str, load: _Load) -> Row:
     place, changes, least = _PLACES[name]
-    ours: list[float] = []
-    best: list[float] = []
+    ours: list[Run] = []
+    best: list[Run] = []
     with place(testbed.directory / "place") as there:
         config = {**there.config, **changes}
         settings = {"stores": json.dumps({"place": config}), "placement": '["place"]'}
-        with testbed.worker("upload-dir", 2, **settings) as _, testbed.client() as client:
+        with testbed.worker("upload-dir", 2, **settings) as worker, testbed.client() as client:
             for number in range(load.rounds + 1):
-                best.append(max(_rate(tool, load, number) for tool in _tools(there.tools)))
+                best.append(max(_put(tool, load, number) for tool in _tools(there.tools)))
                 os.sync()
-                ours.append(_upload(client, load, f"ours-{number}"))
+                ours.append(_upload(worker, client, load, f"ours-{number}"))
     shutil.rmtree(testbed.directory / "place", ignore_errors=True)
     ours, best = ours[1:], best[1:]  # the first round has warmed the worker and the cache
     against = "rclone copy and fsync" if least == 1.0 else "the best of rclone copy and s5cmd"
     target = Target(least, at_least=True)
-    return Row(f"{what}, against {against}", Samples(ours, " a second"), Samples(best, " a second"), target)
+    return Row(f"{what}, against {against}", as_samples(ours, " a second"), as_samples(best, " a second"), target)
 
 
 def _tools(tools: Sequence[TransferTool]) -> Iterator[TransferTool]:
@@ -85,20 +86,22 @@ def _with_transfers(rclone: Rclone) -> list[Rclone]:
     return [replace(rclone, of_many=(*rclone.of_many, "--transfers", str(number))) for number in _TRANSFERS]
 
 
-def _rate(tool: TransferTool, load: _Load, number: int) -> float:
+def _put(tool: TransferTool, load: _Load, number: int) -> Run:
     os.sync()
     options = getattr(tool, "rclone", tool)
     key = f"{tool.name.replace(' ', '-')}-{'-'.join(getattr(options, 'of_many', ())).strip('-*.')}-{number}"
-    return load.count / tool.put(load.directory, key.replace("*", "").replace("--", "-"))
+    before = own_seconds() + tool_seconds()
+    took = tool.put(load.directory, key.replace("*", "").replace("--", "-"))
+    return Run(load.count / took, (own_seconds() + tool_seconds() - before) / load.count)
 
 
-def _upload(client: ArtifactClient, load: _Load, prefix: str) -> float:
-    begun = perf_counter()
-    result = client.upload_dir(load.directory, BUCKET, prefix).wait(WAIT)
-    taken = perf_counter() - begun
-    if result.outcomes != {"stored": load.count}:
-        raise NotMeasured(f"of {load.count} files {result.outcomes} were uploaded")
-    return load.count / taken
+def _upload(worker: Worker, client: ArtifactClient, load: _Load, prefix: str) -> Run:
+    def run() -> None:
+        result = client.upload_dir(load.directory, BUCKET, prefix).wait(WAIT)
+        if result.outcomes != {"stored": load.count}:
+            raise NotMeasured(f"of {load.count} files {result.outcomes} were uploaded")
+
+    return timed(load.count, lambda: own_seconds() + server_seconds(worker), run)
 
 
 @contextmanager

@@ -3,14 +3,15 @@
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from benchmarks.harness.processor_time import Run, of_a_gib, server_seconds, timed, tool_seconds
 from benchmarks.harness.result_rows import NotMeasured, Row, Samples, Target
 from benchmarks.harness.testbed import GIB, MIB, WAIT, Testbed, shown
+from tests.servers.worker import Worker
 from zot_artifact_client import ArtifactClient
 
 FILES = 4
@@ -27,6 +28,8 @@ class Reader:
     name: str
     read: Callable[[], None]
     cached: bool
+    used: Callable[[], float] = tool_seconds
+    """Returns the processor time until now."""
 
 
 def measure(testbed: Testbed) -> list[Row]:
@@ -36,17 +39,22 @@ def measure(testbed: Testbed) -> list[Row]:
     with testbed.worker("verifying", 2) as worker, testbed.client() as client:
         keys = [_stored(testbed, client, number, size) for number in range(FILES)]
         files = [worker.home / "stores" / "primary" / "verifying" / key for key in keys]
-        readers = _readers(client, keys, files)
-        rates: dict[str, list[float]] = {reader.name: [] for reader in readers}
+        readers = _readers(worker, client, keys, files)
+        runs: dict[str, list[Run]] = {reader.name: [] for reader in readers}
         for _ in range(rounds):
             for reader in readers:
-                rates[reader.name].append(_rate(reader, files))
-    ours, *others = ((name, Samples(values, " MB/s")) for name, values in rates.items())
+                runs[reader.name].append(_run(reader, files))
+    ours, *others = ((name, _samples(of_reader)) for name, of_reader in runs.items())
     what = f"verify {FILES} files of {shown(size)} on two worker processes"
     return [
         Row(f"{what}, against two {name}", ours[1], theirs, TARGET if name == YARDSTICK else None)
         for name, theirs in others
     ]
+
+
+def _samples(runs: Sequence[Run]) -> Samples:
+    cost = of_a_gib([run.each for run in runs], 1)
+    return Samples([run.rate / 1e6 for run in runs], " MB/s", cost=cost)
 
 
 def _stored(testbed: Testbed, client: ArtifactClient, number: int, size: int) -> str:
@@ -56,7 +64,7 @@ def _stored(testbed: Testbed, client: ArtifactClient, number: int, size: int) ->
     return key
 
 
-def _readers(client: ArtifactClient, keys: Sequence[str], files: Sequence[Path]) -> list[Reader]:
+def _readers(worker: Worker, client: ArtifactClient, keys: Sequence[str], files: Sequence[Path]) -> list[Reader]:
     """Return the readers, ours first; those that read from the page cache come after one that fills it."""
 
     def ours() -> None:
@@ -64,7 +72,7 @@ def _readers(client: ArtifactClient, keys: Sequence[str], files: Sequence[Path])
         if not all(job.wait(WAIT).good for job in jobs):
             raise NotMeasured("the store does not hold what was uploaded to it")
 
-    readers = [Reader(OURS, ours, cached=False)]
+    readers = [Reader(OURS, ours, cached=False, used=lambda: server_seconds(worker))]
     for name, command in TOOLS.items():
         if shutil.which(command[0]):
             read = partial(_two_at_a_time, command, files)
@@ -80,14 +88,11 @@ def _two_at_a_time(command: Sequence[str], files: Sequence[Path]) -> None:
     subprocess.run(run, input=names, text=True, stdout=subprocess.DEVNULL, check=True)
 
 
-def _rate(reader: Reader, files: Sequence[Path]) -> float:
-    """Let a tool read all files, and return how many million bytes a second that were."""
+def _run(reader: Reader, files: Sequence[Path]) -> Run:
+    """Let a tool read all files: bytes a second, and seconds of processor time of each."""
     if not reader.cached:
         _forget(files)
-    size = sum(file.stat().st_size for file in files)
-    begun = time.perf_counter()
-    reader.read()
-    return size / (time.perf_counter() - begun) / 1e6
+    return timed(sum(file.stat().st_size for file in files), reader.used, reader.read)
 
 
 def _forget(files: Sequence[Path]) -> None:

@@ -38,22 +38,27 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Several measurements of one thing, with their unit."""
+    """Several measurements of one thing, with their unit.
+
+    `cost`: the text of the processor time of each operation, beside a rate.
+    """
 
     values: Sequence[float]
     unit: str = ""
     digits: int = 0
+    cost: str = ""
 
     @property
     def median(self) -> float:
         return median(self.values)
 
     def __str__(self) -> str:
-        """Return the median and, of several values, the least and the greatest."""
+        """Return the median and, of several values, the least and the greatest; and the cost."""
         spread = (
             f" ({self._shown(min(self.values))} to {self._shown(max(self.values))})" if len(self.values) > 1 else ""
         )
-        return f"{self._shown(self.median)}{spread}{self.unit}"
+        cost = f", {self.cost}" if self.cost else ""
+        return f"{self._shown(self.median)}{spread}{self.unit}{cost}"
 
     def _shown(self, value: float) -> str:
         return f"{value:.{self.digits}f}"
