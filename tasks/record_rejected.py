@@ -3,6 +3,8 @@
 import logging
 
 from celery import Task, shared_task
+from kombu.exceptions import OperationalError
+from redis import RedisError
 
 from worker import clock
 from worker.catalogue import CatalogueUnavailable, JobRecord
@@ -10,7 +12,9 @@ from worker.context import Context, current
 from worker.intake.message_filter import RECORD_TASK, rules_for, send_record
 from worker.intake.message_rules import check_message
 from worker.jobs.outbox import Outbox
+from worker.jobs.request_digests import RequestDigests
 from worker.jobs.result_backend import fenced_request
+from worker.jobs.task import sent_again
 from zot_artifact_client.contract import QUERY_ID, JobError, JobState
 from zot_artifact_client.errors import JobFailed
 from zot_artifact_client.text_escaping import bounded
@@ -18,7 +22,7 @@ from zot_artifact_client.text_escaping import bounded
 logger = logging.getLogger(__name__)
 
 _WAIT = 5.0
-"""Seconds before the ledger is tried again."""
+"""Seconds before it is tried again."""
 
 
 def record(context: Context, job: str, task: str, error: JobError) -> JobRecord | None:
@@ -52,12 +56,13 @@ def _record(self: Task, job: str, task: str, type_: str, message: str) -> None:
                 send_record(self.app, job, task, error=type_, message=message, queue=queue)
                 return
         refused = record(current(), job, task, JobError(type=type_, message=message))
-    except CatalogueUnavailable as error:
-        raise self.retry(exc=error, countdown=_WAIT) from error
-    if refused is not None:
-        failed = JobFailed(message, type_, JobState.REFUSED.value, 0)
-        self.backend.mark_as_failure(job, failed, request=fenced_request(refused))
-        outbox.taken(job)
+        if refused is not None:
+            RequestDigests(self.app).free(job)  # before its client knows the end, and corrects the request
+            failed = JobFailed(message, type_, JobState.REFUSED.value, 0)
+            self.backend.mark_as_failure(job, failed, request=fenced_request(refused))
+            outbox.taken(job)
+    except (CatalogueUnavailable, RedisError, OperationalError, OSError) as error:
+        raise sent_again(self, _WAIT, error, has_due=False) from error
 
 
 record_rejected_task = shared_task(name=RECORD_TASK, bind=True, max_retries=None, ignore_result=True)(_record)

@@ -133,7 +133,8 @@ def await_end(
 
 
 def _ended(record: JobRecord | None) -> bool:
-    return record is not None and JobState(record.state).terminal
+    # The id of a rejected message is that of a request which was corrected: the result backend tells them apart.
+    return record is not None and record.state != JobState.REFUSED and JobState(record.state).terminal
 
 
 class Watch:

@@ -269,7 +269,7 @@ def _find(services: Services, job_id: str) -> tuple[StatusResult, Mapping[str, A
     """Return a job and its request, from the ledger or, before a worker has taken it, from the outbox."""
     ledger = services.context.catalogue.ledger
     record = ledger.get(job_id)
-    if record is None:
+    if record is None or record.state == JobState.REFUSED:  # a rejected message leaves its id to a valid request
         sent = services.waiting_job(job_id)
         spec = TASKS.get(sent.name) if sent else None
         if sent and spec:

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -16,13 +16,11 @@ from celery import Celery
 from kombu.transport.redis import Channel
 
 from worker import clock
-from worker.catalogue import JobRecord
 from worker.intake.delayed import WAITS
 from worker.intake.message_rules import Reason
 from worker.intake.rejected import RejectedMessage, RejectedMessages
 from worker.jobs.unacked import UNACKED_INDEX, correct_times, give_back, lost_messages
 from zot_artifact_client.contract import CANCEL_KEY, JOB_ID, Queue
-from zot_artifact_client.idempotency_conflicts import keep_digest
 from zot_artifact_client.outgoing_messages import MESSAGES, ORDER, Outgoing, push, with_new_delivery_tag
 from zot_artifact_client.text_escaping import bounded
 from zot_artifact_client.tracing import trace_headers
@@ -101,13 +99,6 @@ class Outbox:
                     pipeline.execute()
         except (redis.RedisError, OSError) as error:
             logger.warning("job %s stays in the outbox for now: %s", job_id, type(error).__name__)
-
-    def keep_digest(self, job: JobRecord) -> None:
-        """Record where clients compare requests, which is the broker or else the result backend, whose id this is."""
-        with self._redis() as client:
-            compared = getattr(self._app.backend, "client", None) if client is None else client
-            if isinstance(compared, redis.Redis) and job.request_sha256 is not None:
-                keep_digest(compared, job.id, job.request_sha256)
 
     def state_of(self, job_id: str, watched: Sequence[str]) -> Seen | None:
         """Return what Redis has about a job, in one round trip; None with a broker that is no Redis.
@@ -225,17 +216,22 @@ class Outbox:
                 logger.error("messages of lost workers: not recovered: Redis: %s", bounded(error, 200))  # noqa: TRY400
         return sent
 
-    @contextmanager
-    def _redis(self) -> Iterator[Any]:
-        with self._app.pool.acquire(block=True) as connection:
-            channel = connection.default_channel
-            if not isinstance(channel, Channel):
-                yield None
-                return
-            if not hasattr(channel, _CLIENT):
-                with channel.conn_or_acquire() as client:
-                    setattr(channel, _CLIENT, client)
-            yield getattr(channel, _CLIENT)
+    def _redis(self) -> AbstractContextManager[Any]:
+        return redis_of_broker(self._app)
+
+
+@contextmanager
+def redis_of_broker(app: Celery) -> Iterator[Any]:
+    """Yield a client of the broker, None if that is no Redis."""
+    with app.pool.acquire(block=True) as connection:
+        channel = connection.default_channel
+        if not isinstance(channel, Channel):
+            yield None
+            return
+        if not hasattr(channel, _CLIENT):
+            with channel.conn_or_acquire() as client:
+                setattr(channel, _CLIENT, client)
+        yield getattr(channel, _CLIENT)
 
 
 def _remove(pipeline: Any, job_id: str | bytes, queue: str | None) -> None:

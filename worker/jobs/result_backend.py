@@ -22,8 +22,9 @@ from worker import clock
 from worker.catalogue import JobRecord
 from worker.intake.message_filter import send_record
 from worker.jobs.outbox import Outbox, keys_of_taken, shares_redis
+from worker.jobs.request_digests import RequestDigests
 from zot_artifact_client.connection import is_write_refused
-from zot_artifact_client.contract import ANSWER_KEPT, BATCH_JOB_ID, QUERY_ID, TASKS, JobError, JobState
+from zot_artifact_client.contract import ANSWER_KEPT, BATCH_JOB_ID, QUERY_ID, TASKS, JobError, JobState, is_batch_job
 from zot_artifact_client.errors import JobFailed
 from zot_artifact_client.text_escaping import bounded
 
@@ -100,6 +101,22 @@ def publish_end(app: Celery, job: JobRecord) -> None:
     else:
         failed = JobFailed(error.message, error.type, job.state, job.attempts)
         app.backend.mark_as_failure(job.id, failed, request=request)
+
+
+def tell_first_request(app: Celery, first: JobRecord, queue: str | None) -> None:
+    """Tell the client of another request with this id which job the id names, where Redis does not know it any more.
+
+    The digest of that job's request replaces the one that the client has recorded, and the end of the job is stored
+    again, with that digest. `queue`: the one that the other request came from. Raise RedisError, OperationalError or
+    OSError: it is not told yet.
+    """
+    ended = JobState(first.state).terminal
+    if not is_batch_job(first.id, first.parent):  # no client has the id of one
+        RequestDigests(app).replace(first)
+        if ended:
+            publish_end(app, first)
+    if ended:  # an open job leaves the outbox with its own end
+        Outbox(app).taken(first.id, queue)
 
 
 class _AtomicStore:

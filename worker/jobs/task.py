@@ -42,10 +42,9 @@ from worker.catalogue import (
 from worker.context import Context, JobContext, current
 from worker.intake.message_rules import problems_of
 from worker.jobs.cancel_jobs import cause, end_writes
-from worker.jobs.first_request import tell_first_request
 from worker.jobs.outbox import Outbox, outgoing_of, shares_redis
 from worker.jobs.progress import CeleryReporter
-from worker.jobs.result_backend import fence_request
+from worker.jobs.result_backend import fence_request, tell_first_request
 from worker.jobs.running_job import Cancelled, Continue, Requeue, RunningJob
 from worker.limits.snooze import Paused, Snooze
 from worker.log_lines import during
@@ -105,7 +104,7 @@ def artifact_task(
                     context = current()
             except (CatalogueUnavailable, Unavailable) as error:  # at the first job of a process
                 logger.warning("job %s waits: %s", task.request.id, error)
-                raise _sent_again(task, _MAX_WAIT, error, has_due=False) from error
+                raise sent_again(task, _MAX_WAIT, error, has_due=False) from error
             result = Delivery(task, spec, context, writes=writes, at_end=at_end).handle(work, args, kwargs)
             return counted(result) if task.request.ignore_result else result
 
@@ -209,14 +208,19 @@ class Delivery(Generic[RequestT, ResultT]):
         except (CatalogueUnavailable, Unavailable) as error:
             # Nothing can be recorded in the ledger now. A lease of this delivery expires.
             logger.warning("job %s waits: %s", self._id, error)
-            raise _sent_again(self._task, self._backoff(self._task.request.retries), error, has_due=False) from error
+            raise sent_again(self._task, self._backoff(self._task.request.retries), error, has_due=False) from error
         except LostLease as error:  # also where the end of an attempt was to be recorded
             logger.warning("%s; this worker stops working on it", error)
             raise Ignore from error
         except OtherRequest as error:
             logger.error("job %s: rejected: %s", self._id, error)  # noqa: TRY400 - its line names the cause
-            if error.first is not None:
-                tell_first_request(self._task.app, error.first, self._queue)
+            try:
+                if error.first is not None:
+                    tell_first_request(self._task.app, error.first, self._queue)
+            except (redis.RedisError, OperationalError, OSError) as failed:
+                logger.warning("job %s: its client is not told yet: %s", self._id, type(failed).__name__)
+                delay = self._backoff(self._task.request.retries)
+                raise sent_again(self._task, delay, failed, has_due=False) from failed
             raise Ignore from error  # keeps the result of the first request
 
     def _handle(
@@ -487,7 +491,7 @@ class Delivery(Generic[RequestT, ResultT]):
         return clock.now() + timedelta(seconds=delay) + 2 * self._context.settings.jobs.lease
 
     def _again(self, seconds: float, error: Exception | None = None) -> Exception:
-        return _sent_again(self._task, seconds, error, has_due=True)
+        return sent_again(self._task, seconds, error, has_due=True)
 
     def _backoff(self, retries: int) -> float:
         retry = self._context.settings.retry
@@ -500,7 +504,7 @@ class Delivery(Generic[RequestT, ResultT]):
         return seconds
 
 
-def _sent_again(task: Task, seconds: float, error: Exception | None, *, has_due: bool) -> Exception:
+def sent_again(task: Task, seconds: float, error: Exception | None, *, has_due: bool) -> Exception:
     """Send the message of a job again, due in so many seconds; return the exception that ends this delivery.
 
     If the broker does not take it, Celery would tell clients that the job has failed. Where the ledger has a due time

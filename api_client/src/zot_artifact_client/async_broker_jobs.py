@@ -1,6 +1,7 @@
 """Send jobs and queries over the worker's broker without blocking, and read their ends from its result backend."""
 
-from collections.abc import AsyncIterator, Iterable
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
 from zot_artifact_client.async_redis import AsyncRedis
@@ -8,12 +9,7 @@ from zot_artifact_client.async_results import AsyncResultBackend
 from zot_artifact_client.build_requests import SentJob, digests_of, outgoing, pages_of
 from zot_artifact_client.connection import celery_app, without_credentials
 from zot_artifact_client.contract import TASKS, Message, RequestT, ResultT, TaskSpec
-from zot_artifact_client.idempotency_conflicts import (
-    idempotency_mismatch,
-    push_digests,
-    push_withdrawal,
-    read_mismatches,
-)
+from zot_artifact_client.idempotency_conflicts import idempotency_mismatch, push_comparison, read_mismatches
 from zot_artifact_client.job_ids import choose_id
 from zot_artifact_client.outgoing_messages import MESSAGES, Outgoing, push
 from zot_artifact_client.query_messages import question, read_answer, status_answer, status_question
@@ -36,18 +32,25 @@ class AsyncBrokerJobs:
     ) -> SentJob:
         """Send a request and return its job."""
         chosen = choose_id(spec, idempotency_key=idempotency_key, job_id=job_id, service=self._service)
-        page, is_new = [outgoing(spec, chosen, request)], idempotency_key is None and job_id is None
-        digests = {} if is_new else digests_of(page, spec.kind)
-        await self._send(page, digests)
-        return SentJob(chosen, spec, digests.get(chosen))
+        page = [outgoing(spec, chosen, request)]
+        digests = digests_of(page, spec.kind)
+        await self._compare(digests, record=True)
+        await self._push(page)
+        return SentJob(str(chosen), spec, digests.get(chosen))
 
     async def submit_many(self, requests: Iterable[Message], *, idempotency_key: str | None) -> AsyncIterator[SentJob]:
-        """Send requests in pages; yield the job of each."""
+        """Send requests in pages, once all are valid and none is another one than before; yield the job of each."""
+        pages = []
         for page in pages_of(requests, idempotency_key, service=self._service):
-            digests = {} if idempotency_key is None else digests_of(page)
-            await self._send(page, digests)
+            pages.append((page, digests_of(page)))
+            await asyncio.sleep(0)  # to make a long list takes long
+        for _, digests in pages:
+            await self._compare(digests, record=False)
+        for page, digests in pages:
+            await self._compare(digests, record=True)
+            await self._push(page)
             for each in page:
-                yield SentJob(each.job_id, TASKS[each.name], digests.get(each.job_id))
+                yield SentJob(str(each.job_id), TASKS[each.name], digests.get(each.job_id))
 
     async def query(self, spec: TaskSpec[RequestT, ResultT], request: RequestT, limit: float) -> ResultT:
         """Send a query and return its answer."""
@@ -64,14 +67,13 @@ class AsyncBrokerJobs:
     async def _push(self, jobs: list[Outgoing]) -> None:
         await self._broker.transaction(lambda pipeline: push(pipeline, self._messages, jobs))
 
-    async def _send(self, page: list[Outgoing], digests: dict[str, str]) -> None:
-        """Send jobs. Raise IdempotencyMismatch if an id belongs to another request than the one with this digest."""
-        if digests:
-            answers = await self._broker.transaction(lambda pipeline: push_digests(pipeline, digests))
-            if other := read_mismatches(digests, answers):
-                await self._broker.transaction(lambda pipeline: push_withdrawal(pipeline, digests, answers))
-                raise idempotency_mismatch(other)
-        await self._push(page)
+    async def _compare(self, digests: Mapping[str, str], *, record: bool) -> None:
+        """Raise IdempotencyMismatch if an id belongs to another request than the one with this digest."""
+        if not digests:
+            return
+        answers = await self._broker.transaction(lambda pipeline: push_comparison(pipeline, digests, record=record))
+        if other := read_mismatches(digests, answers):
+            raise idempotency_mismatch(other)
 
     async def _recorded(self, job_id: str, within: float) -> Snapshot | None:
         asked = status_question(job_id, within)

@@ -50,11 +50,14 @@ class AsyncResultBackend:
 
     async def snapshot(self, job_id: str) -> Snapshot:
         found = await self._read(job_id)
-        if not found.is_absent or not await self._is_missing(job_id):
+        if not found.may_be_queued:
             return found
+        queued = await self._waits(job_id)
+        if queued:
+            return Snapshot(JobState.QUEUED)
         # A worker stores a state before it removes the job from the outbox: only a second read is certain.
         found = await self._read(job_id)
-        return Snapshot(JobState.UNKNOWN) if found.is_absent else found
+        return Snapshot(JobState.UNKNOWN) if found.is_absent and queued is False else found
 
     async def snapshot_or_recorded(self, job_id: str, within: float) -> Snapshot:
         """Return the state of a job now, as the ledger has it if the result backend does not know the job.
@@ -81,8 +84,10 @@ class AsyncResultBackend:
             return await self._read(query_id)
 
     async def ended(self, job_ids: Sequence[str]) -> Mapping[str, Snapshot]:
-        found = await self._read_all(job_ids)
-        return {id_: each for id_, each in zip(job_ids, found, strict=True) if each.state.terminal}
+        found = zip(job_ids, await self._read_all(job_ids), strict=True)
+        ended = {id_: each for id_, each in found if each.state.terminal}
+        now = {id_: await self.snapshot(id_) if each.may_be_queued else each for id_, each in ended.items()}
+        return {id_: each for id_, each in now.items() if each.state.terminal}
 
     async def cancel(self, job_id: str) -> bool:
         """As the Protocol says. The workers are not told: they look for requests every two seconds."""
@@ -105,6 +110,8 @@ class AsyncResultBackend:
         told, last = float("-inf"), None
         while True:
             found = await self._read(job_id)
+            if is_job and found.state is JobState.REFUSED:
+                found = await self.snapshot(job_id)
             if found.state.terminal:
                 return found
             now = time.monotonic()
@@ -122,11 +129,12 @@ class AsyncResultBackend:
             pause = _pause(time.monotonic() - started)
             await asyncio.sleep(pause - time.monotonic() % pause)
 
-    async def _is_missing(self, job_id: str) -> bool:
+    async def _waits(self, job_id: str) -> bool | None:
+        """Return whether a job is in the outbox, None if that is unknown."""
         try:
-            return not await self._is_queued(job_id)
+            return await self._is_queued(job_id)
         except BrokerUnavailable:
-            return False
+            return None
 
     async def _read(self, job_id: str) -> Snapshot:
         """Read one job, in one round trip with all others that are read at this moment."""

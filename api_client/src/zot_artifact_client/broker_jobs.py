@@ -10,7 +10,6 @@ from zot_artifact_client.contract import TASKS, Message, RequestT, ResultT, Task
 from zot_artifact_client.errors import ClientError
 from zot_artifact_client.idempotency_conflicts import idempotency_mismatch
 from zot_artifact_client.job_ids import choose_id
-from zot_artifact_client.outgoing_messages import Outgoing
 from zot_artifact_client.publisher import Publisher
 from zot_artifact_client.query_messages import question, read_answer, status_answer, status_question
 from zot_artifact_client.result_backend import CeleryResultBackend
@@ -37,17 +36,21 @@ class BrokerJobs:
     ) -> SentJob:
         """Send a request and return its job."""
         chosen = choose_id(spec, idempotency_key=idempotency_key, job_id=job_id, service=self._service)
-        page, is_new = [outgoing(spec, chosen, request)], idempotency_key is None and job_id is None
-        digests = {} if is_new else digests_of(page, spec.kind)
-        self._send(page, digests)
-        return SentJob(chosen, spec, digests.get(chosen))
+        page = [outgoing(spec, chosen, request)]
+        digests = digests_of(page, spec.kind)
+        self._compare(digests, record=True)
+        self._publisher.send_all(page)
+        return SentJob(str(chosen), spec, digests.get(chosen))
 
     def submit_many(self, requests: Iterable[Message], *, idempotency_key: str | None) -> Iterator[SentJob]:
-        """Send requests in pages; yield the job of each."""
-        for page in pages_of(requests, idempotency_key, service=self._service):
-            digests = {} if idempotency_key is None else digests_of(page)
-            self._send(page, digests)
-            yield from (SentJob(each.job_id, TASKS[each.name], digests.get(each.job_id)) for each in page)
+        """Send requests in pages, once all are valid and none is another one than before; yield the job of each."""
+        pages = [(page, digests_of(page)) for page in pages_of(requests, idempotency_key, service=self._service)]
+        for _, digests in pages:
+            self._compare(digests, record=False)
+        for page, digests in pages:
+            self._compare(digests, record=True)
+            self._publisher.send_all(page)
+            yield from (SentJob(str(each.job_id), TASKS[each.name], digests.get(each.job_id)) for each in page)
 
     def query(self, spec: TaskSpec[RequestT, ResultT], request: RequestT, timeout: float) -> ResultT:
         """Send a query and return its answer."""
@@ -65,12 +68,12 @@ class BrokerJobs:
         self._publisher.close()
         self.results.close()
 
-    def _send(self, page: list[Outgoing], digests: Mapping[str, str]) -> None:
-        """Send jobs. Raise IdempotencyMismatch if an id belongs to another request than the one with this digest."""
-        if digests:
-            other = self._publisher.mismatches(digests)
-            if other is None:
-                other = self.results.mismatches(digests)
-            if other:
-                raise idempotency_mismatch(other)
-        self._publisher.send_all(page)
+    def _compare(self, digests: Mapping[str, str], *, record: bool) -> None:
+        """Raise IdempotencyMismatch if an id belongs to another request than the one with this digest."""
+        if not digests:
+            return
+        other = self._publisher.compare(digests, record=record)
+        if other is None:
+            other = self.results.compare(digests, record=record)
+        if other:
+            raise idempotency_mismatch(other)

@@ -31,7 +31,7 @@ from zot_artifact_client.contract import (
 )
 from zot_artifact_client.errors import InvalidRequest
 from zot_artifact_client.idempotency_conflicts import digest_of
-from zot_artifact_client.job_ids import choose_ids
+from zot_artifact_client.job_ids import NewId, choose_ids
 from zot_artifact_client.outgoing_messages import Outgoing
 from zot_artifact_client.request_faults import faults_of
 
@@ -354,8 +354,12 @@ def pages_of(
 
 
 def digests_of(page: Iterable[Outgoing], kind: str | None = None) -> dict[str, str]:
-    """Return the digests of requests by the ids of their jobs; `kind` if it is not that of their task."""
-    return {job.job_id: digest_of(kind or TASKS[job.name].kind, job.payload) for job in page}
+    """Return the digests of requests by the ids of their jobs, but for new ids; `kind` if it is not their task's."""
+    return {
+        job.job_id: digest_of(kind or TASKS[job.name].kind, job.payload)
+        for job in page
+        if not isinstance(job.job_id, NewId)
+    }
 
 
 def upload_request(

@@ -38,39 +38,34 @@ def check_same(job_id: str, ours: str | None, theirs: str | None) -> None:
         raise idempotency_mismatch([job_id])
 
 
-def mismatches(client: Any, digests: Mapping[str, str]) -> list[str]:
-    """Record the digests of requests by job id, in one round trip, and return the ids that belong to other requests."""
+def compare(client: Any, digests: Mapping[str, str], *, record: bool) -> list[str]:
+    """Return the ids that belong to other requests, in one round trip; `record` makes the free ones belong to these."""
     with client.pipeline(transaction=True) as pipeline:
-        push_digests(pipeline, digests)
-        answers = pipeline.execute()
-        if other := read_mismatches(digests, answers):
-            push_withdrawal(pipeline, digests, answers)
-            pipeline.execute()
-        return other
+        push_comparison(pipeline, digests, record=record)
+        return read_mismatches(digests, pipeline.execute())
 
 
-def keep_digest(client: Any, job: str, digest: str) -> None:
-    """Record that an id belongs to the request with this digest, whatever was recorded before."""
-    client.set(DIGEST_KEY.format(job=job), digest, ex=DIGEST_TTL)
-
-
-def push_digests(pipeline: Any, digests: Mapping[str, str]) -> None:
-    """Add to a Redis pipeline, of either client, what records the digests of requests by job id."""
-    for job, digest in digests.items():
-        key = DIGEST_KEY.format(job=job)
+def push_comparison(pipeline: Any, digests: Mapping[str, str], *, record: bool) -> None:
+    """Add to a Redis pipeline, of either client, what compares the digests of requests by job id."""
+    keys = {DIGEST_KEY.format(job=job): digest for job, digest in digests.items()}
+    for key, digest in keys.items() if record else ():
         pipeline.set(key, digest, nx=True, ex=DIGEST_TTL)
-        pipeline.get(key)
         pipeline.expire(key, DIGEST_TTL)
+    for key in keys:
+        pipeline.get(key)
 
 
 def read_mismatches(digests: Mapping[str, str], answers: Sequence[Any]) -> list[str]:
-    """Return the ids that belong to other requests, from the answers to `push_digests`."""
-    kept = answers[1::3]
-    return [job for (job, digest), known in zip(digests.items(), kept, strict=True) if known != digest.encode()]
+    """Return the ids that belong to other requests, from the answers to `push_comparison`."""
+    kept = zip(digests.items(), answers[-len(digests) :], strict=True)
+    return [job for (job, digest), known in kept if known not in {None, digest.encode()}]
 
 
-def push_withdrawal(pipeline: Any, digests: Mapping[str, str], answers: Sequence[Any]) -> None:
-    """Add to a Redis pipeline what removes the digests that `push_digests` recorded first: their jobs are not sent."""
-    for job, is_first in zip(digests, answers[::3], strict=True):
-        if is_first:
-            pipeline.expire(DIGEST_KEY.format(job=job), 0)  # removes it; services may not delete
+def replace_digest(client: Any, job: str, digest: str) -> None:
+    """Make an id belong to the request with this digest, whatever it belonged to."""
+    client.set(DIGEST_KEY.format(job=job), digest, ex=DIGEST_TTL)
+
+
+def free_id(client: Any, job: str) -> None:
+    """Make an id belong to no request."""
+    client.delete(DIGEST_KEY.format(job=job))

@@ -12,6 +12,12 @@ IDEMPOTENCY_NAMESPACE = UUID("5f0a1d0e-6c1b-5d4e-9a52-0d6a9c1f7b3e")
 _BY_REQUEST: dict[type[Message], TaskSpec[Any, Any]] = {spec.request: spec for spec in TASKS.values()}
 
 
+class NewId(str):
+    """An id that this program has just made, so that it belongs to no other request."""
+
+    __slots__ = ()
+
+
 def choose_id(
     spec: TaskSpec[Any, Any],
     *,
@@ -30,7 +36,7 @@ def choose_id(
             raise InvalidRequest(msg)
         return check_own_id(job_id)
     if idempotency_key is None:
-        return str(uuid4())
+        return NewId(uuid4())
     scope = spec.kind if service is None else f"{spec.kind}@{service}"
     return str(uuid5(IDEMPOTENCY_NAMESPACE, f"{scope}:{_check_key(spec, idempotency_key)}"))
 
@@ -85,7 +91,8 @@ def check_id(job_id: object) -> str:
 
 def check_own_id(job_id: str) -> str:
     """Return an id that a caller may choose. Raise InvalidRequest if it is none, or has the form of a batch's job."""
-    if BATCH_JOB_ID.fullmatch(check_id(job_id)):
+    job_id = check_id(job_id)
+    if BATCH_JOB_ID.fullmatch(job_id):
         msg = "job_id: an id that ends in '.' and 8 digits is that of a batch's own job"
         raise InvalidRequest(msg)
     if QUERY_ID.fullmatch(job_id):

@@ -19,7 +19,7 @@ from zot_artifact_client.connection import (
 )
 from zot_artifact_client.contract.queues import queues
 from zot_artifact_client.errors import BrokerUnavailable
-from zot_artifact_client.idempotency_conflicts import mismatches
+from zot_artifact_client.idempotency_conflicts import compare
 from zot_artifact_client.outgoing_messages import MESSAGES, Outgoing, push
 from zot_artifact_client.text_escaping import bounded, without_secrets
 from zot_artifact_client.tracing import trace_headers
@@ -76,12 +76,12 @@ class Publisher:
 
         self._with_redis(into)
 
-    def mismatches(self, digests: Mapping[str, str]) -> list[str] | None:
-        """Record the digests of requests by job id and return the ids that belong to other requests.
-
-        Return None if the broker is no Redis. Raise BrokerUnavailable.
-        """
-        return self._with_redis(lambda client: mismatches(client, digests)) if self._server.is_redis else None
+    def compare(self, digests: Mapping[str, str], *, record: bool) -> list[str] | None:
+        """Return the ids that belong to other requests, None if the broker is no Redis. Raise BrokerUnavailable."""
+        if not self._server.is_redis:
+            return None
+        found: list[str] = self._with_redis(lambda client: compare(client, digests, record=record))
+        return found
 
     def is_queued(self, job_id: str) -> bool | None:
         """Return whether the outbox has a job, None if the broker is no Redis. Raise BrokerUnavailable."""

@@ -29,7 +29,7 @@ from zot_artifact_client.errors import (
     ClientError,
     InvalidUrl,
 )
-from zot_artifact_client.idempotency_conflicts import mismatches
+from zot_artifact_client.idempotency_conflicts import compare
 from zot_artifact_client.job import OnProgress, wait_timeout
 from zot_artifact_client.snapshot import Snapshot, is_unreadable, progress_of, readable_snapshot, unknown_job
 
@@ -98,21 +98,25 @@ class CeleryResultBackend:
     def snapshot(self, job_id: str) -> Snapshot:
         with broker_errors("result backend", self._url):
             found = self._stored(job_id)
-            if found.is_absent and self._is_absent(job_id):
+            if found.may_be_queued:
+                queued = self._waits(job_id)
+                if queued:
+                    return Snapshot(JobState.QUEUED)
                 # A worker stores a state before it removes the job from the outbox: only a second read is certain.
                 found = self._stored(job_id)
-                if found.is_absent:
+                if found.is_absent and queued is False:
                     return Snapshot(JobState.UNKNOWN)
             return found
 
     def _stored(self, job_id: str) -> Snapshot:
         return readable_snapshot(job_id, lambda: self._app.backend.get_task_meta(job_id))
 
-    def _is_absent(self, job_id: str) -> bool:
+    def _waits(self, job_id: str) -> bool | None:
+        """Return whether a job is in the outbox, None if that is unknown."""
         try:
-            return self._is_queued(job_id) is False
+            return self._is_queued(job_id)
         except BrokerUnavailable:
-            return False
+            return None
 
     def wait_for_end(self, job_id: str, timeout: float | None, on_progress: OnProgress | None) -> Snapshot:
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -132,10 +136,11 @@ class CeleryResultBackend:
                     unknown_until = time.monotonic() + UNKNOWN_FOR
                 if snapshot.state.terminal:
                     return snapshot
-                if ended:  # Celery keeps messages that no wait consumed: this end is from before a redrive
-                    result = self._app.AsyncResult(job_id)
                 if over:
                     raise wait_timeout(job_id, timeout)
+                if ended:  # Celery keeps messages that no wait consumed: this end is from before a redrive or a refusal
+                    result = self._app.AsyncResult(job_id)
+                    time.sleep(min(PROGRESS_EVERY, _next_slice(deadline)))
         finally:
             with suppress(Exception):  # the backend is unavailable: then there is no subscription to end
                 result.backend.remove_pending_result(result)
@@ -166,7 +171,9 @@ class CeleryResultBackend:
                     for id_, meta in zip(job_ids, stored, strict=True)
                     if meta
                 }
-        return {id_: snapshot for id_, snapshot in found.items() if snapshot.state.terminal}
+        ended = {id_: each for id_, each in found.items() if each.state.terminal}
+        now = {id_: self.snapshot(id_) if each.may_be_queued else each for id_, each in ended.items()}
+        return {id_: each for id_, each in now.items() if each.state.terminal}
 
     def cancel(self, job_id: str) -> bool:
         backend = self._app.backend
@@ -183,16 +190,13 @@ class CeleryResultBackend:
             raise unknown_job(job_id)
         return True
 
-    def mismatches(self, digests: Mapping[str, str]) -> list[str]:
-        """Record the digests of requests by job id and return the ids that belong to other requests.
-
-        A backend that is no Redis keeps none. Raise BrokerUnavailable.
-        """
+    def compare(self, digests: Mapping[str, str], *, record: bool) -> list[str]:
+        """Return the ids that belong to other requests; none if the backend is no Redis. Raise BrokerUnavailable."""
         backend = self._app.backend
         if not isinstance(backend, RedisBackend):
             return []
         with broker_errors("result backend", self._url):
-            return mismatches(backend.client, digests)
+            return compare(backend.client, digests, record=record)
 
     def forget(self, job_id: str) -> None:
         """Remove the stored end of a job and the request to cancel it, for a redrive. Raise BrokerUnavailable."""

@@ -20,6 +20,9 @@ from zot_artifact_client.contract import (
 )
 from zot_artifact_client.errors import ClientError, JobCancelled, JobFailed, JobNotDone, UnknownJob
 
+_NOT_REGISTERED = "NotRegistered"
+"""Celery's error of a worker that does not know a task."""
+
 
 def unknown_job(job_id: str, *, certain: bool = True) -> UnknownJob:
     """Return the error for an id of which nothing is known."""
@@ -55,6 +58,15 @@ class Snapshot:
     def is_absent(self) -> bool:
         """Return whether nothing is stored of the job: it is queued, or there is no such job."""
         return self.state is JobState.QUEUED and self.task is None
+
+    @property
+    def may_be_queued(self) -> bool:
+        """Return whether the job may wait in the outbox: a rejected message leaves its id to a valid request.
+
+        A plain Celery worker that does not know a task leaves the job in the outbox.
+        """
+        by_our_worker = not isinstance(self.error, JobFailed) or self.error.type != _NOT_REGISTERED
+        return self.is_absent or (self.state is JobState.REFUSED and by_our_worker)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +219,7 @@ def _failure(job_id: str, error: object) -> JobNotDone:
         return JobCancelled(error.message) if error.state == JobState.CANCELLED else error
     line = str(error).strip().partition("\n")[0]
     name = type(error).__name__
-    if name == "NotRegistered":
+    if name == _NOT_REGISTERED:
         msg = f"no worker knows the task {line} of job {job_id}: the worker is older than what was sent"
         return JobFailed(msg, name, JobState.REFUSED.value)
     return JobFailed(line or f"job {job_id} failed without a message", name)

@@ -6,6 +6,7 @@ import inspect
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -506,6 +507,23 @@ def test_a_list_that_is_not_sent_takes_no_key(side: Side, uploaded: Any) -> None
     with pytest.raises(IdempotencyMismatch):
         side.client.submit_many([two, three], idempotency_key=side.bucket)
     assert len(list(side.client.submit_many([one, one], idempotency_key=side.bucket).wait(WITHIN))) == 2
+
+
+@pytest.mark.parametrize("side", OVER_BROKER, indirect=True)  # the gateway sends valid requests only
+def test_the_id_of_a_refused_job_is_free(side: Side, uploaded: Any) -> None:
+    """A refused request has done nothing: a corrected one may be sent under its key, and its own end is told."""
+    unheard = replace(VERIFY, name="artifact.unheard.v1")
+    memory = getattr(side.client, "memory", side.client)
+    if isinstance(memory, InMemoryArtifactClient):
+        memory.fail_next(JobFailed("no task is named so", "UnknownTask", "refused", 0))
+    wrong = VerifyRequest(bucket=side.bucket, key="wrong")
+    refused = side.client.submit(unheard, wrong, idempotency_key=side.bucket)
+    with pytest.raises(JobFailed) as told:
+        refused.wait(WITHIN)
+    assert told.value.state == JobState.REFUSED
+    corrected = side.client.verify(side.bucket, "app.tgz", idempotency_key=side.bucket)
+    assert corrected.id == refused.id
+    assert corrected.wait(WITHIN).good
 
 
 def forget(broker: str, job_id: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from celery import Celery, Signature
 from celery.exceptions import Ignore, Reject, Retry
 from kombu.exceptions import OperationalError
@@ -16,6 +17,7 @@ from kombu.exceptions import OperationalError
 from worker.catalogue import CatalogueUnavailable, Ledger
 from worker.context import Context, JobContext
 from worker.jobs import heartbeats
+from worker.jobs.result_backend import use_atomic_result_backend
 from worker.jobs.running_job import Cancelled, Requeue, RunningJob
 from worker.jobs.task import Delivery
 from worker.limits.snooze import Snooze
@@ -23,6 +25,7 @@ from worker.settings import Settings
 from worker.storage.errors import PermanentError, Unavailable
 from zot_artifact_client.contract import VERIFY, JobState, VerifyRequest, VerifyResult
 from zot_artifact_client.errors import JobFailed
+from zot_artifact_client.idempotency_conflicts import compare, digest_of, replace_digest
 
 FIELDS = {"bucket": "b", "key": "k"}
 
@@ -205,3 +208,28 @@ def test_a_job_for_whose_heartbeats_there_is_no_thread_is_tried_again(context, t
             Delivery(task, VERIFY, context, writes=False, at_end=None).handle(work, (), FIELDS)
     assert context.catalogue.ledger.get("job-1").state == JobState.RETRYING
     assert not heartbeats.LEASES._beats
+
+
+def test_a_client_of_another_request_is_told_later_where_redis_fails(context, valkey):
+    """The id belongs to the first request again once Redis takes that: its sender is not told a mismatch for weeks."""
+    first, other = FIELDS, FIELDS | {"key": "other"}
+    with (
+        Celery(broker=valkey.url, backend=valkey.url, set_as_current=False) as app,
+        redis.Redis.from_url(valkey.url) as server,
+    ):
+        use_atomic_result_backend(app)
+        task: Any = app.task(name=VERIFY.name, bind=True, max_retries=None, shared=False)(_body)
+        task.push_request(id="mine", delivery_info={"routing_key": "interactive"}, called_directly=False, retries=0)
+        Delivery(task, VERIFY, context, writes=False).handle(work, (), first)
+        replace_digest(server, "mine", digest_of(VERIFY.kind, other))
+        most = server.config_get("maxmemory")["maxmemory"]
+        server.config_set("maxmemory", 1)
+        try:
+            with pytest.raises(Reject) as refused:
+                Delivery(task, VERIFY, context, writes=False).handle(work, (), other)
+        finally:
+            server.config_set("maxmemory", most)
+        assert refused.value.requeue
+        with pytest.raises(Ignore):
+            Delivery(task, VERIFY, context, writes=False).handle(work, (), other)
+        assert compare(server, {"mine": digest_of(VERIFY.kind, first)}, record=False) == []
