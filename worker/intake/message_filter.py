@@ -203,6 +203,8 @@ class _PatientQoS(kombu_redis.QoS):
         super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
         self._ended: list[str] = []
         """The tags of messages that have ended and are not acknowledged yet."""
+        self._timer: Any = None
+        """Of their acknowledgement, if it is set."""
 
     def append(self, message: Any, delivery_tag: str) -> None:
         at = message.delivery_info
@@ -218,7 +220,7 @@ class _PatientQoS(kombu_redis.QoS):
                 if not is_write_refused(error) or not self._record_beyond_memory(delivery_tag, entry):
                     raise
             else:
-                self._ended.clear()
+                self._forget_ended()
             virtual.QoS.append(self, message, delivery_tag)
 
         try:
@@ -250,8 +252,8 @@ class _PatientQoS(kombu_redis.QoS):
         hub = get_event_loop()
         if hub is None or state.should_stop is not None or state.should_terminate is not None:  # no timer runs any more
             self.acknowledge()
-        elif len(self._ended) == 1:
-            hub.call_later(_ACK_WITHIN, self.acknowledge)
+        elif self._timer is None:
+            self._timer = hub.call_later(_ACK_WITHIN, self.acknowledge)
 
     def acknowledge(self) -> None:
         """Acknowledge the messages that have ended."""
@@ -268,7 +270,14 @@ class _PatientQoS(kombu_redis.QoS):
                 else f"the broker does not answer: {type(error).__name__}"
             )
             logger.warning("a message is not acknowledged, and is delivered again later: %s", why)
+        self._forget_ended()
+
+    def _forget_ended(self) -> None:
+        """Forget the messages that are acknowledged, and their timer: it would cost a later message a round trip."""
         self._ended.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def restore_by_tag(self, tag: Any, *args: Any, **kwargs: Any) -> Any:
         try:

@@ -72,6 +72,22 @@ def test_an_ended_message_is_acknowledged_within_a_moment_where_none_follows(cha
     assert held(broker) == set()
 
 
+def test_the_timer_of_an_ended_message_ends_with_its_acknowledgement(channel, broker, hub):
+    """It would acknowledge a later message alone, in a round trip for which the next job waits."""
+    take(channel, "one")
+    channel.qos.ack("one")
+    take(channel, "two")
+    channel.qos.ack("two")
+    of_one, of_two = sorted(hub.timer.queue)
+    assert of_one.entry.canceled
+    assert not of_two.entry.canceled
+    of_two.entry()
+    assert held(broker) == set()
+    take(channel, "three")
+    channel.qos.ack("three")
+    assert not max(hub.timer.queue).entry.canceled, "a worker without further messages does not keep the last one"
+
+
 def test_an_ended_message_is_acknowledged_at_once_while_a_worker_shuts_down(channel, broker, hub, monkeypatch):
     """No timer runs any more, and the message would be delivered again after the restart."""
     monkeypatch.setattr(state, "should_stop", 0)
