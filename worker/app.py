@@ -18,7 +18,7 @@ from celery import Celery, signals
 from worker import clock, context, shutdown_flag, tracing
 from worker.beat_scheduler import LONGEST_SLEEP
 from worker.bounded_exit import end_after, end_within, end_within_after_signals
-from worker.catalogue import Catalogue, CatalogueError, NewerCatalogue, fold_write_ahead_log
+from worker.catalogue import Catalogue, CatalogueError, NewerCatalogue, checkpoint_write_ahead_log
 from worker.embedded.parent_death import die_with_parent
 from worker.flower.require_authentication import check_authentication, is_flower
 from worker.flower.setup import set_up
@@ -259,7 +259,7 @@ def _end_in_time(sender: Any, **_: Any) -> None:
     Its children have ended, without closing their connections to the catalogue.
     """
     end_within(status=sender.exitcode or 0)
-    fold_write_ahead_log(context.configured().catalogue_url)
+    checkpoint_write_ahead_log(context.configured().catalogue_url)
 
 
 @signals.beat_init.connect

@@ -40,8 +40,8 @@ from worker.catalogue.database import (
     NewerCatalogue,
     NoCatalogue,
     check_file,
+    checkpoint_write_ahead_log,
     expected_identity,
-    fold_write_ahead_log,
 )
 from worker.catalogue.delete_approvals import ApprovalState, CannotDecide, DeleteApproval, DeleteApprovals
 from worker.catalogue.deletions import Deletions, KeptTombstone, Tombstone, UndeleteRefused
@@ -196,8 +196,8 @@ __all__ = [
     "WrongCompanion",
     "check_file",
     "check_lines",
+    "checkpoint_write_ahead_log",
     "expected_identity",
-    "fold_write_ahead_log",
     "is_full_read",
     "last_cause",
     "load_export",

@@ -350,14 +350,20 @@ def check_file(url: str) -> None:
         engine.dispose()
 
 
-def fold_write_ahead_log(url: str) -> None:
-    """Move what an SQLite catalogue has in its write-ahead log into its file, unless a process has it open.
+_CHECKPOINT_SECONDS = "1"
+"""How long a checkpoint waits for the lock of another program."""
+
+
+def checkpoint_write_ahead_log(url: str) -> None:
+    """Checkpoint the write-ahead log of an SQLite catalogue into its file, unless a process has it open.
 
     SQLite does so when the last connection is closed. Processes that end without that leave the log, and a copy of the
     file alone would lack their last transactions.
     """
     engine = open_engine(url)
     path = sqlite.file_of(engine.url) if engine.dialect.name == "sqlite" else None
+    if path:  # a program that has locked it would keep this process from its end
+        engine = open_engine(engine.url.update_query_dict({"timeout": _CHECKPOINT_SECONDS}).render_as_string())
     try:
         if path and path.exists() and path.with_name(f"{path.name}-wal").exists():
             with translated(engine):

@@ -258,6 +258,13 @@ class Ledger:
             found = [job_record(row) for row in connection.execute(query)]
         return self._durable(found)
 
+    def leased(self, now: datetime) -> dict[str | None, int]:
+        """Return how many jobs workers have leased, by queue."""
+        held = sa.and_(jobs.c.state == JobState.RUNNING, jobs.c.lease_until > now)
+        query = sa.select(jobs.c.queue, sa.func.count().label("number")).where(held).group_by(jobs.c.queue)
+        with self._database.read() as connection:
+            return {row.queue: row.number for row in connection.execute(query)}
+
     def sources_of_open_jobs(self) -> set[str]:
         """Return the sources of all uploads, and the key lists of all batches, that have not ended."""
         with self._database.read() as connection:

@@ -34,8 +34,6 @@ _POLL = 0.5
 """Seconds between two reads of the ledger, which knows states that the result backend does not have."""
 _PATIENCE = 5.0
 """Seconds after which the command tells that no worker has taken the job."""
-_MOST_RUNNING = 1000
-"""Running jobs that are counted, at most."""
 
 
 class Bar:
@@ -106,7 +104,7 @@ def await_end(
         Failure: the broker has gone away, and the ledger does not show the end of the job.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
-    watch = Watch(job.id, settings, catalogue)
+    watch = Watch(job.id, settings, catalogue, job.spec.queue.value if job.spec else None)
     while True:
         left = _POLL if deadline is None else min(_POLL, deadline - time.monotonic())
         try:
@@ -140,8 +138,9 @@ def _ended(record: JobRecord | None) -> bool:
 class Watch:
     """Prints why a job has not ended yet, each reason once."""
 
-    def __init__(self, job_id: str, settings: Settings, catalogue: Catalogue) -> None:
+    def __init__(self, job_id: str, settings: Settings, catalogue: Catalogue, queue: str | None = None) -> None:
         self._id = job_id
+        self._queue = queue
         self._catalogue = catalogue
         self._most = settings.retry.max_attempts
         self._told = 0
@@ -166,12 +165,11 @@ class Watch:
     def _not_taken(self) -> str:
         """Return why no worker has taken the job: the ledger tells busy workers from none."""
         told, doctor = f"no worker has taken job {self._id} yet", "`zot-artifacts doctor` shows whether one"
-        if paused := [each.name for each in self._catalogue.pauses.all() if each.scope is Scope.QUEUE]:
-            told += f"; paused: queue {', '.join(paused)}"
-        now, open_jobs = clock.now(), self._catalogue.ledger.latest(states=(JobState.RUNNING,), limit=_MOST_RUNNING)
-        running = [each for each in open_jobs if each.lease_until is not None and each.lease_until > now]
-        if not running:
+        if self._queue and self._catalogue.pauses.get(Scope.QUEUE, self._queue):
+            told += f"; paused: queue {self._queue}"
+        leased = self._catalogue.ledger.leased(clock.now())
+        if not leased:
             return f"{told}; none has another job either; {doctor} runs"
-        queues = ", ".join(sorted({each.queue for each in running if each.queue}))
-        jobs = f"{counted(len(running), 'other job')} of {queues}" if queues else counted(len(running), "other job")
+        jobs, queues = counted(sum(leased.values()), "other job"), ", ".join(sorted(filter(None, leased)))
+        jobs = f"{jobs} of {queues}" if queues else jobs
         return f"{told}; workers have {jobs}, see `zot-artifacts jobs --state running`; {doctor} serves its queue"

@@ -15,7 +15,7 @@ from pathlib import Path
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from worker.catalogue import check_file, fold_write_ahead_log
+from worker.catalogue import check_file, checkpoint_write_ahead_log
 from worker.counted import counted
 from worker.embedded import valkey
 from worker.embedded.processes import Children, Program, StopRequested
@@ -106,7 +106,7 @@ def run(
             children.stop("valkey")
             if settings.broker is None:
                 settings.broker_file.unlink(missing_ok=True)
-            fold_write_ahead_log(settings.catalogue_url)  # one that was killed could not
+            checkpoint_write_ahead_log(settings.catalogue_url)  # one that was killed could not
 
 
 def _make_logs(logs: Path) -> None:

@@ -7,7 +7,7 @@ names, refuses everything else in one line, and gives each library the spelling 
 import difflib
 import re
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode
@@ -133,6 +133,8 @@ def parse_url(url: str, setting: str = "broker_url") -> ServerUrl:
         raise InvalidUrl(f"{setting}: one {scheme}:// server is expected; for a failover use sentinel://")
     if scheme == "sentinel":
         servers = _told_once(servers, setting)
+    if scheme == "amqps":
+        servers = [replace(each, query=each.query | _same_query(servers, _TLS, setting)) for each in servers]
     query = servers[0].query
     options: dict[str, Any] = {name: _OPTIONS[name](query[name]) for name in _OPTIONS.keys() & query.keys()}
     if scheme == "sentinel":
@@ -151,19 +153,25 @@ def _told_once(servers: list[_Server], setting: str) -> list[_Server]:
     for name in ("user", "password", "path"):
         if len({getattr(server, name) for server in servers} - {None, ""}) > 1:
             raise InvalidUrl(f"{setting}: the Sentinels name different {_SAID_OF_MASTER[name]}; name one of each once")
-    query: dict[str, str] = {}
-    for name, value in (each for server in servers for each in server.query.items()):
-        if query.setdefault(name, value) != value:
-            raise InvalidUrl(f"{setting}: the Sentinels have different values of {name}; write it once")
+    query = _same_query(servers, _QUERY["sentinel"], setting)
     user = next((server.user for server in servers if server.user), None)
     password = next((server.password for server in servers if server.password), None)
     path = next((server.path for server in servers if server.path), "")
     return [replace(server, user=user, password=password, path=path, query=query) for server in servers]
 
 
+def _same_query(servers: list[_Server], names: Iterable[str], setting: str) -> dict[str, str]:
+    """Return those of the parameters of a list of servers that are the same for all. Raise InvalidUrl: they differ."""
+    query: dict[str, str] = {}
+    for name, value in ((name, server.query[name]) for server in servers for name in names if name in server.query):
+        if query.setdefault(name, value) != value:
+            raise InvalidUrl(f"{setting}: the servers have different values of {name}; write it once")
+    return query
+
+
 def _amqp_tls(query: dict[str, str]) -> dict[str, Any]:
     """Return the options of TLS as kombu gives them to amqp, which by itself does not compare the host's name."""
-    reqs = ssl.VerifyMode[query["ssl_cert_reqs"]]
+    reqs = ssl.VerifyMode[query.get("ssl_cert_reqs", "CERT_REQUIRED")]
     files = {name.removeprefix("ssl_"): query[name] for name in _TLS & query.keys() - {"ssl_cert_reqs"}}
     checked = {} if reqs is ssl.CERT_NONE else {"server_hostname": None}  # kombu fills it in
     return {"cert_reqs": reqs, **files, **checked}
@@ -365,7 +373,7 @@ def _query(scheme: str, text: str, setting: str) -> dict[str, str]:
         if not _is_database(database):
             raise InvalidUrl(f"{setting}: virtual_host is the number of the database")
         query["virtual_host"] = database
-    if scheme in {"rediss", "amqps"}:
+    if scheme == "rediss" or "ssl_cert_reqs" in query:
         wanted = query.get("ssl_cert_reqs", "required").lower().removeprefix("cert_")
         if wanted not in _CERT_REQS:
             raise InvalidUrl(f"{setting}: ssl_cert_reqs is one of {', '.join(_CERT_REQS)}")

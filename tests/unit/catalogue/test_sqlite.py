@@ -19,6 +19,7 @@ import sqlalchemy as sa
 
 from tests.servers.process import REPOSITORY
 from tests.unit.catalogue.test_catalogue import stored
+from tests.waiting import WITHIN
 from worker import clock, shutdown_flag
 from worker.catalogue import (
     Catalogue,
@@ -32,7 +33,7 @@ from worker.catalogue import (
     Outcome,
     PageOutcome,
     VerdictRow,
-    fold_write_ahead_log,
+    checkpoint_write_ahead_log,
 )
 from worker.cli.service_checks import catalogue_lock
 from worker.storage import Digest
@@ -364,9 +365,9 @@ def test_the_file_alone_is_the_catalogue_once_its_last_process_has_ended(tmp_pat
     assert log.exists()
     with closing(sqlite3.connect(file)) as other:
         other.execute("SELECT * FROM pauses").fetchall()
-        fold_write_ahead_log(url)
+        checkpoint_write_ahead_log(url)
         assert log.exists(), "it is left to the process that has the catalogue open"
-    fold_write_ahead_log(url)
+    checkpoint_write_ahead_log(url)
     assert not log.exists()
     copy = tmp_path / "copy.sqlite3"
     copy.write_bytes(file.read_bytes())
@@ -374,9 +375,20 @@ def test_the_file_alone_is_the_catalogue_once_its_last_process_has_ended(tmp_pat
         assert connection.execute("SELECT name FROM pauses").fetchall() == [("dr",)]
 
 
-def test_no_catalogue_is_made_to_fold_the_log_of_none(tmp_path, url):
+def test_a_program_that_has_the_catalogue_locked_keeps_no_worker_from_its_end(tmp_path, url):
+    """The log is left to that program, however long the catalogue's own writers would wait."""
+    Catalogue(url).close()
+    other = sqlite3.connect(tmp_path / "catalogue.sqlite3", check_same_thread=False)
+    other.execute("PRAGMA locking_mode = EXCLUSIVE")
+    other.execute("CREATE TABLE other (x)")
+    with ThreadPoolExecutor(1) as pool, closing(other):
+        pool.submit(checkpoint_write_ahead_log, f"{url}?timeout=600").result(WITHIN)
+        assert (tmp_path / "catalogue.sqlite3-wal").exists()
+
+
+def test_no_catalogue_is_made_to_checkpoint_the_log_of_none(tmp_path, url):
     """The end of a worker whose catalogue is gone makes no new file, and no error."""
-    fold_write_ahead_log(url)
+    checkpoint_write_ahead_log(url)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -74,7 +74,7 @@ def test_a_command_tells_busy_workers_from_none(
     monkeypatch.setattr(progress, "_PATIENCE", -1.0)
 
     def told() -> str:
-        progress.Watch("job-1", Settings(), catalogue).see(None)
+        progress.Watch("job-1", Settings(), catalogue, "transfer").see(None)
         return capsys.readouterr().err
 
     assert "no worker has taken job job-1 yet; none has another job either" in told()
@@ -84,5 +84,7 @@ def test_a_command_tells_busy_workers_from_none(
     assert "none has another job either" in told()
     catalogue.ledger.acquire("other", "verify", {"key": "b"}, **lease, now=now)
     assert "workers have 1 other job of transfer, see `zot-artifacts jobs --state running`" in told()
+    catalogue.pauses.begin(Scope.QUEUE, "sweep", reason=None, now=now)
+    assert "paused" not in told(), "it is another queue than that of the job"
     catalogue.pauses.begin(Scope.QUEUE, "transfer", reason=None, now=now)
     assert "no worker has taken job job-1 yet; paused: queue transfer; workers have" in told()

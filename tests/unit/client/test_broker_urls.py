@@ -51,6 +51,9 @@ def test_what_a_url_says_beside_the_server_reaches_every_library() -> None:
     assert parse_url("amqps://h").tls == verified
     assert parse_url("amqps://h?ssl_ca_certs=/ca.pem").tls == verified | {"ca_certs": "/ca.pem"}
     assert parse_url("amqps://h?ssl_cert_reqs=none").tls == {"cert_reqs": CERT_NONE}
+    assert parse_url("amqps://h;amqps://i?ssl_cert_reqs=none").tls == {"cert_reqs": CERT_NONE}
+    assert parse_url("amqps://h?ssl_cert_reqs=none;amqps://i").tls == {"cert_reqs": CERT_NONE}
+    assert parse_url("amqps://h;amqps://i").tls == verified
 
 
 @pytest.mark.parametrize(
@@ -80,6 +83,7 @@ def test_what_a_url_says_beside_the_server_reaches_every_library() -> None:
         (f"sentinel://:{SECRET}@a:1/1;sentinel://b:1/2", "different databases"),
         (f"sentinel://:{SECRET}@a:1;sentinel://:other@b:1", "different passwords"),
         (f"sentinel://:{SECRET}@a?master_name=m;sentinel://b?master_name=n", "different values of master_name"),
+        (f"amqps://u:{SECRET}@a?ssl_ca_certs=/a;amqps://b?ssl_ca_certs=/b", "different values of ssl_ca_certs"),
         (f"redis://:{SECRET}@[1:2:3]:1/0", "no IPv6 address in the brackets"),
         (f"redis://:{SECRET}@h:1/99999999999", "number of the database"),
         (f"redis://:{SECRET}@h:1/0?client_name=a%20b", "client_name is a name"),
