@@ -36,7 +36,7 @@ from benchmarks import (
 from benchmarks.harness.machine import facts
 from benchmarks.harness.result_rows import FAILURES, Line, Missing, NotMeasured
 from benchmarks.harness.table import brief, exchange, keep, markdown
-from benchmarks.harness.testbed import Testbed
+from benchmarks.harness.testbed import Testbed, spread
 from tests.servers import Valkey
 
 MEASUREMENTS: dict[str, Callable[[Testbed], Iterable[Line]]] = {
@@ -109,6 +109,7 @@ def _measured(options: argparse.Namespace) -> Iterator[Line]:
                 tempfile.TemporaryDirectory(prefix="zot-bench-", dir=options.dir, ignore_cleanup_errors=True) as made,
                 Valkey(Path(made) / "valkey") as valkey,
             ):
+                spread(Path(made))
                 yield from ALL[name](Testbed(Path(made), valkey, options.quick, options.only, options.pairs))
         except FAILURES as error:
             yield Missing(name, str(error))

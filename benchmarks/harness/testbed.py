@@ -1,8 +1,10 @@
 """The setting of every measurement: a directory on the measured disk, the real servers, files of known size."""
 
+import fcntl
 import json
 import os
 import shutil
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +19,11 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 WAIT = 3600.0
 """Seconds: longer than any job here takes, so that a run ends even when a job does not."""
 _BLOCK = 8 * MIB
+_GET_FLAGS, _SET_FLAGS = 0x80086601, 0x40086602
+"""FS_IOC_GETFLAGS and FS_IOC_SETFLAGS of Linux: see ioctl_iflags(2)."""
+_FLAGS = struct.Struct("@l")
+_TOP_DIRECTORY = 0x00020000
+"""FS_TOPDIR_FL: the directories in this one are placed in other parts of the disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +90,22 @@ class Testbed:
             yield path
         finally:
             path.unlink(missing_ok=True)
+
+
+def spread(directory: Path) -> None:
+    """Have the disk keep what is made in this directory away from files that were removed a moment ago.
+
+    ext4 passes over the inodes of files that were removed within the last minutes one by one: after 6,000 files of the
+    measurement before, it took eight times as long to make a file in a directory beside theirs.
+    """
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        flags = fcntl.ioctl(fd, _GET_FLAGS, bytes(_FLAGS.size))
+        fcntl.ioctl(fd, _SET_FLAGS, _FLAGS.pack(_FLAGS.unpack(flags)[0] | _TOP_DIRECTORY))
+    except OSError:  # a disk of another kind
+        pass
+    finally:
+        os.close(fd)
 
 
 def shown(size: int) -> str:
