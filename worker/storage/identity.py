@@ -34,7 +34,7 @@ from worker.storage.errors import (
     InvalidKey,
     NotFound,
     PermanentError,
-    StorageError,
+    TransientError,
     Unavailable,
 )
 from worker.storage.integrity.verifying_reader import VerifyingReader
@@ -200,6 +200,7 @@ class Identity:
 
         Raises:
             SameStore: it is, by the settings or by the marker in it.
+            TransientError: the marker cannot be read now.
         """
         own = self._configs.get(self._driver.name)
         if bucket in self._own_buckets or not (isinstance(own, CloudConfig) and own.layout == "native"):
@@ -348,7 +349,10 @@ class Identity:
             if not (marker := markers.get(of)):
                 continue
             driver = self._driver if through == self._driver.name else self._driver_of(through)
-            if _marker_through(driver, bucket, key) == marker:
+            found = None
+            with suppress(TransientError):  # it may be of the other store; this is checked again soon
+                found = _marker_through(driver, bucket, key)
+            if found == marker:
                 raise SameStore(
                     f"stores {through} and {of} are one physical place: the bucket {bucket} of {of} is there through "
                     f"{through} as well. Remove one of them from the settings, or point it to another place"
@@ -356,11 +360,14 @@ class Identity:
 
 
 def _marker_through(driver: Driver, bucket: str, key: str) -> str | None:
-    """Return the id of the store whose marker an object is; None where there is none, as on most other servers."""
+    """Return the id of the store whose marker an object is; None where there is none, as on most other servers.
+
+    Raise TransientError: it cannot be read now.
+    """
     try:
         with driver.open(bucket, key) as reader:
             found = _ID.fullmatch(reader.read(_MARKER_BYTES))
-    except StorageError:
+    except PermanentError:
         return None
     return found[1].decode() if found else None
 

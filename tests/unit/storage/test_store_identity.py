@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,7 @@ from worker.storage import (
     Stores,
     Verdict,
 )
+from worker.storage.errors import Timeout
 from worker.storage.identity import Identity, KnownIdFiles, OtherStore, SameStore, _Mount, overlapping
 
 DATA = b"bytes"
@@ -405,6 +407,33 @@ def test_the_bucket_of_another_store_is_no_logical_bucket(tmp_path: Path) -> Non
             with pytest.raises(SameStore, match=f"the bucket {bucket} is that of the store {name}"):
                 use(bucket)
     store.write_object("other", "rel/a", source(DATA))
+
+
+def test_a_marker_that_cannot_be_read_now_is_read_again(tmp_path: Path) -> None:
+    """A store that does not answer the check of a bucket in time fails that use, and the next use is checked."""
+
+    class Slow(MemoryDriver):
+        answers = False
+
+        def open(self, bucket: str, key: str, **options: Any) -> Any:
+            if (bucket, key) == ("team", "zot-store/identity") and not self.answers:
+                raise Timeout("all: no answer in time")
+            return super().open(bucket, key, **options)
+
+    configs: dict[str, StoreConfig] = {
+        "all": S3Config(layout="native", reserved_bucket="reserved", endpoint="http://store.example"),
+        "alias": S3Config(bucket="team", endpoint="http://10.0.0.1"),
+    }
+    known = KnownIdFiles(tmp_path, configs)
+    known.put("alias", "a" * 32)
+    driver = Slow("all")
+    Store(driver).write_object("team", "zot-store/identity", io.BytesIO(b"zot-store " + b"a" * 32 + b"\n"))
+    store = Store(driver, identity=Identity(driver, known, configs=configs))
+    with pytest.raises(Timeout):
+        store.write_object("team", "rel/a", source(DATA))
+    driver.answers = True
+    with pytest.raises(SameStore):
+        store.write_object("team", "rel/a", source(DATA))
 
 
 def test_a_foreign_object_in_the_place_of_the_marker_is_kept(tmp_path: Path) -> None:
