@@ -5,6 +5,7 @@ recorded bytes.
 """
 
 import hashlib
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from worker.storage.errors import SizeMismatch
 from worker.storage.integrity.verifying_reader import OnBytes, Readable
 
 CHUNK_SIZE = 16 * 1024 * 1024
-_PIECE = 4 * 1024 * 1024
+_PIECE = 2 * 1024 * 1024
+_PIECES = 3
+"""Pieces in memory besides the one that is read."""
 _DIGEST_SIZE = hashlib.sha256().digest_size
 
 
@@ -135,21 +138,26 @@ def _take_one(source: Readable, most: int, on_bytes: OnBytes | None) -> Digest:
 
 def _take_many(source: Readable, on_bytes: OnBytes | None) -> tuple[Digest, bytes]:
     whole, chunk, chunks, count = hashlib.sha256(), hashlib.sha256(), bytearray(), 0
-    hashing: list[Future[None]] = []
-    with ThreadPoolExecutor(2, thread_name_prefix="hash") as pool:
+    hashing: deque[Sequence[Future[None]]] = deque()
+    # A thread for each of the two, so that neither waits for the other at every piece.
+    with ThreadPoolExecutor(1, "hash") as of_whole, ThreadPoolExecutor(1, "hash-chunks") as of_chunks:
         while piece := source.read(min(_PIECE, CHUNK_SIZE - count % CHUNK_SIZE)):
-            _wait(hashing)  # for the piece before: it was hashed while this one was read
-            if count and count % CHUNK_SIZE == 0:
-                chunks += chunk.digest()
-                chunk = hashlib.sha256()
-            hashing = [pool.submit(each.update, piece) for each in (whole, chunk)]
+            hashing.append([of_whole.submit(whole.update, piece), of_chunks.submit(chunk.update, piece)])
             count += len(piece)
+            if count % CHUNK_SIZE == 0:
+                of_chunks.submit(_append_digest, chunks, chunk)
+                chunk = hashlib.sha256()
+            if len(hashing) >= _PIECES:
+                _wait(hashing.popleft())
             if on_bytes:
                 on_bytes(len(piece))
-        _wait(hashing)
-    if count:
+    if count % CHUNK_SIZE:
         chunks += chunk.digest()
     return Digest(count, whole.hexdigest()), bytes(chunks)
+
+
+def _append_digest(chunks: bytearray, chunk: "hashlib._Hash") -> None:
+    chunks += chunk.digest()
 
 
 def _wait(futures: Sequence[Future[None]]) -> None:
