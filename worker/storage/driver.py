@@ -152,7 +152,7 @@ class PartLimits:
 
     `exclusive`: another write of the key that completes meanwhile ends the multipart upload; continuing it raises
     NotFound, and a new upload must begin. `above`: objects up to this size are sent in one request, which needs no
-    more memory than a part.
+    more memory than a part. `md5`: a part is compared with its MD5, which `upload_part` takes where it is known.
     """
 
     min_size: int
@@ -160,6 +160,7 @@ class PartLimits:
     max_parts: int
     exclusive: bool = False
     above: int = 0
+    md5: bool = False
 
 
 class MetadataRules(Protocol):
@@ -477,11 +478,20 @@ class MultipartDriver(Driver, Protocol):
         ...
 
     def upload_part(
-        self, bucket: str, key: str, token: str, number: int, data: PartData, *, sha256: str | None = None
+        self,
+        bucket: str,
+        key: str,
+        token: str,
+        number: int,
+        data: PartData,
+        *,
+        sha256: str | None = None,
+        md5: bytes | None = None,
     ) -> Part:
         """Send one part; numbers start at 1, come in any order and from several threads, and may be sent again.
 
-        A part that is a file is never read into memory as a whole. `sha256` is that of the part, where it is known.
+        A part that is a file is never read into memory as a whole. `sha256` and `md5` are those of the part, where they
+        are known.
 
         Raises:
             NotFound: the upload is not open any more.

@@ -5,6 +5,7 @@ import tracemalloc
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -258,6 +259,73 @@ class TestDialects:
         with pytest.raises(TransientError, match=r"releases/app: .*damaged on the way"):
             line.write(some_bytes(size))
         assert not line.direct.object_exists(BUCKET, "app")
+
+
+class TestTagsOfParts:
+    """A store without Amazon's checksums returns the MD5 of a part as its tag, or gets that MD5 with the part."""
+
+    SIZE = 3 * PART
+
+    def parts(self, line: Line) -> list[bool]:
+        """Return of each part that was sent whether it had its MD5."""
+        sent = [request for request in line.proxy.requests if "partNumber=" in request.path]
+        return ["Content-MD5" in request.headers for request in sent]
+
+    def test_the_tag_is_compared(self, through: Callable[..., Line]) -> None:
+        """Where the tag is the MD5 of the bytes, the store does not have to compute it twice."""
+        line = through(lambda _: None)
+        line.write(some_bytes(self.SIZE))
+        assert self.parts(line) == [False, False, False]
+        assert line.read_directly() == some_bytes(self.SIZE)
+
+    def test_a_damaged_part_is_sent_again(self, through: Callable[..., Line]) -> None:
+        """A part whose tag tells of other bytes is sent again at once, with its MD5; no later one is."""
+        damaged: list[int] = []
+
+        def fault(request: Request) -> Fault:
+            if "partNumber=2" not in request.path or damaged:
+                return None
+            damaged.append(2)
+            return Damage(at=-60)
+
+        line = through(fault)
+        line.write(some_bytes(self.SIZE))
+        assert sorted(self.parts(line)) == [False, False, False, True]
+        assert line.read_directly() == some_bytes(self.SIZE)
+
+    @pytest.mark.parametrize("again", [Damage(at=-60), Say(501, XML % b"NotImplemented")], ids=["damaged", "refused"])
+    def test_a_part_that_is_damaged_again_makes_no_object(self, through: Callable[..., Line], again: Fault) -> None:
+        """If the store does not get the right bytes, also because it keeps the first ones, the job may try again."""
+
+        def fault(request: Request) -> Fault:
+            if "partNumber=2" not in request.path:
+                return None
+            return again if "Content-MD5" in request.headers else Damage(at=-60)
+
+        line = through(fault)
+        with pytest.raises(Unavailable, match=r"releases/app: .*damaged on the way"):
+            line.write(some_bytes(self.SIZE))
+        assert not line.direct.object_exists(BUCKET, "app")
+
+    def test_tags_that_are_no_md5(self, through: Callable[..., Line]) -> None:
+        """A store whose tags are something else, as with some encryption, gets the MD5, and refuses what is damaged."""
+        damaging: list[bool] = []
+
+        def fault(request: Request) -> Fault:
+            if "partNumber=" not in request.path:
+                return None
+            return Damage(at=-60) if damaging else Header("ETag", '"b026324c6904b2a9cb4b88d6d61c81d1"')
+
+        line = through(fault)
+        driver: Any = line.faulty._driver
+        token = driver.begin_upload(BUCKET, "app", WriteInfo(size=PART, sha256=digest_of(some_bytes(PART)).sha256))
+        for number in (1, 2):
+            driver.upload_part(BUCKET, "app", token, number, some_bytes(PART))
+        assert self.parts(line) == [False, True, True]
+        damaging.append(True)
+        with pytest.raises(Unavailable, match="damaged on the way"):
+            driver.upload_part(BUCKET, "app", token, 3, some_bytes(PART))
+        driver.abort_upload(BUCKET, "app", token)
 
 
 class TestConfiguration:

@@ -56,15 +56,19 @@ def new_token() -> str:
     return secrets.token_urlsafe(16)
 
 
-def tag_of(data: PartData) -> str:
+def tag_of(sha256: str) -> str:
     """Return 128 bits of the SHA-256 of a part's bytes, as the block's id has room for."""
-    digest = sha256(data).digest() if isinstance(data, bytes | bytearray) else bytes.fromhex(data.sha256)
-    return urlsafe_b64encode(digest[:16]).decode().rstrip("=")
+    return urlsafe_b64encode(bytes.fromhex(sha256)[:16]).decode().rstrip("=")
 
 
-def new_block(token: str, number: int, data: PartData) -> Block:
-    """Return the name under which a part is sent now."""
-    sent, tag = time.time_ns() // 1_000, tag_of(data)
+def sha256_of(data: PartData) -> str:
+    """Return the SHA-256 of a part's bytes."""
+    return sha256(data).hexdigest() if isinstance(data, bytes | bytearray) else data.sha256
+
+
+def new_block(token: str, number: int, data: PartData, sha256: str | None = None) -> Block:
+    """Return the name under which a part is sent now. Its SHA-256 is computed where it is not known."""
+    sent, tag = time.time_ns() // 1_000, tag_of(sha256 or sha256_of(data))
     return Block(f"{token}-{number:05d}{sent:013x}-{tag}", token, number, sent, tag, len(data))
 
 
@@ -79,7 +83,7 @@ def parts_of(blocks: Iterable[Block], token: str) -> dict[int, Block] | None:
     for block in sorted((block for block in blocks if block.token == token), key=lambda block: block.sent):
         latest[block.number] = block
     mark = latest.pop(MARK, None)
-    return latest if mark and mark.tag == tag_of(OPEN) else None
+    return latest if mark and mark.tag == tag_of(sha256_of(OPEN)) else None
 
 
 def _parsed(found: str, size: int) -> Block | None:

@@ -384,10 +384,17 @@ class AzureDriver(CloudDriver):
         return self._parts.begin(self._target(bucket, key), info)
 
     def upload_part(
-        self, bucket: str, key: str, token: str, number: int, data: PartData, *, sha256: str | None = None
+        self,
+        bucket: str,
+        key: str,
+        token: str,
+        number: int,
+        data: PartData,
+        *,
+        sha256: str | None = None,
+        md5: bytes | None = None,
     ) -> Part:
-        del sha256  # the store compares another checksum
-        return self._parts.put(self._target(bucket, key), token, number, data)
+        return self._parts.put(self._target(bucket, key), token, number, data, sha256=sha256, md5=md5)
 
     def list_parts(self, bucket: str, key: str, token: str) -> list[Part]:
         return self._parts.listed(self._target(bucket, key), token)

@@ -41,7 +41,8 @@ class Target:
 
 def limits(part_size: int) -> PartLimits:
     """Return Azure's limits for blocks; a commit of the same key drops all blocks that it does not use."""
-    return PartLimits(min_size=min(part_size, MAX_PART), max_size=MAX_PART, max_parts=MAX_PARTS, exclusive=True)
+    smallest = min(part_size, MAX_PART)
+    return PartLimits(smallest, max_size=MAX_PART, max_parts=MAX_PARTS, exclusive=True, md5=True)
 
 
 class Parts:
@@ -63,7 +64,9 @@ class Parts:
         self._remember(token)
         return token
 
-    def put(self, target: Target, token: str, number: int, data: PartData) -> Part:
+    def put(
+        self, target: Target, token: str, number: int, data: PartData, *, sha256: str | None, md5: bytes | None
+    ) -> Part:
         """Stage one part.
 
         Whether the upload is open is asked once in a process: a block list may have thousands of rows. If another
@@ -72,8 +75,8 @@ class Parts:
         if token not in self._open:
             self._parts(target, token)
             self._remember(token)
-        block = new_block(token, number, data)
-        self._stage(target, block, data)
+        block = new_block(token, number, data, sha256)
+        self._stage(target, block, data, md5)
         return _part(block)
 
     def listed(self, target: Target, token: str) -> list[Part]:
@@ -192,14 +195,14 @@ class Parts:
                 )
         return [there[part.number].id for part in parts]
 
-    def _stage(self, target: Target, block: Block, data: PartData) -> None:
+    def _stage(self, target: Target, block: Block, data: PartData, md5: bytes | None = None) -> None:
+        md5 = md5 or md5_of(data)
         with translated(self._origin, target.what):
-            md5 = bytearray(md5_of(data))
             target.blob.stage_block(
                 block.id,
                 rewound(data),  # type: ignore[arg-type]
                 length=block.size,
-                transactional_content_md5=md5,
+                transactional_content_md5=bytearray(md5),
                 **self._scope,
             )
 

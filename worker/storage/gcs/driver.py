@@ -275,9 +275,17 @@ class GcsDriver(CloudDriver):
         return token
 
     def upload_part(
-        self, bucket: str, key: str, token: str, number: int, data: PartData, *, sha256: str | None = None
+        self,
+        bucket: str,
+        key: str,
+        token: str,
+        number: int,
+        data: PartData,
+        *,
+        sha256: str | None = None,
+        md5: bytes | None = None,
     ) -> Part:
-        del sha256  # the store compares another checksum
+        del sha256, md5  # the store compares another checksum
         return self._parted(bucket, key, token).put(number, data)
 
     def list_parts(self, bucket: str, key: str, token: str) -> list[Part]:

@@ -57,7 +57,17 @@ from worker.storage.s3.providers import (
 from worker.storage.s3.requests_without_sdk import is_reachable
 from worker.storage.s3.small_reads import DIGESTS, parse_head, plain_reads
 from worker.storage.s3.small_writes import small_writes
-from worker.storage.s3.upload import COPY_PART, DAMAGED, MAX_PART, MAX_PARTS, MIN_PART, Address, S3Write, Upload
+from worker.storage.s3.upload import (
+    COPY_PART,
+    DAMAGED,
+    MAX_PART,
+    MAX_PARTS,
+    MIN_PART,
+    Address,
+    PartTags,
+    S3Write,
+    Upload,
+)
 from worker.storage.transfer.server_copy import Between, OnUpload
 
 if TYPE_CHECKING:
@@ -89,6 +99,7 @@ class S3Driver(CloudDriver):
         self._lock = threading.Lock()
         self._plain_reads = plain_reads(config, self._client)
         self._small_writes = small_writes(config, self._origin, self._client)
+        self._part_tags = PartTags()
         self._free_keys = FreeKeys(self._first_page)
 
     @property
@@ -103,7 +114,7 @@ class S3Driver(CloudDriver):
             metadata=METADATA,
             max_object_size=self._profile.max_object_size,
             max_copy_size=self._profile.max_object_size,
-            parts=PartLimits(self._part_size, MAX_PART, MAX_PARTS),
+            parts=PartLimits(self._part_size, MAX_PART, MAX_PARTS, md5=self._profile.checksums == "when_required"),
             patches=MIN_PART if self._profile.conditional_writes else 0,
             parallel_reads=True,
             whole_reads=SMALL if is_reachable(self._config) else 0,
@@ -347,10 +358,20 @@ class S3Driver(CloudDriver):
         return _token(writer, self._upload(bucket, key, info, writer).begin())
 
     def upload_part(
-        self, bucket: str, key: str, token: str, number: int, data: PartData, *, sha256: str | None = None
+        self,
+        bucket: str,
+        key: str,
+        token: str,
+        number: int,
+        data: PartData,
+        *,
+        sha256: str | None = None,
+        md5: bytes | None = None,
     ) -> Part:
         small = self._small_writes if sha256 is not None else None
-        return self._upload(bucket, key, WriteInfo()).send_part(_upload_id(token), number, data, sha256, small)
+        return self._upload(bucket, key, WriteInfo()).send_part(
+            _upload_id(token), number, data, sha256, md5=md5, small=small
+        )
 
     def list_parts(self, bucket: str, key: str, token: str) -> list[Part]:
         return self._upload(bucket, key, WriteInfo()).list_parts(_upload_id(token))
@@ -537,7 +558,7 @@ class S3Driver(CloudDriver):
         return self._carried_out(write)
 
     def _carried_out(self, write: S3Write) -> Upload:
-        return Upload(self._client(), self._client(committing=True), self._origin, write)
+        return Upload(self._client(), self._client(committing=True), self._origin, write, self._part_tags)
 
     def _conditional_upload(self, bucket: str, key: str, info: WriteInfo, writer: str, condition: Condition) -> Upload:
         """Return an upload whose condition was checked here, if the store does not check conditions."""

@@ -1,12 +1,12 @@
 """Write a large object as a multipart upload: parallel, within fixed memory, resumed after a kill."""
 
-from collections import deque
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from threading import Semaphore
 from typing import Protocol
 
 from worker.storage.driver import (
@@ -21,13 +21,13 @@ from worker.storage.driver import (
     WriteInfo,
 )
 from worker.storage.errors import Conflict, DigestMismatch, NotFound, StorageError
-from worker.storage.transfer.split_into_parts import next_part, plan_parts, spool_part
+from worker.storage.transfer.split_into_parts import md5_of, next_part, plan_parts, spool_part
 from worker.storage.transfer.upload_intents import announced
 
 MEMORY = 64 * 1024 * 1024
 """Most bytes of parts in memory per transfer, including the part that is being read."""
 PARALLEL_PARTS = 2
-"""Parts in flight: no more than these are sent again after a kill."""
+"""Parts in flight: no more than these are sent again after a kill. One more is hashed meanwhile."""
 STREAMED = 16 * 1024 * 1024
 """Most bytes in memory of a part that a driver reads from a file."""
 
@@ -38,21 +38,23 @@ class UploadPlan:
 
     Attributes:
         at_once: how many are in flight.
+        prepared: how many are in flight or hashed before that.
         spooled: they wait on the disk and not in memory.
         held: most bytes of them that are in memory.
     """
 
     at_once: int
+    prepared: int
     spooled: bool
     held: int
 
 
 def plan_upload(part_size: int, memory: int = MEMORY) -> UploadPlan:
     """Return how to send parts of this size within this memory: from the disk where fewer than two of them fit."""
-    at_once = min(PARALLEL_PARTS, memory // part_size - 1)
-    if at_once < 1:
-        return UploadPlan(PARALLEL_PARTS, spooled=True, held=PARALLEL_PARTS * STREAMED)
-    return UploadPlan(at_once, spooled=False, held=(at_once + 1) * part_size)
+    prepared = min(PARALLEL_PARTS + 1, memory // part_size - 1)
+    if prepared < 1:
+        return UploadPlan(PARALLEL_PARTS, PARALLEL_PARTS, spooled=True, held=PARALLEL_PARTS * STREAMED)
+    return UploadPlan(min(PARALLEL_PARTS, prepared), prepared, spooled=False, held=(prepared + 1) * part_size)
 
 
 def part_size_of(driver: Driver, size: int) -> int:
@@ -173,6 +175,9 @@ class MultipartWrite:
         self._info = info
         self._checkpoint = checkpoint
         self._manifest = manifest
+        limits = driver.capabilities.parts
+        self._sends_md5 = limits is not None and limits.md5
+        self._stopped = False
 
     def run(self, body: ComparedBody, condition: Condition) -> ObjectStat:
         """Send the parts that the store does not have yet, and make the object of them.
@@ -221,37 +226,38 @@ class MultipartWrite:
 
     def _send(self, body: Body, begun: OpenUpload) -> list[Part]:
         plan = plan_upload(begun.part_size, self._memory)
+        sending = Semaphore(plan.at_once)
         parts: list[Part] = []
-        under_way: deque[tuple[Future[Part], PartData]] = deque()
-        spare: bytearray | None = None
-        with ThreadPoolExecutor(plan.at_once, thread_name_prefix="part") as pool:
+        under_way: dict[Future[Part], PartData] = {}
+        spare: list[bytearray] = []
+        data: PartData = b""
+        with ThreadPoolExecutor(plan.prepared, thread_name_prefix="part") as pool:
             try:
                 number = 0
                 while data := self._next(body, begun.part_size, spare, spooled=plan.spooled):
                     number += 1
-                    if len(under_way) >= plan.at_once:
-                        future, sent = under_way.popleft()
-                        parts.append(_sent(future, sent))
-                        spare = sent if isinstance(sent, bytearray) else None
-                    under_way.append((pool.submit(self._send_part, begun, number, data), data))
+                    if len(under_way) >= plan.prepared:
+                        spare += _take_finished(under_way, parts)
+                    under_way[pool.submit(self._send_part, begun, number, data, sending)] = data
                 while under_way:
-                    parts.append(_sent(*under_way.popleft()))
+                    _take_finished(under_way, parts)
             except BaseException:
+                self._stopped = True
                 pool.shutdown(wait=True, cancel_futures=True)
-                for _, data in under_way:
-                    _close_part(data)
+                for left in (data, *under_way.values()):
+                    _close_part(left)
                 raise
-        return parts
+        return sorted(parts, key=lambda part: part.number)
 
-    def _next(self, body: Body, size: int, spare: bytearray | None, *, spooled: bool) -> PartData:
+    def _next(self, body: Body, size: int, spare: list[bytearray], *, spooled: bool) -> PartData:
         if not spooled:
-            return next_part(body, size, spare)
+            return next_part(body, size, spare.pop() if spare else None)
         part = spool_part(body, size, self._spool_dir)
         if not part:
             part.close()
         return part
 
-    def _send_part(self, begun: OpenUpload, number: int, data: PartData) -> Part:
+    def _send_part(self, begun: OpenUpload, number: int, data: PartData, sending: Semaphore) -> Part:
         digest = sha256(data).hexdigest() if isinstance(data, bytes | bytearray) else data.sha256
         if self._manifest is not None and digest != (recorded := self._manifest.sha256_of(number - 1)):
             what = "{}/{}".format(*self._place)
@@ -261,8 +267,12 @@ class MultipartWrite:
         known = begun.sent.get(number)
         if known and known.sha256 == digest:
             return known.part
-        part = self._driver.upload_part(*self._place, begun.token, number, data, sha256=digest)
-        self._checkpoint.sent(SentPart(part, digest))
+        md5 = md5_of(data) if self._sends_md5 else None
+        with sending:
+            if self._stopped:
+                raise CancelledError
+            part = self._driver.upload_part(*self._place, begun.token, number, data, sha256=digest, md5=md5)
+            self._checkpoint.sent(SentPart(part, digest))
         return part
 
     def _abort(self, token: str) -> None:
@@ -272,11 +282,18 @@ class MultipartWrite:
             self._checkpoint.ended()
 
 
-def _sent(future: Future[Part], data: PartData) -> Part:
-    try:
-        return future.result()
-    finally:
-        _close_part(data)
+def _take_finished(under_way: dict[Future[Part], PartData], parts: list[Part]) -> list[bytearray]:
+    """Wait until any part was sent, and move all that were to `parts`; return the memory that they no longer need."""
+    spare: list[bytearray] = []
+    for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+        data = under_way.pop(future)
+        try:
+            parts.append(future.result())
+        finally:
+            _close_part(data)
+        if isinstance(data, bytearray):
+            spare.append(data)
+    return spare
 
 
 def _close_part(data: PartData) -> None:

@@ -5,7 +5,7 @@ import io
 import uuid
 from contextlib import suppress
 from pathlib import Path
-from threading import Lock
+from threading import Barrier, Lock
 
 import pytest
 
@@ -44,7 +44,7 @@ class PartsInMemory(MemoryDriver):
         self.begun[token] = {}
         return token
 
-    def upload_part(self, bucket, key, token, number, data, *, sha256=None) -> Part:
+    def upload_part(self, bucket, key, token, number, data, *, sha256=None, md5=None) -> Part:
         if self.fail_from is not None and number >= self.fail_from:
             raise Unavailable("memory: gone")
         self.sent.append(number)
@@ -240,6 +240,31 @@ def test_parts_that_are_chunks_are_compared_before_they_are_sent(driver):
     with pytest.raises(SizeMismatch):
         write(driver, Notes(), CONTENT + b"!", manifest=manifest)
     assert digest.size == driver.stat("releases", "app.tgz").size
+
+
+def test_two_parts_are_in_flight_and_a_third_is_ready(driver, monkeypatch):
+    """Parts that end at the same time, in any order, share no memory; a kill finds at most two in flight."""
+    both, lock, in_flight, most = Barrier(2, timeout=60), Lock(), [0], [0]
+    upload_part = driver.upload_part
+
+    def together(*args, **kwargs) -> Part:
+        with lock:
+            in_flight[0] += 1
+            most[0] = max(most[0], in_flight[0])
+        both.wait()
+        part = upload_part(*args, **kwargs)
+        both.wait()
+        with lock:
+            in_flight[0] -= 1
+        return part
+
+    monkeypatch.setattr(driver, "upload_part", together)
+    content = CONTENT[: 8 * PART]
+    digest = Digest(len(content), hashlib.sha256(content).hexdigest())
+    body = VerifyingReader(io.BytesIO(content), size=digest.size, sha256=digest.sha256)
+    MultipartWrite(driver, "releases", "app.tgz", WriteInfo(digest.size, digest.sha256), Notes()).run(body, None)
+    assert stored(driver) == content
+    assert most == [2]
 
 
 def test_parts_of_another_size_than_chunks_are_hashed_as_a_whole(driver):

@@ -41,7 +41,7 @@ def test_memory_is_bounded_up_to_the_largest_object(name: str, share: float) -> 
     sending = plan_upload(part)
     assert sending.held <= MEMORY
     assert 1 <= sending.at_once <= PARALLEL_PARTS
-    assert sending.spooled or (sending.at_once + 1) * part == sending.held
+    assert sending.spooled or (sending.prepared + 1) * part == sending.held
 
 
 def body(content: bytes = CONTENT) -> VerifyingReader:
