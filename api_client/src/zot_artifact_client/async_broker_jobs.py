@@ -10,7 +10,7 @@ from zot_artifact_client.build_requests import SentJob, digests_of, outgoing, pa
 from zot_artifact_client.connection import celery_app, without_credentials
 from zot_artifact_client.contract import TASKS, Message, RequestT, ResultT, TaskSpec
 from zot_artifact_client.idempotency_conflicts import idempotency_mismatch, push_comparison, read_mismatches
-from zot_artifact_client.job_ids import choose_id
+from zot_artifact_client.job_ids import NewId, choose_id
 from zot_artifact_client.outgoing_messages import MESSAGES, Outgoing, push
 from zot_artifact_client.query_messages import question, read_answer, status_answer, status_question
 from zot_artifact_client.snapshot import Snapshot
@@ -33,16 +33,16 @@ class AsyncBrokerJobs:
         """Send a request and return its job."""
         chosen = choose_id(spec, idempotency_key=idempotency_key, job_id=job_id, service=self._service)
         page = [outgoing(spec, chosen, request)]
-        digests = digests_of(page, spec.kind)
+        digests = {} if isinstance(chosen, NewId) else digests_of(page, spec.kind)
         await self._compare(digests, record=True)
         await self._push(page)
-        return SentJob(str(chosen), spec, digests.get(chosen))
+        return SentJob(page[0].job_id, spec, digests.get(chosen))
 
     async def submit_many(self, requests: Iterable[Message], *, idempotency_key: str | None) -> AsyncIterator[SentJob]:
         """Send requests in pages, once all are valid and none is another one than before; yield the job of each."""
         pages = []
         for page in pages_of(requests, idempotency_key, service=self._service):
-            pages.append((page, digests_of(page)))
+            pages.append((page, {} if idempotency_key is None else digests_of(page)))
             await asyncio.sleep(0)  # to make a long list takes long
         for _, digests in pages:
             await self._compare(digests, record=False)
@@ -50,7 +50,7 @@ class AsyncBrokerJobs:
             await self._compare(digests, record=True)
             await self._push(page)
             for each in page:
-                yield SentJob(str(each.job_id), TASKS[each.name], digests.get(each.job_id))
+                yield SentJob(each.job_id, TASKS[each.name], digests.get(each.job_id))
 
     async def query(self, spec: TaskSpec[RequestT, ResultT], request: RequestT, limit: float) -> ResultT:
         """Send a query and return its answer."""

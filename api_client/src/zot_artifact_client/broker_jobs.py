@@ -9,7 +9,7 @@ from zot_artifact_client.connection import without_credentials
 from zot_artifact_client.contract import TASKS, Message, RequestT, ResultT, TaskSpec
 from zot_artifact_client.errors import ClientError
 from zot_artifact_client.idempotency_conflicts import idempotency_mismatch
-from zot_artifact_client.job_ids import choose_id
+from zot_artifact_client.job_ids import NewId, choose_id
 from zot_artifact_client.publisher import Publisher
 from zot_artifact_client.query_messages import question, read_answer, status_answer, status_question
 from zot_artifact_client.result_backend import CeleryResultBackend
@@ -37,20 +37,23 @@ class BrokerJobs:
         """Send a request and return its job."""
         chosen = choose_id(spec, idempotency_key=idempotency_key, job_id=job_id, service=self._service)
         page = [outgoing(spec, chosen, request)]
-        digests = digests_of(page, spec.kind)
+        digests = {} if isinstance(chosen, NewId) else digests_of(page, spec.kind)
         self._compare(digests, record=True)
         self._publisher.send_all(page)
-        return SentJob(str(chosen), spec, digests.get(chosen))
+        return SentJob(page[0].job_id, spec, digests.get(chosen))
 
     def submit_many(self, requests: Iterable[Message], *, idempotency_key: str | None) -> Iterator[SentJob]:
         """Send requests in pages, once all are valid and none is another one than before; yield the job of each."""
-        pages = [(page, digests_of(page)) for page in pages_of(requests, idempotency_key, service=self._service)]
+        pages = [
+            (page, {} if idempotency_key is None else digests_of(page))
+            for page in pages_of(requests, idempotency_key, service=self._service)
+        ]
         for _, digests in pages:
             self._compare(digests, record=False)
         for page, digests in pages:
             self._compare(digests, record=True)
             self._publisher.send_all(page)
-            yield from (SentJob(str(each.job_id), TASKS[each.name], digests.get(each.job_id)) for each in page)
+            yield from (SentJob(each.job_id, TASKS[each.name], digests.get(each.job_id)) for each in page)
 
     def query(self, spec: TaskSpec[RequestT, ResultT], request: RequestT, timeout: float) -> ResultT:
         """Send a query and return its answer."""

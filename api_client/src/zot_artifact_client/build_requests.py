@@ -31,7 +31,7 @@ from zot_artifact_client.contract import (
 )
 from zot_artifact_client.errors import InvalidRequest
 from zot_artifact_client.idempotency_conflicts import digest_of
-from zot_artifact_client.job_ids import NewId, choose_ids
+from zot_artifact_client.job_ids import choose_ids
 from zot_artifact_client.outgoing_messages import Outgoing
 from zot_artifact_client.request_faults import faults_of
 
@@ -336,7 +336,7 @@ def payload_of(spec: TaskSpec[RequestT, Any], request: RequestT) -> dict[str, ob
 
 def outgoing(spec: TaskSpec[RequestT, Any], job_id: str, request: RequestT) -> Outgoing:
     """Return a job as it is sent under an id. Raise InvalidRequest: it is too large."""
-    return Outgoing(spec.name, job_id, spec.queue.value, payload_of(spec, request))
+    return Outgoing(spec.name, str(job_id), spec.queue.value, payload_of(spec, request))
 
 
 def pages_of(
@@ -354,12 +354,8 @@ def pages_of(
 
 
 def digests_of(page: Iterable[Outgoing], kind: str | None = None) -> dict[str, str]:
-    """Return the digests of requests by the ids of their jobs, but for new ids; `kind` if it is not their task's."""
-    return {
-        job.job_id: digest_of(kind or TASKS[job.name].kind, job.payload)
-        for job in page
-        if not isinstance(job.job_id, NewId)
-    }
+    """Return the digests of requests by the ids of their jobs; `kind` if it is not that of their task."""
+    return {job.job_id: digest_of(kind or TASKS[job.name].kind, job.payload) for job in page}
 
 
 def upload_request(
