@@ -27,6 +27,14 @@ def write_digest(fd: int, sha256: str) -> bool:
     return True
 
 
+def has_digest(fd: int) -> bool:
+    """Return whether an open file has a digest in an attribute, maybe an old one; faster than to fail to read it."""
+    try:
+        return NAME in os.listxattr(fd)
+    except (AttributeError, OSError):
+        return False
+
+
 def read_digest(fd: int, found: os.stat_result) -> str | None:
     """Return the digest that an open file has, or None if it has none or was changed since."""
     if not hasattr(os, "getxattr"):

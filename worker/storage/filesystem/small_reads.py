@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 from worker.storage.driver import SmallRead, WholeRead
-from worker.storage.filesystem.digest_attribute import read_digest
+from worker.storage.filesystem.digest_attribute import has_digest, read_digest
 from worker.storage.filesystem.layout import SIDECAR, SIDECAR_SIZES, parse_sidecar, version_of
 from worker.storage.filesystem.open_without_symlinks import Tree
 from worker.storage.keys import is_plain
@@ -31,6 +31,8 @@ class FilesystemSmallReads:
         self._from_disk = _ADVICE and not cached
         self._above: tuple[str, str] | None = None
         self._directory = -1
+        self._attributes = True
+        """Whether the file before had its digest in an attribute, so that the next one has it, too."""
         self._ahead: deque[tuple[SmallRead, _Opened | None]] = deque()
 
     def read(self, wanted: Iterable[SmallRead]) -> Iterator[tuple[SmallRead, WholeRead | None]]:
@@ -83,8 +85,11 @@ class FilesystemSmallReads:
 
         A writer may replace the object meanwhile, so that another digest than the right one proves nothing.
         """
-        if digest := read_digest(fd, found):
-            return digest
+        if self._attributes or has_digest(fd):
+            digest = read_digest(fd, found)
+            self._attributes = digest is not None
+            if digest:
+                return digest
         try:
             sidecar = os.open(name + SIDECAR, _FLAGS, dir_fd=self._directory)
         except OSError:
