@@ -8,10 +8,9 @@ does the objects without an outcome; what a killed attempt had written is found 
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 from worker import clock
 from worker.artifacts.artifact_copies import ArtifactJob, kept_metadata, kept_properties
@@ -30,6 +29,7 @@ from worker.storage import ObjectStat
 from worker.storage.driver import HashedBytes, SmallPut
 from worker.storage.errors import AlreadyExists, PermanentError, SizeMismatch, StorageError, TransientError
 from worker.storage.integrity.manifest import CHUNK_SIZE
+from worker.storage.transfer.do_in_threads import begin_all, do_all
 from zot_artifact_client.contract import PageRequest
 
 logger = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ class UploadPage:
         if group is None:
             return None
         # Half of the threads, so that those that write need not wait for the reads.
-        return group, _begin(pool, self._read, group, max(1, self.context.settings.page.threads // 2))
+        return group, begin_all(pool, self._read, group, max(1, self.context.settings.page.threads // 2))
 
     def _read(self, item: _Item) -> None:
         try:
@@ -189,9 +189,9 @@ class UploadPage:
             self._write_group(store, fresh)
         else:
             store.expect_writes([(item.file.bucket, item.file.key) for item in fresh])
-            _all(pool, lambda item: self._write_new(store, item), fresh, threads)
+            do_all(pool, lambda item: self._write_new(store, item), fresh, threads)
         left = [item for item in wanted if _is_left(item, store)]
-        _all(pool, lambda item: self._write_known(store, item), left, threads)
+        do_all(pool, lambda item: self._write_known(store, item), left, threads)
         if self.request.beside_bytes and store.name not in self.not_kept:
             for artifact in [item.artifact for item in items if item.artifact and item.error is None][:1]:
                 self.not_kept[store.name] = ArtifactJob(self.context, self.job, artifact).not_kept(store)
@@ -316,30 +316,6 @@ def _groups(items: Iterable[_Item]) -> Iterator[list[_Item]]:
         size += item.file.size
     if group:
         yield group
-
-
-def _begin(
-    pool: ThreadPoolExecutor, do: Callable[[_Item], Any], items: Sequence[_Item], threads: int
-) -> list[Future[None]]:
-    """Begin to do something for all items, in so many threads, each of which ends at its first error.
-
-    The threads take the next item themselves: a future for each item costs as much as reading a small file.
-    """
-    waiting = iter(items)  # threads may share the iterator of a sequence
-
-    def work() -> None:
-        for item in waiting:
-            do(item)
-
-    return [pool.submit(work) for _ in range(min(threads, len(items)))]
-
-
-def _all(pool: ThreadPoolExecutor, do: Callable[[_Item], Any], items: Sequence[_Item], threads: int) -> None:
-    """Do something for all items; after all threads have ended, raise the first error."""
-    errors = [future.exception() for future in _begin(pool, do, items, threads)]
-    for error in errors:
-        if error is not None:
-            raise error
 
 
 def _note(store: LimitedStore, item: _Item, result: ObjectStat | StorageError) -> None:

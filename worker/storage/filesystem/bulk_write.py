@@ -20,9 +20,12 @@ from worker.storage.filesystem.atomic_write import ObjectFiles
 from worker.storage.filesystem.layout import ObjectPath, object_stat
 from worker.storage.filesystem.open_without_symlinks import Tree, translate
 from worker.storage.filesystem.temp_files import NoUnnamedFiles, TempFile, UnnamedFile
+from worker.storage.transfer.do_in_threads import do_all
 
-_THREADS = 16
-"""Files that are written and synced at a time."""
+_WRITERS = 4
+"""Threads that write files; more of them take the processor from each other."""
+_SYNCERS = 16
+"""Threads that wait for the disk."""
 _RACES = 100
 
 
@@ -76,7 +79,7 @@ class BulkWrite:
         fresh: set[str] = set()
         with _Directories(self._tree) as directories:
             try:
-                with ThreadPoolExecutor(_THREADS, thread_name_prefix="bulk") as pool:
+                with ThreadPoolExecutor(_SYNCERS, thread_name_prefix="bulk") as pool:
                     self._write(items, directories, fresh, pool)
                 self._place(items, directories)
                 self._sync_directories(items, directories)
@@ -104,8 +107,8 @@ class BulkWrite:
                 if item.path.bucket not in directories.buckets and self._tree.make((item.path.bucket,)):
                     fresh.add(item.path.bucket)
                 directories.open(item.path.parents)
-        for step in (write, sync):
-            list(pool.map(step, [item for item in items if item.error is None]))
+        do_all(pool, write, [item for item in items if item.error is None], _WRITERS)
+        do_all(pool, sync, [item for item in items if item.error is None], _SYNCERS)
 
     def _write_one(self, item: _Item, directory: int) -> None:
         self._rules.directories(directory, item.path)

@@ -1,0 +1,52 @@
+"""Work that a few threads share item by item."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from worker.storage.transfer.do_in_threads import do_all
+
+THREADS = 3
+
+
+def test_each_item_is_done_once_and_by_no_more_threads_than_asked_for() -> None:
+    """The threads share the items, and the pool may have more threads."""
+    together = threading.Barrier(THREADS)
+    done: list[int] = []
+    names: set[str] = set()
+
+    def do(item: int) -> None:
+        if item < THREADS:
+            together.wait(60)  # each of the first items has a thread to itself
+        names.add(threading.current_thread().name)
+        done.append(item)
+
+    with ThreadPoolExecutor(2 * THREADS) as pool:
+        do_all(pool, do, range(1000), THREADS)
+
+    assert sorted(done) == list(range(1000))
+    assert len(names) == THREADS
+
+
+def test_the_first_error_is_raised_after_the_other_threads_have_ended() -> None:
+    """A caller may then close what the threads use."""
+    failed, done = threading.Event(), list[int]()
+
+    def do(item: int) -> None:
+        if item == 0:
+            failed.set()
+            raise ValueError(item)
+        failed.wait(60)
+        done.append(item)
+
+    with ThreadPoolExecutor(2) as pool:
+        with pytest.raises(ValueError, match="0"):
+            do_all(pool, do, range(10), 2)
+        assert sorted(done) == list(range(1, 10))
+
+
+def test_nothing_is_begun_for_no_items() -> None:
+    """A group may have no file left to write."""
+    with ThreadPoolExecutor(1) as pool:
+        do_all(pool, pytest.fail, [], 4)
