@@ -159,7 +159,7 @@ class Database:
         self._file: FileIdentity | None = None
         self._leaseholder: Mapping[str, str | int] = {}
         """The job and the fencing token that `fenced` was given; empty for what works for no job."""
-        path = sqlite.file_of(self.engine.url) if self.engine.dialect.name == "sqlite" else None
+        path = _file_of(self.engine)
         if path:
             _check_not_lost(path)
             _check_is_database(path)
@@ -338,7 +338,7 @@ def check_file(url: str) -> None:
     """Raise CatalogueError if the file that this URL names is no catalogue, or NewerCatalogue if it is a newer one."""
     engine = open_engine(url)
     try:
-        path = sqlite.file_of(engine.url) if engine.dialect.name == "sqlite" else None
+        path = _file_of(engine)
         if path and _check_is_database(path):
             with _with_way_out(), translated(engine):
                 if (revision := _revision(engine)) is None:
@@ -361,7 +361,7 @@ def checkpoint_write_ahead_log(url: str) -> None:
     file alone would lack their last transactions.
     """
     engine = open_engine(url)
-    path = sqlite.file_of(engine.url) if engine.dialect.name == "sqlite" else None
+    path = _file_of(engine)
     if path:  # a program that has locked it would keep this process from its end
         engine = open_engine(engine.url.update_query_dict({"timeout": _CHECKPOINT_SECONDS}).render_as_string())
     try:
@@ -458,7 +458,7 @@ def marked(path: Path) -> str | None:
 def expected_identity(url: str) -> str | None:
     """Return the id of the catalogue that belongs at a URL, also if its file is lost; None if that is not known."""
     engine = open_engine(url)
-    path = sqlite.file_of(engine.url) if engine.dialect.name == "sqlite" else None
+    path = _file_of(engine)
     engine.dispose()
     return marked(path) if path else None
 
@@ -469,7 +469,7 @@ def marker_of(path: Path) -> Path:
 
 
 def _check_there(engine: Engine) -> None:
-    path = sqlite.file_of(engine.url) if engine.dialect.name == "sqlite" else None
+    path = _file_of(engine)
     try:
         with translated(engine):
             there = path is None or _device_and_inode(path) is not None
@@ -484,6 +484,11 @@ def _check_there(engine: Engine) -> None:
         engine.dispose()
         way_out = "a worker or `zot-artifacts up` makes one; ZOT_CATALOGUE or ZOT_HOME says where it is"
         raise NoCatalogue(f"there is no catalogue at {_named(engine.url)}: {way_out}")
+
+
+def _file_of(engine: Engine) -> Path | None:
+    """Return the file of a catalogue; None if it has none, as one in a server."""
+    return sqlite.file_of(engine.url) if engine.dialect.name == "sqlite" else None
 
 
 def _dialect(engine: Engine) -> ModuleType:

@@ -17,8 +17,8 @@ from worker.storage.integrity.verifying_reader import OnBytes, Readable
 
 CHUNK_SIZE = 16 * 1024 * 1024
 _PIECE = 2 * 1024 * 1024
-_PIECES = 3
-"""Pieces in memory besides the one that is read."""
+_AHEAD = 4
+"""Calls that wait for the two threads that hash, two for each piece."""
 _DIGEST_SIZE = hashlib.sha256().digest_size
 
 
@@ -138,19 +138,21 @@ def _take_one(source: Readable, most: int, on_bytes: OnBytes | None) -> Digest:
 
 def _take_many(source: Readable, on_bytes: OnBytes | None) -> tuple[Digest, bytes]:
     whole, chunk, chunks, count = hashlib.sha256(), hashlib.sha256(), bytearray(), 0
-    hashing: deque[Sequence[Future[None]]] = deque()
+    hashing: deque[Future[None]] = deque()
     # A thread for each of the two, so that neither waits for the other at every piece.
     with ThreadPoolExecutor(1, "hash") as of_whole, ThreadPoolExecutor(1, "hash-chunks") as of_chunks:
         while piece := source.read(min(_PIECE, CHUNK_SIZE - count % CHUNK_SIZE)):
-            hashing.append([of_whole.submit(whole.update, piece), of_chunks.submit(chunk.update, piece)])
+            hashing.extend([of_whole.submit(whole.update, piece), of_chunks.submit(chunk.update, piece)])
             count += len(piece)
             if count % CHUNK_SIZE == 0:
-                of_chunks.submit(_append_digest, chunks, chunk)
+                hashing.append(of_chunks.submit(_append_digest, chunks, chunk))
                 chunk = hashlib.sha256()
-            if len(hashing) >= _PIECES:
-                _wait(hashing.popleft())
+            while len(hashing) > _AHEAD:
+                hashing.popleft().result()
             if on_bytes:
                 on_bytes(len(piece))
+        for each in hashing:
+            each.result()
     if count % CHUNK_SIZE:
         chunks += chunk.digest()
     return Digest(count, whole.hexdigest()), bytes(chunks)
@@ -158,8 +160,3 @@ def _take_many(source: Readable, on_bytes: OnBytes | None) -> tuple[Digest, byte
 
 def _append_digest(chunks: bytearray, chunk: "hashlib._Hash") -> None:
     chunks += chunk.digest()
-
-
-def _wait(futures: Sequence[Future[None]]) -> None:
-    for future in futures:
-        future.result()

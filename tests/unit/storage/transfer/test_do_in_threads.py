@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from worker.storage.transfer.do_in_threads import do_all
+from worker.storage.transfer.do_in_threads import begin_all, do_all
 
 THREADS = 3
 
@@ -49,4 +49,4 @@ def test_the_first_error_is_raised_after_the_other_threads_have_ended() -> None:
 def test_nothing_is_begun_for_no_items() -> None:
     """A group may have no file left to write."""
     with ThreadPoolExecutor(1) as pool:
-        do_all(pool, pytest.fail, [], 4)
+        assert begin_all(pool, pytest.fail, [], 4) == []
