@@ -25,6 +25,7 @@ from worker.storage.errors import (
     Throttled,
     TransientError,
     Unavailable,
+    UploadEnded,
 )
 from worker.storage.s3 import driver as s3_driver
 from worker.storage.transfer.resumable_read import AHEAD, WINDOW
@@ -293,8 +294,17 @@ class TestTagsOfParts:
         assert sorted(self.parts(line)) == [False, False, False, True]
         assert line.read_directly() == some_bytes(self.SIZE)
 
-    @pytest.mark.parametrize("again", [Damage(at=-60), Say(501, XML % b"NotImplemented")], ids=["damaged", "refused"])
-    def test_a_part_that_is_damaged_again_makes_no_object(self, through: Callable[..., Line], again: Fault) -> None:
+    @pytest.mark.parametrize(
+        ("again", "told"),
+        [
+            (Damage(at=-60), "damaged on the way"),
+            (Say(501, XML % b"NotImplemented"), "begin anew.* other bytes for part 2"),
+        ],
+        ids=["damaged", "refused"],
+    )
+    def test_a_part_that_is_damaged_again_makes_no_object(
+        self, through: Callable[..., Line], again: Fault, told: str
+    ) -> None:
         """If the store does not get the right bytes, also because it keeps the first ones, the job may try again."""
 
         def fault(request: Request) -> Fault:
@@ -303,9 +313,47 @@ class TestTagsOfParts:
             return again if "Content-MD5" in request.headers else Damage(at=-60)
 
         line = through(fault)
-        with pytest.raises(Unavailable, match=r"releases/app: .*damaged on the way"):
+        with pytest.raises(TransientError, match=told):
             line.write(some_bytes(self.SIZE))
         assert not line.direct.object_exists(BUCKET, "app")
+
+    def test_an_upload_outlives_a_store_that_fails_meanwhile(self, through: Callable[..., Line]) -> None:
+        """What the store has confirmed is not sent again, only because the next part could not be compared."""
+
+        def fault(request: Request) -> Fault:
+            if "partNumber=2" not in request.path:
+                return None
+            return Say(503, XML % b"SlowDown") if "Content-MD5" in request.headers else Header("ETag", '"odd"')
+
+        line = through(fault)
+        driver: Any = line.faulty._driver
+        token = driver.begin_upload(BUCKET, "app", WriteInfo(size=2 * PART))
+        first = driver.upload_part(BUCKET, "app", token, 1, some_bytes(PART))
+        with pytest.raises(TransientError):
+            driver.upload_part(BUCKET, "app", token, 2, some_bytes(PART))
+        assert first in driver.list_parts(BUCKET, "app", token)
+        driver.abort_upload(BUCKET, "app", token)
+
+    def test_a_store_that_takes_no_other_bytes_for_a_part(self, rclone: RcloneS3) -> None:
+        """After damage that could not be mended at once, a new upload must begin: the job does not fail for good."""
+        config, healthy = s3_config(rclone, conditional_writes=False), list[bool]()
+        make_s3_bucket(rclone, str(config.bucket))
+
+        def fault(request: Request) -> Fault:
+            if "partNumber=1" not in request.path or healthy:
+                return None
+            return Say(503, XML % b"SlowDown") if "Content-MD5" in request.headers else Damage(at=-60)
+
+        with FaultyProxy(rclone.port, fault) as proxy:
+            driver: Any = open_driver("faulty", config.model_copy(update={"endpoint": proxy.endpoint}))
+            token = driver.begin_upload(BUCKET, "app", WriteInfo(size=PART))
+            with pytest.raises(TransientError):
+                driver.upload_part(BUCKET, "app", token, 1, some_bytes(PART))
+            healthy.append(True)
+            with pytest.raises(UploadEnded, match="other bytes for part 1"):
+                driver.upload_part(BUCKET, "app", token, 1, some_bytes(PART))
+            driver.abort_upload(BUCKET, "app", token)
+            driver.close()
 
     def test_tags_that_are_no_md5(self, through: Callable[..., Line]) -> None:
         """A store whose tags are something else, as with some encryption, gets the MD5, and refuses what is damaged."""

@@ -28,11 +28,13 @@ def write_digest(fd: int, sha256: str) -> bool:
 
 
 def has_digest(fd: int) -> bool:
-    """Return whether an open file has a digest in an attribute, maybe an old one; faster than to fail to read it."""
+    """Return whether an open file may have a digest in an attribute; faster than to fail to read it."""
     try:
         return NAME in os.listxattr(fd)
-    except (AttributeError, OSError):
+    except AttributeError:
         return False
+    except OSError:  # some disks list nothing, and yet answer for a name
+        return True
 
 
 def read_digest(fd: int, found: os.stat_result) -> str | None:

@@ -32,7 +32,7 @@ class FilesystemSmallReads:
         self._above: tuple[str, str] | None = None
         self._directory = -1
         self._attributes = True
-        """Whether the file before had its digest in an attribute, so that the next one has it, too."""
+        """Whether the file before had its digest in an attribute, so that the next one probably has, too."""
         self._ahead: deque[tuple[SmallRead, _Opened | None]] = deque()
 
     def read(self, wanted: Iterable[SmallRead]) -> Iterator[tuple[SmallRead, WholeRead | None]]:

@@ -27,7 +27,7 @@ from worker.storage.transfer.upload_intents import announced
 MEMORY = 64 * 1024 * 1024
 """Most bytes of parts in memory per transfer, including the part that is being read."""
 PARALLEL_PARTS = 2
-"""Parts in flight: no more than these are sent again after a kill. One more is hashed meanwhile."""
+"""Most parts in flight: no more than these are sent again after a kill. One more is hashed meanwhile if it fits."""
 STREAMED = 16 * 1024 * 1024
 """Most bytes in memory of a part that a driver reads from a file."""
 
@@ -285,7 +285,8 @@ class MultipartWrite:
 def _take_finished(under_way: dict[Future[Part], PartData], parts: list[Part]) -> list[bytearray]:
     """Wait until any part was sent, and move all that were to `parts`; return the memory that they no longer need."""
     spare: list[bytearray] = []
-    for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+    done = wait(under_way, return_when=FIRST_COMPLETED).done
+    for future in [each for each in under_way if each in done]:  # of two errors, that of the first part is raised
         data = under_way.pop(future)
         try:
             parts.append(future.result())

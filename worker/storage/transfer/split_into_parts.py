@@ -46,8 +46,8 @@ def next_part(body: Body, size: int, over: bytearray | None = None) -> bytearray
     Args:
         body: the bytes to cut.
         size: bytes of the part.
-        over: a part of the same size that is no longer needed. Its memory is reused, and it is returned unless the body
-            ends within it, because new memory for every part costs time and fragments the heap.
+        over: a part of the same size that is no longer needed. Its memory is reused, because new memory for every part
+            costs time and fragments the heap; it is shortened if the body ends within it.
     """
     if over is not None:
         return _written_over(over, body)
@@ -170,7 +170,8 @@ def _written_over(part: bytearray, body: Body) -> bytearray:
         while filled < len(view) and (data := body.read(min(MIB, len(view) - filled))):
             view[filled : filled + len(data)] = data
             filled += len(data)
-        return part if filled == len(view) else bytearray(view[:filled])
+    del part[filled:]  # in place: a copy would be one part more in memory
+    return part
 
 
 def _spooling(do: Callable[[_Given], _Made], given: _Given, directory: Path | None) -> _Made:

@@ -74,8 +74,15 @@ def test_bytes_come_from_the_disk_unless_the_cache_is_allowed(laid, cached, monk
     assert advice.count(os.POSIX_FADV_DONTNEED) == (0 if cached else 2 * COUNT)
 
 
-def test_each_file_has_its_own_digest_beside_it(laid):
+@pytest.mark.parametrize("lists", [True, False], ids=["lists attributes", "refuses to list"])
+def test_each_file_has_its_own_digest_beside_it(laid, monkeypatch, lists):
     """Whether in an attribute, in a sidecar or nowhere: what the file before had says nothing about the next one."""
+
+    def refuse(_fd):
+        raise PermissionError
+
+    if not lists:
+        monkeypatch.setattr(os, "listxattr", refuse)
     asked, kept = list(wanted()), []
     for number, (bucket, key, expected) in enumerate(asked):
         path, fits = laid / bucket / key, number % 2 == 0

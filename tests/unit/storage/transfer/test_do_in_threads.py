@@ -1,7 +1,7 @@
 """Work that a few threads share item by item."""
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
@@ -23,7 +23,7 @@ def test_each_item_is_done_once_and_by_no_more_threads_than_asked_for() -> None:
         done.append(item)
 
     with ThreadPoolExecutor(2 * THREADS) as pool:
-        do_all(pool, do, range(1000), THREADS)
+        do_all(pool, do, list(range(1000)), THREADS)
 
     assert sorted(done) == list(range(1000))
     assert len(names) == THREADS
@@ -42,8 +42,31 @@ def test_the_first_error_is_raised_after_the_other_threads_have_ended() -> None:
 
     with ThreadPoolExecutor(2) as pool:
         with pytest.raises(ValueError, match="0"):
-            do_all(pool, do, range(10), 2)
+            do_all(pool, do, list(range(10)), 2)
         assert sorted(done) == list(range(1, 10))
+
+
+def test_an_interrupted_caller_waits_for_no_further_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A time limit, or the end of a worker, interrupts it in the middle of a group."""
+    begun, go_on, done = threading.Event(), threading.Event(), list[int]()
+
+    def do(item: int) -> None:
+        begun.set()
+        go_on.wait(60)
+        done.append(item)
+
+    def interrupted(_: Future[None]) -> None:
+        begun.wait(60)
+        monkeypatch.setattr(Future, "exception", asked)
+        raise KeyboardInterrupt
+
+    asked = Future.exception
+    monkeypatch.setattr(Future, "exception", interrupted)
+    with ThreadPoolExecutor(1) as pool:
+        with pytest.raises(KeyboardInterrupt):
+            do_all(pool, do, list(range(10)), 1)
+        go_on.set()
+    assert done == [0]
 
 
 def test_nothing_is_begun_for_no_items() -> None:

@@ -95,3 +95,11 @@ def test_an_empty_part_means_that_the_end_was_seen() -> None:
     assert next_part(body, 5) == b"12345"
     with pytest.raises(SizeMismatch):
         next_part(body, 5)
+
+
+@pytest.mark.parametrize("rest", [0, 3, 5])
+def test_a_last_part_needs_no_further_memory(rest: int) -> None:
+    """A part that the body ends within is in the memory of the one before, too."""
+    spare = bytearray(5)
+    assert next_part(io.BytesIO(b"12345"[:rest]), 5, spare) is spare
+    assert spare == b"12345"[:rest]
