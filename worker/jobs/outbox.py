@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from functools import cache
 from typing import Any, NamedTuple
 
 import redis
@@ -66,12 +65,8 @@ class Seen(NamedTuple):
     """How many of the watched keys exist."""
 
 
-@cache
 def shares_redis(app: Celery) -> bool:
-    """Return whether the broker and the results are one Redis, so that one round trip reaches both.
-
-    Every job asks twice, and Celery's settings take long to answer.
-    """
+    """Return whether the broker and the results are one Redis, so that one round trip reaches both."""
     return bool(app.conf.broker_url == app.conf.result_backend)
 
 
