@@ -56,7 +56,7 @@ def _record(self: Task, job: str, task: str, type_: str, message: str) -> None:
                 send_record(self.app, job, task, error=type_, message=message, queue=queue)
                 return
         refused = record(current(), job, task, JobError(type=type_, message=message))
-        if refused is not None:
+        if refused is not None and outbox.message(job) == sent:  # another one, sent meanwhile, may be valid
             RequestDigests(self.app).free(job)  # before its client knows the end, and corrects the request
             failed = JobFailed(message, type_, JobState.REFUSED.value, 0)
             self.backend.mark_as_failure(job, failed, request=fenced_request(refused))

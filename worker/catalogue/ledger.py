@@ -359,10 +359,14 @@ class Ledger:
             return list(connection.execute(query).scalars())
 
     def known(self, ids: Sequence[str]) -> set[str]:
-        """Return which of these jobs a worker has leased, or have ended."""
+        """Return which of these jobs a worker has leased, or have ended.
+
+        A refused one is none of them: a valid request may have its id, as for `acquire`.
+        """
         taken = sa.or_(jobs.c.started_at.is_not(None), jobs.c.due_at.is_not(None), jobs.c.finished_at.is_not(None))
+        query = sa.select(jobs.c.id).where(jobs.c.id.in_(ids), taken, jobs.c.state != JobState.REFUSED)
         with self._database.read() as connection:
-            return set(connection.execute(sa.select(jobs.c.id).where(jobs.c.id.in_(ids), taken)).scalars())
+            return set(connection.execute(query).scalars())
 
     def open_or_ended_since(self, ids: Sequence[str], since: datetime) -> set[str]:
         """Return which of these jobs have not ended, or have ended at this time or later."""

@@ -12,7 +12,7 @@ from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, BinaryIO
 from urllib.parse import parse_qsl
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from fastapi import APIRouter, Header, Query, Request
 from pydantic import BaseModel, Field, ValidationError
@@ -49,7 +49,7 @@ from zot_artifact_client.contract import (
 )
 from zot_artifact_client.errors import InvalidRequest
 from zot_artifact_client.idempotency_conflicts import idempotency_mismatch
-from zot_artifact_client.job_ids import NewId, check_id
+from zot_artifact_client.job_ids import check_id
 from zot_artifact_client.request_faults import faults_of
 
 logger = logging.getLogger(__name__)
@@ -70,8 +70,6 @@ _LISTS = {"stores", "notify"}
 _PAIRS = {"metadata", "storage_classes", "tags"}
 """The fields that a header holds as the query of a URL."""
 _MOST = 100
-_RANDOM = 4
-"""The version of the UUIDs that `uuid4` makes."""
 _DIGEST = re.compile(r"(?:^|,)\s*sha-256=:([A-Za-z0-9+/]{43}=):\s*(?:,|$)")
 Tus = Annotated[str | None, Header(alias="Tus-Resumable")]
 
@@ -509,9 +507,7 @@ def _finish(services: Services, upload: StagedUpload) -> StatusResult:
         return queued
     source = staging.source(upload)
     if upload.store is not None or source.exists():
-        is_new = UUID(upload.id).version == _RANDOM  # made here, and not from a key
-        job_id = NewId(upload.id) if is_new else upload.id
-        services.client.submit(UPLOAD, request_of(upload, source), job_id=job_id)
+        services.client.submit(UPLOAD, request_of(upload, source), job_id=upload.id)
     elif services.context.catalogue.ledger.get(upload.id) is None:
         raise gone(upload.id)
     staging.mark_sent(upload)

@@ -350,7 +350,7 @@ class Identity:
                 continue
             driver = self._driver if through == self._driver.name else self._driver_of(through)
             found = None
-            with suppress(TransientError):  # it may be of the other store; this is checked again soon
+            with suppress(TransientError):  # it may be of the other store; this is checked again later
                 found = _marker_through(driver, bucket, key)
             if found == marker:
                 raise SameStore(

@@ -52,7 +52,7 @@ class AsyncResultBackend:
         found = await self._read(job_id)
         if not found.may_be_queued:
             return found
-        queued = await self._waits(job_id)
+        queued = await self._in_outbox(job_id)
         if queued:
             return Snapshot(JobState.QUEUED)
         # A worker stores a state before it removes the job from the outbox: only a second read is certain.
@@ -129,7 +129,7 @@ class AsyncResultBackend:
             pause = _pause(time.monotonic() - started)
             await asyncio.sleep(pause - time.monotonic() % pause)
 
-    async def _waits(self, job_id: str) -> bool | None:
+    async def _in_outbox(self, job_id: str) -> bool | None:
         """Return whether a job is in the outbox, None if that is unknown."""
         try:
             return await self._is_queued(job_id)

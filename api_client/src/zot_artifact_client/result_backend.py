@@ -99,7 +99,7 @@ class CeleryResultBackend:
         with broker_errors("result backend", self._url):
             found = self._stored(job_id)
             if found.may_be_queued:
-                queued = self._waits(job_id)
+                queued = self._in_outbox(job_id)
                 if queued:
                     return Snapshot(JobState.QUEUED)
                 # A worker stores a state before it removes the job from the outbox: only a second read is certain.
@@ -111,7 +111,7 @@ class CeleryResultBackend:
     def _stored(self, job_id: str) -> Snapshot:
         return readable_snapshot(job_id, lambda: self._app.backend.get_task_meta(job_id))
 
-    def _waits(self, job_id: str) -> bool | None:
+    def _in_outbox(self, job_id: str) -> bool | None:
         """Return whether a job is in the outbox, None if that is unknown."""
         try:
             return self._is_queued(job_id)

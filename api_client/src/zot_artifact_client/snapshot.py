@@ -61,9 +61,9 @@ class Snapshot:
 
     @property
     def may_be_queued(self) -> bool:
-        """Return whether the job may wait in the outbox: a rejected message leaves its id to a valid request.
+        """Return whether the outbox is asked before this is told: it may have a valid request after the refused one.
 
-        A plain Celery worker that does not know a task leaves the job in the outbox.
+        A plain Celery worker that does not know a task leaves the job there, so that its refusal is told at once.
         """
         by_our_worker = not isinstance(self.error, JobFailed) or self.error.type != _NOT_REGISTERED
         return self.is_absent or (self.state is JobState.REFUSED and by_our_worker)

@@ -102,11 +102,13 @@ class InMemoryArtifactClient(Artifacts):
 
     def _submit(self, jobs: Sequence[tuple[str, TaskSpec[Any, Any], Message]]) -> Jobs:
         digests = {id_: digest_of(spec.kind, payload_of(spec, asked)) for id_, spec, asked in jobs}  # checks the size
-        for id_ in digests:
-            if self.snapshot(id_).state is JobState.REFUSED:  # its id is free
-                del self._digests[id_], self._snapshots[id_]
-        if other := [id_ for id_, digest in digests.items() if self._digests.get(id_, digest) != digest]:
+        free = {id_ for id_ in digests if self.snapshot(id_).state is JobState.REFUSED}
+        if other := [
+            id_ for id_, digest in digests.items() if id_ not in free and self._digests.get(id_, digest) != digest
+        ]:
             raise idempotency_mismatch(other)
+        for id_ in free:
+            del self._snapshots[id_]
         self._digests |= digests
         for id_, spec, request in jobs:
             if id_ not in self._snapshots:

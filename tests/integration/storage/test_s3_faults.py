@@ -335,7 +335,7 @@ class TestTagsOfParts:
         driver.abort_upload(BUCKET, "app", token)
 
     def test_a_store_that_takes_no_other_bytes_for_a_part(self, rclone: RcloneS3) -> None:
-        """After damage that could not be mended at once, a new upload must begin: the job does not fail for good."""
+        """If the second request repairs no damage, a new upload begins: the job does not fail for good."""
         config, healthy = s3_config(rclone, conditional_writes=False), list[bool]()
         make_s3_bucket(rclone, str(config.bucket))
 

@@ -250,3 +250,10 @@ def test_an_upload_that_found_its_bytes_there_replaces_no_later_version(catalogu
     artifacts.tombstone(kept, clock.now())
     with pytest.raises(Superseded, match="was deleted"):
         record("c", DIGEST, again)
+
+
+def test_a_refused_job_hides_no_valid_request(catalogue):
+    """The outbox keeps the message of that request until a worker has taken it, so that it is not lost."""
+    begin(catalogue, "taken")
+    catalogue.ledger.reject("refused", "upload", {}, {"type": "InvalidMessage", "message": "no"}, clock.now())
+    assert catalogue.ledger.known(["taken", "refused", "other"]) == {"taken"}
