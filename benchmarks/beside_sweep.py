@@ -54,7 +54,8 @@ def measure(testbed: Testbed) -> Iterator[Row]:
     beside: list[float] = []
     with ExitStack() as stack:
         for kind in (_UserWorker, _SweepWorker):
-            stack.enter_context(kind(testbed.directory / kind.__name__, testbed.valkey.url, concurrency=1, **settings))
+            directory = testbed.directory / kind.__name__
+            stack.enter_context(kind(directory, testbed.valkey.url, concurrency=1, fork=False, **settings))
         client = stack.enter_context(testbed.client())
         catalogue = Catalogue(f"sqlite:///{home / 'catalogue.sqlite3'}")
         stack.callback(catalogue.close)

@@ -85,6 +85,6 @@ def _until(found: Callable[[], JobRecord | None]) -> JobRecord:
 def _worker(testbed: Testbed, name: str, home: Path, *, concurrency: int = 1, beat: bool = False) -> Worker:
     roots = json.dumps([str(testbed.incoming)])
     return Worker(
-        testbed.directory / name, testbed.valkey.url, concurrency=concurrency, beat=beat,
+        testbed.directory / name, testbed.valkey.url, concurrency=concurrency, beat=beat, fork=False,
         home=str(home), sources__roots=roots, **_SLOW,
     )  # fmt: skip

@@ -61,11 +61,15 @@ class Testbed:
 
     @contextmanager
     def worker(self, name: str, concurrency: int, **settings: str) -> Iterator[Worker]:
-        """Run our worker on a data directory of its own, without sweeps; remove its files at the end."""
+        """Run our worker as users do, on a data directory of its own, without sweeps; remove its files at the end.
+
+        A fork of the tests' fork server would have the memory of all that the tests import.
+        """
+        started = {"concurrency": concurrency, "beat": False, "fork": False}
         ours = {"sources__roots": json.dumps([str(self.incoming)]), "sweep__verify__enabled": "false"}
         directory = self.directory / name
         try:
-            with Worker(directory, self.valkey.url, concurrency=concurrency, beat=False, **ours, **settings) as running:
+            with Worker(directory, self.valkey.url, **started, **ours, **settings) as running:
                 yield running
         finally:
             shutil.rmtree(directory, ignore_errors=True)
