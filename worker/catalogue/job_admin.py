@@ -130,12 +130,13 @@ class JobAdmin:
     def cancel_new(
         self, id_: str, kind: str, request: Mapping[str, Any], cause: Mapping[str, Any], now: datetime
     ) -> JobRecord | None:
-        """Record a job that is not in the ledger as cancelled; None if it is there."""
+        """Record a job that is not in the ledger, or only as a rejected message, as cancelled; None if it is there."""
         row = {
             "id": id_, "kind": kind, "request": dict(request), "state": JobState.CANCELLED, "error": dict(cause),
             "attempts": 0, "fence": 0, "crashes": 0, "created_at": now, "finished_at": now,
         }  # fmt: skip
         with self._database.write() as connection:
+            connection.execute(sa.delete(jobs).where(jobs.c.id == id_, jobs.c.state == JobState.REFUSED))
             if connection.execute(sa.select(jobs.c.id).where(jobs.c.id == id_)).one_or_none() is not None:
                 return None
             if receivers := request.get("notify"):

@@ -270,7 +270,7 @@ def _wait(session: Session, id_: str, timeout: float | None, *, as_json: bool) -
     id_ = _full_id(session, id_)
     if record := _ended(session, id_):
         finish(outcome_of(record), waited=True, as_json=as_json)
-    record = session.catalogue.ledger.get(id_)
+    record = session.recorded_job(id_)
     with sender(session, f"{record.kind if record else 'job'}: waiting") as way:
         outcome = way.wait(way.client.job(id_, record.kind if record else None), timeout)
     finish(outcome, waited=True, as_json=as_json)
@@ -289,7 +289,7 @@ def _full_id(session: Session, id_: str) -> str:
 
 
 def _ended(session: Session, id_: str) -> JobRecord | None:
-    record = session.catalogue.ledger.get(id_)
+    record = session.recorded_job(id_)
     return record if record and JobState(record.state).terminal else None
 
 

@@ -149,7 +149,7 @@ class Watch:
 
     def see(self, record: JobRecord | None) -> None:
         """Print what the row of the job in the ledger says that was not printed yet; None: it has none."""
-        if record is None:
+        if record is None or record.state == JobState.REFUSED:
             if self._since is not None and time.monotonic() - self._since > _PATIENCE:
                 self._since = None
                 note(self._not_taken())

@@ -14,7 +14,7 @@ from worker.cli.progress import Bar, await_end, bar
 from worker.cli.session import Session
 from worker.cli.stage_file import Staged
 from worker.settings import Settings
-from zot_artifact_client.contract import Message, TaskSpec
+from zot_artifact_client.contract import JobState, Message, TaskSpec
 from zot_artifact_client.errors import BrokerUnavailable, ClientError, IdempotencyMismatch
 from zot_artifact_client.request_faults import faults_of
 
@@ -107,7 +107,7 @@ class Sender:
             note(f"job {job.id} continues: `zot-artifacts jobs {job.id} --wait` waits for its end")
             raise
         record = self.session.catalogue.ledger.get(job.id)
-        if record is None:
+        if record is None or record.state == JobState.REFUSED:  # the result backend tells it from a corrected request
             return outcome_from_client(job.id, kind, told) if told else Outcome(job.id, kind)
         return outcome_of(record)
 

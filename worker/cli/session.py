@@ -3,7 +3,7 @@
 import difflib
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
@@ -14,6 +14,7 @@ from worker.cli.output import note
 from worker.settings import Settings, load_settings
 from worker.storage.configured_stores import Stores
 from worker.storage.errors import NotFound
+from zot_artifact_client.contract import JobState
 from zot_artifact_client.errors import BrokerUnavailable
 
 _SQLITE = "sqlite:///"
@@ -96,7 +97,7 @@ class Session:
         if not ids and id_ != id_.lower():  # some programs print a UUID in capitals
             ids = self.catalogue.job_admin.ids_like(id_.lower(), limit=4)
         if id_ in ids or len(ids) == 1:
-            record = self.catalogue.ledger.get(id_ if id_ in ids else ids[0])
+            record = self.recorded_job(id_ if id_ in ids else ids[0])
             if record is not None:
                 return record
         unknown = None
@@ -122,6 +123,17 @@ class Session:
             Status.UNKNOWN,
             type_="UnknownJob",
         )
+
+    def recorded_job(self, id_: str) -> JobRecord | None:
+        """Return the job that the ledger has under this id, or the valid request that waits after a refused one."""
+        from worker.cli.jobs_in_outbox import jobs_in_outbox
+
+        record = self.catalogue.ledger.get(id_)
+        if record is None or record.state != JobState.REFUSED:
+            return record
+        with suppress(BrokerUnavailable):
+            return next((job for job in jobs_in_outbox(self.settings, id_, limit=1) if job.id == id_), record)
+        return record
 
     def close(self) -> None:
         """Close the stores and the catalogue."""

@@ -18,7 +18,7 @@ from worker.jobs.unacked import correct_times
 from worker.limits.snooze import Snooze
 from worker.storage.errors import StorageError
 from zot_artifact_client.cancellation import CANCEL_REQUESTS, CANCEL_TTL, MAX_CANCEL_REQUESTS, add_requests
-from zot_artifact_client.contract import JOB_ID, REPLICATE, SWEEP_RECOVER, TASKS, UPLOAD
+from zot_artifact_client.contract import JOB_ID, REPLICATE, SWEEP_RECOVER, TASKS, UPLOAD, JobState
 from zot_artifact_client.outgoing_messages import Outgoing
 
 logger = logging.getLogger(__name__)
@@ -88,8 +88,8 @@ def cancel_waiting_jobs(context: Context, app: Celery, clean_up: CleanUp) -> int
 
 def _cancel_page(context: Context, app: Celery, client: Any, ids: list[str], clean_up: CleanUp) -> int:
     states = context.catalogue.ledger.states(ids)
-    sent = Outbox(app).find_all([id_ for id_ in ids if id_ not in states])
-    ended = [id_ for id_, state in states.items() if state.terminal]
+    sent = Outbox(app).find_all([id_ for id_ in ids if states.get(id_) in {None, JobState.REFUSED}])
+    ended = [id_ for id_, state in states.items() if state.terminal and id_ not in sent]
     cancelled = 0
     for id_ in ids:
         if id_ in ended or (id_ not in states and id_ not in sent):

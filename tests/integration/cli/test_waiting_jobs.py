@@ -68,6 +68,24 @@ def test_a_waiting_job_is_shown_cancelled_and_paused_by_the_beginning_of_its_id(
         assert (status, each.id in said) == (Status.GOOD, True)
 
 
+def test_the_corrected_request_of_a_refused_job_is_shown_waited_for_and_cancelled(
+    client: ArtifactClient, zot: Zot
+) -> None:
+    """Until a worker takes it, the ledger has the refused message under its id, which tells nothing of it."""
+    with closing(Catalogue(load_settings().catalogue_url)) as catalogue:
+        catalogue.ledger.reject("mine", "unheard", {}, {"type": "UnknownTask", "message": "?"}, clock.now())
+    assert "refused" in zot("jobs", "mine")[1]
+    assert zot("jobs", "cancel", "mine")[0] == Status.BAD
+    client.submit(VERIFY, VerifyRequest(bucket="releases", key="app.tgz"), job_id="mine")
+    status, shown = zot("jobs", "mine")
+    assert (status, "queued" in shown, "refused" in shown) == (0, True, False)
+    for arguments in (["mine", "--wait", "--timeout", "0.2"], ["min", "--wait", "--timeout", "0.2", "--json"]):
+        status, waited = zot("jobs", *arguments)
+        assert (status, "queued" in waited, "refused" in waited) == (Status.UNKNOWN, True, False)
+    assert zot("pause", "job", "mine")[0] == Status.GOOD
+    assert zot("jobs", "cancel", "mine")[0] == Status.GOOD
+
+
 def test_an_id_that_is_nowhere_is_no_success(zot: Zot) -> None:
     """A mistyped id, a pattern and an empty one find nothing, also where jobs wait."""
     for id_ in ("0000", "*", "%", "[0-9]", "a" * 100):

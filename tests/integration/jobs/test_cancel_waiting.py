@@ -26,7 +26,7 @@ from worker.settings.section_models import SourceSettings
 from worker.storage.config import FilesystemConfig
 from zot_artifact_client import ArtifactClient, JobCancelled, JobFailed, UnknownJob
 from zot_artifact_client.cancellation import CANCEL_REQUESTS, add_requests
-from zot_artifact_client.contract import SWEEP_RECOVER
+from zot_artifact_client.contract import SWEEP_RECOVER, VERIFY, VerifyRequest
 from zot_artifact_client.outgoing_messages import MESSAGES
 
 pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex")  # by Celery, when it keeps a result
@@ -149,6 +149,20 @@ def test_a_job_at_work_is_left_to_its_worker_and_looked_after_if_that_dies(conte
     monkeypatch.setattr(clock, "now", lambda: later)
     assert recover(context, app).cancelled == 1
     assert context.catalogue.ledger.get("runs").state == "cancelled"
+
+
+def test_the_corrected_request_of_a_refused_job_is_cancelled(context, app, client, broker):
+    """The refused message leaves its id to it; without one, there is nothing to cancel."""
+    for id_ in ("corrected", "refused"):
+        context.catalogue.ledger.reject(id_, "unheard", {}, {"type": "UnknownTask", "message": "?"}, clock.now())
+    client.submit(VERIFY, VerifyRequest(bucket="releases", key="app.tgz"), job_id="corrected")
+    add_requests(broker, ["corrected", "refused"])
+    assert recover(context, app).cancelled == 1
+    assert context.catalogue.ledger.get("corrected").state == "cancelled"
+    assert context.catalogue.ledger.get("refused").state == "refused"
+    assert not broker.zcard(CANCEL_REQUESTS)
+    with pytest.raises(JobCancelled):
+        client.job("corrected").wait(WITHIN)
 
 
 def test_the_cancellation_of_an_unknown_id_waits_for_its_message(context, app, client, broker):
