@@ -156,14 +156,16 @@ class _AtomicStore:
 
     def _record_later(self, job_id: str, state: str, result: Any, request: Any) -> None:
         """Have a task find out whether another message under this id is that of the job, and record it if none is."""
+        task = getattr(request, "task", None)
         if BATCH_JOB_ID.fullmatch(job_id):  # the batch knows its jobs
+            return
+        if state == REVOKED and str(task).startswith("sweep."):  # it expired, and the next one is sent on schedule
             return
         said = result["exc_message"]
         error, message = (
             ("Expired", "it expired before a worker started it") if state == REVOKED else (said[1], said[0])
         )
         try:
-            task = getattr(request, "task", None)
             send_record(self.app, job_id, task, error=str(error), message=str(message))  # type: ignore[attr-defined]
         except (RedisError, OperationalError, OSError) as failed:
             logger.warning("job %s: a rejected message is not recorded: %s", job_id, type(failed).__name__)

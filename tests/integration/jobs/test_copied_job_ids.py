@@ -14,7 +14,7 @@ from tests.servers.worker import Worker
 from tests.waiting import WITHIN, until
 from zot_artifact_client import ArtifactClient, JobCancelled, JobFailed
 from zot_artifact_client.cancellation import add_requests
-from zot_artifact_client.contract import DELETE, UPLOAD, VERIFY
+from zot_artifact_client.contract import DELETE, SWEEP_ALARMS, UPLOAD, VERIFY
 from zot_artifact_client.outgoing_messages import MESSAGES
 
 ABSENT = {"bucket": "releases", "key": "absent.tgz"}
@@ -183,6 +183,18 @@ def test_a_message_that_expired_in_the_worker_is_no_obstacle_to_a_valid_request(
     until(lambda: id_ in worker.log)
     broker.lpush("interactive", json.dumps(envelope(id_, ABSENT)))
     assert until(lambda: "not in the catalogue" in failure(client, id_))
+
+
+def test_an_expired_sweep_leaves_no_row_in_the_ledger(broker, catalogue, worker, run):
+    """Beat sends the next one: after a time without workers the ledger would have a refused job for each of them."""
+    id_ = str(uuid4())
+    message = envelope(id_, {}, task=SWEEP_ALARMS.name)
+    message["headers"]["expires"] = "2020-01-01T00:00:00+00:00"
+    broker.lpush("sweep", json.dumps(message))
+    until(lambda: id_ in worker.log)
+    run()
+    run()
+    assert catalogue.ledger.get(id_) is None
 
 
 def test_a_waiting_job_is_cancelled_without_a_command_to_the_workers(broker, client, catalogue, silent):
