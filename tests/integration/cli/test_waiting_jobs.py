@@ -1,7 +1,9 @@
 """The command line finds jobs that no worker has taken yet: the outbox of the broker has them."""
 
+import errno
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,12 @@ import pytest
 import redis
 
 from worker import cli, clock
-from worker.catalogue import Catalogue
+from worker.catalogue import Catalogue, Leased
 from worker.cli.errors import Status
 from worker.jobs.cancel_jobs import cause
 from worker.jobs.result_backend import fenced_request, use_atomic_result_backend
 from worker.settings import load_settings
+from worker.storage.filesystem.open_without_symlinks import translate
 from zot_artifact_client import ArtifactClient
 from zot_artifact_client.contract import VERIFY, JobState, VerifyRequest
 from zot_artifact_client.outgoing_messages import MESSAGES
@@ -84,6 +87,22 @@ def test_the_corrected_request_of_a_refused_job_is_shown_waited_for_and_cancelle
         assert (status, "queued" in waited, "refused" in waited) == (Status.UNKNOWN, True, False)
     assert zot("pause", "job", "mine")[0] == Status.GOOD
     assert zot("jobs", "cancel", "mine")[0] == Status.GOOD
+
+
+def test_the_command_that_an_error_names_sends_the_failed_job_again(client: ArtifactClient, zot: Zot) -> None:
+    """The way out of a disk that became read-only: its jobs have failed, and are no dead letters."""
+    error = translate(OSError(errno.EROFS, "Read-only file system"), "nas: releases/app.tgz")
+    failed, request = {"type": type(error).__name__, "message": str(error)}, {"bucket": "releases", "key": "app.tgz"}
+    with closing(Catalogue(load_settings().catalogue_url)) as catalogue:
+        taken = catalogue.ledger.acquire(
+            "mine", VERIFY.kind, request, owner="here", holds=None, parent=None, now=clock.now(),
+            lease=timedelta(seconds=30),
+        )  # fmt: skip
+        assert isinstance(taken, Leased)
+        catalogue.ledger.finish("mine", taken.record.fence, JobState.FAILED, now=clock.now(), error=failed)
+    command = str(error).split("`")[1].removeprefix("zot-artifacts ")
+    assert zot(*command.split())[0] == Status.GOOD
+    assert client.job("mine").state is JobState.QUEUED
 
 
 def test_an_id_that_is_nowhere_is_no_success(zot: Zot) -> None:

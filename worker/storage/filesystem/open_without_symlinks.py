@@ -70,7 +70,7 @@ _WAYS_OUT: dict[type[StorageError], str] = {
 }
 _READ_ONLY = (
     "; the disk is mounted read-only, as the system does after errors of the disk: make it writable, then "
-    "`zot-artifacts jobs retry --all --error AccessDenied`"
+    "`zot-artifacts jobs retry --all --state failed --error AccessDenied`"
 )
 
 
