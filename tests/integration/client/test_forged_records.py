@@ -47,6 +47,8 @@ def test_a_forged_record_is_no_end_of_a_job(unserved: str, name: str) -> None:
         timer.join()
 
 
+# Python may collect garbage in the deepest call that reads the record that is too deep: a finalizer has no room there.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_forged_record_fails_no_other_wait(unserved: str) -> None:
     """Of many jobs that are read at once, those with forged records run, and the end of the others is known."""
     ids = {name: str(uuid4()) for name in [*FORGED, "ended"]}
