@@ -93,7 +93,12 @@ def _unstored(
     states = dict(zip((job.id for job in told), stored_states(client, keys), strict=True))
     absent = [id_ for id_, state in states.items() if state is None]
     waiting = _in_outbox(app, absent)
-    unstored = [job for job in told if job.id in waiting or states[job.id] not in {None, *READY_STATES}]
+    # With a message in the outbox, a refused job is one whose id a corrected request has.
+    unstored = [
+        job
+        for job in told
+        if job.state != JobState.REFUSED and (job.id in waiting or states[job.id] not in {None, *READY_STATES})
+    ]
     return unstored, [job for job in told if states[job.id] is None and job.id not in waiting]
 
 

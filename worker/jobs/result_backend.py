@@ -221,12 +221,17 @@ def _meta_of(job_id: str, result: Any, state: str, traceback: Any, request: Any)
 
 
 def stored_states(client: Any, keys: list[bytes]) -> list[str | None]:
-    """Return the Celery states that are stored under these keys; None where there is none, or no readable one."""
+    """Return the Celery states that are stored under these keys.
+
+    None where there is none, no readable one, or one that says nothing about the job: its id was that of a rejected
+    message, too.
+    """
     found: list[str | None] = []
     for value in client.mget(keys) if keys else []:
         try:
-            found.append(None if value is None else str(json.loads(value)["status"]))
-        except (ValueError, LookupError, TypeError):
+            meta = json.loads(value or "{}")
+            found.append(None if _gives_way(meta["status"], meta.get("result")) else str(meta["status"]))
+        except (ValueError, LookupError, TypeError, RecursionError):
             found.append(None)
     return found
 

@@ -19,7 +19,7 @@ from worker.context import Context
 from worker.jobs.cancel_jobs import request_cancel
 from worker.jobs.outbox import Outbox
 from worker.jobs.republish_results import CURSOR, republish_results, uncompared
-from worker.jobs.result_backend import use_atomic_result_backend
+from worker.jobs.result_backend import fenced_request, use_atomic_result_backend
 from worker.jobs.task import clean_up
 from worker.settings import Settings
 from worker.settings.section_models import SourceSettings
@@ -211,22 +211,43 @@ def test_thousands_of_requests_for_unknown_ids_keep_no_job_waiting(context, app,
     assert broker.zcard(CANCEL_REQUESTS) == 10_000
 
 
-def test_an_end_that_the_result_backend_lacks_is_published_again(context, app, client, begin):
+def test_an_end_that_the_result_backend_lacks_is_published_again(context, app, client, broker, begin):
     """A client of a job whose worker died between ledger and result backend is told the ledger's end."""
     recover(context, app)  # a new result backend is like one that has lost its data
     now = clock.now()
     ledger = context.catalogue.ledger
     error = {"type": "NotFound", "message": "not there"}
-    for id_, state in (("done", "succeeded"), ("failed", "failed"), ("silent", "failed")):
+    for id_, state in (("done", "succeeded"), ("failed", "failed"), ("silent", "failed"), ("forged", "failed")):
         fence = begin(id_, key=id_).record.fence
         ledger.finish(id_, fence, state, now=now, result={"ok": 1} if id_ == "done" else None, error=error)
     app.backend.store_result("done", None, "STARTED")
     app.backend.store_result("failed", ValueError("again"), "RETRY")
+    broker.set("celery-task-meta-forged", "[" * 100_000)
     recover(context, app)
     assert client.job("done").result == {"ok": 1}
     with pytest.raises(JobFailed, match="not there"):
         client.job("failed").wait(WITHIN)
     assert app.backend.get_state("silent") == "PENDING"
+
+
+def test_the_end_of_a_corrected_request_replaces_the_refusal_that_is_stored(context, app, client):
+    """Its worker died before it had stored a state: what is stored under the id is the end of the refused message."""
+    recover(context, app)
+    ledger, wanted = context.catalogue.ledger, VerifyRequest(bucket="releases", key="app.tgz")
+    ledger.reject("mine", "unheard", {}, {"type": "UnknownTask", "message": "?"}, clock.now())
+    app.backend.mark_as_failure(
+        "mine", JobFailed("?", "UnknownTask", "refused", 0), request=fenced_request(ledger.get("mine"))
+    )
+    job = client.submit(VERIFY, wanted, job_id="mine")
+    assert republish_results(context, app, clean_up) == 0
+    taken = ledger.acquire(
+        "mine", VERIFY.kind, wanted.payload(), owner="here", holds=None, parent=None, now=clock.now(),
+        lease=timedelta(seconds=30),
+    )  # fmt: skip
+    ledger.finish("mine", taken.record.fence, "failed", now=clock.now(), error={"type": "NotFound", "message": "gone"})
+    assert republish_results(context, app, clean_up) == 1
+    with pytest.raises(JobFailed, match="gone"):
+        job.wait(WITHIN)
 
 
 def test_all_ends_are_published_on_a_result_backend_that_was_lost(context, app, client, broker, begin, monkeypatch):
