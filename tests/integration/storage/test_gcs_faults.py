@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import google_crc32c
 import httpx
 import pytest
 
@@ -191,6 +192,19 @@ class TestLostAnswers:
         line = through(once(Lose(), "POST", "uploadType=multipart"))
         line.write(some_bytes(PART + 1))
         assert line.read_directly() == some_bytes(PART + 1)
+
+    def test_part_with_other_bytes_of_the_same_crc32c(self, through: Callable[..., Line]) -> None:
+        """A part that is sent again with other bytes replaces the first one, also where their CRC32C is the same."""
+        first, second = b"the first bytes!", b"other bytes.c\xec\x00\xce"
+        assert google_crc32c.value(first) == google_crc32c.value(second)
+        line = through()
+        driver: Any = line.direct._driver
+        info = WriteInfo(len(second), digest_of(second).sha256)
+        token = driver.begin_upload(BUCKET, "app", info)
+        driver.upload_part(BUCKET, "app", token, 1, first)
+        part = driver.upload_part(BUCKET, "app", token, 1, second)
+        driver.complete_upload(BUCKET, "app", token, [part], info)
+        assert line.read_directly() == second
 
     def test_completing_again(self, through: Callable[..., Line]) -> None:
         """Who died before he saw the answer completes again, and is told of the object that he has made."""

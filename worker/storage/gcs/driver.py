@@ -66,7 +66,7 @@ from worker.storage.gcs.upload import (
     TRIES,
     GcsWrite,
     Upload,
-    checksums_of,
+    checksum_of,
     delete,
     find_blob,
     rewrite,
@@ -328,7 +328,7 @@ class GcsDriver(CloudDriver):
         connection, name = self._connected(), self._object(bucket, key)
         try:
             with self._errors(f"{bucket}/{key}"), suppress(DataCorruption):
-                send_bytes(connection, name, b"x", {}, 0, checksums=checksums_of(b"y"))
+                send_bytes(connection, name, b"x", {}, 0, crc32c=checksum_of(b"y"))
         except StorageError as error:
             if error.code in {"invalid", "badRequest", "400"}:
                 return True

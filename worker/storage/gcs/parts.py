@@ -5,6 +5,7 @@ target; `00001` and on are its parts; `join-…` are intermediate compositions. 
 name. The token is also the writer's token of the finished object.
 """
 
+import base64
 import itertools
 import logging
 import uuid
@@ -23,8 +24,18 @@ from worker.storage.errors import Conflict, SizeMismatch, StorageError, UploadEn
 from worker.storage.gcs.client import COMMIT_TIMEOUT, Connection, ObjectName, check_answer, list_blobs, retry
 from worker.storage.gcs.errors import SDK_ERRORS, status_of, translated
 from worker.storage.gcs.object_stat import blob_of, described, to_stat
-from worker.storage.gcs.upload import REFUSED, TRIES, GcsWrite, Upload, checksums_of, delete, find_blob, send_bytes
+from worker.storage.gcs.upload import (
+    REFUSED,
+    TRIES,
+    GcsWrite,
+    Upload,
+    checksum_of,
+    delete,
+    find_blob,
+    send_bytes,
+)
 from worker.storage.keys import RESERVED_SEGMENT
+from worker.storage.transfer.split_into_parts import md5_of
 
 ROOT = f"{RESERVED_SEGMENT}parts/"
 OPENING = "00000"
@@ -233,8 +244,12 @@ def _short(blob: Any) -> str:
 
 
 def _holds(blob: Any, data: PartData) -> bool:
-    """Return whether an object has these bytes, by the size and checksums of the store."""
-    return (blob.size, (blob.crc32c, blob.md5_hash)) == (len(data), checksums_of(data))
+    """Return whether an object has these bytes, by the size and checksums of the store.
+
+    The CRC32C alone is too little: it is easy to find other bytes that have the same one.
+    """
+    found, md5 = (blob.size, blob.crc32c, blob.md5_hash), base64.b64encode(md5_of(data)).decode()
+    return found == (len(data), checksum_of(data), md5)
 
 
 def _at_once(do: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
