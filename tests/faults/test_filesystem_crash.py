@@ -13,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -48,6 +48,7 @@ from tests.faults.filesystem_crashes import (
 from worker.embedded.parent_death import die_with_parent
 from worker.storage.driver import HashedBytes, SmallPut
 from worker.storage.errors import AlreadyExists, OutOfSpace, StorageError
+from worker.storage.filesystem import bulk_write
 from worker.storage.filesystem.layout import ObjectPath
 from worker.storage.store import Store
 
@@ -234,12 +235,16 @@ def test_every_step_is_on_the_disk_before_the_next_begins(tmp_path: Path) -> Non
     assert deleted == ["unlink k", "fsync b", "unlink k.sha256"]
 
 
-def test_a_group_is_on_the_disk_before_any_of_it_is_visible(tmp_path: Path) -> None:
-    """Of a group, all contents are synced before the first is placed, and each directory once after the last."""
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_group_is_on_the_disk_before_any_of_it_is_visible(tmp_path: Path, whole: bool) -> None:
+    """Of a group, all contents are synced before the first is placed, and each directory once after the last.
+
+    `whole`: the disk is synced as a whole, and no file by itself.
+    """
     calls: list[str] = []
     store = store_at(tmp_path)
     write(store, "other", OLD)
-    real_fsync, real_link = os.fsync, os.link
+    real_fsync, real_link, real_sync_disks = os.fsync, os.link, bulk_write.sync_disks
 
     def fsync(fd: int) -> None:
         path = Path(f"/proc/self/fd/{fd}").readlink()
@@ -250,11 +255,18 @@ def test_a_group_is_on_the_disk_before_any_of_it_is_visible(tmp_path: Path) -> N
         calls.append(f"link {target}")
         real_link(source, target, **options)
 
+    def sync_disks(directories: Iterable[int]) -> bool:
+        real_sync_disks(directories)
+        calls.append("sync disk")
+        return whole
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", fsync)
         patch.setattr(os, "link", link)
+        patch.setattr(bulk_write, "sync_disks", sync_disks)
         write_group(store, {"k": OLD, "k2": NEW})
-    assert calls == ["fsync file"] * 4 + ["link k.sha256", "link k", "link k2.sha256", "link k2", "fsync b"]
+    synced = ["sync disk"] if whole else ["sync disk", *["fsync file"] * 4]
+    assert calls == [*synced, "link k.sha256", "link k", "link k2.sha256", "link k2", "fsync b"]
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])

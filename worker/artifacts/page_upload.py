@@ -122,10 +122,10 @@ class UploadPage:
         ahead = self._reading(next(groups, None), pool)
         while ahead is not None and self.in_time and not self.closed.keys() >= stores:
             group, reads = ahead
-            ahead = self._reading(next(groups, None), pool)
             for read in reads:
                 read.result()
             self._record_versions(group)
+            ahead = self._reading(next(groups, None), pool)
             for name in dict.fromkeys(name for item in group for name in item.stores):
                 self._write_if_open(name, [item for item in group if name in item.stores], pool)
             self._record(group)
@@ -137,7 +137,7 @@ class UploadPage:
         if group is None:
             return None
         # Half of the threads, so that those that write need not wait for the reads.
-        return group, begin_all(pool, self._read, group, max(1, self.context.settings.page.threads // 2))
+        return group, begin_all(pool, self._read, group, max(1, self.context.settings.page.threads // 2), begin=1)
 
     def _read(self, item: _Item) -> None:
         try:
@@ -254,7 +254,7 @@ class UploadPage:
 
     def _save(self, outcomes: Sequence[PageOutcome], finished: Sequence[FinishedCopy] = ()) -> None:
         group = Group(outcomes, finished=finished, not_kept=self.not_kept)
-        self.page = self.context.catalogue.pages.record(self.page, group, now=clock.now())
+        self.page = self.context.catalogue.pages.record(self.page, group, now=clock.now(), durable=False)
 
     def _lock(self, items: Sequence[_Item]) -> list[_Item]:
         """Return the files that fit into memory and whose keys no other job is writing; this job has their locks."""

@@ -2,6 +2,8 @@
 
 A job on one artifact needs no row here: the ledger's `holds` is its lock. Each of the two excludes the other. It has
 rows for the companions that it writes to.
+
+In SQLite no lock waits for the disk: a power cut ends the jobs that have the locks, too.
 """
 
 from collections.abc import Sequence
@@ -55,7 +57,7 @@ class ArtifactLocks:
         """
         far = now + credible * lease
         granted: set[Path] = set()
-        with self._database.write() as connection:
+        with self._database.write(durable=False) as connection:
             for bucket, keys in by_bucket(dict.fromkeys(paths), _GROUP):
                 taken = _taken(connection, bucket, keys, job, (now, far))
                 free = [key for key in keys if key not in taken]
@@ -67,7 +69,7 @@ class ArtifactLocks:
     def release(self, job: str, fence: int) -> None:
         """Release all locks that a job has taken under this fencing token or before it; no lock is no error."""
         mine = sa.and_(artifact_locks.c.job == job, artifact_locks.c.fence <= fence)
-        with self._database.write() as connection:
+        with self._database.write(durable=False) as connection:
             connection.execute(sa.delete(artifact_locks).where(mine))
 
 

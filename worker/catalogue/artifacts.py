@@ -260,7 +260,7 @@ class Artifacts:
                 stores=stores, job=job, properties=properties, replaces_headers=replaces_headers,
                 stores_named=stores_named,
             )  # fmt: skip
-        if not durable and recorded.artifact.version > 1 and recorded.artifact.committed_at is None:
+        if not durable and _replaces_bytes(recorded.artifact):
             self._database.flush()
         return recorded
 
@@ -277,9 +277,10 @@ class Artifacts:
         """Record versions of different keys in one transaction; for each see `record`, whose errors are returned.
 
         Metadata and properties are those of all; other ones than before are a new version, as with `replaces_headers`.
+        A power cut may undo first versions, as in `record` without `durable`.
         """
         recorded: dict[int, Recorded | Superseded | OnHold] = {}
-        with self._database.write() as connection:
+        with self._database.write(durable=False) as connection:
             newest = _newest_of(connection, [(each.bucket, each.key) for each in versions])
             fresh: list[tuple[int, NewVersion, int]] = []
             reused: list[Row[Any]] = []
@@ -310,6 +311,8 @@ class Artifacts:
             _note_reuses(connection, reused, job)
             shared = {"created_at": now, "job": job, "stores_named": stores_named or None}
             recorded |= _insert_versions(connection, fresh, beside, shared)
+        if any(isinstance(each, Recorded) and _replaces_bytes(each.artifact) for each in recorded.values()):
+            self._database.flush()
         return [recorded[number] for number in range(len(versions))]
 
     def manifest(self, artifact: Artifact) -> Manifest | None:
@@ -658,6 +661,11 @@ def insert_version(
         chunks = {"artifact_id": row.id, "chunk_size": manifest.chunk_size, "digests": manifest.digests}
         _INSERT_MANIFEST.run(connection, **chunks)
     return artifact_of(row)
+
+
+def _replaces_bytes(artifact: Artifact) -> bool:
+    """Return whether the bytes of a version replace those of another one: its record has to be durable before that."""
+    return artifact.version > 1 and artifact.committed_at is None
 
 
 def _insert_versions(

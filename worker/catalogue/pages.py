@@ -164,9 +164,9 @@ class Pages:
         return Page(*row) if row else None
 
     def begin(self, job: str, objects: Sequence[int]) -> Page:
-        """Record the objects of a page, by ids or numbers."""
+        """Record the objects of a page, by ids or numbers; a page that a power cut undoes is begun again."""
         page = Page(job, None, list(objects))
-        with self._database.write() as connection:
+        with self._database.write(durable=False) as connection:
             _insert(connection, page)
         return page
 
@@ -238,14 +238,17 @@ class Pages:
             rows = connection.execute(query).all()
         return sum(sum(outcomes.values()) for outcomes, _ in rows), sum(size for _, size in rows)
 
-    def record(self, page: Page, group: Group, *, now: datetime) -> Page:
+    def record(self, page: Page, group: Group, *, now: datetime, durable: bool = True) -> Page:
         """Record a group of outcomes, and what follows from them, in one transaction; return the page after it.
+
+        Without `durable`, a power cut may undo it until the end of the page's job is recorded: only for objects that
+        the next attempt may do again.
 
         Raises:
             LostLease: another worker has the lease; nothing was written.
         """
         after, verdicts = _after(page, group.outcomes, group.not_kept), prepare_verdicts(group.verdicts, now)
-        with self._database.write() as connection:
+        with self._database.write(durable=durable) as connection:
             finish_copies(connection, group.finished, now)
             append_verdicts(connection, verdicts)  # after the writes: a copy that was read back is verified
             delete_copies(connection, group.deleted)

@@ -10,6 +10,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,8 +29,11 @@ from worker.catalogue import (
     EndNotDurable,
     Finding,
     Finished,
+    FinishedCopy,
+    Group,
     Held,
     Leased,
+    NewVersion,
     Outcome,
     PageOutcome,
     VerdictRow,
@@ -332,6 +336,28 @@ def test_the_record_of_a_first_version_waits_for_no_disk_and_any_other_does(url,
     artifacts.record("releases", "b", digest, {}, clock.now())
     assert waits[3:] == ["wait"]
     catalogue.close()
+
+
+def test_a_page_that_uploads_waits_for_the_disk_only_before_bytes_are_replaced(url, monkeypatch):
+    """A power cut ends the page, and its next delivery records again what was lost; a further version is durable."""
+    with closing(Catalogue(url)) as catalogue:
+        fence, now, waits = begin(catalogue, "page").record.fence, clock.now(), waits_of(catalogue, monkeypatch)
+        page = catalogue.pages.begin("page", [0])
+        paths = [("releases", "a")]
+        assert catalogue.artifact_locks.acquire("page", fence, paths, now=now, lease=timedelta(seconds=30)) == {*paths}
+        version = NewVersion("releases", "a", Digest(11, "a" * 64), ("dr",))
+        [recorded] = catalogue.artifacts.record_many([version], {}, now, job="page")
+        finished = [FinishedCopy(recorded.artifact, "dr", "1")]
+        group = Group([PageOutcome(0, "releases/a", 11, "stored")], finished=finished)
+        page = catalogue.pages.record(page, group, now=now, durable=False)
+        catalogue.artifact_locks.release("page", fence)
+        assert waits == ["no wait"] * 5
+        waits.clear()
+        catalogue.artifacts.record_many([replace(version, digest=Digest(11, "b" * 64))], {}, now, job="page")
+        assert waits == ["no wait", "flush"]
+        waits.clear()
+        catalogue.pages.record(page, Group([]), now=now)
+        assert waits == ["wait"]
 
 
 def test_the_groups_of_a_page_wait_for_the_disk_once_at_its_end(url, monkeypatch):

@@ -1,8 +1,9 @@
 """Write groups of small objects: each is atomic by itself, and all become durable with few waits for the disk.
 
-One object costs two files and three or four waits for the disk. In a group, all files are written first, without names,
-and synced by several threads, so that the disk serves their waits together. Then each object is placed under its lock,
-and each directory is synced once.
+One object costs two files and three or four waits for the disk. In a group, all files are written first, without names.
+Then their disk is synced as a whole, or, where that would wait for other programs, each file by one of several threads,
+so that the disk serves their waits together. Then each object is placed under its lock, and each directory is synced
+once.
 """
 
 import os
@@ -20,10 +21,11 @@ from worker.storage.filesystem.atomic_write import ObjectFiles
 from worker.storage.filesystem.layout import ObjectPath, object_stat
 from worker.storage.filesystem.open_without_symlinks import Tree, translate
 from worker.storage.filesystem.temp_files import NoUnnamedFiles, TempFile, UnnamedFile
+from worker.storage.filesystem.whole_disk_sync import sync_disks
 from worker.storage.transfer.do_in_threads import do_all
 
 _WRITERS = 4
-"""Threads that write files; more of them take the processor from each other."""
+"""Most threads that write files; more of them take the processor from each other."""
 _SYNCERS = 16
 """Threads that wait for the disk."""
 _RACES = 100
@@ -101,14 +103,24 @@ class BulkWrite:
                 for file in item.files:
                     file.sync()
 
+        def check(item: _Item) -> None:
+            with self._errors_of(item):
+                for file in item.files:
+                    file.check_size()
+
         for item in items:
             with self._errors_of(item):
                 self._rules.name(item.path)
                 if item.path.bucket not in directories.buckets and self._tree.make((item.path.bucket,)):
                     fresh.add(item.path.bucket)
                 directories.open(item.path.parents)
-        do_all(pool, write, [item for item in items if item.error is None], _WRITERS)
-        do_all(pool, sync, [item for item in items if item.error is None], _SYNCERS)
+        do_all(pool, write, [item for item in items if item.error is None], _WRITERS, begin=1)
+        written = [item for item in items if item.error is None]
+        if sync_disks(directories.opened):
+            for item in written:
+                check(item)
+        else:
+            do_all(pool, sync, written, _SYNCERS)
 
     def _write_one(self, item: _Item, directory: int) -> None:
         self._rules.directories(directory, item.path)
@@ -203,6 +215,11 @@ class _Directories:
                 self.buckets.add(parents[0])
             return fd
 
+    @property
+    def opened(self) -> list[int]:
+        """Return all directories that were opened for the group, those first that were removed meanwhile."""
+        return [*self._forgotten, *self._open.values()]
+
     def use(self, parents: tuple[str, ...], do: Callable[[int], None]) -> None:
         """Call `do` with a directory, and again if a delete has meanwhile removed the directory as empty."""
         for left in reversed(range(_RACES)):
@@ -222,7 +239,7 @@ class _Directories:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        for fd in (*self._open.values(), *self._forgotten):
+        for fd in self.opened:
             os.close(fd)
 
     def _made(self, parents: tuple[str, ...]) -> int:

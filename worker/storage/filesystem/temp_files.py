@@ -87,6 +87,10 @@ class TempFile:
     def sync(self) -> None:
         """Make the bytes and attributes durable."""
         os.fsync(self._fd)
+        self.check_size()
+
+    def check_size(self) -> None:
+        """Raise an OSError unless the file has as many bytes as were written."""
         if self.stat.st_size != self._written:
             raise OSError(errno.EIO, f"{self._written} bytes were written and {self.stat.st_size} are on the disk")
 

@@ -1,10 +1,13 @@
 """Work that a few threads share item by item."""
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
+from worker.storage.transfer import do_in_threads
 from worker.storage.transfer.do_in_threads import begin_all, do_all
 
 THREADS = 3
@@ -67,6 +70,32 @@ def test_an_interrupted_caller_waits_for_no_further_items(monkeypatch: pytest.Mo
             do_all(pool, do, list(range(10)), 1)
         go_on.set()
     assert done == [0]
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_each_item_that_takes_long_begins_another_thread(monkeypatch: pytest.MonkeyPatch, slow: bool) -> None:
+    """Work that waits has as many threads as are asked for; work that only computes stays in one."""
+    monkeypatch.setattr(do_in_threads, "_SLOW", -1.0 if slow else 3600.0)
+    threads = THREADS if slow else 1
+    together = threading.Barrier(threads)
+    begun: list[object] = []
+    done: list[int] = []
+
+    class Pool(ThreadPoolExecutor):
+        def submit(self, do: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
+            begun.append(do)
+            return super().submit(do, *args, **options)
+
+    def do(item: int) -> None:
+        if item >= THREADS - 1:  # each item before these has begun a thread
+            together.wait(60)
+        done.append(item)
+
+    with Pool(2 * THREADS) as pool:
+        do_all(pool, do, list(range(2 * THREADS - 1)), THREADS, begin=1)
+
+    assert sorted(done) == list(range(2 * THREADS - 1))
+    assert len(begun) == threads
 
 
 def test_nothing_is_begun_for_no_items() -> None:
