@@ -55,3 +55,24 @@ def test_a_name_that_no_file_can_have_is_refused(settings: Settings, root: Path,
     """A source with a NUL or a lone surrogate in its name is refused like any other, and never an unknown error."""
     with pytest.raises(SourceRefused, match="no file can have this name"), open_source(f"{root}/{name}", settings):
         pass
+
+
+def test_a_link_that_replaces_a_directory_leads_nowhere_else(settings: Settings, root: Path, tmp_path: Path) -> None:
+    """What is opened has to be below a root, although the directories of a page are resolved once a second."""
+    (root / "d").mkdir()
+    (tmp_path / "secret").mkdir()
+    for directory in (root / "d", tmp_path / "secret"):
+        (directory / "f").write_bytes(b"x")
+    with open_source(str(root / "d" / "f"), settings):
+        pass
+    (root / "d").rename(root / "other")
+    (root / "d").symlink_to(tmp_path / "secret")
+    with (
+        pytest.raises(SourceRefused, match="not under a configured root"),
+        open_source(str(root / "d" / "f"), settings),
+    ):
+        pass
+    (root / "d").unlink()
+    (root / "d").symlink_to(root / "other")
+    with open_source(str(root / "d" / "f"), settings) as source:
+        assert source.read(2) == b"x"

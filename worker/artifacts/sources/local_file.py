@@ -37,7 +37,7 @@ def open_file(name: str, settings: Settings, job: str | None) -> BinaryIO:
         raise SourceRefused(f"source {name!r}: no file can have this name")
     if not os.path.isabs(name):  # noqa: PTH117 - here and below, a Path costs more than the call
         raise SourceRefused(f"source {name!r}: give an absolute path")
-    real = os.path.realpath(name)
+    real = _real(name)
     _check_allowed(name, real, settings, job)
     try:
         # Checked before the open as well: to open a device may already have an effect.
@@ -85,9 +85,20 @@ def _check_allowed(name: str, real: str, settings: Settings, job: str | None) ->
         raise SourceRefused(f"source {name}: it is not under a configured root; add its directory to sources.roots")
 
 
+def _real(name: str) -> str:
+    """Return the resolved path of a file; its directory is resolved once a second, because pages open many files of it.
+
+    A directory that is replaced meanwhile is found after the open, by the path of what was opened.
+    """
+    directory, last = os.path.split(name)
+    if last in {"", ".", ".."} or os.path.islink(name):  # noqa: PTH114 - a Path costs more
+        return os.path.realpath(name)
+    return os.path.join(_resolved(directory, int(time.monotonic())), last)  # noqa: PTH118
+
+
 @lru_cache(maxsize=64)
 def _resolved(directory: str, second: int) -> str:
-    """Return the resolved path of a directory of the settings."""
+    """Return the resolved path of a directory."""
     del second  # what was resolved in another one is resolved again
     return os.path.realpath(directory)
 

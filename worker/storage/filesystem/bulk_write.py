@@ -18,7 +18,7 @@ from typing import Self, cast
 from worker.storage.driver import Condition, Match, ObjectStat, SmallPut
 from worker.storage.errors import StorageError
 from worker.storage.filesystem.atomic_write import ObjectFiles
-from worker.storage.filesystem.layout import ObjectPath, object_stat
+from worker.storage.filesystem.layout import LOCKS, ObjectPath, object_stat
 from worker.storage.filesystem.open_without_symlinks import Tree, translate
 from worker.storage.filesystem.temp_files import NoUnnamedFiles, TempFile, UnnamedFile
 from worker.storage.filesystem.whole_disk_sync import sync_disks
@@ -148,14 +148,15 @@ class BulkWrite:
         for item in items:
             if item.error is None:
                 with self._errors_of(item):
-                    directories.use(item.path.parents, partial(self._place_one, item))
+                    locks = directories.open(LOCKS)
+                    directories.use(item.path.parents, partial(self._place_one, item, locks))
 
-    def _place_one(self, item: _Item, directory: int) -> None:
+    def _place_one(self, item: _Item, locks: int, directory: int) -> None:
         path, put, data = item.path, item.put, item.data
         assert data is not None
         for file in item.files:
             file.move_to(directory)
-        with self._tree.locked(path.lock):
+        with self._tree.locked(path.lock, locks=locks):
             self._rules.name(path)  # again: another writer may have taken the name meanwhile
             created = not isinstance(put.condition, Match) and self._files.create(
                 directory, path, data, item.sidecar, exclusive=True

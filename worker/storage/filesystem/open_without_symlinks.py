@@ -282,19 +282,22 @@ class Tree:
             pending += [(*here, name) for name in directories]
 
     @contextmanager
-    def locked(self, name: str) -> Iterator[None]:
+    def locked(self, name: str, *, locks: int | None = None) -> Iterator[None]:
         """Hold a lock that excludes every other thread and process that asks for the same name.
+
+        `locks`: the directory of the locks, where a caller that takes many of them has it open.
 
         Raises:
             Unavailable: another process keeps the lock; names its file.
         """
-        directory, _ = self.create_directory(LOCKS)
+        directory = self.create_directory(LOCKS)[0] if locks is None else locks
         try:
             lock = os.open(name, _LOCK, dir_fd=directory)
         except FileNotFoundError:
             lock = self._make_lock(directory, name)
         finally:
-            os.close(directory)
+            if locks is None:
+                os.close(directory)
         try:
             until = time.monotonic() + LOCK_SECONDS
             while True:
