@@ -164,7 +164,7 @@ class Pages:
         return Page(*row) if row else None
 
     def begin(self, job: str, objects: Sequence[int]) -> Page:
-        """Record the objects of a page, by ids or numbers; a page that a power cut undoes is begun again."""
+        """Record the objects of a page, by ids or numbers; a power cut may undo it."""
         page = Page(job, None, list(objects))
         with self._database.write(durable=False) as connection:
             _insert(connection, page)
