@@ -9,7 +9,7 @@ import typer
 from worker.artifacts.log_archive import archive_key
 from worker.artifacts.log_signature import LogKeys
 from worker.artifacts.verification_log_head import signed_head
-from worker.catalogue import BAD, Copy, EvidenceCheck
+from worker.catalogue import BAD, Copy, CopyState, EvidenceCheck
 from worker.cli.arguments import ArtifactArgument, ArtifactPath
 from worker.cli.ls import brief
 from worker.cli.output import AsJson, flat, print_json, print_table, say, size
@@ -50,7 +50,9 @@ def show(
             _prove(session, at, as_json=as_json)
             return
         found = session.artifact(at.bucket, at.key)
-        copies = [copy for copy in session.catalogue.artifacts.copies(found).values() if copy.state.present]
+        known = session.catalogue.artifacts.copies(found).values()
+        copies = [copy for copy in known if copy.state.present]
+        begun = [copy.store for copy in known if copy.state is CopyState.WRITING]
         configured = set(session.settings.stores)
         checks = session.catalogue.evidence_checks.of([copy.id for copy in copies])
         held = session.catalogue.holds.get(at.bucket, at.key)
@@ -92,6 +94,9 @@ def show(
     ]
     columns = ("store", "state", "last verified", "last attempt", "evidence")
     print_table(columns, rows, empty="no copies", flexible=("state",))
+    for store in begun:
+        way_out = f"`zot-artifacts replicate {found.path} --to {store}`"
+        say(f"{store}: its copy is not written yet: the upload runs, or it failed; then {way_out} adds it")
 
 
 def _evidence(copy: Copy, check: EvidenceCheck) -> str:

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from operator import itemgetter
 from typing import Any
@@ -36,7 +36,7 @@ from worker.cli.output import AsJson, age, flat, print_json, print_table, say, s
 from worker.cli.pause import describe_pause
 from worker.cli.service_checks import broker_checks, catalogue_lock, open_breakers, way_out_of_breaker
 from worker.cli.session import Session, opened
-from worker.cli.stores import unconfigured
+from worker.cli.stores import unconfigured, way_out_of_unconfigured
 from worker.counted import counted
 from worker.storage.config import FilesystemConfig
 from worker.storage.errors import AccessDenied, OutOfSpace, StorageError
@@ -45,6 +45,7 @@ from zot_artifact_client.contract import SWEEP_LEFTOVERS, SWEEP_PROBE, TASKS, Jo
 _RECENT = timedelta(days=1)
 """The reads of this time give the rate of the forecast; the jobs that failed in it are shown."""
 _NAMED = 5
+_WAITS = "waits for repair"
 _MOST_LOST = 1000
 _MOST_DUE = 1_000_000
 """Due copies that are counted at most."""
@@ -92,7 +93,7 @@ def status(as_json: AsJson = False) -> None:
     if as_json:
         print_json(document)
     else:
-        _print(document)
+        _print(document, session.settings.sweep.repair.every)
     raise typer.Exit(document["status"])
 
 
@@ -221,7 +222,8 @@ def _findings(session: Session, stores: list[dict[str, Any]], now: datetime) -> 
             yield _counted(FindingKind.OVERDUE, row["store"], row["overdue"], before, tuple(map(asdict, late)))
     for name, states in unconfigured(session).items():
         before = known.pop((FindingKind.STORE_NOT_CONFIGURED, name), None)
-        yield _counted(FindingKind.STORE_NOT_CONFIGURED, name, sum(states.values()), before)
+        found = _counted(FindingKind.STORE_NOT_CONFIGURED, name, sum(states.values()), before)
+        yield replace(found, detail=f"{counted(found.count, 'copy')}; {way_out_of_unconfigured(session, name)}")
     untrusted = session.catalogue.repairs.untrusted()
     lost = {
         (each.bucket, each.key) for each in session.catalogue.findings.page(kind=FindingKind.LOST, limit=_MOST_LOST)
@@ -276,7 +278,7 @@ def _doing(session: Session, kind: FindingKind, store: str | None, *, stopped: b
     if kind in _REPAIRED and (store in repair.off or not repair.enabled):
         return "repairs are off"
     if kind in _REPAIRED:
-        return "waits for repair"
+        return _WAITS
     return {FindingKind.UNREADABLE: "is read again", FindingKind.SUSPECT: "is read again"}.get(kind, "nothing")
 
 
@@ -306,7 +308,8 @@ def _refused(failed: Iterable[FailedJobs]) -> Iterator[Check]:
                 f"store {each.store}",
                 "bad",
                 f"{counted(each.count, 'job')} failed with {each.error} in the last day",
-                f"repair it, then run `zot-artifacts jobs retry --all --state failed --error {each.error}`",
+                f"repair it, then run `zot-artifacts jobs retry --all --state failed --error {each.error}`; "
+                "an upload whose source is gone has to be sent anew",
             )
 
 
@@ -352,7 +355,11 @@ def _disks(session: Session) -> Iterator[Check]:
         except OSError as error:
             yield Check(f"disk {name}", "unknown", f"{config.root}: {error.strerror}", "bring the disk back")
             continue
-        yield Check(f"disk {name}", "good" if free >= _LEAST_FREE else "bad", f"{size(free)} free")
+        if free >= _LEAST_FREE:
+            yield Check(f"disk {name}", "good", f"{size(free)} free")
+        else:
+            told = f"{size(free)} free, less than {size(_LEAST_FREE)}"
+            yield Check(f"disk {name}", "bad", told, f"make room in {config.root}")
 
 
 def _status(findings: list[Open], dead: int, checks: list[Check]) -> Status:
@@ -369,7 +376,7 @@ def _paused(pause: Pause) -> dict[str, Any]:
 # For people
 
 
-def _print(document: Mapping[str, Any]) -> None:
+def _print(document: Mapping[str, Any], repair_every: timedelta) -> None:
     now = document["at"]
     for each in document["findings"]:
         if each["kind"] == FindingKind.LOST:
@@ -377,13 +384,13 @@ def _print(document: Mapping[str, Any]) -> None:
     columns = ("store", "copies", "size", "in period", "oldest", "never read", "overdue", "all read in")
     print_table(columns, [_cells(row, now) for row in document["stores"]], empty="no stores", flexible=("store",))
     for row in document["stores"]:
-        lines = (row["too_slow"], _first_reads_line(row), _budget_line(row), _archived_line(row), _buckets_line(row))
+        lines = (
+            row["too_slow"], _first_reads_line(row), _budget_line(row), _archived_line(row), _unwritten_line(row),
+            _buckets_line(row),
+        )  # fmt: skip
         for line in filter(None, lines):
             say(line)
-    if document["findings"]:
-        say("")
-        rows = [row for each in document["findings"] for row in _rows(each, now)]
-        print_table(_FINDING_COLUMNS, rows, empty="", flexible=("artifact", "store", "what is done"))
+    _print_findings(document["findings"], now)
     if document["sweeps"]:
         say("")
         sweeps = [_sweep_cells(run, now) for run in document["sweeps"]]
@@ -398,6 +405,7 @@ def _print(document: Mapping[str, Any]) -> None:
         else "dead letters: 0"
     )
     told = (
+        *_when_repaired(document["findings"], age(now - repair_every, now)),
         *_by_error(document["failed_jobs"]), *map(_canary, document["canaries"]), *_waiting(document["alarms"]),
         *_undelivered(document["webhooks"]),
     )  # fmt: skip
@@ -409,6 +417,22 @@ def _print(document: Mapping[str, Any]) -> None:
     for check in document["checks"]:
         line = f"{check['name']}: {check['outcome']}, {check['detail']}"
         say(f"{line}; {check['way_out']}" if check["way_out"] and check["outcome"] != "good" else line)
+
+
+def _print_findings(findings: list[Mapping[str, Any]], now: datetime) -> None:
+    if not findings:
+        return
+    say("")
+    rows = [row for each in findings for row in _rows(each, now)]
+    print_table(_FINDING_COLUMNS, rows, empty="", flexible=("artifact", "store", "what is done"))
+    for each in findings:
+        if each["detail"]:  # a narrow terminal would cut it in the table
+            say(f"{' '.join(filter(None, (each['kind'], each['store'])))}: {each['detail']}")
+
+
+def _when_repaired(findings: Iterable[Mapping[str, Any]], every: str) -> Iterator[str]:
+    if any(each.get("doing") == _WAITS for found in findings for each in found["examples"]):
+        yield f"a repair begins within {every} while beat runs, or at once with `zot-artifacts sweep repair`"
 
 
 def _by_error(failed: Iterable[Mapping[str, Any]]) -> Iterator[str]:
@@ -435,6 +459,15 @@ def _cells(row: Mapping[str, Any], now: datetime) -> tuple[object, ...]:
 def _archived_line(row: Mapping[str, Any]) -> str | None:
     count = row["archived"]
     return f"{row['store']}: {counted(count, 'archived copy')}, not readable now and not verified" if count else None
+
+
+def _unwritten_line(row: Mapping[str, Any]) -> str | None:
+    if not (count := row["states"].get(CopyState.WRITING)):
+        return None
+    return (
+        f"{row['store']}: {counted(count, 'copy')} not written yet: the upload runs, or it failed; "
+        f"`zot-artifacts replicate BUCKET --all --to {row['store']}` adds what failed uploads left out"
+    )
 
 
 def _first_reads_line(row: Mapping[str, Any]) -> str | None:
@@ -511,7 +544,7 @@ def _rows(found: Mapping[str, Any], now: datetime) -> Iterator[tuple[object, ...
     known = f"{done} acknowledged" if done else None
     since = found["since"] and age(found["since"], now)
     if found["detail"]:
-        yield kind, store, since, found["detail"], known
+        yield kind, store, since, f"store {store}" if store else None, known
     elif more := found["count"] - len(found["examples"]):
         acted = f"{found['acted']} acted on" if found["acted"] else None
         said = f"{more} more" if found["examples"] else counted(more, "copy")
@@ -521,7 +554,10 @@ def _rows(found: Mapping[str, Any], now: datetime) -> Iterator[tuple[object, ...
 def _sweep_cells(run: Mapping[str, Any], now: datetime) -> tuple[object, ...]:
     began = run["started_at"] and age(run["started_at"], now)
     took = None if run["seconds"] is None else f"{run['seconds']:.1f} s"
-    told = "; ".join(f"{name} {flat(value)}" for name, value in (run["result"] or {}).items() if value)
+    result = {name: value for name, value in (run["result"] or {}).items() if value}
+    if run["sweep"] == SWEEP_PROBE.kind and "faults" in result:
+        result["faults"] = list(result["faults"])  # each cause is in the check of its store
+    told = "; ".join(f"{name} {flat(value)}" for name, value in result.items())
     error = (run["error"] or {}).get("message")
     return _sweep_name(run["sweep"]), began, took, f"{run['state']}: {error or told or 'nothing to do'}"
 

@@ -204,8 +204,15 @@ def _cells(row: dict[str, Any]) -> tuple[object, ...]:
         row["oldest_verified_at"],
         row["never_verified"],
         row["paused"] and describe_pause(row["paused"]["since"], row["paused"]["reason"]),
-        "; ".join(filter(None, (row["error"], row["breaker"]))) or None,
+        _error(row["error"], row["breaker"]),
     )
+
+
+def _error(error: str | None, breaker: str | None) -> str | None:
+    """Return what is wrong with a store; the cause of its open circuit breaker is mostly the error and told once."""
+    if error and breaker:
+        breaker = breaker.removesuffix(f"; the store failed with: {error}")
+    return "; ".join(filter(None, (error, breaker))) or None
 
 
 def _paused(pause: Pause | None) -> dict[str, Any] | None:

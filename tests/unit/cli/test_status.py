@@ -1,6 +1,7 @@
 """`status` shows what is open until it is resolved, and its exit status says so; `stores` and `doctor` agree."""
 
 import json
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -149,12 +150,56 @@ def test_what_has_no_answer_and_what_is_late_is_open(catalogue: Catalogue, artif
     assert (status, kinds(document)) == (1, {"unreadable": ("dr", 1), "overdue": ("primary", 1)})
 
 
-def test_a_store_that_is_not_configured_is_open(catalogue: Catalogue, zot: Zot) -> None:
-    """Copies in a store that left the settings are a finding."""
+def test_a_store_that_is_not_configured_is_open(
+    catalogue: Catalogue, zot: Zot, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Copies in a store that left the settings are a finding, whose way out no narrow terminal cuts."""
     made = catalogue.artifacts.record("releases", "a", Digest(1, "0" * 64), {}, clock.now(), stores=["old"]).artifact
     catalogue.artifacts.finish_copy(made, "old", tag="1", evidence={}, now=clock.now())
     status, document = zot("status")
     assert (status, kinds(document)) == (1, {"store_not_configured": ("old", 1)})
+    told = "1 copy; add it to `stores` again, or `zot-artifacts stores forget old --dry-run`"
+    assert document["findings"][0]["detail"] == told
+    cli.run(["status"])
+    assert f"store_not_configured old: {told}\n" in capsys.readouterr().out
+
+
+def test_a_copy_that_an_upload_left_out_is_told(
+    catalogue: Catalogue, zot: Zot, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After an upload failed in one store, `status` and `show` name that store and the command that adds the copy."""
+    digest, stores = Digest(1, "0" * 64), ["primary", "dr"]
+    made = catalogue.artifacts.record("releases", "a", digest, {}, clock.now(), stores=stores).artifact
+    catalogue.artifacts.finish_copy(made, "primary", tag="1", evidence={}, now=clock.now())
+    cli.run(["status"])
+    told = capsys.readouterr().out
+    assert "dr: 1 copy not written yet" in told
+    assert "`zot-artifacts replicate BUCKET --all --to dr`" in told
+    assert "primary: " not in told.partition("findings:")[0]
+    cli.run(["show", "releases/a"])
+    assert "`zot-artifacts replicate releases/a --to dr`" in capsys.readouterr().out
+    assert [copy["store"] for copy in zot("show", "releases/a")[1]["copies"]] == ["primary"]
+
+
+def test_status_says_when_a_repair_begins(
+    catalogue: Catalogue, artifact: Artifact, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside a copy that waits for its repair are the time until the next sweep and the command that starts one."""
+    cli.run(["status"])
+    assert "sweep repair" not in capsys.readouterr().out
+    judge(catalogue, artifact, "dr", "corrupt")
+    cli.run(["status"])
+    assert "within 5m while beat runs, or at once with `zot-artifacts sweep repair`" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("catalogue")
+def test_a_disk_that_is_nearly_full_is_named(zot: Zot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check names the least room, and the directory of the store in which to make some."""
+    usage = shutil.disk_usage("/")._replace(free=5 << 20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    checks = {each["name"]: each for each in zot("status")[1]["checks"]}
+    assert checks["disk dr"]["detail"] == "5.0 MiB free, less than 1.0 GiB"
+    assert checks["disk dr"]["way_out"].startswith("make room in /")
 
 
 def test_the_screen_fits_eighty_columns(
@@ -182,8 +227,10 @@ def test_a_store_that_is_not_trusted_is_open(catalogue: Catalogue, artifact: Art
     assert zot("status")[1]["findings"] == []
 
 
-def test_a_store_that_failed_its_last_probe_is_open(catalogue: Catalogue, zot: Zot) -> None:
-    """A store without its bucket opens no circuit breaker; a later probe that succeeds closes it."""
+def test_a_store_that_failed_its_last_probe_is_open(
+    catalogue: Catalogue, zot: Zot, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A store without its bucket opens no circuit breaker, and is told once; a later probe that succeeds closes it."""
 
     def probed(job: str, faults: dict[str, str], **request: str) -> dict[str, Any]:
         begun = catalogue.ledger.acquire(
@@ -198,6 +245,8 @@ def test_a_store_that_failed_its_last_probe_is_open(catalogue: Catalogue, zot: Z
     gone = probed("first", {"dr": "dr: bucket 'b' does not exist", "retired": "retired: gone"})
     assert {name: each["outcome"] for name, each in gone.items()} == {"store dr": "bad"}
     assert "bucket 'b' does not exist" in gone["store dr"]["detail"]
+    cli.run(["status"])
+    assert capsys.readouterr().out.count("bucket 'b' does not exist") == 1
     assert probed("of one store", {}, store="primary").keys() == {"store dr"}  # which says nothing about dr
     assert probed("second", {}) == {}
 
