@@ -108,11 +108,23 @@ def current_version(catalogue: Catalogue, bucket: str, key: str) -> Artifact:
         way_out = f"`zot-artifacts undelete {bucket}/{key}` brings it back"
         raise NotFound(f"{bucket}/{key} was deleted at {gone.deleted_at:%Y-%m-%d %H:%M} UTC; {way_out}")
     if found is None:
-        near = [a.path for a in catalogue.artifacts.page(bucket, key[:3])]
-        close = difflib.get_close_matches(f"{bucket}/{key}", near, n=1)
-        hint = f"{HINT}{close[0]}?" if close else ""
-        raise NotFound(f"{bucket}/{key} is not in the catalogue{hint}")
+        raise NotFound(f"{bucket}/{key} is not in the catalogue{nearest(catalogue, bucket, key)}")
     return found
+
+
+def nearest(catalogue: Catalogue, bucket: str, key: str) -> str:
+    """Return `; did you mean …?` with the artifacts below a key, or with the one of the nearest name, else nothing."""
+    artifacts = catalogue.artifacts
+    if artifacts.page(bucket, f"{key.rstrip('/')}/", limit=1):
+        below = f"{bucket}/{key.rstrip('/')}/"
+        return f"{HINT}the artifacts below {below!r}? `get` takes them with -r, other commands with --all"
+    keys = {each.key for each in [*artifacts.page(bucket, key[:3]), *artifacts.page(bucket)]}
+    # Keys of one bucket are compared without it, which would make any two alike.
+    close = [f"{bucket}/{near}" for near in difflib.get_close_matches(key, keys, n=1)]
+    if not close:
+        others = {each.path for each in artifacts.page(None) if each.bucket != bucket}
+        close = difflib.get_close_matches(f"{bucket}/{key}", others, n=1)
+    return f"{HINT}{close[0]!r}?" if close else ""
 
 
 _settings: Settings | None = None

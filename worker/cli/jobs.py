@@ -24,7 +24,7 @@ from worker.cli.jobs_selection import (
     having,
     tell_unknown_error,
 )
-from worker.cli.output import AsJson, moment, note, print_json, say
+from worker.cli.output import AsJson, complain, moment, note, print_json, say
 from worker.cli.session import Session, opened
 from worker.counted import counted
 from worker.settings.model import load_settings
@@ -173,6 +173,8 @@ def retry(
             chosen = session.catalogue.job_admin.find(states, kind=kind, fits=fits, limit=None)
             if not chosen:
                 tell_unknown_error(session.catalogue, error)
+                if not state and session.catalogue.job_admin.find([JobState.FAILED], kind=kind, fits=fits, limit=1):
+                    complain("no dead letter is among them, failed jobs are: add --state failed")
         rejected = {record.id: reason for record in chosen if (reason := why_not(record))}
         fit = [record for record in chosen if record.id not in rejected]
         if everything and fit and not (dry_run or yes):

@@ -1,6 +1,5 @@
 """The session of one command: its settings, catalogue and stores."""
 
-import difflib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -9,11 +8,10 @@ from urllib.parse import unquote
 
 from worker.artifacts.reading_order import AvoidedStores
 from worker.catalogue import Artifact, Catalogue, JobRecord, expected_identity
-from worker.cli.errors import Failure, Status, suggestion
+from worker.cli.errors import Failure, Status
 from worker.cli.output import note
 from worker.settings import Settings, load_settings
 from worker.storage.configured_stores import Stores
-from worker.storage.errors import NotFound
 from zot_artifact_client.contract import JobState
 from zot_artifact_client.errors import BrokerUnavailable
 
@@ -37,20 +35,11 @@ class Session:
             NotFound: there is none, with the nearest key there is.
         """
         found = self.catalogue.artifacts.current(bucket, key)
-        if found is None and (gone := self.catalogue.deletions.get(bucket, key)) is not None:
-            way_out = f"`zot-artifacts undelete {bucket}/{key}` brings it back"
-            raise NotFound(f"{bucket}/{key} was deleted at {gone.deleted_at:%Y-%m-%d %H:%M} UTC; {way_out}")
         if found is None:
-            raise NotFound(f"{bucket}/{key} is not in the catalogue{self.nearest(bucket, key)}")
-        return found
+            from worker.context import current_version  # only a failed command needs this import
 
-    def nearest(self, bucket: str, key: str) -> str:
-        """Return `; did you mean …?` with the recorded artifact whose name is nearest, else nothing."""
-        artifacts = self.catalogue.artifacts
-        keys = {a.key for a in [*artifacts.page(bucket, key[:3]), *artifacts.page(bucket)]}
-        for near in difflib.get_close_matches(key, keys, n=1):  # a bucket that both have would make any two alike
-            return f"; did you mean {f'{bucket}/{near}'!r}?"
-        return suggestion(f"{bucket}/{key}", {a.path for a in artifacts.page(None) if a.bucket != bucket})
+            found = current_version(self.catalogue, bucket, key)
+        return found
 
     def store_names(self, given: Sequence[str] | None) -> tuple[str, ...] | None:
         """Return the names of the stores that the options give, one each or separated by commas, or None.

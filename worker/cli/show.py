@@ -118,7 +118,10 @@ def _state(copy: Copy, *, configured: bool) -> str:
 def _prove(session: Session, at: ArtifactPath, *, as_json: bool) -> None:
     events = session.catalogue.history.of(at.bucket, at.key)
     if not any(event.what == "recorded" for event in events):
-        raise NotFound(f"{at.bucket}/{at.key} was never recorded{session.nearest(at.bucket, at.key)}")
+        from worker.context import nearest  # only a failed command needs this import
+
+        hint = nearest(session.catalogue, at.bucket, at.key)
+        raise NotFound(f"{at.bucket}/{at.key} was never recorded{hint}")
     head = signed_head(session.catalogue, LogKeys.of(session.settings.verification_log))
     recorded_at = min(event.at for event in events if event.what == "recorded")
     archives = [each for each in session.catalogue.log_archives.all() if each.ended_at >= recorded_at]

@@ -190,7 +190,7 @@ def test_what_a_killed_upload_has_written_is_deleted_too(run, context, stored):
 
 def test_a_key_that_the_catalogue_never_had_is_an_error(run):
     """Deleting a mistyped key fails with the nearest key that there is; one that was deleted before is gone already."""
-    with pytest.raises(NotFound, match=r"did you mean releases/app\.tgz"):
+    with pytest.raises(NotFound, match=r"did you mean 'releases/app\.tgz'"):
         run(delete, DeleteRequest(bucket="releases", key="app.tgx"))
     with pytest.raises(NotFound):
         run(delete, DeleteRequest(bucket="releases", key="app.tgx", stores=("dr",)))

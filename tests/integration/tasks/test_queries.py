@@ -47,7 +47,7 @@ def test_an_artifact_is_shown_with_its_copies(context, uploaded):
 
 def test_what_is_not_there_is_not_found(context, uploaded):
     """An absent artifact is NotFound, which names the nearest key."""
-    with pytest.raises(NotFound, match="did you mean releases/app.tgz"):
+    with pytest.raises(NotFound, match="did you mean 'releases/app.tgz'"):
         show(ShowRequest(bucket="releases", key="app.tg"), context)
 
 

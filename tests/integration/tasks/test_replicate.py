@@ -115,7 +115,7 @@ def test_a_repair_that_finds_no_good_copy_leaves_the_bad_one_in_place(run, store
 
 def test_an_artifact_that_is_not_known_is_named_with_the_nearest_that_is(run, uploaded):
     """A misspelt key fails with the key that was probably meant."""
-    with pytest.raises(NotFound, match=r"did you mean releases/app\.tgz"):
+    with pytest.raises(NotFound, match=r"did you mean 'releases/app\.tgz'"):
         run(replicate, ReplicateRequest(bucket="releases", key="app.tzg", to=("cold",)))
 
 

@@ -2,9 +2,12 @@
 
 from datetime import timedelta
 
+import pytest
+
 from tests.unit.cli.test_status import Zot, artifact, catalogue, zot  # noqa: F401 - fixtures
 from worker import cli, clock
 from worker.catalogue import Artifact, Catalogue
+from worker.storage import Digest
 
 
 def test_a_hold_is_listed_and_shown_until_it_is_released(
@@ -52,6 +55,23 @@ def test_a_suggested_name_is_like_the_one_that_was_typed(
     for typed in ("releases/ap.tgz", "relases/app.tgz"):
         assert "did you mean 'releases/app.tgz'?" in zot("delete", typed)[1]["error"]["message"]
     assert "did you mean" not in zot("delete", "releases/zz")[1]["error"]["message"]
+
+
+@pytest.mark.parametrize("command", ["show", "delete"])
+def test_a_prefix_in_place_of_a_key_is_told(
+    catalogue: Catalogue,  # noqa: F811
+    zot: Zot,  # noqa: F811
+    command: str,
+) -> None:
+    """A command for one artifact that was given the directory of many says how to name them all."""
+    digest = Digest(1, "0" * 64)
+    made = catalogue.artifacts.record("releases", "v1/a/b", digest, {}, clock.now(), stores=["dr"]).artifact
+    catalogue.artifacts.finish_copy(made, "dr", tag="1", evidence={}, now=clock.now())
+    for typed in ("releases/v1/a", "releases/v1/a/", "releases/v1"):
+        told = zot(command, typed)[1]["error"]["message"]
+        assert (
+            f"the artifacts below '{typed.rstrip('/')}/'? `get` takes them with -r, other commands with --all" in told
+        )
 
 
 def test_companions_are_listed_added_shown_and_removed(

@@ -134,13 +134,15 @@ def test_what_cannot_be_redriven_is_named_and_the_rest_is(zot, end, tmp_path, ho
 
 
 def test_all_means_the_dead_ones_unless_told_otherwise(zot, end, catalogue):
-    """A failed or cancelled job is redriven only by name or by its state, and a dry run changes nothing."""
+    """A failed or cancelled job is redriven only by name or by its state, which is told; a dry run changes nothing."""
     for state in (JobState.DEAD, JobState.FAILED, JobState.CANCELLED):
         end(state.value, state=state)
     assert zot("jobs", "retry", "--all", "--dry-run", "--json")[1]["retried"] == ["dead"]
     assert catalogue.ledger.get("dead").state == "dead"
     assert zot("jobs", "retry", "--all", "--json")[1]["retried"] == ["dead"]
+    assert "add --state failed" in zot("jobs", "retry", "--all", "--yes")[2]
     assert zot("jobs", "retry", "--all", "--state", "failed", "--json")[1]["retried"] == ["failed"]
+    assert "add --state failed" not in zot("jobs", "retry", "--all", "--yes")[2]
     assert zot("jobs", "retry", "cancelled", "--json")[1]["retried"] == ["cancelled"]
 
 
