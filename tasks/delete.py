@@ -246,7 +246,7 @@ def _check_good_copy_remains(context: JobContext, artifact: Artifact, stores: li
         raise min(closed, key=lambda error: error.seconds)
     raise LastCopy(
         f"{artifact.path}: no good copy would remain outside {', '.join(stores)}; replicate it first, delete it "
-        "everywhere by naming no store, or allow the last copy to go"
+        "everywhere by naming no store, or delete the last copy with `--allow-last`"
     )
 
 

@@ -146,5 +146,7 @@ def way_out_of_broker(settings: Settings, error: Exception) -> str:
     if takes_no_writes(error):
         return FULL_BROKER
     if settings.broker is None:
-        return f"`zot-artifacts up` on {settings.home} was killed, start it again"
+        return (
+            f"start `zot-artifacts up` on {settings.home} again; if it runs, its broker does not answer: stop it first"
+        )
     return "start it, or correct ZOT_BROKER"

@@ -79,12 +79,7 @@ def _print(running: Running, stores: list[str]) -> None:
     if running.broker_file:
         say(f"broker   its URL, with the password, is in {running.broker_file}")
     if running.flower_url:
-        where = f"flower   {running.flower_url} user {FLOWER_USER}, password "
-        kept = str(running.flower_password_file)
-        shown = (
-            f"{running.flower_password} (not shown again; kept in {kept})" if running.flower_password else f"in {kept}"
-        )
-        say(where + shown)
+        say(f"flower   {running.flower_url} user {FLOWER_USER}, password in {running.flower_password_file}")
     if running.gateway_url:
         say(f"gateway  {running.gateway_url} with a token of `zot-artifacts tokens add`")
     say(f"stores   {', '.join(stores)}")

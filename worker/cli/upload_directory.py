@@ -79,7 +79,7 @@ def dry_run(listing: DirectoryListing, *, as_json: bool) -> Status:
 def report(listing: DirectoryListing) -> Status:
     """Print which files the listing skipped, and return the exit status."""
     if listing.links:
-        note(f"{listing.links} symbolic links were skipped; --symlinks follow uploads what they refer to")
+        note(f"skipped: {counted(listing.links, 'symbolic link')}; --symlinks follow uploads what they refer to")
     if listing.special:
         note(f"{listing.special} devices, sockets and FIFOs were skipped")
     for path, reason in listing.problems:

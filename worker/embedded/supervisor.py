@@ -66,8 +66,6 @@ class Running:
     """The file with the embedded broker's URL; None for a configured broker."""
     flower_url: str | None
     flower_password_file: Path | None
-    flower_password: str | None
-    """The password, if this run has made it."""
     gateway_url: str | None = None
 
 
@@ -124,7 +122,7 @@ def _make_logs(logs: Path) -> None:
 
 def _start_broker(settings: Settings, children: Children, lock: int, say: Callable[[str], None]) -> None:
     run_dir = settings.broker_file.parent
-    password, _ = valkey.remembered_secret(run_dir / "broker-password")
+    password = valkey.remembered_secret(run_dir / "broker-password")
     port = valkey.remembered_port(run_dir / "broker-port")
     url = valkey.url(port, password)
     children.start(valkey.program(settings, port, password, lock, say))
@@ -141,10 +139,10 @@ def _start_celery(settings: Settings, options: UpOptions, children: Children, lo
     if options.beat:
         schedule = str(settings.home / "run" / "beat-schedule")
         children.start(_celery("beat", "--schedule", schedule, "--pidfile=", environment=environment))
-    url, password_file, password, made = None, None, None, False
+    url, password_file = None, None
     if options.flower:
         password_file = settings.home / "run" / "flower-password"
-        password, made = valkey.remembered_secret(password_file)
+        password = valkey.remembered_secret(password_file)
         port = valkey.remembered_port(settings.home / "run" / "flower-port")
         url = f"http://127.0.0.1:{port}"
         # In its environment, because every process can read its command line.
@@ -152,7 +150,7 @@ def _start_celery(settings: Settings, options: UpOptions, children: Children, lo
         children.start(_celery("flower", "--address=127.0.0.1", f"--port={port}", environment=environment))
         _await(children, lambda: _listens(port), _READY_WITHIN, f"Flower; see {logs / 'flower.log'}")
     broker_file = settings.broker_file if settings.broker is None else None
-    return Running(settings.home, logs, broker_file, url, password_file, password if made else None)
+    return Running(settings.home, logs, broker_file, url, password_file)
 
 
 def _start_gateway(settings: Settings, children: Children) -> int:

@@ -114,14 +114,14 @@ def requeue_unacknowledged(broker_url: str) -> int:
     return requeued
 
 
-def remembered_secret(path: Path) -> tuple[str, bool]:
-    """Return the secret in this file, and whether this call made it."""
+def remembered_secret(path: Path) -> str:
+    """Return the secret in this file, which is made if there is none."""
     with suppress(FileNotFoundError):
         if kept := path.read_text().strip():  # a power cut may leave an empty file
-            return kept, False
+            return kept
     secret = secrets.token_urlsafe(24)
     write_secret(path, secret + "\n")
-    return secret, True
+    return secret
 
 
 def write_secret(path: Path, text: str) -> None:

@@ -37,7 +37,11 @@ _CLEANED = (
     ("kind", "result", "out"),
     [
         ("sweep.verify", {"claimed": {"dr": 3}, "pages": {"dr": 1}}, "dr: copies due: 3, pages sent: 1\n"),
-        ("sweep.replicate", {"claimed": {}}, "no copy is missing\n"),
+        (
+            "sweep.replicate",
+            {"claimed": {}},
+            "no copy that placement wants is missing for longer than sweep.replicate.late\n",
+        ),
         ("sweep.replicate", {"claimed": {"dr": 2}}, "dr: missing copies that are being written: 2\n"),
         (
             "sweep.leftovers",
