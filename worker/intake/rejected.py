@@ -86,7 +86,7 @@ class RejectedMessages:
         """Return the messages, the latest first."""
         found = []
         for entry in self._client.lrange(LATEST, 0, limit - 1):
-            with suppress(ValueError, LookupError, TypeError):  # an entry that another program wrote
+            with suppress(ValueError, LookupError, TypeError, RecursionError):  # an entry that another program wrote
                 found.append(RejectedMessage.read(entry))
         return found
 

@@ -83,7 +83,7 @@ class BrokerFigures:
                 ages.append(((name,), 0.0))
                 continue
             ids = [_id_of(message) for message in reversed(waiting)]
-            if self._heads.get(name, ("", 0))[0] != ids[0]:
+            if self._heads.get(name, (None, 0))[0] != ids[0]:
                 self._heads[name] = (ids[0], now)
             sent: Any = next(filter(None, client.zmscore(ORDER.format(queue=name), ids)), now)
             ages.append(((name,), max(0.0, now - min(float(sent), self._heads[name][1]))))
@@ -142,5 +142,5 @@ def _outbox(client: "Redis") -> Iterator[Metric]:
 def _id_of(message: bytes) -> str:
     try:
         return str(json.loads(message)["headers"]["id"])
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return ""

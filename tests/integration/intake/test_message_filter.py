@@ -257,6 +257,9 @@ def test_the_latest_are_remembered_and_all_are_counted(broker):
     assert len(RejectedMessages(broker).latest(2 * KEPT)) == KEPT
     assert RejectedMessages(broker).counts()["body"] == before + KEPT + 5
     assert RejectedMessages(broker).latest(1) == [message]
+    broker.lpush(LATEST, b"[" * 100_000)  # of another program
+    assert RejectedMessages(broker).latest(2) == [message]
+    broker.lpop(LATEST)
 
 
 def test_a_refused_message_that_cannot_be_recorded_ends_nothing(worker, broker, ended):

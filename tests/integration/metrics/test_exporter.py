@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
+import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.servers import Valkey
@@ -65,6 +66,8 @@ def test_a_jammed_queue_still_reports(broker, tmp_path, monkeypatch):
     with ArtifactClient(broker.url) as client, exporting(tmp_path / "home", broker.url) as scrape:
         client.verify("releases", "a")
         client.verify("releases", "b")
+        with redis.Redis.from_url(broker.url) as server:
+            server.lpush("transfer", b"[" * 100_000)  # no message, and nested too deeply to be read
         until(lambda: scrape().get(("queue_messages", "interactive")) == 2)
         until(lambda: scrape()["outbox_oldest_seconds",] > 0.5)
         found = scrape()
