@@ -35,7 +35,7 @@ def beat_schedule(settings: Settings) -> dict[str, dict[str, Any]]:
     sweeps: list[tuple[TaskSpec[Any, Any], bool, timedelta]] = [
         (SWEEP_RECOVER, recover.enabled, recover.every),
         (SWEEP_VERIFY, verify.enabled, verify.every),
-        (SWEEP_REPLICATE, replicate.enabled and bool(settings.replicated_to), replicate.every),
+        (SWEEP_REPLICATE, replicate.enabled, replicate.every),
         (SWEEP_REPAIR, repair.enabled, repair.every),
         (SWEEP_RECONCILE, reconcile.enabled, reconcile.every),
         (SWEEP_EVIDENCE, settings.sweep.evidence.enabled, settings.sweep.evidence.every),

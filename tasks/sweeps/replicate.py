@@ -1,9 +1,8 @@
-"""Sweep replicate: send pages for the copies that are absent where `placement` or its rules want them."""
+"""Sweep replicate: send pages for the copies that jobs have begun and left, and those that placement wants."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
-from functools import partial
 
 from celery import current_app
 
@@ -24,7 +23,7 @@ from zot_artifact_client.contract import (
 
 
 def sweep_replicate(request: SweepReplicateRequest, context: JobContext, job: RunningJob) -> SweepReplicateResult:
-    """Claim the copies that placement wants and that do not exist, up to a limit for each store, and send their pages.
+    """Claim the copies that jobs have left, or placement wants, up to a limit for each store, and send their pages.
 
     Stores that are paused are left out.
 
@@ -49,39 +48,55 @@ def _plan(
     request: SweepReplicateRequest, stores: Sequence[str], context: JobContext, job: RunningJob, messages: Messages
 ) -> Counter[str]:
     """Claim copies for pages, and send the pages; return how many copies of each store that is."""
-    settings, count = context.settings, Counter[str]()
+    count = Counter[str]()
     requests, claimed = list[PageRequest](), list[Claimed]()
     late: list[list[tuple[str, str, str]]] = []
     for store in stores:
-        if store not in settings.replicated_to:
-            continue
-        while room := min(settings.page.objects, settings.sweep.replicate.batch - count[store]):
-            job.check()
-            found, until = _claim(context, request, store, room)
-            if found:
-                requests.append(PageRequest(verb="replicate", claim=ClaimSelection(store=store), to=(store,)))
-                claimed.append(Claimed([artifact.id for artifact in found], until))
-                count[store] += len(found)
-                since = _late_since(context)
-                late.append([(store, of.bucket, of.key) for of in found if (of.committed_at or until) <= since])
-            if len(found) < room:
-                break
+        for found, until in _claims(context, request, store, job):
+            requests.append(PageRequest(verb="replicate", claim=ClaimSelection(store=store), to=(store,)))
+            claimed.append(Claimed([artifact.id for artifact in found], until))
+            count[store] += len(found)
+            since = _late_since(context)
+            late.append([(store, of.bucket, of.key) for of in found if (of.committed_at or until) <= since])
     pages = plan(context.catalogue, job.id, requests, messages, claimed)
     for page, paths in zip(pages, late, strict=True):
         context.catalogue.findings.act(dict.fromkeys(paths, page), "replicate", now=clock.now())
     return count
 
 
-def _claim(
-    context: JobContext, request: SweepReplicateRequest, store: str, limit: int
-) -> tuple[list[Artifact], datetime]:
+def _claims(
+    context: JobContext, request: SweepReplicateRequest, store: str, job: RunningJob
+) -> Iterator[tuple[Sequence[Artifact], datetime]]:
+    """Claim the copies of a store, and yield those of each page, with the end of their claim.
+
+    First are those that a job has begun and left, which one search finds; then those that placement wants.
+    """
+    settings, claims, wanted = context.settings, context.catalogue.sweep_claims, context.settings.wanted_in(store)
+    room, most = settings.sweep.replicate.batch, settings.page.objects
     now = clock.now()
-    until = now + context.settings.sweep.replicate.claim
-    absent = context.catalogue.sweep_claims.absent(
-        store, request.bucket, request.prefix, wanted=partial(context.settings.wants, store), now=now, until=until,
-        limit=limit, late_since=_late_since(context),
+    until = now + settings.sweep.replicate.claim
+    job.check()
+    begun = claims.begun(
+        store, request.bucket, request.prefix, wanted=wanted, now=now, until=until, limit=room,
+        late_since=_late_since(context),
     )  # fmt: skip
-    return absent, until
+    for first in range(0, len(begun), most):
+        yield begun[first : first + most], until
+    room -= len(begun)
+    while wanted is not None and room:
+        job.check()
+        now = clock.now()
+        until = now + settings.sweep.replicate.claim
+        limit = min(most, room)
+        found = claims.absent(
+            store, request.bucket, request.prefix, wanted=wanted, now=now, until=until, limit=limit,
+            late_since=_late_since(context),
+        )  # fmt: skip
+        if found:
+            yield found, until
+        if len(found) < limit:
+            return
+        room -= len(found)
 
 
 def _late_since(context: JobContext) -> datetime:

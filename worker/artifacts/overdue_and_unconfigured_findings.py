@@ -53,5 +53,10 @@ def see_stores(settings: Settings, catalogue: Catalogue, now: datetime) -> None:
 def _wanted(settings: Settings, catalogue: Catalogue, found: FindingRecord) -> bool:
     store, bucket, key = found.store or "", found.bucket or "", found.key or ""
     artifact = catalogue.artifacts.current(bucket, key)
+    if artifact is None:
+        return False
     placed_as = catalogue.companions.placed_as(bucket, key)
-    return artifact is not None and settings.wants(store, bucket, placed_as, stores_named=artifact.stores_named)
+    if settings.wants(store, bucket, placed_as, stores_named=artifact.stores_named):
+        return True
+    copy = catalogue.artifacts.copies(artifact).get(store)
+    return copy is not None and copy.was_left

@@ -93,7 +93,10 @@ _INSERT_COPIES = Prepared(_NEW_COPY)
 _INSERT_COPY = Prepared(_NEW_COPY.returning(copies))
 _BEGIN_AGAIN_FROM = {CopyState.SUPERSEDED, CopyState.DELETED}
 _BEGIN_AGAIN = Prepared(
-    sa.update(copies).where(copies.c.id == sa.bindparam("copy")).values(state=CopyState.WRITING).returning(copies)
+    sa.update(copies)
+    .where(copies.c.id == sa.bindparam("copy"))
+    .values(state=CopyState.WRITING, evidence={})
+    .returning(copies)
 )
 _FINISH = Prepared(
     sa.update(copies)

@@ -42,6 +42,9 @@ OPEN_STATES = [state for state in JobState if not state.terminal]
 BAD = (CopyState.CORRUPT, CopyState.MISSING, CopyState.SIZE_MISMATCH)
 """The states that two independent reads have confirmed."""
 
+BEGUN_FOR_PLACEMENT = {"begun_for": "placement"}
+"""The evidence of a copy that no upload or replication named: it is given up where placement wants it no more."""
+
 
 class FindingKind(StrEnum):
     """The kinds of findings, the worst first."""
@@ -65,7 +68,7 @@ class FindingKind(StrEnum):
     METADATA = "metadata"
     """A copy with right bytes whose store keeps no SHA-256 beside them any more, or another one."""
     UNDER_REPLICATED = "under_replicated"
-    """An artifact that lacks a copy in a store where placement wants one."""
+    """An artifact that lacks a copy in a store where placement wants one, or where a job has begun and left one."""
     OVERDUE = "overdue"
     """A store with copies that were not read within its period."""
     TOO_SLOW = "too_slow"
@@ -137,6 +140,11 @@ class Copy:
     next_due_at: datetime | None = None
     read_at: datetime | None = None
     evidence: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def was_left(self) -> bool:
+        """Return whether it is not complete, and is to be completed whatever the placement says."""
+        return self.state is CopyState.WRITING and self.evidence != BEGUN_FOR_PLACEMENT
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import accumulate, islice
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from worker.catalogue.companion_keys import PLACED_AS, with_owners
 from worker.catalogue.compiled_statements import Prepared
 from worker.catalogue.database import Database
 from worker.catalogue.findings import NewFinding, see
-from worker.catalogue.records import Artifact, CopyState, FindingKind
+from worker.catalogue.records import BEGUN_FOR_PLACEMENT, Artifact, CopyState, FindingKind
 from worker.catalogue.tables import artifacts, copies, sweep_cursors
 from worker.storage import Verdict
 from worker.storage.keys import CANARY_BUCKET
@@ -172,29 +173,63 @@ class SweepClaims:
         return sum(sizes) // len(sizes) if sizes else 0
 
     def measure_absent(
-        self, store: str, bucket: str | None, prefix: str, *, wanted: Callable[..., bool]
+        self, store: str, bucket: str | None, prefix: str, *, wanted: Callable[..., bool] | None
     ) -> dict[str | None, tuple[int, int]]:
-        """Return how many current artifacts `absent` would find in all, and their bytes; it reads all artifacts.
+        """Return how many current artifacts `begun` and `absent` would find in all, and their bytes.
 
         They are by the store that has the copy to read, None where no other store has a good one. Claimed ones, and
-        those that their upload is still writing, are included.
+        those that their upload is still writing, are included. With `wanted`, it reads all artifacts.
         """
-        source = copies.alias("source")
-        good = (source.c.artifact_id == artifacts.c.id, source.c.state.in_(GOOD), source.c.store != store)
-        first = (source.c.last_verified_at.is_(None), source.c.store)  # as replications choose it
-        read_from = sa.select(source.c.store).where(*good).order_by(*first).limit(1).scalar_subquery()
-        query = _absent(
-            store, artifacts.c.bucket, artifacts.c.stores_named, artifacts.c.size, read_from.label("read_from")
-        )
-        if bucket is not None:
-            query = query.where(artifacts.c.bucket == bucket, *begins_with(PLACED_AS, prefix))
+        columns = (artifacts.c.bucket, artifacts.c.stores_named, artifacts.c.size, _read_from(store))
+        queries = [(_begun(store, *columns), partial(_is_to_complete, wanted))]
+        if wanted is not None:
+            queries.append((_absent(store, *columns), partial(_is_wanted, wanted)))
+        within = [artifacts.c.bucket == bucket, *begins_with(PLACED_AS, prefix)] if bucket is not None else []
         found: dict[str | None, tuple[int, int]] = {}
         with self._database.read() as connection:
-            for row in connection.execution_options(yield_per=1000).execute(query):
-                if wanted(row.bucket, row.placed_as, stores_named=bool(row.stores_named)):
+            for query, fits in queries:
+                rows = connection.execution_options(yield_per=1000).execute(query.where(*within))
+                for row in filter(fits, rows):
                     count, size = found.get(row.read_from, (0, 0))
                     found[row.read_from] = count + 1, size + row.size
         return found
+
+    def begun(
+        self,
+        store: str,
+        bucket: str | None,
+        prefix: str,
+        *,
+        wanted: Callable[..., bool] | None,
+        now: datetime,
+        until: datetime,
+        limit: int,
+        late_since: datetime,
+    ) -> list[Artifact]:
+        """Claim current artifacts whose copy in a store a job has begun and left, and open a finding on each.
+
+        A copy is left to its job if the artifact was committed after `late_since`. One that was begun for the placement
+        alone is claimed as long as it is `wanted`, see `absent`. Any other one is claimed where another store has a
+        good copy, whatever the placement says: the upload or the replication has named the store. It searches the
+        unfinished copies of the store alone.
+        """
+        late = (artifacts.c.committed_at <= late_since, unclaimed(now, until))
+        query = _begun(store, artifacts, copies.c.id.label("copy_id"), _read_from(store)).where(*late)
+        if bucket is not None:  # concat: search by the copies of the store
+            query = query.where(artifacts.c.bucket.concat("") == bucket, *begins_with(PLACED_AS, prefix))
+        with self._database.read() as connection:
+            rows = connection.execution_options(yield_per=1000).execute(query)
+            found = {
+                row.copy_id: artifact_of(row) for row in islice(filter(partial(_is_to_complete, wanted), rows), limit)
+            }
+            rows.close()
+        if not found:
+            return []
+        with self._database.write() as connection:
+            still = copies.c.state == CopyState.WRITING
+            claimed = [found[id_] for id_ in claim_copies(connection, list(found), still, now=now, until=until)]
+            _see_under_replicated(connection, store, claimed, now)
+        return claimed
 
     def absent(
         self,
@@ -209,22 +244,19 @@ class SweepClaims:
         scan: int = 10_000,
         late_since: datetime | None = None,
     ) -> list[Artifact]:
-        """Claim current artifacts that a store should have and never had a copy of, the oldest first.
+        """Claim current artifacts that a store should have and of which no copy was begun there, the oldest first.
 
         A call reads the `scan` newest artifacts, and as many older ones from where the previous call ended, so that its
         cost does not grow with the catalogue. A copy that was deleted there, or that is there and bad, is not absent. A
-        claim keeps other sweeps away until the copy is written, or until `until`. A copy that a job has begun is left
-        to it if the artifact was committed after `late_since`.
+        claim keeps other sweeps away until the copy is written, or until `until`; then `begun` finds it. Those that
+        were committed before `late_since` are findings.
 
         `wanted`: asked with the bucket, the key by which an artifact is placed, see `Companions.placed_as`, and whether
         its uploads named their stores. The prefix is about that key too.
         """
-        late = artifacts.c.committed_at <= late_since if late_since else sa.true()
-        unclaimed = _unclaimed(sa.literal(now), sa.literal(_far(until)))
         query = (
             _absent(store, artifacts)
             .where(artifacts.c.id > sa.bindparam("after"), artifacts.c.id <= sa.bindparam("last"))
-            .where(sa.or_(copies.c.id.is_(None), sa.and_(unclaimed, late)))
             .order_by(artifacts.c.id)
         )
         if bucket is not None:  # concat: search by id
@@ -232,8 +264,7 @@ class SweepClaims:
 
         def found(connection: Connection, after: int, last: int, most: int) -> list[Artifact]:
             rows = connection.execution_options(yield_per=1000).execute(query, {"after": after, "last": last})
-            fit = (row for row in rows if wanted(row.bucket, row.placed_as, stores_named=bool(row.stores_named)))
-            some = [artifact_of(row) for row in islice(fit, most)]
+            some = [artifact_of(row) for row in islice(filter(partial(_is_wanted, wanted), rows), most)]
             rows.close()
             return some
 
@@ -252,10 +283,10 @@ class SweepClaims:
                     last = older[-1].id if older else after
         with self._database.write() as connection:
             ids = [ensure_copy(connection, artifact, store).id for artifact in absent]
-            connection.execute(sa.update(copies).where(copies.c.id.in_(ids)).values(claimed_until=until))
+            begun = sa.update(copies).where(copies.c.id.in_(ids))
+            connection.execute(begun.values(claimed_until=until, evidence=BEGUN_FOR_PLACEMENT))
             old_ones = [of for of in absent if late_since and of.committed_at and of.committed_at <= late_since]
-            kind = FindingKind.UNDER_REPLICATED
-            see(connection, [NewFinding(kind, store, of.bucket, of.key, of.version) for of in old_ones], now)
+            _see_under_replicated(connection, store, old_ones, now)
             if old:
                 connection.execute(sa.delete(sweep_cursors).where(sweep_cursors.c.name == cursor))
                 connection.execute(sa.insert(sweep_cursors), {"name": cursor, "after": last})
@@ -263,16 +294,46 @@ class SweepClaims:
 
 
 def _absent(store: str, *columns: Any) -> sa.Select[Any]:
-    """Return the query of current artifacts of which a store has no complete copy; canaries have theirs in one store.
+    """Return the query of current artifacts of which no copy was begun in a store; canaries have theirs in one store.
 
     It reads these columns and `placed_as`.
     """
     here = sa.and_(copies.c.artifact_id == artifacts.c.id, copies.c.store == store)
-    return (
-        with_owners(sa.select(*columns, PLACED_AS.label("placed_as")).select_from(artifacts).outerjoin(copies, here))
-        .where(*listed(), artifacts.c.bucket != CANARY_BUCKET)
-        .where(sa.or_(copies.c.id.is_(None), copies.c.state == CopyState.WRITING))
+    query = sa.select(*columns, PLACED_AS.label("placed_as")).select_from(artifacts).outerjoin(copies, here)
+    return with_owners(query).where(*listed(), artifacts.c.bucket != CANARY_BUCKET, copies.c.id.is_(None))
+
+
+def _begun(store: str, *columns: Any) -> sa.Select[Any]:
+    """Return the query of current artifacts whose copy in a store was begun and is not complete; no canaries.
+
+    It reads these columns, `placed_as` and the `evidence` of the copy.
+    """
+    query = sa.select(*columns, PLACED_AS.label("placed_as"), copies.c.evidence).select_from(copies)
+    return with_owners(query.join(artifacts, artifacts.c.id == copies.c.artifact_id)).where(
+        copies.c.store == store, copies.c.state == CopyState.WRITING, *listed(), artifacts.c.bucket != CANARY_BUCKET
     )
+
+
+def _read_from(store: str) -> sa.Label[Any]:
+    """Return the store from which an artifact is copied to this one, null where no other one has a good copy."""
+    source = copies.alias("source")
+    good = (source.c.artifact_id == artifacts.c.id, source.c.state.in_(GOOD), source.c.store != store)
+    first = (source.c.last_verified_at.is_(None), source.c.store)  # as replications choose it
+    return sa.select(source.c.store).where(*good).order_by(*first).limit(1).scalar_subquery().label("read_from")
+
+
+def _is_wanted(wanted: Callable[..., bool] | None, row: sa.Row[Any]) -> bool:
+    return wanted is not None and wanted(row.bucket, row.placed_as, stores_named=bool(row.stores_named))
+
+
+def _is_to_complete(wanted: Callable[..., bool] | None, row: sa.Row[Any]) -> bool:
+    """Return whether a copy that was begun is completed; see `SweepClaims.begun`."""
+    return _is_wanted(wanted, row) or (row.read_from is not None and row.evidence != BEGUN_FOR_PLACEMENT)
+
+
+def _see_under_replicated(connection: Connection, store: str, found: Sequence[Artifact], now: datetime) -> None:
+    kind = FindingKind.UNDER_REPLICATED
+    see(connection, [NewFinding(kind, store, of.bucket, of.key, of.version) for of in found], now)
 
 
 def due_copies(

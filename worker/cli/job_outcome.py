@@ -228,7 +228,7 @@ def _print_absent(result: Mapping[str, Any]) -> None:
     for store, count in result["claimed"].items():
         say(f"{store}: missing copies that are being written: {count}")
     if not result["claimed"]:
-        say("no copy that placement wants is missing for longer than sweep.replicate.late")
+        say("no copy that placement wants, or that a job has begun, is missing for longer than sweep.replicate.late")
 
 
 def _print_cleaned(result: Mapping[str, Any]) -> None:

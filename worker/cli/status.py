@@ -466,7 +466,7 @@ def _unwritten_line(row: Mapping[str, Any]) -> str | None:
         return None
     return (
         f"{row['store']}: {counted(count, 'copy')} not written yet: the upload runs, or it failed; "
-        f"`zot-artifacts replicate BUCKET --all --to {row['store']}` adds what failed uploads left out"
+        "`zot-artifacts sweep replicate` adds what was left out for longer than sweep.replicate.late"
     )
 
 

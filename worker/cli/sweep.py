@@ -114,7 +114,7 @@ def sweep(
 
         verify      read the copies whose verification is due
         repair      replace bad copies with the bytes of good ones
-        replicate   add the copies that placement wants and that do not exist
+        replicate   add the copies that placement wants, or that a job has begun and left
         reconcile   compare the listing of each store with the catalogue
         evidence    compare what stores say about copies with the record
         purge       remove the bytes of deleted artifacts after their grace period

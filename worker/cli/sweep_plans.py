@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from datetime import timedelta
-from functools import partial
 from typing import Any
 
 from worker import clock
@@ -62,10 +61,7 @@ def _repair(session: Session, store: str, prefix: str | None) -> dict[str, Any]:
 
 def _replicate(session: Session, store: str, prefix: str | None) -> dict[str, Any]:
     settings, bucket, below = session.settings, *_split(prefix)
-    found: dict[str | None, tuple[int, int]] = {}
-    if store in settings.replicated_to:
-        claims = session.catalogue.sweep_claims
-        found = claims.measure_absent(store, bucket, below, wanted=partial(settings.wants, store))
+    found = session.catalogue.sweep_claims.measure_absent(store, bucket, below, wanted=settings.wanted_in(store))
     sources = sorted((name, count, size_) for name, (count, size_) in found.items() if name is not None)
     cost = sum(settings.prices.get(name, Prices()).cost(size_, count) for name, count, size_ in sources)
     read_from = ", ".join(f"{name} {size(size_)} in {counted(count, 'copy')}" for name, count, size_ in sources)

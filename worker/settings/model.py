@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -351,7 +352,7 @@ class Settings(BaseSettings):
         return rule.stores if rule else self.placement_stores
 
     def wants(self, store: str, bucket: str, key: str, *, stores_named: bool) -> bool:
-        """Return whether a copy of an artifact is added to a store that has none.
+        """Return whether a copy of an artifact is added to a store in which none was begun.
 
         `stores_named`: the upload of the artifact named its stores, so that only a rule adds others.
         """
@@ -359,10 +360,10 @@ class Settings(BaseSettings):
             return store in rule.stores
         return not stores_named and store in (self.placement or ())
 
-    @property
-    def replicated_to(self) -> frozenset[str]:
-        """Return the stores to which absent copies are added."""
-        return frozenset(self.placement or ()).union(*(rule.stores for rule in self.placement_rules))
+    def wanted_in(self, store: str) -> Callable[..., bool] | None:
+        """Return `wants` of a store, None where neither `placement` nor a rule names it."""
+        named = frozenset(self.placement or ()).union(*(rule.stores for rule in self.placement_rules))
+        return partial(self.wants, store) if store in named else None
 
     @property
     def broker_url(self) -> str:

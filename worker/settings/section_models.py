@@ -140,9 +140,9 @@ class VerifySweepSettings(Section):
 
 
 class ReplicateSweepSettings(Section):
-    """How often under-replicated artifacts are replicated to the stores of `placement` and `placement_rules`.
+    """How often under-replicated artifacts are replicated.
 
-    Without either, never.
+    They lack a copy that `placement` or `placement_rules` want, or one that an upload or a replication has begun.
     """
 
     enabled: bool = True
@@ -154,7 +154,7 @@ class ReplicateSweepSettings(Section):
     late: DurationOrZero = timedelta(minutes=15)
     """How long after its upload an artifact may lack a copy before that is a finding.
 
-    For as long, a copy that the upload has begun is left to it.
+    For as long, a copy that a job has begun is left to it.
     """
 
 

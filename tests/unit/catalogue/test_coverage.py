@@ -183,6 +183,11 @@ def test_no_question_about_a_store_reads_the_whole_table(sqlite_catalogue, monke
         findings.prune(before=clock.now())
         catalogue.repairs.claim("dr", sources=["primary"], now=clock.now(), until=clock.now(), limit=5, job="page")
         catalogue.repairs.count_bad("dr", since=clock.now(), limit=5)
+        for bucket in (None, "releases"):
+            catalogue.sweep_claims.begun(
+                "dr", bucket, "a", wanted=None, now=clock.now(), until=clock.now(), limit=5, late_since=clock.now()
+            )
+            catalogue.sweep_claims.measure_absent("dr", bucket, "a", wanted=None)
         catalogue.artifacts.record_many(
             [NewVersion("releases", key, DIGEST, ["dr"]) for key in ("a", "b")], {}, clock.now(), job="upload"
         )

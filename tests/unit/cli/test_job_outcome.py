@@ -40,7 +40,7 @@ _CLEANED = (
         (
             "sweep.replicate",
             {"claimed": {}},
-            "no copy that placement wants is missing for longer than sweep.replicate.late\n",
+            "no copy that placement wants, or that a job has begun, is missing for longer than sweep.replicate.late\n",
         ),
         ("sweep.replicate", {"claimed": {"dr": 2}}, "dr: missing copies that are being written: 2\n"),
         (

@@ -174,7 +174,7 @@ def test_a_copy_that_an_upload_left_out_is_told(
     cli.run(["status"])
     told = capsys.readouterr().out
     assert "dr: 1 copy not written yet" in told
-    assert "`zot-artifacts replicate BUCKET --all --to dr`" in told
+    assert "`zot-artifacts sweep replicate` adds what was left out" in told
     assert "primary: " not in told.partition("findings:")[0]
     cli.run(["show", "releases/a"])
     assert "`zot-artifacts replicate releases/a --to dr`" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -10,7 +11,7 @@ from tasks.delete import delete
 from tasks.replicate import replicate
 from tasks.sweeps.replicate import sweep_replicate
 from tasks.upload import upload
-from tests.integration.tasks.conftest import NullReporter
+from tests.integration.tasks.conftest import NullReporter, pause
 from tests.integration.tasks.sweeps.test_verify_sweep import Sweeper
 from worker import clock
 from worker.artifacts.canary_objects import ensure
@@ -18,10 +19,13 @@ from worker.artifacts.overdue_and_unconfigured_findings import see_stores
 from worker.catalogue import Leased, tables
 from worker.catalogue.artifacts import NewVersion
 from worker.context import Context
-from worker.jobs.running_job import RunningJob
+from worker.jobs.running_job import Cancelled, RunningJob
+from worker.limits.limited_store import LimitedStore
 from worker.limits.snooze import Snooze
 from worker.settings.section_models import PlacementRule
 from worker.storage import Digest
+from worker.storage.errors import StorageError
+from worker.storage.keys import CANARY_BUCKET
 from zot_artifact_client.contract import (
     DeleteRequest,
     JobState,
@@ -124,6 +128,149 @@ def test_a_copy_that_an_upload_has_begun_is_left_to_it_for_a_while(context: Cont
     later = clock.now() + context.settings.sweep.replicate.late
     monkeypatch.setattr(clock, "now", lambda: later)
     assert run(sweep_replicate, SweepReplicateRequest()).claimed == {"dr": 1}
+
+
+@pytest.fixture
+def without_placement(monkeypatch, context):
+    """The settings name neither a placement nor rules, as those of `zot-artifacts up` do."""
+    monkeypatch.setitem(context.settings.__dict__, "placement_rules", ())
+    monkeypatch.setitem(context.settings.__dict__, "placement", None)
+
+
+@pytest.fixture
+def after_late(monkeypatch, context):
+    """Return what has all sweeps run after `sweep.replicate.late`."""
+
+    def wait() -> None:
+        later = clock.now() + context.settings.sweep.replicate.late
+        monkeypatch.setattr(clock, "now", lambda: later)
+
+    return wait
+
+
+def in_stores(context: Context, key: str, bucket: str = "releases") -> dict[str, str]:
+    copies = context.catalogue.artifacts.copies(context.artifact(bucket, key))
+    return {store: copy.state.value for store, copy in copies.items()}
+
+
+def open_findings(context: Context) -> set[tuple[str, str | None, str | None]]:
+    see_stores(context.settings, context.catalogue, clock.now())
+    return {(each.kind, each.store, each.key) for each in context.catalogue.findings.page()}
+
+
+@pytest.mark.parametrize("named", [(), ("primary", "dr")], ids=["all stores", "named stores"])
+def test_an_upload_that_one_store_failed_for_good_is_completed(
+    context: Context, put, without_placement, after_late, run, sent, stored, named
+):
+    """Without a placement, too: its copy is a finding until the sweep has added it, and no other store gets one."""
+    put("releases", "whole", "primary", "dr")
+    bucket = stored("dr", "", bucket="held")
+    bucket.write_bytes(b"a file where the directory of the bucket belongs")
+    with pytest.raises(StorageError):
+        put("held", "left", *named)
+    assert in_stores(context, "left", "held") == {"primary": "stored", "dr": "writing"} | (
+        {} if named else {"cold": "stored"}
+    )
+    assert run(sweep_replicate, SweepReplicateRequest()).claimed == {}
+    after_late()
+    assert run(sweep_replicate, SweepReplicateRequest()).claimed == {"dr": 1}
+    assert open_findings(context) == {("under_replicated", "dr", "left")}
+    bucket.unlink()
+    (id_,) = sent.messages.sent
+    assert sent.page(id_).outcomes == {"stored": 1}
+    assert open_findings(context) == set()
+    assert stored("dr", "left", bucket="held").read_bytes() == b"left"
+    assert stored("cold", "left", bucket="held").exists() != bool(named)
+    assert in_stores(context, "whole") == {"primary": "stored", "dr": "stored"}
+    assert run(sweep_replicate, SweepReplicateRequest()).claimed == {}
+
+
+def test_a_left_copy_is_claimed_again_and_ends_with_its_delete(
+    context: Context, put, without_placement, after_late, run, sent, stored, monkeypatch
+):
+    """A replication whose store still fails leaves the finding; a delete of the copy is the way out."""
+    put("releases", "left", "primary")
+    artifact = context.artifact("releases", "left")
+    context.catalogue.artifacts.ensure_copy(artifact, "dr")
+    after_late()
+    assert run(sweep_replicate, SweepReplicateRequest()).claimed == {"dr": 1}
+    assert run(sweep_replicate, SweepReplicateRequest()).claimed == {}
+    later = clock.now() + context.settings.sweep.replicate.claim + timedelta(seconds=1)
+    monkeypatch.setattr(clock, "now", lambda: later)
+    assert run(sweep_replicate, SweepReplicateRequest()).claimed == {"dr": 1}
+    assert open_findings(context) == {("under_replicated", "dr", "left")}
+    run(delete, DeleteRequest(bucket="releases", key="left", stores=("dr",)))
+    assert open_findings(context) == set()
+    later += context.settings.sweep.replicate.claim + timedelta(seconds=1)
+    assert run(sweep_replicate, SweepReplicateRequest()).claimed == {}
+
+
+def test_what_was_left_and_cannot_or_may_not_be_written_is_not_claimed(
+    context: Context, put, without_placement, after_late, run, sent
+):
+    """The sweep skips a deleted artifact, a replaced version, one without a good copy, a paused store and a canary."""
+    artifacts = context.catalogue.artifacts
+    for key in ("deleted", "replaced", "bad", "left"):
+        put("releases", key, "primary")
+        artifacts.ensure_copy(context.artifact("releases", key), "dr")
+    run(delete, DeleteRequest(bucket="releases", key="deleted"))
+    put("releases", "replaced", "primary", content=b"another version")
+    with context.catalogue._database.write() as connection:
+        bad = artifacts.copies(context.artifact("releases", "bad"))["primary"].id
+        connection.execute(sa.update(tables.copies).where(tables.copies.c.id == bad).values(state="missing"))
+    ensure(context.catalogue, [context.stores["primary"]], "canary")
+    canary = context.catalogue.artifacts.page(CANARY_BUCKET)[0]
+    artifacts.ensure_copy(canary, "dr")
+    after_late()
+    pause(context, "dr")
+    assert run(sweep_replicate, SweepReplicateRequest()).claimed == {}
+    pause(context)
+    assert run(sweep_replicate, SweepReplicateRequest(prefix="x", bucket="releases")).claimed == {}
+    measured = context.catalogue.sweep_claims.measure_absent("dr", None, "", wanted=context.settings.wanted_in("dr"))
+    assert measured == {"primary": (1, 4)}
+    assert run(sweep_replicate, SweepReplicateRequest()).claimed == {"dr": 1}
+    assert open_findings(context) >= {("under_replicated", "dr", "left")}
+
+
+def test_a_cancelled_upload_with_a_copy_is_completed(
+    context: Context, source, without_placement, after_late, run, sent, monkeypatch
+):
+    """Cancelling ends the job; the artifact is there with one copy, and the others were promised with it."""
+    outside, write = NullReporter(), LimitedStore.write_object
+
+    def write_object(store: LimitedStore, *args: Any, **options: Any) -> Any:
+        if store.name == "dr":
+            raise Cancelled("job upload was cancelled")
+        return write(store, *args, **options)
+
+    asked = UploadRequest(bucket="releases", key="left", source=source(b"left"), stores=("primary", "dr"))
+    with monkeypatch.context() as patch:
+        patch.setattr(LimitedStore, "write_object", write_object)
+        with pytest.raises(Cancelled):
+            run(upload, asked, outside=outside)
+    assert in_stores(context, "left") == {"primary": "stored", "dr": "writing"}
+    after_late()
+    assert run(sweep_replicate, SweepReplicateRequest()).claimed == {"dr": 1}
+    (id_,) = sent.messages.sent
+    assert sent.page(id_).outcomes == {"stored": 1}
+
+
+def test_an_upload_that_still_runs_keeps_its_copy(context: Context, run, put, without_placement, after_late, sent):
+    """A page of the sweep does not write to an artifact that a job has locked: the object leaves the page."""
+    put("releases", "left", "primary")
+    context.catalogue.artifacts.ensure_copy(context.artifact("releases", "left"), "dr")
+    after_late()
+    running = context.catalogue.ledger.acquire(
+        "running", "upload", {}, owner="me", holds="releases/left", parent=None, now=clock.now(),
+        lease=context.settings.jobs.lease,
+    )  # fmt: skip
+    assert isinstance(running, Leased)
+    assert run(sweep_replicate, SweepReplicateRequest()).claimed == {"dr": 1}
+    (id_,) = sent.messages.sent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tasks.page.send_child", lambda *_, **__: None)
+        assert sent.page(id_).left == ("releases/left",)
+    assert in_stores(context, "left")["dr"] == "writing"
 
 
 def test_a_named_companion_is_placed_as_its_artifact(context: Context, run, put, sent):
@@ -273,3 +420,8 @@ def test_an_absent_copy_that_no_rule_wants_any_more_is_no_finding(context: Conte
     without = context.settings.model_copy(update={"placement_rules": ()})
     see_stores(without, context.catalogue, later)
     assert context.catalogue.findings.page() == []
+    later += context.settings.sweep.replicate.claim + timedelta(seconds=1)
+    swept = run(
+        lambda request, of, job: sweep_replicate(request, replace(of, settings=without), job), SweepReplicateRequest()
+    )
+    assert swept.claimed == {}, "no upload has named the store"
