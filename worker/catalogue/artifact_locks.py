@@ -13,14 +13,12 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from worker.catalogue.bulk import by_bucket
+from worker.catalogue.bulk import by_bucket, one_of_keys
 from worker.catalogue.compiled_statements import Prepared
 from worker.catalogue.database import Database
 from worker.catalogue.tables import artifact_locks, jobs
 from zot_artifact_client.contract import JobState
 
-_GROUP = 200
-"""Artifacts that one statement names at most: databases bound the number of parameters."""
 _RUNNING = (jobs.c.id != sa.bindparam("job"), jobs.c.state == JobState.RUNNING)
 _OF_LOCKS = sa.and_(jobs.c.id == artifact_locks.c.job, jobs.c.fence == artifact_locks.c.fence)
 _LOCKED = (
@@ -58,7 +56,7 @@ class ArtifactLocks:
         far = now + credible * lease
         granted: set[Path] = set()
         with self._database.write(durable=False) as connection:
-            for bucket, keys in by_bucket(dict.fromkeys(paths), _GROUP):
+            for bucket, keys in by_bucket(dict.fromkeys(paths)):
                 taken = _taken(connection, bucket, keys, job, (now, far))
                 free = [key for key in keys if key not in taken]
                 connection.execute(sa.delete(artifact_locks).where(*_named(bucket, free)))
@@ -94,7 +92,7 @@ def _taken(
     """Return which of these artifacts other jobs write to; fence out the jobs whose leases are over, see `holder`."""
     mine, paths = {"job": job}, [f"{bucket}/{key}" for key in keys]
     others = [tuple(row) for row in connection.execute(_LOCKED.where(*_named(bucket, keys)), mine)]
-    held = connection.execute(_HOLDS.where(jobs.c.holds.in_(paths)), mine)
+    held = connection.execute(_HOLDS.where(one_of_keys(jobs.c.holds, paths)), mine)
     others += [(path.partition("/")[2], id_, until) for path, id_, until in held]
     taken = {key for key, _, until in others if _lasts(until, *times)}
     over = {id_ for key, id_, _ in others if key not in taken}
@@ -107,4 +105,4 @@ def _lasts(until: datetime | None, now: datetime, far: datetime) -> bool:
 
 
 def _named(bucket: str, keys: Sequence[str]) -> list[sa.ColumnElement[bool]]:
-    return [artifact_locks.c.bucket == bucket, artifact_locks.c.key.in_(keys)]
+    return [artifact_locks.c.bucket == bucket, one_of_keys(artifact_locks.c.key, keys)]

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
 from worker import clock
-from worker.catalogue.bulk import by_bucket, one_of_ids
+from worker.catalogue.bulk import by_bucket, one_of_ids, one_of_keys
 from worker.catalogue.compiled_statements import Prepared
 from worker.catalogue.database import CatalogueError, Database
 from worker.catalogue.findings import note_deletes, note_tombstones, note_writes
@@ -47,8 +47,6 @@ READ_ONCE = 16
 """The first value of `spread` for copies that were read once; those between have been read more often."""
 SPREADS = 28
 
-_KEYS = 200
-"""Keys that one statement names at most: databases bound the number of parameters."""
 _MOST_UNFINISHED = 10_000
 """Unfinished versions that are told apart, the newest; older ones were given up, or their uploads would have ended."""
 _MOST_VERSIONS = 2**31 - 1
@@ -590,8 +588,8 @@ def _newest_of(connection: Connection, paths: Sequence[tuple[str, str]]) -> dict
     """Return the newest version of each key that has one."""
     found: dict[tuple[str, str], Row[Any]] = {}
     query = sa.select(artifacts).order_by(artifacts.c.version)
-    for bucket, keys in by_bucket(paths, _KEYS):
-        for row in connection.execute(query.where(artifacts.c.bucket == bucket, artifacts.c.key.in_(keys))):
+    for bucket, keys in by_bucket(paths):
+        for row in connection.execute(query.where(artifacts.c.bucket == bucket, one_of_keys(artifacts.c.key, keys))):
             found[row.bucket, row.key] = row
     return found
 
@@ -708,8 +706,8 @@ def _ids_of(connection: Connection, paths: Sequence[tuple[str, str]], job: str) 
     row, found = artifacts.c, {}
     query = sa.select(row.bucket, row.key, row.version, row.id)
     query = query.where(row.job.concat("") == job)  # concat: search by key
-    for bucket, keys in by_bucket(paths, _KEYS):
-        for *name, id_ in connection.execute(query.where(row.bucket == bucket, row.key.in_(keys))):
+    for bucket, keys in by_bucket(paths):
+        for *name, id_ in connection.execute(query.where(row.bucket == bucket, one_of_keys(row.key, keys))):
             found[tuple(name)] = id_
     return found
 

@@ -5,11 +5,11 @@ gets the rows as one array for each column, so that a group of rows is one reque
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from operator import itemgetter
-from typing import Any
+from typing import Any, ClassVar
 
 import sqlalchemy as sa
 from sqlalchemy import BindParameter, ColumnElement, Connection, Dialect, Insert, Table, TypeDecorator, Update
@@ -117,18 +117,34 @@ def _bound(value: Any, dialect: Dialect) -> Any:
     return processor(value) if processor else value
 
 
-class _Ids(TypeDecorator[Sequence[int]]):
-    """Many numbers as one value: an array, and JSON where there are none."""
+class _Many(TypeDecorator[Sequence[Any]]):
+    """Many values as one: an array, and JSON where there are none."""
 
     impl = sa.Text
     cache_ok = True
+    _item: ClassVar[type[TypeEngine[Any]]]
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         array = dialect.name == "postgresql"
-        return dialect.type_descriptor(ARRAY(sa.BigInteger()) if array else sa.Text())
+        return dialect.type_descriptor(ARRAY(self._item()) if array else sa.Text())
 
-    def process_bind_param(self, value: Sequence[int] | None, dialect: Dialect) -> Any:
+    def process_bind_param(self, value: Sequence[Any] | None, dialect: Dialect) -> Any:
         return value if value is None or dialect.name == "postgresql" else json.dumps(list(value))
+
+
+class _Ids(_Many):
+    cache_ok = True
+    _item = sa.BigInteger
+
+
+class _Keys(_Many):
+    cache_ok = True
+    _item = sa.Text
+
+    def process_bind_param(self, value: Sequence[str] | None, dialect: Dialect) -> Any:
+        if value is not None and dialect.name == "postgresql":
+            value = [key.replace("\0", "\ufffd") for key in value]  # as `Text` does
+        return super().process_bind_param(value, dialect)
 
 
 class one_of_ids(FunctionElement[Any]):  # noqa: N801 - it is used as a function
@@ -146,6 +162,20 @@ class one_of_ids(FunctionElement[Any]):  # noqa: N801 - it is used as a function
         super().__init__(column, sa.bindparam(name, type_=_Ids()))
 
 
+class one_of_keys(one_of_ids):  # noqa: N801 - it is used as a function
+    """The condition that a column is one of these texts, which are one value however many they are."""
+
+    inherit_cache = True
+
+    def __init__(self, column: ColumnElement[str], keys: Sequence[str] | str) -> None:
+        """Compare a column with these texts, or with those that are bound under a name."""
+        if isinstance(keys, str):
+            bound = sa.bindparam(keys, type_=_Keys())
+        else:
+            bound = sa.bindparam(None, keys, type_=_Keys(), unique=True)
+        FunctionElement.__init__(self, column, bound)
+
+
 @compiles(one_of_ids, "sqlite")
 def _in_json(element: one_of_ids, compiler: SQLCompiler, **options: Any) -> str:
     column, ids = (compiler.process(each, **options) for each in element.clauses)
@@ -158,14 +188,12 @@ def _in_array(element: one_of_ids, compiler: SQLCompiler, **options: Any) -> str
     return f"{column} = ANY({ids})"
 
 
-def by_bucket(paths: Iterable[tuple[str, str]], most: int) -> Iterator[tuple[str, list[str]]]:
-    """Yield buckets with up to `most` of their keys each.
+def by_bucket(paths: Iterable[tuple[str, str]]) -> Iterable[tuple[str, list[str]]]:
+    """Return buckets with their keys.
 
     SQLite searches an index for `bucket = ? AND key IN (...)`, and reads the whole table for `(bucket, key) IN (...)`.
     """
     keys: dict[str, list[str]] = {}
     for bucket, key in paths:
         keys.setdefault(bucket, []).append(key)
-    for bucket, of in keys.items():
-        for start in range(0, len(of), most):
-            yield bucket, of[start : start + most]
+    return keys.items()

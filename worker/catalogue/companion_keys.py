@@ -6,16 +6,14 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from worker.catalogue.bulk import by_bucket
+from worker.catalogue.bulk import by_bucket, one_of_keys
 from worker.catalogue.tables import artifacts, companions
 from worker.catalogue.types import Text
 from zot_artifact_client.contract import COMPANION_SUFFIXES
 
 _LONGEST_KEY = 1024
-_KEYS = 200
-"""Keys that one statement names at most: databases bound the number of parameters."""
 OWNERS = sa.select(companions.c.key, companions.c.of_key).where(
-    companions.c.bucket == sa.bindparam("of", type_=Text()), companions.c.key.in_(sa.bindparam("keys", expanding=True))
+    companions.c.bucket == sa.bindparam("of", type_=Text()), one_of_keys(companions.c.key, "keys")
 )
 """What users have said about `keys` of the bucket `of`. A statement made for each job would be a cycle of objects."""
 _NAMED = sa.select(companions.c.key).where(
@@ -101,7 +99,7 @@ def all_placed_as(connection: Connection, paths: Sequence[tuple[str, str]]) -> d
         for bucket, key in paths
     }
     said: dict[tuple[str, str], str | None] = {}
-    for bucket, keys in by_bucket(((path[0], base) for path, of in bases.items() for base in of), _KEYS):
+    for bucket, keys in by_bucket((path[0], base) for path, of in bases.items() for base in of):
         for row in connection.execute(OWNERS, {"of": bucket, "keys": keys}):
             said[bucket, row.key] = row.of_key
     return {

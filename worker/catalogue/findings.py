@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 from sqlalchemy.dialects import postgresql, sqlite
 
-from worker.catalogue.bulk import by_bucket
+from worker.catalogue.bulk import by_bucket, one_of_keys
 from worker.catalogue.compiled_statements import Asked, Prepared
 from worker.catalogue.database import Database
 from worker.catalogue.records import BAD, Artifact, Copy, CopyState, FindingKind, VerdictRow
@@ -32,7 +32,6 @@ _OF_COPIES = COPY_KINDS | {FindingKind.CANARY, FindingKind.METADATA}
 _GOOD = [state for state in CopyState if state.good]
 _FEW = 500
 """Open findings that one search by a range of keys returns at most; where there are more, each key is searched."""
-_KEYS = 200
 _LOGGED = 20
 _PRUNED = 1000
 _TEXT = 500
@@ -505,8 +504,8 @@ def _metadata_finding(verdict: VerdictRow) -> NewFinding:
 def _lost_among(connection: Connection, paths: Collection[tuple[str, str]]) -> list[tuple[str, str, int]]:
     """Return the current versions under these keys without a good copy that have no finding yet."""
     lost: list[tuple[str, str, int]] = []
-    for bucket, keys in by_bucket(paths, _KEYS):
-        found = connection.execute(_LOST.where(artifacts.c.bucket == bucket, artifacts.c.key.in_(keys)))
+    for bucket, keys in by_bucket(paths):
+        found = connection.execute(_LOST.where(artifacts.c.bucket == bucket, one_of_keys(artifacts.c.key, keys)))
         lost += [tuple(row) for row in found]
     return lost
 
@@ -529,8 +528,10 @@ def _open_at(connection: Connection, paths: Collection[tuple[str, str]], around:
     found: list[Row[Any]] = (around or ask_around(connection, paths)).all()
     if len(found) > _FEW:
         found = []
-        for bucket, keys in by_bucket(paths, _KEYS):
-            found.extend(connection.execute(_SLIM.where(findings.c.bucket == bucket, findings.c.key.in_(keys))))
+        for bucket, keys in by_bucket(paths):
+            found.extend(
+                connection.execute(_SLIM.where(findings.c.bucket == bucket, one_of_keys(findings.c.key, keys)))
+            )
     return [row for row in found if (row.bucket, row.key) in paths]
 
 

@@ -16,7 +16,7 @@ from worker.catalogue.artifacts import (
     finish_copies,
     insert_version,
 )
-from worker.catalogue.bulk import by_bucket
+from worker.catalogue.bulk import one_of_keys
 from worker.catalogue.database import Database
 from worker.catalogue.deletions import KeptTombstone, Tombstone, record_tombstone
 from worker.catalogue.findings import NewFinding, see
@@ -27,7 +27,6 @@ from worker.catalogue.verification_log import append_verdicts, prepare_verdicts
 from worker.storage import Digest, Verdict
 from worker.storage.integrity.manifest import Manifest
 
-_KEYS = 200
 KEPT = "sha256 kept by the store"
 BELIEVED = "sha256 kept by the store, believed without a read"
 _SKEW = timedelta(minutes=5)
@@ -165,27 +164,24 @@ class Rebuilding:
 
 
 def _known(connection: Connection, bucket: str, keys: Sequence[str]) -> dict[str, KnownKey]:
-    found: dict[str, KnownKey] = {}
-    for _, some in by_bucket([(bucket, key) for key in keys], _KEYS):
-        of = sa.and_(artifacts.c.bucket == bucket, artifacts.c.key.in_(some))
-        versions: dict[int, Artifact] = {}
-        by_key: dict[str, list[Artifact]] = {}
-        for row in connection.execute(sa.select(artifacts).where(of).order_by(artifacts.c.version)):
-            versions[row.id] = artifact = artifact_of(row)
-            by_key.setdefault(row.key, []).append(artifact)
-        present: dict[str, dict[str, tuple[Artifact, Copy]]] = {}
-        query = sa.select(copies).join(artifacts, artifacts.c.id == copies.c.artifact_id).where(of)
-        for row in connection.execute(query.order_by(artifacts.c.version)):
-            artifact, copy = versions[row.artifact_id], copy_of(row)
-            if copy.state.present:
-                present.setdefault(artifact.key, {})[copy.store] = (artifact, copy)
-        in_grace = set(
-            connection.execute(
-                sa.select(tombstones.c.key).where(tombstones.c.bucket == bucket, tombstones.c.key.in_(some))
-            ).scalars()
-        )
-        found |= {key: KnownKey(all_, present.get(key, {}), key in in_grace) for key, all_ in by_key.items()}
-    return found
+    of = sa.and_(artifacts.c.bucket == bucket, one_of_keys(artifacts.c.key, keys))
+    versions: dict[int, Artifact] = {}
+    by_key: dict[str, list[Artifact]] = {}
+    for row in connection.execute(sa.select(artifacts).where(of).order_by(artifacts.c.version)):
+        versions[row.id] = artifact = artifact_of(row)
+        by_key.setdefault(row.key, []).append(artifact)
+    present: dict[str, dict[str, tuple[Artifact, Copy]]] = {}
+    query = sa.select(copies).join(artifacts, artifacts.c.id == copies.c.artifact_id).where(of)
+    for row in connection.execute(query.order_by(artifacts.c.version)):
+        artifact, copy = versions[row.artifact_id], copy_of(row)
+        if copy.state.present:
+            present.setdefault(artifact.key, {})[copy.store] = (artifact, copy)
+    in_grace = set(
+        connection.execute(
+            sa.select(tombstones.c.key).where(tombstones.c.bucket == bucket, one_of_keys(tombstones.c.key, keys))
+        ).scalars()
+    )
+    return {key: KnownKey(all_, present.get(key, {}), key in in_grace) for key, all_ in by_key.items()}
 
 
 class _Write:
