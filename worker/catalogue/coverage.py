@@ -1,5 +1,6 @@
 """How far the copies of each store have been read, what is overdue, and when each sweep ran last."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -12,14 +13,25 @@ from worker.catalogue.artifacts import FIRST_READS, SPREADS
 from worker.catalogue.database import Database
 from worker.catalogue.records import BAD, OPEN_STATES, CopyState
 from worker.catalogue.sweep_claims import NOT_ARCHIVED
-from worker.catalogue.tables import BAD_VERDICT, SWEEPS, artifacts, copies, findings, jobs, pages, verifications
+from worker.catalogue.tables import (
+    BAD_VERDICT,
+    CURRENT,
+    SWEEPS,
+    artifacts,
+    copies,
+    findings,
+    jobs,
+    pages,
+    verifications,
+)
 from worker.storage import Verdict
 from worker.storage.keys import CANARY_BUCKET
-from zot_artifact_client.contract import REPLICATE, JobState
+from zot_artifact_client.contract import REPLICATE, UPLOAD, VERIFY, JobState
 
 _NAMES = (artifacts.c.bucket, artifacts.c.key, artifacts.c.version, copies.c.store)
 _NOT_READ = [CopyState.MISSING, CopyState.SIZE_MISMATCH]
 """The states after a verdict that needed no read to the end."""
+_GOOD = [state for state in CopyState if state.good]
 _LATEST_RUNS = 100
 """Runs of a sweep among which its last one is searched for that was of all stores."""
 _MOST_FAILED = 10_000
@@ -208,18 +220,35 @@ class CoverageQueries:
             return replications, connection.execute(dead).scalar_one()
 
     def failed_jobs(self, *, since: datetime) -> list[FailedJobs]:
-        """Return the jobs but sweeps that failed for good since then and were not sent again, by error and store."""
-        error = jobs.c.error
+        """Return the jobs but sweeps that failed for good since then and still matter, by error and store.
+
+        A job does not if it was sent again, if a later job of its kind succeeded with the same artifact, or if its
+        effect is there: the copies of its upload or of a later one are complete, or its store gave right bytes since.
+        """
         some = (
-            sa.select(error["type"].as_string().label("type"), error["store"].as_string().label("store"))
+            sa.select(
+                jobs.c.id, jobs.c.kind, jobs.c.holds, jobs.c.finished_at,
+                *(jobs.c.error[name].as_string().label(name) for name in ("type", "store")),
+                *(jobs.c.request[name].as_string().label(name) for name in ("bucket", "key")),
+            )
             .where(jobs.c.state == JobState.FAILED, jobs.c.finished_at >= since, ~jobs.c.kind.startswith("sweep."))
             .limit(_MOST_FAILED)
             .subquery()
+        )  # fmt: skip
+        success = sa.case((jobs.c.state == JobState.SUCCEEDED, jobs.c.finished_at))  # by the index of `holds`
+        of_artifacts = (  # all jobs of an artifact at once: many may have failed
+            sa.select(jobs.c.kind, jobs.c.holds, sa.func.max(success, type_=jobs.c.finished_at.type))
+            .where(jobs.c.holds.in_(sa.select(some.c.holds)))
+            .group_by(jobs.c.kind, jobs.c.holds)
         )
-        count = sa.func.count()
-        query = sa.select(some.c.type, some.c.store, count).group_by(some.c.type, some.c.store).order_by(count.desc())
+        counts: Counter[tuple[str, str | None]] = Counter()
         with self._database.read() as connection:
-            return [FailedJobs(type_ or "unknown", store, found) for type_, store, found in connection.execute(query)]
+            last = {(kind, holds): at for kind, holds, at in connection.execute(of_artifacts) if at}
+            for job in connection.execute(sa.select(some).where(~_has_effect(some.c))):
+                if job.finished_at >= last.get((job.kind, job.holds), job.finished_at):
+                    counts[job.type or "unknown", job.store] += 1
+        found = [FailedJobs(type_, store, count) for (type_, store), count in counts.items()]
+        return sorted(found, key=lambda each: (-each.count, each.error, each.store or ""))
 
     def last_runs(self, kinds: Sequence[str]) -> dict[str, LastRun]:
         """Return the last run of each of these kinds of sweep that has left a row in the ledger.
@@ -240,6 +269,25 @@ class CoverageQueries:
         with self._database.read() as connection:
             rows = connection.execute(query.limit(limit)).all()
         return [OverdueCopy(row.store, row.bucket, row.key, row.version, row.since) for row in rows]
+
+
+def _has_effect(job: Any) -> sa.ColumnElement[bool]:
+    """Return the condition that a page, a repair or another upload has done what a failed job was to do."""
+    current = sa.select(artifacts.c.id).where(artifacts.c.bucket == job.bucket, artifacts.c.key == job.key, *CURRENT)
+    uploaded = sa.or_(
+        artifacts.c.committed_at > job.finished_at,
+        artifacts.c.job == job.id,
+        sa.cast(artifacts.c.reused_by, sa.Text).contains(job.id),
+    )
+    copy = sa.exists().where(copies.c.artifact_id == artifacts.c.id).correlate_except(copies)
+    read = copy.where(copies.c.store == job.store, copies.c.read_at > job.finished_at, copies.c.state.in_(_GOOD))
+    return sa.or_(
+        sa.and_(
+            job.kind == UPLOAD.kind,
+            current.where(uploaded, ~copy.where(copies.c.state == CopyState.WRITING)).exists(),
+        ),
+        sa.and_(job.kind.in_([REPLICATE.kind, VERIFY.kind]), current.where(read).correlate_except(artifacts).exists()),
+    )
 
 
 def _is_narrowed(request: Mapping[str, Any]) -> bool:

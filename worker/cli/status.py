@@ -77,8 +77,8 @@ def status(as_json: AsJson = False) -> None:
 
     The exit status is 1 if something is open, 3 if that is unknown, and otherwise 0.
     Open are findings that are not acknowledged, dead letters, open circuit breakers and failed probes of stores.
-    Other jobs that failed in the last day are counted by error.
-    They are open where a store denied access or was full, until they are sent again or a day is over.
+    Other jobs that failed in the last day are counted by error, until a later job has done the same.
+    They are open where a store denied access or was full, until then or until a day is over.
     A sweep whose last run failed is open until a run succeeds.
     A queue without a worker, a beat that does not tick, and less than 1 GiB of free disk are open too.
     A pause is shown but is not open, because an operator began it.
@@ -309,7 +309,7 @@ def _refused(failed: Iterable[FailedJobs]) -> Iterator[Check]:
                 "bad",
                 f"{counted(each.count, 'job')} failed with {each.error} in the last day",
                 f"repair it, then run `zot-artifacts jobs retry --all --state failed --error {each.error}`; "
-                "an upload whose source is gone has to be sent anew",
+                "an upload whose source is gone has to be sent anew, which ends this",
             )
 
 

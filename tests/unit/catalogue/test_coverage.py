@@ -10,6 +10,7 @@ from tests.unit.catalogue.test_catalogue import DIGEST, PERIOD
 from tests.unit.catalogue.test_recorded_stores import copied
 from worker import clock
 from worker.catalogue import Catalogue, FailedJobs, Finding, FindingKind, NewVersion, compiled_statements
+from worker.storage import Digest
 from zot_artifact_client.contract import JobState
 
 RECENT = timedelta(hours=6)
@@ -74,6 +75,77 @@ def test_jobs_that_failed_for_good_are_counted_by_error_and_store(catalogue):
         FailedJobs("AccessDenied", "dr", 2), FailedJobs("NotFound", None, 1),
     ]  # fmt: skip
     assert catalogue.coverage.failed_jobs(since=now + lease) == []
+
+
+def failed(catalogue, id_, kind, *, at, key="app.tgz", state=JobState.FAILED):
+    """Record the end of a job of an artifact; by default a full store failed it."""
+    request, path = {"bucket": "releases", "key": key}, None if kind == "verify" else f"releases/{key}"
+    lease = timedelta(seconds=30)
+    catalogue.ledger.acquire(id_, kind, request, owner="me", holds=path, parent=None, now=at, lease=lease)
+    error = {"type": "OutOfSpace", "store": "dr"} if state == JobState.FAILED else None
+    catalogue.ledger.finish(id_, 1, state, now=at, error=error, result=None if error else {})
+
+
+def counted(catalogue, since):
+    return sum(each.count for each in catalogue.coverage.failed_jobs(since=since))
+
+
+def test_a_failed_job_does_not_count_after_a_later_success_of_its_kind(catalogue):
+    """Only one after the failure, of the same kind and with the same artifact, ends it."""
+    now = clock.now()
+    ended = iter(range(9))
+    for kind, key, minutes in (("upload", "app.tgz", -1), ("replicate", "app.tgz", 1), ("upload", "other", 1)):
+        at = now + timedelta(minutes=minutes)
+        failed(catalogue, f"success-{next(ended)}", kind, key=key, at=at, state=JobState.SUCCEEDED)
+    failed(catalogue, "first", "upload", at=now)
+    failed(catalogue, "second", "upload", at=now)
+    assert counted(catalogue, now) == 2
+    later = now + timedelta(minutes=2)
+    failed(catalogue, "sent-again", "upload", at=later, state=JobState.SUCCEEDED)
+    assert counted(catalogue, now) == 0
+    failed(catalogue, "third", "upload", at=later + timedelta(minutes=1))
+    assert counted(catalogue, now) == 1
+
+
+def test_a_failed_upload_does_not_count_once_its_copies_are_there(catalogue):
+    """A repair or a page can have written them; a version from before the failure is not what it was to upload."""
+    before = clock.now()
+    stores = ["primary", "dr"]
+    old = catalogue.artifacts.record("releases", "app.tgz", DIGEST, {}, before, stores=["dr"]).artifact
+    catalogue.artifacts.finish_copy(old, "dr", tag="1", evidence={}, now=before)
+    now = before + timedelta(minutes=1)
+    for job in ("upload-1", "upload-2"):
+        failed(catalogue, job, "upload", at=now + timedelta(seconds=1))
+    assert counted(catalogue, now) == 2
+    made = catalogue.artifacts.record(
+        "releases", "app.tgz", Digest(2, "1" * 64), {}, now, stores=stores, job="upload-1"
+    ).artifact
+    catalogue.artifacts.finish_copy(made, "primary", tag="1", evidence={}, now=now)
+    assert counted(catalogue, now) == 2  # the copy in dr is not written
+    catalogue.artifacts.finish_copy(made, "dr", tag="1", evidence={}, now=now + timedelta(minutes=1))
+    assert counted(catalogue, now) == 1
+    newer = catalogue.artifacts.record(
+        "releases", "app.tgz", Digest(3, "2" * 64), {}, now + timedelta(minutes=2), stores=["dr"], job="page-1"
+    ).artifact
+    catalogue.artifacts.finish_copy(newer, "dr", tag="1", evidence={}, now=now + timedelta(minutes=2))
+    assert counted(catalogue, now) == 0
+
+
+@pytest.mark.parametrize("kind", ["replicate", "verify"])
+def test_a_failed_job_does_not_count_once_its_store_gave_the_bytes_back(catalogue, kind):
+    """As a sweep reads them later, in a page that is no job of the artifact."""
+    artifact, now = copied(catalogue, "app.tgz", "dr"), clock.now()
+    copied(catalogue, "other", "dr")
+    long_ago = now - timedelta(hours=1)
+    failed(catalogue, "other-1", kind, at=long_ago, key="other")
+    assert counted(catalogue, long_ago) == 0
+    failed(catalogue, "job-1", kind, at=now)
+    failed(catalogue, "other-2", kind, at=now + timedelta(minutes=9), key="other")
+    assert counted(catalogue, long_ago) == 2
+    judged(catalogue, artifact, "dr", "corrupt", now=now + timedelta(minutes=1))
+    assert counted(catalogue, long_ago) == 2
+    judged(catalogue, artifact, "dr", "verified", now=now + timedelta(minutes=2))
+    assert counted(catalogue, long_ago) == 1
 
 
 def test_the_copies_and_bytes_of_a_store_are_summed_in_the_order_of_their_rows(catalogue, catalogue_url):
