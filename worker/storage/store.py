@@ -198,10 +198,15 @@ class Store:
             if in_parts:
                 self._refuse_early(bucket, key, condition)
 
-            def send(bucket: str, key: str, condition: Condition) -> ObjectStat:
-                if in_parts:
-                    return self._parted(bucket, key, info, checkpoint, manifest).run(body, condition)
-                return self._driver.put(bucket, key, body, info, condition=condition)
+            def send(at_bucket: str, at_key: str, condition: Condition) -> ObjectStat:
+                if not in_parts:
+                    return self._driver.put(at_bucket, at_key, body, info, condition=condition)
+                parted = MultipartWrite(
+                    cast("MultipartDriver", self._driver), at_bucket, at_key, info, checkpoint or NoCheckpoint(),
+                    manifest=manifest, memory=self._memory, spool_dir=self._spool_dir,
+                    other_place=(bucket, key) if (at_bucket, at_key) != (bucket, key) else None,
+                )  # fmt: skip
+                return parted.run(body, condition)
 
             if self.checks_uploads():
                 return send(bucket, key, condition), body.digest
@@ -772,20 +777,6 @@ class Store:
         limit = self.capabilities.max_object_size
         if size is not None and limit is not None and size > limit:
             raise SizeMismatch(f"{self.name}: {bucket}/{key} has {size} bytes, the store holds at most {limit}")
-
-    def _parted(
-        self, bucket: str, key: str, info: WriteInfo, checkpoint: Checkpoint | None, manifest: Manifest | None
-    ) -> MultipartWrite:
-        return MultipartWrite(
-            cast("MultipartDriver", self._driver),
-            bucket,
-            key,
-            info,
-            checkpoint or NoCheckpoint(),
-            manifest=manifest,
-            memory=self._memory,
-            spool_dir=self._spool_dir,
-        )
 
     def _refuse_early(self, bucket: str, key: str, condition: Condition) -> None:
         """Check a condition before gigabytes are sent, because the store checks it only afterwards."""

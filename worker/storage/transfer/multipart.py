@@ -152,6 +152,7 @@ class MultipartWrite:
         checkpoint: Checkpoint,
         *,
         manifest: Chunks | None = None,
+        other_place: tuple[str, str] | None = None,
         memory: int = MEMORY,
         spool_dir: Path | None = None,
     ) -> None:
@@ -165,6 +166,7 @@ class MultipartWrite:
             checkpoint: records the progress.
             manifest: the digests of the chunks, recorded with the digest of the whole. Where parts are as large as
                 chunks, each part is compared with its chunk before it is sent, and the whole is not hashed once more.
+            other_place: bucket and key at which an earlier attempt may have begun the upload; it is aborted there.
             memory: most bytes of parts to keep in memory.
             spool_dir: where parts wait that are too large for that; the system's temporary directory by default.
         """
@@ -172,6 +174,7 @@ class MultipartWrite:
         self._memory = memory
         self._spool_dir = spool_dir
         self._place = (bucket, key)
+        self._other_place = other_place
         self._info = info
         self._checkpoint = checkpoint
         self._manifest = manifest
@@ -211,6 +214,8 @@ class MultipartWrite:
         try:
             there = {part.number: part for part in self._driver.list_parts(*self._place, begun.token)}
         except NotFound:
+            if self._other_place is not None:
+                self._driver.abort_upload(*self._other_place, begun.token)
             self._checkpoint.ended()
             return None
         sent = {number: sent for number, sent in begun.sent.items() if there.get(number) == sent.part}

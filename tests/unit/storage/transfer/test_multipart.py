@@ -27,6 +27,7 @@ class PartsInMemory(MemoryDriver):
     def __init__(self):
         super().__init__("memory")
         self.begun: dict[str, dict[int, bytes]] = {}
+        self.places: dict[str, tuple[str, str]] = {}
         self.sent: list[int] = []
         self.files = 0
         self.fail_from: int | None = None
@@ -41,7 +42,7 @@ class PartsInMemory(MemoryDriver):
 
     def begin_upload(self, bucket, key, info) -> str:
         token = f"token-{uuid.uuid4()}"
-        self.begun[token] = {}
+        self.begun[token], self.places[token] = {}, (bucket, key)
         return token
 
     def upload_part(self, bucket, key, token, number, data, *, sha256=None, md5=None) -> Part:
@@ -54,6 +55,8 @@ class PartsInMemory(MemoryDriver):
         return self._part(number, held)
 
     def list_parts(self, bucket, key, token) -> list[Part]:
+        if self.places.get(token) != (bucket, key):
+            raise NotFound(f"memory: {token} is not open at {bucket}/{key}")
         return [self._part(number, data) for number, data in sorted(self._parts(token).items())]
 
     def complete_upload(self, bucket, key, token, parts, info, *, condition=None) -> ObjectStat:
@@ -65,7 +68,8 @@ class PartsInMemory(MemoryDriver):
     def abort_upload(self, bucket, key, token) -> None:
         if self.abort_fails:
             raise self.abort_fails
-        self.begun.pop(token, None)
+        if self.places.get(token) == (bucket, key):
+            self.begun.pop(token, None)
 
     def _parts(self, token) -> dict[int, bytes]:
         if token not in self.begun:
@@ -205,6 +209,15 @@ def test_a_write_that_the_store_has_forgotten_starts_afresh(driver):
     write(driver, notes)
     assert len(driver.sent) == 9
     assert stored(driver) == CONTENT
+
+
+def test_an_upload_that_was_begun_at_another_place_is_aborted_there(driver):
+    """Whether a store refuses damaged bytes may be unknown to the next worker, which then writes to a staging key."""
+    notes = Notes()
+    notes.begun(driver.begin_upload("releases", "staged", WriteInfo(len(CONTENT))), PART)
+    write(driver, notes, other_place=("releases", "staged"))
+    assert stored(driver) == CONTENT
+    assert not driver.begun
 
 
 def test_a_failure_without_another_attempt_leaves_nothing(driver):
