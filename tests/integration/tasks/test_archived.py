@@ -3,6 +3,7 @@
 import io
 from datetime import timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from azure.storage.blob import BlobServiceClient
@@ -76,15 +77,10 @@ def test_an_archived_copy_settles_only_that_it_was_unreadable(run, context):
 
 def test_azure_archives_a_blob_and_is_not_asked_to_restore_it(azurite: Azurite, tmp_path: Path) -> None:
     """A blob in the tier Archive has the verdict, whatever way it is read, and stays in its tier."""
-    target = conformance_azure(azurite, tmp_path)
+    container, blob = f"archived-{uuid4().hex[:8]}", "b/app"
+    target = conformance_azure(azurite, tmp_path, container=container)
     _, digest = target.store.write_object("b", "app", io.BytesIO(b"content"))
     service = BlobServiceClient.from_connection_string(azurite.connection_string, api_version=AZURITE_API)
-    [(container, blob)] = [
-        (each.name, found.name)
-        for each in service.list_containers()
-        for found in service.get_container_client(each.name).list_blobs()
-        if found.name.endswith("b/app")
-    ]
     service.get_blob_client(container, blob).set_standard_blob_tier("Archive")
     assert target.store.verify_object("b", "app", digest).verdict is Verdict.ARCHIVED
     assert [each.verdict for each in target.store.verify_objects([("b", "app", digest)])] == [Verdict.ARCHIVED]
