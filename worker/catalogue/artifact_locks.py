@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from worker.catalogue.bulk import by_bucket, one_of_keys
+from worker.catalogue.bulk import by_bucket, one_of
 from worker.catalogue.compiled_statements import Prepared
 from worker.catalogue.database import Database
 from worker.catalogue.tables import artifact_locks, jobs
@@ -92,7 +92,7 @@ def _taken(
     """Return which of these artifacts other jobs write to; fence out the jobs whose leases are over, see `holder`."""
     mine, paths = {"job": job}, [f"{bucket}/{key}" for key in keys]
     others = [tuple(row) for row in connection.execute(_LOCKED.where(*_named(bucket, keys)), mine)]
-    held = connection.execute(_HOLDS.where(one_of_keys(jobs.c.holds, paths)), mine)
+    held = connection.execute(_HOLDS.where(one_of(jobs.c.holds, paths)), mine)
     others += [(path.partition("/")[2], id_, until) for path, id_, until in held]
     taken = {key for key, _, until in others if _lasts(until, *times)}
     over = {id_ for key, id_, _ in others if key not in taken}
@@ -105,4 +105,4 @@ def _lasts(until: datetime | None, now: datetime, far: datetime) -> bool:
 
 
 def _named(bucket: str, keys: Sequence[str]) -> list[sa.ColumnElement[bool]]:
-    return [artifact_locks.c.bucket == bucket, one_of_keys(artifact_locks.c.key, keys)]
+    return [artifact_locks.c.bucket == bucket, one_of(artifact_locks.c.key, keys)]

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
 from worker import clock
-from worker.catalogue.bulk import by_bucket, one_of_ids, one_of_keys
+from worker.catalogue.bulk import by_bucket, one_of
 from worker.catalogue.compiled_statements import Prepared
 from worker.catalogue.database import CatalogueError, Database
 from worker.catalogue.findings import note_deletes, note_tombstones, note_writes
@@ -62,7 +62,7 @@ _VERSIONS = (
 )
 _NEWEST = Prepared(_VERSIONS.limit(1))
 _LISTED = (artifacts.c.id, artifacts.c.bucket, artifacts.c.key, artifacts.c.size)
-_BY_IDS = Prepared(sa.select(*_LISTED).where(one_of_ids(artifacts.c.id, "ids")))
+_BY_IDS = Prepared(sa.select(*_LISTED).where(one_of(artifacts.c.id, sa.bindparam("ids"))))
 _CURRENT = Prepared(_VERSIONS.where(artifacts.c.committed_at.is_not(None)).limit(1))
 _USED_BY = Prepared(
     _VERSIONS.where(
@@ -364,7 +364,7 @@ class Artifacts:
         query = sa.select(*_LISTED).where(*listed(), row.bucket == bucket, *following(prefix, after, until))
         query = query.where(row.id + 0 <= seen.newest)  # + 0: search by key
         if seen.unfinished:
-            query = query.where(~one_of_ids(row.id + 0, "unfinished"))
+            query = query.where(~one_of(row.id + 0, sa.bindparam("unfinished")))
         with self._database.read() as connection:
             values = {"unfinished": list(seen.unfinished)} if seen.unfinished else {}
             found = connection.execute(query.order_by(row.key).limit(limit), values).all()
@@ -589,7 +589,7 @@ def _newest_of(connection: Connection, paths: Sequence[tuple[str, str]]) -> dict
     found: dict[tuple[str, str], Row[Any]] = {}
     query = sa.select(artifacts).order_by(artifacts.c.version)
     for bucket, keys in by_bucket(paths):
-        for row in connection.execute(query.where(artifacts.c.bucket == bucket, one_of_keys(artifacts.c.key, keys))):
+        for row in connection.execute(query.where(artifacts.c.bucket == bucket, one_of(artifacts.c.key, keys))):
             found[row.bucket, row.key] = row
     return found
 
@@ -707,7 +707,7 @@ def _ids_of(connection: Connection, paths: Sequence[tuple[str, str]], job: str) 
     query = sa.select(row.bucket, row.key, row.version, row.id)
     query = query.where(row.job.concat("") == job)  # concat: search by key
     for bucket, keys in by_bucket(paths):
-        for *name, id_ in connection.execute(query.where(row.bucket == bucket, one_of_keys(row.key, keys))):
+        for *name, id_ in connection.execute(query.where(row.bucket == bucket, one_of(row.key, keys))):
             found[tuple(name)] = id_
     return found
 

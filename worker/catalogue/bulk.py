@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from operator import itemgetter
-from typing import Any, ClassVar
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import BindParameter, ColumnElement, Connection, Dialect, Insert, Table, TypeDecorator, Update
@@ -20,7 +20,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeEngine
 
 from worker.catalogue.compiled_statements import execute
-from worker.catalogue.types import UtcDateTime
+from worker.catalogue.types import UtcDateTime, without_nul
 
 _MOMENT = UtcDateTime()
 
@@ -118,74 +118,57 @@ def _bound(value: Any, dialect: Dialect) -> Any:
 
 
 class _Many(TypeDecorator[Sequence[Any]]):
-    """Many values as one: an array, and JSON where there are none."""
+    """Many numbers or texts as one value: an array, and JSON where there are none."""
 
     impl = sa.Text
     cache_ok = True
-    _item: ClassVar[type[TypeEngine[Any]]]
+
+    def __init__(self, item: type[TypeEngine[Any]]) -> None:
+        super().__init__()
+        self.item = item
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         array = dialect.name == "postgresql"
-        return dialect.type_descriptor(ARRAY(self._item()) if array else sa.Text())
+        return dialect.type_descriptor(ARRAY(self.item()) if array else sa.Text())
 
     def process_bind_param(self, value: Sequence[Any] | None, dialect: Dialect) -> Any:
-        return value if value is None or dialect.name == "postgresql" else json.dumps(list(value))
+        if value is None:
+            return None
+        if dialect.name != "postgresql":
+            return json.dumps(list(value))
+        return [without_nul(each) for each in value] if self.item is sa.Text else value
 
 
-class _Ids(_Many):
-    cache_ok = True
-    _item = sa.BigInteger
+class one_of(FunctionElement[Any]):  # noqa: N801 - it is used as a function
+    """The condition that a column is one of many numbers or texts, which are one value.
 
-
-class _Keys(_Many):
-    cache_ok = True
-    _item = sa.Text
-
-    def process_bind_param(self, value: Sequence[str] | None, dialect: Dialect) -> Any:
-        if value is not None and dialect.name == "postgresql":
-            value = [key.replace("\0", "\ufffd") for key in value]  # as `Text` does
-        return super().process_bind_param(value, dialect)
-
-
-class one_of_ids(FunctionElement[Any]):  # noqa: N801 - it is used as a function
-    """The condition that a column is one of many numbers, bound as one value.
-
-    SQLAlchemy makes a parameter of each number of `in_`, which takes longer for a page than the query itself. The type
+    SQLAlchemy makes a parameter of each value of `in_`, which takes longer for a page than the query itself. The type
     is no Boolean: SQLAlchemy would append `= 1` for SQLite, which then reads the whole table instead of the index.
     """
 
     type = sa.types.NullType()
     inherit_cache = True
 
-    def __init__(self, column: ColumnElement[int], name: str) -> None:
-        """Compare a column with the numbers that are bound under a name."""
-        super().__init__(column, sa.bindparam(name, type_=_Ids()))
-
-
-class one_of_keys(one_of_ids):  # noqa: N801 - it is used as a function
-    """The condition that a column is one of these texts, which are one value however many they are."""
-
-    inherit_cache = True
-
-    def __init__(self, column: ColumnElement[str], keys: Sequence[str] | str) -> None:
-        """Compare a column with these texts, or with those that are bound under a name."""
-        if isinstance(keys, str):
-            bound = sa.bindparam(keys, type_=_Keys())
+    def __init__(self, column: ColumnElement[Any], values: Sequence[Any] | BindParameter[Any]) -> None:
+        """Compare a column with these values, or with those that are bound when the statement is executed."""
+        many = _Many(sa.BigInteger if isinstance(column.type, sa.Integer) else sa.Text)
+        if isinstance(values, BindParameter):
+            bound: BindParameter[Any] = sa.bindparam(values.key, type_=many)
         else:
-            bound = sa.bindparam(None, keys, type_=_Keys(), unique=True)
-        FunctionElement.__init__(self, column, bound)
+            bound = sa.bindparam(None, values, type_=many, unique=True)
+        super().__init__(column, bound)
 
 
-@compiles(one_of_ids, "sqlite")
-def _in_json(element: one_of_ids, compiler: SQLCompiler, **options: Any) -> str:
-    column, ids = (compiler.process(each, **options) for each in element.clauses)
-    return f"{column} IN (SELECT value FROM json_each({ids}))"  # noqa: S608 - of bound values
+@compiles(one_of, "sqlite")
+def _in_json(element: one_of, compiler: SQLCompiler, **options: Any) -> str:
+    column, values = (compiler.process(each, **options) for each in element.clauses)
+    return f"{column} IN (SELECT value FROM json_each({values}))"  # noqa: S608 - of bound values
 
 
-@compiles(one_of_ids, "postgresql")
-def _in_array(element: one_of_ids, compiler: SQLCompiler, **options: Any) -> str:
-    column, ids = (compiler.process(each, **options) for each in element.clauses)
-    return f"{column} = ANY({ids})"
+@compiles(one_of, "postgresql")
+def _in_array(element: one_of, compiler: SQLCompiler, **options: Any) -> str:
+    column, values = (compiler.process(each, **options) for each in element.clauses)
+    return f"{column} = ANY({values})"
 
 
 def by_bucket(paths: Iterable[tuple[str, str]]) -> Iterable[tuple[str, list[str]]]:

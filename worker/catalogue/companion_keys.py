@@ -6,14 +6,14 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from worker.catalogue.bulk import by_bucket, one_of_keys
+from worker.catalogue.bulk import by_bucket, one_of
 from worker.catalogue.tables import artifacts, companions
 from worker.catalogue.types import Text
 from zot_artifact_client.contract import COMPANION_SUFFIXES
 
 _LONGEST_KEY = 1024
 OWNERS = sa.select(companions.c.key, companions.c.of_key).where(
-    companions.c.bucket == sa.bindparam("of", type_=Text()), one_of_keys(companions.c.key, "keys")
+    companions.c.bucket == sa.bindparam("of", type_=Text()), one_of(companions.c.key, sa.bindparam("keys"))
 )
 """What users have said about `keys` of the bucket `of`. A statement made for each job would be a cycle of objects."""
 _NAMED = sa.select(companions.c.key).where(

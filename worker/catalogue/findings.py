@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 from sqlalchemy.dialects import postgresql, sqlite
 
-from worker.catalogue.bulk import by_bucket, one_of_keys
+from worker.catalogue.bulk import by_bucket, one_of
 from worker.catalogue.compiled_statements import Asked, Prepared
 from worker.catalogue.database import Database
 from worker.catalogue.records import BAD, Artifact, Copy, CopyState, FindingKind, VerdictRow
@@ -505,7 +505,7 @@ def _lost_among(connection: Connection, paths: Collection[tuple[str, str]]) -> l
     """Return the current versions under these keys without a good copy that have no finding yet."""
     lost: list[tuple[str, str, int]] = []
     for bucket, keys in by_bucket(paths):
-        found = connection.execute(_LOST.where(artifacts.c.bucket == bucket, one_of_keys(artifacts.c.key, keys)))
+        found = connection.execute(_LOST.where(artifacts.c.bucket == bucket, one_of(artifacts.c.key, keys)))
         lost += [tuple(row) for row in found]
     return lost
 
@@ -529,9 +529,7 @@ def _open_at(connection: Connection, paths: Collection[tuple[str, str]], around:
     if len(found) > _FEW:
         found = []
         for bucket, keys in by_bucket(paths):
-            found.extend(
-                connection.execute(_SLIM.where(findings.c.bucket == bucket, one_of_keys(findings.c.key, keys)))
-            )
+            found.extend(connection.execute(_SLIM.where(findings.c.bucket == bucket, one_of(findings.c.key, keys))))
     return [row for row in found if (row.bucket, row.key) in paths]
 
 

@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 from worker.catalogue.adoptions import Adoption, OtherVersion, record_adoptions
 from worker.catalogue.artifacts import FinishedCopy, delete_copies, finish_copies, tombstone_all
 from worker.catalogue.budgets import BudgetState, change_budget
-from worker.catalogue.bulk import one_of_ids
+from worker.catalogue.bulk import one_of
 from worker.catalogue.compiled_statements import Prepared
 from worker.catalogue.database import CatalogueError, Database
 from worker.catalogue.holds import OnHold
@@ -56,9 +56,11 @@ _COPIES = (
     .join(artifacts, artifacts.c.id == copies.c.artifact_id)
 )  # fmt: skip
 _CLAIMED = Prepared(
-    _COPIES.where(one_of_ids(copies.c.id, "ids"), copies.c.claimed_until.is_not_distinct_from(sa.bindparam("until")))
+    _COPIES.where(
+        one_of(copies.c.id, sa.bindparam("ids")), copies.c.claimed_until.is_not_distinct_from(sa.bindparam("until"))
+    )
 )
-_COPIES_OF = Prepared(_COPIES.where(one_of_ids(copies.c.artifact_id, "ids")).order_by(copies.c.store))
+_COPIES_OF = Prepared(_COPIES.where(one_of(copies.c.artifact_id, sa.bindparam("ids"))).order_by(copies.c.store))
 _PRESENT = frozenset(state.value for state in CopyState if state.present)
 
 
@@ -468,7 +470,7 @@ def _released(connection: Connection, page: Page, ids: Sequence[int], *, due: da
     if not ids:
         return page
     gone = set(ids)
-    ours = sa.and_(one_of_ids(copies.c.id, "ids"), copies.c.claimed_until == page.claimed_until)
+    ours = sa.and_(one_of(copies.c.id, sa.bindparam("ids")), copies.c.claimed_until == page.claimed_until)
     put_off = {} if due is None else {"next_due_at": due}
     connection.execute(sa.update(copies).where(ours).values(claimed_until=None, **put_off), {"ids": list(ids)})
     return replace(page, open=[id_ for id_ in page.open if id_ not in gone])

@@ -16,7 +16,7 @@ from worker.catalogue.artifacts import (
     finish_copies,
     insert_version,
 )
-from worker.catalogue.bulk import one_of_keys
+from worker.catalogue.bulk import one_of
 from worker.catalogue.database import Database
 from worker.catalogue.deletions import KeptTombstone, Tombstone, record_tombstone
 from worker.catalogue.findings import NewFinding, see
@@ -164,7 +164,7 @@ class Rebuilding:
 
 
 def _known(connection: Connection, bucket: str, keys: Sequence[str]) -> dict[str, KnownKey]:
-    of = sa.and_(artifacts.c.bucket == bucket, one_of_keys(artifacts.c.key, keys))
+    of = sa.and_(artifacts.c.bucket == bucket, one_of(artifacts.c.key, keys))
     versions: dict[int, Artifact] = {}
     by_key: dict[str, list[Artifact]] = {}
     for row in connection.execute(sa.select(artifacts).where(of).order_by(artifacts.c.version)):
@@ -178,7 +178,7 @@ def _known(connection: Connection, bucket: str, keys: Sequence[str]) -> dict[str
             present.setdefault(artifact.key, {})[copy.store] = (artifact, copy)
     in_grace = set(
         connection.execute(
-            sa.select(tombstones.c.key).where(tombstones.c.bucket == bucket, one_of_keys(tombstones.c.key, keys))
+            sa.select(tombstones.c.key).where(tombstones.c.bucket == bucket, one_of(tombstones.c.key, keys))
         ).scalars()
     )
     return {key: KnownKey(all_, present.get(key, {}), key in in_grace) for key, all_ in by_key.items()}

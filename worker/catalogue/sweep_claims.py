@@ -21,7 +21,7 @@ from worker.catalogue.artifacts import (
     ensure_copy,
     listed,
 )
-from worker.catalogue.bulk import one_of_ids
+from worker.catalogue.bulk import one_of
 from worker.catalogue.companion_keys import PLACED_AS, with_owners
 from worker.catalogue.compiled_statements import Prepared
 from worker.catalogue.database import Database
@@ -416,7 +416,7 @@ def claim_copies(
     """
     claim = (
         sa.update(copies)
-        .where(one_of_ids(copies.c.id, "ids"), _unclaimed(sa.literal(now), sa.literal(_far(until))), still)
+        .where(one_of(copies.c.id, sa.bindparam("ids")), _unclaimed(sa.literal(now), sa.literal(_far(until))), still)
         .values(claimed_until=until)
         .returning(copies.c.id)
     )

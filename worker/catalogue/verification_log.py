@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
 from worker.catalogue.artifacts import FIRST_READS, READ_ONCE, SPREADS, FinishedCopy, finish_copies
-from worker.catalogue.bulk import BulkStatement, Given, insert, one_of_ids
+from worker.catalogue.bulk import BulkStatement, Given, insert, one_of
 from worker.catalogue.compiled_statements import Prepared, in_one_request
 from worker.catalogue.database import Database
 from worker.catalogue.findings import ask_around, note_verdicts
@@ -50,7 +50,8 @@ _APPEND = BulkStatement(_append, {name: verifications.c[name].type for name in _
 _LAST_HASH = Prepared(sa.select(verifications.c.hash).order_by(verifications.c.id.desc()).limit(1))
 _NOT_PRESENT = Prepared(
     sa.select(copies.c.id).where(
-        one_of_ids(copies.c.id, "ids"), sa.or_(*(copies.c.state == state for state in CopyState if not state.present))
+        one_of(copies.c.id, sa.bindparam("ids")),
+        sa.or_(*(copies.c.state == state for state in CopyState if not state.present)),
     )
 )
 _HEAD = (
