@@ -103,11 +103,6 @@ class BulkWrite:
                 for file in item.files:
                     file.sync()
 
-        def check(item: _Item) -> None:
-            with self._errors_of(item):
-                for file in item.files:
-                    file.check_size()
-
         for item in items:
             with self._errors_of(item):
                 self._rules.name(item.path)
@@ -118,7 +113,9 @@ class BulkWrite:
         written = [item for item in items if item.error is None]
         if sync_disks(directories.opened):
             for item in written:
-                check(item)
+                with self._errors_of(item):
+                    for file in item.files:
+                        file.check_size()
         else:
             do_all(pool, sync, written, _SYNCERS)
 

@@ -24,16 +24,7 @@ from worker.storage.errors import Conflict, SizeMismatch, StorageError, UploadEn
 from worker.storage.gcs.client import COMMIT_TIMEOUT, Connection, ObjectName, check_answer, list_blobs, retry
 from worker.storage.gcs.errors import SDK_ERRORS, status_of, translated
 from worker.storage.gcs.object_stat import blob_of, described, to_stat
-from worker.storage.gcs.upload import (
-    REFUSED,
-    TRIES,
-    GcsWrite,
-    Upload,
-    checksum_of,
-    delete,
-    find_blob,
-    send_bytes,
-)
+from worker.storage.gcs.upload import REFUSED, TRIES, GcsWrite, Upload, checksum_of, delete, find_blob, send_bytes
 from worker.storage.keys import RESERVED_SEGMENT
 from worker.storage.transfer.split_into_parts import md5_of
 
