@@ -16,7 +16,7 @@ from tests.conformance.bodies import digest_of, some_bytes, source
 from tests.conformance.targets import PART, azure, azure_config
 from tests.faults.proxied_stores import opened_through
 from tests.servers import Azurite
-from tests.servers.proxy import Cut, Fault, FaultyProxy, Header, Lose, Request, Rewrite, Say
+from tests.servers.proxy import Cut, Fault, FaultyProxy, Header, Lose, Request, Reset, Rewrite, Say
 from worker.storage import AzureConfig, Condition, Match, Store, Verdict
 from worker.storage.azure import copy as azure_copy
 from worker.storage.configured_stores import open_driver
@@ -31,6 +31,7 @@ from worker.storage.errors import (
     PreconditionFailed,
     Throttled,
     Timeout,
+    TransientError,
     Unavailable,
 )
 from worker.storage.integrity.verifying_reader import drain
@@ -135,6 +136,21 @@ class TestLostAnswers:
             wanted = Match(line.direct.write_object(BUCKET, "app", source(b"before"))[0].version)
         line.write(some_bytes(size), wanted)
         assert line.read_directly() == some_bytes(size)
+
+    def test_a_refusal_alone_is_not_final(self, through: Callable[..., Line]) -> None:
+        """A refusal after a lost answer may mean our own object: if it cannot be asked for, the job tries again."""
+        sent: list[Request] = []
+
+        def decide(request: Request) -> Fault:
+            if request.method == "PUT" and "/app" in request.path and not sent:
+                sent.append(request)
+                return Lose()
+            return Reset() if sent and request.method == "HEAD" else None
+
+        line = through(decide)
+        with pytest.raises(TransientError, match="faulty: releases/app"):
+            line.write(b"x", "create_only")
+        assert line.read_directly() == b"x"
 
     def test_block_is_sent_again(self, through: Callable[..., Line]) -> None:
         """A block whose answer is lost is sent again under the same name, and is there once."""

@@ -17,7 +17,7 @@ from tests.conformance.bodies import Breaking, digest_of, some_bytes, source
 from tests.conformance.targets import NO_AUTHORITIES, PART, gcs_config, make_gcs_bucket
 from tests.servers import FakeGcs, GcpEmulator, StrictGcs
 from tests.servers.gcs import GcsServer
-from tests.servers.proxy import Cut, Damage, Fault, FaultyProxy, Lose, Request, Rewrite, Say
+from tests.servers.proxy import Cut, Damage, Fault, FaultyProxy, Lose, Request, Reset, Rewrite, Say
 from worker.storage import Condition, GcsConfig, Match, Store, Verdict
 from worker.storage.configured_stores import open_driver
 from worker.storage.driver import WriteInfo
@@ -28,6 +28,7 @@ from worker.storage.errors import (
     NotFound,
     PermanentError,
     Throttled,
+    TransientError,
     Unavailable,
 )
 from worker.storage.gcs import client as gcs_client
@@ -178,6 +179,21 @@ class TestLostAnswers:
             wanted = Match(line.direct.write_object(BUCKET, "app", source(b"before"))[0].version)
         line.write(some_bytes(size), wanted)
         assert line.read_directly() == some_bytes(size)
+
+    def test_a_refusal_alone_is_not_final(self, through: Callable[..., Line]) -> None:
+        """A refusal after a lost answer may mean our own object: if it cannot be asked for, the job tries again."""
+        sent: list[Request] = []
+
+        def decide(request: Request) -> Fault:
+            if request.method == "POST" and not sent:
+                sent.append(request)
+                return Lose()
+            return Reset() if sent and request.method == "GET" else None
+
+        line = through(decide)
+        with pytest.raises(TransientError, match="faulty: releases/app"):
+            line.write(b"x", "create_only")
+        assert line.read_directly() == b"x"
 
     @pytest.mark.parametrize("size", [100, PART + 1])
     def test_the_same_bytes_of_another_are_a_conflict(self, through: Callable[..., Line], size: int) -> None:

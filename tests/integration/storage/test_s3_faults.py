@@ -12,7 +12,7 @@ import pytest
 from tests.conformance.bodies import digest_of, some_bytes, source
 from tests.conformance.targets import PART, make_s3_bucket, s3_client, s3_config, s3_ministack
 from tests.servers import Ministack, RcloneS3
-from tests.servers.proxy import Cut, Damage, Fault, FaultyProxy, Header, Lose, Request, Rewrite, Say
+from tests.servers.proxy import Cut, Damage, Fault, FaultyProxy, Header, Lose, Request, Reset, Rewrite, Say
 from worker.storage import Condition, Match, S3Config, Store, Verdict
 from worker.storage.configured_stores import open_driver
 from worker.storage.driver import ObjectProperties, WriteInfo
@@ -144,6 +144,21 @@ class TestLostAnswers:
             wanted = Match(line.direct.write_object(BUCKET, "app", source(b"before"))[0].version)
         line.write(some_bytes(size), wanted)
         assert line.read_directly() == some_bytes(size)
+
+    def test_a_refusal_alone_is_not_final(self, through: Callable[..., Line]) -> None:
+        """A refusal after a lost answer may mean our own object: if it cannot be asked for, the job tries again."""
+        sent: list[Request] = []
+
+        def decide(request: Request) -> Fault:
+            if request.method == "PUT" and "/app" in request.path and not sent:
+                sent.append(request)
+                return Lose()
+            return Reset() if sent and request.method == "HEAD" else None
+
+        line = through(decide)
+        with pytest.raises(TransientError, match="faulty: releases/app"):
+            line.write(b"x", "create_only")
+        assert line.read_directly() == b"x"
 
     @pytest.mark.parametrize("size", [100, PART + 1])
     def test_the_same_bytes_of_another_are_a_conflict(self, through: Callable[..., Line], size: int) -> None:

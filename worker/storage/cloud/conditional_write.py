@@ -62,6 +62,9 @@ def settle(
 ) -> ObjectStat | StorageError:
     """Return the stat of the object if this write made it after all, otherwise the error to raise.
 
+    That is the error of `find` where it fails after a refusal: the object that the store refused the write for may be
+    this write's own, so that a refusal alone ends no write for good.
+
     Args:
         write: whose answer was an error.
         origin: the store.
@@ -71,8 +74,8 @@ def settle(
     """
     try:
         found = find()
-    except StorageError:  # the first error says more than the second one
-        return failure
+    except StorageError as error:
+        return error if refused else failure
     if found and found.is_of(write):
         return found.stat
     broken = broken_condition(write, origin, found)

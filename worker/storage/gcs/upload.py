@@ -21,7 +21,7 @@ from worker.storage.cloud.conditional_write import Found, Write, broken_conditio
 from worker.storage.cloud.error_mapping import Origin, missing_bucket
 from worker.storage.cloud.metadata import set_properties
 from worker.storage.driver import Body, Match, ObjectStat, PartData
-from worker.storage.errors import StorageError, TransientError, UnexpectedAnswer
+from worker.storage.errors import Conflict, StorageError, TransientError, UnexpectedAnswer
 from worker.storage.gcs.client import COMMIT_TIMEOUT, TIMEOUT, Connection, ObjectName, check_answer, retry
 from worker.storage.gcs.errors import SDK_ERRORS, status_of, translate, translated
 from worker.storage.gcs.object_stat import (
@@ -143,7 +143,7 @@ class Upload:
         outcome = settle(self._write, self._origin, failure, self._found, refused=refused)
         if not isinstance(outcome, StorageError):
             return outcome
-        if refused and self._write.condition is None and outcome is not failure:
+        if self._write.condition is None and isinstance(outcome, Conflict):
             return None
         raise outcome from None
 
