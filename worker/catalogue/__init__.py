@@ -31,7 +31,7 @@ from worker.catalogue.checks_without_reading import (
     RecordedEvidence,
 )
 from worker.catalogue.companion_artifacts import Companions, NamedCompanion, WrongCompanion
-from worker.catalogue.coverage import Coverage, CoverageQueries, FailedJobs, LastRun, OverdueCopy
+from worker.catalogue.coverage import Coverage, CoverageQueries, FailedJobs, LastRun, OverdueCopy, WaitingJobs
 from worker.catalogue.database import (
     CatalogueError,
     CatalogueUnavailable,
@@ -193,6 +193,7 @@ __all__ = [
     "UntrustedStore",
     "UploadIntent",
     "VerdictRow",
+    "WaitingJobs",
     "WrongCompanion",
     "check_file",
     "check_lines",

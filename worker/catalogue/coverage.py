@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from worker.catalogue.artifacts import FIRST_READS, SPREADS
 from worker.catalogue.database import Database
-from worker.catalogue.records import BAD, OPEN_STATES, CopyState
+from worker.catalogue.records import BAD, OPEN_STATES, WAITING_STATES, CopyState
 from worker.catalogue.sweep_claims import NOT_ARCHIVED
 from worker.catalogue.tables import (
     BAD_VERDICT,
@@ -74,6 +74,14 @@ class FailedJobs:
     error: str
     store: str | None
     count: int
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingJobs:
+    """How many jobs wait for a store. `until`: by then the last of them is tried again."""
+
+    count: int
+    until: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +226,14 @@ class CoverageQueries:
         with self._database.read() as connection:
             replications = connection.execute(repairs).scalar_one() + (connection.execute(in_pages).scalar() or 0)
             return replications, connection.execute(dead).scalar_one()
+
+    def waiting_jobs(self) -> dict[str, WaitingJobs]:
+        """Return the jobs that wait for a store, by store: it took no job at their last attempt, or failed them."""
+        store = jobs.c.error["store"].as_string()
+        query = sa.select(store, sa.func.count(), sa.func.max(jobs.c.due_at, type_=jobs.c.due_at.type))
+        waiting = query.where(jobs.c.state.in_(WAITING_STATES), store.is_not(None)).group_by(store)
+        with self._database.read() as connection:
+            return {name: WaitingJobs(count, until) for name, count, until in connection.execute(waiting)}
 
     def failed_jobs(self, *, since: datetime) -> list[FailedJobs]:
         """Return the jobs but sweeps that failed for good since then and still matter, by error and store.

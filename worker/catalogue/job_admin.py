@@ -9,14 +9,13 @@ import sqlalchemy as sa
 from worker.catalogue.database import Database
 from worker.catalogue.job_webhooks import want_webhooks, want_webhooks_again
 from worker.catalogue.ledger import job_record
-from worker.catalogue.records import JobRecord
+from worker.catalogue.records import WAITING_STATES, JobRecord
 from worker.catalogue.tables import jobs
 from zot_artifact_client.contract import BATCH, PAGE, JobState
 
 REDRIVABLE = (JobState.DEAD, JobState.FAILED, JobState.CANCELLED)
 """The states that can be redriven. A rejected job has no request that could be sent again."""
 _PARENTS = 500
-_WAITING = (JobState.QUEUED, JobState.RETRYING)
 _SHOWN_OTHERWISE = {JobState.QUEUED, JobState.RUNNING}
 _SHOWN_STATE = sa.case(
     (
@@ -32,7 +31,7 @@ _CANCEL = (
     .where(
         jobs.c.id == sa.bindparam("job"),
         sa.or_(
-            jobs.c.state.in_(_WAITING),
+            jobs.c.state.in_(WAITING_STATES),
             sa.and_(jobs.c.state == JobState.RUNNING, jobs.c.lease_until <= sa.bindparam("now")),
         ),
     )

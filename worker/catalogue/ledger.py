@@ -16,7 +16,7 @@ from worker.catalogue.compiled_statements import Prepared
 from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Database, LostLease
 from worker.catalogue.job_webhooks import want_webhooks
 from worker.catalogue.pauses import Pause, pauses_of_job
-from worker.catalogue.records import OPEN_STATES, JobRecord
+from worker.catalogue.records import OPEN_STATES, WAITING_STATES, JobRecord
 from worker.catalogue.tables import SWEEPS, artifact_locks, batch_items, batches, job_webhooks, jobs, upload_lists
 from worker.counted import counted
 from zot_artifact_client.contract import BATCH_JOB_ID, JobState
@@ -60,7 +60,6 @@ Several, because the clocks of workers differ by seconds and their settings of t
 """
 
 
-_WAITING = (JobState.QUEUED, JobState.RETRYING)
 _PRUNED = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.REFUSED)
 _PRUNED_AT_ONCE = 200
 _FLUSHED_WITHIN = timedelta(minutes=1)
@@ -296,7 +295,7 @@ class Ledger:
             longest = now + (delay or timedelta()) + again
             waiting = sa.select(jobs).where(
                 jobs.c.due_at > longest,
-                jobs.c.state.in_(_WAITING),
+                jobs.c.state.in_(WAITING_STATES),
                 sa.or_(jobs.c.started_at.is_not(None), jobs.c.due_at > max(longest, now + unseen + again)),
             )
             for query in (past, ahead, *((waiting,) if delay is not None else ())):

@@ -39,6 +39,8 @@ class CopyState(StrEnum):
 
 OPEN_STATES = [state for state in JobState if not state.terminal]
 """The states of jobs that have not ended."""
+WAITING_STATES = (JobState.QUEUED, JobState.RETRYING)
+"""The states of jobs that no worker has leased."""
 BAD = (CopyState.CORRUPT, CopyState.MISSING, CopyState.SIZE_MISMATCH)
 """The states that two independent reads have confirmed."""
 

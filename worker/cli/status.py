@@ -28,11 +28,12 @@ from worker.catalogue import (
     LastRun,
     Pause,
     Scope,
+    WaitingJobs,
 )
 from worker.cli.check import Check
 from worker.cli.errors import Status
 from worker.cli.findings import what
-from worker.cli.output import AsJson, age, flat, print_json, print_table, say, size
+from worker.cli.output import AsJson, age, flat, moment, print_json, print_table, say, size
 from worker.cli.pause import describe_pause
 from worker.cli.service_checks import broker_checks, catalogue_lock, open_breakers, way_out_of_breaker
 from worker.cli.session import Session, opened
@@ -111,6 +112,9 @@ def document_of(session: Session) -> dict[str, Any]:
         findings = sorted(_findings(session, stores, now), key=lambda each: (_RANK.index(each.kind), each.store or ""))
         runs = catalogue.coverage.last_runs([spec.kind for spec in TASKS.values() if spec.kind.startswith("sweep.")])
         broken = breakers.result()
+        waiting = catalogue.coverage.waiting_jobs()
+        for row in stores:
+            row["waiting"] = _waiting_jobs(waiting.get(row["store"]), row, broken)
         checks = [
             *asked.result(),
             *(Check(f"store {name}", "bad", str(each), way_out_of_breaker(name)) for name, each in broken.items()),
@@ -149,6 +153,8 @@ def _store(
     pass_ = forecast_for(limits, name, present, present * mean, waiting=coverage.never)
     due = claims.overdue(name, period=period * (1 - GRACE), now=now)
     pace = pace_of(session.catalogue, name, due, period=period, now=now)
+    overdue = claims.overdue(name, period=period, now=now)
+    first_late = claims.first_reads_late(name, first_read=first_read, now=now)
     return {
         "store": name,
         "copies": present,
@@ -163,11 +169,11 @@ def _store(
         "oldest_read_at": coverage.oldest_read_at,
         "never_read": coverage.never,
         "first_read_seconds": first_read.total_seconds(),
-        "first_reads_late": claims.first_reads_late(name, first_read=first_read, now=now),
+        "first_reads_late": first_late,
         "unreadable": coverage.unreadable,
         "archived": coverage.archived,
-        "overdue": claims.overdue(name, period=period, now=now),
-        "forecast_seconds": _all_read_in(left, coverage, pass_),
+        "overdue": overdue,
+        "forecast_seconds": _all_read_in(left, coverage, pass_, late=bool(overdue or first_late)),
         "first_reads_seconds": pass_.first_reads.total_seconds(),
         "pass": _pass(pass_ if usage else None),
         "due": claims.count_due(name, period=period, first_read=first_read, now=now, limit=_MOST_DUE),
@@ -175,6 +181,20 @@ def _store(
         "paused": None if pause is None else _paused(pause),
         "budget": _budget(session, name, now),
     }
+
+
+def _waiting_jobs(waiting: WaitingJobs | None, row: Mapping[str, Any], broken: Container[str]) -> dict[str, Any] | None:
+    """Return how many jobs wait for the store of a row, until when, and what ends that; None if no job does."""
+    if waiting is None:
+        return None
+    store = row["store"]
+    if row["paused"]:
+        way_out = f"`zot-artifacts resume store {store}` ends the pause"
+    elif store in broken:
+        way_out = way_out_of_breaker(store)
+    else:
+        way_out = f"`zot-artifacts jobs --state queued --state retrying --store {store}` lists them"
+    return {"jobs": waiting.count, "until": waiting.until, "way_out": way_out}
 
 
 def _pass(ahead: Forecast | None) -> dict[str, Any]:
@@ -190,10 +210,13 @@ def _pass(ahead: Forecast | None) -> dict[str, Any]:
     }
 
 
-def _all_read_in(left: int, coverage: Coverage, ahead: Forecast) -> float | None:
-    """Return the seconds until all copies have been read, by the recent rate and the plan for first reads."""
+def _all_read_in(left: int, coverage: Coverage, ahead: Forecast, *, late: bool) -> float | None:
+    """Return the seconds until all copies have been read: by the plan for first reads, if `late` by the recent rate.
+
+    While no read is late, the planner reads only what is due: its rate says nothing about what it can read.
+    """
     planned = ahead.first_reads.total_seconds()
-    if coverage.recent:
+    if late and coverage.recent:
         return max(left * _RECENT.total_seconds() / coverage.recent, planned)
     return planned if left <= coverage.never else None
 
@@ -386,7 +409,7 @@ def _print(document: Mapping[str, Any], repair_every: timedelta) -> None:
     for row in document["stores"]:
         lines = (
             row["too_slow"], _first_reads_line(row), _budget_line(row), _archived_line(row), _unwritten_line(row),
-            _buckets_line(row),
+            _buckets_line(row), _waiting_line(row),
         )  # fmt: skip
         for line in filter(None, lines):
             say(line)
@@ -484,6 +507,14 @@ def _first_reads_line(row: Mapping[str, Any]) -> str | None:
         f"{row['store']}: {counted(late, 'copy')} written more than {within:g} h ago and not read since, to be read as "
         "workers and the budget allow, at the latest within the period"
     )
+
+
+def _waiting_line(row: Mapping[str, Any]) -> str | None:
+    if (waiting := row["waiting"]) is None:
+        return None
+    verb = "waits" if waiting["jobs"] == 1 else "wait"
+    by = "" if row["paused"] else f", until {moment(waiting['until'])} at the latest"
+    return f"{row['store']}: {counted(waiting['jobs'], 'job')} {verb} for it{by}; {waiting['way_out']}"
 
 
 def _buckets_line(row: Mapping[str, Any]) -> str | None:

@@ -400,7 +400,7 @@ class Delivery(Generic[RequestT, ResultT]):
             if isinstance(stop, Cancelled):
                 ledger.finish(self._id, fence, JobState.CANCELLED, now=now, error=cause(self._id))
             elif not isinstance(stop, TransientError):
-                why = _described(stop).model_dump()
+                why = _described(stop).model_dump() | _store(stop)
                 ledger.snooze(self._id, fence, why, since=record.put_off_since, due=self._due(0))
             elif record.attempts < self._context.settings.retry.max_attempts:
                 ledger.retry(self._id, fence, _details(stop), due=self._due(0))
@@ -452,7 +452,8 @@ class Delivery(Generic[RequestT, ResultT]):
 
     def _snooze(self, job: RunningJob, error: Exception, since: datetime | None, seconds: float) -> NoReturn:
         """Give the job back for later at no cost to its attempts."""
-        self._ledger.snooze(job.id, job.fence, _described(error).model_dump(), since=since, due=self._due(seconds))
+        why = _described(error).model_dump() | _store(error)
+        self._ledger.snooze(job.id, job.fence, why, since=since, due=self._due(seconds))
         SNOOZES.add(self._spec.kind)
         logger.info("job %s is snoozed for %.1f s: %s", job.id, seconds, error)
         raise self._again(seconds, error) from None

@@ -181,6 +181,39 @@ def test_a_copy_that_an_upload_left_out_is_told(
     assert [copy["store"] for copy in zot("show", "releases/a")[1]["copies"]] == ["primary"]
 
 
+def test_jobs_that_wait_for_a_store_are_told(
+    catalogue: Catalogue, zot: Zot, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`status` counts the jobs that a store keeps waiting, and says until when, and what ends that."""
+    now, lease = clock.now(), timedelta(seconds=30)
+    for job, store in (("a", "dr"), ("b", "dr"), ("c", None)):
+        catalogue.ledger.acquire(job, "upload", {}, owner="me", holds=None, parent=None, now=now, lease=lease)
+        why = {"type": "Snooze", "message": "no"} | ({"store": store} if store else {})
+        catalogue.ledger.snooze(job, 1, why, since=now, due=now + timedelta(minutes=9))
+    waiting = {row["store"]: row["waiting"] for row in zot("status")[1]["stores"]}
+    assert waiting["primary"] is None
+    assert (waiting["dr"]["jobs"], waiting["dr"]["until"][:16]) == (2, (now + timedelta(minutes=9)).isoformat()[:16])
+    cli.run(["status"])
+    lists = "zot-artifacts jobs --state queued --state retrying --store dr"
+    assert f"at the latest; `{lists}` lists them" in capsys.readouterr().out
+    assert {each["job"] for each in zot(*lists.split()[1:])[1]["jobs"]} == {"a", "b"}
+    cli.run(["pause", "store", "dr"])
+    cli.run(["status"])
+    assert "2 jobs wait for it; `zot-artifacts resume store dr` ends the pause" in capsys.readouterr().out
+
+
+def test_first_reads_in_time_are_no_slow_pass(catalogue: Catalogue, artifact: Artifact, zot: Zot) -> None:
+    """While no read is late, `all read in` is the plan: the rate at which copies became due says nothing about it."""
+    for number in range(100):
+        digest = Digest(1, f"{number:064x}")
+        made = catalogue.artifacts.record("releases", f"{number}", digest, {}, clock.now(), stores=["dr"]).artifact
+        catalogue.artifacts.finish_copy(made, "dr", tag="1", evidence={}, now=clock.now())
+    judge(catalogue, artifact, "dr", "verified")
+    [row] = [each for each in zot("status")[1]["stores"] if each["store"] == "dr"]
+    assert (row["first_reads_late"], row["overdue"]) == (0, 0)
+    assert row["forecast_seconds"] == row["first_reads_seconds"]
+
+
 def test_status_says_when_a_repair_begins(
     catalogue: Catalogue, artifact: Artifact, capsys: pytest.CaptureFixture[str]
 ) -> None:
