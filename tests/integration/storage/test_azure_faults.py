@@ -179,6 +179,13 @@ class TestBrokenTransfers:
         line.direct.write_object(BUCKET, "app", source(some_bytes(100_000)))
         assert line.faulty.verify_object(BUCKET, "app").verdict is Verdict.VERIFIED
 
+    def test_lost_request_of_a_download(self, through: Callable[..., Line]) -> None:
+        """A download whose request is lost is asked for again by the SDK, and its bytes still pass through in parts."""
+        line = through(once(Reset(), "GET", "/app"))
+        line.direct.write_object(BUCKET, "app", source(some_bytes(100_000)))
+        with line.faulty.read_object(BUCKET, "app") as reader:
+            assert b"".join(reader) == some_bytes(100_000)
+
     def test_throttling_reaches_the_caller(self, through: Callable[..., Line]) -> None:
         """A store that asks for fewer requests is Throttled after a few tries, with the wish that it had."""
         line = through(always(saying(503, "ServerBusy", **{"Retry-After": "1"}), "HEAD", "/app"))

@@ -91,9 +91,7 @@ def make_service(config: AzureConfig, origin: Origin) -> BlobServiceClient:
         logging.getLogger("urllib3.connectionpool").addFilter(_hide_signatures)
     options: dict[str, Any] = {
         "api_version": config.api_version,
-        "retry_policy": ExponentialRetry(
-            initial_backoff=1, increment_base=2, retry_total=RETRIES, random_jitter_range=1
-        ),
+        "retry_policy": _Retry(initial_backoff=1, increment_base=2, retry_total=RETRIES, random_jitter_range=1),
         "transport": _transport(origin.endpoint, authorities),
         "max_single_put_size": max(int(config.part_size), 16 * MIB),
         "max_single_get_size": MAX_GET,
@@ -105,6 +103,17 @@ def make_service(config: AzureConfig, origin: Origin) -> BlobServiceClient:
             return _connected(config, options)
     except ValueError as error:
         raise PermanentError(f"{origin.store}: {origin.endpoint}: the SDK refuses the configuration: {error}") from None
+
+
+class _Retry(ExponentialRetry):
+    """The retries of the SDK, with the hook of a request at each of them.
+
+    The SDK forgets the hook where there is no answer at all: it would take the body of the next one into memory.
+    """
+
+    def send(self, request: Any) -> Any:
+        request.context["response_callback"] = request.context.options.pop("raw_response_hook", None)
+        return super().send(request)  # type: ignore[no-untyped-call]
 
 
 def _transport(endpoint: str, authorities: str | None) -> RequestsTransport:
