@@ -35,8 +35,9 @@ def settings(settings: Settings) -> Settings:
 
 def test_the_sweep_reads_no_more_than_its_budget(context: Context, due, monkeypatch) -> None:  # noqa: F811
     """A store without a budget is read at once; the other one three times a day, and that is a finding beforehand."""
+    sweeper, begin = Sweeper(context), clock.now().replace(day=1, hour=0, minute=0)  # all in one month
+    monkeypatch.setattr(clock, "now", lambda: begin)
     due(20)
-    sweeper, begin = Sweeper(context), clock.now().replace(hour=0, minute=0)
     read: list[dict[str, int]] = []
     for hour in range(50):
         monkeypatch.setattr(clock, "now", lambda hour=hour: begin + hour * HOUR)
