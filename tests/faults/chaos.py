@@ -25,7 +25,7 @@ from tests.conformance.targets import AZURITE_API, make_gcs_bucket, make_s3_buck
 from tests.servers import Azurite, Ministack, Postgres, StrictGcs, Valkey
 from tests.servers.postgres import connect
 from tests.servers.process import freeze, thaw
-from tests.servers.proxy import Cut, Delay, Fault, FaultyProxy, Lose, Request, Reset, Say
+from tests.servers.proxy import Cut, Damage, Delay, Fault, FaultyProxy, Lose, Request, Reset, Say
 from tests.servers.worker import Beat, Worker
 from tests.waiting import WITHIN
 from worker.catalogue import Catalogue, CatalogueError
@@ -385,7 +385,7 @@ class Fleet:
         self.injector.faults = self.rng.choice(
             (
                 (Say(503),), (Say(429, b"", {"Retry-After": "1"}),), (Lose(),), (Cut(100),), (Reset(),), (Delay(3),),
-                (Lose(), Say(503), Reset()), (),
+                (Damage(),), (Lose(), Say(503), Reset()), (),
             )
         )  # fmt: skip
 
@@ -483,7 +483,7 @@ class Fleet:
     def judge(self) -> None:
         """Check stores, ledger and log, and report everything that is not as promised."""
         self._sweep()
-        self.tally.wrong += [*self._versions(), *self._lost(), *self._copies(), *self._orphans()]
+        self.tally.wrong += [*self._versions(), *self._lost(), *self._copies(), *self._orphans(), *self._surprises()]
         broken = self.catalogue.verifications.first_broken()
         if broken is not None:
             self.tally.wrong.append(f"the log is broken at row {broken}")
@@ -545,6 +545,13 @@ class Fleet:
             intended[path] -= 1
             if intended[path] < 0:
                 yield f"cloud: the upload of {path} was left open"
+
+    def _surprises(self) -> Iterator[str]:
+        """No job has met what the worker does not know: an error of its own, or one of an SDK that has no meaning."""
+        for record in self.catalogue.job_admin.find((), limit=None):
+            told = json.dumps([record.error, record.result])
+            if "a bug of the worker" in told or "unexpected error" in told:
+                yield f"{record.kind} {record.id}: {record.error or record.result}"
 
     def _left_behind(self) -> set[tuple[str, str]]:
         """Return what no cleanup removes and no running repair or sweep ends, by store, other than the cloud."""
