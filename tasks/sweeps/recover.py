@@ -17,7 +17,7 @@ from worker.jobs.cancel_jobs import cancel_waiting_jobs
 from worker.jobs.outbox import Outbox
 from worker.jobs.redis_keys_of_wrong_type import move_wrong_types
 from worker.jobs.republish_results import republish_results, uncompared
-from worker.jobs.send_sweep_pages import UNSEEN
+from worker.jobs.send_sweep_pages import UNSEEN, resume
 from worker.jobs.task import MORE_DELAY, clean_up
 from worker.limits.check_pauses import mirror_queues
 from worker.limits.snooze import LONGEST_PAUSE
@@ -55,6 +55,7 @@ def recover(context: Context, app: Celery) -> SweepRecoverResult:
     _step("result backend", lambda: republish_results(context, app, clean_up))
     kept = partial(uncompared, context, app)
     messages = _step("outbox", lambda: Outbox(app).resend(ledger.known, sweep.after, kept=kept))
+    messages += _step("pages of sweeps", lambda: _send_planned(context, app))
     jobs = _step("overdue jobs", lambda: _resend_overdue(context, app, began))
     RESENT.add("message lost", count=messages)
     RESENT.add("job silent", count=jobs)
@@ -71,6 +72,16 @@ def _step(name: str, work: Callable[[], int | None]) -> int:
     except Exception:
         logger.exception("recover: the step %s failed; the others continue", name)
         return 0
+
+
+def _send_planned(context: Context, app: Celery) -> int:
+    """Send the pages that sweeps have planned and whose messages were lost with Redis, or never sent.
+
+    Until they are done they count as open pages, so that later sweeps plan fewer.
+    """
+    pages, before = context.catalogue.pages, clock.now() - context.settings.sweep.recover.after
+    planned = {sweep: pages.planned_by(sweep) for sweep in pages.waiting_sweeps(before=before)}
+    return sum(resume(sweep, of_sweep, Outbox(app)) for sweep, of_sweep in planned.items())
 
 
 def _resend_overdue(context: Context, app: Celery, now: datetime) -> int:

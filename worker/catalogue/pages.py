@@ -38,6 +38,7 @@ _WRITTEN = 2
 _RECENT_PAGES = 200
 """Pages from which the rate of a store is computed."""
 
+_UNTAKEN = sa.and_(jobs.c.state == JobState.QUEUED, jobs.c.started_at.is_(None))
 _FIND = sa.select(pages).where(pages.c.job == sa.bindparam("of"))
 _INSERT = sa.insert(pages)
 _UPDATE = Prepared(
@@ -126,14 +127,14 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class PlannedPage:
-    """The job of a page. `started`: a worker has leased it.
+    """The job of a page. `waits`: no worker has leased it, and it has not ended.
 
     `objects`: what the page works on, where the planner has claimed that until `claimed_until`.
     """
 
     job: str
     request: Mapping[str, Any]
-    started: bool = False
+    waits: bool = True
     objects: Sequence[int] | None = None
     claimed_until: datetime | None = None
 
@@ -350,14 +351,21 @@ class Pages:
     def planned_by(self, parent: str) -> list[PlannedPage]:
         """Return the pages that a job has planned, in the order of their ids."""
         query = (
-            sa.select(jobs.c.id, jobs.c.request, jobs.c.started_at)
+            sa.select(jobs.c.id, jobs.c.request, _UNTAKEN)
             .where(jobs.c.parent == parent, jobs.c.kind == "page")  # earlier versions sent jobs for copies, too
             .order_by(jobs.c.id)
         )
         with self._database.read() as connection:
-            return [
-                PlannedPage(id_, request, started is not None) for id_, request, started in connection.execute(query)
-            ]
+            return [PlannedPage(*row) for row in connection.execute(query)]
+
+    def waiting_sweeps(self, *, before: datetime) -> list[str]:
+        """Return the sweeps whose pages were planned before then, wait for a worker, and have no due time."""
+        of_sweep = jobs.c.request["claim"].as_string().is_not(None)  # a batch finds out what has no message itself
+        query = sa.select(jobs.c.parent).where(
+            jobs.c.kind == "page", _UNTAKEN, jobs.c.due_at.is_(None), jobs.c.created_at < before, of_sweep
+        )
+        with self._database.read() as connection:
+            return list(connection.execute(query.distinct()).scalars())
 
     def read_rate(self, store: str, *, since: datetime) -> float | None:
         """Return how many copies a second the pages of sweeps have read that ended since then, or None without one.

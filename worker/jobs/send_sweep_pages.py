@@ -76,11 +76,13 @@ def plan(
     return [page.job for page in planned]
 
 
-def resume(sweep: str, planned: Sequence[PlannedPage], messages: Messages) -> None:
-    """Send the pages that an earlier attempt has planned and whose messages are lost, or were never sent."""
-    waiting = [page for page in planned if not page.started]
+def resume(sweep: str, planned: Sequence[PlannedPage], messages: Messages) -> int:
+    """Send the pages that were planned and whose messages are lost, or were never sent; return how many."""
+    waiting = [page for page in planned if page.waits]
     lost = messages.lost([page.job for page in waiting])
-    _send(sweep, [page for page in waiting if lost is None or page.job in lost], messages)
+    unsent = [page for page in waiting if lost is None or page.job in lost]
+    _send(sweep, unsent, messages)
+    return len(unsent)
 
 
 def _send(sweep: str, planned: Sequence[PlannedPage], messages: Messages) -> None:

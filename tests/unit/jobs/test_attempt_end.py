@@ -135,13 +135,15 @@ def test_a_job_that_waited_for_the_catalogue_is_not_its_own_parent(context, task
         (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), JobState.RETRYING),
         (RuntimeError("can't start new thread"), JobState.RETRYING),
         (MemoryError(), JobState.RETRYING),
+        (redis.ConnectionError("refused"), JobState.RETRYING),
+        (OperationalError("refused"), JobState.RETRYING),
         (OSError(errno.EISDIR, os.strerror(errno.EISDIR)), JobState.FAILED),
         (RuntimeError("a bug"), JobState.FAILED),
     ],
     ids=repr,
 )
-def test_a_job_that_meets_a_fault_of_the_machine_is_tried_again(context, task, error, state):
-    """Too many open files are no bug, wherever they are met; another error of the system is one."""
+def test_a_job_that_meets_a_fault_that_passes_is_tried_again(context, task, error, state):
+    """Too many open files, or a broker that restarts, are no bug wherever they are met; another error is one."""
 
     def meet(*_: object) -> VerifyResult:
         raise error

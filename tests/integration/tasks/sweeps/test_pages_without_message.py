@@ -1,0 +1,76 @@
+"""The pages of a sweep whose messages are lost are sent again by the recovery, with a real Redis."""
+
+import json
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+import redis
+from celery import Celery
+
+from tasks.sweeps.recover import recover
+from worker.context import Context
+from worker.jobs.outbox import Outbox
+from worker.jobs.send_sweep_pages import plan
+from worker.settings import Settings
+from worker.settings.section_models import RecoverSweepSettings, SweepSettings
+from worker.storage.config import FilesystemConfig
+from zot_artifact_client.contract import ClaimSelection, PageRequest, RangeSelection
+
+OF_SWEEP = PageRequest(verb="verify", claim=ClaimSelection(store="primary", most=5))
+OF_BATCH = PageRequest(verb="verify", range=RangeSelection(bucket="releases", until="z"))
+
+
+@pytest.fixture
+def broker(valkey) -> Iterator[redis.Redis]:
+    valkey.empty()
+    with redis.Redis.from_url(valkey.url) as client:
+        yield client
+
+
+@pytest.fixture
+def app(valkey) -> Iterator[Celery]:
+    with Celery(broker=valkey.url, backend=valkey.url, set_as_current=False) as app:
+        yield app
+
+
+@pytest.fixture
+def context(tmp_path, make_tables) -> Iterator[Context]:
+    settings = Settings(
+        home=tmp_path / "home",
+        stores={"primary": FilesystemConfig(root=tmp_path / "home" / "primary")},
+        sweep=SweepSettings(recover=RecoverSweepSettings(after=timedelta(milliseconds=1))),
+    )
+    settings.home.mkdir()
+    make_tables(settings.catalogue_url)
+    opened = Context.open(settings)
+    yield opened
+    opened.close()
+
+
+def test_pages_of_a_sweep_are_sent_again(context, app, broker):
+    """A page that no worker can receive would be counted as open for ever, and the sweep would send fewer pages."""
+    planned = plan(context.catalogue, "sweep-1", [OF_SWEEP, OF_SWEEP], Outbox(app))
+    assert recover(context, app).messages == 0  # they wait in their queue
+    broker.flushdb()
+    assert recover(context, app).messages == len(planned)
+    assert recover(context, app).messages == 0
+    assert {json.loads(raw)["headers"]["id"] for raw in broker.lrange("sweep", 0, -1)} == set(planned)
+
+
+def test_pages_that_were_never_sent_are_sent(context, app, broker, monkeypatch):
+    """The broker restarts after a sweep has planned its pages: a later run does not plan them again."""
+    with monkeypatch.context() as away:
+        away.setattr(Outbox, "send", lambda *_: (_ for _ in ()).throw(redis.ConnectionError))
+        with pytest.raises(redis.ConnectionError):
+            plan(context.catalogue, "sweep-1", [OF_SWEEP], Outbox(app))
+    assert (context.catalogue.pages.open_by_store("verify"), broker.llen("sweep")) == ({"primary": 1}, 0)
+    assert recover(context, app).messages == 1
+    assert broker.llen("sweep") == 1
+
+
+def test_pages_of_a_batch_are_left_to_their_batch(context, app, broker):
+    """A batch asks for the messages of its pages itself."""
+    plan(context.catalogue, "batch-1", [OF_BATCH], Outbox(app))
+    broker.flushdb()
+    assert recover(context, app).messages == 0
