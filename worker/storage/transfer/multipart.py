@@ -20,7 +20,7 @@ from worker.storage.driver import (
     PartData,
     WriteInfo,
 )
-from worker.storage.errors import Conflict, DigestMismatch, NotFound, StorageError
+from worker.storage.errors import Conflict, DigestMismatch, NotFound, PermanentError, StorageError
 from worker.storage.transfer.split_into_parts import md5_of, next_part, plan_parts, spool_part
 from worker.storage.transfer.upload_intents import announced
 
@@ -215,7 +215,8 @@ class MultipartWrite:
             there = {part.number: part for part in self._driver.list_parts(*self._place, begun.token)}
         except NotFound:
             if self._other_place is not None:
-                self._driver.abort_upload(*self._other_place, begun.token)
+                with suppress(PermanentError):  # a store that forbids the abort may take the write
+                    self._driver.abort_upload(*self._other_place, begun.token)
             self._checkpoint.ended()
             return None
         sent = {number: sent for number, sent in begun.sent.items() if there.get(number) == sent.part}

@@ -12,7 +12,7 @@ import pytest
 from tests.memory_driver import MemoryDriver
 from worker.jobs.interrupt_signal import Interrupted
 from worker.storage.driver import Capabilities, Digest, ObjectStat, Part, PartLimits, WriteInfo
-from worker.storage.errors import DigestMismatch, NotFound, SizeMismatch, Unavailable
+from worker.storage.errors import AccessDenied, DigestMismatch, NotFound, SizeMismatch, Unavailable
 from worker.storage.integrity.manifest import Manifest
 from worker.storage.integrity.verifying_reader import VerifyingReader
 from worker.storage.transfer.multipart import MultipartWrite, OpenUpload, SentPart
@@ -218,6 +218,16 @@ def test_an_upload_that_was_begun_at_another_place_is_aborted_there(driver):
     write(driver, notes, other_place=("releases", "staged"))
     assert stored(driver) == CONTENT
     assert not driver.begun
+
+
+def test_an_upload_at_another_place_that_may_not_be_aborted_stops_no_write(driver):
+    """A credential that may write need not be allowed to abort."""
+    notes, driver.abort_fails = Notes(), AccessDenied("memory: no permission to abort")
+    left = driver.begin_upload("releases", "staged", WriteInfo(len(CONTENT)))
+    notes.begun(left, PART)
+    write(driver, notes, other_place=("releases", "staged"))
+    assert stored(driver) == CONTENT
+    assert list(driver.begun) == [left]
 
 
 def test_a_failure_without_another_attempt_leaves_nothing(driver):
