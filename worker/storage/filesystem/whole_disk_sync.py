@@ -17,6 +17,7 @@ _TELLS_ERRORS = (5, 17)
 """Linux since which syncfs(2) returns all errors of writing since the directory was opened."""
 _MOST_WAITING = 256 << 20
 """Bytes that wait to be written, of all programs and disks, above which other programs could make a group wait long."""
+_MEMORY = Path("/proc/meminfo")
 _WAITING = re.compile(rb"^(?:Dirty|Writeback): *(\d+) kB$", re.MULTILINE)
 
 
@@ -28,7 +29,11 @@ def sync_disks(directories: Iterable[int]) -> bool:
         of other programs waits to be written, or a write failed, of these files or of others.
     """
     system = _system()
-    if system is None or _waiting() > _MOST_WAITING:
+    try:
+        waiting = _waiting()
+    except OSError:  # hidden in a container, or the process has too many files open
+        return False
+    if system is None or waiting > _MOST_WAITING:
         return False
     disks: dict[int, int] = {}
     for directory in directories:
@@ -46,7 +51,7 @@ def _system() -> Any:
 
 def _waiting() -> int:
     """Return how many bytes the system has yet to write."""
-    return sum(int(kilobytes) << 10 for kilobytes in _WAITING.findall(Path("/proc/meminfo").read_bytes()))
+    return sum(int(kilobytes) << 10 for kilobytes in _WAITING.findall(_MEMORY.read_bytes()))
 
 
 def _kind(system: Any, directory: int) -> int:

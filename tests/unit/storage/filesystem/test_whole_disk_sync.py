@@ -16,8 +16,9 @@ from worker.storage.filesystem.driver import FilesystemDriver
 
 
 @pytest.fixture
-def directory(tmp_path: Path) -> Iterator[int]:
-    """Yield a directory of a disk that can be synced."""
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Yield a directory of a disk that can be synced, whatever other programs write meanwhile."""
+    monkeypatch.setattr(whole_disk_sync, "_MOST_WAITING", 1 << 62)
     opened = os.open(tmp_path, os.O_RDONLY)
     if not whole_disk_sync.sync_disks([opened]):
         pytest.skip("the disk of the tests cannot be synced as a whole")
@@ -52,11 +53,18 @@ def test_no_file_of_a_group_is_synced_by_itself(tmp_path: Path, monkeypatch: pyt
     ("of", "name", "value"),
     [
         (whole_disk_sync, "_MOST_WAITING", -1),
+        (whole_disk_sync, "_MEMORY", Path("/no-such-file")),
         (os, "uname", lambda: SimpleNamespace(release="5.16.20-generic")),
         (os, "uname", lambda: SimpleNamespace(release="of another form")),
         (whole_disk_sync, "_DISKS", {}),
     ],
-    ids=["other programs have written much", "errors are not told", "unknown system", "another disk"],
+    ids=[
+        "other programs have written much",
+        "it is not told how much",
+        "errors are not told",
+        "unknown system",
+        "another disk",
+    ],
 )
 def test_each_file_is_synced_where_the_disk_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of: object, name: str, value: object
