@@ -297,13 +297,12 @@ def _has_effect(job: Any) -> sa.ColumnElement[bool]:
     )
     copy = sa.exists().where(copies.c.artifact_id == artifacts.c.id).correlate_except(copies)
     read = copy.where(copies.c.store == job.store, copies.c.read_at > job.finished_at, copies.c.state.in_(_GOOD))
-    return sa.or_(
-        sa.and_(
-            job.kind == UPLOAD.kind,
-            current.where(uploaded, ~copy.where(copies.c.state == CopyState.WRITING)).exists(),
-        ),
-        sa.and_(job.kind.in_([REPLICATE.kind, VERIFY.kind]), current.where(read).correlate_except(artifacts).exists()),
+    done = sa.case(
+        (job.kind == UPLOAD.kind, uploaded), (job.kind.in_([REPLICATE.kind, VERIFY.kind]), read), else_=sa.false()
     )
+    # An unfinished copy may be what the job was to write, also after an error of the store that it read from.
+    unfinished = sa.and_(job.kind != VERIFY.kind, copy.where(copies.c.state == CopyState.WRITING))
+    return current.where(done, ~unfinished).correlate_except(artifacts).exists()
 
 
 def _is_narrowed(request: Mapping[str, Any]) -> bool:

@@ -148,6 +148,17 @@ def test_a_failed_job_does_not_count_once_its_store_gave_the_bytes_back(catalogu
     assert counted(catalogue, long_ago) == 1
 
 
+def test_a_failed_replication_counts_while_its_copy_is_not_written(catalogue):
+    """The store of its error may be the one that it read from, whose own copy is read again later."""
+    artifact, now = copied(catalogue, "app.tgz", "dr"), clock.now()
+    catalogue.artifacts.ensure_copy(artifact, "archive")
+    failed(catalogue, "job-1", "replicate", at=now)
+    judged(catalogue, artifact, "dr", "verified", now=now + timedelta(minutes=1))
+    assert counted(catalogue, now) == 1
+    catalogue.artifacts.finish_copy(artifact, "archive", tag="1", evidence={}, now=now + timedelta(minutes=2))
+    assert counted(catalogue, now) == 0
+
+
 def test_the_copies_and_bytes_of_a_store_are_summed_in_the_order_of_their_rows(catalogue, catalogue_url):
     """Only what a sweep reads in this store counts, and no index by store sends the reads to and fro."""
     for name in ("a", "b"):
