@@ -76,3 +76,30 @@ def test_a_link_that_replaces_a_directory_leads_nowhere_else(settings: Settings,
     (root / "d").symlink_to(root / "other")
     with open_source(str(root / "d" / "f"), settings) as source:
         assert source.read(2) == b"x"
+
+
+def test_a_removed_file_behind_a_link_that_replaced_a_directory_is_refused(
+    settings: Settings, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system names no path for what was opened, as for a file of another mount namespace: the link is followed."""
+    (root / "d").mkdir()
+    (tmp_path / "secret").mkdir()
+    for file in (root / "d" / "f", tmp_path / "secret" / "removed"):
+        file.write_bytes(b"x")
+    with open_source(str(root / "d" / "f"), settings):
+        pass
+    (root / "d").rename(root / "other")
+    (root / "d").symlink_to(tmp_path / "secret")
+    real_open = os.open
+
+    def open_and_remove(name: str, flags: int) -> int:
+        fd = real_open(name, flags)
+        Path(name).unlink()
+        return fd
+
+    monkeypatch.setattr("worker.artifacts.sources.local_file.os.open", open_and_remove)
+    with (
+        pytest.raises(SourceRefused, match="not under a configured root"),
+        open_source(str(root / "d" / "removed"), settings),
+    ):
+        pass

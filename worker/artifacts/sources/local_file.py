@@ -53,8 +53,8 @@ def open_file(name: str, settings: Settings, job: str | None) -> BinaryIO:
             opened = os.readlink(opened)  # noqa: PTH115 - a Path costs more
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise SourceRefused(f"source {name}: {_ONLY_FILES}")
-        if opened != real and Path(opened).exists():
-            _check_allowed(name, opened, settings, job)
+        if opened != real:  # resolved anew where the file was removed, or is of another mount namespace
+            _check_allowed(name, opened if Path(opened).exists() else os.path.realpath(name), settings, job)
         return os.fdopen(fd, "rb", buffering=0)
     except BaseException:
         os.close(fd)
@@ -88,7 +88,7 @@ def _check_allowed(name: str, real: str, settings: Settings, job: str | None) ->
 def _real(name: str) -> str:
     """Return the resolved path of a file; its directory is resolved once a second, because pages open many files of it.
 
-    A directory that is replaced meanwhile is found after the open, by the path of what was opened.
+    A directory that a link replaces meanwhile is found after the open: the file has another path.
     """
     directory, last = os.path.split(name)
     if last in {"", ".", ".."} or os.path.islink(name):  # noqa: PTH114 - a Path costs more
