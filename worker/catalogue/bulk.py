@@ -134,9 +134,9 @@ class _Many(TypeDecorator[Sequence[Any]]):
     def process_bind_param(self, value: Sequence[Any] | None, dialect: Dialect) -> Any:
         if value is None:
             return None
-        if dialect.name != "postgresql":
-            return json.dumps(list(value))
-        return [without_nul(each) for each in value] if self.item is sa.Text else value
+        # Without NUL, which PostgreSQL does not take, and where SQLite ends a text of a JSON array.
+        many = [without_nul(each) for each in value] if self.item is sa.Text else list(value)
+        return many if dialect.name == "postgresql" else json.dumps(many)
 
 
 class one_of(FunctionElement[Any]):  # noqa: N801 - it is used as a function

@@ -208,6 +208,16 @@ def test_the_locks_of_a_page_and_the_lock_of_a_job_exclude_each_other(catalogue)
     assert isinstance(begin(catalogue, "late", holds="releases/c/d"), Leased)
 
 
+def test_many_keys_are_compared_as_a_whole(catalogue):
+    """SQLite would end a text of a JSON array at a NUL character: the lock of another artifact would be removed."""
+    now = clock.now()
+    first, second = begin(catalogue, "first").record, begin(catalogue, "second").record
+    locks = catalogue.artifact_locks
+    assert locks.acquire("first", first.fence, [("releases", "a")], now=now, lease=LEASE) == {("releases", "a")}
+    locks.acquire("second", second.fence, [("releases", "a\0b")], now=now, lease=LEASE)
+    assert isinstance(begin(catalogue, "late", holds="releases/a"), Held)
+
+
 @pytest.mark.parametrize("frozen", ["page", "upload"])
 @pytest.mark.parametrize("taken_by", ["page", "upload"])
 def test_a_job_whose_artifact_another_job_has_taken_records_nothing(catalogue, frozen, taken_by):
