@@ -37,7 +37,7 @@ _BAD = {
     "dead",
     "refused",
     "rejected",
-    "unreachable",
+    "not usable",
     "bad",
 }
 _WIDE = 2000

@@ -1,4 +1,4 @@
-"""The commands `quarantine ls`, `get`, `restore` and `purge`."""
+"""The commands `quarantine`, `quarantine ls`, `get`, `restore` and `purge`."""
 
 import hashlib
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ from worker.storage.keys import QUARANTINE_BUCKET
 from zot_artifact_client.contract import UPLOAD
 from zot_artifact_client.job_ids import choose_id
 
-app = typer.Typer(add_completion=False, no_args_is_help=True)
+app = typer.Typer(invoke_without_command=True, add_completion=False)
 
 Store = Annotated[str | None, typer.Option("--store", metavar="STORE", help="Only this store.")]
 StoreName = Annotated[str, typer.Argument(metavar="STORE", help="The store whose quarantine it is in.")]
@@ -45,14 +45,17 @@ Older = Annotated[
 
 
 @app.callback()
-def _quarantine() -> None:
+def _quarantine(context: typer.Context, store: Store = None, as_json: AsJson = False) -> None:
     """List, fetch, restore or purge the bad bytes that repairs have kept.
 
     Examples:
 
+        zot-artifacts quarantine
         zot-artifacts quarantine ls --store dr
         zot-artifacts quarantine get dr releases/5f0a1d0e/app.tgz bad.tgz
     """
+    if context.invoked_subcommand is None:
+        list_(store=store, as_json=as_json)
 
 
 @app.command("ls")
@@ -64,7 +67,7 @@ def list_(
     store: Store = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the quarantined bytes: their artifact, since when, and the digest that the last verdict found.
+    """List the quarantined bytes, as `quarantine` alone does: their artifact, since when, and the last digest found.
 
     The column `purged after` says `never` if no retention is configured, or if the job is no longer in the ledger.
     Such bytes are removed only by `quarantine purge STORE ID`.

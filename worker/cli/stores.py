@@ -195,7 +195,7 @@ def _rows(session: Session) -> list[dict[str, Any]]:
 
 
 def _cells(row: dict[str, Any]) -> tuple[object, ...]:
-    reachable = "reachable" if row["reachable"] else "unreachable"
+    reachable = "reachable" if row["reachable"] else "not usable"
     return (
         row["store"],
         row["type"],

@@ -739,21 +739,29 @@ def _unusable_in_json(text: str) -> list[str]:
 
 
 def _problems(error: ValidationError) -> Iterable[str]:
+    """Yield a line for each problem, with the configuration file before a setting that is from there."""
+    name = os.environ.get("ZOT_CONFIG")
+    in_file, variables = _read_file(name), {variable.upper() for variable in os.environ}
     for problem in error.errors(include_url=False, include_input=False):
-        path = named = [str(part) for part in problem["loc"]]
-        if path[:1] == ["stores"]:
-            path = path[:2] + path[3:]  # pydantic puts the type of a store after its name
-        where = ".".join(path) or "settings"
-        if problem["type"] == "extra_forbidden":
-            name = path[-1].removeprefix(ENV_PREFIX.lower())  # as a variable of the environment has it
-            yield f"{where} is not a setting{_did_you_mean(name, _names_near(named))}"
-        elif problem["type"] == "union_tag_not_found":
-            yield f"{where}.type is missing; there are: {', '.join(_KINDS_OF_STORE)}"
-        elif problem["type"] == "union_tag_invalid":
-            tag = problem["ctx"]["tag"]
-            yield f"{where}.type: {tag!r} is no kind of store; there are: {', '.join(_KINDS_OF_STORE)}"
-        else:
-            yield f"{where}: {problem['msg'].removeprefix('Value error, ')}"
+        path = [str(part) for part in problem["loc"]]
+        by_variable = any(ENV_PREFIX + "__".join(path[:end]).upper() in variables for end in range(1, len(path) + 1))
+        told = _problem(problem, path)
+        yield f"{name}: {told}" if path and path[0] in in_file and not by_variable else told
+
+
+def _problem(problem: Mapping[str, Any], named: list[str]) -> str:
+    path = named
+    if path[:1] == ["stores"]:
+        path = path[:2] + path[3:]  # pydantic puts the type of a store after its name
+    where = ".".join(path) or "settings"
+    if problem["type"] == "extra_forbidden":
+        name = path[-1].removeprefix(ENV_PREFIX.lower())  # as a variable of the environment has it
+        return f"{where} is not a setting{_did_you_mean(name, _names_near(named))}"
+    if problem["type"] == "union_tag_not_found":
+        return f"{where}.type is missing; there are: {', '.join(_KINDS_OF_STORE)}"
+    if problem["type"] == "union_tag_invalid":
+        return f"{where}.type: {problem['ctx']['tag']!r} is no kind of store; there are: {', '.join(_KINDS_OF_STORE)}"
+    return f"{where}: {problem['msg'].removeprefix('Value error, ')}"
 
 
 def _names_near(path: list[str]) -> list[str]:

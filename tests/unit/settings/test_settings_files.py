@@ -255,6 +255,29 @@ def test_a_worker_tells_wrong_settings_in_one_escaped_line(tmp_path: Path) -> No
     done = subprocess.run(
         command, env=os.environ | {"ZOT_CONFIG": str(config)}, capture_output=True, text=True, check=False
     )
-    assert done.stderr.startswith(r"zot-artifacts: \x1b[31m\u202e")
+    assert done.stderr.startswith(rf"zot-artifacts: {config}: \x1b[31m\u202e")
     assert done.stderr.rstrip("\n").isprintable()
     assert len(done.stderr) < 2100
+
+
+@pytest.mark.parametrize(
+    ("text", "variables", "told"),
+    [
+        ("retry: {max_attempts: none}", {}, "{file}: retry.max_attempts: "),
+        ("retri: {max_attempts: 3}", {}, "{file}: retri is not a setting"),
+        ("stores: {dr: {type: tape}}", {}, "{file}: stores.dr.type: 'tape' is no kind of store"),
+        ("retry: {max_attempts: 3}", {"ZOT_RETRY__MAX_ATTEMPTS": "none"}, "retry.max_attempts: "),
+        ("", {"ZOT_RETRY__MAX_ATTEMPTS": "none"}, "retry.max_attempts: "),
+    ],
+)
+def test_a_wrong_setting_names_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, variables: dict[str, str], told: str
+) -> None:
+    """The line of a setting begins with the file that it is from, unless a variable replaces it."""
+    file = tmp_path / "zot.yaml"
+    file.write_text(text)
+    for name, value in {"ZOT_CONFIG": str(file), **variables}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as error:
+        load_settings()
+    assert str(error.value).startswith(told.format(file=file))
