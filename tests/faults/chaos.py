@@ -28,6 +28,7 @@ from tests.servers.process import freeze, thaw
 from tests.servers.proxy import Cut, Damage, Delay, Fault, FaultyProxy, Lose, Request, Reset, Say
 from tests.servers.worker import Beat, Worker
 from tests.waiting import WITHIN
+from worker import clock
 from worker.catalogue import Catalogue, CatalogueError
 from worker.storage import Stores
 from worker.storage.config import AzureConfig, FilesystemConfig, GcsConfig, S3Config
@@ -292,7 +293,7 @@ class Fleet:
         """Bring back an artifact that was deleted, if its bytes are not purged yet."""
         with suppress(CatalogueError):
             for deleted in self.catalogue.deletions.page(("", ""))[:1]:
-                self.catalogue.deletions.undo(deleted.bucket, deleted.key)
+                self.catalogue.deletions.undo(deleted.bucket, deleted.key, now=clock.now())
 
     # What happens to them
 

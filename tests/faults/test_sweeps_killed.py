@@ -385,7 +385,7 @@ def test_a_purge_that_is_killed_ends_right(fleet: Fleet) -> None:
         with fleet.context() as context:
             if number % 2:  # an operator is faster than the next run
                 try:
-                    context.catalogue.deletions.undo(bucket, "gone")
+                    context.catalogue.deletions.undo(bucket, "gone", now=clock.now())
                 except UndeleteRefused:
                     pass
                 else:

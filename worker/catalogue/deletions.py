@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 from worker.catalogue.artifacts import artifact_of, copy_of, tombstone_all
 from worker.catalogue.companion_keys import companion_keys
 from worker.catalogue.database import CatalogueError, Database
+from worker.catalogue.findings import see_lost_among
 from worker.catalogue.holds import OnHold, begun_writer, check_hold
 from worker.catalogue.records import Artifact, Copy, CopyState
 from worker.catalogue.rows_fingerprint import fingerprint_of
@@ -124,9 +125,10 @@ class Deletions:
                 return
             after = rows[-1].bucket, rows[-1].key
 
-    def undo(self, bucket: str, key: str) -> Artifact:
+    def undo(self, bucket: str, key: str, *, now: datetime) -> Artifact:
         """Undo a delete: the version that was current then is current again, and its companions with it.
 
+        What has no good copy is lost again, which the delete had ended.
         It is refused while a job has begun to delete the bytes or to write others: one of the two has to wait.
 
         Raises:
@@ -143,6 +145,7 @@ class Deletions:
             for each in together:
                 with suppress(UndeleteRefused):  # it was uploaded again, and that is kept
                     _undo(connection, connection.execute(sa.select(tombstones).where(*_at(bucket, each.key))).one())
+            see_lost_among(connection, {(bucket, key), *((each.bucket, each.key) for each in together)}, now)
             return found
 
     # Purging

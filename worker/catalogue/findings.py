@@ -353,7 +353,7 @@ def note_verdicts(connection: Connection, verdicts: Sequence[VerdictRow], now: d
     see(connection, [_finding_of(each, FindingKind(each.verdict)) for each in [*bad, *unread]], now)
     see(connection, [_metadata_finding(each) for each in last.values() if each.has_wrong_metadata], now)
     if bad:
-        _see_lost(connection, _lost_among(connection, {(each.bucket, each.key) for each in bad}), now)
+        see_lost_among(connection, {(each.bucket, each.key) for each in bad}, now)
 
 
 def note_writes(connection: Connection, written: Collection[tuple[Artifact, str]], now: datetime) -> None:
@@ -501,13 +501,13 @@ def _metadata_finding(verdict: VerdictRow) -> NewFinding:
     )  # fmt: skip
 
 
-def _lost_among(connection: Connection, paths: Collection[tuple[str, str]]) -> list[tuple[str, str, int]]:
-    """Return the current versions under these keys without a good copy that have no finding yet."""
+def see_lost_among(connection: Connection, paths: Collection[tuple[str, str]], now: datetime) -> None:
+    """Record the current versions under these keys that have no good copy and no finding yet."""
     lost: list[tuple[str, str, int]] = []
     for bucket, keys in by_bucket(paths):
         found = connection.execute(_LOST.where(artifacts.c.bucket == bucket, one_of(artifacts.c.key, keys)))
         lost += [tuple(row) for row in found]
-    return lost
+    _see_lost(connection, lost, now)
 
 
 def _see_lost(connection: Connection, lost: Sequence[tuple[str, str, int]], now: datetime) -> None:

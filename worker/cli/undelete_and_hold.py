@@ -33,7 +33,7 @@ def undelete(artifact: ArtifactArgument, as_json: AsJson = False) -> None:
     at = ArtifactPath.parse(artifact)
     with opened(existing=True) as session:
         before = {each.key for each in session.catalogue.companions.of(at.bucket, at.key)}
-        found = session.catalogue.deletions.undo(at.bucket, at.key)
+        found = session.catalogue.deletions.undo(at.bucket, at.key, now=clock.now())
         after = [each.key for each in session.catalogue.companions.of(at.bucket, at.key) if each.key not in before]
     if as_json:
         print_json(

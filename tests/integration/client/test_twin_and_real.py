@@ -573,8 +573,9 @@ def test_a_handle_on_the_job_of_another_request_tells_nothing_of_it(side: Side, 
         with pytest.raises(IdempotencyMismatch):
             (found := getattr(other, name)) and callable(found) and found()
     forget(broker, other.id)
-    with pytest.raises(IdempotencyMismatch):
-        other.wait(0.0)
+    for timeout in (WITHIN, 0.0):  # at first, the message may still wait for the worker
+        with pytest.raises(IdempotencyMismatch):
+            other.wait(timeout)
 
 
 def test_a_bad_request_is_not_sent(side: Side) -> None:

@@ -128,7 +128,7 @@ def test_companions_are_deleted_undeleted_and_purged_with_the_artifact(
     done = run(delete, DeleteRequest(**APP))
     assert set(done.companions) == set(KEYS[1:])
     assert current(known) == {"app.tgz.md5"}
-    known.deletions.undo("releases", "app.tgz")
+    known.deletions.undo("releases", "app.tgz", now=clock.now())
     assert current(known) == {*KEYS, "app.tgz.md5"}
     run(delete, DeleteRequest(**APP))
     assert run(sweep_purge, SweepPurgeRequest()).purged == 0
@@ -158,7 +158,7 @@ def test_a_companion_uploaded_again_survives_delete_and_undelete_of_the_old_one(
     put("app.tgz.sig", b"signed again")
     assert run(delete, DeleteRequest(**APP)).unchanged
     assert current(known) == {"app.tgz.md5", "app.tgz.sig"}
-    known.deletions.undo("releases", "app.tgz")
+    known.deletions.undo("releases", "app.tgz", now=clock.now())
     assert stored("dr", "app.tgz.sig").read_bytes() == b"signed again"
     assert current(known) == {*KEYS, "app.tgz.md5"}
 

@@ -107,10 +107,26 @@ def test_a_delete_keeps_the_bytes_and_can_be_undone(context: Context, run, remov
     assert (tombstone.by, tombstone.reason, tombstone.version) == ("ana", "wrong build", 1)
     again = remove()
     assert (again.unchanged, again.purge_after) == (True, result.purge_after)
-    assert context.catalogue.deletions.undo("releases", "app.tgz").version == 1
+    assert context.catalogue.deletions.undo("releases", "app.tgz", now=clock.now()).version == 1
     assert run(replicate, ReplicateRequest(bucket="releases", key="app.tgz", to=("cold",))).copies
     with pytest.raises(UndeleteRefused):
-        context.catalogue.deletions.undo("releases", "app.tgz")
+        context.catalogue.deletions.undo("releases", "app.tgz", now=clock.now())
+
+
+def test_an_artifact_that_was_lost_is_lost_again_after_its_undelete(context: Context, run, remove, stored) -> None:
+    """Otherwise `status` would say that its copies wait for a repair, which has nothing to repair them from."""
+
+    def lost() -> list[str]:
+        return [each.key for each in context.catalogue.findings.page() if each.kind == "lost"]
+
+    for store in ("primary", "dr"):
+        stored(store).write_bytes(b"release 0ne")
+    run(verify, VerifyRequest(bucket="releases", key="app.tgz"))
+    assert lost() == ["app.tgz"]
+    remove()
+    assert lost() == []
+    context.catalogue.deletions.undo("releases", "app.tgz", now=clock.now())
+    assert lost() == ["app.tgz"]
 
 
 def test_a_copy_that_rots_before_the_undelete_is_repaired_after_it(
@@ -124,7 +140,7 @@ def test_a_copy_that_rots_before_the_undelete_is_repaired_after_it(
     assert context.catalogue.artifacts.copies(version)["dr"].state == "corrupt"
     repairable = partial(context.catalogue.repairs.count_repairable, "dr", sources=["primary", "dr"])
     assert repairable() == 0
-    context.catalogue.deletions.undo("releases", "app.tgz")
+    context.catalogue.deletions.undo("releases", "app.tgz", now=clock.now())
     assert repairable() == 1
     run(replicate, ReplicateRequest(bucket="releases", key="app.tgz", to=("dr",)))
     assert stored("dr").read_bytes() == b"release one"
@@ -141,7 +157,7 @@ def test_purge_removes_the_bytes_after_the_grace_period(context: Context, remove
     assert not stored("primary").exists()
     assert purge().purged == 0
     with pytest.raises(UndeleteRefused):
-        context.catalogue.deletions.undo("releases", "app.tgz")
+        context.catalogue.deletions.undo("releases", "app.tgz", now=clock.now())
 
 
 def test_a_delete_at_once_removes_the_bytes(context: Context, remove, stored) -> None:
@@ -166,7 +182,7 @@ def test_a_clock_that_is_ahead_purges_nothing_early(context: Context, run, remov
         assert run(sweep_purge, SweepPurgeRequest()).purged == 0
     assert run(sweep_purge, SweepPurgeRequest()).purged == 0
     assert stored("dr").exists()
-    context.catalogue.deletions.undo("releases", "app.tgz")
+    context.catalogue.deletions.undo("releases", "app.tgz", now=clock.now())
     remove()
     assert purge().purged == 1
 
@@ -189,7 +205,7 @@ def test_what_was_uploaded_again_is_never_purged(context: Context, remove, put: 
     remove()
     put(b"release two", "dr")
     with pytest.raises(UndeleteRefused, match="uploaded again"):
-        context.catalogue.deletions.undo("releases", "app.tgz")
+        context.catalogue.deletions.undo("releases", "app.tgz", now=clock.now())
     result = purge()
     assert (result.purged, result.copies) == (1, {"primary": 1})
     assert stored("dr").read_bytes() == b"release two"
@@ -263,17 +279,17 @@ def test_a_hold_while_the_purge_begins_keeps_the_delete_undoable(context: Contex
     with monkeypatch.context() as race:
         race.setattr(Deletions, "begin_purge", held_before)
         assert purge().purged == 0
-    assert context.catalogue.deletions.undo("releases", "app.tgz").version == 1
+    assert context.catalogue.deletions.undo("releases", "app.tgz", now=clock.now()).version == 1
 
 
 def test_the_end_of_a_purge_leaves_a_later_delete(context: Context, remove) -> None:
     """A delete that was undone and done again while a purge ran has its own tombstone, which stays."""
     remove()
     first = context.catalogue.deletions.get("releases", "app.tgz")
-    context.catalogue.deletions.undo("releases", "app.tgz")
+    context.catalogue.deletions.undo("releases", "app.tgz", now=clock.now())
     remove()
     context.catalogue.deletions.end_purge([first])
-    assert context.catalogue.deletions.undo("releases", "app.tgz").version == 1
+    assert context.catalogue.deletions.undo("releases", "app.tgz", now=clock.now()).version == 1
 
 
 def test_a_run_purges_no_more_than_its_limit(context: Context, run, source, remove, purge, monkeypatch) -> None:

@@ -103,3 +103,27 @@ def test_a_removed_file_behind_a_link_that_replaced_a_directory_is_refused(
         open_source(str(root / "d" / "removed"), settings),
     ):
         pass
+
+
+def test_a_removed_file_whose_directory_is_back_is_refused(
+    settings: Settings, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check is of the file that was opened, and not of the one that has its name afterwards."""
+    (root / "d").mkdir()
+    (tmp_path / "secret").mkdir()
+    for file in (root / "d" / "f", tmp_path / "secret" / "f"):
+        file.write_bytes(b"x")
+    real_open = os.open
+
+    def open_behind_link(name: str, flags: int) -> int:
+        (root / "d").rename(root / "other")
+        (root / "d").symlink_to(tmp_path / "secret")
+        fd = real_open(name, flags)
+        (tmp_path / "secret" / "f").unlink()
+        (root / "d").unlink()
+        (root / "other").rename(root / "d")
+        return fd
+
+    monkeypatch.setattr("worker.artifacts.sources.local_file.os.open", open_behind_link)
+    with pytest.raises(SourceRefused, match="replaced"), open_source(str(root / "d" / "f"), settings):
+        pass

@@ -91,6 +91,6 @@ def test_a_delete_is_not_undone_while_a_job_deletes_the_bytes(catalogue: Catalog
     catalogue.deletions.begin(artifact, now=now, until=now + LEASE, by=None, reason=None, job="job-1")
     job = begin("delete")
     with pytest.raises(UndeleteRefused, match="job job-delete has begun"):
-        catalogue.deletions.undo("releases", "app")
+        catalogue.deletions.undo("releases", "app", now=clock.now())
     catalogue.ledger.finish(job.id, job.fence, JobState.FAILED, now=clock.now())
-    assert catalogue.deletions.undo("releases", "app").version == 1
+    assert catalogue.deletions.undo("releases", "app", now=clock.now()).version == 1

@@ -53,12 +53,26 @@ def open_file(name: str, settings: Settings, job: str | None) -> BinaryIO:
             opened = os.readlink(opened)  # noqa: PTH115 - a Path costs more
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise SourceRefused(f"source {name}: {_ONLY_FILES}")
-        if opened != real:  # resolved anew where the file was removed, or is of another mount namespace
-            _check_allowed(name, opened if Path(opened).exists() else os.path.realpath(name), settings, job)
+        if opened != real:
+            unknown = not Path(opened).exists()  # it was removed, or is of another mount namespace
+            path = os.path.realpath(name) if unknown else opened
+            _check_allowed(name, path, settings, job)
+            if unknown:
+                _check_same(name, path, fd)
         return os.fdopen(fd, "rb", buffering=0)
     except BaseException:
         os.close(fd)
         raise
+
+
+def _check_same(name: str, path: str, fd: int) -> None:
+    """Raise SourceRefused unless an open file is the one of this path, and NotFound if there is none."""
+    try:
+        same = os.path.samestat(os.stat(path), os.fstat(fd))  # noqa: PTH116 - a Path costs more
+    except OSError as error:
+        raise file_error(name, error) from error
+    if not same:
+        raise SourceRefused(f"source {name}: it was replaced while it was opened")
 
 
 def file_error(name: str, error: OSError) -> StorageError:

@@ -287,7 +287,7 @@ def test_a_named_companion_is_placed_as_its_artifact(context: Context, run, put,
     of, companions = context.artifact("models-en", "big/a"), context.catalogue.companions.of("models-en", "big/a")
     deletions, until = context.catalogue.deletions, clock.now() + timedelta(days=1)
     deletions.begin(of, now=clock.now(), until=until, by=None, reason=None, job="job", companions=companions)
-    deletions.undo("models-en", "big/a")
+    deletions.undo("models-en", "big/a", now=clock.now())
     absent = context.catalogue.sweep_claims.measure_absent("cold", None, "", wanted=lambda _, key, **__: key == "big/a")
     assert sum(count for count, _ in absent.values()) == 2
     assert run(sweep_replicate, SweepReplicateRequest()).claimed == {"cold": 2}

@@ -385,7 +385,7 @@ def test_a_rebuild_keeps_what_was_deleted_deleted(catalogue, stores, tmp_path, m
     assert (tombstone.by, tombstone.reason, tombstone.deleted_at) == ("ana", "old", BEGIN + timedelta(days=2))
     assert tombstone.purge_after > clock.now() + timedelta(days=6)
     assert outcomes(kept_rebuild(rebuilt, stores, tmp_path))["dr"] == {"known": 3}
-    assert rebuilt.deletions.undo("b", "deleted").version == 1
+    assert rebuilt.deletions.undo("b", "deleted", now=clock.now()).version == 1
     assert copies(rebuilt, key="deleted") == {"primary": "verified", "dr": "verified"}
     rebuilt.close()
 
