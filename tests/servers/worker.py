@@ -70,7 +70,8 @@ class Worker(PythonServer):
 
     def environment(self) -> Mapping[str, str]:
         ours = {"ZOT_HOME": str(self.home), "ZOT_BROKER": self._broker, "MALLOC_ARENA_MAX": "2"}  # as `up` starts it
-        return ours | {"PYTHONPATH": str(REPOSITORY)} | self._settings
+        # A process that is killed leaves its temporary directory.
+        return ours | {"PYTHONPATH": str(REPOSITORY), "TMPDIR": str(self.directory)} | self._settings
 
     def probe(self) -> None:
         """Return when the worker has said that it is ready, and answers: before that it would not hear the question."""
