@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
+from json.encoder import encode_basestring_ascii
 from typing import Any, BinaryIO, ClassVar, Protocol, Self, TypeVar
 
 from worker.artifacts.key_lists import BadKeyList
@@ -86,10 +87,10 @@ class ListedFile:
 
     def line(self) -> bytes:
         """Return it as a line of a list."""
-        row = {
-            "bucket": self.bucket, "key": self.key, "path": self.path, "size": self.size, "mtime_ns": self.mtime_ns
-        }  # fmt: skip
-        return json.dumps(row).encode() + b"\n"  # `asdict` takes longer than all of this
+        bucket, key, path = map(encode_basestring_ascii, (self.bucket, self.key, self.path))
+        return (  # `json.dumps` takes five times as long
+            f'{{"bucket": {bucket}, "key": {key}, "path": {path}, "size": {self.size}, "mtime_ns": {self.mtime_ns}}}\n'
+        ).encode()
 
     def check(self) -> None:
         """Raise InvalidKey if no artifact can be uploaded under the key."""

@@ -133,7 +133,7 @@ class UnnamedFile(TempFile):
             NoUnnamedFiles: the disk or the system has no such files.
         """
         self._directory = directory
-        self._name, self._named = _temp_name(), False
+        self._named = False
         try:
             self._fd = os.open(".", os.O_RDWR | os.O_TMPFILE, 0o666, dir_fd=directory)
         except AttributeError as error:
@@ -152,6 +152,7 @@ class UnnamedFile(TempFile):
     def rename(self, name: str) -> None:
         """Place the file, over any file of this name."""
         fcntl.flock(self._fd, fcntl.LOCK_SH)  # its writer is alive, while it has the name of a temporary file
+        self._name = _temp_name()
         self.link(self._name)
         try:
             super().rename(name)
