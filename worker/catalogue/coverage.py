@@ -228,7 +228,7 @@ class CoverageQueries:
             return replications, connection.execute(dead).scalar_one()
 
     def waiting_jobs(self) -> dict[str, WaitingJobs]:
-        """Return the jobs that wait for a store, by store: it took no job at their last attempt, or failed them."""
+        """Return the jobs that wait for a store, by store: at their last attempt it took no job, or failed."""
         store = jobs.c.error["store"].as_string()
         query = sa.select(store, sa.func.count(), sa.func.max(jobs.c.due_at, type_=jobs.c.due_at.type))
         waiting = query.where(jobs.c.state.in_(WAITING_STATES), store.is_not(None)).group_by(store)

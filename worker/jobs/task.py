@@ -100,7 +100,7 @@ def artifact_task(
     def register(work: Work[RequestT, ResultT]) -> Task:
         def run(task: Task, /, *args: object, **kwargs: object) -> dict[str, Any]:
             try:
-                with _without_passing_faults():
+                with _with_faults_as_unavailable():
                     context = current()
             except (CatalogueUnavailable, Unavailable) as error:  # at the first job of a process
                 logger.warning("job %s waits: %s", task.request.id, error)
@@ -203,7 +203,7 @@ class Delivery(Generic[RequestT, ResultT]):
     ) -> dict[str, Any]:
         """Do the job unless it is finished, leased or invalid; return its result or raise the exception for Celery."""
         try:
-            with _without_passing_faults():
+            with _with_faults_as_unavailable():
                 return self._handle(work, args, kwargs)
         except (CatalogueUnavailable, Unavailable) as error:
             # Nothing can be recorded in the ledger now. A lease of this delivery expires.
@@ -317,7 +317,7 @@ class Delivery(Generic[RequestT, ResultT]):
             record, self._ledger, self._context.settings.jobs, reporter, abandon=partial(self._abandon, record)
         )
         try:
-            with _without_passing_faults(), job:
+            with _with_faults_as_unavailable(), job:
                 if cancelled:
                     raise Cancelled(f"job {job.id} was cancelled")
                 return self._do(work, job, record)
@@ -522,8 +522,8 @@ def sent_again(task: Task, seconds: float, error: Exception | None, *, has_due: 
 
 
 @contextmanager
-def _without_passing_faults() -> Iterator[None]:
-    """Raise Unavailable for what passes and is no bug, such as a file that cannot be opened now."""
+def _with_faults_as_unavailable() -> Iterator[None]:
+    """Raise Unavailable for a transient fault of the broker or of this machine, such as too many open files."""
     try:
         yield
     except (redis.RedisError, OperationalError) as error:

@@ -142,7 +142,7 @@ def test_a_job_that_waited_for_the_catalogue_is_not_its_own_parent(context, task
     ],
     ids=repr,
 )
-def test_a_job_that_meets_a_fault_that_passes_is_tried_again(context, task, error, state):
+def test_a_job_that_meets_a_transient_fault_is_tried_again(context, task, error, state):
     """Too many open files, or a broker that restarts, are no bug wherever they are met; another error is one."""
 
     def meet(*_: object) -> VerifyResult:
