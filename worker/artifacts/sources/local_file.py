@@ -54,11 +54,10 @@ def open_file(name: str, settings: Settings, job: str | None) -> BinaryIO:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise SourceRefused(f"source {name}: {_ONLY_FILES}")
         if opened != real:
-            unknown = not Path(opened).exists()  # it was removed, or is of another mount namespace
-            path = os.path.realpath(name) if unknown else opened
+            # A file that was removed, or is of another mount namespace, has no path here but its name.
+            path = opened if Path(opened).exists() else os.path.realpath(name)
             _check_allowed(name, path, settings, job)
-            if unknown:
-                _check_same(name, path, fd)
+            _check_same(name, path, fd)
         return os.fdopen(fd, "rb", buffering=0)
     except BaseException:
         os.close(fd)
