@@ -147,15 +147,8 @@ class TestLostAnswers:
 
     def test_a_refusal_alone_is_not_final(self, through: Callable[..., Line]) -> None:
         """A refusal after a lost answer may mean our own object: if it cannot be asked for, the job tries again."""
-        sent: list[Request] = []
-
-        def decide(request: Request) -> Fault:
-            if request.method == "PUT" and "/app" in request.path and not sent:
-                sent.append(request)
-                return Lose()
-            return Reset() if sent and request.method == "HEAD" else None
-
-        line = through(decide)
+        lost = once(Lose(), "PUT", "/app")
+        line = through(lambda request: lost(request) or (Reset() if request.method == "HEAD" else None))
         with pytest.raises(TransientError, match="faulty: releases/app"):
             line.write(b"x", "create_only")
         assert line.read_directly() == b"x"

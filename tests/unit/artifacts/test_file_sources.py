@@ -57,16 +57,21 @@ def test_a_name_that_no_file_can_have_is_refused(settings: Settings, root: Path,
         pass
 
 
-def test_a_link_that_replaces_a_directory_leads_nowhere_else(settings: Settings, root: Path, tmp_path: Path) -> None:
-    """What is opened has to be below a root, although the directories of a page are resolved once a second."""
-    (root / "d").mkdir()
-    (tmp_path / "secret").mkdir()
-    for directory in (root / "d", tmp_path / "secret"):
+@pytest.fixture
+def outside(root: Path, tmp_path: Path) -> Path:
+    """Return a directory outside the roots, with a file of the same name as one in the directory `d` of the root."""
+    for directory in (root / "d", tmp_path / "outside"):
+        directory.mkdir()
         (directory / "f").write_bytes(b"x")
+    return tmp_path / "outside"
+
+
+def test_a_link_that_replaces_a_directory_leads_nowhere_else(settings: Settings, root: Path, outside: Path) -> None:
+    """What is opened has to be below a root, although the directories of a page are resolved once a second."""
     with open_source(str(root / "d" / "f"), settings):
         pass
     (root / "d").rename(root / "other")
-    (root / "d").symlink_to(tmp_path / "secret")
+    (root / "d").symlink_to(outside)
     with (
         pytest.raises(SourceRefused, match="not under a configured root"),
         open_source(str(root / "d" / "f"), settings),
@@ -79,17 +84,13 @@ def test_a_link_that_replaces_a_directory_leads_nowhere_else(settings: Settings,
 
 
 def test_a_removed_file_behind_a_link_that_replaced_a_directory_is_refused(
-    settings: Settings, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, root: Path, outside: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The system names no path for what was opened, as for a file of another mount namespace: the link is followed."""
-    (root / "d").mkdir()
-    (tmp_path / "secret").mkdir()
-    for file in (root / "d" / "f", tmp_path / "secret" / "removed"):
-        file.write_bytes(b"x")
     with open_source(str(root / "d" / "f"), settings):
         pass
     (root / "d").rename(root / "other")
-    (root / "d").symlink_to(tmp_path / "secret")
+    (root / "d").symlink_to(outside)
     real_open = os.open
 
     def open_and_remove(name: str, flags: int) -> int:
@@ -100,26 +101,22 @@ def test_a_removed_file_behind_a_link_that_replaced_a_directory_is_refused(
     monkeypatch.setattr("worker.artifacts.sources.local_file.os.open", open_and_remove)
     with (
         pytest.raises(SourceRefused, match="not under a configured root"),
-        open_source(str(root / "d" / "removed"), settings),
+        open_source(str(root / "d" / "f"), settings),
     ):
         pass
 
 
 def test_a_removed_file_whose_directory_is_back_is_refused(
-    settings: Settings, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, root: Path, outside: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The check is of the file that was opened, and not of the one that has its name afterwards."""
-    (root / "d").mkdir()
-    (tmp_path / "secret").mkdir()
-    for file in (root / "d" / "f", tmp_path / "secret" / "f"):
-        file.write_bytes(b"x")
     real_open = os.open
 
     def open_behind_link(name: str, flags: int) -> int:
         (root / "d").rename(root / "other")
-        (root / "d").symlink_to(tmp_path / "secret")
+        (root / "d").symlink_to(outside)
         fd = real_open(name, flags)
-        (tmp_path / "secret" / "f").unlink()
+        (outside / "f").unlink()
         (root / "d").unlink()
         (root / "other").rename(root / "d")
         return fd
