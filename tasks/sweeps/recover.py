@@ -80,8 +80,7 @@ def _send_planned(context: Context, app: Celery) -> int:
     Until they are done they count as open pages, so that later sweeps plan fewer.
     """
     pages, before = context.catalogue.pages, clock.now() - context.settings.sweep.recover.after
-    planned = {sweep: pages.planned_by(sweep) for sweep in pages.waiting_sweeps(before=before)}
-    return sum(resume(sweep, of_sweep, Outbox(app)) for sweep, of_sweep in planned.items())
+    return sum(resume(sweep, pages.planned_by(sweep), Outbox(app)) for sweep in pages.waiting_sweeps(before=before))
 
 
 def _resend_overdue(context: Context, app: Celery, now: datetime) -> int:

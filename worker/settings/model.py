@@ -750,9 +750,8 @@ def _problems(error: ValidationError) -> Iterable[str]:
 
 
 def _problem(problem: Mapping[str, Any], named: list[str]) -> str:
-    path = named
-    if path[:1] == ["stores"]:
-        path = path[:2] + path[3:]  # pydantic puts the type of a store after its name
+    # Pydantic puts the type of a store after its name.
+    path = named[:2] + named[3:] if named[:1] == ["stores"] else named
     where = ".".join(path) or "settings"
     if problem["type"] == "extra_forbidden":
         name = path[-1].removeprefix(ENV_PREFIX.lower())  # as a variable of the environment has it
