@@ -72,6 +72,14 @@ _AT_ENDS: dict[str, tuple[type[Message], AtEnd[Any]]] = {}
 """By kind, the function that is called at a job's end, and the model of the request that it is given."""
 _OF_THE_MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE}
 """Errors of the system that pass, and are about no store."""
+_OF_THE_BROKER = (
+    redis.ConnectionError,
+    redis.TimeoutError,
+    redis.ReadOnlyError,
+    redis.OutOfMemoryError,
+    OperationalError,
+)
+"""Transient errors of the broker and of the result backend; any other answer of Redis is a bug, with its text."""
 _NO_THREAD = "can't start new thread"
 """What Python says, as a RuntimeError, where the system allows no more threads."""
 MORE_DELAY = timedelta(minutes=5)
@@ -100,7 +108,7 @@ def artifact_task(
     def register(work: Work[RequestT, ResultT]) -> Task:
         def run(task: Task, /, *args: object, **kwargs: object) -> dict[str, Any]:
             try:
-                with _with_faults_as_unavailable():
+                with _transient_faults_are_unavailable():
                     context = current()
             except (CatalogueUnavailable, Unavailable) as error:  # at the first job of a process
                 logger.warning("job %s waits: %s", task.request.id, error)
@@ -203,7 +211,7 @@ class Delivery(Generic[RequestT, ResultT]):
     ) -> dict[str, Any]:
         """Do the job unless it is finished, leased or invalid; return its result or raise the exception for Celery."""
         try:
-            with _with_faults_as_unavailable():
+            with _transient_faults_are_unavailable():
                 return self._handle(work, args, kwargs)
         except (CatalogueUnavailable, Unavailable) as error:
             # Nothing can be recorded in the ledger now. A lease of this delivery expires.
@@ -317,7 +325,7 @@ class Delivery(Generic[RequestT, ResultT]):
             record, self._ledger, self._context.settings.jobs, reporter, abandon=partial(self._abandon, record)
         )
         try:
-            with _with_faults_as_unavailable(), job:
+            with _transient_faults_are_unavailable(), job:
                 if cancelled:
                     raise Cancelled(f"job {job.id} was cancelled")
                 return self._do(work, job, record)
@@ -522,12 +530,12 @@ def sent_again(task: Task, seconds: float, error: Exception | None, *, has_due: 
 
 
 @contextmanager
-def _with_faults_as_unavailable() -> Iterator[None]:
+def _transient_faults_are_unavailable() -> Iterator[None]:
     """Raise Unavailable for a transient fault of the broker or of this machine, such as too many open files."""
     try:
         yield
-    except (redis.RedisError, OperationalError) as error:
-        raise Unavailable(f"the broker: it does not take a request now ({type(error).__name__})") from error
+    except _OF_THE_BROKER as error:
+        raise Unavailable(f"the broker or the result backend takes no request now: {type(error).__name__}") from error
     except OSError as error:
         if error.errno not in _OF_THE_MACHINE:
             raise

@@ -137,6 +137,8 @@ def test_a_job_that_waited_for_the_catalogue_is_not_its_own_parent(context, task
         (MemoryError(), JobState.RETRYING),
         (redis.ConnectionError("refused"), JobState.RETRYING),
         (OperationalError("refused"), JobState.RETRYING),
+        (redis.ReadOnlyError("a replica"), JobState.RETRYING),
+        (redis.ResponseError("WRONGTYPE"), JobState.FAILED),
         (OSError(errno.EISDIR, os.strerror(errno.EISDIR)), JobState.FAILED),
         (RuntimeError("a bug"), JobState.FAILED),
     ],
