@@ -55,7 +55,7 @@ def recover(context: Context, app: Celery) -> SweepRecoverResult:
     _step("result backend", lambda: republish_results(context, app, clean_up))
     kept = partial(uncompared, context, app)
     messages = _step("outbox", lambda: Outbox(app).resend(ledger.known, sweep.after, kept=kept))
-    messages += _step("pages of sweeps", lambda: _send_planned(context, app))
+    messages += _step("pages of sweeps", lambda: _resend_pages(context, app))
     jobs = _step("overdue jobs", lambda: _resend_overdue(context, app, began))
     RESENT.add("message lost", count=messages)
     RESENT.add("job silent", count=jobs)
@@ -74,13 +74,19 @@ def _step(name: str, work: Callable[[], int | None]) -> int:
         return 0
 
 
-def _send_planned(context: Context, app: Celery) -> int:
+def _resend_pages(context: Context, app: Celery) -> int:
     """Send the pages that sweeps have planned and whose messages were lost with Redis, or never sent.
 
-    Until they are done they count as open pages, so that later sweeps plan fewer.
+    Until they are done they count as open pages, so that later sweeps plan fewer. Where the broker cannot tell which
+    messages it has, they get a due time, as those that are planned with it.
     """
-    pages, before = context.catalogue.pages, clock.now() - context.settings.sweep.recover.after
-    return sum(resume(sweep, pages.planned_by(sweep), Outbox(app)) for sweep in pages.waiting_sweeps(before=before))
+    pages, messages, now = context.catalogue.pages, Outbox(app), clock.now()
+    waiting = pages.sweeps_with_waiting_pages(before=now - context.settings.sweep.recover.after)
+    if waiting and messages.lost([]) is None:
+        for sweep in waiting:
+            pages.set_due(sweep, now + UNSEEN)
+        return 0
+    return sum(resume(sweep, pages.planned_by(sweep), messages) for sweep in waiting)
 
 
 def _resend_overdue(context: Context, app: Celery, now: datetime) -> int:

@@ -38,7 +38,8 @@ _WRITTEN = 2
 _RECENT_PAGES = 200
 """Pages from which the rate of a store is computed."""
 
-_UNTAKEN = sa.and_(jobs.c.state == JobState.QUEUED, jobs.c.started_at.is_(None))
+_WAITS = sa.and_(jobs.c.state == JobState.QUEUED, jobs.c.started_at.is_(None))
+_OF_SWEEP = jobs.c.request["claim"].as_string().is_not(None)
 _FIND = sa.select(pages).where(pages.c.job == sa.bindparam("of"))
 _INSERT = sa.insert(pages)
 _UPDATE = Prepared(
@@ -319,10 +320,9 @@ class Pages:
 
     def dead_of_sweeps(self, *, limit: int) -> list[tuple[Page, Mapping[str, Any]]]:
         """Return dead pages that a sweep has sent, each with its request. Those of a batch are the batch's to count."""
-        of_sweep = jobs.c.request["claim"].as_string().is_not(None)
         query = sa.select(pages, jobs.c.request).join(jobs, jobs.c.id == pages.c.job)
         with self._database.read() as connection:
-            rows = connection.execute(query.where(jobs.c.state == JobState.DEAD, of_sweep).limit(limit)).all()
+            rows = connection.execute(query.where(jobs.c.state == JobState.DEAD, _OF_SWEEP).limit(limit)).all()
         return [(Page(*row[:-1]), row[-1]) for row in rows]
 
     def remove(self, job: str) -> None:
@@ -351,21 +351,29 @@ class Pages:
     def planned_by(self, parent: str) -> list[PlannedPage]:
         """Return the pages that a job has planned, in the order of their ids."""
         query = (
-            sa.select(jobs.c.id, jobs.c.request, _UNTAKEN)
+            sa.select(jobs.c.id, jobs.c.request, _WAITS)
             .where(jobs.c.parent == parent, jobs.c.kind == "page")  # earlier versions sent jobs for copies, too
             .order_by(jobs.c.id)
         )
         with self._database.read() as connection:
-            return [PlannedPage(*row) for row in connection.execute(query)]
+            return [PlannedPage(id_, request, waits) for id_, request, waits in connection.execute(query)]
 
-    def waiting_sweeps(self, *, before: datetime) -> list[str]:
-        """Return the sweeps whose pages were planned before then, wait for a worker, and have no due time."""
-        of_sweep = jobs.c.request["claim"].as_string().is_not(None)  # a batch finds out what has no message itself
+    def sweeps_with_waiting_pages(self, *, before: datetime) -> list[str]:
+        """Return the sweeps whose pages were planned before then, wait for a worker, and have no due time.
+
+        A batch finds out by itself which of its pages have no message.
+        """
         query = sa.select(jobs.c.parent).where(
-            jobs.c.kind == "page", _UNTAKEN, jobs.c.due_at.is_(None), jobs.c.created_at < before, of_sweep
+            jobs.c.kind == "page", _WAITS, jobs.c.due_at.is_(None), jobs.c.created_at < before, _OF_SWEEP
         )
         with self._database.read() as connection:
             return list(connection.execute(query.distinct()).scalars())
+
+    def set_due(self, sweep: str, due: datetime) -> None:
+        """Let the waiting pages of a sweep that have no due time be sent again at a moment."""
+        waiting = (jobs.c.parent == sweep, jobs.c.kind == "page", _WAITS, jobs.c.due_at.is_(None))
+        with self._database.write() as connection:
+            connection.execute(sa.update(jobs).where(*waiting).values(due_at=due))
 
     def read_rate(self, store: str, *, since: datetime) -> float | None:
         """Return how many copies a second the pages of sweeps have read that ended since then, or None without one.

@@ -74,3 +74,11 @@ def test_pages_of_a_batch_are_left_to_their_batch(context, app, broker):
     plan(context.catalogue, "batch-1", [OF_BATCH], Outbox(app))
     broker.flushdb()
     assert recover(context, app).messages == 0
+
+
+def test_pages_have_a_due_time_where_the_broker_cannot_tell(context, app, broker):
+    """After a move to such a broker they are sent once more in an hour, and not at each run."""
+    [job] = plan(context.catalogue, "sweep-1", [OF_SWEEP], Outbox(app))
+    with Celery(broker="memory://", set_as_current=False) as other:
+        assert [recover(context, other).messages for _ in range(3)] == [0, 0, 0]
+    assert context.catalogue.ledger.get(job).due_at is not None
