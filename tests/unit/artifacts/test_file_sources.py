@@ -122,5 +122,5 @@ def test_a_removed_file_whose_directory_is_back_is_refused(
         return fd
 
     monkeypatch.setattr("worker.artifacts.sources.local_file.os.open", open_behind_link)
-    with pytest.raises(SourceRefused, match="replaced"), open_source(str(root / "d" / "f"), settings):
+    with pytest.raises(Unavailable, match="replaced"), open_source(str(root / "d" / "f"), settings):
         pass

@@ -65,13 +65,13 @@ def open_file(name: str, settings: Settings, job: str | None) -> BinaryIO:
 
 
 def _check_same(name: str, path: str, fd: int) -> None:
-    """Raise SourceRefused unless an open file is the one of this path, and NotFound if there is none."""
+    """Raise Unavailable if an open file is not the one of this path any more, and NotFound if there is none."""
     try:
         same = os.path.samestat(os.stat(path), os.fstat(fd))  # noqa: PTH116 - a Path costs more
     except OSError as error:
         raise file_error(name, error) from error
     if not same:
-        raise SourceRefused(f"source {name}: it was replaced while it was opened")
+        raise Unavailable(f"source {name}: it was replaced while it was opened")
 
 
 def file_error(name: str, error: OSError) -> StorageError:
