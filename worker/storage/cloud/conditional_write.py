@@ -10,7 +10,7 @@ from typing import Any
 
 from worker.storage.cloud.error_mapping import Origin
 from worker.storage.driver import Condition, Match, ObjectProperties, ObjectStat
-from worker.storage.errors import AlreadyExists, Conflict, PreconditionFailed, StorageError
+from worker.storage.errors import AlreadyExists, Conflict, PreconditionFailed, StorageError, TransientError
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +62,8 @@ def settle(
 ) -> ObjectStat | StorageError:
     """Return the stat of the object if this write made it after all, otherwise the error to raise.
 
-    That is the error of `find` where it fails after a refusal: the object that the store refused the write for may be
-    this write's own, so that a refusal alone ends no write for good.
+    That is the error of `find` where the store refuses the write and does not answer `find` now: this write may have
+    made the object that it is refused for, so that the job has to try again.
 
     Args:
         write: whose answer was an error.
@@ -75,7 +75,7 @@ def settle(
     try:
         found = find()
     except StorageError as error:
-        return error if refused else failure
+        return error if refused and isinstance(error, TransientError) else failure
     if found and found.is_of(write):
         return found.stat
     broken = broken_condition(write, origin, found)
