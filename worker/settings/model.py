@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -743,15 +743,22 @@ def _problems(error: ValidationError) -> Iterable[str]:
     name = os.environ.get("ZOT_CONFIG")
     in_file, variables = _read_file(name), {variable.upper() for variable in os.environ}
     for problem in error.errors(include_url=False, include_input=False):
-        path = [str(part) for part in problem["loc"]]
-        by_variable = any(ENV_PREFIX + "__".join(path[:end]).upper() in variables for end in range(1, len(path) + 1))
-        told = _problem(problem, path)
-        yield f"{name}: {told}" if path and path[0] in in_file and not by_variable else told
+        named = [str(part) for part in problem["loc"]]
+        # Pydantic puts the type of a store after its name.
+        path = named[:2] + named[3:] if named[:1] == ["stores"] else named
+        told = _problem(problem, named, path)
+        is_from_file = path[:1] and path[0] in in_file and not _is_named_in(variables, path)
+        yield f"{name}: {told}" if is_from_file else told
 
 
-def _problem(problem: Mapping[str, Any], named: list[str]) -> str:
-    # Pydantic puts the type of a store after its name.
-    path = named[:2] + named[3:] if named[:1] == ["stores"] else named
+def _is_named_in(variables: Iterable[str], path: Sequence[str]) -> bool:
+    """Return whether a variable of the environment has a setting, a section that it is in, or a part of it."""
+    ways = {ENV_PREFIX + "__".join(path[:end]).upper() for end in range(1, len(path) + 1)}
+    below = ENV_PREFIX + "__".join(path).upper() + "__"
+    return any(variable in ways or variable.startswith(below) for variable in variables)
+
+
+def _problem(problem: Mapping[str, Any], named: list[str], path: list[str]) -> str:
     where = ".".join(path) or "settings"
     if problem["type"] == "extra_forbidden":
         name = path[-1].removeprefix(ENV_PREFIX.lower())  # as a variable of the environment has it

@@ -268,6 +268,8 @@ def test_a_worker_tells_wrong_settings_in_one_escaped_line(tmp_path: Path) -> No
         ("stores: {dr: {type: tape}}", {}, "{file}: stores.dr.type: 'tape' is no kind of store"),
         ("retry: {max_attempts: 3}", {"ZOT_RETRY__MAX_ATTEMPTS": "none"}, "retry.max_attempts: "),
         ("", {"ZOT_RETRY__MAX_ATTEMPTS": "none"}, "retry.max_attempts: "),
+        ("stores: {s: {type: s3, bucket: b}}", {"ZOT_STORES__S__PART_SIZE": "none"}, "stores.s.part_size: "),
+        ("stores: {s: {type: s3, bucket: b, part_size: none}}", {}, "{file}: stores.s.part_size: "),
     ],
 )
 def test_a_wrong_setting_names_its_file(
