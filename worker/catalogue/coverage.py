@@ -78,7 +78,7 @@ class FailedJobs:
 
 @dataclass(frozen=True, slots=True)
 class WaitingJobs:
-    """How many jobs wait for a store. `until`: by then the last of them is tried again."""
+    """How many jobs wait for a store. `until`: by when the last of them is tried again."""
 
     count: int
     until: datetime

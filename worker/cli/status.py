@@ -114,7 +114,7 @@ def document_of(session: Session) -> dict[str, Any]:
         broken = breakers.result()
         waiting = catalogue.coverage.waiting_jobs()
         for row in stores:
-            row["waiting"] = _waiting_jobs(waiting.get(row["store"]), row, broken)
+            row["waiting"] = _waiting_jobs(waiting.get(row["store"]), row, broken, now)
         checks = [
             *asked.result(),
             *(Check(f"store {name}", "bad", str(each), way_out_of_breaker(name)) for name, each in broken.items()),
@@ -183,8 +183,13 @@ def _store(
     }
 
 
-def _waiting_jobs(waiting: WaitingJobs | None, row: Mapping[str, Any], broken: Container[str]) -> dict[str, Any] | None:
-    """Return how many jobs wait for the store of a row, until when, and what ends that; None if no job does."""
+def _waiting_jobs(
+    waiting: WaitingJobs | None, row: Mapping[str, Any], broken: Container[str], now: datetime
+) -> dict[str, Any] | None:
+    """Return how many jobs wait for the store of a row, until when, and what ends that; None if no job does.
+
+    `until` is None where it is not known: during a pause, and where no worker has tried them in time.
+    """
     if waiting is None:
         return None
     store = row["store"]
@@ -194,7 +199,8 @@ def _waiting_jobs(waiting: WaitingJobs | None, row: Mapping[str, Any], broken: C
         way_out = way_out_of_breaker(store)
     else:
         way_out = f"`zot-artifacts jobs --state queued --state retrying --store {store}` lists them"
-    return {"jobs": waiting.count, "until": waiting.until, "way_out": way_out}
+    until = waiting.until if waiting.until > now and not row["paused"] else None
+    return {"jobs": waiting.count, "until": until, "way_out": way_out}
 
 
 def _pass(ahead: Forecast | None) -> dict[str, Any]:
@@ -513,7 +519,7 @@ def _waiting_line(row: Mapping[str, Any]) -> str | None:
     if (waiting := row["waiting"]) is None:
         return None
     verb = "waits" if waiting["jobs"] == 1 else "wait"
-    by = "" if row["paused"] else f", until {moment(waiting['until'])} at the latest"
+    by = f", until {moment(waiting['until'])} at the latest" if waiting["until"] else ""
     return f"{row['store']}: {counted(waiting['jobs'], 'job')} {verb} for it{by}; {waiting['way_out']}"
 
 

@@ -197,6 +197,10 @@ def test_jobs_that_wait_for_a_store_are_told(
     lists = "zot-artifacts jobs --state queued --state retrying --store dr"
     assert f"at the latest; `{lists}` lists them" in capsys.readouterr().out
     assert {each["job"] for each in zot(*lists.split()[1:])[1]["jobs"]} == {"a", "b"}
+    catalogue.ledger.acquire("d", "upload", {}, owner="me", holds=None, parent=None, now=now, lease=lease)
+    catalogue.ledger.snooze("d", 1, {"type": "Snooze", "store": "primary"}, since=now, due=now - timedelta(hours=1))
+    cli.run(["status"])
+    assert "primary: 1 job waits for it; `zot-artifacts jobs" in capsys.readouterr().out  # no worker has tried it
     cli.run(["pause", "store", "dr"])
     cli.run(["status"])
     assert "2 jobs wait for it; `zot-artifacts resume store dr` ends the pause" in capsys.readouterr().out
