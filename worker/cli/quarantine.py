@@ -67,8 +67,9 @@ def list_(
     store: Store = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the quarantined bytes, as `quarantine` alone does: their artifact, since when, and the last digest found.
+    """List the quarantined bytes: their artifact, since when, and the digest that the last verdict found.
 
+    `quarantine` alone does the same.
     The column `purged after` says `never` if no retention is configured, or if the job is no longer in the ledger.
     Such bytes are removed only by `quarantine purge STORE ID`.
     The column `sha256` says `not read` if the verdict needed no read, as for a copy of another size.

@@ -42,7 +42,7 @@ def stores(context: typer.Context, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"stores": rows})
     else:
-        columns = ("store", "type", "reachable", "copies", "oldest verified", "never verified", "paused", "error")
+        columns = ("store", "type", "usable", "copies", "oldest verified", "never verified", "paused", "error")
         print_table(columns, [_cells(row) for row in rows], empty="no stores", flexible=("copies", "paused", "error"))
     if any(bad_copies(row["copies"]) for row in rows):
         raise typer.Exit(Status.BAD)
@@ -195,11 +195,11 @@ def _rows(session: Session) -> list[dict[str, Any]]:
 
 
 def _cells(row: dict[str, Any]) -> tuple[object, ...]:
-    reachable = "reachable" if row["reachable"] else "not usable"
+    usable = "usable" if row["reachable"] else "not usable"
     return (
         row["store"],
         row["type"],
-        reachable if row["configured"] else "not configured",
+        usable if row["configured"] else "not configured",
         ", ".join(f"{count} {state}" for state, count in row["copies"].items()) or "none",
         row["oldest_verified_at"],
         row["never_verified"],
