@@ -46,7 +46,10 @@ class Reset:
 
 @dataclass(frozen=True)
 class Damage:
-    """Change one byte of the request's body, the first by default, or the first one of `of`, if the body has that."""
+    """Change one byte of the request's body, the first by default, or the first one of `of`, if the body has that.
+
+    A body without bytes stays as it is.
+    """
 
     at: int = 0
     of: bytes | None = None
@@ -219,7 +222,7 @@ class FaultyProxy:
 
 def _damaged(body: bytes, fault: Damage) -> bytes:
     changed, at = bytearray(body), fault.at if fault.of is None else body.find(fault.of)
-    if fault.of is None or at >= 0:
+    if changed and (fault.of is None or at >= 0):
         changed[at] ^= 1
     return bytes(changed)
 
