@@ -6,7 +6,7 @@ from itertools import islice
 
 from worker import clock
 from worker.artifacts.per_store import most_retryable
-from worker.catalogue import Artifact, Copy, CopyState, Tombstone
+from worker.catalogue import Artifact, Copy, CopyState, FindingKind, NewFinding, Tombstone
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
@@ -25,7 +25,8 @@ def sweep_purge(request: SweepPurgeRequest, context: JobContext, job: RunningJob
     """Delete the copies of artifacts that were deleted longer ago than their grace period, up to a limit.
 
     Held artifacts, those that another job writes to, and copies in paused or unconfigured stores stay for the next run.
-    A copy is deleted only if its object is the one that the catalogue has.
+    A copy is deleted only if its object is the one that the catalogue has, or has its bytes. Any other object stays,
+    also if it is a copy that was found bad, and is a finding: another program may have written it.
 
     Raises:
         StorageError, Snooze: a copy could not be deleted; the others were.
@@ -98,17 +99,15 @@ class _Purge:
         context = self._context
         if copy.store not in context.stores or context.pauses.of_store(copy.store) is not None:
             return False
+        if copy.state is CopyState.WRITING:
+            return True
         store = context.stores[copy.store]
         try:
-            version = copy.tag if copy.state.good else None
-            version = version or store.get_object_version(artifact.bucket, artifact.key)
+            version = copy.tag or self._version_of_same_bytes(store, artifact)
             try:
-                deleted = self._delete_version(store, artifact, copy, version)
+                deleted = self._delete_version(store, artifact, version)
             except PreconditionFailed:  # a restored or remounted file system has other versions of the same bytes
-                if (version := self._version_of_same_bytes(store, artifact)) is None:
-                    logger.warning("%s: %s was changed by another program and stays", copy.store, artifact.path)
-                    return True
-                deleted = self._delete_version(store, artifact, copy, version)
+                deleted = self._delete_version(store, artifact, self._version_of_same_bytes(store, artifact))
         except NotFound:
             return True
         except (StorageError, Snooze) as error:
@@ -118,14 +117,31 @@ class _Purge:
             self.copies[copy.store] = self.copies.get(copy.store, 0) + 1
         return True
 
-    def _delete_version(self, store: LimitedStore, artifact: Artifact, copy: Copy, version: str) -> bool:
-        """Delete what was seen under the key in this version; return False if it is of another artifact version."""
+    def _delete_version(self, store: LimitedStore, artifact: Artifact, version: str | None) -> bool:
+        """Delete this version of the object, None if it has none that is on record; return whether it was deleted.
+
+        What is under the key stays if it is of another artifact version, or has other bytes; the latter is a finding.
+        """
         self._job.confirm_lease()  # after the version was read: from now on it spares what another job writes
         held = self._context.catalogue.artifacts.version_in_store(store.name, artifact.bucket, artifact.key)
-        if copy.state is CopyState.WRITING or held is None or held[0].id != artifact.id:
+        if held is None or held[0].id != artifact.id:
+            return False
+        if version is None:
+            self._keep(store, artifact)
             return False
         store.delete_object(artifact.bucket, artifact.key, condition=Match(version))
         return True
+
+    def _keep(self, store: LimitedStore, artifact: Artifact) -> None:
+        """Open the finding about an object that no delete has meant: another program may have written it."""
+        detail = (
+            f"the purge of version {artifact.version}, which was deleted, has left it: it has other bytes than that "
+            "version; adopt it, or remove it with another program"
+        )
+        evidence = {"job": self._job.id, "detail": detail}
+        found = NewFinding(FindingKind.ORPHAN, store.name, artifact.bucket, artifact.key, evidence=evidence)
+        self._context.catalogue.findings.see([found], now=clock.now())
+        logger.warning("%s: %s: %s", store.name, artifact.path, detail)
 
     def _version_of_same_bytes(self, store: LimitedStore, artifact: Artifact) -> str | None:
         """Read what is under the key and return its version if it has the bytes on record, else None."""

@@ -154,8 +154,8 @@ class _Reconciliation:
     def _resolve(self) -> None:
         """Resolve the findings that the listing no longer shows.
 
-        An inventory report may leave out objects by a filter that its manifest does not tell: that an orphan is not in
-        it says nothing, and the store is asked for it.
+        The store is asked for each orphan: the listing does not count an object that was written again just now, and an
+        inventory report may leave out objects by a filter that its manifest does not tell.
         """
         findings, after = self._context.catalogue.findings, 0
         while settled := self._records.settled(self._run, self._bucket, self._prefix, after=after):
@@ -163,7 +163,9 @@ class _Reconciliation:
             gone = [
                 each.id
                 for each in settled
-                if self._inventory is None or each.kind is not FindingKind.ORPHAN or not self._is_orphan(each)
+                if each.kind is not FindingKind.ORPHAN
+                or self._settings.orphans == "ignore"
+                or not self._is_orphan(each)
             ]
             findings.resolve(gone, "the listing agrees with the catalogue again", now=clock.now())
 

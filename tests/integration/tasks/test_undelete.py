@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -212,13 +213,36 @@ def test_what_was_uploaded_again_is_never_purged(context: Context, remove, put: 
     assert not stored("primary").exists()
 
 
-def test_what_another_program_has_changed_is_not_purged(remove, purge, stored) -> None:
-    """The delete is conditional: an object that is not the one that the catalogue has stays."""
+@pytest.mark.parametrize("verified", ["never", "before", "after"])
+def test_what_another_program_has_changed_is_not_purged(
+    context: Context, run, remove, purge, stored, verified: str
+) -> None:
+    """An object that is not the one that the catalogue has stays as a finding, also where a verify has found it bad."""
     remove()
-    stored("dr").unlink()
+    if verified == "before":  # the copy is missing, and then another program writes
+        stored("dr").unlink()
+        run(verify, VerifyRequest(bucket="releases", key="app.tgz", version=1))
+    stored("dr").unlink(missing_ok=True)
     stored("dr").write_bytes(b"of another program")
+    if verified == "after":
+        run(verify, VerifyRequest(bucket="releases", key="app.tgz", version=1))
     assert purge().copies == {"primary": 1}
     assert stored("dr").read_bytes() == b"of another program"
+    (found,) = context.catalogue.findings.page()
+    assert (found.kind, found.store, found.key) == ("orphan", "dr", "app.tgz")
+    assert "it has other bytes than that version; adopt it, or remove it" in found.evidence["detail"]
+
+
+def test_rot_under_the_version_that_was_written_is_purged(context: Context, run, remove, purge, stored) -> None:
+    """A disk that rots changes neither inode nor time: what is there is the copy that was deleted."""
+    remove()
+    before = stored("dr").stat()
+    stored("dr").write_bytes(b"release 0ne")
+    os.utime(stored("dr"), ns=(before.st_atime_ns, before.st_mtime_ns))
+    run(verify, VerifyRequest(bucket="releases", key="app.tgz", version=1))
+    assert purge().copies == {"primary": 1, "dr": 1}
+    assert not stored("dr").exists()
+    assert context.catalogue.findings.page() == []
 
 
 def test_a_restored_copy_is_purged(remove, purge, stored) -> None:
@@ -304,7 +328,7 @@ def test_a_run_purges_no_more_than_its_limit(context: Context, run, source, remo
 def test_a_purge_that_was_frozen_deletes_nothing_that_another_job_writes(
     context: Context, remove, purge, monkeypatch, stored
 ) -> None:
-    """Of a bad copy the catalogue has no tag that says whose bytes are under the key now."""
+    """It learns from its lease that another job has the artifact since, also of a copy that was bad."""
     remove()
     begin, monotonic, ledger = Deletions.begin_purge, time.monotonic, context.catalogue.ledger
 

@@ -186,6 +186,22 @@ def test_a_difference_that_is_gone_is_resolved(context: Context, sweep: Sweep, s
 
 
 @pytest.mark.usefixtures("uploaded")
+def test_an_orphan_that_is_written_again_just_now_stays_a_finding(
+    context: Context, sweep: Sweep, stored, foreign
+) -> None:
+    """What is young is no difference yet, and no agreement either: the finding ends when the object is gone."""
+    foreign("zz")
+    sweep()
+    sweep()
+    assert kinds(context) == {("orphan", "zz")}
+    stored("dr", "zz").write_bytes(b"theirs, again")
+    assert (sweep().seen, kinds(context)) == ({}, {("orphan", "zz")})
+    stored("dr", "zz").unlink()
+    sweep()
+    assert kinds(context) == set()
+
+
+@pytest.mark.usefixtures("uploaded")
 def test_what_is_written_during_a_run_is_no_difference(context: Context, sweep: Sweep, put, stored) -> None:
     """A copy that is being written, an object younger than the run and a copy that was read since are not flagged."""
     artifact = context.catalogue.artifacts.record("releases", "inflight", _digest(context), {}, clock.now()).artifact
