@@ -407,6 +407,7 @@ class Fleet:
         """Keep every writer out of the catalogue for a `with` block."""
         if self._postgres:
             with connect(self._catalogue_url) as ours, ours.transaction():
+                ours.execute("SET LOCAL deadlock_timeout = '1min'")  # of two that wait for each other, the worker fails
                 ours.execute("LOCK TABLE jobs, artifacts, copies IN EXCLUSIVE MODE")
                 yield
         else:
