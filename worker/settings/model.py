@@ -424,9 +424,17 @@ class Settings(BaseSettings):
         return self.home / "spool"
 
     @property
+    def longest_wait(self) -> timedelta:
+        """Return the longest time after which a job asks again: a retry, an open circuit breaker, a batch."""
+        return max(self.retry.backoff_max, self.breaker.open_max, self.batch.step * 3)
+
+    @property
     def visibility_timeout(self) -> timedelta:
-        """Return when Redis may deliver a message again: longer than a job may run or wait for an attempt."""
-        return self.jobs.time_limit + self.retry.backoff_max + timedelta(minutes=10)
+        """Return when Redis may deliver a message again: longer than a job may run or wait for an attempt.
+
+        A message whose eta is further ahead is rejected.
+        """
+        return self.jobs.time_limit + self.longest_wait + timedelta(minutes=10)
 
     def prepare(self) -> None:
         """Make the data directory and the directories in it. Stores elsewhere must exist already.

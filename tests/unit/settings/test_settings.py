@@ -270,11 +270,12 @@ def test_without_a_broker_the_error_says_how_to_get_one(config):
         _ = load_settings().broker_url
 
 
-def test_redis_never_hands_out_a_job_that_may_still_run_or_wait(config):
-    """The visibility timeout is longer than the longest attempt and the longest pause together."""
-    config("jobs: {time_limit: 9h}\nretry: {backoff_max: 2h}")
+@pytest.mark.parametrize("waits", ["retry: {backoff_max: 12h}", "breaker: {open_max: 12h}", "batch: {step: 4h}"])
+def test_redis_never_hands_out_a_job_that_may_still_run_or_wait(config, waits):
+    """The visibility timeout is longer than the longest attempt and the longest wait together."""
+    config(f"jobs: {{time_limit: 9h}}\n{waits}")
     settings = load_settings()
-    assert settings.visibility_timeout > settings.jobs.time_limit + settings.retry.backoff_max
+    assert settings.visibility_timeout > settings.jobs.time_limit + timedelta(hours=12)
 
 
 def test_a_store_root_that_has_gone_is_not_made_again(config):
