@@ -13,8 +13,10 @@ from tasks.page import split_dead_pages
 from worker import clock
 from worker.catalogue import CatalogueUnavailable, JobRecord
 from worker.context import Context, current
+from worker.counted import counted
+from worker.intake.delayed import make_due
 from worker.jobs.cancel_jobs import cancel_waiting_jobs
-from worker.jobs.outbox import Outbox
+from worker.jobs.outbox import Outbox, redis_of_broker
 from worker.jobs.redis_keys_of_wrong_type import move_wrong_types
 from worker.jobs.republish_results import republish_results, uncompared
 from worker.jobs.send_sweep_pages import UNSEEN, resume
@@ -56,6 +58,7 @@ def recover(context: Context, app: Celery) -> SweepRecoverResult:
     kept = partial(uncompared, context, app)
     messages = _step("outbox", lambda: Outbox(app).resend(ledger.known, sweep.after, kept=kept))
     messages += _step("pages of sweeps", lambda: _resend_pages(context, app))
+    _step("snoozed jobs", lambda: _start_snoozed(context, app))
     jobs = _step("overdue jobs", lambda: _resend_overdue(context, app, began))
     RESENT.add("message lost", count=messages)
     RESENT.add("job silent", count=jobs)
@@ -105,6 +108,18 @@ def _resend_overdue(context: Context, app: Celery, now: datetime) -> int:
     return sent
 
 
+def _start_snoozed(context: Context, app: Celery) -> None:
+    """Let the jobs start that wait for a store whose circuit breaker has closed, by `sweep.probe` before its time.
+
+    Each starts by its own message. With a broker that is no Redis, workers keep these in memory until they are due.
+    """
+    for store in filter(context.admission.closed_lately, context.settings.stores):
+        jobs = context.catalogue.ledger.snoozed_for(store)
+        with redis_of_broker(app) as client:
+            if jobs and client is not None and (made := make_due(client, jobs)):
+                logger.info("store %s takes jobs again: %s that waited for it are due", store, counted(made, "job"))
+
+
 def _see_removed_webhooks(context: Context) -> None:
     """Report ends that wait for a receiver which was removed: the sweep that delivers sends to configured ones only.
 
@@ -136,8 +151,7 @@ def _prune(context: Context) -> None:
 
 def _longest_delay(settings: Settings) -> timedelta:
     """Return the longest time that a started job waits; what is due later was written by a clock ahead."""
-    retry = settings.retry.backoff_max + MORE_DELAY
-    return max(retry, settings.breaker.open_max, LONGEST_PAUSE, settings.batch.step * 3) + 2 * settings.jobs.lease
+    return max(settings.longest_wait + MORE_DELAY, LONGEST_PAUSE) + 2 * settings.jobs.lease
 
 
 def _mirror_pauses(context: Context, app: Celery) -> None:

@@ -54,6 +54,8 @@ _SETTLE = Prepared(
 )
 
 
+_SNOOZE = "Snooze"
+"""The type of the error of a job that waits for a store, unless a person has paused that."""
 _BELIEVED = 10
 """The longest credible lease, in leases. A longer one was written by a clock that was ahead; it counts as expired.
 Several, because the clocks of workers differ by seconds and their settings of the lease differ too.
@@ -263,6 +265,14 @@ class Ledger:
         query = sa.select(jobs.c.queue, sa.func.count().label("number")).where(held).group_by(jobs.c.queue)
         with self._database.read() as connection:
             return {row.queue: row.number for row in connection.execute(query)}
+
+    def snoozed_for(self, store: str) -> set[str]:
+        """Return the ids of the jobs that wait for a store which took no job; not of those that wait for a pause."""
+        error = jobs.c.error
+        waits = sa.and_(error["type"].as_string() == _SNOOZE, error["store"].as_string() == store)
+        query = sa.select(jobs.c.id).where(jobs.c.state == JobState.QUEUED, waits)
+        with self._database.read() as connection:
+            return set(connection.execute(query).scalars())
 
     def sources_of_open_jobs(self) -> set[str]:
         """Return the sources of all uploads, and the key lists of all batches, that have not ended."""

@@ -6,7 +6,9 @@ timeout has passed. Here it waits in a sorted set of the broker, and any worker 
 
 import json
 import logging
+from collections.abc import Set as AbstractSet
 from datetime import UTC
+from itertools import chain, islice
 from typing import Any
 
 import redis
@@ -29,6 +31,18 @@ WAITS = "zot-artifacts:waits:{job}"
 _WAITS_LONGER = 3600
 """Seconds for which that key outlives the eta: the message may wait in its queue then."""
 _AT_ONCE = 200
+_SCANNED = 1000
+_REPLACE = """
+local replaced = 0
+for n = 2, #ARGV, 2 do
+  if redis.call('ZREM', KEYS[1], ARGV[n]) == 1 then
+    redis.call('ZADD', KEYS[1], ARGV[1], ARGV[n + 1])
+    replaced = replaced + 1
+  end
+end
+return replaced
+"""
+"""ARGV: the second at which they are due, then each message and its replacement. One that is gone is not replaced."""
 _RELEASE = """
 local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, ARGV[2])
 for _, message in ipairs(due) do
@@ -69,6 +83,29 @@ def release(client: Any) -> int:
         except redis.ResponseError as error:  # such as a key of another type; the other queues go on
             logger.debug("delayed messages of %s are not released for now: %s", name, bounded(error, 200))
     return released
+
+
+def make_due(client: Any, jobs: AbstractSet[str]) -> int:
+    """Make the messages of these jobs due now, of those that wait here; return how many."""
+    made = 0
+    for name in (*(queue.value for queue in Queue), UNROUTED):
+        key = DELAYED.format(queue=name)
+        found = filter(None, (_without_eta(raw, jobs) for raw, _ in client.zscan_iter(key, count=_SCANNED)))
+        while some := list(islice(found, _AT_ONCE)):
+            made += int(client.eval(_REPLACE, 1, key, clock.now().timestamp(), *chain.from_iterable(some)))
+    return made
+
+
+def _without_eta(raw: bytes, jobs: AbstractSet[str]) -> tuple[bytes, bytes] | None:
+    """Return a message and the same without its eta; None if it has none, or is of none of these jobs."""
+    try:
+        message = json.loads(raw)
+        if message["headers"]["id"] not in jobs or message["headers"]["eta"] is None:
+            return None
+        message["headers"]["eta"] = None
+    except (ValueError, LookupError, TypeError):
+        return None
+    return raw, json.dumps(message).encode()
 
 
 def _due(raw: bytes) -> tuple[float, str | None] | None:

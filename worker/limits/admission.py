@@ -98,6 +98,10 @@ class Admission:
         """Close the circuit breaker of a store that was probed with success."""
         self._breaker(store).close()
 
+    def closed_lately(self, store: str) -> bool:
+        """Return whether the store takes jobs again, and some may still wait that its circuit breaker snoozed."""
+        return self._breaker(store).closed_lately()
+
     def limits_of(self, store: str) -> StoreLimits:
         """Return the limits of a store; None for a limit that it does not have."""
         return self._limits.get(store, _NO_LIMITS)

@@ -63,6 +63,7 @@ class CircuitBreaker:
         self._probing = f"breaker:{store}:probing"
         self._reason = f"breaker:{store}:reason"
         self._since = f"breaker:{store}:since"
+        self._closed = f"breaker:{store}:closed"  # exists while jobs may still wait that were snoozed before the close
         self.redis_keys = [redis_key(name) for name in (self._open, self._opened, self._failures)]
         """While none of these exists, the breaker is closed and counts no failures."""
 
@@ -100,8 +101,13 @@ class CircuitBreaker:
         """Close the breaker, because a probe has succeeded."""
         if self.opened():
             logger.warning("store %s: the circuit breaker closes", self._store)
+            self._counters.set_text(self._closed, clock.now().isoformat(), self._longest + _JITTER)
         names = (self._open, self._opened, self._failures, self._reason, self._since)
         self._counters.delete(*names)
+
+    def closed_lately(self) -> bool:
+        """Return whether the breaker is closed, and jobs may still wait that it snoozed while it was open."""
+        return bool(self._settings.enabled and self._counters.get_text(self._closed) and not self.opened())
 
     def record_failure(self, reason: str = "") -> None:
         """Count a failure of the store, and open the breaker if there are too many.

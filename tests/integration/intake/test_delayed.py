@@ -9,7 +9,7 @@ from kombu import Connection
 from kombu.asynchronous.timer import Timer
 
 from tests.hostile_messages import JOB, envelope
-from worker.intake.delayed import DELAYED, ReleaseDelayed, delay, release
+from worker.intake.delayed import DELAYED, ReleaseDelayed, delay, make_due, release
 
 FIELDS = {"bucket": "releases", "key": "app.tgz"}
 
@@ -72,6 +72,31 @@ def test_a_worker_returns_what_is_due_while_it_is_connected(broker, valkey):
         entry.entry()
         step.stop(consumer)
         assert entry.entry.canceled
+
+
+def test_messages_of_some_jobs_are_made_due(broker):
+    """They return to their queues as if they had no eta, and once; those of other jobs wait, and garbage stays."""
+    raw, key = message(3600), DELAYED.format(queue="transfer")
+    garbage = {b"no message": 9e9, b'{"headers": 1}': 9e9, b'{"headers": {"id": [], "eta": 1}}': 9e9}
+    broker.zadd(key, {raw: 9e9, **garbage})
+    assert make_due(broker, {"another job"}) == release(broker) == 0
+    assert make_due(broker, {JOB}) == 1
+    assert make_due(broker, {JOB}) == 0
+    assert release(broker) == 1
+    [sent] = broker.lrange("transfer", 0, -1)
+    assert json.loads(sent) == {**json.loads(raw), "headers": {**json.loads(raw)["headers"], "eta": None}}
+    assert not delay(Channel(broker), sent, "transfer")  # the worker that gets it does not keep it again
+    assert broker.zcard(key) == len(garbage)
+
+
+def test_a_message_that_was_returned_meanwhile_is_not_sent_twice(broker, monkeypatch):
+    """Another worker returns it to its queue between the search for it and its change."""
+    raw, key = message(3600), DELAYED.format(queue="transfer")
+    broker.zadd(key, {raw: 1.0})
+    found = broker.zscan(key)
+    assert release(broker) == 1
+    monkeypatch.setattr(redis.Redis, "zscan_iter", lambda *_, **__: iter(found[1]))
+    assert make_due(broker, {JOB}) == broker.zcard(key) == 0
 
 
 @pytest.mark.parametrize(

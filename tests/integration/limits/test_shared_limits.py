@@ -485,6 +485,20 @@ def test_an_open_breaker_tells_why(counters):
         tested.check(pytest.fail)
 
 
+def test_a_breaker_knows_that_it_was_closed_lately(counters):
+    """It does from the success of a probe until it opens again."""
+    tested = breaker(counters, failures=1)
+    tested.close()
+    assert not tested.closed_lately()  # it was not open
+    for _ in range(2):
+        tested.record_failure()
+        assert not tested.closed_lately()
+        counters.delete("breaker:s:open")  # as if its time were over
+        assert not tested.closed_lately()
+        tested.check(lambda: None)
+        assert tested.closed_lately()
+
+
 @pytest.mark.parametrize("until", [None, 86400])
 def test_a_breaker_that_a_wrong_clock_opened_closes(url, shared, until):
     """A breaker that is open for longer than any can be, or for ever, is probed; its values may be no numbers."""

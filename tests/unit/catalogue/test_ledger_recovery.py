@@ -75,6 +75,24 @@ def test_a_job_that_snoozes_has_its_attempt_back(catalogue):
     assert catalogue.ledger.get(record.id).put_off_since is None
 
 
+def test_the_jobs_that_wait_for_a_store_are_found(catalogue):
+    """Not those that wait for a pause, for another store or for their next attempt, and none that runs."""
+    waits = {"type": "Snooze", "store": "dr"}
+    for name, why in {
+        "waits": waits,
+        "again": waits,
+        "paused": waits | {"type": "Paused"},
+        "other": waits | {"store": "primary"},
+        "job": {"type": "Snooze"},
+    }.items():
+        record = begin(catalogue, name).record
+        catalogue.ledger.snooze(name, record.fence, why, since=clock.now(), due=clock.now() + AGAIN)
+    record = begin(catalogue, "failed").record
+    catalogue.ledger.retry("failed", record.fence, waits, due=clock.now() + AGAIN)
+    begin(catalogue, "again")
+    assert catalogue.ledger.snoozed_for("dr") == {"waits"}
+
+
 def test_starts_of_which_nothing_was_heard_again_are_counted(catalogue):
     """So many in a row and the job is dead; a start that was heard of again begins the count anew."""
     later = (clock.now() + n * 2 * LEASE for n in range(10))  # each start finds the lease of the one before lapsed
