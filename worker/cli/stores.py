@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from worker import clock
-from worker.catalogue import BAD, Pause, Scope
+from worker.catalogue import BAD, FindingKind, Pause, Scope
 from worker.cli.errors import Failure, Status, suggestion
 from worker.cli.output import AsJson, note, print_json, print_table, say
 from worker.cli.pause import describe_pause
@@ -74,6 +74,8 @@ def forget(
         found = session.catalogue.store_records.forget(name, dry_run=dry_run, force=allow_last)
         if not dry_run:
             session.catalogue.store_identities((), session.settings.broker_file.parent).forget(name)
+            if name not in unconfigured(session):
+                session.catalogue.findings.see_store(FindingKind.STORE_NOT_CONFIGURED, name, None, now=clock.now())
     kept = 0 if allow_last else found.last
     examples = [artifact.path for artifact in found.last_examples]
     if as_json:
@@ -163,7 +165,14 @@ def way_out_of_unconfigured(session: Session, name: str) -> str:
     settings = session.settings
     identities = session.catalogue.store_identities(settings.stores, settings.broker_file.parent)
     if renamed := identities.renamed_to(name):
-        return f"`{renamed}` in the settings is this very store: name it `{name}` again"
+        same = f"`{renamed}` in the settings is this very store"
+        others = [each for each in settings.stores if each != renamed]
+        if renamed not in session.catalogue.store_records.unconfigured(others):
+            return f"{same}: name it `{name}` again"
+        return (
+            f"{same}, and has copies by that name: `zot-artifacts catalogue rebuild --store {renamed}` records the "
+            f"others, then `zot-artifacts stores forget {name}`"
+        )
     return f"add it to `stores` again, or `zot-artifacts stores forget {name} --dry-run`"
 
 

@@ -230,7 +230,7 @@ def test_what_another_program_has_changed_is_not_purged(
     assert stored("dr").read_bytes() == b"of another program"
     (found,) = context.catalogue.findings.page()
     assert (found.kind, found.store, found.key) == ("orphan", "dr", "app.tgz")
-    assert "it has other bytes than that version; adopt it, or remove it" in found.evidence["detail"]
+    assert "it has other bytes than that version; copy it elsewhere" in found.evidence["detail"]
 
 
 def test_rot_under_the_version_that_was_written_is_purged(context: Context, run, remove, purge, stored) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from worker import cli, clock
-from worker.catalogue import Catalogue
+from worker.catalogue import Catalogue, FindingKind
 from worker.settings import load_settings
 from worker.storage import Digest
 
@@ -52,16 +52,36 @@ def test_a_store_that_left_the_configuration_is_shown(zot) -> None:
     assert "stores forget old" in checks["store old"]["way_out"]
 
 
-def test_a_store_that_was_renamed_is_told_by_its_new_name(zot, catalogue: Catalogue, tmp_path: Path) -> None:
-    """To forget it would forget copies that are there: `stores` and `doctor` say which store has its old name."""
+@pytest.mark.parametrize(
+    ("renamed", "how"),
+    [
+        ("primary", ": name it `old` again"),
+        ("dr", ", and has copies by that name: `zot-artifacts catalogue rebuild --store dr` records the others, then "),
+    ],
+    ids=["empty", "with copies"],
+)
+def test_a_store_that_was_renamed_is_told_by_its_new_name(
+    zot, catalogue: Catalogue, tmp_path: Path, renamed: str, how: str
+) -> None:
+    """To forget it would forget copies that are there; where both names have copies, the old name would not help."""
     zot("doctor")  # records the id of each store
     identities = catalogue.store_identities(("primary", "dr"), tmp_path / "home" / "run")
-    identities.put("old", str(identities.get("dr")))
-    way_out = "`dr` in the settings is this very store: name it `old` again"
+    identities.put("old", str(identities.get(renamed)))
+    way_out = f"`{renamed}` in the settings is this very store{how}"
+    way_out += "`zot-artifacts stores forget old`" * how.endswith("then ")
     [old] = [each for each in zot("stores")[1]["stores"] if each["store"] == "old"]
     assert old["error"] == f"not configured: {way_out}"
     checks = {each["name"]: each for each in zot("doctor")[1]["checks"]}
     assert checks["store old"]["way_out"] == way_out
+
+
+def test_a_store_that_was_forgotten_is_no_finding_any_more(zot, catalogue: Catalogue) -> None:
+    """The finding ends with the last copy, not with the next sweep; what is kept keeps it open."""
+    catalogue.findings.see_store(FindingKind.STORE_NOT_CONFIGURED, "old", {"copies": 2}, now=clock.now())
+    zot("stores", "forget", "old")
+    assert [each.store for each in catalogue.findings.page()] == ["old"]
+    zot("stores", "forget", "old", "--allow-last")
+    assert catalogue.findings.page() == []
 
 
 def test_forgetting_keeps_the_last_good_copy(zot) -> None:
