@@ -129,8 +129,7 @@ class _Purge:
         if version is None:
             self._keep(store, artifact)
             return False
-        store.delete_object(artifact.bucket, artifact.key, condition=Match(version))
-        return True
+        return store.delete_object(artifact.bucket, artifact.key, condition=Match(version))
 
     def _keep(self, store: LimitedStore, artifact: Artifact) -> None:
         """Open the finding about an object that no delete has meant: another program may have written it."""

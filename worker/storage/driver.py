@@ -390,6 +390,9 @@ class Driver(Protocol):
     def delete(self, bucket: str, key: str, *, condition: Match | None = None) -> bool:
         """Delete an object; return whether anything was there. An absent object or bucket is no error.
 
+        A request whose answer was lost is sent again, and then the store has nothing any more. That counts as an object
+        that was there: the first request has deleted it, or another program has.
+
         Raises:
             PreconditionFailed: `condition` names another version than the one that is there.
         """
@@ -433,7 +436,10 @@ class Driver(Protocol):
         ...
 
     def remove_stale_upload(self, stale: StaleUpload) -> bool:
-        """Remove a stale upload; return False if it has ended meanwhile or its writer is known to be alive."""
+        """Remove a stale upload; return False if it has ended meanwhile or its writer is known to be alive.
+
+        After a lost answer it counts as removed, as for `delete`.
+        """
         ...
 
     def check(self) -> None:

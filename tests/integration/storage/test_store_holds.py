@@ -11,6 +11,7 @@ from botocore.exceptions import ClientError
 
 from tests.conformance.targets import gcs_config, make_gcs_bucket, s3_client, s3_config
 from tests.servers import Ministack, StrictGcs
+from tests.servers.proxy import Cut, FaultyProxy, Lose
 from worker import clock
 from worker.artifacts.store_holds import (
     HELD,
@@ -121,6 +122,37 @@ def test_a_store_that_deletes_what_it_holds_is_found_out(stores, monkeypatch, na
     assert tries_to_delete_held(stores[name]) is None
     monkeypatch.setattr(stores[name]._driver, "set_hold", lambda *_, **__: None)
     assert tries_to_delete_held(stores[name]) == "it deleted an object that it holds"
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again(catalogue, stores, ministack, tmp_path):
+    """An answer that ends before its body never reads as a bucket without holds, or as a key without versions."""
+    real = stores._configs["locked"].bucket
+    for asked, held in (("?object-lock", True), ("?versions", False)):
+        cut = [Cut(0)]
+        with FaultyProxy(
+            ministack.port, lambda request, cut=cut, asked=asked: cut.pop() if asked in request.path and cut else None
+        ) as line:
+            far = Stores({"locked": s3_config(ministack, bucket=real, endpoint=line.endpoint)}, spool_dir=tmp_path)
+            said = hold_copies(catalogue, far, catalogue.holds.get(*PATH), held=held)
+            far.close()
+        assert not cut
+        assert said["locked"].split()[0] == (HELD if held else "released")
+        status = s3_client(ministack).get_object_legal_hold(Bucket=real, Key="/".join(PATH))["LegalHold"]["Status"]
+        assert status == ("ON" if held else "OFF")
+        catalogue.holds.note_stores(*PATH, said)
+
+
+def test_a_held_probe_whose_delete_was_not_answered_is_found_out(stores, strict_gcs, tmp_path, monkeypatch):
+    """A store that deletes what it holds is told, also if the answer to the delete was lost."""
+    lost = [Lose()]
+    with FaultyProxy(
+        strict_gcs.port, lambda request: lost.pop() if request.method == "DELETE" and lost else None
+    ) as line:
+        config = stores._configs["google"].model_copy(update={"endpoint": line.endpoint})
+        far = Stores({"google": config}, spool_dir=tmp_path)
+        monkeypatch.setattr(far["google"]._driver, "set_hold", lambda *_, **__: None)
+        assert tries_to_delete_held(far["google"]) == "it deleted an object that it holds"
+        far.close()
 
 
 def test_a_server_that_ignores_holds_offers_none(fake_gcs, tmp_path):

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from tests.conformance.targets import (
     s3_config,
 )
 from tests.servers import Azurite, Ministack
-from tests.servers.proxy import Damage, Fault, FaultyProxy, Header, Request, Rewrite, Say, Then
+from tests.servers.proxy import Damage, Fault, FaultyProxy, Header, Lose, Request, Rewrite, Say, Then
 from worker.storage import Match, Store, StoreConfig, Verdict
 from worker.storage.cloud import listing
 from worker.storage.cloud.metadata import UNKNOWN_TIME
@@ -143,6 +143,24 @@ class TestAnswersAboutOneObject:
     def test_nonsense(self, through: Callable[..., tuple[Store, Store]], ask: Callable[[Store], object]) -> None:
         """HTML, empty JSON, nothing at all or no UTF-8 with status 200 never raises anything but a StorageError."""
         self._assert_only_storage_errors(through, ask)
+
+    @pytest.mark.parametrize(
+        "ask",
+        [
+            lambda store: list(store.list_objects(BUCKET)),
+            lambda store: list(store.iter_stale_uploads()),
+            lambda store: store.write_object(BUCKET, "app", source(some_bytes(PART + 1))),
+        ],
+        ids=["list", "stale", "write_parts"],
+    )
+    def test_a_damaged_answer_is_not_final(
+        self, through: Callable[..., tuple[Store, Store]], ask: Callable[[Store], object]
+    ) -> None:
+        """An answer that cannot be read says nothing of what was asked for: the job tries again."""
+        damaged = Rewrite(lambda body: body[: len(body) // 2] + b"\0<<")
+        _, faulty = through(lambda request: damaged if request.method == "GET" else None)
+        with suppress(TransientError):
+            ask(faulty)
 
     @pytest.mark.usefixtures("both_paths")
     @pytest.mark.parametrize("verb", ["stat_object", "verify_object"])
@@ -687,6 +705,71 @@ class TestAcceptedAndNotDone:
             faulty.write_object(BUCKET, "app", source(some_bytes(PART + 1)))
         faulty.write_object(BUCKET, "app", source(some_bytes(PART + 1)))
         assert direct.verify_object(BUCKET, "app").verdict is Verdict.VERIFIED
+
+
+def _lost_once(method: str, part_of_path: str = "") -> Callable[[Request], Fault]:
+    """Return what loses the answer to the first request of this kind, after which the SDK sends it again."""
+    left: list[Fault] = [Lose()]
+    return lambda request: left.pop() if left and _of(part_of_path, method)(request) else None
+
+
+class TestLostAnswers:
+    """The store did what it was asked for, and says to the repeated request that there is nothing to do."""
+
+    @pytest.mark.parametrize("conditional", [False, True], ids=["any", "version"])
+    def test_an_object(self, through: Callable[..., tuple[Store, Store]], conditional: bool) -> None:
+        """A delete whose answer was lost has deleted the object; the next one finds none."""
+        direct, faulty = through(_lost_once("DELETE", "app"))
+        stat, _ = direct.write_object(BUCKET, "app", source(b"hello"))
+        condition = Match(stat.version) if conditional else None
+        assert faulty.delete_object(BUCKET, "app", condition=condition)
+        assert not direct.object_exists(BUCKET, "app")
+        assert not faulty.delete_object(BUCKET, "app", condition=condition)
+
+    def test_a_newer_object_stays(self, through: Callable[..., tuple[Store, Store]]) -> None:
+        """What another writer wrote between the two requests is named in the error, and stays."""
+        opened: list[Store] = []
+
+        def lose(request: Request) -> Fault:
+            if not _of("app", "DELETE")(request):
+                return None
+            asked.append(request)
+            if len(asked) > 1:
+                opened[0].write_object(BUCKET, "app", source(b"newer"))
+            return Lose() if len(asked) == 1 else None
+
+        asked: list[Request] = []
+        direct, faulty = through(lose)
+        opened.append(direct)
+        stat, _ = direct.write_object(BUCKET, "app", source(b"hello"))
+        with pytest.raises(PreconditionFailed, match="far: releases/app was expected in version"):
+            faulty.delete_object(BUCKET, "app", condition=Match(stat.version))
+        assert direct.verify_object(BUCKET, "app").expected == digest_of(b"newer")
+
+    def test_a_stale_upload(self, through: Callable[..., tuple[Store, Store]], cloud: str) -> None:
+        """Cleanup counts the upload that it has ended, and leaves nothing of it."""
+        direct, faulty = through(_lost_once("PUT", "blocklist") if cloud == "azure" else _lost_once("DELETE"))
+        driver: Any = direct._driver
+        driver.begin_upload(BUCKET, "app", WriteInfo(1, digest_of(b"x").sha256))
+        [stale] = direct.iter_stale_uploads()
+        assert faulty.remove_stale_upload(stale)
+        assert list(direct.iter_stale_uploads()) == []
+        assert not faulty.remove_stale_upload(stale)
+
+    @pytest.mark.parametrize("number", range(6))
+    def test_a_trial_of_damaged_bytes(
+        self, through: Callable[..., tuple[Store, Store]], cloud: str, number: int
+    ) -> None:
+        """Whether a store refuses damaged bytes is found out although an answer was lost, and nothing stays of it."""
+        asked = list[Request]()
+
+        def lose(request: Request) -> Fault:
+            asked.append(request)
+            return Lose() if len(asked) == number + 1 else None
+
+        direct, faulty = through(lose)
+        assert faulty.refuses_damage() is (cloud != "gcs")  # whose emulator compares no checksum
+        assert list(direct.list_objects("zot-probe")) == []
 
 
 class TestOurOwnUpload:

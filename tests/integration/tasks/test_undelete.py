@@ -213,6 +213,14 @@ def test_what_was_uploaded_again_is_never_purged(context: Context, remove, put: 
     assert not stored("primary").exists()
 
 
+def test_a_copy_that_was_gone_already_is_not_counted(remove, purge, stored) -> None:
+    """The count tells what the purge has removed from the stores."""
+    remove()
+    stored("dr").unlink()
+    result = purge()
+    assert (result.purged, result.copies) == (1, {"primary": 1})
+
+
 @pytest.mark.parametrize("verified", ["never", "before", "after"])
 def test_what_another_program_has_changed_is_not_purged(
     context: Context, run, remove, purge, stored, verified: str

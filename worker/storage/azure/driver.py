@@ -207,10 +207,10 @@ class AzureDriver(CloudDriver):
         return version_of(found.etag) or listed_version(self, bucket, key)
 
     def delete(self, bucket: str, key: str, *, condition: Match | None = None) -> bool:
-        named = condition if condition and condition.version else None
+        named, repeats = condition if condition and condition.version else None, list[object]()
         with translated(self._origin, f"{bucket}/{key}"):
             try:
-                self._blob(bucket, key).delete_blob(**conditions(named))
+                self._blob(bucket, key).delete_blob(retry_hook=lambda **sent: repeats.append(sent), **conditions(named))
             except HttpResponseError as error:
                 code = code_of(error)
                 if code not in {"BlobNotFound", "ContainerNotFound", "ConditionNotMet"}:
@@ -219,7 +219,9 @@ class AzureDriver(CloudDriver):
                 return True
         if code == "ContainerNotFound" and self._prefixed:
             raise missing_bucket(self._origin, bucket)
-        return code == "ConditionNotMet" and self._refuse_delete(bucket, key, condition)
+        if named and code == "ConditionNotMet" and (found := self.find_version(bucket, key)) is not None:
+            raise other_version(f"{self._name}: {bucket}/{key}", named, found)
+        return bool(repeats)
 
     def sign_put(self, bucket: str, key: str, size: int, seconds: int) -> SignedPut:
         del size  # Azure cannot sign it; a part of another size does not count
@@ -533,14 +535,6 @@ class AzureDriver(CloudDriver):
         ).by_page()  # fmt: skip
         found = rows_of(pages, lambda page: page, self._origin, f"{bucket}/{key}")
         return [each for each in found if each.name == start + key and each.version_id]
-
-    def _refuse_delete(self, bucket: str, key: str, condition: Match | None) -> bool:
-        """Raise the reason why a conditional delete was refused; return False if there is no object."""
-        found = self.find_version(bucket, key)
-        if found is None:
-            return False
-        assert condition is not None
-        raise other_version(f"{self._name}: {bucket}/{key}", condition, found)
 
     def _rows(self, bucket: str, prefix: str, start: str) -> Iterator[ListedObject]:
         return (row for row in self._all_rows(bucket, prefix, start) if not is_reserved(row.key))

@@ -5,6 +5,7 @@ the answers of token services, and URLs with a shared access signature. Other er
 """
 
 from collections.abc import Mapping
+from http import HTTPStatus
 
 import azure.core.exceptions as sdk
 from azure.identity import AuthenticationRequiredError, CredentialUnavailableError
@@ -232,7 +233,7 @@ def translate(error: Exception, origin: Origin, what: str) -> StorageError:
         origin: where.
         what: the object or bucket it was about, for the message.
     """
-    if isinstance(error, sdk.HttpResponseError) and error.status_code:
+    if isinstance(error, sdk.HttpResponseError) and (error.status_code or 0) >= HTTPStatus.MULTIPLE_CHOICES:
         return _translate_answer(error, origin, what)
     return by_class(error, CLASSES, origin, what, trust=TRUST)
 

@@ -251,7 +251,7 @@ class Parts:
             except HttpResponseError as error:
                 if code_of(error) not in REFUSED:
                     raise
-                return False
+                return self._remove_dropping(target)  # that of the first request, if its answer was lost
         return self._remove(target, version_of(reply["etag"]))
 
     def _remove_dropping(self, target: Target) -> bool:

@@ -42,6 +42,7 @@ from worker.storage.errors import (
     InvalidKey,
     NotFound,
     PermanentError,
+    PreconditionFailed,
     StorageError,
     UnexpectedAnswer,
 )
@@ -162,11 +163,13 @@ class GcsDriver(CloudDriver):
         return None if found is None else to_stat(self._name, bucket, key, found).version
 
     def delete(self, bucket: str, key: str, *, condition: Match | None = None) -> bool:
+        was_there = False
         for _ in range(TRIES):
             try:
                 found = self._existing(bucket, key)
             except NotFound:
-                return False
+                return was_there
+            was_there = True
             if condition and found.generation != generation_of(condition):
                 raise other_version(f"{self._name}: {bucket}/{key}", condition, str(found.generation))
             with self._errors(f"{bucket}/{key}"):
@@ -236,11 +239,12 @@ class GcsDriver(CloudDriver):
         name, found = self._object(bucket, key), self._existing(bucket, key)
         with self._errors(f"{bucket}/{key}"):
             try:
-                return delete(self._connected(), name, found.generation)
+                delete(self._connected(), name, found.generation)
             except SDK_ERRORS as error:
                 if status_of(error) != requests.codes.forbidden:
                     raise
                 return False
+        return True
 
     def location(self, bucket: str, key: str) -> ObjectName:
         return self._object(bucket, key)
@@ -329,6 +333,8 @@ class GcsDriver(CloudDriver):
         try:
             with self._errors(f"{bucket}/{key}"), suppress(DataCorruption):
                 send_bytes(connection, name, b"x", {}, 0, crc32c=checksum_of(b"y"))
+        except PreconditionFailed:  # the first request, whose answer was lost, has made the object
+            return False
         except StorageError as error:
             if error.code in {"invalid", "badRequest", "400"}:
                 return True

@@ -104,9 +104,11 @@ class MultipartWrite:
         """
         with self._errors():
             opening = find_blob(self._connection, self._name_of(OPENING))
-            found = opening is not None and delete(self._connection, self._name_of(OPENING), opening.generation)
+            if opening is not None:
+                delete(self._connection, self._name_of(OPENING), opening.generation)
             rest = [(self._name_of(_short(blob)), blob.generation) for blob in self._blobs()]
-            return any([*_at_once(lambda item: delete(self._connection, *item), rest), found])
+            _at_once(lambda item: delete(self._connection, *item), rest)
+            return opening is not None or bool(rest)
 
     # How
 

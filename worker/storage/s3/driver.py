@@ -40,10 +40,10 @@ from worker.storage.driver import (
     StaleUpload,
     WriteInfo,
 )
-from worker.storage.errors import NotFound, PermanentError, StorageError, UnexpectedAnswer
+from worker.storage.errors import NotFound, PermanentError, PreconditionFailed, StorageError, UnexpectedAnswer
 from worker.storage.exception_boundary import exception_boundary
 from worker.storage.s3.check_free_keys_by_listing import FreeKeys
-from worker.storage.s3.errors import code_of, is_missing, translate, translated
+from worker.storage.s3.errors import code_of, is_missing, translate, translated, was_repeated
 from worker.storage.s3.object_stat import METADATA, header_name, to_stat, version_of
 from worker.storage.s3.providers import (
     COMMIT_TIMEOUT,
@@ -204,8 +204,13 @@ class S3Driver(CloudDriver):
         try:
             with self._errors(f"{bucket}/{key}"):
                 reply = self._client().delete_object(**self._address(bucket, key), **atomic)
-        except NotFound:
-            return False  # another process has deleted it meanwhile
+        except (NotFound, PreconditionFailed):  # perhaps the first request, whose answer was lost, has deleted it
+            left = self.find_version(bucket, key)
+            if left is None:
+                return True
+            if condition is None or left == found:
+                raise
+            raise other_version(f"{self._name}: {bucket}/{key}", condition, left) from None
         if _status_of(reply) not in {HTTPStatus.OK, HTTPStatus.NO_CONTENT}:
             raise UnexpectedAnswer(
                 f"{self._name}: {bucket}/{key}: the store does not say that it has deleted the object"
@@ -413,7 +418,7 @@ class S3Driver(CloudDriver):
             except ClientError as error:
                 if code_of(error) not in {"NoSuchUpload", "404"}:
                     raise
-                return False
+                return was_repeated(error)
         return True
 
     # The store

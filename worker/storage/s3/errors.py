@@ -233,6 +233,11 @@ def is_missing(error: Exception) -> bool:
     return code_of(error) in {"404", "NoSuchKey", "NotFound", "NoSuchBucket"}
 
 
+def was_repeated(error: sdk.ClientError) -> bool:
+    """Return whether the answer is to a request that the SDK had sent before, and that may have been carried out."""
+    return int(_metadata(error).get("RetryAttempts", 0)) > 0
+
+
 def _translate_answer(error: sdk.ClientError, origin: Origin, what: str) -> StorageError:
     code, said = code_of(error), str(_details(error).get("Message", ""))
     if code == "NoSuchBucket":

@@ -209,6 +209,7 @@ class _LimitedSession:
             request.stream_output = is_object
         if is_object and answer.status_code < HTTPStatus.MULTIPLE_CHOICES:
             return answer
+        answer.raw.enforce_content_length = True  # the SDK takes an answer that breaks off for an empty one
         try:
             content = received_whole(answer.raw.stream())
         except ReadTimeoutError as error:
@@ -245,9 +246,12 @@ def _send_in_pieces(request: AWSPreparedRequest, **_: object) -> None:
 
 def _damage(request: AWSPreparedRequest, **_: object) -> None:
     body: Any = request.body
-    if body:
-        data = body if isinstance(body, bytes | bytearray) else body.read()
-        request.body = bytes([data[0] ^ 1]) + bytes(data[1:])
+    if not body:
+        return
+    if not isinstance(body, bytes | bytearray):
+        body.seek(0)  # it was read to its end where the SDK sends it again
+        body = body.read()
+    request.body = bytes([body[0] ^ 1]) + bytes(body[1:])
 
 
 def _time(value: Any) -> datetime:
