@@ -27,6 +27,7 @@ def sweep_purge(request: SweepPurgeRequest, context: JobContext, job: RunningJob
     Held artifacts, those that another job writes to, and copies in paused or unconfigured stores stay for the next run.
     A copy is deleted only if its object is the one that the catalogue has, or has its bytes. Any other object stays,
     also if it is a copy that was found bad, and is a finding: another program may have written it.
+    What a killed job wrote and did not record is deleted too, if it has the bytes of its version.
 
     Raises:
         StorageError, Snooze: a copy could not be deleted; the others were.
@@ -99,15 +100,13 @@ class _Purge:
         context = self._context
         if copy.store not in context.stores or context.pauses.of_store(copy.store) is not None:
             return False
-        if copy.state is CopyState.WRITING:
-            return True
         store = context.stores[copy.store]
         try:
             version = copy.tag or self._version_of_same_bytes(store, artifact)
             try:
-                deleted = self._delete_version(store, artifact, version)
+                deleted = self._delete_version(store, artifact, copy, version)
             except PreconditionFailed:  # a restored or remounted file system has other versions of the same bytes
-                deleted = self._delete_version(store, artifact, self._version_of_same_bytes(store, artifact))
+                deleted = self._delete_version(store, artifact, copy, self._version_of_same_bytes(store, artifact))
         except NotFound:
             return True
         except (StorageError, Snooze) as error:
@@ -117,17 +116,19 @@ class _Purge:
             self.copies[copy.store] = self.copies.get(copy.store, 0) + 1
         return True
 
-    def _delete_version(self, store: LimitedStore, artifact: Artifact, version: str | None) -> bool:
+    def _delete_version(self, store: LimitedStore, artifact: Artifact, copy: Copy, version: str | None) -> bool:
         """Delete this version of the object, None if it has none that is on record; return whether it was deleted.
 
-        What is under the key stays if it is of another artifact version, or has other bytes; the latter is a finding.
+        What is under the key stays if it is of another artifact version, or has other bytes. The latter is a finding if
+        a copy was recorded there.
         """
         self._job.confirm_lease()  # after the version was read: from now on it spares what another job writes
         held = self._context.catalogue.artifacts.version_in_store(store.name, artifact.bucket, artifact.key)
-        if held is None or held[0].id != artifact.id:
+        if held is not None and held[0].id != artifact.id:
             return False
         if version is None:
-            self._keep(store, artifact)
+            if copy.state is not CopyState.WRITING:
+                self._keep(store, artifact)
             return False
         return store.delete_object(artifact.bucket, artifact.key, condition=Match(version))
 

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import os
 import shutil
 import time
@@ -250,6 +251,24 @@ def test_rot_under_the_version_that_was_written_is_purged(context: Context, run,
     run(verify, VerifyRequest(bucket="releases", key="app.tgz", version=1))
     assert purge().copies == {"primary": 1, "dr": 1}
     assert not stored("dr").exists()
+    assert context.catalogue.findings.page() == []
+
+
+@pytest.mark.parametrize("there", [b"release two", b"of another program", None])
+def test_what_a_killed_upload_wrote_and_did_not_record_is_purged(
+    context: Context, run, remove, put: Put, purge, stored, there: bytes | None
+) -> None:
+    """Its bytes are of a version that was deleted, in a store without a copy on record; other bytes are no copy."""
+    remove(now=True)
+    content = b"release two"
+    digest = Digest(len(content), hashlib.sha256(content).hexdigest())
+    context.catalogue.artifacts.record("releases", "app.tgz", digest, {}, clock.now(), stores=["dr"])
+    if there is not None:
+        context.stores["dr"].write_object("releases", "app.tgz", io.BytesIO(there))
+    put(b"release three", "primary")
+    run(delete, DeleteRequest(bucket="releases", key="app.tgz"))
+    assert purge().copies == {"primary": 1} | ({"dr": 1} if there == content else {})
+    assert stored("dr").exists() == (there == b"of another program")
     assert context.catalogue.findings.page() == []
 
 
