@@ -69,11 +69,26 @@ def test_what_fails_is_named_and_stops_nothing(zot: Zot) -> None:
     """A file without a possible key ends the upload with 1 and its name; the others are uploaded."""
     root = zot.home.parent / "in" / "odd"
     root.mkdir()
-    (root / "good").write_bytes(b"good")
     (root / ".zot-x").write_bytes(b"reserved")
+    none = zot("upload", "-r", root, "odd")
+    assert (none.status, "there is no file to upload" in none.stderr, ".zot-x: key" in none.stderr) == (1, True, True)
+    (root / "good").write_bytes(b"good")
+    for name in ("two\nlines", "two  lines ", "t\tb"):
+        (root / name).write_bytes(b"no key")
     done = zot("upload", "-r", root, "odd")
     assert (done.status, done.stdout) == (1, "upload: 1 object, 4 B: 1 stored\n")
-    assert ".zot-x" in done.stderr
+    *named, last = done.stderr.splitlines()
+    names = [line.partition(": key ")[0].removeprefix(f"zot-artifacts: {root}/") for line in named]
+    assert names == [".zot-x", "t\\tb", "two\\nlines", "two  lines "]
+    assert last == "zot-artifacts: 4 files or directories were not sent"
+    document = json.loads(zot("upload", "-r", root, "odd", "--json").stdout)
+    assert (document["result"]["failed"], document["not_sent"]["failed"]) == (0, 4)
+    assert {each["path"] for each in document["not_sent"]["failures"]} == {
+        ".zot-x",
+        "t\tb",
+        "two\nlines",
+        "two  lines ",
+    }
     back = zot.home.parent / "odd-back"
     back.mkdir()
     outside = zot.home.parent / "precious"

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 import typer
@@ -74,10 +75,10 @@ def outcome_from_client(job_id: str, kind: str, told: JobNotDone) -> Outcome:
     return Outcome(job_id, kind, getattr(told, "state", JobState.CANCELLED), 0, error)
 
 
-def finish(outcome: Outcome, *, waited: bool, as_json: bool) -> None:
-    """Print the outcome and end the command with its exit status."""
+def finish(outcome: Outcome, *, waited: bool, as_json: bool, more: Mapping[str, object] = MappingProxyType({})) -> None:
+    """Print the outcome and end the command with its exit status; the JSON document has `more` too."""
     if as_json:
-        print_json(outcome.document())
+        print_json({**outcome.document(), **more})
     if waited and not (as_json and outcome.result is not None):
         print_outcome(outcome)
     elif not waited and not as_json:

@@ -128,9 +128,10 @@ def note(line: object) -> None:
     err().print(printable(line), style="dim", markup=False)
 
 
-def complain(line: str) -> None:
-    """Print an error or a warning in one line on stderr."""
-    typer.echo(f"zot-artifacts: {printable(' '.join(line.split()))}", err=True)
+def complain(line: str, *, about: str = "") -> None:
+    """Print an error or a warning in one line on stderr; white space in the name that it is `about` stays as it is."""
+    name = f"{printable(about, _WIDE * 5)}: " if about else ""
+    typer.echo(f"zot-artifacts: {name}{printable(' '.join(line.split()))}", err=True)
 
 
 def print_table(

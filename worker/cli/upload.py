@@ -27,7 +27,7 @@ from worker.cli.output import AsJson
 from worker.cli.send_and_wait import Sender, request_of, sender
 from worker.cli.session import opened
 from worker.cli.stage_file import Staged, check_file, stage, stage_stream, within_roots
-from worker.cli.upload_directory import WaitOptions, listing_of, report, upload_directory
+from worker.cli.upload_directory import WaitOptions, count_refused, listing_of, not_sent, report, upload_directory
 from worker.cli.upload_directory import dry_run as print_dry_run
 from worker.storage.keys import check_key
 from zot_artifact_client.contract import PROPERTIES, UPLOAD, UploadRequest
@@ -193,12 +193,15 @@ def _upload_directory(
 ) -> None:
     if dry:
         raise typer.Exit(print_dry_run(listing, as_json=as_json))
-    with opened(existing=True, sends=True) as session:
-        outcome = upload_directory(session, listing, session.store_names(store), beside, waiting)
-    left_out = report(listing)
     try:
-        finish(outcome, waited=waiting.wait, as_json=as_json)
+        with opened(existing=True, sends=True) as session:
+            outcome = upload_directory(session, listing, session.store_names(store), beside, waiting)
+    finally:
+        report(listing)
+    try:
+        finish(outcome, waited=waiting.wait, as_json=as_json, more={"not_sent": not_sent(listing)})
     except typer.Exit as end:
+        left_out = count_refused(listing)
         raise typer.Exit(end.exit_code or left_out) from None
 
 

@@ -68,25 +68,39 @@ def dry_run(listing: DirectoryListing, *, as_json: bool) -> Status:
     if as_json:
         print_json(
             {"objects": listing.count, "bytes": listing.size, "symlinks_skipped": listing.links,
-             "special_files_skipped": listing.special, "failed": listing.failed,
-             "failures": [{"path": path, "message": reason} for path, reason in listing.problems]}
+             "special_files_skipped": listing.special, **not_sent(listing)}
         )  # fmt: skip
     else:
         say(f"{counted(listing.count, 'file')}, {size(listing.size)} would be uploaded; nothing was sent")
-    return report(listing)
+    report(listing)
+    return count_refused(listing)
 
 
-def report(listing: DirectoryListing) -> Status:
-    """Print which files the listing skipped, and return the exit status."""
+def not_sent(listing: DirectoryListing) -> dict[str, Any]:
+    """Return what cannot be uploaded as JSON documents have it."""
+    failures = [{"path": path, "message": reason} for path, reason in listing.problems]
+    return {"failed": listing.failed, "failures": failures}
+
+
+def report(listing: DirectoryListing) -> None:
+    """Print which files the listing skipped."""
     if listing.links:
         note(f"skipped: {counted(listing.links, 'symbolic link')}; --symlinks follow uploads what they refer to")
     if listing.special:
         note(f"{listing.special} devices, sockets and FIFOs were skipped")
     for path, reason in listing.problems:
-        complain(f"{listing.directory / path}: {reason}")
+        complain(reason, about=str(listing.directory / path))
     if listing.failed > len(listing.problems):
         complain(f"and {listing.failed - len(listing.problems)} more")
-    return Status.BAD if listing.failed else Status.GOOD
+
+
+def count_refused(listing: DirectoryListing) -> Status:
+    """Print how many files cannot be uploaded, as the last line of a command, and return its exit status."""
+    if listing.failed == 0:
+        return Status.GOOD
+    what = "1 file or directory was" if listing.failed == 1 else f"{listing.failed:,} files or directories were"
+    complain(f"{what} not sent")
+    return Status.BAD
 
 
 def upload_directory(
