@@ -1,6 +1,5 @@
 """How far the copies of each store have been read, what is overdue, and when each sweep ran last."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -34,8 +33,6 @@ _NOT_READ = [CopyState.MISSING, CopyState.SIZE_MISMATCH]
 _GOOD = [state for state in CopyState if state.good]
 _LATEST_RUNS = 100
 """Runs of a sweep among which its last one is searched for that was of all stores."""
-_MOST_FAILED = 10_000
-"""Failed jobs that are counted at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,22 +245,25 @@ class CoverageQueries:
                 *(jobs.c.request[name].as_string().label(name) for name in ("bucket", "key")),
             )
             .where(jobs.c.state == JobState.FAILED, jobs.c.finished_at >= since, ~jobs.c.kind.startswith("sweep."))
-            .limit(_MOST_FAILED)
             .subquery()
         )  # fmt: skip
         success = sa.case((jobs.c.state == JobState.SUCCEEDED, jobs.c.finished_at))  # by the index of `holds`
-        of_artifacts = (  # all jobs of an artifact at once: many may have failed
-            sa.select(jobs.c.kind, jobs.c.holds, sa.func.max(success, type_=jobs.c.finished_at.type))
+        last = (  # all jobs of an artifact at once: many may have failed
+            sa.select(jobs.c.kind, jobs.c.holds, sa.func.max(success).label("at"))
             .where(jobs.c.holds.in_(sa.select(some.c.holds)))
             .group_by(jobs.c.kind, jobs.c.holds)
+            .subquery()
         )
-        counts: Counter[tuple[str, str | None]] = Counter()
+        of_artifact = sa.and_(last.c.kind == some.c.kind, last.c.holds == some.c.holds)
+        unsettled = (
+            sa.select(some.c.type, some.c.store, sa.func.count())
+            .outerjoin_from(some, last, of_artifact)
+            .where(sa.or_(last.c.at.is_(None), last.c.at <= some.c.finished_at), ~_has_effect(some.c))
+            .group_by(some.c.type, some.c.store)
+        )
         with self._database.read() as connection:
-            last = {(kind, holds): at for kind, holds, at in connection.execute(of_artifacts) if at}
-            for job in connection.execute(sa.select(some).where(~_has_effect(some.c))):
-                if job.finished_at >= last.get((job.kind, job.holds), job.finished_at):
-                    counts[job.type or "unknown", job.store] += 1
-        found = [FailedJobs(type_, store, count) for (type_, store), count in counts.items()]
+            rows = connection.execute(unsettled).all()
+        found = [FailedJobs(type_ or "unknown", store, count) for type_, store, count in rows]
         return sorted(found, key=lambda each: (-each.count, each.error, each.store or ""))
 
     def last_runs(self, kinds: Sequence[str]) -> dict[str, LastRun]:

@@ -10,6 +10,7 @@ from tests.unit.catalogue.test_catalogue import DIGEST, PERIOD
 from tests.unit.catalogue.test_recorded_stores import copied
 from worker import clock
 from worker.catalogue import Catalogue, FailedJobs, Finding, FindingKind, NewVersion, compiled_statements
+from worker.catalogue.tables import jobs
 from worker.storage import Digest
 from zot_artifact_client.contract import JobState
 
@@ -105,6 +106,18 @@ def test_a_failed_job_does_not_count_after_a_later_success_of_its_kind(catalogue
     assert counted(catalogue, now) == 0
     failed(catalogue, "third", "upload", at=later + timedelta(minutes=1))
     assert counted(catalogue, now) == 1
+
+
+def test_a_failed_job_counts_however_many_others_are_settled(catalogue):
+    """An outage of a day leaves thousands of failed jobs whose artifacts were sent again since."""
+    now, settled = clock.now(), 10_001
+    failed(catalogue, "sent-again", "upload", at=now + timedelta(minutes=1), state=JobState.SUCCEEDED)
+    failed(catalogue, "settled", "upload", at=now)
+    with catalogue._database.write() as connection:
+        row = connection.execute(sa.select(jobs).where(jobs.c.id == "settled")).one()._asdict()
+        connection.execute(sa.insert(jobs), [row | {"id": f"settled-{number}"} for number in range(settled)])
+    failed(catalogue, "open", "upload", at=now + timedelta(seconds=1), key="other")
+    assert catalogue.coverage.failed_jobs(since=now) == [FailedJobs("OutOfSpace", "dr", 1)]
 
 
 def test_a_failed_upload_does_not_count_once_its_copies_are_there(catalogue):
