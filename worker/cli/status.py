@@ -289,6 +289,8 @@ def _example(
     job = session.catalogue.ledger.get(found.job) if found.job else None
     if found.kind in _REPAIRED and (found.bucket, found.key) in lost:
         doing = "no good copy"  # to repair from
+    elif found.kind in _REPAIRED and _is_deleted(session, found):
+        doing = "ends with the purge"  # a deleted artifact is not repaired
     verified = found.action == "verify" and job is not None and job.state == JobState.SUCCEEDED
     if found.action and not verified:  # what a read that has ended left open waits for the next step
         doing = f"{found.action} {job.state if job else 'sent'}"
@@ -297,6 +299,11 @@ def _example(
         "since": found.opened_at, "action": found.action, "job": found.job, "job_state": job.state if job else None,
         "doing": f"acknowledged by {found.acknowledged_by}" if found.acknowledged_at else doing,
     }  # fmt: skip
+
+
+def _is_deleted(session: Session, found: FindingRecord) -> bool:
+    of = session.catalogue.artifacts.version(found.bucket or "", found.key or "", found.version or 0)
+    return of is not None and of.tombstoned_at is not None
 
 
 def _doing(session: Session, kind: FindingKind, store: str | None, *, stopped: bool) -> str:

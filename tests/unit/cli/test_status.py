@@ -141,6 +141,21 @@ def test_an_artifact_without_a_good_copy_is_lost(catalogue: Catalogue, artifact:
     ]
 
 
+def test_a_bad_copy_of_a_deleted_artifact_does_not_wait_for_a_repair(
+    catalogue: Catalogue, artifact: Artifact, zot: Zot, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No repair begins before an undelete: the finding ends with the purge, and no repair is announced."""
+    judge(catalogue, artifact, "dr", "corrupt")
+    now = clock.now()
+    catalogue.deletions.begin(artifact, now=now, until=now + timedelta(days=7), by="ana", reason="old", job="job-1")
+    status, document = zot("status")
+    assert (status, [each["examples"][0]["doing"] for each in document["findings"]]) == (1, ["ends with the purge"])
+    cli.run(["status"])
+    assert "a repair begins" not in capsys.readouterr().out
+    catalogue.deletions.undo("releases", "app.tgz", now=now)
+    assert [each["examples"][0]["doing"] for each in zot("status")[1]["findings"]] == ["waits for repair"]
+
+
 def test_what_has_no_answer_and_what_is_late_is_open(catalogue: Catalogue, artifact: Artifact, zot: Zot) -> None:
     """An unreadable and an overdue copy end `status` with 1."""
     now = clock.now()
