@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import redis
 from celery import Celery
-from kombu.transport.redis import Channel
 
 from worker import clock
 from worker.intake.delayed import WAITS
@@ -45,6 +44,8 @@ _DIGITS = 10
 _GARBAGE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 """The errors of reading an entry that is no message of a client."""
 Known = Callable[[list[str]], set[str]]
+_REDIS = "redis"
+"""kombu's name of the kind of a broker that is Redis, also behind Sentinel."""
 _CLIENT = "_zot_client"
 """The attribute of a channel that keeps its client: every job asks, and a client takes longer to make."""
 _STATE = """
@@ -224,10 +225,10 @@ class Outbox:
 def redis_of_broker(app: Celery) -> Iterator[Any]:
     """Yield a client of the broker, None if that is no Redis."""
     with app.pool.acquire(block=True) as connection:
-        channel = connection.default_channel
-        if not isinstance(channel, Channel):
+        if connection.transport.driver_type != _REDIS:  # which is told without a connection: RabbitMQ may be away
             yield None
             return
+        channel = connection.default_channel
         if not hasattr(channel, _CLIENT):
             with channel.conn_or_acquire() as client:
                 setattr(channel, _CLIENT, client)

@@ -9,11 +9,10 @@ from typing import Any
 
 import redis
 from celery import Celery
-from kombu.transport.redis import Channel
 
 from worker.intake.delayed import DELAYED
 from worker.intake.rejected import COUNTS, LATEST
-from worker.jobs.outbox import RESENDS
+from worker.jobs.outbox import RESENDS, redis_of_broker
 from worker.jobs.republish_results import CURSOR
 from worker.jobs.unacked import UNACKED, UNACKED_INDEX
 from worker.limits.check_pauses import PAUSED_QUEUES
@@ -35,11 +34,9 @@ _IN_BACKEND = {CANCEL_REQUESTS: "zset", CURSOR: "string", PAUSED_QUEUES: "set"}
 
 def move_wrong_types(app: Celery) -> None:
     """Rename each key of the worker that has another type than it must have; nothing is deleted."""
-    with app.pool.acquire(block=True) as connection:
-        channel = connection.default_channel
-        if isinstance(channel, Channel):
-            with channel.conn_or_acquire() as client:
-                _move(client, _IN_BROKER)
+    with redis_of_broker(app) as client:
+        if client is not None:
+            _move(client, _IN_BROKER)
     backend = getattr(app.backend, "client", None)
     if isinstance(backend, redis.Redis):
         _move(backend, _IN_BACKEND)

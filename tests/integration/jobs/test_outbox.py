@@ -10,15 +10,20 @@ import redis
 from celery import Celery
 
 from tests.hostile_messages import envelope
+from worker import clock
+from worker.catalogue import JobRecord
 from worker.embedded.valkey import requeue_unacknowledged
 from worker.intake.delayed import DELAYED, release
 from worker.intake.message_filter import Consumer
 from worker.intake.rejected import RejectedMessages
+from worker.jobs.cancel_jobs import cause
 from worker.jobs.outbox import RESENDS, Outbox
 from worker.jobs.redis_keys_of_wrong_type import move_wrong_types
+from worker.jobs.result_backend import publish_end, use_atomic_result_backend
 from worker.jobs.unacked import UNACKED, UNACKED_INDEX
 from zot_artifact_client import ArtifactClient
 from zot_artifact_client.cancellation import CANCEL_REQUESTS
+from zot_artifact_client.contract import JobState
 from zot_artifact_client.outgoing_messages import MESSAGES, ORDER
 
 AT_ONCE = timedelta(seconds=-1)
@@ -268,3 +273,13 @@ def test_times_of_a_clock_that_was_a_day_ahead_are_corrected(client, broker, out
     assert outbox.resend(no_job_known, timedelta(minutes=1)) == 2
     assert ids(broker) == [lost]
     assert json.loads(broker.lindex("interactive", 0))["headers"]["id"] == "held"
+
+
+def test_the_end_of_a_job_is_told_while_rabbitmq_is_away(url):
+    """Only its outbox would be there, and RabbitMQ has none: nothing connects to it."""
+    job = JobRecord("job-1", "verify", {}, JobState.CANCELLED, 1, 1, clock.now(), error=cause("job-1"))
+    with Celery(broker="amqp://127.0.0.1:1//", backend=url, set_as_current=False) as app:
+        use_atomic_result_backend(app)
+        publish_end(app, job)
+        assert app.backend.get_state(job.id) == "REVOKED"
+        move_wrong_types(app)
