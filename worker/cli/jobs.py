@@ -9,11 +9,12 @@ from typer.core import TyperGroup
 
 from worker import clock
 from worker.catalogue import JobRecord
+from worker.catalogue.job_admin import REDRIVABLE
 from worker.cli.arguments import Timeout, refuse
 from worker.cli.errors import Failure, Status
 from worker.cli.job_outcome import finish, outcome_of
 from worker.cli.jobs_output import print_job, print_jobs
-from worker.cli.jobs_retry import send_again, why_not
+from worker.cli.jobs_retry import send_again, way_out_of_missing_copies, why_not
 from worker.cli.jobs_selection import (
     ErrorOption,
     Kind,
@@ -115,7 +116,8 @@ def list_(
         if job is not None:
             record = session.job(job)
             told = session.catalogue.job_webhooks.of_job(record.id)
-            print_job(record, told, traceback=traceback, as_json=as_json)
+            copies = way_out_of_missing_copies(session, record) if record.state in REDRIVABLE else None
+            print_job(record, told, copies, traceback=traceback, as_json=as_json)
             return
         if parent is not None:
             batch = session.job(parent)
@@ -175,7 +177,7 @@ def retry(
                 tell_unknown_error(session.catalogue, error)
                 if not state and session.catalogue.job_admin.find([JobState.FAILED], kind=kind, fits=fits, limit=1):
                     complain("no dead letter is among them, failed jobs are: add --state failed")
-        rejected = {record.id: reason for record in chosen if (reason := why_not(record))}
+        rejected = {record.id: reason for record in chosen if (reason := why_not(session, record))}
         fit = [record for record in chosen if record.id not in rejected]
         if everything and fit and not (dry_run or yes):
             _confirm(f"send {counted(len(fit), 'job')} again?")

@@ -50,12 +50,14 @@ def print_jobs(records: list[JobRecord], *, as_json: bool) -> None:
     print_table(columns, rows, empty=empty, flexible=("artifact", "error"))
 
 
-def print_job(record: JobRecord, webhooks: Mapping[str, str], *, traceback: bool, as_json: bool) -> None:
-    """Print a job and, by receiver, the state of its end."""
+def print_job(
+    record: JobRecord, webhooks: Mapping[str, str], copies: str | None, *, traceback: bool, as_json: bool
+) -> None:
+    """Print a job, what it has left of the copies of its upload and, by receiver, the state of its end."""
     if as_json:
         print_json(_document(record) | {"error": record.error and dict(record.error), "webhooks": webhooks})
         return
-    for name, value in _fields(record):
+    for name, value in (*_fields(record), ("copies", copies)):
         if value not in (None, ""):
             say(f"{name:12} {value}")
     for name, state in webhooks.items():

@@ -5,27 +5,44 @@ from contextlib import suppress
 from pathlib import Path
 
 from worker import clock
-from worker.catalogue import JobRecord
+from worker.catalogue import CopyState, JobRecord
 from worker.catalogue.job_admin import REDRIVABLE
 from worker.cli.output import note
 from worker.cli.session import Session
 from worker.settings.model import NoBroker, Settings
-from zot_artifact_client.contract import BATCH, TASKS, is_batch_job
+from zot_artifact_client.contract import BATCH, TASKS, UPLOAD, is_batch_job
 from zot_artifact_client.errors import BrokerUnavailable
 
 _SPECS = {spec.kind: spec for spec in TASKS.values()}
 _AT_ONCE = 500
 
 
-def why_not(record: JobRecord) -> str | None:
+def why_not(session: Session, record: JobRecord) -> str | None:
     """Return why a job cannot be sent again, or None."""
     if record.state not in REDRIVABLE:
         return f"it is {record.state}, only dead, failed and cancelled jobs can be retried"
     if record.kind == BATCH.kind or record.kind not in _SPECS:
         return f"a {record.kind} cannot be retried: send a new one, which skips what is done already"
     if record.request.get("staged") and not Path(record.request["source"]).exists():
-        return "its staged source is gone: upload it again"
+        copied = way_out_of_missing_copies(session, record)
+        return f"its staged source is gone: {copied or 'upload it again'}"
     return None
+
+
+def way_out_of_missing_copies(session: Session, record: JobRecord) -> str | None:
+    """Return which stores have the bytes of an upload, and what adds the other copies; None if no store has them."""
+    if record.kind != UPLOAD.kind:
+        return None
+    path = (record.request["bucket"], record.request["key"])
+    uploaded = session.catalogue.artifacts.uploaded_by(record.id, [path]).get(path)
+    copies = session.catalogue.artifacts.copies(uploaded) if uploaded else {}
+    written = [store for store, copy in copies.items() if copy.state.good]
+    missing = [store for store, copy in copies.items() if copy.state is CopyState.WRITING]
+    if not (uploaded and written and missing):
+        return None
+    to = " ".join(f"--to {store}" for store in missing)
+    way_out = f"`zot-artifacts replicate {uploaded.path} {to}` adds the copy in {', '.join(missing)}"
+    return f"the bytes are in {', '.join(written)}; {way_out}"
 
 
 def send_again(session: Session, records: list[JobRecord], rejected: dict[str, str]) -> Iterator[str]:

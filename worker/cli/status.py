@@ -345,7 +345,7 @@ def _refused(failed: Iterable[FailedJobs]) -> Iterator[Check]:
                 "bad",
                 f"{counted(each.count, 'job')} failed with {each.error} in the last day",
                 f"repair it, then run `zot-artifacts jobs retry --all --state failed --error {each.error}`; "
-                "an upload whose source is gone has to be sent anew, which ends this",
+                "an upload whose source is gone has to be sent anew, or completed as that prints, which ends this",
             )
 
 

@@ -13,6 +13,7 @@ from worker.artifacts.queries import status_of
 from worker.catalogue import Catalogue, Leased
 from worker.cli.errors import Status
 from worker.settings import load_settings
+from worker.storage import Digest
 from zot_artifact_client.contract import JobState
 
 AWAY = {"type": "Unavailable", "message": "dr: away", "traceback": "Traceback\nof the first", "store": "dr"}
@@ -144,6 +145,25 @@ def test_all_means_the_dead_ones_unless_told_otherwise(zot, end, catalogue):
     assert zot("jobs", "retry", "--all", "--state", "failed", "--json")[1]["retried"] == ["failed"]
     assert "add --state failed" not in zot("jobs", "retry", "--all", "--yes")[2]
     assert zot("jobs", "retry", "cancelled", "--json")[1]["retried"] == ["cancelled"]
+
+
+def test_a_failed_upload_tells_which_stores_have_the_bytes_and_what_adds_the_rest(zot, end, catalogue, tmp_path):
+    """Its staged source is gone with its failure; the copy that was written is as good a source."""
+    digest, now = Digest(11, "a" * 64), clock.now()
+    for id_, written in (("in-primary", ["primary"]), ("nowhere", []), ("followed", ["primary"])):
+        made = catalogue.artifacts.record("releases", id_, digest, {}, now, stores=["primary", "dr"], job=id_)
+        for store in written:
+            catalogue.artifacts.finish_copy(made.artifact, store, tag="1", evidence={}, now=now)
+        end(id_, JobState.FAILED, error=AWAY, source=str(tmp_path / "gone.tgz"), staged=True)
+    newer = catalogue.artifacts.record("releases", "followed", Digest(3, "b" * 64), {}, now, stores=["dr"], job="newer")
+    catalogue.artifacts.finish_copy(newer.artifact, "dr", tag="1", evidence={}, now=now)
+    told = "the bytes are in primary; `zot-artifacts replicate releases/in-primary --to dr` adds the copy in dr"
+    _, document, _ = zot("jobs", "retry", "in-primary", "nowhere", "followed", "--json")
+    reasons = {each["job"]: each["message"] for each in document["refused"]}
+    again = "its staged source is gone: upload it again"
+    assert reasons == {"in-primary": f"its staged source is gone: {told}", "nowhere": again, "followed": again}
+    assert told in zot("jobs", "in-primary")[1]
+    assert "the bytes are in" not in zot("jobs", "nowhere")[1]
 
 
 def test_the_failed_jobs_of_a_batch_are_retried_together(catalogue, end, zot):
