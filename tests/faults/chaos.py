@@ -526,9 +526,19 @@ class Fleet:
                 if seen.verdict != "verified" and not (copy.store == "dr" and artifact.key in self._rotten):
                     yield f"{copy.store}: {artifact.path} is {copy.state} in the catalogue and {seen.verdict}"
 
+    def _is_begun(self, store: str, key: str) -> bool:
+        """Return whether a store has the bytes of the current version, whose copy is not recorded yet."""
+        current = self.catalogue.artifacts.current("data", key)
+        begun = self.catalogue.artifacts.unfinished_versions(store, "data", key)
+        return any(
+            version == current and self.stores[store].verify_object("data", key, version.digest).verdict == "verified"
+            for version in begun
+        )
+
     def _orphans(self) -> Iterator[str]:
         """The stores hold nothing that the catalogue does not know, and no upload is left open.
 
+        The store may do a write after its job has failed: of a current version, `sweep.replicate` records it later.
         An upload to the cloud whose beginning had no answer, and has an intent, is removed by the first cleanup five
         minutes later. A purge leaves a file that rotted after its last read, because another program has changed it.
         """
@@ -538,6 +548,8 @@ class Fleet:
                 if name == "dr" and found.key in self._rotten:
                     continue
                 held = self.catalogue.artifacts.version_in_store(name, "data", found.key)
+                if held is None and self._is_begun(name, found.key):
+                    continue
                 if held is None and store.object_exists("data", found.key):  # the purge goes on meanwhile
                     yield f"{name}: data/{found.key} is not in the catalogue"
         for name, description in self._left_behind():
