@@ -60,9 +60,14 @@ def _row(testbed: Testbed, what: str, name: str, load: _Load) -> Row:
         settings = {"stores": json.dumps({"place": config}), "placement": '["place"]'}
         with testbed.worker("upload-dir", 2, **settings) as worker, testbed.client() as client:
             for number in range(load.rounds + 1):
-                best.append(max(_put(tool, load, number) for tool in _tools(there.tools)))
+                theirs = []
+                for tool in _tools(there.tools):
+                    theirs.append(_put(tool, load, number))
+                    there.empty()
+                best.append(max(theirs))
                 os.sync()
                 ours.append(_upload(worker, client, load, f"ours-{number}"))
+                there.empty()
     shutil.rmtree(testbed.directory / "place", ignore_errors=True)
     ours, best = ours[1:], best[1:]  # the first round has warmed the worker and the cache
     against = "rclone copy and fsync" if least == 1.0 else "the best of rclone copy and s5cmd"

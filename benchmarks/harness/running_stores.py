@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from azure.storage.blob import BlobServiceClient
+from azure.storage.blob import BlobServiceClient, ContainerClient
 
 from benchmarks.harness.transfer_in_process import BUCKET
 from benchmarks.harness.transfer_tools import Rclone, S5cmd, SyncedRclone, TransferTool
@@ -16,6 +17,8 @@ from tests.servers.s3 import S3Server
 
 REAL = "artifacts"
 """The real bucket or container: the logical bucket is the first segment of the keys in it."""
+_BATCH = 256
+"""Most blobs that Azure deletes with one request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +27,13 @@ class RunningStore:
 
     Attributes:
         config: the configuration for ours. tools: the tools that can use the store. server: its process; None for a
-            directory.
+            directory. empty: deletes the artifacts where each one that is there makes the next write slower.
     """
 
     config: Mapping[str, object]
     tools: Sequence[TransferTool]
     server: Server | None = None
+    empty: Callable[[], object] = lambda: None
 
 
 class HashingOnceS3(RcloneS3):
@@ -109,10 +113,15 @@ def gcs(directory: Path, *, on_disk: bool = False) -> Iterator[RunningStore]:
 
 @contextmanager
 def azure(directory: Path) -> Iterator[RunningStore]:
-    """Keep objects as the files of a server that speaks Blob Storage."""
-    with Azurite(directory / "azurite") as server:
-        with BlobServiceClient.from_connection_string(server.connection_string, api_version=AZURITE_API) as service:
-            service.create_container(REAL)
+    """Keep objects as the files of a server that speaks Blob Storage.
+
+    For each request it searches the records of all blobs of the account.
+    """
+    with (
+        Azurite(directory / "azurite") as server,
+        BlobServiceClient.from_connection_string(server.connection_string, api_version=AZURITE_API) as service,
+    ):
+        container = service.create_container(REAL)
         config = {
             "type": "azure", "container": REAL, "account_url": server.account_url,
             "account_key": server.account_key, "api_version": AZURITE_API,
@@ -120,7 +129,13 @@ def azure(directory: Path) -> Iterator[RunningStore]:
         where = ("--azureblob-account", server.account, "--azureblob-endpoint", server.account_url)
         options = (*where, "--azureblob-no-check-container")
         rclone = Rclone(f":azureblob:{REAL}/{BUCKET}", options, {"RCLONE_AZUREBLOB_KEY": server.account_key})
-        yield RunningStore(config, (rclone,), server)
+        yield RunningStore(config, (rclone,), server, partial(_delete_artifacts, container))
+
+
+def _delete_artifacts(container: ContainerClient) -> None:
+    names = list(container.list_blob_names(name_starts_with=f"{BUCKET}/"))
+    for first in range(0, len(names), _BATCH):
+        container.delete_blobs(*names[first : first + _BATCH])
 
 
 STORES: Mapping[str, Callable[[Path], AbstractContextManager[RunningStore]]] = {
