@@ -307,16 +307,19 @@ class Pages:
     def remove_ended(self) -> None:
         """Delete the pages whose jobs have ended; one without success stays until its batch has counted it.
 
+        What a page of a sweep has left undone, because it was cancelled or has failed, can be claimed again at once.
         A dead one stays, because it continues when it is redriven.
         """
         counting = sa.exists().where(batches.c.job == jobs.c.parent, batches.c.open.is_(True))
         counted = sa.or_(jobs.c.state == JobState.SUCCEEDED, sa.and_(jobs.c.state.in_(_ENDED), ~counting))
-        ended = sa.select(pages.c.job).join(jobs, jobs.c.id == pages.c.job).where(counted)
+        ended = sa.select(pages, jobs.c.request).join(jobs, jobs.c.id == pages.c.job).where(counted)
         with self._database.read() as connection:
-            ids = list(connection.execute(ended.limit(_AT_ONCE)).scalars())
-        if ids:
+            rows = connection.execute(ended.limit(_AT_ONCE)).all()
+        if rows:
             with self._database.write() as connection:
-                connection.execute(sa.delete(pages).where(pages.c.job.in_(ids)))
+                for *values, request in rows:
+                    _give_up(connection, Page(*values), request)
+                connection.execute(sa.delete(pages).where(pages.c.job.in_([row.job for row in rows])))
 
     def dead_of_sweeps(self, *, limit: int) -> list[tuple[Page, Mapping[str, Any]]]:
         """Return dead pages that a sweep has sent, each with its request. Those of a batch are the batch's to count."""
@@ -490,6 +493,18 @@ def _released(connection: Connection, page: Page, ids: Sequence[int], *, due: da
     put_off = {} if due is None else {"next_due_at": due}
     connection.execute(sa.update(copies).where(ours).values(claimed_until=None, **put_off), {"ids": list(ids)})
     return replace(page, open=[id_ for id_ in page.open if id_ not in gone])
+
+
+def _give_up(connection: Connection, page: Page, request: Mapping[str, Any]) -> None:
+    """End the claims on what a page has not done: its objects are copies to verify, or artifacts that lack a copy."""
+    if page.claimed_until is None or not page.open or not request.get("claim"):
+        return
+    object_ = copies.c.id if request["verb"] == "verify" else copies.c.artifact_id
+    ours = sa.and_(
+        one_of(object_, sa.bindparam("ids")), copies.c.store == request["claim"]["store"],
+        copies.c.claimed_until == page.claimed_until,
+    )  # fmt: skip
+    connection.execute(sa.update(copies).where(ours).values(claimed_until=None), {"ids": list(page.open)})
 
 
 def _progress(page: Page) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from itertools import pairwise
@@ -15,6 +16,7 @@ from tests.servers.postgres import connect
 from worker import clock
 from worker.catalogue import AHEAD, Catalogue, Finding, Finished, Held, Leased, LostLease, NewerCatalogue, OtherRequest
 from worker.catalogue.database import open_engine
+from worker.catalogue.pages import PlannedPage
 from worker.catalogue.tables import metadata
 from worker.storage import Digest
 from worker.storage.integrity.manifest import CHUNK_SIZE, Manifest
@@ -276,6 +278,25 @@ def test_reads_and_retries_of_a_clock_that_was_ahead_are_due_at_once(catalogue):
     assert catalogue.sweep_claims.count_due("dr", period=PERIOD, now=now, limit=9) == 2
     due = claimed_keys(catalogue, "dr", period=PERIOD, now=now, until=now + timedelta(hours=6), limit=9)
     assert set(due) == {"read", "unreadable"}
+
+
+@pytest.mark.parametrize("verb", ["verify", "replicate"])
+def test_what_a_cancelled_page_of_a_sweep_has_left_can_be_claimed_at_once(catalogue, verb):
+    """The next sweep would find nothing to do until the claim ends, which is after 6 hours by default."""
+    now, until = clock.now(), clock.now() + timedelta(hours=6)
+    artifact = stored(catalogue, now=now - 2 * PERIOD)
+    planned = PlannedPage("page-1", {"verb": verb, "claim": {"store": "dr"}})
+    if verb == "replicate":  # the planner has claimed it
+        catalogue.pages.claim_due("page-0", "dr", period=PERIOD, now=now, until=until, limit=9)
+        planned = replace(planned, objects=[artifact.id], claimed_until=until)
+    catalogue.pages.plan("sweep", [planned], queue="sweep", due=None, now=now)
+    if verb == "verify":
+        catalogue.pages.claim_due("page-1", "dr", period=PERIOD, now=now, until=until, limit=9)
+    catalogue.pages.remove_ended()
+    assert claimed_keys(catalogue, "dr", period=PERIOD, now=now, until=until, limit=9) == []
+    catalogue.job_admin.cancel("page-1", {}, now)
+    catalogue.pages.remove_ended()
+    assert claimed_keys(catalogue, "dr", period=PERIOD, now=now, until=until, limit=9) == ["app.tgz"]
 
 
 def test_a_read_of_a_clock_that_was_ahead_is_repeated_before_others_are_read_early(catalogue):
