@@ -132,6 +132,7 @@ def make_app(settings: Settings) -> Celery:
         timezone="UTC",
         worker_hijack_root_logger=True,
     )
+    app.steps["consumer"].add("worker.intake.catalogue_of_broker:CheckBroker")
     app.steps["consumer"].add("worker.jobs.queue_pauses_and_revoke:PausedQueues")
     app.steps["consumer"].add("worker.jobs.queue_pauses_and_revoke:CancelRequests")
     app.steps["consumer"].add("worker.intake.delayed:ReleaseDelayed")
@@ -271,8 +272,12 @@ def _end_beat_in_time(**_: Any) -> None:
 def _mirror_pauses(**_: Any) -> None:
     """Restore the paused queues in Redis before the worker consumes; it may have lost them.
 
-    The catalogue is closed again before the worker forks. A worker that is older than the catalogue ends.
+    The catalogue is closed again before the worker forks. A worker that is older than the catalogue ends, and so does
+    one whose broker belongs to another catalogue.
     """
+    # Loads Celery's worker, which a command does not need.
+    from worker.intake.catalogue_of_broker import CheckBroker, OtherCatalogue, check_broker
+
     settings = context.configured()
     try:
         catalogue = Catalogue(settings.catalogue_url)
@@ -280,11 +285,13 @@ def _mirror_pauses(**_: Any) -> None:
             pauses = catalogue.pauses.all()
         finally:
             catalogue.close()
+        CheckBroker.expected = (settings, catalogue.identity)
+        check_broker(settings, catalogue.identity)
         client = result_backend(app)
         if client is not None:
             mirror_queues(client, pauses)
             client.close()
-    except NewerCatalogue as error:
+    except (NewerCatalogue, OtherCatalogue) as error:
         raise SystemExit(str(error)) from None
     except (CatalogueError, redis.RedisError, OSError) as error:
         logger.warning("paused queues are not copied to Redis for now: %s", bounded(error))

@@ -14,6 +14,7 @@ from worker import clock
 from worker.catalogue import CatalogueUnavailable, JobRecord
 from worker.context import Context, current
 from worker.counted import counted
+from worker.intake.catalogue_of_broker import OtherCatalogue, check
 from worker.intake.delayed import make_due
 from worker.jobs.cancel_jobs import cancel_waiting_jobs
 from worker.jobs.outbox import Outbox, redis_of_broker
@@ -47,6 +48,7 @@ def recover(context: Context, app: Celery) -> SweepRecoverResult:
     """
     sweep, ledger = context.settings.sweep.recover, context.catalogue.ledger
     _step("keys in Redis", lambda: move_wrong_types(app))
+    _step("broker", lambda: _check_broker(context, app))
     _step("pauses", lambda: _mirror_pauses(context, app))
     ledger.check_writable()
     began = clock.now()  # a job to cancel whose lease ends after that is cancelled by the next run, and not sent again
@@ -163,6 +165,16 @@ def _mirror_pauses(context: Context, app: Celery) -> None:
         mirror_queues(client, context.catalogue.pauses.all())
     except redis.RedisError as error:
         logger.warning("paused queues are not copied to Redis for now: %s", type(error).__name__)
+
+
+def _check_broker(context: Context, app: Celery) -> None:
+    """Record again which catalogue the broker belongs to, which Redis may have lost."""
+    with redis_of_broker(app) as client:
+        if client is not None:
+            try:
+                check(client, context.settings, context.catalogue.identity)
+            except OtherCatalogue as error:
+                logger.error("%s", error)  # noqa: TRY400 - it is no bug
 
 
 def _send(app: Celery, job: JobRecord) -> int:

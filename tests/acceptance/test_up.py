@@ -220,6 +220,23 @@ def test_up_that_cannot_start_says_why(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.slow
+def test_a_broker_of_another_catalogue_is_refused_until_it_is_accepted(zot: Zot, tmp_path: Path) -> None:
+    """`up` with another catalogue ends with 2, and names both and its own option, which makes it start."""
+    with up_of(zot, *LEAN):
+        pass
+    other = zot.with_settings(catalogue=f"sqlite:///{tmp_path / 'other.sqlite3'}")
+    done = other("up", *LEAN)
+    assert (done.status, done.is_one_line()) == (2, True), done
+    for told in ("belongs to the catalogue", str(tmp_path / "other.sqlite3"), "`zot-artifacts up --accept-broker`"):
+        assert told in done.stderr
+    with up_of(other, *LEAN, "--accept-broker"):
+        pass
+    with up_of(other, *LEAN):
+        pass
+    assert zot("up", *LEAN).status == 2
+
+
 def sparse(path: Path, mebibytes: int) -> Path:
     """Make a file of zeros and return its directory."""
     path.parent.mkdir()

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +15,9 @@ from kombu.exceptions import OperationalError
 from tests.servers.forks import PythonServer
 from tests.servers.process import REPOSITORY
 from worker.catalogue import Catalogue
+from worker.intake.catalogue_of_broker import CATALOGUE
+from zot_artifact_client.broker_urls import redis_client
+from zot_artifact_client.connection import is_redis
 
 
 @cache
@@ -28,7 +32,8 @@ def new_catalogue() -> bytes:
 class Worker(PythonServer):
     """`celery -A worker.app worker` on its own data directory.
 
-    A fork finds a new catalogue there; one with `fork=False` makes it, as for a user.
+    A fork finds a new catalogue there; one with `fork=False` makes it, as for a user. A broker that belongs to the
+    catalogue of another test is accepted, unless `accept_broker` is False.
     """
 
     name = "worker"
@@ -41,12 +46,14 @@ class Worker(PythonServer):
         concurrency: int = 2,
         beat: bool = False,
         fork: bool = True,
+        accept_broker: bool = True,
         **settings: str,
     ) -> None:
         super().__init__(directory, fork=fork)
         self._broker = broker
         self._concurrency = concurrency
         self._beat = beat
+        self._accept_broker = accept_broker
         self._read = 0
         self._settings = {f"ZOT_{name.upper()}": value for name, value in settings.items()}
 
@@ -93,6 +100,9 @@ class Worker(PythonServer):
         if self._fork and "ZOT_CATALOGUE" not in self._settings and not self.home.exists():
             self.home.mkdir(mode=0o700)
             (self.home / "catalogue.sqlite3").write_bytes(new_catalogue())  # to make it is half of a worker's start
+        if self._accept_broker and is_redis(self._broker):
+            with suppress(redis.RedisError), redis_client(self._broker) as broker:
+                broker.delete(CATALOGUE)
         self._read = self._log_path.stat().st_size if self._log_path.exists() else 0
         super()._spawn()
 

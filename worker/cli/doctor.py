@@ -21,7 +21,13 @@ from worker.cli.check import Check
 from worker.cli.errors import Status
 from worker.cli.output import AsJson, out, print_json, printable, size
 from worker.cli.pause import describe_pause
-from worker.cli.service_checks import broker_checks, catalogue_lock, open_breakers, way_out_of_breaker
+from worker.cli.service_checks import (
+    broker_checks,
+    catalogue_lock,
+    open_breakers,
+    other_catalogue,
+    way_out_of_breaker,
+)
 from worker.cli.session import Session, no_catalogue, open_session
 from worker.cli.stores import bad_copies, unconfigured, way_out_of_unconfigured
 from worker.counted import counted
@@ -98,6 +104,7 @@ def _checks(settings: Settings) -> Iterator[Check]:
         if missing is None:
             yield _log(session)
             yield from catalogue_lock(session.catalogue)
+            yield from other_catalogue(settings, session.catalogue)
         yield from _catalogue(session)
 
 

@@ -35,7 +35,13 @@ from worker.cli.errors import Status
 from worker.cli.findings import what
 from worker.cli.output import AsJson, age, flat, moment, print_json, print_table, say, size
 from worker.cli.pause import describe_pause
-from worker.cli.service_checks import broker_checks, catalogue_lock, open_breakers, way_out_of_breaker
+from worker.cli.service_checks import (
+    broker_checks,
+    catalogue_lock,
+    open_breakers,
+    other_catalogue,
+    way_out_of_breaker,
+)
 from worker.cli.session import Session, opened
 from worker.cli.stores import unconfigured, way_out_of_unconfigured
 from worker.counted import counted
@@ -121,6 +127,7 @@ def document_of(session: Session) -> dict[str, Any]:
         ]
         checks += _probed(runs.get(SWEEP_PROBE.kind), [name for name in session.settings.stores if name not in broken])
         checks += [*_refused(failed), *_failed(runs), *_disks(session), *_log(session), *catalogue_lock(catalogue)]
+        checks += other_catalogue(session.settings, catalogue)
     return {
         "status": _status(findings, dead, checks),
         "at": now,

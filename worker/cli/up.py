@@ -14,6 +14,7 @@ from worker.settings.private_data_directory import way_out_of_home
 
 
 def up(
+    *,
     concurrency: Annotated[
         int, typer.Option(metavar="N", min=1, max=256, help="Worker processes, each of which runs one job at a time.")
     ] = 2,
@@ -23,6 +24,13 @@ def up(
     ] = False,
     gateway: Annotated[
         bool, typer.Option("--gateway", help="Also start the HTTP gateway, on loopback; `tokens add` makes its tokens.")
+    ] = False,
+    accept_broker: Annotated[
+        bool,
+        typer.Option(
+            "--accept-broker",
+            help="Use a broker that belongs to another catalogue: that one was replaced by the configured one.",
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -46,7 +54,9 @@ def up(
         else:
             _print(running, stores)
 
-    options = UpOptions(concurrency, beat=not no_beat, flower=not no_flower, gateway=gateway)
+    options = UpOptions(
+        concurrency, beat=not no_beat, flower=not no_flower, gateway=gateway, accept_broker=accept_broker
+    )
     try:
         run(settings, options, ready=ready, say=note)
     except (NotReady, DamagedBroker) as error:

@@ -15,10 +15,11 @@ from pathlib import Path
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from worker.catalogue import check_file, checkpoint_write_ahead_log
+from worker.catalogue import Catalogue, CatalogueError, check_file, checkpoint_write_ahead_log
 from worker.counted import counted
 from worker.embedded import valkey
 from worker.embedded.processes import Children, Program, StopRequested
+from worker.intake.catalogue_of_broker import accept_broker, check_broker
 from worker.settings import Settings, SettingsError
 from worker.settings.private_data_directory import way_out_of_home
 from zot_artifact_client.broker_urls import parse_url
@@ -54,6 +55,8 @@ class UpOptions:
     beat: bool = True
     flower: bool = True
     gateway: bool = False
+    accept_broker: bool = False
+    """The broker may belong to another catalogue: this one was put in its place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,7 @@ def run(
         AlreadyRunning: another `up` runs on the data directory; names its process.
         NotReady: a program does not answer in time; all have been stopped.
         CatalogueError: something else is where the file of the catalogue belongs; nothing was started.
+        OtherCatalogue: the broker belongs to another catalogue; no worker was started.
     """
     settings.prepare()  # and a umask by which queues, artifacts, catalogue and logs are for this user alone
     logs = settings.home / "logs"
@@ -87,6 +91,7 @@ def run(
         try:
             if settings.broker is None:
                 _start_broker(settings, children, lock, say)
+            _check_broker(settings, accept=options.accept_broker)
             running = _start_celery(settings, options, children, logs)
             gateway = _start_gateway(settings, children) if options.gateway else None
             _await_worker(settings, children, logs)
@@ -131,6 +136,18 @@ def _start_broker(settings: Settings, children: Children, lock: int, say: Callab
     if held:
         say(f"queued again, because the last `up` was killed: {counted(held, 'job')}")
     valkey.write_secret(settings.broker_file, url + "\n")
+
+
+def _check_broker(settings: Settings, *, accept: bool) -> None:
+    """Refuse the broker of another catalogue here: the workers would end and be started again and again."""
+    if accept:
+        accept_broker(settings)
+    try:
+        catalogue = Catalogue(settings.catalogue_url)
+    except CatalogueError:
+        return  # the workers wait for it
+    catalogue.close()
+    check_broker(settings, catalogue.identity)
 
 
 def _start_celery(settings: Settings, options: UpOptions, children: Children, logs: Path) -> Running:

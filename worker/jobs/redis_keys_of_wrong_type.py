@@ -10,6 +10,7 @@ from typing import Any
 import redis
 from celery import Celery
 
+from worker.intake.catalogue_of_broker import CATALOGUE
 from worker.intake.delayed import DELAYED
 from worker.intake.rejected import COUNTS, LATEST
 from worker.jobs.outbox import RESENDS, redis_of_broker
@@ -28,6 +29,7 @@ _IN_BROKER = {
     **dict.fromkeys(_QUEUES, "list"),
     **{name.format(queue=queue): "zset" for name in (ORDER, DELAYED) for queue in _QUEUES},
     MESSAGES: "hash", RESENDS: "hash", UNACKED: "hash", UNACKED_INDEX: "zset", LATEST: "list", COUNTS: "hash",
+    CATALOGUE: "string",
 }  # fmt: skip
 _IN_BACKEND = {CANCEL_REQUESTS: "zset", CURSOR: "string", PAUSED_QUEUES: "set"}
 

@@ -1,0 +1,150 @@
+"""A broker belongs to one catalogue: no worker of another one takes its jobs."""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import redis
+
+from tests.hostile_messages import envelope
+from tests.servers import Valkey
+from tests.servers.process import ServerFailed
+from tests.servers.worker import Worker
+from tests.waiting import WITHIN, until
+from worker import cli
+from worker.catalogue import Catalogue
+from worker.intake.catalogue_of_broker import CATALOGUE, OtherCatalogue, check, check_broker
+from worker.limits.check_pauses import PAUSED_QUEUES
+from worker.settings import Settings
+from zot_artifact_client import ArtifactClient
+
+FIELDS = {"bucket": "releases", "key": "absent.tgz"}
+OTHER = "11111111-2222-3333-4444-555555555555"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Valkey]:
+    """Return a broker of this test's own, which may be lost."""
+    with Valkey(tmp_path / "valkey") as started:
+        yield started
+
+
+@pytest.fixture
+def broker(server: Valkey) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(server.url) as client:
+        yield client
+
+
+def of_another(directory: Path, url: str) -> tuple[Worker, str]:
+    """Return a worker with a catalogue of its own, not started, and the id of that catalogue."""
+    made = Worker(directory, url, concurrency=1, accept_broker=False)
+    made.home.mkdir(parents=True, mode=0o700)
+    catalogue = Catalogue(f"sqlite:///{made.home / 'catalogue.sqlite3'}")
+    catalogue.close()
+    return made, catalogue.identity
+
+
+def said_by(worker: Worker) -> str:
+    try:
+        return worker.log
+    except FileNotFoundError:
+        return ""  # it has not begun yet
+
+
+def test_a_worker_of_another_catalogue_refuses_to_start(server: Valkey, broker: redis.Redis, tmp_path: Path) -> None:
+    """It names both catalogues and the way out, and changes nothing; more workers of the first catalogue start."""
+    incoming = tmp_path / "in"
+    incoming.mkdir()
+    (incoming / "app.tgz").write_bytes(b"release")
+    settings = {"sources__roots": json.dumps([str(incoming)])}
+    with Worker(tmp_path / "first", server.url, accept_broker=False, **settings):
+        owner = broker.get(CATALOGUE).decode()
+    other, its_id = of_another(tmp_path / "other", server.url)
+    with ArtifactClient(server.url) as client:
+        job = client.upload(str(incoming / "app.tgz"), "releases", "app.tgz")
+        broker.sadd(PAUSED_QUEUES, "sweep")
+        with pytest.raises(ServerFailed):
+            other.start()
+        assert broker.sismember(PAUSED_QUEUES, "sweep")
+        told = other.log
+        assert f"belongs to the catalogue {owner}" in told
+        assert f"{other.home / 'catalogue.sqlite3'}, is {its_id}" in told
+        assert f"redis-cli -u {server.url} DEL {CATALOGUE}" in told
+        assert broker.llen("interactive") + broker.llen("transfer") == 1
+        with Worker(tmp_path / "first", server.url, accept_broker=False, **settings):
+            assert job.wait(timeout=WITHIN).version == 1
+    broker.delete(CATALOGUE)
+    with other:
+        assert broker.get(CATALOGUE).decode() == its_id
+
+
+def test_a_worker_that_waits_for_its_broker_refuses_that_of_another_catalogue(
+    server: Valkey, broker: redis.Redis, tmp_path: Path
+) -> None:
+    """The broker does not answer when the worker starts; once it does, the worker ends and takes no message."""
+    broker.set(CATALOGUE, OTHER)
+    broker.lpush("interactive", json.dumps(envelope(str(uuid4()), FIELDS)))
+    server.kill()
+    worker, _ = of_another(tmp_path / "worker", server.url)
+    with ThreadPoolExecutor(1) as pool:
+        started = pool.submit(worker.start)
+        until(lambda: started.done() or "Cannot connect" in said_by(worker))
+        server.restart()
+        with pytest.raises(ServerFailed):
+            started.result(WITHIN)
+    assert f"belongs to the catalogue {OTHER}" in worker.log
+    assert broker.llen("interactive") == 1
+    assert broker.hlen("unacked") == 0
+
+
+def test_a_broker_that_lost_its_data_belongs_to_the_catalogue_again(
+    server: Valkey, broker: redis.Redis, tmp_path: Path
+) -> None:
+    """A worker that runs records its catalogue again, also where it does not have to connect again."""
+    with Worker(tmp_path / "worker", server.url, beat=True, sweep__recover__every="1s"):
+        owner = broker.get(CATALOGUE)
+        broker.flushall()
+        assert until(lambda: broker.get(CATALOGUE)) == owner
+
+
+def test_status_and_doctor_name_another_catalogue(
+    server: Valkey,
+    broker: redis.Redis,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Both say which catalogue the broker belongs to, and neither makes a broker belong to one."""
+    monkeypatch.setenv("ZOT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("ZOT_BROKER", server.url)
+    (tmp_path / "home").mkdir(mode=0o700)
+    Catalogue(f"sqlite:///{tmp_path / 'home' / 'catalogue.sqlite3'}").close()
+
+    def told(command: str) -> list[str]:
+        cli.run([command, "--json"])
+        checks = json.loads(capsys.readouterr().out)["checks"]
+        return [each["detail"] for each in checks if (each["name"], each["outcome"]) == (NAME, "bad")]
+
+    assert (told("doctor"), told("status")) == ([], [])
+    assert broker.get(CATALOGUE) is None
+    broker.set(CATALOGUE, OTHER)
+    for command in ("doctor", "status"):
+        assert OTHER in told(command)[0], command
+
+
+NAME = "catalogue of the broker"
+
+
+def test_the_first_of_two_catalogues_gets_the_broker(broker: redis.Redis, server: Valkey) -> None:
+    """The second is refused as a setting that is wrong, without the password; a broker that is gone is not checked."""
+    settings = Settings(broker=server.url.replace("://", "://:secret@"))
+    check(broker, settings, "first")
+    check(broker, settings, "first")
+    with pytest.raises(OtherCatalogue, match="belongs to the catalogue first") as refused:
+        check(broker, settings, "second")
+    assert "secret" not in str(refused.value)
+    check_broker(Settings(broker="redis://127.0.0.1:1/0"), "second")
+    check_broker(Settings(broker="amqp://127.0.0.1:1//", results=server.url), "second")

@@ -1,0 +1,98 @@
+"""Keep in the broker which catalogue its jobs belong to, so that no worker of another catalogue takes them.
+
+It is the same for a broker as the marker for a store: another one than before is refused until it is accepted. Only a
+broker that is a Redis is checked; RabbitMQ has no place for the id.
+"""
+
+import logging
+from contextlib import suppress
+from typing import Any, ClassVar
+
+import redis
+from celery import bootsteps
+from celery.exceptions import WorkerShutdown
+from kombu.transport.redis import Channel
+
+from worker.settings.model import Settings, SettingsError
+from zot_artifact_client.broker_urls import redis_client
+from zot_artifact_client.connection import broker_errors, is_redis, without_credentials
+from zot_artifact_client.text_escaping import bounded
+
+logger = logging.getLogger(__name__)
+
+CATALOGUE = "zot-artifacts:catalogue"
+"""The Redis key, in the broker, of the id of the catalogue that its jobs belong to."""
+_SHOWN = 64
+"""Characters of an id that another program may have written."""
+
+
+class OtherCatalogue(SettingsError):
+    """The broker belongs to another catalogue than the configured one."""
+
+
+def check(client: Any, settings: Settings, identity: str, *, claim: bool = True) -> None:
+    """Check that a broker belongs to the catalogue with this id; with `claim`, one that belongs to none does so then.
+
+    Raises:
+        OtherCatalogue: it belongs to another one.
+    """
+    found: bytes | None = client.get(CATALOGUE)
+    if found is None and claim:
+        client.set(CATALOGUE, identity, nx=True)
+        found = client.get(CATALOGUE)  # another worker may have been faster
+    if found is None or (owner := found.decode(errors="replace")) == identity:
+        return
+    broker = without_credentials(settings.broker_url)
+    way_out = f"`redis-cli -u {broker} DEL {CATALOGUE}`" if settings.broker else "`zot-artifacts up --accept-broker`"
+    raise OtherCatalogue(
+        f"the broker {broker} belongs to the catalogue {bounded(owner, _SHOWN)}, and the configured one, "
+        f"{without_credentials(settings.catalogue_url)}, is {identity}: jobs would be recorded in the wrong catalogue. "
+        f"Correct ZOT_BROKER or ZOT_CATALOGUE; {way_out} if the catalogue was replaced on purpose"
+    )
+
+
+def check_broker(settings: Settings, identity: str, *, claim: bool = True) -> None:
+    """Do as `check` for the broker of the settings; one that does not answer is not checked."""
+    if is_redis(settings.broker_url):
+        with suppress(redis.RedisError, OSError), _client(settings) as client:
+            check(client, settings, identity, claim=claim)
+
+
+def accept_broker(settings: Settings) -> None:
+    """Let the broker belong to the catalogue of the next worker that starts.
+
+    Raises:
+        BrokerUnavailable: it does not answer.
+    """
+    if is_redis(settings.broker_url):
+        with broker_errors("broker", settings.broker_url), _client(settings) as client:
+            client.delete(CATALOGUE)
+
+
+def _client(settings: Settings) -> "redis.Redis":
+    return redis_client(settings.broker_url, socket_timeout=3, socket_connect_timeout=3)
+
+
+class CheckBroker(bootsteps.StartStopStep):
+    """Ends a worker that connects to the broker of another catalogue, before its first message.
+
+    The broker may not have answered when the worker started, or may have lost its data since.
+    """
+
+    requires = ("celery.worker.consumer.connection:Connection",)
+    expected: ClassVar[tuple[Settings, str] | None] = None
+    """The settings, and the id of the worker's catalogue; None if that did not answer when the worker started."""
+
+    def start(self, consumer: Any) -> None:
+        """Check it; a connection that breaks is made again, and then checked."""
+        channel = consumer.connection.default_channel
+        if self.expected is None or not isinstance(channel, Channel):
+            return
+        try:
+            with channel.conn_or_acquire() as client:
+                check(client, *self.expected)
+        except OtherCatalogue as error:
+            logger.critical("%s", error)
+            raise WorkerShutdown(1) from None
+        except redis.ResponseError as error:  # such as an ACL; the worker goes on as before
+            logger.warning("which catalogue the broker belongs to is not checked: Redis: %s", bounded(error, 200))
