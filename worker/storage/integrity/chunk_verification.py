@@ -22,6 +22,8 @@ MIN_PARALLEL_CHUNKS = 4
 """Objects with fewer chunks are read by one thread: a pool costs more than it saves."""
 WINDOW = 64 * 1024 * 1024
 """Bytes of one request, so that its cost is negligible; a thread reads these chunks one after the other."""
+_LOCAL_WINDOW = 4 * WINDOW
+"""The same of a file. What the system has read ahead of its end, which may be 16 MiB, is read again by the next."""
 _POLL = 0.1
 """Seconds after which a thread that waits finds out that it has to end."""
 
@@ -100,14 +102,17 @@ class _Reading:
         first_only: bool,
     ) -> None:
         self.bad = BadChunks(manifest)
-        self.threads = _LOCAL_THREADS if driver.capabilities.local else THREADS
+        local = driver.capabilities.local
+        self.threads = _LOCAL_THREADS if local else THREADS
         self._driver = driver
         self._stat = stat
         self._manifest = manifest
         self._write = write
         self._uncached = uncached
         self._first_only = first_only
-        self._per_window = max(1, WINDOW // manifest.chunk_size)
+        share = -(-len(manifest) // self.threads)
+        per_window = min(share, _LOCAL_WINDOW // manifest.chunk_size) if local else WINDOW // manifest.chunk_size
+        self._per_window = max(1, per_window)
         self._starts = iter(range(0, len(manifest), self._per_window))  # each is given to one thread
         self._told: Queue[int | BaseException | None] = Queue(4 * self.threads)
         self._stopped = False
