@@ -4,6 +4,7 @@ import logging
 import re
 import tracemalloc
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from tests.servers.proxy import Cut, Fault, FaultyProxy, Header, Lose, Request, 
 from worker.storage import AzureConfig, Condition, Match, Store, Verdict
 from worker.storage.azure import copy as azure_copy
 from worker.storage.configured_stores import open_driver
-from worker.storage.driver import WriteInfo
+from worker.storage.driver import ObjectProperties, ObjectStat, WriteInfo
 from worker.storage.errors import (
     AccessDenied,
     AlreadyExists,
@@ -406,6 +407,38 @@ class TestCopies:
         ended = [request for request in line.proxy.requests if request.method in {"PUT", "DELETE"}][-2:]
         assert ["comp=copy" in ended[0].path, ended[1].method] == [True, "DELETE"]
         assert ended[1].headers["If-Match"] == '"0x1"'
+
+    @pytest.mark.parametrize("overtaken", [False, True])
+    def test_headers_of_a_copy_whose_answer_is_lost(self, through: Callable[..., Line], overtaken: bool) -> None:
+        """A copy has its own headers though the SDK set them twice; an object of another writer is a conflict."""
+        asked: list[Request] = []
+
+        def disturb(request: Request) -> Fault:
+            if "comp=properties" not in request.path:
+                return None
+            asked.append(request)
+            if overtaken:
+                line.direct.write_object(BUCKET, "copy", source(b"newer"))
+            return Lose() if len(asked) == 1 else None
+
+        line = through(disturb)
+        line.write(b"x")
+        driver: Any = line.faulty._driver
+        found = replace(line.direct.stat_object(BUCKET, "app"), key="copy")
+        info = WriteInfo(1, found.sha256, properties=ObjectProperties(content_type="text/x-app"))
+
+        def copy() -> ObjectStat:
+            made: ObjectStat = driver.copy_from(
+                driver.location(BUCKET, "app"), found, info, between=lambda: None, begun=lambda _: None
+            )
+            return made
+
+        if overtaken:
+            with pytest.raises(Conflict, match="releases/copy: another write was under way"):
+                copy()
+        else:
+            assert copy() == line.direct.stat_object(BUCKET, "copy")
+            assert line.direct.stat_object(BUCKET, "copy").properties == info.properties
 
     def test_an_object_of_other_blocks_is_not_copied_for_a_patch(self, through: Callable[..., Line]) -> None:
         """One that came in one request has no blocks that could be replaced: the store is not asked to copy it."""

@@ -45,6 +45,7 @@ from worker.storage.azure.object_stat import (
     is_object,
     to_stat,
     version_of,
+    writer_of,
 )
 from worker.storage.azure.parts import MAX_PART, MAX_PARTS, Parts, Target, limits
 from worker.storage.azure.small_reads import plain_reads
@@ -83,7 +84,15 @@ from worker.storage.driver import (
     StaleUpload,
     WriteInfo,
 )
-from worker.storage.errors import HoldNotOffered, NotFound, PermanentError, StorageError, Unavailable
+from worker.storage.errors import (
+    Conflict,
+    HoldNotOffered,
+    NotFound,
+    PermanentError,
+    PreconditionFailed,
+    StorageError,
+    Unavailable,
+)
 from worker.storage.exception_boundary import exception_boundary
 from worker.storage.integrity.verifying_reader import VerifyingReader, drain
 from worker.storage.transfer.server_copy import Between, OnUpload
@@ -311,22 +320,30 @@ class AzureDriver(CloudDriver):
         self, original: BlobClient, found: ObjectStat, info: WriteInfo, *, between: Between, begun: OnUpload
     ) -> ObjectStat:
         del begun  # no multipart upload is made
-        bucket, key = found.bucket, found.key
+        bucket, key, token = found.bucket, found.key, new_token()
         copy = Copy(self._blob(bucket, key), self._origin, f"{bucket}/{key}", between)
         settings = tier_of(self._config, info.storage_class) | conditions("create_only")
         if info.properties.tags:
             settings |= {"tags": decode_tags(info.properties.tags)}
-        metadata = METADATA.encode(info, new_token(), f"{self._name}: {bucket}/{key}")
+        metadata = METADATA.encode(info, token, f"{self._name}: {bucket}/{key}")
         made = copy.make(original, f'"{found.version}"', metadata, settings)
-        if to_stat(self._name, bucket, key, made).properties == replace(info.properties, tags=None):
+        wanted = replace(info.properties, tags=None)
+        if to_stat(self._name, bucket, key, made).properties == wanted:
             return to_stat(self._name, bucket, key, made)
         # A copy has the headers of its source: the request that makes it takes no others.
         headers = ContentSettings(
             content_md5=made.content_settings.content_md5, **cast("Any", set_properties(info.properties))
         )
-        with translated(self._origin, f"{bucket}/{key}"):
+        with (
+            suppress(PreconditionFailed),
+            translated(self._origin, f"{bucket}/{key}"),
+        ):  # set by a lost request, perhaps
             self._blob(bucket, key).set_http_headers(headers, **conditions(Match(version_of(made.etag))))
-        return self.stat(bucket, key)
+        there = self._properties(bucket, key)
+        stat = to_stat(self._name, bucket, key, there)
+        if writer_of(there) != token or stat.properties != wanted:
+            raise Conflict(f"{self._name}: {bucket}/{key}: another write was under way at the same time")
+        return stat
 
     def patch(
         self,
