@@ -80,7 +80,7 @@ def test_what_fails_is_named_and_stops_nothing(zot: Zot) -> None:
     *named, last = done.stderr.splitlines()
     names = [line.partition(": key ")[0].removeprefix(f"zot-artifacts: {root}/") for line in named]
     assert names == [".zot-x", "t\\tb", "two\\nlines", "two  lines "]
-    assert last == "zot-artifacts: 4 files or directories were not sent"
+    assert last == "zot-artifacts: not sent: 4 paths"
     document = json.loads(zot("upload", "-r", root, "odd", "--json").stdout)
     assert (document["result"]["failed"], document["not_sent"]["failed"]) == (0, 4)
     assert {each["path"] for each in document["not_sent"]["failures"]} == {

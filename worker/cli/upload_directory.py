@@ -98,8 +98,7 @@ def count_refused(listing: DirectoryListing) -> Status:
     """Print how many files cannot be uploaded, as the last line of a command, and return its exit status."""
     if listing.failed == 0:
         return Status.GOOD
-    what = "1 file or directory was" if listing.failed == 1 else f"{listing.failed:,} files or directories were"
-    complain(f"{what} not sent")
+    complain(f"not sent: {counted(listing.failed, 'path')}")
     return Status.BAD
 
 
