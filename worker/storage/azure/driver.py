@@ -334,10 +334,8 @@ class AzureDriver(CloudDriver):
         headers = ContentSettings(
             content_md5=made.content_settings.content_md5, **cast("Any", set_properties(info.properties))
         )
-        with (
-            suppress(PreconditionFailed),
-            translated(self._origin, f"{bucket}/{key}"),
-        ):  # set by a lost request, perhaps
+        # The SDK repeats a request whose answer got lost, and the store refuses the second one because of the first.
+        with suppress(PreconditionFailed), translated(self._origin, f"{bucket}/{key}"):
             self._blob(bucket, key).set_http_headers(headers, **conditions(Match(version_of(made.etag))))
         there = self._properties(bucket, key)
         stat = to_stat(self._name, bucket, key, there)

@@ -23,7 +23,7 @@ MIN_PARALLEL_CHUNKS = 4
 WINDOW = 64 * 1024 * 1024
 """Bytes of one request, so that its cost is negligible; a thread reads these chunks one after the other."""
 _LOCAL_WINDOW = 4 * WINDOW
-"""The same of a file. What the system has read ahead of its end, which may be 16 MiB, is read again by the next."""
+"""The same of a file: what the system has read ahead beyond the end of a window is dropped, and read again."""
 _POLL = 0.1
 """Seconds after which a thread that waits finds out that it has to end."""
 
@@ -102,16 +102,16 @@ class _Reading:
         first_only: bool,
     ) -> None:
         self.bad = BadChunks(manifest)
-        local = driver.capabilities.local
-        self.threads = _LOCAL_THREADS if local else THREADS
+        self.threads, per_window = THREADS, WINDOW // manifest.chunk_size
+        if driver.capabilities.local:
+            self.threads = _LOCAL_THREADS
+            per_window = min(_LOCAL_WINDOW // manifest.chunk_size, -(-len(manifest) // self.threads))
         self._driver = driver
         self._stat = stat
         self._manifest = manifest
         self._write = write
         self._uncached = uncached
         self._first_only = first_only
-        share = -(-len(manifest) // self.threads)
-        per_window = min(share, _LOCAL_WINDOW // manifest.chunk_size) if local else WINDOW // manifest.chunk_size
         self._per_window = max(1, per_window)
         self._starts = iter(range(0, len(manifest), self._per_window))  # each is given to one thread
         self._told: Queue[int | BaseException | None] = Queue(4 * self.threads)
