@@ -23,7 +23,7 @@ MIN_PARALLEL_CHUNKS = 4
 WINDOW = 64 * 1024 * 1024
 """Bytes of one request, so that its cost is negligible; a thread reads these chunks one after the other."""
 _LOCAL_WINDOW = 4 * WINDOW
-"""The same of a file: what the system has read ahead beyond the end of a window is dropped, and read again."""
+"""Most of it for a file: what the system has read ahead beyond the end of a window is dropped, and read again."""
 _POLL = 0.1
 """Seconds after which a thread that waits finds out that it has to end."""
 
@@ -105,7 +105,9 @@ class _Reading:
         self.threads, per_window = THREADS, WINDOW // manifest.chunk_size
         if driver.capabilities.local:
             self.threads = _LOCAL_THREADS
-            per_window = min(_LOCAL_WINDOW // manifest.chunk_size, -(-len(manifest) // self.threads))
+            most = max(1, _LOCAL_WINDOW // manifest.chunk_size) * self.threads
+            turns = max(1, -(-len(manifest) // most))
+            per_window = -(-len(manifest) // (self.threads * turns))  # as many windows for each thread
         self._driver = driver
         self._stat = stat
         self._manifest = manifest
