@@ -42,12 +42,14 @@ def check(client: Any, settings: Settings, identity: str, *, claim: bool = True)
         found = client.get(CATALOGUE)  # another worker may have been faster
     if found is None or (owner := found.decode(errors="replace")) == identity:
         return
-    broker = without_credentials(settings.broker_url)
-    way_out = f"`redis-cli -u {broker} DEL {CATALOGUE}`" if settings.broker else "`zot-artifacts up --accept-broker`"
+    way_out = "`zot-artifacts up --accept-broker`"
+    if settings.broker:
+        way_out += f", or remove the key {CATALOGUE} from that Redis,"
     raise OtherCatalogue(
-        f"the broker {broker} belongs to the catalogue {bounded(owner, _SHOWN)}, and the configured one, "
-        f"{without_credentials(settings.catalogue_url)}, is {identity}: jobs would be recorded in the wrong catalogue. "
-        f"Correct ZOT_BROKER or ZOT_CATALOGUE; {way_out} if the catalogue was replaced on purpose"
+        f"the broker {without_credentials(settings.broker_url)} belongs to the catalogue {bounded(owner, _SHOWN)}, and "
+        f"the configured one, {without_credentials(settings.catalogue_url)}, is {identity}: jobs would be recorded in "
+        f"the wrong catalogue. Correct the setting `broker` or `catalogue`; {way_out} if the catalogue was replaced on "
+        "purpose"
     )
 
 
