@@ -318,7 +318,7 @@ class Pages:
         if rows:
             with self._database.write() as connection:
                 for *values, request in rows:
-                    _give_up(connection, Page(*values), request)
+                    _release_claims(connection, Page(*values), request)
                 connection.execute(sa.delete(pages).where(pages.c.job.in_([row.job for row in rows])))
 
     def dead_of_sweeps(self, *, limit: int) -> list[tuple[Page, Mapping[str, Any]]]:
@@ -495,7 +495,7 @@ def _released(connection: Connection, page: Page, ids: Sequence[int], *, due: da
     return replace(page, open=[id_ for id_ in page.open if id_ not in gone])
 
 
-def _give_up(connection: Connection, page: Page, request: Mapping[str, Any]) -> None:
+def _release_claims(connection: Connection, page: Page, request: Mapping[str, Any]) -> None:
     """End the claims on what a page has not done: its objects are copies to verify, or artifacts that lack a copy."""
     if page.claimed_until is None or not page.open or not request.get("claim"):
         return

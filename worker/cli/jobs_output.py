@@ -53,9 +53,10 @@ def print_jobs(records: list[JobRecord], *, as_json: bool) -> None:
 def print_job(
     record: JobRecord, webhooks: Mapping[str, str], copies: str | None, *, traceback: bool, as_json: bool
 ) -> None:
-    """Print a job, what it has left of the copies of its upload and, by receiver, the state of its end."""
+    """Print a job, which stores have the bytes of its upload and, by receiver, the state of its end."""
     if as_json:
-        print_json(_document(record) | {"error": record.error and dict(record.error), "webhooks": webhooks})
+        more = {"error": record.error and dict(record.error), "copies": copies, "webhooks": webhooks}
+        print_json(_document(record) | more)
         return
     for name, value in (*_fields(record), ("copies", copies)):
         if value not in (None, ""):

@@ -30,7 +30,10 @@ def why_not(session: Session, record: JobRecord) -> str | None:
 
 
 def way_out_of_missing_copies(session: Session, record: JobRecord) -> str | None:
-    """Return which stores have the bytes of an upload, and what adds the other copies; None if no store has them."""
+    """Return which stores have the bytes of an upload, and what adds the other copies.
+
+    Returns None if no store has them, or a newer version or a delete has ended the need for them.
+    """
     if record.kind != UPLOAD.kind:
         return None
     path = (record.request["bucket"], record.request["key"])
@@ -38,11 +41,13 @@ def way_out_of_missing_copies(session: Session, record: JobRecord) -> str | None
     copies = session.catalogue.artifacts.copies(uploaded) if uploaded else {}
     written = [store for store, copy in copies.items() if copy.state.good]
     missing = [store for store, copy in copies.items() if copy.state is CopyState.WRITING]
-    if not (uploaded and written and missing):
+    if uploaded is None or uploaded.tombstoned_at is not None or not written:
         return None
+    there = f"the bytes are in {', '.join(written)}"
+    if not missing:
+        return there
     to = " ".join(f"--to {store}" for store in missing)
-    way_out = f"`zot-artifacts replicate {uploaded.path} {to}` adds the copy in {', '.join(missing)}"
-    return f"the bytes are in {', '.join(written)}; {way_out}"
+    return f"{there}; `zot-artifacts replicate {uploaded.path} {to}` adds the copy in {', '.join(missing)}"
 
 
 def send_again(session: Session, records: list[JobRecord], rejected: dict[str, str]) -> Iterator[str]:

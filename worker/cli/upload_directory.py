@@ -159,7 +159,8 @@ def _stage(listing: DirectoryListing, path: Path, settings: Settings, moved: Cal
             file.flush()
             os.fsync(file.fileno())
         if not listing.count:
-            raise Failure(f"source {listing.directory}: there is no file to upload in it", type_="NotFound")
+            refused = f"; not sent: {counted(listing.failed, 'path')}" if listing.failed else ""
+            raise Failure(f"source {listing.directory}: there is no file to upload in it{refused}", type_="NotFound")
         return _placed(partial, path)
     except OSError as error:
         raise Failure(

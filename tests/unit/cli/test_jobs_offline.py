@@ -163,6 +163,13 @@ def test_a_failed_upload_tells_which_stores_have_the_bytes_and_what_adds_the_res
     again = "its staged source is gone: upload it again"
     assert reasons == {"in-primary": f"its staged source is gone: {told}", "nowhere": again, "followed": again}
     assert told in zot("jobs", "in-primary")[1]
+    assert zot("jobs", "in-primary", "--json")[1]["copies"] == told
+    made = catalogue.artifacts.current("releases", "in-primary")
+    catalogue.artifacts.finish_copy(made, "dr", tag="1", evidence={}, now=now)
+    refused = zot("jobs", "retry", "in-primary", "--json")[1]["refused"]
+    assert refused[0]["message"] == "its staged source is gone: the bytes are in dr, primary"
+    catalogue.deletions.begin(made, now=now, until=now + timedelta(days=7), by="ana", reason="old", job="job-1")
+    assert zot("jobs", "in-primary", "--json")[1]["copies"] is None
     assert "the bytes are in" not in zot("jobs", "nowhere")[1]
 
 
