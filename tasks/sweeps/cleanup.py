@@ -108,6 +108,7 @@ def _clean_abandoned(store: LimitedStore, context: JobContext, job: RunningJob) 
     """Move to quarantine what jobs wrote and did not record before they ended, and return how many objects that was.
 
     An upload leaves such bytes if it is killed after it has written, and then superseded or cancelled.
+    Where it may have written them over the copy of another version, that copy is due: verify finds it, and repairs it.
     Nothing is done where another job writes to the artifact, or where the object has other bytes than the version.
 
     Raises:
@@ -123,8 +124,12 @@ def _clean_abandoned(store: LimitedStore, context: JobContext, job: RunningJob) 
             continue
         try:
             copy = artifacts.copies(found)[store.name]
-            if copy.state is CopyState.WRITING and artifacts.version_in_store(store.name, *path) is None:
-                moved += _quarantine(store, found, context, job, label=writer or job.id)
+            if copy.state is CopyState.WRITING:
+                held = artifacts.version_in_store(store.name, *path)
+                if held is None:
+                    moved += _quarantine(store, found, context, job, label=writer or job.id)
+                else:
+                    artifacts.read_again(held[1], now=clock.now())
                 artifacts.delete_copies([copy])
             failures.ended()
         except StorageError as error:

@@ -223,7 +223,8 @@ class _Reconciliation:
         """Ask the store and the catalogue again about one key; return None if the store does not tell."""
         artifacts, store = self._context.catalogue.artifacts, self._store
         held = artifacts.version_in_store(store.name, seen.bucket, seen.key)
-        if artifacts.unfinished_versions(store.name, seen.bucket, seen.key):
+        is_orphan = seen.kind is FindingKind.ORPHAN  # the cleanup removes what an ended job has left
+        if artifacts.unfinished_versions(store.name, seen.bucket, seen.key, going_on=not is_orphan):
             return False
         try:
             size = store.stat_object(seen.bucket, seen.key).size
@@ -235,7 +236,7 @@ class _Reconciliation:
             self._failures.add(error)
             return None
         self._failures.ended()
-        if seen.kind is FindingKind.ORPHAN:
+        if is_orphan:
             return held is None
         if held is None or held[0].version != seen.version:
             return False

@@ -521,7 +521,9 @@ class ArtifactJob:
         artifacts = self.context.catalogue.artifacts
         return any(
             store.verify_object(other.bucket, other.key, other.digest).verdict == Verdict.VERIFIED
-            for other in artifacts.unfinished_versions(store.name, self.artifact.bucket, self.artifact.key)
+            for other in artifacts.unfinished_versions(
+                store.name, self.artifact.bucket, self.artifact.key, going_on=True
+            )
             if other.id != self.artifact.id
         )
 

@@ -26,16 +26,6 @@ GOOD = [state for state in CopyState if state.good]
 _ABSENT = [state for state in CopyState if not state.present]
 
 _AT_ONCE = 200
-_same_key = artifacts.alias()
-_beside_it = copies.alias()
-_THERE = (
-    sa.exists()
-    .where(_same_key.c.bucket == artifacts.c.bucket, _same_key.c.key == artifacts.c.key)
-    .where(_beside_it.c.artifact_id == _same_key.c.id)
-    .where(_beside_it.c.store.concat("") == copies.c.store)  # "": search by artifact, not through the whole store
-    .where(_beside_it.c.state.not_in(_ABSENT))
-)
-"""Whether the store of a copy has one under the same key, of any version."""
 _MAY_GO_ON = jobs.c.state.in_([*OPEN_STATES, JobState.DEAD])
 """A dead job, also one of a restored catalogue, may be redriven."""
 _parents = jobs.alias()
@@ -466,8 +456,12 @@ class Artifacts:
                 held.setdefault(row.store, []).append(copy_of(row))
         return held
 
-    def unfinished_versions(self, store: str, bucket: str, key: str) -> Sequence[Artifact]:
-        """Return the versions that a job began to write under this key in this store and has not completed."""
+    def unfinished_versions(self, store: str, bucket: str, key: str, *, going_on: bool = False) -> Sequence[Artifact]:
+        """Return the versions that a job began to write under this key in this store and has not completed.
+
+        `going_on`: only those whose job is open. One that was cancelled, has failed or is dead completes nothing by
+        itself, and what it has overwritten is to be found.
+        """
         query = (
             sa.select(artifacts)
             .join(copies, copies.c.artifact_id == artifacts.c.id)
@@ -475,21 +469,23 @@ class Artifacts:
             .where(copies.c.store == store, copies.c.state == CopyState.WRITING)
         )
         with self._database.read() as connection:
-            return [artifact_of(row) for row in connection.execute(query)]
+            rows = connection.execute(query).all()
+            if going_on and rows:
+                rows = _written_by(connection, rows, jobs.c.state.in_(OPEN_STATES))
+        return [artifact_of(row) for row in rows]
 
     def abandoned(self, store: str, *, before: datetime) -> Iterator[tuple[Artifact, str | None]]:
         """Yield the versions of which a job may have written a copy to this store, which nothing will complete.
 
         Each has the id of the job that recorded it. They were recorded before this time and are not current, and no job
-        that may write to them is open or dead. No other version has a copy under the key in this store. Versions that
-        were deleted belong to the purge.
+        that may write to them is open or dead. Versions that were deleted belong to the purge.
         """
         query = (
             sa.select(artifacts)
             .join(copies, copies.c.artifact_id == artifacts.c.id)
             .where(copies.c.store == store, copies.c.state == CopyState.WRITING, artifacts.c.created_at <= before)
             .where(artifacts.c.tombstoned_at.is_(None), artifacts.c.bucket != CANARY_BUCKET)
-            .where(~sa.and_(*CURRENT), ~_THERE, ~_HELD)
+            .where(~sa.and_(*CURRENT), ~_HELD)
             .order_by(artifacts.c.id)
             .limit(_AT_ONCE)
         )
@@ -497,15 +493,17 @@ class Artifacts:
         while True:
             with self._database.read() as connection:
                 rows = connection.execute(query.where(artifacts.c.id > after)).all()
-                writers = {row.id: set(_jobs_of(row)) for row in rows}
-                names = sorted(set().union(*writers.values()))
-                parent_open = sa.exists().where(_parents.c.id == jobs.c.parent, _parents.c.state.in_(OPEN_STATES))
-                still = sa.select(jobs.c.id).where(jobs.c.id.in_(names), sa.or_(_MAY_GO_ON, parent_open))
-                may_go_on = set(connection.execute(still).scalars())
-            yield from ((artifact_of(row), row.job) for row in rows if not writers[row.id] & may_go_on)
+                going_on = {row.id for row in _written_by(connection, rows, _MAY_GO_ON)}
+            yield from ((artifact_of(row), row.job) for row in rows if row.id not in going_on)
             if len(rows) < _AT_ONCE:
                 return
             after = rows[-1].id
+
+    def read_again(self, copy: Copy, *, now: datetime) -> None:
+        """Make a copy due, so that the next verify sweep reads it."""
+        due = sa.update(copies).where(copies.c.id == copy.id, copies.c.state.not_in(_ABSENT))
+        with self._database.write() as connection:
+            connection.execute(due.values(next_due_at=now, claimed_until=None))
 
     def ensure_copy(self, artifact: Artifact, store: str) -> Copy:
         """Return the copy of a version in a store, recorded as `writing` if it is new, superseded or deleted."""
@@ -755,6 +753,18 @@ def _note_reuses(connection: Connection, rows: Sequence[Row[Any]], job: str | No
 def _jobs_of(row: Row[Any]) -> list[str]:
     """Return the jobs that uploaded a version, as far as they are recorded."""
     return [each for each in (row.job, *(row.reused_by or ())) if each]
+
+
+def _written_by(
+    connection: Connection, rows: Sequence[Row[Any]], going_on: sa.ColumnElement[bool]
+) -> Sequence[Row[Any]]:
+    """Return those versions of which a job that uploads them, or its batch, is open or `going_on`."""
+    writers = {row.id: set(_jobs_of(row)) for row in rows}
+    names = sorted(set().union(*writers.values()))
+    parent_open = sa.exists().where(_parents.c.id == jobs.c.parent, _parents.c.state.in_(OPEN_STATES))
+    still = sa.select(jobs.c.id).where(jobs.c.id.in_(names), sa.or_(going_on, parent_open))
+    found = set(connection.execute(still).scalars())
+    return [row for row in rows if writers[row.id] & found]
 
 
 def _is_one_with(other: str, job: str) -> bool:

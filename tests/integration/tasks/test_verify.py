@@ -1,17 +1,21 @@
 """Only a full read that matches gives `verified`, and each verdict says no more than the read has shown."""
 
 import dataclasses
+import io
 
 import pytest
+import sqlalchemy as sa
 
+from tasks.replicate import replicate
 from tasks.upload import upload
 from tasks.verify import verify
 from worker import clock
 from worker.artifacts.verification_log_head import WrittenLog
+from worker.catalogue.tables import jobs
 from worker.context import Context
 from worker.storage import Stores
 from worker.storage.errors import NotFound
-from zot_artifact_client.contract import UploadRequest, VerifyRequest
+from zot_artifact_client.contract import ReplicateRequest, UploadRequest, VerifyRequest
 
 ALL = VerifyRequest(bucket="releases", key="app.tgz")
 DR = VerifyRequest(bucket="releases", key="app.tgz", stores=("dr",))
@@ -148,6 +152,26 @@ def test_a_copy_that_was_replaced_is_not_called_corrupt(run, source):
     run(upload, UploadRequest(bucket="releases", key="app.tgz", source=source(b"release two")))
     old = VerifyRequest(bucket="releases", key="app.tgz", stores=("dr",), version=1)
     assert run(verify, old).copies == ()
+
+
+@pytest.mark.parametrize(
+    ("state", "told"), [("running", []), ("retrying", []), ("dead", ["corrupt"]), ("cancelled", ["corrupt"])]
+)
+def test_what_an_upload_has_written_over_is_corrupt_once_the_upload_has_ended(run, context, stored, state, told):
+    """While an upload may still record its bytes, they are no damage; afterwards the current version is gone."""
+    artifacts, now = context.catalogue.artifacts, clock.now()
+    context.catalogue.ledger.acquire(
+        "writer", "upload", {}, owner="w", holds=None, parent=None, now=now, lease=context.settings.jobs.lease
+    )
+    with context.catalogue._database.write() as connection:
+        connection.execute(sa.update(jobs).where(jobs.c.id == "writer").values(state=state))
+    _, digest = context.stores["dr"].write_object("releases", "app.tgz", io.BytesIO(b"release two"))
+    artifacts.record("releases", "app.tgz", digest, {}, now, stores=["primary", "dr"], job="writer")
+    assert [copy.verdict for copy in run(verify, DR).copies] == told
+    if told:
+        repair = ReplicateRequest(bucket="releases", key="app.tgz", to=("dr",))
+        assert run(replicate, repair).copies[0].quarantined is not None, "the bytes of the upload are kept"
+        assert stored("dr").read_bytes() == b"release one"
 
 
 @pytest.mark.parametrize("stores", [None, ("primary", "dr")])

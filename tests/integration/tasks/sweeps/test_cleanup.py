@@ -350,13 +350,21 @@ def test_an_object_with_other_bytes_than_those_of_the_ended_job_stays(run, conte
     assert context.catalogue.artifacts.copies(begun)["dr"].state == "deleted"
 
 
-def test_a_copy_that_the_store_has_of_an_older_version_stays(run, context, stored):
-    """A version that was cancelled before it replaced anything leaves the current one alone."""
+def test_a_copy_that_an_ended_job_may_have_written_over_stays_and_is_read_again(run, context, stored):
+    """An upload was cancelled, before or after it had replaced the copy of the current version: a read tells which."""
     supersede(context, "dr")
     artifacts = context.catalogue.artifacts
-    artifacts.record("releases", "app.tgz", Digest(5, sha256(b"older").hexdigest()), {}, clock.now(), stores=["dr"])
-    run(sweep_cleanup, EVERYTHING)
+    begun = artifacts.record(
+        "releases", "app.tgz", Digest(5, sha256(b"older").hexdigest()), {}, clock.now(), stores=["dr"]
+    ).artifact
+    before = clock.now()
+    assert run(sweep_cleanup, EVERYTHING).removed == dict.fromkeys(("primary", "dr", "cold"), 0)
     assert stored("dr").read_bytes() == b"newer"
+    assert artifacts.copies(begun)["dr"].state == "deleted"
+    held = artifacts.version_in_store("dr", "releases", "app.tgz")
+    assert held is not None
+    assert held[1].next_due_at is not None
+    assert held[1].next_due_at >= before
 
 
 @pytest.mark.parametrize("live", [True, False])
