@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
+from shlex import quote
 from uuid import NAMESPACE_OID, uuid5
 
 from celery import current_app
@@ -47,6 +48,7 @@ from worker.jobs.task import artifact_task, send_child
 from worker.limits.snooze import Snooze
 from worker.settings import Settings
 from worker.settings.budgets import Prices
+from worker.storage.durations_and_sizes import duration_text
 from worker.storage.errors import StorageError
 from zot_artifact_client.contract import (
     ADOPT,
@@ -264,8 +266,8 @@ def _share(
     for copy in never:
         logger.error(
             "%s: %s/%s is not verified: its %d bytes are more than budgets.%s allows in a whole day or month; "
-            "raise it, or run `zot-artifacts verify %s/%s`",
-            name, copy.bucket, copy.key, copy.digest.size, name, copy.bucket, copy.key,
+            "raise it, or run `zot-artifacts verify %s`",
+            name, copy.bucket, copy.key, copy.digest.size, name, quote(f"{copy.bucket}/{copy.key}"),
         )  # fmt: skip
     copies = [copy for copy in claimed if budget.can_hold(copy.digest.size, prices)]
     sizes = [copy.digest.size for copy in copies]
@@ -333,7 +335,8 @@ def _verify_selected(request: PageRequest, context: JobContext, job: RunningJob)
 
 
 def _out_of_time(context: JobContext, job: RunningJob) -> Requeue:
-    return Requeue(f"job {job.id} is requeued: its page ran for {context.settings.page.time}, and others wait")
+    ran_for = duration_text(context.settings.page.time)
+    return Requeue(f"job {job.id} is requeued: its page ran for {ran_for}, and others wait")
 
 
 # Replicate and delete

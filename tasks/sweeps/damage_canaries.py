@@ -2,7 +2,6 @@
 
 import logging
 from contextlib import suppress
-from datetime import timedelta
 
 from worker import clock
 from worker.artifacts import canary_objects
@@ -12,6 +11,7 @@ from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
 from worker.storage import Store
+from worker.storage.durations_and_sizes import duration_text
 from worker.storage.errors import AccessDenied, NotFound, StorageError
 from worker.storage.keys import CANARY_BUCKET
 from zot_artifact_client.contract import SWEEP_CANARY, SweepCanaryRequest, SweepCanaryResult
@@ -96,7 +96,7 @@ class _Canary:
         elif seen.repaired_at is None:
             self._restore_if_alone(seen)
             late = "its damage was found and not repaired" if now - seen.detected_at > within else None
-        evidence = {"detail": f"canary {seen.key}: {late} within {_hours(within)}"} if late else None
+        evidence = {"detail": f"canary {seen.key}: {late} within {duration_text(within)}"} if late else None
         catalogue.findings.see_store(FindingKind.CANARY_MISSED, self._name, evidence, now=now)
         if late or seen.repaired_at is None:
             return "missed" if late else "found" if seen.detected_at else "damaged"
@@ -125,10 +125,6 @@ class _Canary:
         with suppress(NotFound):
             for each in quarantined(self._store, self._context.catalogue, f"{CANARY_BUCKET}/"):
                 purge(self._store, each)
-
-
-def _hours(time: timedelta) -> str:
-    return f"{time.total_seconds() / 3600:g} h"
 
 
 sweep_canary_task = artifact_task(SWEEP_CANARY, writes=False)(sweep_canary)

@@ -3,7 +3,6 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from datetime import timedelta
 
 from celery import current_app
 
@@ -15,6 +14,7 @@ from worker.jobs.outbox import Outbox
 from worker.jobs.running_job import RunningJob
 from worker.jobs.send_sweep_pages import Claimed, Messages, page_id, plan, resume
 from worker.jobs.task import artifact_task
+from worker.storage.durations_and_sizes import duration_text
 from zot_artifact_client.contract import (
     SWEEP_REPAIR,
     ClaimSelection,
@@ -96,15 +96,10 @@ def _is_trusted(context: JobContext, store: str) -> bool:
     bad = repairs.count_bad(store, since=now - sweep.window, limit=most + 1)
     if bad <= most:
         return True
-    reason = f"more than {most} of its {counted(present, 'copy')} were found bad within {_told(sweep.window)}"
+    reason = f"more than {most} of its {counted(present, 'copy')} were found bad within {duration_text(sweep.window)}"
     repairs.distrust(store, reason=reason, now=now)
     logger.error("store %s: its repairs stop: %s; `zot-artifacts stores trust %s` continues them", store, reason, store)
     return False
-
-
-def _told(window: timedelta) -> str:
-    hours = window.total_seconds() / 3600
-    return f"{hours:g} h"
 
 
 sweep_repair_task = artifact_task(SWEEP_REPAIR, writes=False)(sweep_repair)

@@ -15,6 +15,7 @@ from worker.catalogue import GRACE, SHORTEST_HORIZON, BudgetState, Catalogue, Ne
 from worker.counted import counted
 from worker.settings import Settings
 from worker.settings.budgets import Budget, Prices
+from worker.storage.durations_and_sizes import duration_text
 
 BURST = timedelta(hours=1)
 """The longest time whose unused allowance is saved, so that what an outage left is not read all at once.
@@ -77,12 +78,12 @@ class Forecast:
         if self.cost:
             told.append(f"costs {self.cost:,.2f}" + (f" of your {self.cap:,.2f} a month" if self.cap else ""))
         if self.takes is not None:
-            took = f"takes {self.takes / _DAY:,.1f} days, its period is {self.period / _DAY:g} days"
+            took = f"takes {duration_text(self.takes)}, its period is {duration_text(self.period)}"
             told.append(f"and {took}" if self.cost else took)
         first = ""
         if self.waiting and self.takes is not None:
-            days = self.first_reads / _DAY
-            first = f"; the first reads of {counted(self.waiting, 'new copy')} take {days:,.1f} days"
+            takes = duration_text(self.first_reads)
+            first = f"; the first reads of {counted(self.waiting, 'new copy')} take {takes}"
         return f"{self.store}: {' '.join(told)}{first}"
 
     @property
@@ -92,7 +93,7 @@ class Forecast:
             return None
         limits = ", ".join(name for name, time in self.needs.items() if time > self.period)
         factor, days = self.takes / self.period, math.ceil(self.takes / _DAY)
-        return f"{self.summary}: raise {limits} {factor:,.1f} times, or set a period of {days:,}d"
+        return f"{self.summary}: raise {limits} {factor:,.1f} times, or set a period of {days}d"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ class Pace:
             return None
         return (
             f"{self.store}: {counted(self.due, 'copy')} are due and {self.rate:.0f} a second are read, which takes "
-            f"{_hours(self.needed)}; copies become overdue after {_hours(self.allowed)}: "
+            f"{duration_text(self.needed)}; copies become overdue after {duration_text(self.allowed)}: "
             "run more workers for the queue sweep, or set a longer sweep.verify.period"
         )
 
@@ -371,7 +372,3 @@ def _least(*values: float | None) -> float | None:
 
 def _over(value: float, limit: float | None) -> bool:
     return limit is not None and value > limit
-
-
-def _hours(time: timedelta) -> str:
-    return f"{time.total_seconds() / 3600:.1f} h"

@@ -18,6 +18,7 @@ from worker.limits.circuit_breaker import CircuitBreaker, OpenBreaker
 from worker.limits.expiring_counters import Counters
 from worker.limits.shared_redis import SharedRedis, redis_of_results
 from worker.settings.model import NoBroker, Settings
+from worker.storage.durations_and_sizes import duration_text
 from zot_artifact_client.broker_urls import parse_url, redis_client
 from zot_artifact_client.connection import (
     broker_fault,
@@ -176,8 +177,8 @@ def beat_check(settings: Settings) -> Check:
     if passed is None:
         return Check("beat", "bad", "no tick of the last hour is recorded", way_out)
     if passed > _BEAT_WITHIN:
-        return Check("beat", "bad", f"its last tick was {passed:.0f} s ago", way_out)
-    return Check("beat", "good", f"it ticked {passed:.0f} s ago")
+        return Check("beat", "bad", f"its last tick was {duration_text(passed)} ago", way_out)
+    return Check("beat", "good", f"it ticked {duration_text(passed)} ago")
 
 
 def read_breakers(settings: Settings, url: str) -> dict[str, OpenBreaker]:

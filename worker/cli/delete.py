@@ -22,6 +22,7 @@ from worker.cli.output import AsJson, note
 from worker.cli.replicate_verify_delete import Selection, run_verb
 from worker.cli.session import Session, opened
 from worker.cli.user import user_name
+from worker.storage.durations_and_sizes import duration_text
 from zot_artifact_client.contract import DELETE
 
 
@@ -91,7 +92,7 @@ def delete(
         outcome = run_verb(session, DELETE, selection, fields, key=idempotency_key, wait=not no_wait, timeout=timeout)
         grace = session.settings.delete.grace
     if many and not store and grace:
-        note(f"for {grace.total_seconds() / 86400:g} d after the delete `zot-artifacts undelete` brings each back")
+        note(f"for {duration_text(grace)} after the delete `zot-artifacts undelete` brings each back")
     finish(outcome, waited=not no_wait, as_json=as_json)
 
 

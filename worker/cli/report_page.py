@@ -9,6 +9,7 @@ from typing import Any
 from worker.catalogue import EVIDENCE_OUTCOMES
 from worker.cli.output import age, moment, printable, size
 from worker.counted import counted
+from worker.storage.durations_and_sizes import duration_text
 
 _PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -169,15 +170,15 @@ def _plot(row: Mapping[str, Any]) -> str:
                     f'<rect x="{at + 1:.1f}" y="{top:.1f}" width="{wide - 2:.1f}" height="{max(tall, 1):.1f}" '
                     f'fill="{colour}"/>'
                 )
-    line, days = within * wide, f"{period.total_seconds() / 86400:g} d"
-    label = _text(f"ages of the {counted(row['copies'], 'copy')} in {row['store']} against the period of {days}")
+    line, period_text = within * wide, duration_text(period)
+    label = _text(f"ages of the {counted(row['copies'], 'copy')} in {row['store']} against the period of {period_text}")
     return (
         f"<div><h3>{_text(row['store'])}</h3>"
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT + 16}" role="img" aria-label="{label}">{"".join(bars)}'
         f'<line x1="0" y1="{_HEIGHT}" x2="{_WIDTH}" y2="{_HEIGHT}" stroke="var(--line)"/>'
         f'<line x1="{line}" y1="0" x2="{line}" y2="{_HEIGHT}" stroke="var(--dim)" stroke-dasharray="3 3"/>'
         f'<text x="0" y="{_HEIGHT + 13}">now</text>'
-        f'<text x="{line}" y="{_HEIGHT + 13}" text-anchor="middle">period, {days}</text></svg></div>'
+        f'<text x="{line}" y="{_HEIGHT + 13}" text-anchor="middle">period, {period_text}</text></svg></div>'
     )
 
 
@@ -358,10 +359,4 @@ def _moment(value: datetime | None) -> str | None:
 
 
 def _seconds(value: float | None) -> str | None:
-    """Return a time in the largest unit of which it has two."""
-    if value is None:
-        return None
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if value >= 2 * length:
-            return f"{value / length:.0f} {unit}"
-    return f"{value:.1f} s"
+    return None if value is None else duration_text(value)

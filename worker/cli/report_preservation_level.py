@@ -8,6 +8,7 @@ from worker.catalogue import FindingKind
 from worker.counted import counted
 from worker.settings import Settings
 from worker.storage.config import FilesystemConfig
+from worker.storage.durations_and_sizes import duration_text
 
 _BAD = {FindingKind.CORRUPT, FindingKind.MISSING, FindingKind.SIZE_MISMATCH, FindingKind.SUSPECT}
 _OUTSIDE = "the worker cannot know it"
@@ -74,8 +75,8 @@ def _in_time(settings: Settings, stores: Sequence[Mapping[str, Any]]) -> tuple[b
     late = [f"{row['store']}: {row['overdue']}" for row in stores if row["overdue"]]
     if late:
         return False, f"copies were not read within their period ({', '.join(late)})"
-    periods = sorted({row["period_seconds"] / 86400 for row in stores})
-    return True, f"each copy is read in full every {' or '.join(f'{days:g}' for days in periods)} days"
+    periods = sorted({row["period_seconds"] for row in stores})
+    return True, f"each copy is read in full every {' or '.join(map(duration_text, periods))}"
 
 
 def _on_events(settings: Settings) -> tuple[bool, str]:

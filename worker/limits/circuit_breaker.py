@@ -11,6 +11,7 @@ from worker.counted import counted
 from worker.limits.expiring_counters import Counters, redis_key
 from worker.limits.snooze import Snooze
 from worker.settings.section_models import BreakerSettings
+from worker.storage.durations_and_sizes import duration_text
 from worker.storage.errors import StorageError, TransientError
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class OpenBreaker:
 
     def __str__(self) -> str:
         since = f" since {self.since:%Y-%m-%d %H:%M:%SZ}" if self.since else ""
-        probe = f"in {self.seconds:.0f} s" if self.seconds else "now"
+        probe = f"in {duration_text(self.seconds)}" if self.seconds else "now"
         said = (
             f"its circuit breaker is open{since}: jobs that need the store wait, and the next one may probe it {probe}"
         )
@@ -134,7 +135,8 @@ class CircuitBreaker:
         if self._counters.set_if_absent(self._open, seconds):
             self._counters.increment(self._opened, _DAY)
             self._counters.delete(self._failures)
-            logger.error("store %s: the circuit breaker opens for %.0f s: %s: %s", self._store, seconds, cause, reason)
+            told = (self._store, duration_text(seconds), cause, reason)
+            logger.error("store %s: the circuit breaker opens for %s: %s: %s", *told)
 
     def _half_open(self, probe: Callable[[], object]) -> None:
         if not self._counters.set_if_absent(self._probing, _PROBE_SECONDS):

@@ -1,5 +1,6 @@
-"""Parse durations and sizes with their units, for settings."""
+"""Parse durations and sizes with their units, for settings, and print durations."""
 
+import itertools
 import re
 from datetime import timedelta
 from typing import Annotated
@@ -14,6 +15,7 @@ _LONGEST = timedelta(days=36_500)
 """The longest duration. Sums of a few stay within what Python, Redis and PostgreSQL can hold."""
 _SHORTEST_INTERVAL = timedelta(seconds=1)
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_SHOWN = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
 
 def parse_duration(value: object) -> timedelta:
@@ -35,6 +37,19 @@ def parse_duration(value: object) -> timedelta:
         msg = f"{text[:40]!r} is too long: a duration is at most {_LONGEST.days}d"
         raise ValueError(msg)
     return timedelta(seconds=seconds)
+
+
+def duration_text(time: timedelta | float) -> str:
+    """Return a duration, or its seconds, for people: in the largest unit of which it has two, and the next smaller one.
+
+    What is left after these two units is cut off: `30 d`, `36 h`, `2 h 30 min`, `90 s`, `0.1 s`.
+    """
+    seconds = time.total_seconds() if isinstance(time, timedelta) else time
+    for (unit, length), (smaller, part) in itertools.pairwise(_SHOWN):
+        if seconds >= 2 * length:
+            whole, rest = divmod(int(seconds), length)
+            return f"{whole:,} {unit}" + (f" {rest // part} {smaller}" if rest >= part else "")
+    return f"{round(seconds, 1 if seconds >= 1 else 3):g} s"
 
 
 def _check_size(value: object) -> object:

@@ -21,8 +21,8 @@ def test_the_forecast_tells_cost_time_and_what_would_do() -> None:
         "dr", 1_000_000, 10**13, period=30 * DAY, budget=Budget(cost_per_month=50), prices=prices, bandwidth=None
     )
     assert ahead.warning == (
-        "dr: one pass of 9.1 TiB in 1,000,000 copies costs 575.00 of your 50.00 a month and takes 345.0 days, its "
-        "period is 30 days: raise cost_per_month 11.5 times, or set a period of 345d"
+        "dr: one pass of 9.1 TiB in 1,000,000 copies costs 575.00 of your 50.00 a month and takes 345 d, its "
+        "period is 30 d: raise cost_per_month 11.5 times, or set a period of 345d"
     )
     enough = forecast(
         "dr", 1_000_000, 10**13, period=30 * DAY, budget=Budget(cost_per_month=600), prices=prices, bandwidth=None

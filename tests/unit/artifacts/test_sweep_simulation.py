@@ -55,7 +55,7 @@ def test_the_forecast_is_what_the_budget_needs(hours: str | None) -> None:
     )  # fmt: skip
     assert ahead.warning is not None
     assert "raise bytes_per_day 2.0 times, or set a period of 60d" in ahead.warning
-    assert "takes 60.0 days, its period is 30 days" in ahead.warning
+    assert "takes 60 d, its period is 30 d" in ahead.warning
     assert forecast(
         "dr", COPIES, COPIES * SIZE, period=60 * DAY, budget=short, prices=Prices(), bandwidth=None
     ).warning is None  # fmt: skip

@@ -32,6 +32,7 @@ from worker.artifacts.sources.strict_http_response import StrictResponse, traile
 from worker.settings import Settings
 from worker.storage.cloud.proxies import UNAUTHENTICATED, proxy_fault, proxy_for, through_proxy
 from worker.storage.driver import BUFFER_SIZE
+from worker.storage.durations_and_sizes import duration_text
 from worker.storage.errors import (
     AccessDenied,
     NotFound,
@@ -113,7 +114,7 @@ class _Pace:
             # The socket's own timeout begins anew with each byte of an answer.
             if now - self._transfer.asked_at > self._timeout + _CONNECT_SECONDS:
                 through = through_proxy(self._transfer.url)
-                raise Timeout(f"source {self._name}{through}: no answer within {self._timeout:.0f} s")
+                raise Timeout(f"source {self._name}{through}: no answer within {duration_text(self._timeout)}")
             return
         received = self._transfer.received
         if answered > self._since:
@@ -123,7 +124,8 @@ class _Pace:
         got = received - self._received
         if got < self._least:
             raise Timeout(
-                f"source {self._name}: the host sent {got} bytes in {self._window:.0f} s, less than sources.min_rate"
+                f"source {self._name}: the host sent {got} bytes in {duration_text(self._window)}, less than "
+                "sources.min_rate"
             )
         self._since, self._received = now, received
 
@@ -430,7 +432,7 @@ def _connection_error(name: str, error: urllib3.exceptions.HTTPError, seconds: f
             f"source {name}: no connection: {getattr(error.__cause__, 'strerror', None) or error.__cause__}"
         )
     if isinstance(error, urllib3.exceptions.TimeoutError):
-        return Timeout(f"source {name}: no answer within {seconds:.0f} s")
+        return Timeout(f"source {name}: no answer within {duration_text(seconds)}")
     if isinstance(error, urllib3.exceptions.SSLError):
         return Unavailable(
             f"source {name}: TLS failed ({_tls_reason(error)}); the host must speak TLS on this port, and the files "
