@@ -4,6 +4,7 @@ import difflib
 import os
 from collections.abc import Collection
 from dataclasses import dataclass
+from shlex import quote
 
 from worker.catalogue import Artifact, Catalogue
 from worker.limits.admission import Admission
@@ -105,7 +106,7 @@ def current_version(catalogue: Catalogue, bucket: str, key: str) -> Artifact:
     """
     found = catalogue.artifacts.current(bucket, key)
     if found is None and (gone := catalogue.deletions.get(bucket, key)) is not None:
-        way_out = f"`zot-artifacts undelete {bucket}/{key}` brings it back"
+        way_out = f"`zot-artifacts undelete {quote(f'{bucket}/{key}')}` brings it back"
         raise NotFound(f"{bucket}/{key} was deleted at {gone.deleted_at:%Y-%m-%d %H:%M} UTC; {way_out}")
     if found is None:
         raise NotFound(f"{bucket}/{key} is not in the catalogue{nearest(catalogue, bucket, key)}")

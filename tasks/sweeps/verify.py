@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from functools import partial
+from shlex import quote
 
 from celery import current_app
 
@@ -122,7 +123,7 @@ def _too_large(context: JobContext, store: str) -> str | None:
     path, size = largest
     return (
         f"{store}: {path} has {size:,} bytes, more than budgets.{store} allows in a whole day or month: the sweep "
-        f"never reads it; raise the budget, or run `zot-artifacts verify {path}`"
+        f"never reads it; raise the budget, or run `zot-artifacts verify {quote(path)}`"
     )
 
 

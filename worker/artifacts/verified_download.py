@@ -9,6 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
+from shlex import quote
 from typing import IO
 from uuid import uuid4
 
@@ -203,4 +204,4 @@ class VerifiedDownload:
         reason = "; ".join(error.message for error in errors)
         if any(isinstance(error, TransientError | AccessDenied) for error in errors):
             return CopyUnreadable(f"{path}: no copy could be read and verified, try again later: {reason}")
-        return NoGoodCopy(f"{path}: no copy is right; see `zot-artifacts verify {path}`: {reason}")
+        return NoGoodCopy(f"{path}: no copy is right; see `zot-artifacts verify {quote(path)}`: {reason}")

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from shlex import quote
 from typing import Any
 
 import sqlalchemy as sa
@@ -163,14 +164,14 @@ def _check(connection: Connection, bucket: str, key: str, of: str) -> None:
     if key == of:
         raise WrongCompanion(f"{at} cannot be a companion of itself")
     if named.get(key, of) not in {of, None}:
-        way_out = f"`zot-artifacts companions rm {at}` ends that"
+        way_out = f"`zot-artifacts companions rm {quote(at)}` ends that"
         raise WrongCompanion(f"{at} is a companion of {bucket}/{named[key]} already: {way_out}")
     if key in owner_keys(connection, bucket, of):
         raise WrongCompanion(f"{bucket}/{of} is itself a companion of {at}")
     if named.get(of) is not None:
         raise WrongCompanion(f"{bucket}/{of} is itself a companion of {bucket}/{named[of]}: name that one")
     if named_for(connection, bucket, key):
-        raise WrongCompanion(f"{at} has companions of its own: `zot-artifacts companions ls {at}`")
+        raise WrongCompanion(f"{at} has companions of its own: `zot-artifacts companions ls {quote(at)}`")
     if key not in owned and len(owned) >= _MOST:
         raise WrongCompanion(f"{bucket}/{of} has {_MOST} companions that were named, which is the limit")
     for owner in owner_keys(connection, bucket, key):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from shlex import quote
 from typing import Any
 
 import sqlalchemy as sa
@@ -143,7 +144,7 @@ def check_hold(connection: Connection, bucket: str, key: str) -> None:
             )
             raise OnHold(
                 f"{what} held by {found.by} since {found.held_at:%Y-%m-%d}: {found.reason}; "
-                f"`zot-artifacts release {bucket}/{each}` ends the hold"
+                f"`zot-artifacts release {quote(f'{bucket}/{each}')}` ends the hold"
             )
 
 

@@ -5,6 +5,7 @@ import stat
 import sys
 from datetime import timedelta
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -90,7 +91,7 @@ def attest(
                 found, session.catalogue, session.settings, policy, verifier=verifier, now=clock.now()
             )
         except NotAttested as error:
-            way_out = f"`zot-artifacts verify {found.path}` reads all copies"
+            way_out = f"`zot-artifacts verify {quote(found.path)}` reads all copies"
             raise Failure(f"{error}; {way_out}", Status.BAD, type_="NotAttested") from None
         envelope = sign(statement, signer)
         if output in {None, output_file(STREAM)}:
@@ -119,7 +120,7 @@ def _signer(path: Path) -> "Ed25519PrivateKey":
         raise Failure(f"--key {path}: {error.strerror}", Status.USAGE, type_="UsageError") from None
     if stat.S_ISREG(mode) and mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise Failure(
-            f"--key {path}: other users can read it (mode {stat.S_IMODE(mode):04o}): `chmod 600 {path}`",
+            f"--key {path}: other users can read it (mode {stat.S_IMODE(mode):04o}): `chmod 600 {quote(str(path))}`",
             Status.USAGE,
             type_="UsageError",
         )

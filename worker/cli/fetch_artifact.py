@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from worker.artifacts.reading_order import reading_order
 from worker.catalogue import Artifact, Copy
@@ -68,7 +69,7 @@ def fetch(session: Session, artifact: Artifact, path: Path, on_bytes: OnBytes, p
         else:
             return Fetched(artifact, copy.store, path)
     raise Failure(
-        f"{artifact.path}: no copy could be read and verified; see `zot-artifacts verify {artifact.path}`",
+        f"{artifact.path}: no copy could be read and verified; see `zot-artifacts verify {quote(artifact.path)}`",
         Status.UNKNOWN if unread else Status.BAD,
         type_="NoGoodCopy",
     )

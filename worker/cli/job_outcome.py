@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from shlex import quote
 from types import MappingProxyType
 from typing import Any
 
@@ -165,7 +166,7 @@ def _print_deleted(result: Mapping[str, Any]) -> None:
     if result.get("purge_after"):
         was = "was deleted before" if result["unchanged"] else "is deleted"
         say(f"{path} {was}; its bytes go after {moment(datetime.fromisoformat(result['purge_after']))}")
-        say(f"until then `zot-artifacts undelete {path}` brings it back")
+        say(f"until then `zot-artifacts undelete {quote(path)}` brings it back")
         return
     if result["unchanged"]:
         say(_ALREADY_GONE.format(path=path))

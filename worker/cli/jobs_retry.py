@@ -1,11 +1,12 @@
 """Send jobs again that ended without success."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from shlex import quote
 
 from worker import clock
-from worker.catalogue import CopyState, JobRecord
+from worker.catalogue import Artifact, CopyState, JobRecord
 from worker.catalogue.job_admin import REDRIVABLE
 from worker.cli.output import note
 from worker.cli.session import Session
@@ -24,9 +25,23 @@ def why_not(session: Session, record: JobRecord) -> str | None:
     if record.kind == BATCH.kind or record.kind not in _SPECS:
         return f"a {record.kind} cannot be retried: send a new one, which skips what is done already"
     if record.request.get("staged") and not Path(record.request["source"]).exists():
-        copied = way_out_of_missing_copies(session, record)
-        return f"its staged source is gone: {copied or 'upload it again'}"
+        gone = "its staged source is gone"
+        if newer := _newer_version(session, record):
+            return f"{gone}, and version {newer.version} of {newer.path} was recorded after it: nothing is left to do"
+        return f"{gone}: {way_out_of_missing_copies(session, record) or 'upload it again'}"
     return None
+
+
+def _newer_version(session: Session, record: JobRecord) -> Artifact | None:
+    """Return the version under the key of an upload that another job has recorded since it was sent, if there is one.
+
+    What a user sends again after that would replace the newer one.
+    """
+    path = (record.request["bucket"], record.request["key"])
+    current = session.catalogue.artifacts.current(*path)
+    if current is None or current.created_at <= record.created_at:
+        return None
+    return None if path in session.catalogue.artifacts.uploaded_by(record.id, [path]) else current
 
 
 def way_out_of_missing_copies(session: Session, record: JobRecord) -> str | None:
@@ -46,8 +61,13 @@ def way_out_of_missing_copies(session: Session, record: JobRecord) -> str | None
     there = f"the bytes are in {', '.join(written)}"
     if not missing:
         return there
-    to = " ".join(f"--to {store}" for store in missing)
-    return f"{there}; `zot-artifacts replicate {uploaded.path} {to}` adds the copy in {', '.join(missing)}"
+    return f"{there}; {adds_copies(uploaded, missing)}"
+
+
+def adds_copies(artifact: Artifact, stores: Sequence[str]) -> str:
+    """Return the command that adds copies that were never written, and says so."""
+    to = " ".join(f"--to {store}" for store in stores)
+    return f"`zot-artifacts replicate {quote(artifact.path)} {to}` adds the copy in {', '.join(stores)}"
 
 
 def send_again(session: Session, records: list[JobRecord], rejected: dict[str, str]) -> Iterator[str]:

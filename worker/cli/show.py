@@ -11,6 +11,7 @@ from worker.artifacts.log_signature import LogKeys
 from worker.artifacts.verification_log_head import signed_head
 from worker.catalogue import BAD, Copy, CopyState, EvidenceCheck
 from worker.cli.arguments import ArtifactArgument, ArtifactPath
+from worker.cli.jobs_retry import adds_copies
 from worker.cli.ls import brief
 from worker.cli.output import AsJson, flat, print_json, print_table, say, size
 from worker.cli.session import Session, opened
@@ -95,8 +96,8 @@ def show(
     columns = ("store", "state", "last verified", "last attempt", "evidence")
     print_table(columns, rows, empty="no copies", flexible=("state",))
     for store in begun:
-        way_out = f"`zot-artifacts replicate {found.path} --to {store}`"
-        say(f"{store}: its copy is not written yet: the upload runs, or it failed; then {way_out} adds it")
+        way_out = adds_copies(found, [store])
+        say(f"{store}: its copy is not written yet: the upload runs, or it failed; then {way_out}")
 
 
 def _evidence(copy: Copy, check: EvidenceCheck) -> str:

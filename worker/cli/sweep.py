@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -169,8 +170,8 @@ def sweep(
             jobs = _Jobs.none()
             if outcome.state == JobState.SUCCEEDED:
                 jobs = _await_jobs(way, session, outcome, deadline)
-    for each in left_out:
-        note(f"{each} is paused and was left out; `zot-artifacts resume store {each}` ends the pause")
+    for name_ in left_out:
+        note(f"{name_} is paused and was left out; `zot-artifacts resume store {name_}` ends the pause")
     _print(outcome, jobs, as_json=as_json)
 
 
@@ -188,7 +189,9 @@ def _spec(name: str, store: str | None, prefix: str | None) -> TaskSpec[Any, Any
         raise Failure(message, Status.USAGE, type_="UsageError")
     if prefix is not None and name == "verify":
         raise Failure(
-            f"to verify below a prefix now: `zot-artifacts verify {prefix} --all`", Status.USAGE, type_="UsageError"
+            f"to verify below a prefix now: `zot-artifacts verify {quote(prefix)} --all`",
+            Status.USAGE,
+            type_="UsageError",
         )
     if prefix is not None and name not in _WITH_PREFIX:
         raise Failure(f"the sweep {name} takes no --prefix", Status.USAGE, type_="UsageError")

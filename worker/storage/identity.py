@@ -16,6 +16,7 @@ from contextlib import suppress
 from fnmatch import fnmatchcase
 from itertools import combinations
 from pathlib import Path
+from shlex import quote
 from typing import NamedTuple, Protocol
 
 from worker.storage.config import (
@@ -109,7 +110,7 @@ class KnownIdFiles:
         return {other: found for other in self._names if other != name and (found := self.get(other))}
 
     def way_out(self, name: str) -> str:
-        return f"`rm {self._file(name)}`"
+        return f"`rm {quote(str(self._file(name)))}`"
 
     def forget(self, name: str) -> None:
         """Remove the record of a store, if there is one."""

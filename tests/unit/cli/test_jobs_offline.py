@@ -151,20 +151,24 @@ def test_a_failed_upload_tells_which_stores_have_the_bytes_and_what_adds_the_res
     """Its staged source is gone with its failure; the copy that was written is as good a source."""
     digest, now = Digest(11, "a" * 64), clock.now()
     for id_, written in (("in-primary", ["primary"]), ("nowhere", []), ("followed", ["primary"])):
-        made = catalogue.artifacts.record("releases", id_, digest, {}, now, stores=["primary", "dr"], job=id_)
+        key = id_.replace("-", " ")
+        made = catalogue.artifacts.record("releases", key, digest, {}, now, stores=["primary", "dr"], job=id_)
         for store in written:
             catalogue.artifacts.finish_copy(made.artifact, store, tag="1", evidence={}, now=now)
-        end(id_, JobState.FAILED, error=AWAY, source=str(tmp_path / "gone.tgz"), staged=True)
-    newer = catalogue.artifacts.record("releases", "followed", Digest(3, "b" * 64), {}, now, stores=["dr"], job="newer")
+        end(id_, JobState.FAILED, error=AWAY, key=key, source=str(tmp_path / "gone.tgz"), staged=True)
+    now, other = clock.now(), Digest(3, "b" * 64)
+    newer = catalogue.artifacts.record("releases", "followed", other, {}, now, stores=["dr"], job="newer")
     catalogue.artifacts.finish_copy(newer.artifact, "dr", tag="1", evidence={}, now=now)
-    told = "the bytes are in primary; `zot-artifacts replicate releases/in-primary --to dr` adds the copy in dr"
+    told = "the bytes are in primary; `zot-artifacts replicate 'releases/in primary' --to dr` adds the copy in dr"
     _, document, _ = zot("jobs", "retry", "in-primary", "nowhere", "followed", "--json")
     reasons = {each["job"]: each["message"] for each in document["refused"]}
-    again = "its staged source is gone: upload it again"
-    assert reasons == {"in-primary": f"its staged source is gone: {told}", "nowhere": again, "followed": again}
+    gone = "its staged source is gone"
+    followed = f"{gone}, and version 2 of releases/followed was recorded after it: nothing is left to do"
+    again = f"{gone}: upload it again"
+    assert reasons == {"in-primary": f"{gone}: {told}", "nowhere": again, "followed": followed}
     assert told in zot("jobs", "in-primary")[1]
     assert zot("jobs", "in-primary", "--json")[1]["copies"] == told
-    made = catalogue.artifacts.current("releases", "in-primary")
+    made = catalogue.artifacts.current("releases", "in primary")
     catalogue.artifacts.finish_copy(made, "dr", tag="1", evidence={}, now=now)
     refused = zot("jobs", "retry", "in-primary", "--json")[1]["refused"]
     assert refused[0]["message"] == "its staged source is gone: the bytes are in dr, primary"
