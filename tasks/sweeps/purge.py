@@ -136,7 +136,8 @@ class _Purge:
         """Open the finding about an object that no delete has meant: another program may have written it."""
         detail = (
             f"the purge of version {artifact.version}, which was deleted, has left it: it has other bytes than that "
-            "version; copy it elsewhere if it is needed, and remove it with the tools of the store"
+            "version; copy it elsewhere if it is needed, and remove it with the tools of the store, on a disk together "
+            "with the version's digest in `KEY.sha256`"
         )
         evidence = {"job": self._job.id, "detail": detail}
         found = NewFinding(FindingKind.ORPHAN, store.name, artifact.bucket, artifact.key, evidence=evidence)

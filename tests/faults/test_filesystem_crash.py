@@ -15,10 +15,10 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -47,9 +47,10 @@ from tests.faults.filesystem_crashes import (
 )
 from worker.embedded.parent_death import die_with_parent
 from worker.storage.driver import HashedBytes, SmallPut
-from worker.storage.errors import AlreadyExists, OutOfSpace, StorageError
+from worker.storage.errors import AccessDenied, AlreadyExists, NotFound, OutOfSpace, StorageError, Unavailable
 from worker.storage.filesystem import bulk_write
 from worker.storage.filesystem.layout import ObjectPath
+from worker.storage.integrity.verdict import Verdict, Verification
 from worker.storage.store import Store
 
 
@@ -435,8 +436,11 @@ def _write_with_error(store: Store, count: int, error: int) -> tuple[bool, bool]
 
 
 @contextmanager
-def failing_at(count: int, error: int) -> Iterator[list[str]]:
-    """Let changing call number `count` fail; yield a list that has its name once it was reached."""
+def failing_at(count: int, error: int, calls: Iterable[str] = CALLS) -> Iterator[list[str]]:
+    """Let call number `count` of these fail; yield a list that has its name once it was reached.
+
+    A close that fails has closed the file, as in the kernel.
+    """
     counter = itertools.count()
     reached: list[str] = []
 
@@ -444,12 +448,103 @@ def failing_at(count: int, error: int) -> Iterator[list[str]]:
         def called(*args: Any, **options: Any) -> Any:
             if next(counter) == count:
                 reached.append(name)
+                if name == "close":
+                    call(*args)
                 raise OSError(error, os.strerror(error))
             return call(*args, **options)
 
         return called
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in CALLS:
+        for name in calls:
             patch.setattr(os, name, failing(name, getattr(os, name)))
         yield reached
+
+
+LOOKS = ["stat", "fstat", "read", "pread", "preadv", "getxattr", "listxattr", "scandir", "dup"]
+"""The calls by which the driver looks at the disk."""
+FAULTS = {errno.EIO: Unavailable, errno.EDQUOT: OutOfSpace, errno.EROFS: AccessDenied}
+
+
+def descriptors() -> list[str]:
+    return sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208 - names, not paths
+
+
+@pytest.mark.parametrize("error", FAULTS)
+@pytest.mark.parametrize("name", SCENES)
+def test_an_error_at_any_call_is_of_its_class_and_leaves_nothing(quick: Path, name: str, error: int) -> None:
+    """Whichever call of a change fails: no object is lost, no file stays open or behind, and a repeat succeeds."""
+    scene = SCENES[name]
+    keys = list(scene.may_be)
+    wanted: dict[str, bytes | None] = {}
+    for count in itertools.count(-1):  # no call fails in the first round
+        root = quick / str(count)
+        root.mkdir()
+        scene.before(root)
+        store = store_at(root, scene.digest)
+        before, raised = descriptors(), None
+        with failing_at(count, error, [*CALLS, *LOOKS]) as reached:
+            try:
+                scene.change(store)
+            except StorageError as failed:
+                raised = type(failed)
+        assert raised in {None, FAULTS[error]}, (count, reached)
+        assert descriptors() == before, (count, reached)
+        found = {key: content_of(store, key) for key in keys}
+        assert all(found[key] in scene.may_be[key] for key in keys), (count, reached, found)
+        wanted = wanted or found
+        with suppress(AlreadyExists, NotFound):  # it was done, and told as an error
+            scene.change(store)
+        assert {key: content_of(store, key) for key in keys} == wanted, (count, reached)
+        assert all(store.remove_stale_upload(left) for left in list(store.iter_stale_uploads())), (count, reached)
+        assert list(root.rglob(".zot-tmp-*")) == [], (count, reached)
+        shutil.rmtree(root)
+        if count >= 0 and not reached:
+            break
+    assert count > 20
+
+
+READINGS: dict[str, tuple[Literal["sidecar", "xattr"], Callable[[Store], Any]]] = {
+    "read": ("sidecar", lambda s: content_of(s, "d/e/k")),
+    "read with an attribute": ("xattr", lambda s: content_of(s, "d/e/k")),
+    "stat with an attribute": ("xattr", lambda s: s.stat_object("b", "d/e/k")),
+    "verify by the attribute": ("xattr", lambda s: s.verify_object("b", "d/e/k")),
+    "verify in a page": ("sidecar", lambda s: list(s.verify_objects([("b", "d/e/k", HashedBytes.of(NEW).digest)]))),
+    "list": ("sidecar", lambda s: [row.key for row in s.list_objects("b")]),
+}
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ESTALE])
+@pytest.mark.parametrize("name", READINGS)
+def test_an_error_at_any_call_of_a_reader_is_no_finding(quick: Path, name: str, error: int) -> None:
+    """Whichever call of a reader fails: it returns what is there, or tells an error that may pass."""
+    digest, look = READINGS[name]
+    write(store_at(quick, digest), "d/e/k", NEW)
+    right = look(store_at(quick, digest))
+    for count in itertools.count():
+        store = store_at(quick, digest)
+        before = descriptors()
+        seen = None
+        with failing_at(count, error, [*CALLS, *LOOKS, "close"]) as reached, suppress(Unavailable):
+            seen = look(store)
+        for judged in seen if name == "verify in a page" and seen else [seen]:
+            if isinstance(judged, Verification) and judged.verdict is Verdict.UNREADABLE:
+                assert isinstance(judged.error, Unavailable), (count, reached)
+                seen = None
+        assert seen in (None, right) or store.advice(), (count, reached, seen)
+        assert reached == ["close"] or descriptors() == before, (count, reached)
+        if not reached:
+            break
+    assert count > 5
+
+
+def test_a_delete_of_a_bucket_tells_the_error_of_its_disk(quick: Path) -> None:
+    """An empty bucket that the disk does not remove is not told as one that has objects."""
+    store = store_at(quick)
+    for count in itertools.count():
+        store.create_bucket("b")
+        with failing_at(count, errno.EIO, ["rmdir"]) as reached, suppress(Unavailable):
+            assert store.delete_bucket("b"), count
+        if not reached:
+            break
+    assert count > 1

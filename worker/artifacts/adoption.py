@@ -82,11 +82,18 @@ def read_to_adopt(
     """
     evidence = _evidence(request, stat, known)
     what = f"{store.name}: {stat.bucket}/{stat.key}"
-    with store.read_object(stat.bucket, stat.key, on_bytes=job.advance) as reader:
-        if reader.stat.version != stat.version:
-            raise Conflict(f"{what} was written by another program just now")
-        not_carried = {*stat.not_carried, *reader.stat.not_carried}
-        digest, manifest = compute_digests(reader, size=stat.size, what=what)  # compared with what the store keeps
+    try:
+        with store.read_object(stat.bucket, stat.key, on_bytes=job.advance) as reader:
+            if reader.stat.version != stat.version:
+                raise Conflict(f"{what} was written by another program just now")
+            not_carried = {*stat.not_carried, *reader.stat.not_carried}
+            digest, manifest = compute_digests(reader, size=stat.size, what=what)  # compared with what the store keeps
+    except DigestMismatch as error:
+        raise DigestMismatch(
+            f"{error.message}, which the store keeps beside it: the bytes are damaged, or another program has written "
+            "them; if they are right, `upload` a copy of them under this key, or remove the digest (the file "
+            "`KEY.sha256`, or the metadata `sha256`) with the tools of the store, and adopt it then"
+        ) from error
     if request.sha256 not in {None, digest.sha256}:
         raise DigestMismatch(f"{what} has SHA-256 {digest.sha256}, the request has {request.sha256}")
     if known and digest != known.digest:

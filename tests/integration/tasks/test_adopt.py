@@ -74,12 +74,13 @@ def test_bytes_that_match_the_kept_digest_are_adopted(run, context, lay):
 
 
 def test_bytes_that_do_not_match_the_kept_digest_are_refused(run, context, lay):
-    """Rot is not adopted: the error names what was read and what is kept, also where the first read would do."""
+    """Rot is not adopted: the error names what was read, what is kept and the way out, on a first read, too."""
     lay(b"rotten bytes, same key...")
     for request in (PLAIN, FIRST_READ):
         with pytest.raises(DigestMismatch, match=SHA256) as refused:
             run(adopt, request)
     assert hashlib.sha256(b"rotten bytes, same key...").hexdigest() in refused.value.message
+    assert "if they are right, `upload` a copy of them under this key, or remove the digest" in refused.value.message
     assert nothing_known(context)
 
 

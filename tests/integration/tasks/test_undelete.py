@@ -240,6 +240,7 @@ def test_what_another_program_has_changed_is_not_purged(
     (found,) = context.catalogue.findings.page()
     assert (found.kind, found.store, found.key) == ("orphan", "dr", "app.tgz")
     assert "it has other bytes than that version; copy it elsewhere" in found.evidence["detail"]
+    assert "on a disk together with the version's digest in `KEY.sha256`" in found.evidence["detail"]
 
 
 def test_rot_under_the_version_that_was_written_is_purged(context: Context, run, remove, purge, stored) -> None:

@@ -42,8 +42,10 @@ from worker.storage.filesystem.layout import (
 )
 from worker.storage.filesystem.open_without_symlinks import (
     Tree,
+    exists,
     open_regular,
     read_small,
+    read_up_to,
     regular_stat,
     remove,
     stat_of,
@@ -139,7 +141,7 @@ class ObjectFiles:
         if path.plain.endswith(SIDECAR) or (sidecar is not None and sidecar.digest is None):
             return False
         for name in (path.leaf, path.sidecar, path.hidden_sidecar, path.sidecar + SIDECAR):
-            if _exists(directory, name):
+            if exists(directory, name):
                 return False
         if sidecar is not None:
             sidecar.place(path.sidecar)
@@ -384,7 +386,7 @@ def _is_marked(directory: int, name: str) -> bool:
         return False
     try:
         mark = read_digest(fd, os.fstat(fd))
-        return mark is not None and mark == parse_sidecar(os.read(fd, _SIDECAR_BYTES))
+        return mark is not None and mark == parse_sidecar(read_up_to(fd, _SIDECAR_BYTES))
     finally:
         os.close(fd)
 
@@ -426,16 +428,6 @@ def _name(directory: int, path: ObjectPath) -> str:
 
 def _is_sidecar(directory: int, name: str) -> bool:
     return _is_regular(directory, name) and not is_foreign(directory, name)
-
-
-def _exists(directory: int, name: str) -> bool:
-    try:
-        os.stat(name, dir_fd=directory, follow_symlinks=False)
-    except OSError as error:
-        if error.errno in {errno.ENOENT, errno.ENAMETOOLONG}:
-            return False
-        raise
-    return True
 
 
 def _is_regular(directory: int, name: str) -> bool:

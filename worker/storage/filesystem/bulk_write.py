@@ -19,7 +19,7 @@ from worker.storage.driver import Condition, Match, ObjectStat, SmallPut
 from worker.storage.errors import StorageError
 from worker.storage.filesystem.atomic_write import ObjectFiles
 from worker.storage.filesystem.layout import LOCKS, ObjectPath, object_stat
-from worker.storage.filesystem.open_without_symlinks import Tree, translate
+from worker.storage.filesystem.open_without_symlinks import Tree, translate, translate_write
 from worker.storage.filesystem.temp_files import NoUnnamedFiles, TempFile, UnnamedFile
 from worker.storage.filesystem.whole_disk_sync import sync_disks
 from worker.storage.transfer.do_in_threads import do_all
@@ -191,7 +191,7 @@ class BulkWrite:
         except StorageError as error:
             item.error = error
         except OSError as error:
-            item.error = translate(error, f"{self._store}: {item.path}")
+            item.error = translate_write(error, f"{self._store}: {item.path}")
 
 
 class _Directories:

@@ -12,6 +12,8 @@ import struct
 NAME = "user.zot.sha256"
 _VALUE = struct.Struct(">32sq")
 _UNSUPPORTED = {errno.EOPNOTSUPP, errno.EPERM, errno.ENOSYS, errno.ENOSPC, errno.E2BIG}
+_NONE = {errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EINVAL, errno.ERANGE}
+"""The error numbers by which disks answer for a file without the attribute, or without any; others are faults."""
 
 
 def write_digest(fd: int, sha256: str) -> bool:
@@ -38,13 +40,19 @@ def has_digest(fd: int) -> bool:
 
 
 def read_digest(fd: int, found: os.stat_result) -> str | None:
-    """Return the digest that an open file has, or None if it has none or was changed since."""
+    """Return the digest that an open file has, or None if it has none or was changed since.
+
+    Raises:
+        OSError: the disk cannot say it. An older sidecar must not count in the place of the attribute then.
+    """
     if not hasattr(os, "getxattr"):
         return None
     try:
         value = os.getxattr(fd, NAME)
-    except OSError:
-        return None
+    except OSError as error:
+        if error.errno in _NONE:
+            return None
+        raise
     if len(value) != _VALUE.size:
         return None
     digest, mtime_ns = _VALUE.unpack(value)

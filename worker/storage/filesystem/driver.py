@@ -40,7 +40,13 @@ from worker.storage.filesystem.atomic_write import ObjectFiles, OpenObject
 from worker.storage.filesystem.bulk_write import BulkWrite, Rules
 from worker.storage.filesystem.layout import LOCKS, ObjectPath, object_stat, version_of
 from worker.storage.filesystem.listing import Listing
-from worker.storage.filesystem.open_without_symlinks import Tree, is_link_refusal, regular_stat, translate
+from worker.storage.filesystem.open_without_symlinks import (
+    Tree,
+    is_link_refusal,
+    regular_stat,
+    translate,
+    translate_write,
+)
 from worker.storage.filesystem.reader import FilesystemReader
 from worker.storage.filesystem.small_reads import FilesystemSmallReads
 from worker.storage.filesystem.stale_files import StaleFiles
@@ -109,7 +115,7 @@ class FilesystemDriver:
             if in_attribute or not creates:
                 temp.sync()
                 return self._commit(directory, path, temp, digest, condition)
-            with closing(self._new_file(directory)) as sidecar:
+            with self._placing(path), closing(self._new_file(directory)) as sidecar:
                 sidecar.write(digest.encode())
                 sidecar.stamp()
                 sidecar.keep_digest(digest)  # the mark of ours
@@ -172,10 +178,17 @@ class FilesystemDriver:
         if next(self.iter_objects(bucket), None) is not None:
             raise BucketNotEmpty(f"{self.name}: bucket {bucket} still holds objects: delete them first")
         self._stale.clear((bucket,))
-        if self.bucket_exists(bucket):
-            raise BucketNotEmpty(
-                f"{self.name}: bucket {bucket} is being written to, or contains files that are no objects"
-            )
+        with self._tree.directory(()) as root:
+            try:
+                os.rmdir(bucket, dir_fd=root)
+            except FileNotFoundError:  # with what dead writers left
+                return True
+            except OSError as error:
+                if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                    raise
+                raise BucketNotEmpty(
+                    f"{self.name}: bucket {bucket} is being written to, or contains files that are no objects"
+                ) from error
         return True
 
     def list_buckets(self) -> list[str]:
@@ -305,7 +318,7 @@ class FilesystemDriver:
         sidecar: TempFile | None = None,
     ) -> ObjectStat:
         exclusive = condition == "create_only"
-        with self._tree.locked(path.lock):
+        with self._placing(path), self._tree.locked(path.lock):
             self._check_name(path)  # checked again: another writer may have taken the name
             if sidecar and self._files.create(directory, path, temp, sidecar, exclusive=exclusive):
                 os.fsync(directory)
@@ -337,6 +350,7 @@ class FilesystemDriver:
                 raise
 
         with self._writing(path, None, begin) as (directory, temp):
+            temp.sync()  # another program may have written the source just now
             return self._commit(directory, path, temp, reader.stat.sha256, None)
 
     def _copy_bytes(self, reader: FilesystemReader, path: ObjectPath) -> ObjectStat:
@@ -378,6 +392,15 @@ class FilesystemDriver:
             except IsADirectoryError:
                 self._stale.clear((*path.parents, name))
                 regular_stat(directory, name)
+
+    @contextmanager
+    def _placing(self, path: ObjectPath) -> Iterator[None]:
+        try:
+            yield
+        except StorageError:
+            raise
+        except OSError as error:
+            raise translate_write(error, f"{self.name}: {path}") from error
 
     def _busy(self, path: ObjectPath) -> Conflict:
         return Conflict(f"{self.name}: {path} is written and deleted again and again meanwhile; try again later")

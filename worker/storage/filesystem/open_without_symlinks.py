@@ -19,6 +19,7 @@ from pathlib import Path
 from worker.storage.errors import (
     AccessDenied,
     AlreadyExists,
+    Conflict,
     InvalidKey,
     NotFound,
     OutOfSpace,
@@ -36,6 +37,8 @@ _LOCK = os.O_RDWR | os.O_NOFOLLOW
 
 UNREADABLE = {errno.EACCES, errno.EPERM, errno.EIO, errno.EBADMSG, errno.EUCLEAN}
 """The error numbers of a directory or a file that cannot be read although the disk works."""
+_NOT_WRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM}
+"""The error numbers of a directory that this process cannot write to for as long as it runs."""
 _MAX_UNREADABLE = 1000
 LOCK_SECONDS = 30.0
 """Longest wait for the lock of an object."""
@@ -85,6 +88,15 @@ def translate(error: OSError, what: str) -> StorageError:
     return kind(f"{what}: {error.strerror or error}{way_out}")
 
 
+def translate_write(error: OSError, what: str) -> StorageError:
+    """Return the StorageError for an OSError of a write; what is missing then has been removed meanwhile."""
+    if error.errno == errno.ENOENT and not isinstance(error, StorageError):
+        return Conflict(
+            f"{what}: another program removed its directory or its temporary file meanwhile; try again later"
+        )
+    return translate(error, what)
+
+
 class Tree:
     """The directories below one root, given as tuples of names. Only the root itself may be a link."""
 
@@ -99,9 +111,10 @@ class Tree:
 
     @property
     def folds_names(self) -> str | None:
-        """Return what the disk does not tell apart in names, such as "case", or None; it is tried once.
+        """Return what the disk does not tell apart in names, such as "case", or None.
 
-        A root without a directory of the worker is not written to, because its disk may not be mounted.
+        It is tried once, and again where an error, such as that of a full disk, kept it from being tried. A root
+        without a directory of the worker is not written to, because its disk may not be mounted.
         """
         if self._folds is None:
             try:
@@ -109,23 +122,24 @@ class Tree:
             except OSError:
                 return None
             try:
-                self._folds = self._tried(own)
+                folds = self._tried(own)
+            except OSError as error:
+                folds = "case" if self._seems_to_fold() else ""
+                if error.errno not in _NOT_WRITABLE:
+                    return folds or None
             finally:
                 os.close(own)
+            self._folds = folds
         return self._folds or None
 
     def _tried(self, own: int) -> str:
         probe = f"{TEMP}{uuid.uuid4().hex}-a\u00e9"
         variants = {"case": probe.replace("-a", "-A"), "NFC and NFD": unicodedata.normalize("NFD", probe)}
+        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=own))
         try:
-            os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=own))
-            try:
-                folded = [what for what, name in variants.items() if _exists(own, name)]
-            finally:
-                remove(own, probe)
-        except OSError:
-            folded = ["case"] if self._is_read_only_and_folds() else []
-        return " or ".join(folded)
+            return " or ".join(what for what, name in variants.items() if exists(own, name))
+        finally:
+            remove(own, probe)
 
     def other_name(self, path: tuple[str, ...], *, create: bool = False) -> str | None:
         """Return the existing name if the disk does not tell a component of this path from it.
@@ -139,16 +153,17 @@ class Tree:
             return None
         for depth, name in enumerate(path):
             with self.directory_or_none(path[:depth]) as directory:
-                if directory is None or not _exists(directory, name):
+                if directory is None or not exists(directory, name):
                     return None
                 names = os.listdir(directory)  # noqa: PTH208 - a descriptor
                 if name not in names:
                     return next((other for other in names if folded(other) == folded(name)), "another name")
         return None
 
-    def _is_read_only_and_folds(self) -> bool:
+    def _seems_to_fold(self) -> bool:
+        """Return whether the disk does not tell case apart, as far as that can be seen without writing."""
         with self.directory(()) as root:
-            return _exists(root, OWN) and _exists(root, OWN.upper())
+            return exists(root, OWN) and exists(root, OWN.upper())
 
     @property
     def unreadable(self) -> Mapping[tuple[str, ...], StorageError]:
@@ -361,6 +376,17 @@ def stat_of(directory: int, name: str) -> os.stat_result:
     return os.stat(name, dir_fd=directory, follow_symlinks=False)
 
 
+def exists(directory: int, name: str) -> bool:
+    """Return whether anything has this name."""
+    try:
+        os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ENAMETOOLONG}:
+            return False
+        raise
+    return True
+
+
 def regular_stat(directory: int, name: str) -> os.stat_result | None:
     """Return the stat of a file, or None if the name does not exist.
 
@@ -408,9 +434,17 @@ def read_small(directory: int, name: str, limit: int) -> bytes | None:
             return None
         raise
     try:
-        return os.read(fd, limit) if stat.S_ISREG(os.fstat(fd).st_mode) else None
+        return read_up_to(fd, limit) if stat.S_ISREG(os.fstat(fd).st_mode) else None
     finally:
         os.close(fd)
+
+
+def read_up_to(fd: int, limit: int) -> bytes:
+    """Return the first `limit` bytes of a file, or all: a disk behind FUSE or a network may return fewer at a time."""
+    content = b""
+    while data := os.read(fd, limit - len(content)):
+        content += data
+    return content
 
 
 def remove(directory: int, name: str) -> bool:
@@ -421,14 +455,6 @@ def remove(directory: int, name: str) -> bool:
         if error.errno in {errno.ENOENT, errno.ENAMETOOLONG}:
             return False
         raise
-    return True
-
-
-def _exists(directory: int, name: str) -> bool:
-    try:
-        stat_of(directory, name)
-    except OSError:
-        return False
     return True
 
 

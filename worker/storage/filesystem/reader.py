@@ -64,7 +64,8 @@ class FilesystemReader:
         self._closed = True
         if self._uncached:  # a sweep over the whole store must not empty the page cache
             self._advise("POSIX_FADV_DONTNEED")
-        os.close(self.found.fd)
+        with suppress(OSError):  # the file is closed, and what was read is read
+            os.close(self.found.fd)
 
     def __enter__(self) -> Self:
         return self

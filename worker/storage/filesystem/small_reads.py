@@ -52,7 +52,7 @@ class FilesystemSmallReads:
         while self._ahead:
             _, opened = self._ahead.popleft()
             if opened:
-                os.close(opened[0])
+                _close(opened[0])
         self._leave()
 
     def _open(self, wanted: SmallRead) -> _Opened | None:
@@ -77,7 +77,7 @@ class FilesystemSmallReads:
                 return fd, found, self._stored_digest(name, fd, found)
         except OSError:
             pass
-        os.close(fd)
+        _close(fd)
         return None
 
     def _stored_digest(self, name: str, fd: int, found: os.stat_result) -> str:
@@ -92,7 +92,7 @@ class FilesystemSmallReads:
                 return digest
         try:
             sidecar = os.open(name + SIDECAR, _FLAGS, dir_fd=self._directory)
-        except OSError:
+        except FileNotFoundError:
             return ""
         try:
             return parse_sidecar(os.read(sidecar, SIDECAR_SIZES.stop)) or ""
@@ -109,7 +109,7 @@ class FilesystemSmallReads:
         except OSError:
             return None
         finally:
-            os.close(fd)
+            _close(fd)
         return (data, version_of(found), stored) if len(data) == size else None
 
     def _enter(self, bucket: str, above: str) -> None:
@@ -120,6 +120,10 @@ class FilesystemSmallReads:
     def _leave(self) -> None:
         self._above = None
         if self._directory >= 0:
-            with suppress(OSError):
-                os.close(self._directory)
+            _close(self._directory)
             self._directory = -1
+
+
+def _close(fd: int) -> None:
+    with suppress(OSError):  # it is closed, and nothing was written
+        os.close(fd)

@@ -199,11 +199,11 @@ class LinkedTempFile(TempFile):
             os.link(source_name, self._name, src_dir_fd=source_directory, dst_dir_fd=directory, follow_symlinks=False)
             if version_of(stat_of(directory, self._name)) != version_of(self.stat):
                 raise FileNotFoundError(errno.ENOENT, "it was replaced meanwhile")
+            self._written = self.stat.st_size
+            self.digest = read_digest(self._fd, self.stat)
         except BaseException:
             self.close()
             raise
-        self._written = self.stat.st_size
-        self.digest = read_digest(self._fd, self.stat)
 
     def rename(self, name: str) -> None:
         """Place the file, over whatever has this name."""

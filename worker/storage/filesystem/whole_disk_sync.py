@@ -29,15 +29,15 @@ def sync_disks(directories: Iterable[int]) -> bool:
         of other programs waits to be written, or a write failed, of these files or of others.
     """
     system = _system()
+    disks: dict[int, int] = {}
     try:
         waiting = _waiting()
-    except OSError:  # hidden in a container, or the process has too many files open
+        for directory in directories:
+            disks.setdefault(os.fstat(directory).st_dev, directory)
+    except OSError:  # `_MEMORY` is hidden in a container, the process has too many files open, or a directory is gone
         return False
     if system is None or waiting > _MOST_WAITING:
         return False
-    disks: dict[int, int] = {}
-    for directory in directories:
-        disks.setdefault(os.fstat(directory).st_dev, directory)
     return all(_kind(system, directory) in _DISKS and system.syncfs(directory) == 0 for directory in disks.values())
 
 

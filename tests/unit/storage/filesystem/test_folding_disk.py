@@ -1,5 +1,6 @@
 """Test that a disk that does not tell names apart loses no object, on a simulation of such a disk."""
 
+import errno
 import os
 import unicodedata
 from collections.abc import Callable
@@ -96,6 +97,30 @@ def test_two_spellings_in_one_page_are_one_object_and_one_error(
     assert isinstance(refused, InvalidKey)
     assert [row.key for row in store.list_objects("b")] == [first]
     assert store.verify_object("b", first, digest_of(first.encode())).verdict == Verdict.VERIFIED
+
+
+def test_a_disk_that_was_full_is_tried_again(
+    fold: Callable[[str], str], store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that could not try the names of a disk once does not take all names for different ones for good."""
+    first, second = NAMES[fold]
+    store.write_object("b", first, source(b"first"))
+    later = Store(FilesystemDriver("nas", FilesystemConfig(root=tmp_path / "root")))
+    create = os.open
+
+    def no_room(name: Any, flags: int, *args: Any, **options: Any) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return create(name, flags, *args, **options)
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "open", no_room)
+        assert not later.object_exists("b", "another")
+        assert fold is _normalization or not later.object_exists("b", second)  # that is seen without writing
+    assert not later.delete_object("b", second)
+    with pytest.raises(InvalidKey):
+        later.write_object("b", second, source(b"second"))
+    assert store.verify_object("b", first).verdict == Verdict.VERIFIED
 
 
 def test_buckets_are_told_apart_too(fold: Callable[[str], str], store: Store) -> None:

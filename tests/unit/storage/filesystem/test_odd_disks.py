@@ -15,7 +15,7 @@ import pytest
 
 from worker.storage import Match, Store, Verdict
 from worker.storage.config import FilesystemConfig
-from worker.storage.errors import AccessDenied, PreconditionFailed, StorageError, UnexpectedAnswer
+from worker.storage.errors import AccessDenied, Conflict, PreconditionFailed, StorageError, UnexpectedAnswer
 from worker.storage.filesystem import inode_numbers
 from worker.storage.filesystem.driver import FilesystemDriver
 
@@ -126,6 +126,37 @@ def test_a_file_that_was_placed_keeps_its_digest_where_inode_numbers_change(
         with pytest.raises(StorageError):
             renumbered.write_object("photos", "a", io.BytesIO(b"bytes"), condition="create_only")
     assert renumbered.stat_object("photos", "a").sha256 == hashlib.sha256(b"bytes").hexdigest()
+
+
+def test_a_disk_may_return_fewer_bytes_than_are_there(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sidecar that is read in pieces is that of its object, and no file of another program."""
+    store = Store(FilesystemDriver("nas", FilesystemConfig(root=root)))
+    store.write_object("photos", "a", io.BytesIO(b"one"))
+    read = os.read
+    monkeypatch.setattr(os, "read", lambda fd, size: read(fd, min(size, 10)))
+    _, digest = store.write_object("photos", "a", io.BytesIO(b"two"))
+    assert [listed.key for listed in store.list_objects("photos")] == ["a"]
+    assert store.stat_object("photos", "a").sha256 == digest.sha256
+    assert sorted(path.name for path in (root / "photos").iterdir()) == ["a", "a.sha256"]
+
+
+@pytest.mark.parametrize("what", ["photos", "photos/.zot-tmp-*"])
+def test_a_write_whose_place_another_program_removed_is_tried_again(root: Path, what: str) -> None:
+    """It is a conflict that may pass, and not an object that does not exist."""
+    store = Store(FilesystemDriver("nas", FilesystemConfig(root=root)))
+
+    class Removing(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            data = super().read(size)
+            if not data:
+                for path in root.glob(what):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            return data
+
+    with pytest.raises(Conflict, match="nas: photos/a: another program removed .* try again"):
+        store.write_object("photos", "a", Removing(b"bytes"))
+    store.write_object("photos", "a", io.BytesIO(b"bytes"))
+    assert store.verify_object("photos", "a").verdict is Verdict.VERIFIED
 
 
 def test_the_file_system_of_a_file_is_known() -> None:

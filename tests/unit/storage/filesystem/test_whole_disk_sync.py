@@ -90,6 +90,12 @@ def test_an_error_of_a_disk_is_no_success(directory: int, monkeypatch: pytest.Mo
     assert not whole_disk_sync.sync_disks([directory])
 
 
+@pytest.mark.usefixtures("directory")
+def test_a_directory_that_does_not_answer_is_not_synced() -> None:
+    """Its error is that of its own objects, and no error of the whole group."""
+    assert not whole_disk_sync.sync_disks([1 << 20])  # no descriptor has this number
+
+
 def test_a_file_that_is_shorter_than_what_was_written_fails_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
