@@ -265,7 +265,12 @@ class Database:
             if options:
                 connection.execution_options(**options)
             with connection.begin():
-                yield connection if begin(connection) is not False else None
+                try:
+                    yield connection if begin(connection) is not False else None
+                except BaseException as error:
+                    if not isinstance(error, Exception):  # it may have come during a call, which hears no ROLLBACK
+                        connection.invalidate()
+                    raise
             if self._dialect.KEEPS_CONNECTIONS and len(self._idle) < _MOST_IDLE:
                 self._idle.append(connection)  # for the next transaction
                 connection = None

@@ -2,6 +2,7 @@
 
 import shutil
 import socket
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 
@@ -13,9 +14,11 @@ from tests.servers.pgbouncer import PgBouncer
 from tests.servers.postgres import connect
 from tests.servers.process import free_port
 from tests.servers.tls import Authority, TlsProxy
+from tests.waiting import until
 from worker import clock, shutdown_flag
 from worker.catalogue import Catalogue, CatalogueError, CatalogueUnavailable, Held, postgresql
 from worker.catalogue.database import Database
+from worker.jobs.interrupt_signal import Interrupted, Interrupter
 from worker.storage import Digest
 
 SECRET = "open-sesame"
@@ -228,6 +231,30 @@ def test_a_worker_that_shuts_down_waits_for_no_turn(url, catalogue, monkeypatch)
             record(late)
     assert record(late).version == 1
     late.close()
+
+
+def test_a_job_that_is_stopped_while_it_waits_for_its_turn_ends_as_stopped(url, catalogue):
+    """It is no failure of the catalogue, which would be tried again; and what the job does at its end is recorded."""
+    interrupter = Interrupter()
+
+    def stop() -> None:
+        with connect(url) as ours:
+            until(lambda: ours.execute("SELECT 1 FROM pg_locks WHERE NOT granted").fetchone())
+        interrupter.interrupt()
+
+    other = Catalogue(url)
+    watcher = threading.Thread(target=stop)
+    interrupter.install()
+    try:
+        with other._database.write():
+            watcher.start()
+            with pytest.raises(Interrupted):
+                record(catalogue)
+        assert record(catalogue).version == 1
+    finally:
+        watcher.join()
+        interrupter.remove()
+        other.close()
 
 
 def test_all_connections_in_use_is_something_that_passes(url, monkeypatch):
