@@ -132,7 +132,7 @@ def make_app(settings: Settings) -> Celery:
         timezone="UTC",
         worker_hijack_root_logger=True,
     )
-    app.steps["consumer"].add("worker.intake.catalogue_of_broker:CheckBroker")
+    app.steps["consumer"].add("worker.intake.catalogue_of_broker:CheckOwner")
     app.steps["consumer"].add("worker.jobs.queue_pauses_and_revoke:PausedQueues")
     app.steps["consumer"].add("worker.jobs.queue_pauses_and_revoke:CancelRequests")
     app.steps["consumer"].add("worker.intake.delayed:ReleaseDelayed")
@@ -276,7 +276,7 @@ def _mirror_pauses(**_: Any) -> None:
     one whose broker belongs to another catalogue.
     """
     # Loads Celery's worker, which a command does not need.
-    from worker.intake.catalogue_of_broker import CheckBroker, OtherCatalogue, check_broker
+    from worker.intake.catalogue_of_broker import CheckOwner, OtherCatalogue, check_owner
 
     settings = context.configured()
     try:
@@ -285,8 +285,8 @@ def _mirror_pauses(**_: Any) -> None:
             pauses = catalogue.pauses.all()
         finally:
             catalogue.close()
-        CheckBroker.expected = (settings, catalogue.identity)
-        check_broker(settings, catalogue.identity)
+        CheckOwner.expected = (settings, catalogue.identity)
+        check_owner(settings, catalogue.identity)
         client = result_backend(app)
         if client is not None:
             mirror_queues(client, pauses)
@@ -294,6 +294,7 @@ def _mirror_pauses(**_: Any) -> None:
     except (NewerCatalogue, OtherCatalogue) as error:
         raise SystemExit(str(error)) from None
     except (CatalogueError, redis.RedisError, OSError) as error:
+        CheckOwner.is_late = CheckOwner.expected is None
         logger.warning("paused queues are not copied to Redis for now: %s", bounded(error))
 
 

@@ -14,7 +14,7 @@ from worker import clock
 from worker.catalogue import CatalogueUnavailable, JobRecord
 from worker.context import Context, current
 from worker.counted import counted
-from worker.intake.catalogue_of_broker import OtherCatalogue, check
+from worker.intake.catalogue_of_broker import OtherCatalogue, check_owner_in
 from worker.intake.delayed import make_due
 from worker.jobs.cancel_jobs import cancel_waiting_jobs
 from worker.jobs.outbox import Outbox, redis_of_broker
@@ -45,10 +45,11 @@ def recover(context: Context, app: Celery) -> SweepRecoverResult:
     Raises:
         CatalogueUnavailable: the catalogue cannot be read or written. Nothing more is sent: no worker could record that
             it has taken a job, and each turn would send one more message for it.
+        OtherCatalogue: the broker belongs to another one. Nothing is sent to it, and none of its jobs is sent again.
     """
     sweep, ledger = context.settings.sweep.recover, context.catalogue.ledger
     _step("keys in Redis", lambda: move_wrong_types(app))
-    _step("broker", lambda: _check_broker(context, app))
+    _step("owner of the broker", lambda: _check_owner(context, app))
     _step("pauses", lambda: _mirror_pauses(context, app))
     ledger.check_writable()
     began = clock.now()  # a job to cancel whose lease ends after that is cancelled by the next run, and not sent again
@@ -72,7 +73,7 @@ def recover(context: Context, app: Celery) -> SweepRecoverResult:
 def _step(name: str, work: Callable[[], int | None]) -> int:
     try:
         return work() or 0
-    except CatalogueUnavailable:
+    except (CatalogueUnavailable, OtherCatalogue):
         raise
     except Exception:
         logger.exception("recover: the step %s failed; the others continue", name)
@@ -167,14 +168,11 @@ def _mirror_pauses(context: Context, app: Celery) -> None:
         logger.warning("paused queues are not copied to Redis for now: %s", type(error).__name__)
 
 
-def _check_broker(context: Context, app: Celery) -> None:
+def _check_owner(context: Context, app: Celery) -> None:
     """Record again which catalogue the broker belongs to, which Redis may have lost."""
     with redis_of_broker(app) as client:
         if client is not None:
-            try:
-                check(client, context.settings, context.catalogue.identity)
-            except OtherCatalogue as error:
-                logger.error("%s", error)  # noqa: TRY400 - it is no bug
+            check_owner_in(client, context.settings, context.catalogue.identity)
 
 
 def _send(app: Celery, job: JobRecord) -> int:
@@ -191,6 +189,6 @@ def recover_task(task: Task) -> dict[str, int]:
     """Recover, every few seconds. It writes no row in the ledger: there would soon be more of these than of jobs."""
     try:
         return recover(current(), task.app).model_dump(mode="json")
-    except CatalogueUnavailable as error:
+    except (CatalogueUnavailable, OtherCatalogue) as error:
         logger.warning("jobs are not recovered for now: %s", error)
         return {}

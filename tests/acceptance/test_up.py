@@ -16,6 +16,7 @@ import urllib3
 
 from tests.acceptance.commands import Zot
 from tests.acceptance.forked_up import running
+from tests.servers import Valkey
 from tests.servers.process import REPOSITORY, freeze
 from tests.waiting import WITHIN, until
 from worker.embedded import up_subprocess, valkey
@@ -235,6 +236,19 @@ def test_a_broker_of_another_catalogue_is_refused_until_it_is_accepted(zot: Zot,
     with up_of(other, *LEAN):
         pass
     assert zot("up", *LEAN).status == 2
+
+
+@pytest.mark.slow
+def test_up_names_the_right_that_its_user_of_the_broker_lacks(zot: Zot, tmp_path: Path) -> None:
+    """It ends in one line with the command that the ACL forbids, and where all rights are listed."""
+    with Valkey(tmp_path / "valkey") as broker, redis.Redis(port=broker.port) as client:
+        client.execute_command("ACL", "SETUSER", "poor", "on", ">secret", "~*", "&*", "+@all", "-publish")
+        done = zot.with_settings(broker=f"redis://poor:secret@127.0.0.1:{broker.port}/0")("up", *LEAN)
+    assert done.is_one_line(), done
+    assert "refuses this: its ACL does not allow this to the user of its URL" in done.stderr
+    assert "'publish'" in done.stderr
+    assert "deploy/valkey/users.acl" in done.stderr
+    assert "secret" not in done.stderr
 
 
 def sparse(path: Path, mebibytes: int) -> Path:

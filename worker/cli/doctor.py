@@ -25,7 +25,7 @@ from worker.cli.service_checks import (
     broker_checks,
     catalogue_lock,
     open_breakers,
-    other_catalogue,
+    owner_of_broker,
     way_out_of_breaker,
 )
 from worker.cli.session import Session, no_catalogue, open_session
@@ -104,7 +104,7 @@ def _checks(settings: Settings) -> Iterator[Check]:
         if missing is None:
             yield _log(session)
             yield from catalogue_lock(session.catalogue)
-            yield from other_catalogue(settings, session.catalogue)
+            yield from owner_of_broker(settings, session.catalogue)
         yield from _catalogue(session)
 
 

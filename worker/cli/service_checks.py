@@ -29,16 +29,16 @@ def broker_checks(settings: Settings) -> Iterator[Check]:
     yield from ask_broker(settings, url)
 
 
-def other_catalogue(settings: Settings, catalogue: Catalogue) -> Iterator[Check]:
+def owner_of_broker(settings: Settings, catalogue: Catalogue) -> Iterator[Check]:
     """Tell that the broker belongs to another catalogue: other workers take its jobs, and record them there."""
     try:
         _ = settings.broker_url
     except NoBroker:
         return
-    from worker.intake.catalogue_of_broker import OtherCatalogue, check_broker
+    from worker.intake.catalogue_of_broker import OtherCatalogue, check_owner
 
     try:
-        check_broker(settings, catalogue.identity, claim=False)
+        check_owner(settings, catalogue.identity, claim=False)
     except OtherCatalogue as error:
         yield Check("catalogue of the broker", "bad", str(error))
 

@@ -39,13 +39,14 @@ from worker.cli.service_checks import (
     broker_checks,
     catalogue_lock,
     open_breakers,
-    other_catalogue,
+    owner_of_broker,
     way_out_of_breaker,
 )
 from worker.cli.session import Session, opened
 from worker.cli.stores import unconfigured, way_out_of_unconfigured
 from worker.counted import counted
 from worker.storage.config import FilesystemConfig
+from worker.storage.durations_and_sizes import duration_text
 from worker.storage.errors import AccessDenied, OutOfSpace, StorageError
 from zot_artifact_client.contract import SWEEP_LEFTOVERS, SWEEP_PROBE, TASKS, JobState
 
@@ -127,7 +128,7 @@ def document_of(session: Session) -> dict[str, Any]:
         ]
         checks += _probed(runs.get(SWEEP_PROBE.kind), [name for name in session.settings.stores if name not in broken])
         checks += [*_refused(failed), *_failed(runs), *_disks(session), *_log(session), *catalogue_lock(catalogue)]
-        checks += other_catalogue(session.settings, catalogue)
+        checks += owner_of_broker(session.settings, catalogue)
     return {
         "status": _status(findings, dead, checks),
         "at": now,
@@ -514,17 +515,17 @@ def _unwritten_line(row: Mapping[str, Any]) -> str | None:
 
 
 def _first_reads_line(row: Mapping[str, Any]) -> str | None:
-    late, within = row["first_reads_late"], row["first_read_seconds"] / 3600
+    late, within = row["first_reads_late"], duration_text(row["first_read_seconds"])
     if row["first_reads_seconds"] > row["first_read_seconds"]:
-        takes = row["first_reads_seconds"] / 86400
+        takes = duration_text(row["first_reads_seconds"])
         return (
             f"{row['store']}: {counted(row['never_read'], 'copy')} not read since the write; its budget allows "
-            f"these reads in {takes:,.1f} days, not in {within:g} h: raise it, or set a longer sweep.verify.first_read"
+            f"these reads in {takes}, not in {within}: raise it, or set a longer sweep.verify.first_read"
         )
     if not late:
         return None
     return (
-        f"{row['store']}: {counted(late, 'copy')} written more than {within:g} h ago and not read since, to be read as "
+        f"{row['store']}: {counted(late, 'copy')} written more than {within} ago and not read since, to be read as "
         "workers and the budget allow, at the latest within the period"
     )
 
@@ -576,7 +577,7 @@ def _canary(times: Mapping[str, Any]) -> str:
     """Return how soon the canaries of a store were found and repaired."""
     words = {"detect": "found", "repair": "repaired"}
     told = [
-        f"{word} within {times[f'{name}_longest']:.0f} s (median {times[f'{name}_seconds']:.0f} s)"
+        f"{word} within {duration_text(times[f'{name}_longest'])} (median {duration_text(times[f'{name}_seconds'])})"
         for name, word in words.items()
         if times[f"{name}_seconds"] is not None
     ]
@@ -604,7 +605,7 @@ def _rows(found: Mapping[str, Any], now: datetime) -> Iterator[tuple[object, ...
 
 def _sweep_cells(run: Mapping[str, Any], now: datetime) -> tuple[object, ...]:
     began = run["started_at"] and age(run["started_at"], now)
-    took = None if run["seconds"] is None else f"{run['seconds']:.1f} s"
+    took = None if run["seconds"] is None else duration_text(run["seconds"])
     result = {name: value for name, value in (run["result"] or {}).items() if value}
     if run["sweep"] == SWEEP_PROBE.kind and "faults" in result:
         result["faults"] = list(result["faults"])  # each cause is in the check of its store

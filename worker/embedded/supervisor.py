@@ -13,16 +13,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from celery import Celery
-from kombu.exceptions import OperationalError
 
 from worker.catalogue import Catalogue, CatalogueError, check_file, checkpoint_write_ahead_log
 from worker.counted import counted
 from worker.embedded import valkey
 from worker.embedded.processes import Children, Program, StopRequested
-from worker.intake.catalogue_of_broker import accept_broker, check_broker
+from worker.intake.catalogue_of_broker import accept_broker, check_owner
 from worker.settings import Settings, SettingsError
 from worker.settings.private_data_directory import way_out_of_home
 from zot_artifact_client.broker_urls import parse_url
+from zot_artifact_client.connection import UNREACHABLE, broker_fault, unavailable
 from zot_artifact_client.contract import Queue
 from zot_artifact_client.contract.queues import queues
 
@@ -80,6 +80,7 @@ def run(
     Raises:
         AlreadyRunning: another `up` runs on the data directory; names its process.
         NotReady: a program does not answer in time; all have been stopped.
+        BrokerUnavailable: the broker refuses this user, or what a worker does; all have been stopped.
         CatalogueError: something else is where the file of the catalogue belongs; nothing was started.
         OtherCatalogue: the broker belongs to another catalogue; no worker was started.
     """
@@ -91,7 +92,7 @@ def run(
         try:
             if settings.broker is None:
                 _start_broker(settings, children, lock, say)
-            _check_broker(settings, accept=options.accept_broker)
+            _check_owner(settings, accept=options.accept_broker)
             running = _start_celery(settings, options, children, logs)
             gateway = _start_gateway(settings, children) if options.gateway else None
             _await_worker(settings, children, logs)
@@ -138,7 +139,7 @@ def _start_broker(settings: Settings, children: Children, lock: int, say: Callab
     valkey.write_secret(settings.broker_file, url + "\n")
 
 
-def _check_broker(settings: Settings, *, accept: bool) -> None:
+def _check_owner(settings: Settings, *, accept: bool) -> None:
     """Refuse the broker of another catalogue here: the workers would end and be started again and again."""
     try:
         catalogue = Catalogue(settings.catalogue_url)
@@ -147,7 +148,7 @@ def _check_broker(settings: Settings, *, accept: bool) -> None:
     catalogue.close()
     if accept:
         accept_broker(settings)
-    check_broker(settings, catalogue.identity)
+    check_owner(settings, catalogue.identity)
 
 
 def _start_celery(settings: Settings, options: UpOptions, children: Children, logs: Path) -> Running:
@@ -229,7 +230,9 @@ def _await_worker(settings: Settings, children: Children, logs: Path) -> None:
     def pong() -> bool:
         try:
             return bool(app.control.ping(destination=[node], timeout=0.5))
-        except (OperationalError, OSError):
+        except UNREACHABLE as error:
+            if broker_fault(error, settings.broker_url):  # which does not pass by itself
+                raise unavailable(error, "broker", settings.broker_url) from error
             return False
 
     try:

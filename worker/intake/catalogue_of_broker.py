@@ -30,7 +30,7 @@ class OtherCatalogue(SettingsError):
     """The broker belongs to another catalogue than the configured one."""
 
 
-def check(client: Any, settings: Settings, identity: str, *, claim: bool = True) -> None:
+def check_owner_in(client: Any, settings: Settings, identity: str, *, claim: bool = True) -> None:
     """Check that a broker belongs to the catalogue with this id; with `claim`, one that belongs to none does so then.
 
     Raises:
@@ -53,11 +53,21 @@ def check(client: Any, settings: Settings, identity: str, *, claim: bool = True)
     )
 
 
-def check_broker(settings: Settings, identity: str, *, claim: bool = True) -> None:
-    """Do as `check` for the broker of the settings; one that does not answer is not checked."""
+def check_owner(settings: Settings, identity: str, *, claim: bool = True) -> None:
+    """Do as `check_owner_in` for the broker of the settings; one that does not answer is not checked."""
     if is_redis(settings.broker_url):
         with suppress(redis.RedisError, OSError), _client(settings) as client:
-            check(client, settings, identity, claim=claim)
+            check_owner_in(client, settings, identity, claim=claim)
+
+
+def check_owner_late(settings: Settings, identity: str) -> None:
+    """Do as `check_owner`, once, in a child of a worker whose catalogue did not answer when the worker started.
+
+    Such a worker does not know its catalogue. In any other process, this does nothing.
+    """
+    if CheckOwner.is_late:
+        check_owner(settings, identity)
+        CheckOwner.is_late = False
 
 
 def accept_broker(settings: Settings) -> None:
@@ -75,7 +85,7 @@ def _client(settings: Settings) -> "redis.Redis":
     return redis_client(settings.broker_url, socket_timeout=3, socket_connect_timeout=3)
 
 
-class CheckBroker(bootsteps.StartStopStep):
+class CheckOwner(bootsteps.StartStopStep):
     """Ends a worker that connects to the broker of another catalogue, before its first message.
 
     The broker may not have answered when the worker started, or may have lost its data since.
@@ -84,6 +94,8 @@ class CheckBroker(bootsteps.StartStopStep):
     requires = ("celery.worker.consumer.connection:Connection",)
     expected: ClassVar[tuple[Settings, str] | None] = None
     """The settings, and the id of the worker's catalogue; None if that did not answer when the worker started."""
+    is_late: ClassVar[bool] = False
+    """Whether its children check instead, each once it has reached the catalogue: see `check_owner_late`."""
 
     def start(self, consumer: Any) -> None:
         """Check it; a connection that breaks is made again, and then checked."""
@@ -92,7 +104,7 @@ class CheckBroker(bootsteps.StartStopStep):
             return
         try:
             with channel.conn_or_acquire() as client:
-                check(client, *self.expected)
+                check_owner_in(client, *self.expected)
         except OtherCatalogue as error:
             logger.critical("%s", error)
             raise WorkerShutdown(1) from None

@@ -40,6 +40,7 @@ from worker.catalogue import (
     last_cause,
 )
 from worker.context import Context, JobContext, current
+from worker.intake.catalogue_of_broker import OtherCatalogue, check_owner_late
 from worker.intake.message_rules import problems_of
 from worker.jobs.cancel_jobs import cause, end_writes
 from worker.jobs.outbox import Outbox, outgoing_of, shares_redis
@@ -49,6 +50,7 @@ from worker.jobs.running_job import Cancelled, Continue, Requeue, RunningJob
 from worker.limits.snooze import Paused, Snooze
 from worker.log_lines import during
 from worker.metric_counters import LEASE_RECOVERIES, RETRIES, SNOOZES
+from worker.storage.durations_and_sizes import duration_text
 from worker.storage.errors import PermanentError, StorageError, TransientError, Unavailable
 from zot_artifact_client.contract import PAGE, JobError, JobState, Message, Queue, TaskSpec, is_batch_job
 from zot_artifact_client.errors import JobFailed
@@ -110,7 +112,8 @@ def artifact_task(
             try:
                 with _transient_faults_are_unavailable():
                     context = current()
-            except (CatalogueUnavailable, Unavailable) as error:  # at the first job of a process
+                    check_owner_late(context.settings, context.catalogue.identity)
+            except (CatalogueUnavailable, OtherCatalogue, Unavailable) as error:  # at the first job of a process
                 logger.warning("job %s waits: %s", task.request.id, error)
                 raise sent_again(task, _MAX_WAIT, error, has_due=False) from error
             result = Delivery(task, spec, context, writes=writes, at_end=at_end).handle(work, args, kwargs)
@@ -442,8 +445,8 @@ class Delivery(Generic[RequestT, ResultT]):
         delay = max(self._backoff(job.attempt - 1), asked)
         self._ledger.retry(job.id, job.fence, _details(error), due=self._due(delay))
         RETRIES.add(self._spec.kind, _described(error).type)
-        told = (job.id, job.attempt, delay, error)
-        logger.warning("job %s: attempt %d failed, retry in %.0f s: %s", *told, extra=_store(error))
+        told = (job.id, job.attempt, duration_text(delay), error)
+        logger.warning("job %s: attempt %d failed, retry in %s: %s", *told, extra=_store(error))
         raise self._again(delay, error) from None
 
     def _continue_later(self, job: RunningJob, step: Continue) -> NoReturn:
@@ -463,7 +466,7 @@ class Delivery(Generic[RequestT, ResultT]):
         why = _described(error).model_dump() | _store(error)
         self._ledger.snooze(job.id, job.fence, why, since=since, due=self._due(seconds))
         SNOOZES.add(self._spec.kind)
-        logger.info("job %s is snoozed for %.1f s: %s", job.id, seconds, error)
+        logger.info("job %s is snoozed for %s: %s", job.id, duration_text(seconds), error)
         raise self._again(seconds, error) from None
 
     def _fail(

@@ -131,10 +131,11 @@ def passing_fault(error: BaseException) -> str | None:
 
 
 def first_line(error: BaseException) -> str:
-    """Return what a library says of a server, in one bounded line."""
+    """Return what a library says of a server, in one bounded line, without the command of a pipeline and its body."""
     silent = isinstance(error, RuntimeError) or not str(error)
     reason = error.__cause__ if silent and error.__cause__ else error
-    line = next(iter(str(reason).strip().splitlines()), type(reason).__name__)
+    said = str(reason).rpartition("caused error: ")[2]
+    line = next(iter(said.strip().splitlines()), type(reason).__name__)
     return bounded(line.partition(" : <redis.")[0].rstrip("."))  # a Sentinel's error shows the client's options
 
 
@@ -169,8 +170,9 @@ def broker_fault(error: BaseException, url: str) -> str | None:
     if any(isinstance(each, AuthenticationError) for each in found):
         given = "@" in url or "password" in query
         return "it refuses the user or password of its URL" if given else "it requires a password, and its URL has none"
-    if any(isinstance(each, NoPermissionError) for each in found):
-        return "its ACL does not allow this to the user of its URL"
+    if (forbidden := next((each for each in found if isinstance(each, NoPermissionError)), None)) is not None:
+        rights = "deploy/valkey/users.acl has the rights of services and workers"
+        return f"its ACL does not allow this to the user of its URL: {first_line(forbidden)}; {rights}"
     with_tls = _WITH_TLS.get(url.partition("://")[0].lower())
     if with_tls and any(str(each).lower().startswith(_CLOSED) for each in found) and _speaks_tls(url):
         return f"it expects TLS: the scheme of its URL is {with_tls}://"

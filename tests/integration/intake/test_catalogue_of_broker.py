@@ -16,7 +16,7 @@ from tests.servers.worker import Worker
 from tests.waiting import WITHIN, until
 from worker import cli
 from worker.catalogue import Catalogue
-from worker.intake.catalogue_of_broker import CATALOGUE, OtherCatalogue, check, check_broker
+from worker.intake.catalogue_of_broker import CATALOGUE, OtherCatalogue, check_owner, check_owner_in
 from worker.limits.check_pauses import PAUSED_QUEUES
 from worker.settings import Settings
 from zot_artifact_client import ArtifactClient
@@ -100,6 +100,32 @@ def test_a_worker_that_waits_for_its_broker_refuses_that_of_another_catalogue(
     assert broker.hlen("unacked") == 0
 
 
+def test_a_worker_that_waits_for_its_catalogue_takes_no_job_of_another_one(
+    server: Valkey, broker: redis.Redis, tmp_path: Path
+) -> None:
+    """It cannot know its catalogue when it starts; its first job is sent again, and recorded nowhere."""
+    file = tmp_path / "catalogue.sqlite3"
+    file.mkdir()
+    broker.set(CATALOGUE, OTHER)
+    with Worker(tmp_path / "worker", server.url, accept_broker=False, catalogue=f"sqlite:///{file}") as worker:
+        file.rmdir()
+        broker.lpush("interactive", json.dumps(envelope(job := str(uuid4()), FIELDS)))
+        until(lambda: f"job {job} waits: the broker" in worker.log)
+        assert f"belongs to the catalogue {OTHER}" in worker.log
+        catalogue = Catalogue(f"sqlite:///{file}")
+        assert catalogue.ledger.get(job) is None
+        catalogue.close()
+
+
+def test_a_recovery_sends_nothing_to_the_broker_of_another_catalogue(
+    server: Valkey, broker: redis.Redis, tmp_path: Path
+) -> None:
+    """Another installation may have accepted the broker while the worker runs; each run says so and ends."""
+    with Worker(tmp_path / "worker", server.url, beat=True, sweep__recover__every="1s") as worker:
+        broker.set(CATALOGUE, OTHER)
+        until(lambda: f"jobs are not recovered for now: the broker {server.url}" in worker.log)
+
+
 def test_a_broker_that_lost_its_data_belongs_to_the_catalogue_again(
     server: Valkey, broker: redis.Redis, tmp_path: Path
 ) -> None:
@@ -141,10 +167,10 @@ NAME = "catalogue of the broker"
 def test_the_first_of_two_catalogues_gets_the_broker(broker: redis.Redis, server: Valkey) -> None:
     """The second is refused as a setting that is wrong, without the password; a broker that is gone is not checked."""
     settings = Settings(broker=server.url.replace("://", "://:secret@"))
-    check(broker, settings, "first")
-    check(broker, settings, "first")
+    check_owner_in(broker, settings, "first")
+    check_owner_in(broker, settings, "first")
     with pytest.raises(OtherCatalogue, match="belongs to the catalogue first") as refused:
-        check(broker, settings, "second")
+        check_owner_in(broker, settings, "second")
     assert "secret" not in str(refused.value)
-    check_broker(Settings(broker="redis://127.0.0.1:1/0"), "second")
-    check_broker(Settings(broker="amqp://127.0.0.1:1//", results=server.url), "second")
+    check_owner(Settings(broker="redis://127.0.0.1:1/0"), "second")
+    check_owner(Settings(broker="amqp://127.0.0.1:1//", results=server.url), "second")

@@ -38,6 +38,12 @@ def test_no_memory_is_a_refused_write_and_any_other_error_is_not():
         (redis.exceptions.MasterDownError("Link with MASTER is down"), "does not serve this now: it is a replica"),
         (redis.exceptions.ReadOnlyError("You can't write"), "takes no writes now: it is a replica"),
         (redis.ResponseError("ERR unknown command"), "does not serve this now: ERR unknown command"),
+        (
+            redis.ResponseError(
+                'Command # 3 (LPUSH sweep {"body": "x"}) of pipeline caused error: ERR unknown command'
+            ),
+            "does not serve this now: ERR unknown command",
+        ),
         (redis.AuthenticationError("x"), "refuses this: it requires a password"),
         (redis.exceptions.NoPermissionError("x"), "refuses this: its ACL"),
         (redis.ConnectionError("Error 111 connecting"), "cannot be reached: Error 111"),
