@@ -489,9 +489,8 @@ def _released(connection: Connection, page: Page, ids: Sequence[int], *, due: da
     if not ids:
         return page
     gone = set(ids)
-    ours = sa.and_(one_of(copies.c.id, sa.bindparam("ids")), copies.c.claimed_until == page.claimed_until)
     put_off = {} if due is None else {"next_due_at": due}
-    connection.execute(sa.update(copies).where(ours).values(claimed_until=None, **put_off), {"ids": list(ids)})
+    _end_claims(connection, page, ids, one_of(copies.c.id, sa.bindparam("ids")), **put_off)
     return replace(page, open=[id_ for id_ in page.open if id_ not in gone])
 
 
@@ -500,11 +499,16 @@ def _release_claims(connection: Connection, page: Page, request: Mapping[str, An
     if page.claimed_until is None or not page.open or not request.get("claim"):
         return
     object_ = copies.c.id if request["verb"] == "verify" else copies.c.artifact_id
-    ours = sa.and_(
-        one_of(object_, sa.bindparam("ids")), copies.c.store == request["claim"]["store"],
-        copies.c.claimed_until == page.claimed_until,
-    )  # fmt: skip
-    connection.execute(sa.update(copies).where(ours).values(claimed_until=None), {"ids": list(page.open)})
+    of_store = sa.and_(one_of(object_, sa.bindparam("ids")), copies.c.store == request["claim"]["store"])
+    _end_claims(connection, page, page.open, of_store)
+
+
+def _end_claims(
+    connection: Connection, page: Page, ids: Sequence[int], of: sa.ColumnElement[bool], **changed: datetime
+) -> None:
+    """End those claims of a page that are on the copies of these ids."""
+    ours = sa.and_(of, copies.c.claimed_until == page.claimed_until)
+    connection.execute(sa.update(copies).where(ours).values(claimed_until=None, **changed), {"ids": list(ids)})
 
 
 def _progress(page: Page) -> dict[str, Any]:
