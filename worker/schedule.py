@@ -29,28 +29,22 @@ def beat_schedule(settings: Settings) -> dict[str, dict[str, Any]]:
 
     The worker that drops it goes by its own clock, and beat has written the time by that of another machine.
     """
-    recover, verify, replicate = settings.sweep.recover, settings.sweep.verify, settings.sweep.replicate
-    repair, reconcile = settings.sweep.repair, settings.sweep.reconcile
-    cleanup, probe = settings.sweep.cleanup, settings.sweep.probe
+    sweep = settings.sweep
     sweeps: list[tuple[TaskSpec[Any, Any], bool, timedelta]] = [
-        (SWEEP_RECOVER, recover.enabled, recover.every),
-        (SWEEP_VERIFY, verify.enabled, verify.every),
-        (SWEEP_REPLICATE, replicate.enabled, replicate.every),
-        (SWEEP_REPAIR, repair.enabled, repair.every),
-        (SWEEP_RECONCILE, reconcile.enabled, reconcile.every),
-        (SWEEP_EVIDENCE, settings.sweep.evidence.enabled, settings.sweep.evidence.every),
-        (SWEEP_PURGE, settings.sweep.purge.enabled, settings.sweep.purge.every),
-        (SWEEP_LEFTOVERS, cleanup.enabled, cleanup.every),
-        (SWEEP_PROBE, probe.enabled, probe.every),
-        (
-            SWEEP_REPORT,
-            settings.sweep.report.enabled and settings.sweep.report.store is not None,
-            settings.sweep.report.every,
-        ),
-        (SWEEP_CANARY, settings.sweep.canary.enabled, settings.sweep.canary.every),
+        (SWEEP_RECOVER, sweep.recover.enabled, sweep.recover.every),
+        (SWEEP_VERIFY, sweep.verify.enabled, sweep.verify.every),
+        (SWEEP_REPLICATE, sweep.replicate.enabled, sweep.replicate.every),
+        (SWEEP_REPAIR, sweep.repair.enabled, sweep.repair.every),
+        (SWEEP_RECONCILE, sweep.reconcile.enabled, sweep.reconcile.every),
+        (SWEEP_EVIDENCE, sweep.evidence.enabled, sweep.evidence.every),
+        (SWEEP_PURGE, sweep.purge.enabled, sweep.purge.every),
+        (SWEEP_LEFTOVERS, sweep.cleanup.enabled, sweep.cleanup.every),
+        (SWEEP_PROBE, sweep.probe.enabled, sweep.probe.every),
+        (SWEEP_REPORT, sweep.report.enabled and sweep.report.store is not None, sweep.report.every),
+        (SWEEP_CANARY, sweep.canary.enabled, sweep.canary.every),
         (SWEEP_ALARMS, bool(settings.alarms.channels), settings.alarms.every),
         (SWEEP_WEBHOOKS, bool(settings.webhooks), settings.job_webhooks.every),
-        (SWEEP_BACKUP, bool(settings.sweep.backup.stores), settings.sweep.backup.every),
+        (SWEEP_BACKUP, bool(sweep.backup.stores), sweep.backup.every),
     ]
     return {
         spec.kind: {
