@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import hypothesis
 import pytest
@@ -133,8 +133,11 @@ def _no_ambient_settings() -> None:
     os.environ["AWS_CONFIG_FILE"] = os.environ["AWS_SHARED_CREDENTIALS_FILE"] = os.devnull
 
 
+ServerT = TypeVar("ServerT", bound=Server)
+
+
 @contextmanager
-def running(server: Server) -> Iterator[Server]:
+def running(server: ServerT) -> Iterator[ServerT]:
     """Run a server for a fixture. One that is not installed fails the test in CI and skips it elsewhere."""
     try:
         server.start()
@@ -189,8 +192,7 @@ def database_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
 @pytest.fixture(scope="session")
 def valkey_server(database_directory: Path) -> Iterator[Valkey]:
     """Return the Valkey that the modules of this process use one after another."""
-    server = Valkey(database_directory / "valkey")
-    with running(server):
+    with running(Valkey(database_directory / "valkey")) as server:
         yield server
 
 
@@ -204,8 +206,7 @@ def valkey(valkey_server: Valkey) -> Valkey:
 @pytest.fixture(scope="session")
 def postgres(database_directory: Path) -> Iterator[Postgres]:
     """Return a running PostgreSQL; who kills it restarts it."""
-    server = Postgres(database_directory / "postgres")
-    with running(server):
+    with running(Postgres(database_directory / "postgres")) as server:
         yield server
 
 
@@ -235,24 +236,21 @@ def catalogue_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[st
 @pytest.fixture(scope="session")
 def ministack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ministack]:
     """Return a running ministack: S3 as Amazon documents it."""
-    server = Ministack(tmp_path_factory.mktemp("ministack"))
-    with running(server):
+    with running(Ministack(tmp_path_factory.mktemp("ministack"))) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RcloneS3]:
     """Return a running `rclone serve s3`: S3 with real signatures over real files."""
-    server = RcloneS3(tmp_path_factory.mktemp("rclone"))
-    with running(server):
+    with running(RcloneS3(tmp_path_factory.mktemp("rclone"))) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def fake_gcs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeGcs]:
     """Return a running fake-gcs-server: Cloud Storage as far as generations and composing go."""
-    server = FakeGcs(tmp_path_factory.mktemp("fake-gcs"))
-    with running(server):
+    with running(FakeGcs(tmp_path_factory.mktemp("fake-gcs"))) as server:
         yield server
 
 
@@ -266,24 +264,21 @@ def strict_gcs(fake_gcs: FakeGcs) -> Iterator[StrictGcs]:
 @pytest.fixture(scope="session")
 def fake_gcs_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeGcs]:
     """Return a running fake-gcs-server whose objects are files, to damage them."""
-    server = FakeGcs(tmp_path_factory.mktemp("fake-gcs-disk"), on_disk=True)
-    with running(server):
+    with running(FakeGcs(tmp_path_factory.mktemp("fake-gcs-disk"), on_disk=True)) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def gcp_emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GcpEmulator]:
     """Return a running gcp-storage-emulator: Cloud Storage as far as resuming goes."""
-    server = GcpEmulator(tmp_path_factory.mktemp("gcp-emulator"))
-    with running(server):
+    with running(GcpEmulator(tmp_path_factory.mktemp("gcp-emulator"))) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
     """Return a running azurite: Azure Blob Storage as Microsoft emulates it."""
-    server = Azurite(tmp_path_factory.mktemp("azurite"))
-    with running(server):
+    with running(Azurite(tmp_path_factory.mktemp("azurite"))) as server:
         yield server
 
 

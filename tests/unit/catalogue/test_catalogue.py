@@ -330,41 +330,35 @@ def test_an_object_of_one_chunk_has_its_manifest_without_a_row(catalogue):
         assert connection.execute(sa.select(sa.func.count()).select_from(metadata.tables["manifests"])).scalar() == 0
 
 
+def claims(catalogue, now, lasts):
+    """Return how many copies a sweep claims to read at a time, and how many to make."""
+    times = {"now": now, "until": now + lasts, "limit": 9}
+    due = claimed_keys(catalogue, "dr", period=PERIOD, **times)
+    wanted = lambda *_, **__: True  # noqa: E731
+    begun = catalogue.sweep_claims.begun("cold", "releases", "", wanted=wanted, late_since=clock.now(), **times)
+    absent = catalogue.sweep_claims.absent("cold", "releases", "", wanted=wanted, **times)
+    return len(due), len(begun) + len(absent)
+
+
 def test_a_claim_that_lasts_too_long_is_not_believed(catalogue):
     """A sweep whose clock was a year ahead claims nothing for a year, be it to read copies or to make some."""
-    now = clock.now()
+    now, lasts = clock.now(), timedelta(hours=1)
     stored(catalogue, now=now - 2 * PERIOD)
-
-    def claimed(ahead):
-        times = {"now": now + ahead, "until": now + ahead + timedelta(hours=1), "limit": 9}
-        due = claimed_keys(catalogue, "dr", period=PERIOD, **times)
-        wanted = lambda *_, **__: True  # noqa: E731
-        begun = catalogue.sweep_claims.begun("cold", "releases", "", wanted=wanted, late_since=now, **times)
-        absent = catalogue.sweep_claims.absent("cold", "releases", "", wanted=wanted, **times)
-        return len(due), len(begun) + len(absent)
-
-    assert claimed(timedelta(days=365)) == (1, 1)
-    assert claimed(timedelta(0)) == (1, 1)
-    assert claimed(timedelta(0)) == (0, 0)
+    assert claims(catalogue, now + timedelta(days=365), lasts) == (1, 1)
+    assert claims(catalogue, now, lasts) == (1, 1)
+    assert claims(catalogue, now, lasts) == (0, 0)
 
 
 def test_a_clock_that_was_two_hours_ahead_stops_no_sweep(catalogue):
     """Claims by a clock that is then set back two hours are void at once; those of a right clock hold."""
-    now = clock.now()
+    now, lasts = clock.now(), timedelta(hours=6)
     stored(catalogue, now=now - 2 * PERIOD)
-
-    def claimed(ahead):
-        times = {"now": now + ahead, "until": now + ahead + timedelta(hours=6), "limit": 9}
-        due = claimed_keys(catalogue, "dr", period=PERIOD, **times)
-        wanted = lambda *_, **__: True  # noqa: E731
-        begun = catalogue.sweep_claims.begun("cold", "releases", "", wanted=wanted, late_since=now, **times)
-        absent = catalogue.sweep_claims.absent("cold", "releases", "", wanted=wanted, **times)
-        return len(due), len(begun) + len(absent)
-
-    assert claimed(timedelta(hours=2)) == (1, 1)
-    assert claimed(timedelta(0)) == (1, 1)
-    assert claimed(timedelta(minutes=-4)) == (0, 0), "clocks of machines differ by seconds to minutes"
-    assert claimed(timedelta(hours=5)) == (0, 0)
+    assert claims(catalogue, now + timedelta(hours=2), lasts) == (1, 1)
+    assert claims(catalogue, now, lasts) == (1, 1)
+    assert claims(catalogue, now + timedelta(minutes=-4), lasts) == (0, 0), (
+        "clocks of machines differ by seconds to minutes"
+    )
+    assert claims(catalogue, now + timedelta(hours=5), lasts) == (0, 0)
 
 
 def test_absent_copies_of_a_large_catalogue_are_found_in_slices(catalogue):
