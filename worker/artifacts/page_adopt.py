@@ -5,19 +5,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from worker import clock
-from worker.artifacts.adoption import ReadObject, adopted_before, read_to_adopt
+from worker.artifacts.adoption import ReadObject, Unverifiable, adopted_before, read_to_adopt
 from worker.artifacts.page_runner import work_on
 from worker.catalogue import Artifact, Copy, Page, PageOutcome
 from worker.context import JobContext
 from worker.counted import counted
 from worker.jobs.running_job import RunningJob
 from worker.limits.limited_store import LimitedStore
-from worker.storage.errors import StorageError, TransientError
+from worker.storage.errors import Archived, IntegrityError, StorageError
 from zot_artifact_client.contract import AdoptRequest
 
 logger = logging.getLogger(__name__)
 
 ADOPTED, ALREADY_THERE = "adopted", "already_there"
+_JUDGED = (Unverifiable, Archived, IntegrityError)
+"""What is wrong with the object itself. All objects of a bucket may be so, and a job of each would only repeat it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +51,8 @@ class AdoptPage:
     def run(self, objects: Sequence[ObjectToAdopt]) -> Page:
         """Adopt the objects that have no outcome yet, and return the page after that.
 
-        An object that is too large for a page, whose artifact another job is writing, or that failed transiently,
-        leaves the page. Any other error is the outcome of its object, by its type.
+        An object that is too large for a page, whose artifact another job is writing, or that could not be adopted,
+        leaves the page. What is wrong with the object itself is its outcome, by the type of the error.
 
         Raises:
             Snooze: the store takes no job now; the outcomes so far are recorded.
@@ -86,11 +88,11 @@ class AdoptPage:
             self.job.heartbeat()
             try:
                 yield self._read(each)
-            except TransientError as error:
+            except _JUDGED as error:
+                yield PageOutcome(each.id, each.path, each.size, type(error).__name__, error.message), None
+            except StorageError as error:  # it is tried again in a job of its own, which tells what is wrong
                 logger.warning("%s leaves its page: %s", each.path, error)
                 yield _left(each, each.size), None
-            except StorageError as error:
-                yield PageOutcome(each.id, each.path, each.size, type(error).__name__, error.message), None
 
     def _read(self, each: ObjectToAdopt) -> tuple[PageOutcome, ReadObject | None]:
         request = each.request

@@ -13,13 +13,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from worker import clock
-from worker.artifacts.artifact_copies import ArtifactJob, kept_metadata, kept_properties
+from worker.artifacts.artifact_copies import ArtifactJob, ReadBackMismatch, kept_metadata, kept_properties
 from worker.artifacts.batch_lists import ListedFile
 from worker.artifacts.page_runner import GROUP
 from worker.artifacts.per_store import check_beside_bytes, most_retryable
 from worker.artifacts.sources import open_source
 from worker.artifacts.waiting_uploads import closed_stores, lacking
-from worker.catalogue import Artifact, FinishedCopy, Group, NewVersion, Page, PageOutcome, Recorded
+from worker.catalogue import Artifact, FinishedCopy, Group, NewVersion, Page, PageOutcome, Recorded, Superseded
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.upload_checkpoint import CopyCheckpoint
@@ -27,7 +27,7 @@ from worker.limits.limited_store import LimitedStore
 from worker.limits.snooze import Snooze
 from worker.storage import ObjectStat
 from worker.storage.driver import HashedBytes, SmallPut
-from worker.storage.errors import AlreadyExists, PermanentError, SizeMismatch, StorageError, TransientError
+from worker.storage.errors import AlreadyExists, PermanentError, SizeMismatch, StorageError
 from worker.storage.integrity.manifest import CHUNK_SIZE
 from worker.storage.transfer.do_in_threads import begin_all, do_all
 from zot_artifact_client.contract import PageRequest
@@ -42,6 +42,10 @@ _GROUP_SIZE = 64 << 20
 
 class SourceChanged(PermanentError):
     """A file has changed since the directory was listed."""
+
+
+_FINAL = (SourceChanged, Superseded, ReadBackMismatch)
+"""A job of its own would upload what was not listed, would give way as well, or would write the same bytes again."""
 
 
 @dataclass(slots=True, eq=False)
@@ -86,8 +90,8 @@ class UploadPage:
     def run(self, files: Sequence[ListedFile]) -> Page:
         """Upload the files that have no outcome yet, and return the page after that.
 
-        A file that is too large for memory, whose key another job is writing, or whose upload failed transiently,
-        leaves the page.
+        A file that is too large for memory, whose key another job is writing, or whose upload failed, leaves the page.
+        One that has changed since it was listed, was superseded, or reads back wrong, has failed.
 
         Raises:
             Snooze: a store takes no job now; the others have their copies, and outcomes and copies are recorded.
@@ -237,7 +241,7 @@ class UploadPage:
             item.outcomes.append(placed.outcome if placed else "already_there")
 
     def _record(self, group: Sequence[_Item]) -> None:
-        """Record copies and outcomes; a file that failed transiently leaves the page."""
+        """Record copies and outcomes; a file that failed leaves the page."""
         finished = [
             FinishedCopy(item.artifact, store, stat.version, stat.storage_tags)
             for item in group
@@ -332,10 +336,10 @@ def _is_left(item: _Item, store: LimitedStore) -> bool:
 
 def _outcome(item: _Item) -> PageOutcome:
     error = item.error or (most_retryable(list(item.failed.values())) if item.failed else None)
-    if isinstance(error, TransientError):
+    if isinstance(error, _FINAL):
+        return PageOutcome(item.number, item.path, item.file.size, "failed", str(error))
+    if error is not None:  # it is tried again in a job of its own, which tells what is wrong
         logger.warning("%s leaves its page: %s", item.path, error)
         return PageOutcome(item.number, item.path, item.file.size, "left", left=True)
-    if error is not None:
-        return PageOutcome(item.number, item.path, item.file.size, "failed", str(error))
     outcome = next((word for word in ("repaired", "stored") if word in item.outcomes), "already_there")
     return PageOutcome(item.number, item.path, item.file.size, outcome)

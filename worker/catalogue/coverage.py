@@ -25,12 +25,13 @@ from worker.catalogue.tables import (
 )
 from worker.storage import Verdict
 from worker.storage.keys import CANARY_BUCKET
-from zot_artifact_client.contract import REPLICATE, UPLOAD, VERIFY, JobState
+from zot_artifact_client.contract import ADOPT, DELETE, REPLICATE, UPLOAD, VERIFY, JobState
 
 _NAMES = (artifacts.c.bucket, artifacts.c.key, artifacts.c.version, copies.c.store)
 _NOT_READ = [CopyState.MISSING, CopyState.SIZE_MISMATCH]
 """The states after a verdict that needed no read to the end."""
 _GOOD = [state for state in CopyState if state.good]
+_PRESENT = [state for state in CopyState if state.present]
 _LATEST_RUNS = 100
 """Runs of a sweep among which its last one is searched for that was of all stores."""
 
@@ -66,11 +67,15 @@ class Coverage:
 
 @dataclass(frozen=True, slots=True)
 class FailedJobs:
-    """How many jobs failed for good with one type of error; `store`: the one that it is about, None for no store."""
+    """How many jobs failed for good with one type of error, and since when.
+
+    `store`: the one that it is about, None for no store.
+    """
 
     error: str
     store: str | None
     count: int
+    since: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,11 +241,12 @@ class CoverageQueries:
         """Return the jobs but sweeps that failed for good since then and still matter, by error and store.
 
         A job does not if it was sent again, if a later job of its kind succeeded with the same artifact, or if its
-        effect is there: the copies of its upload or of a later one are complete, or its store gave right bytes since.
+        effect is there: the copies of its upload or of a later one are complete, its store gave right bytes since, or
+        what it was to delete is gone.
         """
         some = (
             sa.select(
-                jobs.c.id, jobs.c.kind, jobs.c.holds, jobs.c.finished_at,
+                jobs.c.id, jobs.c.kind, jobs.c.parent, jobs.c.holds, jobs.c.finished_at,
                 *(jobs.c.error[name].as_string().label(name) for name in ("type", "store")),
                 *(jobs.c.request[name].as_string().label(name) for name in ("bucket", "key")),
             )
@@ -256,14 +262,17 @@ class CoverageQueries:
         )
         of_artifact = sa.and_(last.c.kind == some.c.kind, last.c.holds == some.c.holds)
         unsettled = (
-            sa.select(some.c.type, some.c.store, sa.func.count())
+            sa.select(
+                some.c.type, some.c.store, sa.func.count(),
+                sa.func.min(some.c.finished_at, type_=some.c.finished_at.type),
+            )
             .outerjoin_from(some, last, of_artifact)
-            .where(sa.or_(last.c.at.is_(None), last.c.at <= some.c.finished_at), ~_has_effect(some.c))
+            .where(sa.or_(last.c.at.is_(None), last.c.at <= some.c.finished_at), _lacks_effect(some.c))
             .group_by(some.c.type, some.c.store)
-        )
+        )  # fmt: skip
         with self._database.read() as connection:
             rows = connection.execute(unsettled).all()
-        found = [FailedJobs(type_ or "unknown", store, count) for type_, store, count in rows]
+        found = [FailedJobs(type_ or "unknown", store, count, first) for type_, store, count, first in rows]
         return sorted(found, key=lambda each: (-each.count, each.error, each.store or ""))
 
     def last_runs(self, kinds: Sequence[str]) -> dict[str, LastRun]:
@@ -287,22 +296,30 @@ class CoverageQueries:
         return [OverdueCopy(row.store, row.bucket, row.key, row.version, row.since) for row in rows]
 
 
-def _has_effect(job: Any) -> sa.ColumnElement[bool]:
-    """Return the condition that a page, a repair or another upload has done what a failed job was to do."""
+def _lacks_effect(job: Any) -> sa.ColumnElement[bool]:
+    """Return the condition that no page, no repair and no other job has done what a failed job was to do."""
     current = sa.select(artifacts.c.id).where(artifacts.c.bucket == job.bucket, artifacts.c.key == job.key, *CURRENT)
+    reused_by = sa.cast(artifacts.c.reused_by, sa.Text)
+    of_batch = sa.or_(artifacts.c.job.startswith(job.parent), reused_by.contains(job.parent))
     uploaded = sa.or_(
         artifacts.c.committed_at > job.finished_at,
         artifacts.c.job == job.id,
-        sa.cast(artifacts.c.reused_by, sa.Text).contains(job.id),
+        reused_by.contains(job.id),
+        sa.and_(job.id.startswith(job.parent), of_batch),  # the page that it left has recorded its version
     )
     copy = sa.exists().where(copies.c.artifact_id == artifacts.c.id).correlate_except(copies)
     read = copy.where(copies.c.store == job.store, copies.c.read_at > job.finished_at, copies.c.state.in_(_GOOD))
     done = sa.case(
-        (job.kind == UPLOAD.kind, uploaded), (job.kind.in_([REPLICATE.kind, VERIFY.kind]), read), else_=sa.false()
+        (job.kind == UPLOAD.kind, uploaded),
+        (job.kind.in_([REPLICATE.kind, VERIFY.kind, ADOPT.kind]), read),
+        else_=sa.false(),
     )
     # An unfinished copy may be what the job was to write, also after an error of the store that it read from.
     unfinished = sa.and_(job.kind != VERIFY.kind, copy.where(copies.c.state == CopyState.WRITING))
-    return current.where(done, ~unfinished).correlate_except(artifacts).exists()
+    present = copy.where(copies.c.store == job.store, copies.c.state.in_(_PRESENT))
+    there = current.where(sa.or_(job.store.is_(None), present)).correlate_except(artifacts).exists()
+    has_effect = current.where(done, ~unfinished).correlate_except(artifacts).exists()
+    return sa.and_(~has_effect, sa.or_(job.kind != DELETE.kind, there))
 
 
 def _is_narrowed(request: Mapping[str, Any]) -> bool:

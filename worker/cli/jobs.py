@@ -154,6 +154,7 @@ def retry(
     They keep their ids, and all attempts are available again.
     --all without --state retries the dead letters.
     A page that failed is not sent again; the jobs of the artifacts that failed in it are.
+    What is wrong with an object itself, such as a verdict, is named by its batch and is not tried again.
 
     Examples:
 
@@ -175,6 +176,10 @@ def retry(
             chosen = session.catalogue.job_admin.find(states, kind=kind, fits=fits, limit=None)
             if not chosen:
                 tell_unknown_error(session.catalogue, error)
+                if parent is not None:
+                    complain(
+                        f"no such job of it failed; `zot-artifacts jobs {parent}` names what its pages found wrong"
+                    )
                 if not state and session.catalogue.job_admin.find([JobState.FAILED], kind=kind, fits=fits, limit=1):
                     complain("no dead letter is among them, failed jobs are: add --state failed")
         rejected = {record.id: reason for record in chosen if (reason := why_not(session, record))}

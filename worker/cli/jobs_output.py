@@ -41,13 +41,16 @@ def print_jobs(records: list[JobRecord], *, as_json: bool) -> None:
             r.shown_state,
             r.attempts,
             age(r.created_at, now) if narrow else r.created_at,
-            (r.error or {}).get("message"),
+            (r.error or {}).get("message") or _failed(r),
         )
         for r in records
     ]
     columns = ("job", "kind", "artifact", "state", "attempts", "age" if narrow else "created", "error")
     empty = "no such jobs; one that no worker has taken yet is not listed"
     print_table(columns, rows, empty=empty, flexible=("artifact", "error"))
+    for record in records:
+        if told := _failed(record):
+            say(f"{_short_id(record.id) if narrow else record.id}: {told}; {_way_out(record)}")
 
 
 def print_job(
@@ -61,11 +64,31 @@ def print_job(
     for name, value in (*_fields(record), ("copies", copies)):
         if value not in (None, ""):
             say(f"{name:12} {value}")
+    if _failed(record):
+        say(f"{'way out':12} {_way_out(record)}")
     for name, state in webhooks.items():
         say(f"{'webhook':12} {name}: {state}")
     for cause in causes_of(record) if traceback else ():
         for line in str(cause.get("traceback", "no traceback was kept")).splitlines():
             say(line)
+
+
+def _failed(record: JobRecord) -> str | None:
+    """Return how many objects failed in a batch or a page, None if none did: its own state does not tell it."""
+    result = record.result if record.kind in {BATCH.kind, PAGE.kind} else None
+    if not result or not result.get("failed"):
+        return None
+    return f"{result['failed']} of {counted(result['objects'], 'object')} failed"
+
+
+def _way_out(record: JobRecord) -> str:
+    """Return the commands that name the objects that failed, and send the jobs again which they became."""
+    if record.kind == PAGE.kind:
+        return f"`zot-artifacts jobs {record.id}` names them"
+    named = f"`zot-artifacts jobs --parent {record.id} --failed` lists their jobs"
+    if record.request.get("verb") == VERIFY.kind:
+        return f"{named}, `zot-artifacts findings` tells what is open"
+    return f"{named}, `zot-artifacts jobs retry --all --parent {record.id}` sends them again"
 
 
 def causes_of(record: JobRecord) -> Iterator[Mapping[str, Any]]:

@@ -20,11 +20,13 @@ _AT_ONCE = 500
 
 def why_not(session: Session, record: JobRecord) -> str | None:
     """Return why a job cannot be sent again, or None."""
+    if record.kind == BATCH.kind and (record.result or {}).get("failed"):
+        return f"it has ended; `zot-artifacts jobs retry --all --parent {record.id}` sends its failed jobs again"
     if record.state not in REDRIVABLE:
         return f"it is {record.state}, only dead, failed and cancelled jobs can be retried"
     if record.kind == BATCH.kind or record.kind not in _SPECS:
         return f"a {record.kind} cannot be retried: send a new one, which skips what is done already"
-    if record.request.get("staged") and not Path(record.request["source"]).exists():
+    if _is_staged(session.settings, record) and not Path(record.request["source"]).exists():
         gone = "its staged source is gone"
         if newer := _newer_version(session, record):
             return f"{gone}, and version {newer.version} of {newer.path} was recorded after it: nothing is left to do"
@@ -42,6 +44,12 @@ def _newer_version(session: Session, record: JobRecord) -> Artifact | None:
     if current is None or current.created_at <= record.created_at:
         return None
     return None if path in session.catalogue.artifacts.uploaded_by(record.id, [path]) else current
+
+
+def _is_staged(settings: Settings, record: JobRecord) -> bool:
+    """Return whether the source of an upload is below the staging directory, also where its batch has staged it."""
+    source = Path(record.request.get("source") or "")
+    return bool(record.request.get("staged")) or settings.staging_dir in source.parents
 
 
 def way_out_of_missing_copies(session: Session, record: JobRecord) -> str | None:

@@ -351,7 +351,7 @@ def _refused(failed: Iterable[FailedJobs]) -> Iterator[Check]:
             yield Check(
                 f"store {each.store}",
                 "bad",
-                f"{counted(each.count, 'job')} failed with {each.error} in the last day",
+                f"{counted(each.count, 'job')} failed with {each.error} in the last day, first at {moment(each.since)}",
                 f"repair it, then run `zot-artifacts jobs retry --all --state failed --error {each.error}`; "
                 "an upload whose source is gone has to be sent anew, or completed as that prints, which ends this",
             )

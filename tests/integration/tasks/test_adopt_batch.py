@@ -24,7 +24,7 @@ from worker.context import Context
 from worker.jobs.running_job import Cancelled, Requeue
 from worker.limits.limited_store import LimitedStore
 from worker.limits.snooze import Snooze
-from worker.storage.errors import NotFound, Unavailable
+from worker.storage.errors import AccessDenied, NotFound, Unavailable
 from zot_artifact_client.contract import AdoptRequest, BatchRequest, UploadRequest
 
 ALL = BatchRequest(verb="adopt", bucket="releases", prefix="a/", stores=("dr",))
@@ -232,6 +232,30 @@ def test_a_failed_job_of_its_own_has_the_type_of_its_error_as_outcome(lay, drive
     monkeypatch.setitem(context.settings.page.__dict__, "large", 10)
     result = drive(ALL).finish()
     assert (result.outcomes, kinds(context)) == ({"Unverifiable": 1}, ["page", "adopt"])
+
+
+def test_an_object_that_may_not_be_read_is_a_failed_job_until_it_is_adopted(begun, drive, context, monkeypatch):
+    """An operator can end that, so that it shows in the ledger; what is wrong with the object itself does not."""
+    read = LimitedStore.read_object
+
+    def refused(store: LimitedStore, bucket: str, key: str, **options: Any) -> Any:
+        if key == KEYS[2]:
+            error = AccessDenied("dr: the credentials have expired")
+            error.store = "dr"
+            raise error
+        return read(store, bucket, key, **options)
+
+    since = clock.now()
+    with monkeypatch.context() as patched:
+        patched.setattr(LimitedStore, "read_object", refused)
+        result = begun().finish()
+    assert (result.outcomes, kinds(context)) == ({"adopted": 5, "AccessDenied": 1}, ["page", "adopt"])
+    [told] = context.catalogue.coverage.failed_jobs(since=since)
+    assert (told.error, told.store, told.count) == ("AccessDenied", "dr", 1)
+    again = drive(ALL)
+    again.id = "batch-2"
+    assert again.finish().outcomes == {"adopted": 1, "already_there": 5}
+    assert context.catalogue.coverage.failed_jobs(since=since) == []
 
 
 @pytest.mark.parametrize("after", [0, 3])

@@ -1,5 +1,6 @@
 """A batch works in steps: a crash at any point skips no object and repeats none."""
 
+import dataclasses
 from collections.abc import Callable
 from datetime import timedelta
 from itertools import count
@@ -18,6 +19,7 @@ from tasks.page import page
 from tasks.replicate import replicate
 from tasks.upload import upload
 from tasks.verify import verify
+from tests.conformance.targets import make_s3_bucket, s3_config
 from tests.integration.tasks.conftest import NullReporter
 from tests.waiting import WITHIN
 from worker import clock
@@ -27,7 +29,7 @@ from worker.catalogue.batch_lists import BatchLists
 from worker.context import Context
 from worker.jobs.outbox import Outbox
 from worker.jobs.running_job import Continue, RunningJob
-from worker.storage.configured_stores import UnknownStore
+from worker.storage.configured_stores import Stores, UnknownStore
 from worker.storage.errors import NotFound, PermanentError, StorageError
 from zot_artifact_client.contract import (
     AdoptRequest,
@@ -49,6 +51,7 @@ VERBS: dict[str, tuple[Callable[..., Any], type[Any]]] = {
     "artifact.replicate.v1": (replicate, ReplicateRequest),
     "artifact.delete.v1": (delete, DeleteRequest),
     "artifact.adopt.v1": (adopt, AdoptRequest),
+    "artifact.upload.v1": (upload, UploadRequest),
     "artifact.page.v1": (page, PageRequest),
 }
 
@@ -120,7 +123,8 @@ class Driver:
             try:
                 result = work(model.read(sent.payload), self._fenced(job), job)
             except StorageError as error:
-                self._end(job, JobState.FAILED, error={"type": type(error).__name__, "message": str(error)})
+                told = {"type": type(error).__name__, "message": str(error), "store": error.store}
+                self._end(job, JobState.FAILED, error=told)
             else:
                 self._end(job, JobState.SUCCEEDED, result=result.model_dump(mode="json"))
 
@@ -240,6 +244,29 @@ def files(source_root: Path) -> BatchRequest:
     for number in range(600):
         (source_root / f"{number:03d}").write_text(f"the bytes of {number}")
     return BatchRequest(verb="upload", directory=str(source_root), bucket="releases", stores=("primary",))
+
+
+def test_files_that_a_store_refuses_are_failed_jobs_until_it_takes_them(drive, files, context, rclone):
+    """Pages give them up, so that the failure shows in the ledger; the upload that is sent again settles them."""
+    right = s3_config(rclone)
+    make_s3_bucket(rclone, str(right.bucket))
+    wrong = right.model_copy(update={"secret_access_key": SecretStr("no longer the key")})
+    since, small = clock.now(), files.model_copy(update={"stores": ("primary", "cloud"), "include": ("00*",)})
+    for number, config in enumerate((wrong, right)):
+        driver = drive(small)
+        driver.id = f"batch-{number}"
+        driver.context = dataclasses.replace(
+            context, stores=Stores({"primary": context.settings.stores["primary"], "cloud": config})
+        )
+        result = driver.finish()
+        driver.context.stores.close()
+        left = context.catalogue.coverage.failed_jobs(since=since)
+        if config is wrong:
+            assert (result.outcomes, result.failed) == ({"failed": 10}, 10)
+            assert {each.job.partition(".")[0] for each in result.failures} == {"batch-0"}
+            assert [(each.error, each.store, each.count) for each in left] == [("AccessDenied", "cloud", 10)]
+            assert len(context.catalogue.batches.child_jobs("batch-0", failed=True)) == 10
+    assert (result.outcomes, result.failed, left) == ({"stored": 10}, 0, [])
 
 
 def test_the_workers_of_several_machines_share_the_list_of_a_directory(drive, files, settings, tmp_path):

@@ -2,6 +2,7 @@
 
 from contextlib import closing
 from datetime import timedelta
+from functools import partial
 
 import pytest
 import sqlalchemy as sa
@@ -73,16 +74,16 @@ def test_jobs_that_failed_for_good_are_counted_by_error_and_store(catalogue):
         catalogue.ledger.acquire(str(number), kind, {}, owner="me", holds=None, parent=None, now=now, lease=lease)
         catalogue.ledger.finish(str(number), 1, JobState.FAILED, now=now, error=error)
     assert catalogue.coverage.failed_jobs(since=now) == [
-        FailedJobs("AccessDenied", "dr", 2), FailedJobs("NotFound", None, 1),
+        FailedJobs("AccessDenied", "dr", 2, now), FailedJobs("NotFound", None, 1, now),
     ]  # fmt: skip
     assert catalogue.coverage.failed_jobs(since=now + lease) == []
 
 
-def failed(catalogue, id_, kind, *, at, key="app.tgz", state=JobState.FAILED):
+def failed(catalogue, id_, kind, *, at, key="app.tgz", state=JobState.FAILED, parent=None):
     """Record the end of a job of an artifact; by default a full store failed it."""
     request, path = {"bucket": "releases", "key": key}, None if kind == "verify" else f"releases/{key}"
     lease = timedelta(seconds=30)
-    catalogue.ledger.acquire(id_, kind, request, owner="me", holds=path, parent=None, now=at, lease=lease)
+    catalogue.ledger.acquire(id_, kind, request, owner="me", holds=path, parent=parent, now=at, lease=lease)
     error = {"type": "OutOfSpace", "store": "dr"} if state == JobState.FAILED else None
     catalogue.ledger.finish(id_, 1, state, now=at, error=error, result=None if error else {})
 
@@ -117,7 +118,7 @@ def test_a_failed_job_counts_however_many_others_are_settled(catalogue):
         row = connection.execute(sa.select(jobs).where(jobs.c.id == "settled")).one()._asdict()
         connection.execute(sa.insert(jobs), [row | {"id": f"settled-{number}"} for number in range(settled)])
     failed(catalogue, "open", "upload", at=now + timedelta(seconds=1), key="other")
-    assert catalogue.coverage.failed_jobs(since=now) == [FailedJobs("OutOfSpace", "dr", 1)]
+    assert catalogue.coverage.failed_jobs(since=now) == [FailedJobs("OutOfSpace", "dr", 1, now + timedelta(seconds=1))]
 
 
 def test_a_failed_upload_does_not_count_once_its_copies_are_there(catalogue):
@@ -144,7 +145,22 @@ def test_a_failed_upload_does_not_count_once_its_copies_are_there(catalogue):
     assert counted(catalogue, now) == 0
 
 
-@pytest.mark.parametrize("kind", ["replicate", "verify"])
+def test_a_failed_upload_of_a_batch_does_not_count_once_the_copies_of_its_page_are_there(catalogue):
+    """The page that it left has recorded the version, also where another job had uploaded the same bytes before."""
+    now = clock.now()
+    record = partial(catalogue.artifacts.record, "releases", digest=DIGEST, metadata={}, now=now, stores=["dr"])
+    made = [record(key="new", job="batch.00000001").artifact, record(key="reused", job="other").artifact]
+    record(key="reused", job="batch.00000001")
+    for number, artifact in enumerate(made, 2):
+        failed(catalogue, f"batch.0000000{number}", "upload", at=now, key=artifact.key, parent="batch")
+    failed(catalogue, "lonely", "upload", at=now, key="new")
+    assert counted(catalogue, now) == 3
+    for artifact in made:
+        catalogue.artifacts.finish_copy(artifact, "dr", tag="1", evidence={}, now=now)
+    assert counted(catalogue, now) == 1
+
+
+@pytest.mark.parametrize("kind", ["replicate", "verify", "adopt"])
 def test_a_failed_job_does_not_count_once_its_store_gave_the_bytes_back(catalogue, kind):
     """As a sweep reads them later, in a page that is no job of the artifact."""
     artifact, now = copied(catalogue, "app.tgz", "dr"), clock.now()
@@ -159,6 +175,17 @@ def test_a_failed_job_does_not_count_once_its_store_gave_the_bytes_back(catalogu
     assert counted(catalogue, long_ago) == 2
     judged(catalogue, artifact, "dr", "verified", now=now + timedelta(minutes=2))
     assert counted(catalogue, long_ago) == 1
+
+
+def test_a_failed_delete_does_not_count_once_the_copy_or_the_artifact_is_gone(catalogue):
+    """As a page of a later batch deletes it, which is no job of the artifact."""
+    artifact, now = copied(catalogue, "app.tgz", "dr"), clock.now()
+    copied(catalogue, "other", "dr")
+    failed(catalogue, "job-1", "delete", at=now)
+    failed(catalogue, "job-2", "delete", at=now, key="other")
+    assert counted(catalogue, now) == 2
+    catalogue.artifacts.delete_copies(list(catalogue.artifacts.copies(artifact).values()))
+    assert counted(catalogue, now) == 1
 
 
 def test_a_failed_replication_counts_while_its_copy_is_not_written(catalogue):

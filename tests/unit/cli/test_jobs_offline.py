@@ -189,6 +189,40 @@ def test_the_failed_jobs_of_a_batch_are_retried_together(catalogue, end, zot):
 
 
 @pytest.mark.parametrize(
+    ("kind", "verb", "told"),
+    [
+        ("batch", "upload", ["jobs --parent it --failed", "jobs retry --all --parent it"]),
+        ("batch", "verify", ["jobs --parent it --failed", "zot-artifacts findings"]),
+        ("page", "upload", ["jobs it"]),
+    ],
+)
+def test_objects_that_failed_are_told_beside_a_job_that_succeeded(zot, catalogue, kind, verb, told):
+    """A batch and a page succeed whatever their objects do; the list says how many failed, and the way out."""
+    now, lease = clock.now(), timedelta(seconds=30)
+    for id_, failed in (("it", 3), ("good", 0)):
+        catalogue.ledger.acquire(
+            id_, kind, {"verb": verb}, owner="here", holds=None, parent=None, now=now, lease=lease, queue="sweep"
+        )
+        result = {"objects": 200, "failed": failed, "failures": []}
+        catalogue.ledger.finish(id_, 1, JobState.SUCCEEDED, now=now, result=result)
+    for shown in (zot("jobs")[1], zot("jobs", "it")[1]):
+        assert all(f"`zot-artifacts {each.removeprefix('zot-artifacts ')}`" in shown for each in told)
+    assert "it: 3 of 200 objects failed; `zot-artifacts" in zot("jobs")[1]
+    assert "good: " not in zot("jobs")[1]
+    refused = zot("jobs", "retry", "it", "--json")[1]["refused"][0]["message"]
+    assert ("jobs retry --all --parent it" in refused) == (kind == "batch")
+    assert "no such job of it failed; `zot-artifacts jobs it`" in zot("jobs", "retry", "--all", "--parent", "it")[2]
+
+
+def test_a_file_that_a_batch_staged_is_not_sent_again_once_it_is_gone(zot, end, catalogue, home):
+    """Its batch has removed it at its end; the request of its job does not say that it was staged."""
+    source = home / "staging" / "b" / "1"
+    end("b.00000001", JobState.FAILED, parent="b", source=str(source))
+    refused = zot("jobs", "retry", "b.00000001", "--json")[1]["refused"]
+    assert refused[0]["message"] == "its staged source is gone: upload it again"
+
+
+@pytest.mark.parametrize(
     ("arguments", "status", "line"),
     [
         (("jobs", "retry"), 2, "--all"),
