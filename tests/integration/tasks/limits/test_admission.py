@@ -16,6 +16,7 @@ from tasks.verify import verify
 from tests.conformance.targets import make_s3_bucket, s3_config
 from tests.servers.proxy import Fault, FaultyProxy, Request, Say
 from worker import clock
+from worker.catalogue import Leased
 from worker.context import Context
 from worker.limits import bandwidth
 from worker.limits.admission import Admission
@@ -212,7 +213,11 @@ def test_every_read_of_a_verification_is_paid_for(run, context, redis, source, s
     run(upload, UploadRequest(source=source(bytes(40_000)), bucket="releases", key="app", stores=("primary",)))
     stored("primary", "app").write_bytes(b"x" * 40_000)
     newer = Digest(40_000, "a" * 64)
-    context.catalogue.artifacts.record("releases", "app", newer, {}, clock.now(), stores=["primary"])
+    writer = context.catalogue.ledger.acquire(
+        "writer", "upload", {}, owner="w", holds=None, parent=None, now=clock.now(), lease=context.settings.jobs.lease
+    )
+    assert isinstance(writer, Leased)
+    context.catalogue.artifacts.record("releases", "app", newer, {}, clock.now(), stores=["primary"], job="writer")
     limits = {"primary": StoreLimits(bytes_per_second="1MiB")}
     limited = with_settings(context, context.settings.model_copy(update={"store_limits": limits}), redis)
     wish = VerifyRequest(bucket="releases", key="app", stores=("primary",), version=1)
