@@ -130,10 +130,11 @@ class CircuitBreaker:
         times = self._counters.get(self._opened)[0][0]
         seconds = min(self._settings.open.total_seconds() * 2 ** min(times, 30), self._longest)
         since = self._opened_since() or clock.now()
-        self._counters.set_text(self._since, since.isoformat(), _DAY)
-        self._counters.set_text(self._reason, reason.removeprefix(f"{self._store}: ")[:_REASON], _DAY)
+        kept = seconds + _DAY  # an outage of several days opens it again and again, and each time renews these
+        self._counters.set_text(self._since, since.isoformat(), kept)
+        self._counters.set_text(self._reason, reason.removeprefix(f"{self._store}: ")[:_REASON], kept)
         if self._counters.set_if_absent(self._open, seconds):
-            self._counters.increment(self._opened, _DAY)
+            self._counters.increment(self._opened, kept, renew=True)
             self._counters.delete(self._failures)
             told = (self._store, duration_text(seconds), cause, reason)
             logger.error("store %s: the circuit breaker opens for %s: %s: %s", *told)

@@ -20,18 +20,18 @@ class Counters:
         self._local: dict[str, tuple[int, float]] = {}
         self._texts: dict[str, tuple[str, float]] = {}
 
-    def increment(self, name: str, seconds: float) -> int:
-        """Add one and return the count; the counter expires so many seconds after it was created."""
+    def increment(self, name: str, seconds: float, *, renew: bool = False) -> int:
+        """Add one and return the count; the counter expires so many seconds after it was created, or renewed."""
 
         def locally() -> int:
             count, until = self._get_local(name)
-            self._local[name] = (count + 1, until or time.monotonic() + seconds)
+            self._local[name] = (count + 1, (until if not renew else 0.0) or time.monotonic() + seconds)
             return count + 1
 
         def shared(redis: "Redis") -> int:
             with redis.pipeline() as pipeline:
                 pipeline.incr(redis_key(name))
-                pipeline.pexpire(redis_key(name), _ms(seconds), nx=True)
+                pipeline.pexpire(redis_key(name), _ms(seconds), nx=not renew)
                 return int(pipeline.execute()[0])
 
         return self._shared.ask(shared, locally)

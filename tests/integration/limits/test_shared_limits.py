@@ -499,6 +499,24 @@ def test_a_breaker_knows_that_it_was_closed_lately(counters):
         assert tested.closed_lately()
 
 
+@pytest.mark.parametrize("open_max", ["10m", "3d"])
+def test_a_breaker_stays_open_for_as_long_as_its_store_is_away(counters, open_max):
+    """Each time that it opens, what it keeps outlives that time by a day: so jobs are told when it closes at last."""
+    tested = breaker(counters, failures=1, open=open_max, open_max=open_max)
+    tested.record_failure("s: away")
+    for _ in range(2):
+        left = tested.seconds_open()
+        assert counters.get("breaker:s:opened")[0][1] > left + 80_000
+        counters.increment("breaker:s:opened", 5, renew=True)  # as if the rest of its day were over
+        counters.delete("breaker:s:open")
+        with pytest.raises(Snooze, match="still away"):
+            tested.check(fails)
+    assert counters.get("breaker:s:opened")[0][1] > tested.seconds_open() + 80_000
+    counters.delete("breaker:s:open")
+    tested.check(lambda: None)
+    assert tested.closed_lately()
+
+
 @pytest.mark.parametrize("until", [None, 86400])
 def test_a_breaker_that_a_wrong_clock_opened_closes(url, shared, until):
     """A breaker that is open for longer than any can be, or for ever, is probed; its values may be no numbers."""
