@@ -154,7 +154,7 @@ def _delete_copies(
         job.step(f"deleting from {store}")
         job.check()
         copies = held.get(store, [])
-        deleted = bool(copies) and _delete_found(request, context.stores[store], job)
+        deleted = bool(copies) and _delete_found(request, context.stores[store])
         if records is not None:
             records.deleted.extend(copies)
         else:
@@ -178,11 +178,11 @@ def _delete_copies(
     )
 
 
-def _delete_found(request: DeleteRequest, store: LimitedStore, job: RunningJob) -> bool:
+def _delete_found(request: DeleteRequest, store: LimitedStore) -> bool:
     """Delete what is under the key now, and return whether there was anything.
 
-    The store is asked before the lease is confirmed: while this worker is frozen after that, another job may write to
-    the key, and its object has another version tag.
+    The store is asked before the delete confirms the lease: while this worker is frozen after that, another job may
+    write to the key, and its object has another version tag.
 
     Raises:
         Conflict: another object is there by now; it stays.
@@ -191,7 +191,6 @@ def _delete_found(request: DeleteRequest, store: LimitedStore, job: RunningJob) 
         version = store.get_object_version(request.bucket, request.key)
     except NotFound:
         return False
-    job.confirm_lease()
     try:
         return store.delete_object(request.bucket, request.key, condition=Match(version))
     except PreconditionFailed as error:

@@ -127,7 +127,7 @@ def _clean_abandoned(store: LimitedStore, context: JobContext, job: RunningJob) 
             if copy.state is CopyState.WRITING:
                 held = artifacts.version_in_store(store.name, *path)
                 if held is None:
-                    moved += _quarantine(store, found, context, job, label=writer or job.id)
+                    moved += _quarantine(store, found, context, label=writer or job.id)
                 else:
                     artifacts.read_again(held[1], now=clock.now())
                 artifacts.delete_copies([copy])
@@ -142,7 +142,7 @@ def _clean_abandoned(store: LimitedStore, context: JobContext, job: RunningJob) 
     return moved
 
 
-def _quarantine(store: LimitedStore, artifact: Artifact, context: JobContext, job: RunningJob, *, label: str) -> bool:
+def _quarantine(store: LimitedStore, artifact: Artifact, context: JobContext, *, label: str) -> bool:
     """Move an object to quarantine if it has the bytes of a version; return whether it had."""
     manifest = context.catalogue.artifacts.manifest(artifact)
     seen = store.verify_object(artifact.bucket, artifact.key, artifact.digest, manifest=manifest)
@@ -151,7 +151,7 @@ def _quarantine(store: LimitedStore, artifact: Artifact, context: JobContext, jo
     if seen.verdict is not Verdict.VERIFIED or seen.version is None:
         return False
     kept = store.quarantine_object(artifact.bucket, artifact.key, label)
-    job.confirm_lease()  # a job that uploads the same bytes finds them there, and records them as its copy
+    # This confirms the lease: a job that uploads the same bytes finds them there, and records them as its copy.
     store.delete_object(artifact.bucket, artifact.key, condition=Match(seen.version))
     logger.warning("%s: %s was written by a job that has ended, and is kept at %s", store.name, artifact.path, kept)
     return True

@@ -7,9 +7,11 @@ import hashlib
 import json
 import os
 import signal
+import sqlite3
+import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +231,31 @@ def test_a_frozen_worker_writes_nothing_after_its_lease(valkey, tmp_path, verb):
         scene.come_to_rest([job])
         until(lambda: "this worker stops working on it" in scene.worker.log)
         assert scene.wrong(verb, verb, job) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_frozen_worker_brings_nothing_back_that_was_deleted_since(valkey, tmp_path):
+    """A worker is frozen before it writes. Another one ends its page, then all is deleted: nothing is there again.
+
+    It wakes up while the catalogue is locked, so that its heartbeat cannot tell it in time.
+    """
+    with scene_of(valkey, tmp_path) as scene:
+        scene.fill("upload")
+        scene.order("upload", "versions recorded", freeze=str(tmp_path / "catalogue.sqlite3"))
+        job = scene.start("upload", "upload")
+        pid = until(lambda: _frozen(scene, "upload"))
+        try:
+            until(lambda: scene._ended(job))
+            assert scene.client.batch("delete", BUCKET, "upload/").wait(WITHIN).outcomes == {"deleted": COUNT}
+            with closing(sqlite3.connect(tmp_path / "catalogue.sqlite3", isolation_level=None, timeout=30)) as other:
+                other.execute("BEGIN IMMEDIATE")
+                os.kill(pid, signal.SIGCONT)
+                time.sleep(2)  # the fault: the catalogue is locked for so long
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        until(lambda: "this worker stops working on it" in scene.worker.log)
+        assert not [where for where in scene._files([f"upload/{n:03d}" for n in range(COUNT)]).values() if where]
 
 
 def _frozen(scene: Scene, prefix: str) -> int | None:

@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextvars import copy_context
-from dataclasses import dataclass
 from functools import partial
 from shlex import quote
 from typing import IO
@@ -16,7 +15,7 @@ from uuid import uuid4
 from worker.artifacts.reading_order import AvoidedStores, reading_order
 from worker.catalogue import Artifact
 from worker.context import Context
-from worker.limits.limited_store import LimitedStore
+from worker.limits.limited_store import LimitedStore, NoJob
 from worker.limits.snooze import Snooze
 from worker.storage.errors import AccessDenied, NotFound, PermanentError, StorageError, TransientError, Unavailable
 from worker.storage.integrity.manifest import Chunk
@@ -34,17 +33,6 @@ class NoGoodCopy(PermanentError):
 
 class CopyUnreadable(Unavailable):
     """No copy gave the right bytes, and at least one may do so later."""
-
-
-@dataclass(slots=True)
-class _Reader:
-    """A download, for the limits of stores: nothing tells it to stop."""
-
-    id: str
-    fence: int = 0
-
-    def heartbeat(self, _count: int = 0) -> None:
-        pass
 
 
 class VerifiedDownload:
@@ -171,7 +159,7 @@ class VerifiedDownload:
     def _store(self, name: str) -> LimitedStore:
         """Return a store with its limits: a download takes bandwidth and a slot, and obeys its breaker."""
         if name not in self._limited:
-            self._limited[name] = LimitedStore(self._context.stores[name], self._context.admission, _Reader(self._id))
+            self._limited[name] = LimitedStore(self._context.stores[name], self._context.admission, NoJob(self._id))
         return self._limited[name]
 
     def _failed(self, name: str, error: Snooze | StorageError) -> StorageError:

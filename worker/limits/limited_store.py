@@ -44,15 +44,25 @@ class Job(Protocol):
         """Raise if the job has to stop."""
         ...
 
+    def confirm_lease(self) -> None:
+        """Raise if another worker may have the job by now, because this one was frozen."""
+        ...
+
 
 @dataclass(slots=True)
 class NoJob:
-    """What uses a store and is no running job: a command, or the cleanup after a job. Nothing asks it to stop."""
+    """What uses a store and is no running job: a command, a download, or the cleanup after a job.
+
+    Nothing asks it to stop, and it has no lease.
+    """
 
     id: str
     fence: int = 0
 
     def heartbeat(self, _count: int = 0) -> None:
+        """Do nothing."""
+
+    def confirm_lease(self) -> None:
         """Do nothing."""
 
 
@@ -62,6 +72,8 @@ class LimitedStore:
     Each method is that of `Store` with the same name. In addition:
 
     - Before the store is asked, the pause and the circuit breaker are checked, at most once a second.
+    - Before an object is written or deleted, the lease of the job is confirmed: a job whose worker was frozen
+      for longer brings nothing back that was deleted since, and deletes nothing that was written.
     - Bytes are read and written under one of the store's concurrency slots, of which a job has one whatever the number
       of its transfers, and within its bandwidth. `on_bytes` is called with the size of each piece, by default the job's
       `heartbeat`; what it raises ends the transfer.
@@ -98,6 +110,7 @@ class LimitedStore:
 
     def delete_object(self, bucket: str, key: str, *, condition: Match | None = None) -> bool:
         with self._request("delete"):
+            self._job.confirm_lease()
             deleted = self._store.delete_object(bucket, key, condition=condition)
             self._succeeded()
             return deleted
@@ -174,6 +187,7 @@ class LimitedStore:
     ) -> tuple[ObjectStat, Digest]:
         """Write an object; an error of its source whose `store` is set leaves as it is, and does not count here."""
         with self._transfer("write", on_bytes) as metered:
+            self._job.confirm_lease()
             try:
                 written = self._store.write_object(
                     bucket,
@@ -194,6 +208,7 @@ class LimitedStore:
             STORE_OBJECTS.add(self.name, "write", count=len(puts) - 1)  # the group counts as one
             for put in puts:
                 metered(put.body.digest.size)
+            self._job.confirm_lease()
             written = self._store.write_objects(puts)
             failed = [each for each in written if isinstance(each, StorageError)]
             for error in failed:
@@ -258,6 +273,7 @@ class LimitedStore:
         """Have the provider copy an object; a failure counts against neither store, because copying is optional."""
         origin.admit()
         with self.slot(), self._request("copy"):
+            self._job.confirm_lease()
             try:
                 return self._store.copy_object(
                     origin._store,  # noqa: SLF001 - it is one of us
@@ -291,6 +307,7 @@ class LimitedStore:
                 metered(len(data))
                 return data
 
+            self._job.confirm_lease()
             made = self._store.patch_object(
                 found, manifest, expected, bad, read_metered, metadata=metadata, properties=properties,
                 between=self._job.heartbeat, on_read_back=partial(self._meter, "verify", self._job.heartbeat),

@@ -65,6 +65,9 @@ class Job:
         if self.stop:
             raise Cancelled(self.id)
 
+    def confirm_lease(self) -> None:
+        pass
+
 
 class FailingDriver(MemoryDriver):
     """A store in memory whose requests fail on demand."""
