@@ -80,10 +80,11 @@ class FailedJobs:
 
 @dataclass(frozen=True, slots=True)
 class WaitingJobs:
-    """How many jobs wait for a store. `until`: by when the last of them is tried again."""
+    """How many jobs wait for a store. `until`: by when the last of them is tried again; `reason`: why one waits."""
 
     count: int
     until: datetime
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,13 +230,19 @@ class CoverageQueries:
             replications = connection.execute(repairs).scalar_one() + (connection.execute(in_pages).scalar() or 0)
             return replications, connection.execute(dead).scalar_one()
 
-    def waiting_jobs(self) -> dict[str, WaitingJobs]:
-        """Return the jobs that wait for a store, by store: at their last attempt it took no job, or failed."""
-        store = jobs.c.error["store"].as_string()
-        query = sa.select(store, sa.func.count(), sa.func.max(jobs.c.due_at, type_=jobs.c.due_at.type))
+    def waiting_jobs(self, parent: str | None = None) -> dict[str, WaitingJobs]:
+        """Return the jobs that wait for a store, by store: at their last attempt it took no job, or failed.
+
+        `parent`: only those that this job, such as a batch, has sent.
+        """
+        store, reason = (jobs.c.error[name].as_string() for name in ("store", "message"))
+        until = sa.func.max(jobs.c.due_at, type_=jobs.c.due_at.type)
+        query = sa.select(store, sa.func.count(), until, sa.func.max(reason))
         waiting = query.where(jobs.c.state.in_(WAITING_STATES), store.is_not(None)).group_by(store)
+        if parent is not None:
+            waiting = waiting.where(jobs.c.parent == parent)
         with self._database.read() as connection:
-            return {name: WaitingJobs(count, until) for name, count, until in connection.execute(waiting)}
+            return {name: WaitingJobs(*rest) for name, *rest in connection.execute(waiting)}
 
     def failed_jobs(self, *, since: datetime) -> list[FailedJobs]:
         """Return the jobs but sweeps that failed for good since then and still matter, by error and store.

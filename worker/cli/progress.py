@@ -20,10 +20,10 @@ from rich.text import Text
 from worker import clock
 from worker.catalogue import Catalogue, JobRecord, Scope
 from worker.cli.errors import Failure, Status
-from worker.cli.output import err, note, size
+from worker.cli.output import err, moment, note, size
 from worker.counted import counted
 from worker.settings import Settings
-from zot_artifact_client.contract import JobState
+from zot_artifact_client.contract import BATCH, JobState
 from zot_artifact_client.contract import Progress as JobProgress
 from zot_artifact_client.errors import BrokerUnavailable, JobNotDone, UnknownJob, WaitTimeout
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _POLL = 0.5
 """Seconds between two reads of the ledger, which knows states that the result backend does not have."""
 _PATIENCE = 5.0
-"""Seconds after which the command tells that no worker has taken the job."""
+"""Seconds after which the command tells that no worker has taken the job, and between two queries about a batch."""
 
 
 class Bar:
@@ -145,7 +145,10 @@ class Watch:
         self._most = settings.retry.max_attempts
         self._told = 0
         self._waits_for: set[str] = set()
+        self._stores: set[str] = set()
+        """For which stores jobs of a batch wait, as was told."""
         self._since: float | None = time.monotonic()
+        self._look_at = 0.0
 
     def see(self, record: JobRecord | None) -> None:
         """Print what the row of the job in the ledger says that was not printed yet; None: it has none."""
@@ -161,6 +164,17 @@ class Watch:
         if record.state == JobState.RETRYING and record.attempts > self._told and record.error:
             self._told = record.attempts
             note(f"attempt {record.attempts} of {self._most} failed: {record.error.get('message')}; it is retried")
+        if record.kind == BATCH.kind and not _ended(record) and time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + _PATIENCE
+            self._see_stores()
+
+    def _see_stores(self) -> None:
+        """Print for which stores jobs of the batch wait, each when the first of them begins to."""
+        found = self._catalogue.coverage.waiting_jobs(self._id)
+        for store in sorted(found.keys() - self._stores):
+            jobs, until = counted(found[store].count, "job"), moment(found[store].until)
+            note(f"{jobs} of {self._id} waiting for {store}, to be tried again by {until}: {found[store].reason}")
+        self._stores = {*found}
 
     def _not_taken(self) -> str:
         """Return why no worker has taken the job: the ledger tells busy workers from none."""

@@ -65,6 +65,46 @@ def test_a_command_tells_once_what_its_job_waits_for(
     assert capsys.readouterr().err.count(waits["message"]) == 1
 
 
+def test_a_command_tells_for_which_store_jobs_of_its_batch_wait(
+    catalogue: Catalogue,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Each store is told with its reason and time, and again when it has taken jobs meanwhile; no job of others is."""
+    monkeypatch.setattr(progress, "_PATIENCE", -1.0)
+    now = clock.now()
+    batch = JobRecord(
+        id="batch-1", kind="batch", request={}, state=JobState.QUEUED, attempts=1, fence=1, created_at=now,
+        started_at=now,
+    )  # fmt: skip
+    watch = progress.Watch("batch-1", Settings(), catalogue)
+
+    def page(name: str, store: str, parent: str = "batch-1") -> None:
+        lease = {"owner": "me", "holds": None, "lease": timedelta(minutes=1), "queue": "sweep"}
+        found = catalogue.ledger.acquire(name, "page", {"verb": "upload"}, parent=parent, **lease, now=now)
+        error = {"type": "Snooze", "message": f"{store}: its circuit breaker is open", "store": store}
+        catalogue.ledger.snooze(name, found.record.fence, error, since=now, due=now + timedelta(seconds=30))
+
+    def told() -> str:
+        watch.see(batch)
+        return capsys.readouterr().err
+
+    page("other", "cold", parent="batch-2")
+    assert told() == ""
+    page("page-1", "dr")
+    page("page-2", "dr")
+    by = (now + timedelta(seconds=30)).strftime("%Y-%m-%d %H:%M:%SZ")
+    said = f"2 jobs of batch-1 waiting for dr, to be tried again by {by}: dr: its circuit breaker is open"
+    assert told().replace("\n", " ").count(said) == 1
+    assert told() == ""
+    page("page-3", "primary")
+    page("page-1", "primary")
+    page("page-2", "primary")
+    assert "3 jobs of batch-1 waiting for primary" in told()
+    page("page-1", "dr")
+    assert "1 job of batch-1 waiting for dr" in told()
+
+
 def test_a_command_tells_busy_workers_from_none(
     catalogue: Catalogue,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
