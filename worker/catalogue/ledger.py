@@ -31,13 +31,15 @@ _TAKE = Prepared(
         lease_owner=sa.bindparam("lease_owner"), lease_until=sa.bindparam("lease_until"),
         due_at=sa.bindparam("lease_until"), crashes=sa.bindparam("crashes"), queue=sa.bindparam("queue"),
         started_at=sa.func.coalesce(jobs.c.started_at, sa.bindparam("now")),
-        put_off_since=sa.case(
-            (jobs.c.put_off_since > sa.bindparam("now"), sa.bindparam("now")), else_=jobs.c.put_off_since
-        ),
+        put_off_since=sa.bindparam("since"),
     )
     .returning(jobs)
 )  # fmt: skip
-_WAIT = Prepared(sa.update(jobs).where(jobs.c.id == sa.bindparam("job")).values(due_at=sa.bindparam("due")))
+_WAIT = Prepared(
+    sa.update(jobs)
+    .where(jobs.c.id == sa.bindparam("job"))
+    .values(due_at=sa.bindparam("due"), put_off_since=sa.bindparam("since"))
+)
 _BURY = Prepared(
     sa.update(jobs)
     .where(jobs.c.id == sa.bindparam("job"))
@@ -312,7 +314,8 @@ class Ledger:
                 rows = connection.execute(query.order_by(jobs.c.due_at).limit(limit - len(found)))
                 found += map(job_record, rows)
             if found:
-                _WAIT.run_many(connection, [{"job": job.id} for job in found], due=now + again)
+                waits = [{"job": job.id, "since": _snoozes_since(job, now)} for job in found]
+                _WAIT.run_many(connection, waits, due=now + again)
         return found
 
     def prune(self, *, before: datetime, limit: int = 1000) -> int:
@@ -461,13 +464,25 @@ def _acquire(
     busy = _busy(connection, found, holds, now, lease)
     if busy:
         if found.state != JobState.RUNNING:
-            _WAIT.run(connection, job=id_, due=busy.until + lease)
+            _WAIT.run(connection, job=id_, due=busy.until + lease, since=_snoozes_since(found, now))
         return busy
     crashes = found.crashes + 1 if found.state == JobState.RUNNING else found.crashes
     if crashes >= max_crashes:
         return Finished(job_record(_BURY.first(connection, **_poison(found, crashes, now))))
-    leased = job_record(_TAKE.first(connection, **taken, job=id_, now=now, crashes=crashes))
+    since = _snoozes_since(found, now)
+    leased = job_record(_TAKE.first(connection, **taken, job=id_, now=now, crashes=crashes, since=since))
     return Leased(leased, pauses_of_job(connection, id_, leased.parent))
+
+
+def _snoozes_since(job: JobRecord, now: datetime) -> datetime | None:
+    """Return since when a job snoozes in a row, that is leased, sent again or held up now.
+
+    The time for which it was late does not count: no worker ran, or a clock that is ahead has made it up.
+    """
+    if job.put_off_since is None:
+        return None
+    late = max(now - job.due_at, timedelta()) if job.due_at else timedelta()
+    return min(job.put_off_since + late, now)
 
 
 def _change(connection: Connection, id_: str, fence: int, values: Mapping[str, Any]) -> None:

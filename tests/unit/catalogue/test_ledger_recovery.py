@@ -182,6 +182,28 @@ def test_a_job_snoozed_by_a_clock_ahead_loses_no_patience(catalogue):
     assert begin(catalogue, now=now).record.put_off_since == now
 
 
+@pytest.mark.parametrize("first", ["lease", "sent again", "held up"])
+def test_a_job_loses_no_patience_while_no_worker_tries_it(catalogue, first):
+    """Workers that were stopped over a weekend, or a clock that jumps ahead, do not make a waiting job dead."""
+    now = clock.now()
+    since, due = now - timedelta(minutes=9), now + timedelta(minutes=1)
+    record = begin(catalogue, holds="releases/a").record
+    catalogue.ledger.snooze(record.id, record.fence, {"type": "Snooze"}, since=since, due=due)
+    monday = now + timedelta(days=2)
+    if first == "sent again":
+        assert [job.id for job in catalogue.ledger.overdue(now=monday, again=AGAIN, lease=LEASE, limit=9)] == [
+            record.id
+        ]
+    elif first == "held up":
+        other = begin(catalogue, "other", holds="releases/a", now=monday).record
+        assert isinstance(begin(catalogue, holds="releases/a", now=monday), Held)
+        catalogue.ledger.finish("other", other.fence, JobState.SUCCEEDED, now=monday)
+    again = begin(catalogue, holds="releases/a", now=monday).record
+    assert monday - again.put_off_since == due - since
+    catalogue.ledger.snooze(record.id, again.fence, {"type": "Snooze"}, since=again.put_off_since, due=monday)
+    assert begin(catalogue, now=now).record.put_off_since == now  # the clock was set back
+
+
 @pytest.mark.parametrize(
     "write",
     [
