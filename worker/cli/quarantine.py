@@ -1,6 +1,7 @@
 """The commands `quarantine`, `quarantine ls`, `get`, `restore` and `purge`."""
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import datetime, timedelta
@@ -9,10 +10,11 @@ from typing import Annotated, Any, BinaryIO
 import typer
 
 from worker import clock
+from worker.artifacts.per_store import SingleFailures, most_retryable
 from worker.artifacts.quarantined_bytes import Quarantined, digest_of, purge, quarantined
 from worker.cli.arguments import STREAM, ArtifactPath, output_file
 from worker.cli.atomic_file import complete_file
-from worker.cli.errors import Failure, Status
+from worker.cli.errors import Failure, Status, failure_of
 from worker.cli.get import check_output, file_at
 from worker.cli.job_outcome import finish
 from worker.cli.output import AsJson, note, print_json, print_table, say, size
@@ -21,6 +23,7 @@ from worker.cli.session import Session, opened
 from worker.cli.upload import upload_one
 from worker.counted import counted
 from worker.storage.durations_and_sizes import parse_duration
+from worker.storage.errors import StorageError
 from worker.storage.keys import QUARANTINE_BUCKET
 from zot_artifact_client.contract import UPLOAD
 from zot_artifact_client.job_ids import choose_id
@@ -189,16 +192,44 @@ def purge_(
         if id_ is not None and store is not None:
             chosen = [_find(session, store, id_)]
         else:
-            before = clock.now() - (older_than or timedelta())
+            before = clock.earliest() - (older_than or timedelta())
             chosen = [each for each in _all(session, store, "") if each.at is not None and each.at <= before]
-        gone = chosen if dry_run else [each for each in chosen if purge(session.stores[each.store], each)]
+        gone, failures = (chosen, {}) if dry_run else _purged(session, chosen)
     total = sum(each.size or 0 for each in gone)
     if as_json:
-        print_json({"purged": [asdict(each) for each in gone], "bytes": total, "dry_run": dry_run})
+        failed = {name: error.message for name, error in failures.items()}
+        print_json({"purged": [asdict(each) for each in gone], "bytes": total, "dry_run": dry_run, "failed": failed})
     else:
         for each in gone:
             say(f"{each.store}: {each.id}")
         say(f"{counted(len(gone), 'object')}, {size(total)} {'would be ' * dry_run}deleted from quarantine")
+        for error in failures.values():
+            note(f"{error}; what is left stays in quarantine: run this again")
+    if failures and (failure := failure_of(most_retryable(list(failures.values())))):
+        raise typer.Exit(failure.status)
+
+
+def _purged(session: Session, chosen: list[Quarantined]) -> tuple[list[Quarantined], dict[str, StorageError]]:
+    """Purge these, and return those that are gone, with the error of each store that kept one.
+
+    A store that is away stops no other one, and one object that cannot be deleted stops no other one of its store.
+    """
+    gone: list[Quarantined] = []
+    failures: dict[str, SingleFailures] = defaultdict(SingleFailures)
+    away: dict[str, StorageError] = {}
+    for each in chosen:
+        if each.store in away:
+            continue
+        try:
+            gone += [each] if purge(session.stores[each.store], each) else []
+        except StorageError as error:
+            try:
+                failures[each.store].add(error)
+            except StorageError:
+                away[each.store] = error
+        else:
+            failures[each.store].ended()
+    return gone, {name: found.all[-1] for name, found in failures.items() if found.all}
 
 
 def _all(session: Session, store: str | None, prefix: str) -> Iterator[Quarantined]:

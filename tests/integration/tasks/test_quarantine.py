@@ -15,9 +15,11 @@ from tasks.sweeps.cleanup import sweep_cleanup
 from tasks.upload import upload
 from tasks.verify import verify
 from worker import cli, clock
+from worker.artifacts.quarantined_bytes import purge
 from worker.catalogue.deletions import Deletions
 from worker.settings import Settings
 from worker.settings.section_models import QuarantineSettings
+from worker.storage.errors import Unavailable
 from zot_artifact_client.contract import ReplicateRequest, SweepLeftoversRequest, UploadRequest, VerifyRequest
 
 RETENTION = timedelta(days=90)
@@ -135,6 +137,28 @@ def test_purge_deletes_what_is_named_or_old(command: Command, stored) -> None:
     assert [each["id"] for each in command("purge", "dr", row["id"])[1]["purged"]] == [row["id"]]
     assert command("ls")[1]["quarantined"] == []
     assert stored("dr").read_bytes() == b"right bytes"
+
+
+def test_bytes_that_cannot_be_deleted_keep_no_others(
+    command: Command, run, source, stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was purged is told, with the error of the store that kept the rest, and the exit status is that of it."""
+    for key in ("a", "b", "c"):
+        run(upload, UploadRequest(bucket="releases", key=key, source=source(b"right bytes")))
+        stored("dr", key).write_bytes(b"wrong bytes")
+        run(verify, VerifyRequest(bucket="releases", key=key))
+        run(replicate, ReplicateRequest(bucket="releases", key=key, to=("dr",)))
+
+    def fails_once(store: Any, found: Any) -> bool:
+        if found.key == "a":
+            raise Unavailable("dr: releases/a: the disk does not answer")
+        return purge(store, found)
+
+    monkeypatch.setattr("worker.cli.quarantine.purge", fails_once)
+    status, document = command("purge", "--older-than", "0s")
+    assert (status, sorted(each["key"] for each in document["purged"])) == (3, ["b", "c"])
+    assert document["failed"] == {"dr": "dr: releases/a: the disk does not answer"}
+    assert [each["key"] for each in command("ls")[1]["quarantined"]] == ["a"]
 
 
 @pytest.mark.usefixtures("repaired")
