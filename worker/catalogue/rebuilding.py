@@ -227,7 +227,12 @@ class _Write:
         for each in fresh:
             sha256 = digests.get(each.store)
             if sha256 is None:
-                detail = "the store keeps no SHA-256 of it, and no other copy has its bytes"
+                same = sorted(e.store for e in found.objects if e is not each and e.read and e.read == each.read)
+                beside = f"; {', '.join(same)} has the same bytes without one" if same else ""
+                detail = (
+                    f"the store keeps no SHA-256 of it, and no copy that has one has its bytes{beside}: "
+                    "`catalogue rebuild --first-read` records the bytes as they are now"
+                )
                 yield self._tell(found, each, FindingKind.ORPHAN, "no_digest", detail)
             elif sha256 not in versions:
                 current = known.current

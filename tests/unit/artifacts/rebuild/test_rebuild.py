@@ -187,6 +187,17 @@ def test_an_object_of_which_no_digest_is_known_is_reported(catalogue, stores, fi
     assert findings(catalogue) == []
 
 
+def test_copies_without_digests_that_agree_are_told_as_such(catalogue, stores, file):
+    """Both disks were copied without their sidecars: the finding says that the bytes are the same, and the way out."""
+    for name in NAMES:
+        put(stores, name, b"mine")
+        file(name, "app.sha256").unlink()
+    told = {each.store: each.detail for each in rebuild(catalogue, stores).named}
+    assert "; dr has the same bytes without one: `catalogue rebuild --first-read` records" in told["primary"]
+    assert "; primary has the same bytes without one: " in told["dr"]
+    assert catalogue.artifacts.current("b", "app") is None
+
+
 def test_believed_digests_cost_no_read_and_prove_nothing(catalogue, stores, file, monkeypatch):
     """Copies are recorded as stored; where the stores list different sizes, the bytes are read all the same."""
     for name in NAMES:
