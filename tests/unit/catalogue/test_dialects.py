@@ -3,8 +3,10 @@
 import os
 import subprocess
 import sys
+import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
@@ -78,6 +80,30 @@ def stored(catalogue, key="app.tgz", *, digest="a"):
     ).artifact
     catalogue.artifacts.finish_copy(artifact, "dr", tag="1", evidence={}, now=clock.now())
     return artifact
+
+
+def test_a_writer_that_writes_on_and_on_lets_others_write(catalogue, catalogue_url):
+    """A loop of transactions, as a plan or a cleanup is, has few turns while a user's job waits for one."""
+    ended, loops, waited = threading.Event(), 0, 0
+
+    def loop() -> None:
+        nonlocal loops
+        while not ended.is_set():
+            with again._database.write(durable=False) as connection:
+                again._database.touch(connection)
+                ended.wait(0.002)
+            loops += 1
+
+    with closing(Catalogue(catalogue_url)) as again, ThreadPoolExecutor(1) as pool:
+        looping = pool.submit(loop)
+        for _ in range(50):
+            before = loops
+            with catalogue._database.write(durable=False) as connection:
+                catalogue._database.touch(connection)
+            waited += loops - before
+        ended.set()
+        looping.result()
+    assert waited < 500
 
 
 def begin(catalogue, id_, holds):

@@ -1,6 +1,7 @@
 """Faults of a catalogue in a file: a lock of another program, and a full disk."""
 
 import errno
+import fcntl
 import os
 import resource
 import sqlite3
@@ -12,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -92,6 +94,34 @@ def test_children_of_a_worker_that_shuts_down_wait_for_each_other(url, monkeypat
 
         monkeypatch.setattr("worker.catalogue.sqlite.time", SimpleNamespace(**{**vars(time), "sleep": ended}))
         assert isinstance(begin(catalogue, "job-1"), Leased)
+
+
+def test_no_writer_begins_before_the_next_one(url):
+    """The next one has a lock on the write-ahead log until it has begun; what need not wait for it does not."""
+    with closing(Catalogue(url)) as catalogue, Path(f"{url.removeprefix('sqlite:///')}-wal").open("rb") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)  # as the next writer has it
+        with catalogue._database.write_if_free() as connection:
+            assert connection is None
+        fcntl.flock(log, fcntl.LOCK_UN)
+        with catalogue._database.write_if_free() as connection:
+            assert connection is not None
+
+
+@pytest.mark.timeout(60)
+def test_a_next_writer_that_was_stopped_keeps_no_one_waiting(url):
+    """A process may be frozen when it is the next one; the others write without it, as soon as they may."""
+    log_path = Path(f"{url.removeprefix('sqlite:///')}-wal")
+    with closing(Catalogue(f"{url}?timeout=3600")) as catalogue, log_path.open("rb") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        assert isinstance(begin(catalogue, "job-1"), Leased)
+
+
+def test_a_closed_catalogue_leaves_no_descriptor(url):
+    """Each connection that has written keeps one of the write-ahead log until it is closed."""
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with closing(Catalogue(url)) as catalogue, ThreadPoolExecutor(4) as pool:
+        assert all(isinstance(each, Leased) for each in pool.map(partial(begin, catalogue), "abcd"))
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_a_new_file_with_a_writer_is_waited_for(url):
