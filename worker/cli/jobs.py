@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Mapping
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -178,7 +179,7 @@ def retry(
                 tell_unknown_error(session.catalogue, error)
                 if parent is not None:
                     complain(
-                        f"no such job of it failed; `zot-artifacts jobs {parent}` names what its pages found wrong"
+                        f"no such job of it failed; `zot-artifacts jobs {quote(parent)}` names what pages found wrong"
                     )
                 if not state and session.catalogue.job_admin.find([JobState.FAILED], kind=kind, fits=fits, limit=1):
                     complain("no dead letter is among them, failed jobs are: add --state failed")
