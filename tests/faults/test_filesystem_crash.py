@@ -12,7 +12,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager, suppress
@@ -60,17 +59,6 @@ from worker.storage.filesystem import bulk_write
 from worker.storage.filesystem.layout import ObjectPath
 from worker.storage.integrity.verdict import Verdict, Verification
 from worker.storage.store import Store
-
-
-@pytest.fixture
-def quick(tmp_path: Path) -> Iterator[Path]:
-    """Return a directory in memory, if the machine has that: a process dies there as anywhere, and hundreds have to."""
-    memory = Path("/dev/shm")
-    if not os.access(memory, os.W_OK):
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir=memory, prefix="zot-test-") as path:
-        yield Path(path)
 
 
 @pytest.fixture(scope="session")

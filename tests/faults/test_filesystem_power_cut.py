@@ -9,7 +9,6 @@ Files are linked and not copied, because intents know their inodes.
 import itertools
 import os
 import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
@@ -194,12 +193,12 @@ def recorded(disk: Disk, *, whole: bool) -> Iterator[None]:
         yield
 
 
-def assert_survives(place: Path, scene: Scene, *, whole: bool, unsynced: str | None = None) -> int:
+def assert_survives(quick: Path, scene: Scene, *, whole: bool, unsynced: str | None = None) -> int:
     """Play a scene and judge all that a disk may have of it; return how many states that were.
 
     `unsynced`: a file of before whose bytes are not on the disk.
     """
-    root, files = place / "root", place / "files"
+    root, files = quick / "root", quick / "files"
     root.mkdir()
     files.mkdir()
     scene.before(root)
@@ -218,10 +217,10 @@ def assert_survives(place: Path, scene: Scene, *, whole: bool, unsynced: str | N
             if what in seen and not acknowledged:
                 continue
             seen.add(what)
-            moment.build(state, files, place / "after")
+            moment.build(state, files, quick / "after")
             may_be = {key: {done[key]} for key in done} if acknowledged else scene.may_be
-            judge(place / "after", scene, may_be, beside={unsynced}, number=number)
-            shutil.rmtree(place / "after")
+            judge(quick / "after", scene, may_be, beside={unsynced}, number=number)
+            shutil.rmtree(quick / "after")
     return len(seen)
 
 
@@ -247,31 +246,20 @@ def judge(
     assert list(root.rglob(".zot-tmp-*")) == []
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[Path]:
-    """Return a directory in memory, if the machine has that: thousands of states are built."""
-    memory = Path("/dev/shm")
-    if not os.access(memory, os.W_OK):
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir=memory, prefix="zot-test-") as path:
-        yield Path(path)
-
-
 @pytest.mark.parametrize("name", SCENES)
-def test_a_power_cut_at_any_call_leaves_one_of_the_two_whole(place: Path, name: str) -> None:
+def test_a_power_cut_at_any_call_leaves_one_of_the_two_whole(quick: Path, name: str) -> None:
     """What a write or a delete has acknowledged is there after a power cut; before that, it is there or not at all."""
-    assert assert_survives(place, SCENES[name], whole=False) > 5
+    assert assert_survives(quick, SCENES[name], whole=False) > 5
 
 
 @pytest.mark.parametrize("name", [name for name in SCENES if "group" in name])
-def test_a_power_cut_at_any_call_of_a_group_that_is_synced_with_its_disk(place: Path, name: str) -> None:
+def test_a_power_cut_at_any_call_of_a_group_that_is_synced_with_its_disk(quick: Path, name: str) -> None:
     """The sync of the whole disk is worth as much as that of each file."""
-    assert assert_survives(place, SCENES[name], whole=True) > 10
+    assert assert_survives(quick, SCENES[name], whole=True) > 10
 
 
-def test_a_copy_by_link_is_durable_where_its_source_is_not(place: Path) -> None:
+def test_a_copy_by_link_is_durable_where_its_source_is_not(quick: Path) -> None:
     """Another program may have written the source just before, and synced nothing."""
     scene = SCENES["copy"]
     copy = Scene(scene.before, scene.change, {"k": scene.may_be["k"]})
-    assert assert_survives(place, copy, whole=False, unsynced="other") > 5
+    assert assert_survives(quick, copy, whole=False, unsynced="other") > 5

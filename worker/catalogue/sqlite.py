@@ -206,8 +206,8 @@ def _next_writer(connection: Connection) -> int | None:
 
     It is there, and the same file, as long as a process has the catalogue open.
     """
-    path, found = file_of(connection.engine.url), connection.info.get(_NEXT)
-    if found is None and path is not None:
+    found = connection.info.get(_NEXT)
+    if found is None and (path := file_of(connection.engine.url)) is not None:
         with suppress(OSError):
             found = connection.info[_NEXT] = os.open(f"{path}-wal", os.O_RDONLY)
     return cast("int | None", found)

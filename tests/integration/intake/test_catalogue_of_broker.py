@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
@@ -14,7 +15,7 @@ from tests.servers import Valkey
 from tests.servers.process import ServerFailed
 from tests.servers.worker import Worker
 from tests.waiting import WITHIN, until
-from worker import cli
+from worker import cli, clock
 from worker.catalogue import Catalogue
 from worker.intake.catalogue_of_broker import CATALOGUE, OtherCatalogue, check_owner, check_owner_in
 from worker.limits.check_pauses import PAUSED_QUEUES
@@ -121,9 +122,20 @@ def test_a_recovery_sends_nothing_to_the_broker_of_another_catalogue(
     server: Valkey, broker: redis.Redis, tmp_path: Path
 ) -> None:
     """Another installation may have accepted the broker while the worker runs; each run says so and ends."""
+    said = f"jobs are not recovered for now: the broker {server.url}"
     with Worker(tmp_path / "worker", server.url, beat=True, sweep__recover__every="1s") as worker:
         broker.set(CATALOGUE, OTHER)
-        until(lambda: f"jobs are not recovered for now: the broker {server.url}" in worker.log)
+        until(lambda: said in worker.log)
+        catalogue = Catalogue(f"sqlite:///{worker.home / 'catalogue.sqlite3'}")
+        overdue = {"owner": "dead", "holds": None, "parent": None, "lease": timedelta()}
+        catalogue.ledger.acquire("lost", "verify", FIELDS, now=clock.now() - timedelta(hours=1), **overdue)
+        before = worker.log.count(said)
+        until(lambda: worker.log.count(said) > before + 1)  # a whole run after the job was there
+        job = catalogue.ledger.get("lost")
+        catalogue.close()
+    assert job is not None
+    assert (job.state, job.fence) == ("running", 1)
+    assert "job lost" not in worker.log
 
 
 def test_a_broker_that_lost_its_data_belongs_to_the_catalogue_again(

@@ -115,7 +115,7 @@ class FilesystemDriver:
             if in_attribute or not creates:
                 temp.sync()
                 return self._commit(directory, path, temp, digest, condition)
-            with self._placing(path), closing(self._new_file(directory)) as sidecar:
+            with self._errors(path, translate_write), closing(self._new_file(directory)) as sidecar:
                 sidecar.write(digest.encode())
                 sidecar.stamp()
                 sidecar.keep_digest(digest)  # the mark of ours
@@ -231,13 +231,13 @@ class FilesystemDriver:
     # Internals
 
     @contextmanager
-    def _errors(self, what: object) -> Iterator[None]:
+    def _errors(self, what: object, by: Callable[[OSError, str], StorageError] = translate) -> Iterator[None]:
         try:
             yield
         except StorageError:
             raise
         except OSError as error:
-            raise translate(error, f"{self.name}: {what}") from error
+            raise by(error, f"{self.name}: {what}") from error
 
     def _find(self, path: ObjectPath) -> OpenObject:
         try:
@@ -318,7 +318,7 @@ class FilesystemDriver:
         sidecar: TempFile | None = None,
     ) -> ObjectStat:
         exclusive = condition == "create_only"
-        with self._placing(path), self._tree.locked(path.lock):
+        with self._errors(path, translate_write), self._tree.locked(path.lock):
             self._check_name(path)  # checked again: another writer may have taken the name
             if sidecar and self._files.create(directory, path, temp, sidecar, exclusive=exclusive):
                 os.fsync(directory)
@@ -392,15 +392,6 @@ class FilesystemDriver:
             except IsADirectoryError:
                 self._stale.clear((*path.parents, name))
                 regular_stat(directory, name)
-
-    @contextmanager
-    def _placing(self, path: ObjectPath) -> Iterator[None]:
-        try:
-            yield
-        except StorageError:
-            raise
-        except OSError as error:
-            raise translate_write(error, f"{self.name}: {path}") from error
 
     def _busy(self, path: ObjectPath) -> Conflict:
         return Conflict(f"{self.name}: {path} is written and deleted again and again meanwhile; try again later")
