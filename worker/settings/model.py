@@ -540,7 +540,7 @@ def load_settings(**overrides: object) -> Settings:
     try:
         return Settings(**overrides)  # type: ignore[arg-type]  # checked by pydantic at run time
     except ValidationError as error:
-        raise SettingsError("\n".join(_problems(error, overrides))) from None
+        raise SettingsError("\n".join(_problems(error))) from None
     except SourceError as error:
         raise SettingsError(_bad_json(error)) from None
     except FileNotFoundError:  # of the current directory: a relative path has no meaning
@@ -577,14 +577,13 @@ def _parse_file(name: str) -> Any:
         text = read_input(name, _MAX_FILE + 1).decode()
         if len(text) > _MAX_FILE:
             raise SettingsError(f"ZOT_CONFIG names {name}, which has more than {_MAX_FILE} bytes")
-        loader = yaml.SafeLoader(text)
-        node = loader.get_single_node()
+        node = yaml.compose(text, yaml.SafeLoader)
         if node is None:  # empty, or only comments
             return {}
         for each in _nodes(node):
             if (fault := _named_twice(each) or _other_number(each)) is not None:
                 raise SettingsError(f"{name} line {fault[0].start_mark.line + 1}: {fault[0].value} {fault[1]}")
-        return loader.construct_document(node)
+        return yaml.safe_load(text)
     except OSError as error:
         raise SettingsError(f"ZOT_CONFIG names {name}, which cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -747,18 +746,16 @@ def _unusable_in_json(text: str) -> list[str]:
         return []  # what is no JSON is named when it is read
 
 
-def _problems(error: ValidationError, overrides: Mapping[str, object]) -> Iterable[str]:
-    """Yield a line for each problem, with the configuration file before a setting that is from there.
-
-    The file is not read again: it may have changed, or be a pipe.
-    """
-    name, variables = os.environ.get("ZOT_CONFIG"), {variable.upper() for variable in os.environ}
+def _problems(error: ValidationError) -> Iterable[str]:
+    """Yield a line for each problem, with the configuration file before a setting that is from there."""
+    name = os.environ.get("ZOT_CONFIG")
+    in_file, variables = _read_file(name), {variable.upper() for variable in os.environ}
     for problem in error.errors(include_url=False, include_input=False):
         named = [str(part) for part in problem["loc"]]
         # Pydantic puts the type of a store after its name.
         path = named[:2] + named[3:] if named[:1] == ["stores"] else named
         told = _problem(problem, named, path)
-        is_from_file = name and path and path[0] not in overrides and not _is_named_in(variables, path)
+        is_from_file = path[:1] and path[0] in in_file and not _is_named_in(variables, path)
         yield f"{name}: {told}" if is_from_file else told
 
 

@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, get_args
 
@@ -284,14 +283,3 @@ def test_a_wrong_setting_names_its_file(
     with pytest.raises(SettingsError) as error:
         load_settings()
     assert str(error.value).startswith(told.format(file=file))
-
-
-def test_a_wrong_setting_in_a_pipe_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file is read once: the name of a setting that is wrong costs no second read."""
-    pipe = tmp_path / "zot.yaml"
-    os.mkfifo(pipe)
-    monkeypatch.setenv("ZOT_CONFIG", str(pipe))
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(pipe.write_text, "sources: {max_size: -1}\n")
-        with pytest.raises(SettingsError, match=f"^{pipe}: sources.max_size: -1 is not a size"):
-            load_settings()
