@@ -31,7 +31,7 @@ _NAMES = (artifacts.c.bucket, artifacts.c.key, artifacts.c.version, copies.c.sto
 _NOT_READ = [CopyState.MISSING, CopyState.SIZE_MISMATCH]
 """The states after a verdict that needed no read to the end."""
 _GOOD = [state for state in CopyState if state.good]
-_PRESENT = [state for state in CopyState if state.present]
+_GONE = [CopyState.SUPERSEDED, CopyState.DELETED]
 _LATEST_RUNS = 100
 """Runs of a sweep among which its last one is searched for that was of all stores."""
 
@@ -307,12 +307,13 @@ def _lacks_effect(job: Any) -> sa.ColumnElement[bool]:
     """Return the condition that no page, no repair and no other job has done what a failed job was to do."""
     current = sa.select(artifacts.c.id).where(artifacts.c.bucket == job.bucket, artifacts.c.key == job.key, *CURRENT)
     reused_by = sa.cast(artifacts.c.reused_by, sa.Text)
-    of_batch = sa.or_(artifacts.c.job.startswith(job.parent), reused_by.contains(job.parent))
+    of_batch = job.parent.concat(".")  # as the ids of its pages and items begin
+    by_batch = sa.or_(artifacts.c.job.startswith(of_batch), reused_by.contains(sa.literal('"').concat(of_batch)))
     uploaded = sa.or_(
         artifacts.c.committed_at > job.finished_at,
         artifacts.c.job == job.id,
         reused_by.contains(job.id),
-        sa.and_(job.id.startswith(job.parent), of_batch),  # the page that it left has recorded its version
+        sa.and_(job.id.startswith(of_batch), by_batch),  # the page that the item has left recorded its version
     )
     copy = sa.exists().where(copies.c.artifact_id == artifacts.c.id).correlate_except(copies)
     read = copy.where(copies.c.store == job.store, copies.c.read_at > job.finished_at, copies.c.state.in_(_GOOD))
@@ -323,8 +324,9 @@ def _lacks_effect(job: Any) -> sa.ColumnElement[bool]:
     )
     # An unfinished copy may be what the job was to write, also after an error of the store that it read from.
     unfinished = sa.and_(job.kind != VERIFY.kind, copy.where(copies.c.state == CopyState.WRITING))
-    present = copy.where(copies.c.store == job.store, copies.c.state.in_(_PRESENT))
-    there = current.where(sa.or_(job.store.is_(None), present)).correlate_except(artifacts).exists()
+    # A delete also removes older versions, what is in its grace, and what a killed job has begun to write.
+    of_key = sa.select(artifacts.c.id).where(artifacts.c.bucket == job.bucket, artifacts.c.key == job.key)
+    there = of_key.where(copy.where(copies.c.state.not_in(_GONE))).correlate_except(artifacts).exists()
     has_effect = current.where(done, ~unfinished).correlate_except(artifacts).exists()
     return sa.and_(~has_effect, sa.or_(job.kind != DELETE.kind, there))
 

@@ -196,9 +196,10 @@ def begin_write(connection: Connection, *, wait: bool = True, durable: bool = Tr
                 return False
             time.sleep(_POLL)
     finally:
-        if following is not None:
-            fcntl.flock(following, fcntl.LOCK_UN)
         raw.execute(f"PRAGMA busy_timeout = {milliseconds}").close()
+        if following is not None:
+            with suppress(OSError):  # a file system without such locks
+                fcntl.flock(following, fcntl.LOCK_UN)
 
 
 def _next_writer(connection: Connection) -> int | None:

@@ -141,13 +141,13 @@ def _start_broker(settings: Settings, children: Children, lock: int, say: Callab
 
 def _check_owner(settings: Settings, *, accept: bool) -> None:
     """Refuse the broker of another catalogue here: the workers would end and be started again and again."""
+    if accept:
+        accept_broker(settings)
     try:
         catalogue = Catalogue(settings.catalogue_url)
     except CatalogueError:
         return  # the workers wait for it
     catalogue.close()
-    if accept:
-        accept_broker(settings)
     check_owner(settings, catalogue.identity)
 
 

@@ -5,7 +5,6 @@ broker that is a Redis is checked; RabbitMQ has no place for the id.
 """
 
 import logging
-from contextlib import suppress
 from typing import Any, ClassVar
 
 import redis
@@ -53,11 +52,15 @@ def check_owner_in(client: Any, settings: Settings, identity: str, *, claim: boo
     )
 
 
-def check_owner(settings: Settings, identity: str, *, claim: bool = True) -> None:
-    """Do as `check_owner_in` for the broker of the settings; one that does not answer is not checked."""
+def check_owner(settings: Settings, identity: str, *, claim: bool = True) -> bool:
+    """Do as `check_owner_in` for the broker of the settings; return False if that does not answer, unchecked."""
     if is_redis(settings.broker_url):
-        with suppress(redis.RedisError, OSError), _client(settings) as client:
-            check_owner_in(client, settings, identity, claim=claim)
+        try:
+            with _client(settings) as client:
+                check_owner_in(client, settings, identity, claim=claim)
+        except (redis.RedisError, OSError):
+            return False
+    return True
 
 
 def check_owner_late(settings: Settings, identity: str) -> None:
@@ -66,8 +69,7 @@ def check_owner_late(settings: Settings, identity: str) -> None:
     Such a worker does not know its catalogue. In any other process, this does nothing.
     """
     if CheckOwner.is_late:
-        check_owner(settings, identity)
-        CheckOwner.is_late = False
+        CheckOwner.is_late = not check_owner(settings, identity)
 
 
 def accept_broker(settings: Settings) -> None:

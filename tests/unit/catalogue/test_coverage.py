@@ -177,13 +177,15 @@ def test_a_failed_job_does_not_count_once_its_store_gave_the_bytes_back(catalogu
     assert counted(catalogue, long_ago) == 1
 
 
-def test_a_failed_delete_does_not_count_once_the_copy_or_the_artifact_is_gone(catalogue):
+def test_a_failed_delete_does_not_count_once_all_its_copies_are_gone(catalogue):
     """As a page of a later batch deletes it, which is no job of the artifact."""
     artifact, now = copied(catalogue, "app.tgz", "dr"), clock.now()
     copied(catalogue, "other", "dr")
     failed(catalogue, "job-1", "delete", at=now)
     failed(catalogue, "job-2", "delete", at=now, key="other")
     assert counted(catalogue, now) == 2
+    catalogue.artifacts.tombstone(artifact, now)
+    assert counted(catalogue, now) == 2, "its bytes are there until its grace ends"
     catalogue.artifacts.delete_copies(list(catalogue.artifacts.copies(artifact).values()))
     assert counted(catalogue, now) == 1
 
