@@ -477,7 +477,7 @@ def _acquire(
 def _snoozes_since(job: JobRecord, now: datetime) -> datetime | None:
     """Return since when a job snoozes in a row, that is leased, sent again or held up now.
 
-    The time for which it was late does not count: no worker ran, or a clock that is ahead has made it up.
+    The time since it was due does not count: no worker was free to run it, or the clock is wrong.
     """
     if job.put_off_since is None:
         return None
