@@ -32,6 +32,8 @@ _NOT_READ = [CopyState.MISSING, CopyState.SIZE_MISMATCH]
 """The states after a verdict that needed no read to the end."""
 _GOOD = [state for state in CopyState if state.good]
 _GONE = [CopyState.SUPERSEDED, CopyState.DELETED]
+_NUMBER, _DIGITS = "0123456789", 8
+"""What is at the end of the id of a page or item of a batch; see BATCH_JOB_ID."""
 _LATEST_RUNS = 100
 """Runs of a sweep among which its last one is searched for that was of all stores."""
 
@@ -306,14 +308,24 @@ class CoverageQueries:
 def _lacks_effect(job: Any) -> sa.ColumnElement[bool]:
     """Return the condition that no page, no repair and no other job has done what a failed job was to do."""
     current = sa.select(artifacts.c.id).where(artifacts.c.bucket == job.bucket, artifacts.c.key == job.key, *CURRENT)
+    # An id is no pattern of LIKE, where `_` is any character, and which ignores case in SQLite.
     reused_by = sa.cast(artifacts.c.reused_by, sa.Text)
-    of_batch = job.parent.concat(".")  # as the ids of its pages and items begin
-    by_batch = sa.or_(artifacts.c.job.startswith(of_batch), reused_by.contains(sa.literal('"').concat(of_batch)))
+    # A batch with a long id gives its pages and items another one, so that the item itself tells how they begin.
+    of_batch = sa.func.rtrim(job.id, _NUMBER)
+    is_item = sa.and_(job.parent.is_not(None), sa.func.length(job.id) == sa.func.length(of_batch) + _DIGITS)
+    by_page = sa.or_(
+        sa.and_(
+            sa.func.rtrim(artifacts.c.job, _NUMBER) == of_batch,
+            sa.func.length(artifacts.c.job) == sa.func.length(job.id),
+        ),
+        sa.func.replace(reused_by, sa.literal('"').concat(of_batch), "|").like(f'%|{"_" * _DIGITS}"%'),
+    )
+    named = sa.literal('"').concat(job.id).concat('"')
     uploaded = sa.or_(
         artifacts.c.committed_at > job.finished_at,
         artifacts.c.job == job.id,
-        reused_by.contains(job.id),
-        sa.and_(job.id.startswith(of_batch), by_batch),  # the page that the item has left recorded its version
+        sa.func.replace(reused_by, named, "") != reused_by,
+        sa.and_(is_item, by_page),  # the page that the item has left recorded its version
     )
     copy = sa.exists().where(copies.c.artifact_id == artifacts.c.id).correlate_except(copies)
     read = copy.where(copies.c.store == job.store, copies.c.read_at > job.finished_at, copies.c.state.in_(_GOOD))

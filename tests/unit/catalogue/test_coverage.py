@@ -12,6 +12,7 @@ from tests.unit.catalogue.test_recorded_stores import copied
 from worker import clock
 from worker.catalogue import Catalogue, FailedJobs, Finding, FindingKind, NewVersion, compiled_statements
 from worker.catalogue.tables import jobs
+from worker.jobs.send_sweep_pages import page_id
 from worker.storage import Digest
 from zot_artifact_client.contract import JobState
 
@@ -145,19 +146,31 @@ def test_a_failed_upload_does_not_count_once_its_copies_are_there(catalogue):
     assert counted(catalogue, now) == 0
 
 
-def test_a_failed_upload_of_a_batch_does_not_count_once_the_copies_of_its_page_are_there(catalogue):
-    """The page that it left has recorded the version, also where another job had uploaded the same bytes before."""
+@pytest.mark.parametrize("batch", ["the_batch", "b" * 101])
+def test_a_failed_upload_of_a_batch_does_not_count_once_the_copies_of_its_page_are_there(catalogue, batch):
+    """The page that it left has recorded the version, also where another job had uploaded the same bytes before.
+
+    Batches and jobs whose ids differ in a character or in case are others.
+    """
     now = clock.now()
     record = partial(catalogue.artifacts.record, "releases", digest=DIGEST, metadata={}, now=now, stores=["dr"])
-    made = [record(key="new", job="batch.00000001").artifact, record(key="reused", job="other").artifact]
-    record(key="reused", job="batch.00000001")
-    for number, artifact in enumerate(made, 2):
-        failed(catalogue, f"batch.0000000{number}", "upload", at=now, key=artifact.key, parent="batch")
+    page, others = page_id(batch, 1), ("the-batch", "THE_BATCH", "the_batch.eu", batch[:-1])
+    made = [record(key="new", job=page).artifact, record(key="reused", job="other").artifact]
+    record(key="reused", job=page)
+    alike = [record(key=f"first-{other}", job=page_id(other, 1)).artifact for other in others]
+    for other in others:
+        alike.append(record(key=f"later-{other}", job="other").artifact)
+        record(key=f"later-{other}", job=page_id(other, 1))
+    alike.append(record(key="single", job="other").artifact)
+    record(key="single", job="THE-JOB")
+    for number, artifact in enumerate([*made, *alike], 2):
+        failed(catalogue, page_id(batch, number), "upload", at=now, key=artifact.key, parent=batch)
     failed(catalogue, "lonely", "upload", at=now, key="new")
-    assert counted(catalogue, now) == 3
-    for artifact in made:
+    failed(catalogue, "the_job", "upload", at=now, key="single")
+    assert counted(catalogue, now) == 13
+    for artifact in [*made, *alike]:
         catalogue.artifacts.finish_copy(artifact, "dr", tag="1", evidence={}, now=now)
-    assert counted(catalogue, now) == 1
+    assert counted(catalogue, now) == 11
 
 
 @pytest.mark.parametrize("kind", ["replicate", "verify", "adopt"])
