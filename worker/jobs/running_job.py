@@ -96,7 +96,7 @@ class RunningJob:
         self._active = time.monotonic()
         leased_at = record.lease_until - settings.lease if record.lease_until else clock.now()
         # It may be long ago: the disk was slow to confirm it, or the worker was frozen just then.
-        self._renewed = self._active - max(0.0, (clock.now() - leased_at).total_seconds())
+        self._renewed = clock.uptime() - max(0.0, (clock.now() - leased_at).total_seconds())
         self._stop: Exception | None = None
         self._interrupter = Interrupter()
         self._abandon = abandon
@@ -146,15 +146,16 @@ class RunningJob:
     def confirm_lease(self) -> None:
         """Renew a lease that is about to end, or over: called before bytes are replaced or deleted.
 
-        A worker that was frozen may have lost it, and the bytes may be those of a job that has the artifact now.
+        A worker that was frozen, or whose machine was suspended, may have lost it, and the bytes may be those of a job
+        that has the artifact now.
 
         Raises:
             LostLease: another job has begun to write to the artifact, or another worker has this one's lease.
         """
-        if self._lost or time.monotonic() - self._renewed > self._lease.total_seconds() / 2:
+        if self._lost or clock.uptime() - self._renewed > self._lease.total_seconds() / 2:
             shown = self.progress.model_dump(mode="json")
             self._ledger.renew(self.id, self.fence, until=clock.now() + self._lease, progress=shown)
-            self._renewed = time.monotonic()
+            self._renewed = clock.uptime()
 
     def _publish(self, progress: Progress) -> None:
         self._shown, self._reported = True, time.monotonic()
@@ -213,13 +214,13 @@ class RunningJob:
         return None
 
     def _renew(self) -> None:
-        if self._lost or time.monotonic() - self._renewed < self._lease.total_seconds() / 3:
+        if self._lost or clock.uptime() - self._renewed < self._lease.total_seconds() / 3:
             return
         try:
             self._ledger.renew(
                 self.id, self.fence, until=clock.now() + self._lease, progress=self.progress.model_dump(mode="json")
             )
-            self._renewed = time.monotonic()
+            self._renewed = clock.uptime()
         except LostLease:
             self._lost = True
         except CatalogueUnavailable:
