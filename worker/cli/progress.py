@@ -19,7 +19,6 @@ from rich.text import Text
 
 from worker import clock
 from worker.catalogue import Catalogue, JobRecord, Scope
-from worker.cli.errors import Failure, Status
 from worker.cli.output import err, moment, note, size
 from worker.counted import counted
 from worker.settings import Settings
@@ -101,7 +100,8 @@ def await_end(
     """Wait until the job has ended or the time is up; return its error if the result backend has one.
 
     Raises:
-        Failure: the broker has gone away, and the ledger does not show the end of the job.
+        BrokerUnavailable: the ledger does not show the end of the job either.
+        CatalogueUnavailable: the catalogue has gone away.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     watch = Watch(job.id, settings, catalogue, job.spec.queue.value if job.spec else None)
@@ -116,12 +116,9 @@ def await_end(
         except UnknownJob:  # the result backend may have been lost
             if catalogue.ledger.get(job.id) is None:
                 raise
-        except BrokerUnavailable as error:
+        except BrokerUnavailable:
             if not _ended(catalogue.ledger.get(job.id)):
-                raise Failure(
-                    f"{error}; job {job.id} may continue: `zot-artifacts jobs {job.id}` shows it", Status.UNKNOWN,
-                    type_="BrokerUnavailable",
-                ) from error  # fmt: skip
+                raise
         else:
             return None
         record = catalogue.ledger.get(job.id)

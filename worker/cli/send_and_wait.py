@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from worker.catalogue import CatalogueError
 from worker.cli.errors import FULL_BROKER, Failure, Status
 from worker.cli.job_outcome import Outcome, outcome_from_client, outcome_of
 from worker.cli.output import note
@@ -90,7 +91,7 @@ class Sender:
                 staged.drop()
                 return self.client.job(job_id, spec)
             return self.send(spec, job_id, request)
-        except (ClientError, Failure):
+        except (ClientError, Failure, CatalogueError):
             staged.drop()
             raise
 
@@ -98,18 +99,33 @@ class Sender:
         """Wait until the job has ended or the time is up, and return its state then.
 
         Raises:
-            Failure: the broker has gone away, and the ledger does not show the end of the job.
+            Failure: the broker or the catalogue has gone away, and the ledger does not show the end of the job.
         """
         kind = job.kind or "job"
-        try:
+        with continuing(f"job {job.id}", f"`zot-artifacts jobs {job.id} --wait` waits for its end"):
             told = await_end(job, self.session.catalogue, self.session.settings, self.shown, timeout)
-        except KeyboardInterrupt:
-            note(f"job {job.id} continues: `zot-artifacts jobs {job.id} --wait` waits for its end")
-            raise
-        record = self.session.catalogue.ledger.get(job.id)
+            record = self.session.catalogue.ledger.get(job.id)
         if record is None or record.state == JobState.REFUSED:  # the result backend tells it from a corrected request
             return outcome_from_client(job.id, kind, told) if told else Outcome(job.id, kind)
         return outcome_of(record)
+
+
+@contextmanager
+def continuing(what: str, way_to_see: str) -> Iterator[None]:
+    """Say that what the block waits for continues, and how to see it, where the wait ends before it.
+
+    Raises:
+        Failure: the broker or the catalogue has gone away; the end is unknown.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        note(f"{what} continues: {way_to_see}")
+        raise
+    except (BrokerUnavailable, CatalogueError) as error:
+        raise Failure(
+            f"{error}; {what} may continue: {way_to_see}", Status.UNKNOWN, type_=type(error).__name__
+        ) from error
 
 
 @contextmanager

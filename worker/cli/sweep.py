@@ -16,7 +16,7 @@ from worker.cli.arguments import NoWait, Timeout, no_stream
 from worker.cli.errors import Failure, Status, suggestion
 from worker.cli.job_outcome import Outcome, print_outcome
 from worker.cli.output import AsJson, complain, note, print_json, print_table, say
-from worker.cli.send_and_wait import Sender, request_of, sender
+from worker.cli.send_and_wait import Sender, continuing, request_of, sender
 from worker.cli.session import Session, opened
 from worker.cli.sweep_plans import PLANS, whole_pass
 from worker.counted import counted
@@ -166,10 +166,11 @@ def sweep(
                 _sent(name, job_id, as_json=as_json)
             deadline = None if timeout is None else time.monotonic() + timeout
             outcome = way.wait(job, timeout)
-            left_out = _paused(session, store) if spec in _LEAVES_OUT_PAUSED else []
             jobs = _Jobs.none()
-            if outcome.state == JobState.SUCCEEDED:
-                jobs = _await_jobs(way, session, outcome, deadline)
+            with continuing(f"sweep {name}", f"`zot-artifacts jobs --parent {job_id}` lists its jobs"):
+                left_out = _paused(session, store) if spec in _LEAVES_OUT_PAUSED else []
+                if outcome.state == JobState.SUCCEEDED:
+                    jobs = _await_jobs(way, session, outcome, deadline)
     for name_ in left_out:
         note(f"{name_} is paused and was left out; `zot-artifacts resume store {name_}` ends the pause")
     _print(outcome, jobs, as_json=as_json)

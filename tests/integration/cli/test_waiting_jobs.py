@@ -12,7 +12,9 @@ import redis
 
 from worker import cli, clock
 from worker.catalogue import Catalogue, Leased
-from worker.cli.errors import Status
+from worker.cli.errors import Failure, Status
+from worker.cli.send_and_wait import sender
+from worker.cli.session import opened
 from worker.jobs.cancel_jobs import cause
 from worker.jobs.result_backend import fenced_request, use_atomic_result_backend
 from worker.settings import load_settings
@@ -87,6 +89,20 @@ def test_the_corrected_request_of_a_refused_job_is_shown_waited_for_and_cancelle
         assert (status, "queued" in waited, "refused" in waited) == (Status.UNKNOWN, True, False)
     assert zot("pause", "job", "mine")[0] == Status.GOOD
     assert zot("jobs", "cancel", "mine")[0] == Status.GOOD
+
+
+def test_a_command_whose_catalogue_goes_away_tells_that_its_job_continues(client: ArtifactClient, zot: Zot) -> None:
+    """A wait ends with the catalogue or the broker, and the job does not: the error says how to wait for it again."""
+    settings = load_settings()
+    job = client.verify("releases", "app.tgz")
+    with opened() as session, sender(session, "waiting") as way:
+        settings.catalogue_file.rename(settings.home / "away")
+        with pytest.raises(Failure, match="the file was deleted") as told:
+            way.wait(job, None)
+        (settings.home / "away").rename(settings.catalogue_file)
+    assert told.value.status == Status.UNKNOWN
+    assert f"job {job.id} may continue: `zot-artifacts jobs {job.id} --wait`" in told.value.message
+    assert zot("jobs", job.id, "--wait", "--timeout", "0")[0] == Status.UNKNOWN
 
 
 def test_the_command_that_an_error_names_sends_the_failed_job_again(client: ArtifactClient, zot: Zot) -> None:
