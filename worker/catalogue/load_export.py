@@ -28,6 +28,8 @@ _ROWS = 1000
 _BYTES = 1 << 20
 """Characters of lines that are kept before they are written."""
 _IDENTITY = "catalogue_identity"
+_FILLED_BY_USE = {_IDENTITY, "alembic_version", "store_identities"}
+"""The tables that a command fills which opens a new catalogue and its stores, such as `status` after a failed load."""
 _RESTORED = {"type": "CatalogueRestored", "message": "the job was open when the backup was made that was restored"}
 
 
@@ -132,9 +134,9 @@ class _Load:
             )
 
     def _check_empty(self) -> set[str]:
-        """Return which tables there are already; raise NotEmpty if one of them has rows."""
+        """Return which tables there are already; raise NotEmpty if one of them has rows of work that was done."""
         there = set(sa.inspect(self._connection).get_table_names()) & {*metadata.tables, "alembic_version"}
-        for name in sorted(there - {_IDENTITY, "alembic_version"}):
+        for name in sorted(there - _FILLED_BY_USE):
             if self._connection.execute(sa.text(f"SELECT 1 FROM {name} LIMIT 1")).scalar() is not None:  # noqa: S608
                 raise NotEmpty(
                     f"the catalogue is not empty, {name} has rows: an export is only loaded into a new or empty one. "

@@ -4,6 +4,7 @@ One transaction writes at a time, as in SQLite: the ledger, the claims of the sw
 log rely on it. docs/decisions/0011-writers-take-turns.md has the reasons.
 """
 
+import logging
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -108,6 +109,7 @@ def set_up(engine: Engine) -> None:
     """
     event.listen(engine, "connect", _set_limits)
     event.listen(engine, "begin", _prepare)
+    logging.getLogger("psycopg").setLevel(logging.ERROR)  # it warns of what follows from the error that it raises
 
 
 def lift_time_limits(connection: Connection) -> None:

@@ -1,5 +1,6 @@
 """The command `status`."""
 
+import os
 import shutil
 from collections.abc import Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -396,10 +397,14 @@ def _disks(session: Session) -> Iterator[Check]:
             continue
         try:
             free = shutil.disk_usage(config.root).free
+            read_only = os.statvfs(config.root).f_flag & os.ST_RDONLY
         except OSError as error:
             yield Check(f"disk {name}", "unknown", f"{config.root}: {error.strerror}", "bring the disk back")
             continue
-        if free >= _LEAST_FREE:
+        if read_only:
+            told = "this machine has mounted it read-only, as systems do after errors of the disk"
+            yield Check(f"disk {name}", "unknown", told, f"make {config.root} writable")
+        elif free >= _LEAST_FREE:
             yield Check(f"disk {name}", "good", f"{size(free)} free")
         else:
             told = f"{size(free)} free, less than {size(_LEAST_FREE)}"

@@ -141,7 +141,8 @@ def test_a_catalogue_that_has_rows_is_not_loaded_into(catalogue, catalogue_url, 
 
 
 def test_a_catalogue_without_rows_is_loaded_into(catalogue, catalogue_url, data, tmp_path):
-    """Tables that were made and not used yet are no obstacle; a file's marker of another catalogue is one."""
+    """What opening a catalogue and its stores records is no obstacle; a file's marker of another catalogue is one."""
+    catalogue.store_identities(["primary"], tmp_path).put("primary", "the id of a disk that is no longer used")
     catalogue.close()
     if catalogue_url.startswith("sqlite"):
         with pytest.raises(CatalogueError, match="was here before"):

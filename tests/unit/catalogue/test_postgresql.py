@@ -180,17 +180,18 @@ def test_another_kind_of_database_is_refused_with_the_way_out(url):
         Catalogue(url)
 
 
-def test_a_restart_of_the_server_costs_what_was_under_way_and_nothing_else(postgres, catalogue):
-    """A transaction that the server's death cuts off passes and leaves nothing; the next one finds the new server."""
+def test_a_restart_of_the_server_costs_what_was_under_way_and_nothing_else(postgres, catalogue, caplog):
+    """A transaction that the server's death cuts off is one error and leaves nothing; the next finds the new server."""
 
     def write_and_lose_the_server():
         with catalogue._database.write() as connection:
             connection.execute(sa.text("DELETE FROM transfers"))
             postgres.kill()
-            connection.execute(sa.text("DELETE FROM transfers"))
+            connection.execute(sa.text("DELETE FROM transfers WHERE id = :id"), [{"id": 1}, {"id": 2}])
 
     with pytest.raises(CatalogueUnavailable):
         write_and_lose_the_server()
+    assert not caplog.records, "the driver tells it again"
     with pytest.raises(CatalogueUnavailable, match="refused"):
         record(catalogue)
     postgres.restart()

@@ -1,6 +1,7 @@
 """`status` shows what is open until it is resolved, and its exit status says so; `stores` and `doctor` agree."""
 
 import json
+import os
 import re
 import shutil
 import sqlite3
@@ -243,6 +244,16 @@ def test_status_says_when_a_repair_begins(
     judge(catalogue, artifact, "dr", "corrupt")
     cli.run(["status"])
     assert "within 5m while beat runs, or at once with `zot-artifacts sweep repair`" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("catalogue")
+def test_a_disk_that_is_mounted_read_only_is_named(zot: Zot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check of its disk says so before the first write to the store fails."""
+    found = os.statvfs("/")
+    read_only = os.statvfs_result((*found[:8], found.f_flag | os.ST_RDONLY, found.f_namemax))
+    monkeypatch.setattr(os, "statvfs", lambda _: read_only)
+    checks = {each["name"]: each for each in zot("status")[1]["checks"]}
+    assert (checks["disk dr"]["outcome"], "read-only" in checks["disk dr"]["detail"]) == ("unknown", True)
 
 
 @pytest.mark.usefixtures("catalogue")
