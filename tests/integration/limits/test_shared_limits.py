@@ -1,5 +1,6 @@
 """The limits that all workers share: slots, bandwidth and circuit breaker, with a real Valkey and without one."""
 
+import hashlib
 import io
 import logging
 import multiprocessing
@@ -24,6 +25,7 @@ from tests.servers.freezing_proxy import FreezingProxy
 from tests.servers.process import free_port
 from tests.servers.silent_host import SilentHost
 from tests.waiting import WITHIN, until
+from worker.catalogue import LostLease
 from worker.jobs.running_job import Cancelled
 from worker.limits.admission import Admission
 from worker.limits.bandwidth import BandwidthLimit
@@ -37,7 +39,7 @@ from worker.settings import Settings
 from worker.settings.section_models import BreakerSettings, StoreLimits
 from worker.storage import Digest, Store
 from worker.storage.config import FilesystemConfig
-from worker.storage.driver import ObjectProperties
+from worker.storage.driver import HashedBytes, ObjectProperties, SmallPut
 from worker.storage.errors import (
     AccessDenied,
     Conflict,
@@ -59,14 +61,15 @@ class Job:
     def __init__(self, id_: str = "job") -> None:
         self.id = id_
         self.fence = 1
-        self.stop = False
+        self.stop = self.lost = False
 
     def heartbeat(self, _count: int = 0) -> None:
         if self.stop:
             raise Cancelled(self.id)
 
     def confirm_lease(self) -> None:
-        pass
+        if self.lost:
+            raise LostLease(self.id)
 
 
 class FailingDriver(MemoryDriver):
@@ -756,6 +759,24 @@ def test_no_method_asks_a_store_whose_breaker_is_open(shared, admission, call):
     store = limited(ours)
     with pytest.raises(Snooze, match="a: the store keeps failing"):
         call(store)
+    assert store.driver.asked == 0
+
+
+def test_no_method_changes_an_object_once_the_lease_of_its_job_is_lost(shared, admission):
+    """Whatever a worker that was frozen calls next, its store stays as other jobs have left it."""
+    job, digest = Job(), Digest(7, hashlib.sha256(b"release").hexdigest())
+    store = limited(admission(shared), job=job)
+    found, chunks = store.stat_object("releases", "app"), Manifest(7, 1, bytes.fromhex(digest.sha256))
+    job.lost, store.driver.asked = True, 0
+    for call in (
+        write,
+        lambda store: store.write_objects([SmallPut("releases", "new", HashedBytes.of(b"new"))]),
+        lambda store: store.delete_object("releases", "app"),
+        lambda store: store.copy_object(store, "releases", "app", digest),
+        lambda store: store.patch_object(found, chunks, digest, [], lambda _: b""),
+    ):
+        with pytest.raises(LostLease):
+            call(store)
     assert store.driver.asked == 0
 
 
