@@ -264,11 +264,13 @@ class Database:
             connection = connection or self.engine.connect()
             if options:
                 connection.execution_options(**options)
-            with connection.begin():
+            with connection.begin() as transaction:
                 try:
                     yield connection if begin(connection) is not False else None
+                    transaction.commit()
                 except BaseException as error:
-                    if not isinstance(error, Exception):  # it may have come during a call, which hears no ROLLBACK
+                    # A stop may have come during a call. The connection then hears no ROLLBACK.
+                    if not isinstance(error, Exception) or self._dialect.lacks_answer(connection):
                         connection.invalidate()
                     raise
             if self._dialect.KEEPS_CONNECTIONS and len(self._idle) < _MOST_IDLE:

@@ -137,6 +137,14 @@ def is_damaged(error: DBAPIError) -> bool:
     return getattr(error.orig, "sqlstate", None) in {"XX001", "XX002"}
 
 
+def lacks_answer(connection: Connection) -> bool:
+    """Return whether a call was ended by a signal before its answer came, such as by a soft time limit."""
+    if connection.invalidated:
+        return False
+    driver: Any = connection.connection.dbapi_connection
+    return bool(driver.info.transaction_status.name == "ACTIVE")
+
+
 def way_out(error: DBAPIError) -> str | None:
     """Return what to do about an error, or None if that depends."""
     return _WAYS_OUT.get(getattr(error.orig, "sqlstate", None) or "")

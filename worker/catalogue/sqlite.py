@@ -88,6 +88,11 @@ def is_damaged(error: DBAPIError) -> bool:
     return _code(error) in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
+def lacks_answer(_connection: Connection) -> bool:
+    """Return False: a signal is heard after the call that it came in."""
+    return False
+
+
 def way_out(error: DBAPIError) -> str | None:
     """Return what to do about an error, or None if that depends."""
     return _WAYS_OUT.get(_code(error))

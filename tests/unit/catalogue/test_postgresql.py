@@ -1,14 +1,18 @@
 """Failures of a PostgreSQL server: each is an error that says whether a retry helps."""
 
+import logging
 import shutil
+import signal
 import socket
 import threading
 import time
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
 import sqlalchemy as sa
+from celery.exceptions import SoftTimeLimitExceeded
 
 from tests.servers.pgbouncer import PgBouncer
 from tests.servers.postgres import connect
@@ -18,10 +22,16 @@ from tests.waiting import until
 from worker import clock, shutdown_flag
 from worker.catalogue import Catalogue, CatalogueError, CatalogueUnavailable, Held, postgresql
 from worker.catalogue.database import Database
-from worker.jobs.interrupt_signal import Interrupted, Interrupter
+from worker.jobs.interrupt_signal import Interrupted
 from worker.storage import Digest
 
 SECRET = "open-sesame"
+_WAIT_AT_COMMIT = """
+    CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NEW; END $$;
+    CREATE CONSTRAINT TRIGGER wait AFTER INSERT ON artifacts DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW EXECUTE FUNCTION wait()
+"""
 
 
 @pytest.fixture
@@ -234,27 +244,34 @@ def test_a_worker_that_shuts_down_waits_for_no_turn(url, catalogue, monkeypatch)
     late.close()
 
 
-def test_a_job_that_is_stopped_while_it_waits_for_its_turn_ends_as_stopped(url, catalogue):
+@pytest.mark.parametrize("stop", [Interrupted, SoftTimeLimitExceeded])
+@pytest.mark.parametrize("during", ["statement", "commit"])
+def test_a_job_that_is_stopped_while_the_catalogue_has_no_answer_ends_as_stopped(url, catalogue, during, stop, caplog):
     """It is no failure of the catalogue, which would be tried again; and what the job does at its end is recorded."""
-    interrupter = Interrupter()
+    if during == "commit":
+        with connect(url) as shell:
+            shell.execute(_WAIT_AT_COMMIT)
 
-    def stop() -> None:
+    def stopped(*_):
+        raise stop
+
+    def interrupt() -> None:
         with connect(url) as ours:
             until(lambda: ours.execute("SELECT 1 FROM pg_locks WHERE NOT granted").fetchone())
-        interrupter.interrupt()
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR2)
 
-    other = Catalogue(url)
-    watcher = threading.Thread(target=stop)
-    interrupter.install()
+    other, watcher, before = Catalogue(url), threading.Thread(target=interrupt), signal.signal(signal.SIGUSR2, stopped)
     try:
-        with other._database.write():
+        with connect(url) as shell, other._database.write() if during == "statement" else nullcontext():
+            shell.execute("SELECT pg_advisory_lock(1)")
             watcher.start()
-            with pytest.raises(Interrupted):
+            with pytest.raises(stop):
                 record(catalogue)
-        assert record(catalogue).version == 1
+        assert record(catalogue, "next").version == 1
+        assert not [each for each in caplog.records if each.levelno >= logging.ERROR]
     finally:
         watcher.join()
-        interrupter.remove()
+        signal.signal(signal.SIGUSR2, before)
         other.close()
 
 
