@@ -5,6 +5,7 @@ import json
 import logging
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +16,7 @@ from worker.artifacts.log_archive import archive_faults
 from worker.artifacts.log_signature import LogKeys
 from worker.catalogue import Catalogue, FindingKind, LogHead
 from worker.storage import Store
-from worker.storage.errors import NotFound, StorageError
+from worker.storage.errors import IntegrityError, NotFound, StorageError
 from worker.storage.keys import PROBE_BUCKET
 
 logger = logging.getLogger(__name__)
@@ -235,11 +236,15 @@ def _read(store: Store, catalogue: Catalogue) -> KeptHead | None:
 
 
 def _body(store: Store, catalogue: Catalogue) -> bytes | None:
+    """Return the object of the head, also one with wrong bytes: the head in it tells what was changed."""
+    body = b""
     try:
-        with store.read_object(PROBE_BUCKET, _key(catalogue)) as reader:
-            return reader.read(_LARGEST)
+        with store.read_object(PROBE_BUCKET, _key(catalogue)) as reader, suppress(IntegrityError):
+            while len(body) < _LARGEST and (data := reader.read(_LARGEST - len(body))):
+                body += data
     except NotFound:
         return None
+    return body
 
 
 def _kept_of(body: bytes) -> KeptHead:

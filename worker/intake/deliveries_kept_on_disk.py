@@ -93,14 +93,22 @@ class UnrecordedMessage:
 
 def _kept(fd: int) -> tuple[str, Any] | None:
     """Return the queue and the message that a file has, or None."""
-    digest, length = os.pread(fd, 64, 0).decode(errors="replace"), os.pread(fd, 9, 64)
+    digest, length = _read(fd, 64, 0).decode(errors="replace"), _read(fd, 9, 64)
     if not length.strip().isdigit():
         return None
-    text = os.pread(fd, int(length), 74)
+    text = _read(fd, int(length), 74)
     if sha256(text).hexdigest() != digest:  # it was discarded, or its process died while it wrote
         return None
     queue, message = json.loads(text)
     return queue, message
+
+
+def _read(fd: int, size: int, offset: int) -> bytes:
+    """Return so many bytes from an offset, or up to the end: a disk behind a network may return fewer at a time."""
+    content = b""
+    while piece := os.pread(fd, size - len(content), offset + len(content)):
+        content += piece
+    return content
 
 
 def _push(client: Any, fd: int) -> bool:

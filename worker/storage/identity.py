@@ -38,7 +38,7 @@ from worker.storage.errors import (
     TransientError,
     Unavailable,
 )
-from worker.storage.integrity.verifying_reader import VerifyingReader
+from worker.storage.integrity.verifying_reader import VerifyingReader, read_up_to
 from worker.storage.keys import MARKER_BUCKET, RESERVED_PREFIX
 from zot_artifact_client.http_urls import InvalidEndpoint, parse_endpoint
 
@@ -240,7 +240,7 @@ class Identity:
     def _read(self, known: str | None) -> str | None:
         try:
             with self._driver.open(MARKER_BUCKET, MARKER_KEY) as reader:
-                content = reader.read(_MARKER_BYTES)
+                content = read_up_to(reader, _MARKER_BYTES)
         except NotFound:
             return None
         except AccessDenied:
@@ -367,7 +367,7 @@ def _marker_through(driver: Driver, bucket: str, key: str) -> str | None:
     """
     try:
         with driver.open(bucket, key) as reader:
-            found = _ID.fullmatch(reader.read(_MARKER_BYTES))
+            found = _ID.fullmatch(read_up_to(reader, _MARKER_BYTES))
     except PermanentError:
         return None
     return found[1].decode() if found else None
@@ -380,11 +380,10 @@ def _marker_in(directory: Path) -> str | None:
     except OSError:
         return None
     try:
-        found = _ID.fullmatch(os.read(fd, _MARKER_BYTES))
+        with open(fd, "rb") as file:  # noqa: PTH123 - a descriptor
+            found = _ID.fullmatch(file.read(_MARKER_BYTES))
     except OSError:
         return None
-    finally:
-        os.close(fd)
     return found[1].decode() if found else None
 
 

@@ -22,8 +22,12 @@ class _Queues:
         self.pushed.append((queue, json.loads(text)))
 
 
-def test_a_message_that_is_not_returned_yet_is_not_overwritten_by_the_next_one(tmp_path: Path) -> None:
-    """Two messages that the broker could not record are both returned, each once."""
+def test_a_message_that_is_not_returned_yet_is_not_overwritten_by_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two messages that the broker could not record are both returned, each once, also if a read returns few bytes."""
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda fd, size, offset: pread(fd, min(size, 10), offset))
     file, broker = UnrecordedMessage(tmp_path), _Queues()
     file.keep("one", {"body": "first"})
     file.keep("two", {"body": "second"})

@@ -9,7 +9,7 @@ from contextlib import suppress
 from worker.storage.driver import SmallRead, WholeRead
 from worker.storage.filesystem.digest_attribute import has_digest, read_digest
 from worker.storage.filesystem.layout import SIDECAR, SIDECAR_SIZES, parse_sidecar, version_of
-from worker.storage.filesystem.open_without_symlinks import Tree
+from worker.storage.filesystem.open_without_symlinks import Tree, read_up_to
 from worker.storage.keys import is_plain
 
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -95,7 +95,7 @@ class FilesystemSmallReads:
         except FileNotFoundError:
             return ""
         try:
-            return parse_sidecar(os.read(sidecar, SIDECAR_SIZES.stop)) or ""
+            return parse_sidecar(read_up_to(sidecar, SIDECAR_SIZES.stop)) or ""
         finally:
             os.close(sidecar)
 

@@ -157,6 +157,14 @@ class VerifiedReader:
         self.close()
 
 
+def read_up_to(reader: Readable, limit: int) -> bytes:
+    """Return the first `limit` bytes, or all: one read may return fewer than are there."""
+    content = b""
+    while len(content) < limit and (data := reader.read(limit - len(content))):
+        content += data
+    return content
+
+
 def drain(reader: Readable) -> None:
     """Read to the end and discard the bytes."""
     while reader.read(BUFFER_SIZE):

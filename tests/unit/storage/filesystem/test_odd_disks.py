@@ -137,6 +137,7 @@ def test_a_disk_may_return_fewer_bytes_than_are_there(root: Path, monkeypatch: p
     _, digest = store.write_object("photos", "a", io.BytesIO(b"two"))
     assert [listed.key for listed in store.list_objects("photos")] == ["a"]
     assert store.stat_object("photos", "a").sha256 == digest.sha256
+    assert [seen.stored_sha256 for seen in store.verify_objects([("photos", "a", digest)])] == [digest.sha256]
     assert sorted(path.name for path in (root / "photos").iterdir()) == ["a", "a.sha256"]
 
 
