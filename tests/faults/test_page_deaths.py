@@ -45,6 +45,8 @@ SETTINGS = QUICK | {
     "retry__backoff": "1s",
     "placement": json.dumps(["primary", "dr"]),
 }
+ONE_BATCH = {"batch__step": "200ms"}
+"""Settings for one batch at a time."""
 VERBS = ("verify", "adopt", "upload", "replicate", "delete")
 """Each point is passed by pages of these verbs, where the point is part of the verb."""
 NOT_RECORDED = {"verify": "verdicts not recorded", "adopt": "objects not adopted"} | dict.fromkeys(
@@ -57,7 +59,7 @@ _LISTED = ("upload", "adopt")
 class Scene:
     """A dying worker on three directories, and a bucket of small artifacts. A context manager."""
 
-    def __init__(self, valkey: Valkey, directory: Path) -> None:
+    def __init__(self, valkey: Valkey, directory: Path, **settings: str) -> None:
         self.directory = directory
         valkey.empty()
         self.broker = broker = valkey.url
@@ -66,11 +68,10 @@ class Scene:
         self.catalogue = Catalogue(f"sqlite:///{directory / 'catalogue.sqlite3'}")
         stores = {name: {"type": "filesystem", "root": str(self.root(name))} for name in STORES}
         (directory / "sources").mkdir()
-        settings = SETTINGS | {
-            "stores": json.dumps(stores),
-            "sources__roots": json.dumps([str(directory / "sources")]),
+        settings = SETTINGS | settings | {
+            "stores": json.dumps(stores), "sources__roots": json.dumps([str(directory / "sources")]),
             "catalogue": f"sqlite:///{directory / 'catalogue.sqlite3'}",
-        }
+        }  # fmt: skip
         self.worker = DyingWorker(directory / "worker", broker, concurrency=2, beat=True, **settings)
         self.worker.orders.mkdir(parents=True)
 
@@ -181,8 +182,8 @@ class Scene:
 
 
 @contextmanager
-def scene_of(valkey: Valkey, directory: Path) -> Iterator[Scene]:
-    scene = Scene(valkey, directory)
+def scene_of(valkey: Valkey, directory: Path, **settings: str) -> Iterator[Scene]:
+    scene = Scene(valkey, directory, **settings)
     try:
         scene.worker.start()
         yield scene
@@ -215,22 +216,22 @@ def test_every_point_of_a_page_is_the_last_of_a_process_once(valkey, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("verb", VERBS)
-def test_a_frozen_worker_writes_nothing_after_its_lease(valkey, tmp_path, verb):
+@pytest.mark.timeout(1200)
+def test_a_frozen_worker_writes_nothing_after_its_lease(valkey, tmp_path):
     """A worker is frozen in a page until another one has ended that; when it wakes up, it records nothing."""
-    with scene_of(valkey, tmp_path) as scene:
-        scene.fill(verb)
-        scene.order(verb, NOT_RECORDED[verb], freeze=str(tmp_path / "catalogue.sqlite3"))
-        job = scene.start(verb, verb)
-        pid = until(lambda: _frozen(scene, verb))
-        try:
-            until(lambda: scene._ended(job))
-        finally:
-            os.kill(pid, signal.SIGCONT)
-        scene.come_to_rest([job])
-        until(lambda: "this worker stops working on it" in scene.worker.log)
-        assert scene.wrong(verb, verb, job) == []
+    with scene_of(valkey, tmp_path, **ONE_BATCH) as scene:
+        scene.fill(*VERBS)
+        for number, verb in enumerate(VERBS, 1):
+            scene.order(verb, NOT_RECORDED[verb], freeze=str(tmp_path / "catalogue.sqlite3"))
+            job = scene.start(verb, verb)
+            pid = until(lambda verb=verb: _frozen(scene, verb))
+            try:
+                until(lambda job=job: scene._ended(job))
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            scene.come_to_rest([job])
+            until(lambda number=number: scene.worker.log.count("this worker stops working on it") == number)
+            assert scene.wrong(verb, verb, job) == []
 
 
 @pytest.mark.slow
@@ -240,7 +241,7 @@ def test_a_frozen_worker_brings_nothing_back_that_was_deleted_since(valkey, tmp_
 
     It wakes up while the catalogue is locked, so that its heartbeat cannot tell it in time.
     """
-    with scene_of(valkey, tmp_path) as scene:
+    with scene_of(valkey, tmp_path, **ONE_BATCH) as scene:
         scene.fill("upload")
         scene.order("upload", "versions recorded", freeze=str(tmp_path / "catalogue.sqlite3"))
         job = scene.start("upload", "upload")
@@ -264,20 +265,20 @@ def _frozen(scene: Scene, prefix: str) -> int | None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("verb", VERBS)
-def test_two_deliveries_of_a_page_at_once_do_it_once(valkey, tmp_path, verb):
+@pytest.mark.timeout(1200)
+def test_two_deliveries_of_a_page_at_once_do_it_once(valkey, tmp_path):
     """The message of a page is delivered to two processes at once: every effect happens once."""
-    with scene_of(valkey, tmp_path) as scene, Celery(broker=scene.broker, set_as_current=False) as app:
+    with scene_of(valkey, tmp_path, **ONE_BATCH) as scene, Celery(broker=scene.broker, set_as_current=False) as app:
         app.conf.task_queues = queues()
-        scene.fill(verb)
-        job = scene.start(verb, verb)
-        page = until(lambda: scene.catalogue.batches.child_jobs(job.id))[0]
-        for _ in range(3):
-            sent = {"task_id": page.id, "parent_id": job.id, "queue": "sweep", "ignore_result": True}
-            app.send_task("artifact.page.v1", kwargs=dict(page.request), **sent)
-        scene.come_to_rest([job])
-        assert scene.wrong(verb, verb, job) == []
+        scene.fill(*VERBS)
+        for verb in VERBS:
+            job = scene.start(verb, verb)
+            page = until(lambda job=job: scene.catalogue.batches.child_jobs(job.id))[0]
+            for _ in range(3):
+                sent = {"task_id": page.id, "parent_id": job.id, "queue": "sweep", "ignore_result": True}
+                app.send_task("artifact.page.v1", kwargs=dict(page.request), **sent)
+            scene.come_to_rest([job])
+            assert scene.wrong(verb, verb, job) == []
 
 
 @pytest.mark.slow
