@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import IO, cast
 
 from tests.servers.forks import Fork
 from tests.servers.process import REPOSITORY
@@ -26,13 +26,20 @@ def running(home: Path, *options: str, **environment: str) -> Iterator[Up]:
     Raises:
         UpFailed: it is not ready in time.
     """
+    with started(home, "--json", *options, **environment) as (up, stdout):
+        yield Up(up.process, await_ready(stdout, home / "up.log"))
+
+
+@contextmanager
+def started(home: Path, *options: str, **environment: str) -> Iterator[tuple[Up, IO[bytes]]]:
+    """Start `up` on a data directory, and yield it with what it prints; it is stopped at the end of the block."""
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     reading, writing = os.pipe()
     log = os.open(home / "up.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     try:
         process = Fork(
-            [FORK_CHILDREN, "worker.cli", "up", "--json", *options],
+            [FORK_CHILDREN, "worker.cli", "up", *options],
             cwd=Path.cwd(),
             env={**os.environ, "PYTHONPATH": str(REPOSITORY), "ZOT_HOME": str(home), **environment},
             streams=(nothing, writing, log),
@@ -43,6 +50,6 @@ def running(home: Path, *options: str, **environment: str) -> Iterator[Up]:
     up = Up(cast("subprocess.Popen[bytes]", process), {})  # a fork has what it uses of that
     with os.fdopen(reading, "rb") as stdout:
         try:
-            yield Up(up.process, await_ready(stdout, home / "up.log"))
+            yield up, stdout
         finally:
             up.stop()

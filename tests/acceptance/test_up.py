@@ -15,7 +15,7 @@ import redis
 import urllib3
 
 from tests.acceptance.commands import Zot
-from tests.acceptance.forked_up import running
+from tests.acceptance.forked_up import running, started
 from tests.servers import Valkey
 from tests.servers.process import REPOSITORY, freeze
 from tests.waiting import WITHIN, until
@@ -275,20 +275,14 @@ def await_states(zot: Zot, jobs: list[str], wanted: set[str] | None = None) -> s
         catalogue.close()
 
 
-@pytest.mark.slow
 def test_what_is_printed_names_the_file_of_each_password(zot: Zot) -> None:
     """What `up` prints may end in a log: the first start, which makes the passwords, prints none of them."""
-    command = [sys.executable, "-m", "worker.cli", "up", "--no-beat"]
-    environment = os.environ | zot.settings | {"ZOT_HOME": str(zot.home)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stdout is not None
-        lines = []
-        for line in process.stdout:
-            lines.append(line)
-            if line.startswith("ready"):
-                break
-        process.send_signal(signal.SIGTERM)
-    printed = "".join(lines)
+    with started(zot.home, "--no-beat", **zot.settings) as (_, stdout):
+        printed = ""
+        while "\nready" not in printed:
+            line = stdout.readline().decode()
+            assert line, printed
+            printed += line
     kept = zot.home / "run" / "flower-password"
     assert str(kept) in printed
     assert kept.read_text().strip() not in printed
