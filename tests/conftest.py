@@ -17,7 +17,7 @@ from botocore.retries.standard import ExponentialBackoff
 from sqlalchemy import make_url
 
 from tests.missing import skip_or_fail
-from tests.scheduling import PROCESSES, FromBothEnds, in_order
+from tests.scheduling import PROCESSES, FromBothEnds, files_of, in_order
 from tests.servers import (
     Azurite,
     FakeGcs,
@@ -53,11 +53,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """End each process of pytest-xdist when the one that started it is killed: it would run its test to the end."""
+    """Prepare a process of pytest-xdist: when the one that started it is killed, it would run its test to the end."""
     if hasattr(config, "workerinput"):
         die_with_parent()
         if os.getppid() != config.workerinput["starter"]:  # it was killed before
             os._exit(1)
+        number = int(config.workerinput["workerid"].removeprefix("gw"))
+        config.args = files_of(config.args, number, config.workerinput["workercount"])
 
 
 def pytest_configure_node(node: Any) -> None:

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -21,12 +22,26 @@ ALONE = frozenset({"faults", "acceptance", "integration"})
 _STORE = re.compile(r"\[([a-z0-9]+(?:-(?:ministack|aws|native|rclone|resumable|sdk|auto))*)")
 
 
-def in_order(items: Sequence[pytest.Item]) -> list[pytest.Item]:
-    """Return the tests in the order in which they run: marked as slow first, then folder by folder."""
+def files_of(paths: Sequence[str], number: int, processes: int) -> list[str]:
+    """Return the test files below these paths in an order that differs from process to process.
 
-    def rank(item: pytest.Item) -> tuple[bool, int]:
+    Python compiles a file when it is first imported. In a new checkout, processes that import the same files at the
+    same time would all compile all of them.
+    """
+    found = [sorted(map(str, Path(path).rglob("test_*.py"))) if Path(path).is_dir() else [path] for path in paths]
+    files = list(dict.fromkeys(chain.from_iterable(found)))
+    first = len(files) * number // processes
+    return files[first:] + files[:first]
+
+
+def in_order(items: Sequence[pytest.Item]) -> list[pytest.Item]:
+    """Return the tests in the order in which they run: marked as slow first, then by folder, store and file."""
+
+    def rank(item: pytest.Item) -> tuple[bool, int, str, str]:
         folder = _folder(item.nodeid)
-        return item.get_closest_marker("slow") is None, FOLDERS.index(folder) if folder in FOLDERS else len(FOLDERS)
+        number = FOLDERS.index(folder) if folder in FOLDERS else len(FOLDERS)
+        store = group_of(item.nodeid) if folder == "conformance" else ""
+        return item.get_closest_marker("slow") is None, number, store, item.nodeid.partition("::")[0]
 
     return sorted(items, key=rank)
 
