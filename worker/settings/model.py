@@ -10,10 +10,11 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from types import UnionType
+from types import MappingProxyType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 from urllib.parse import parse_qsl, quote, unquote
 
@@ -68,6 +69,8 @@ _LONGEST_NAME = 64
 _KINDS_OF_STORE = {kind.model_fields["type"].default: kind for kind in get_args(get_args(StoreConfig)[0])}
 _MAX_FILE = 1 << 20
 """Bytes of the largest configuration file."""
+_in_file: ContextVar[Mapping[str, Any]] = ContextVar("_in_file", default=MappingProxyType({}))
+"""The settings in the configuration file while `load_settings` uses them: a pipe can be read only once."""
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _OTHER_BASE = re.compile(r"[-+]?0[0-9_]+|[^:]*:.*")
 """A number to the base 8 or 60."""
@@ -331,9 +334,8 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic-settings names the arguments
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Read the environment, then the file named by ZOT_CONFIG."""
-        file = InitSettingsSource(settings_cls, init_kwargs=_read_file(os.environ.get("ZOT_CONFIG")))
-        return init_settings, env_settings, file
+        """Use the environment, then the file that `load_settings` has read."""
+        return init_settings, env_settings, InitSettingsSource(settings_cls, init_kwargs=dict(_in_file.get()))
 
     # What follows from the settings
 
@@ -538,9 +540,14 @@ def load_settings(**overrides: object) -> Settings:
     if problems:
         raise SettingsError("\n".join(problems))
     try:
-        return Settings(**overrides)  # type: ignore[arg-type]  # checked by pydantic at run time
-    except ValidationError as error:
-        raise SettingsError("\n".join(_problems(error))) from None
+        in_file = _read_file(os.environ.get("ZOT_CONFIG"))
+        read = _in_file.set(in_file)
+        try:
+            return Settings(**overrides)  # type: ignore[arg-type]  # checked by pydantic at run time
+        except ValidationError as error:
+            raise SettingsError("\n".join(_problems(error, in_file))) from None
+        finally:
+            _in_file.reset(read)
     except SourceError as error:
         raise SettingsError(_bad_json(error)) from None
     except FileNotFoundError:  # of the current directory: a relative path has no meaning
@@ -577,13 +584,14 @@ def _parse_file(name: str) -> Any:
         text = read_input(name, _MAX_FILE + 1).decode()
         if len(text) > _MAX_FILE:
             raise SettingsError(f"ZOT_CONFIG names {name}, which has more than {_MAX_FILE} bytes")
-        node = yaml.compose(text, yaml.SafeLoader)
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
         if node is None:  # empty, or only comments
             return {}
         for each in _nodes(node):
             if (fault := _named_twice(each) or _other_number(each)) is not None:
                 raise SettingsError(f"{name} line {fault[0].start_mark.line + 1}: {fault[0].value} {fault[1]}")
-        return yaml.safe_load(text)
+        return loader.construct_document(node)
     except OSError as error:
         raise SettingsError(f"ZOT_CONFIG names {name}, which cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -746,10 +754,9 @@ def _unusable_in_json(text: str) -> list[str]:
         return []  # what is no JSON is named when it is read
 
 
-def _problems(error: ValidationError) -> Iterable[str]:
+def _problems(error: ValidationError, in_file: Mapping[str, Any]) -> Iterable[str]:
     """Yield a line for each problem, with the configuration file before a setting that is from there."""
-    name = os.environ.get("ZOT_CONFIG")
-    in_file, variables = _read_file(name), {variable.upper() for variable in os.environ}
+    name, variables = os.environ.get("ZOT_CONFIG"), {variable.upper() for variable in os.environ}
     for problem in error.errors(include_url=False, include_input=False):
         named = [str(part) for part in problem["loc"]]
         # Pydantic puts the type of a store after its name.

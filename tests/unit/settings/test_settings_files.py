@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,6 +13,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from worker import input_files
 from worker.settings import SettingsError, load_settings
 from worker.settings.model import Settings
 
@@ -283,3 +285,15 @@ def test_a_wrong_setting_names_its_file(
     with pytest.raises(SettingsError) as error:
         load_settings()
     assert str(error.value).startswith(told.format(file=file))
+
+
+def test_a_wrong_setting_in_a_pipe_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is read once: a pipe has nothing for a second time."""
+    pipe = tmp_path / "zot.yaml"
+    os.mkfifo(pipe)
+    monkeypatch.setenv("ZOT_CONFIG", str(pipe))
+    monkeypatch.setattr(input_files, "PATIENCE", 1)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(pipe.write_text, "sources: {max_size: -1}\n")
+        with pytest.raises(SettingsError, match=f"^{pipe}: sources.max_size: -1 is not a size"):
+            load_settings()
