@@ -224,7 +224,7 @@ class _Reconciliation:
         artifacts, store = self._context.catalogue.artifacts, self._store
         held = artifacts.version_in_store(store.name, seen.bucket, seen.key)
         is_orphan = seen.kind is FindingKind.ORPHAN  # the cleanup removes what an ended job has left
-        if artifacts.unfinished_versions(store.name, seen.bucket, seen.key, going_on=not is_orphan):
+        if artifacts.unfinished_versions(store.name, seen.bucket, seen.key, only_open=not is_orphan):
             return False
         try:
             size = store.stat_object(seen.bucket, seen.key).size

@@ -11,7 +11,7 @@ SOURCES = [
 ]
 COMMANDS = ("zot-artifacts ", "chmod ", "chown ", "rm ")
 WITHOUT_SHELL_CHARACTERS = (
-    "store", "name", "name_", "renamed", "job", "job_id", "writer", "id", "id_", "scope", "what", "error", "to",
+    "store", "name", "renamed", "job", "job_id", "writer", "id", "id_", "scope", "what", "error", "to",
 )  # fmt: skip
 """Last parts of the names of what a grammar limits to characters that no shell reads: stores, jobs, tokens, errors."""
 

@@ -522,7 +522,7 @@ class ArtifactJob:
         return any(
             store.verify_object(other.bucket, other.key, other.digest).verdict == Verdict.VERIFIED
             for other in artifacts.unfinished_versions(
-                store.name, self.artifact.bucket, self.artifact.key, going_on=True
+                store.name, self.artifact.bucket, self.artifact.key, only_open=True
             )
             if other.id != self.artifact.id
         )

@@ -456,10 +456,10 @@ class Artifacts:
                 held.setdefault(row.store, []).append(copy_of(row))
         return held
 
-    def unfinished_versions(self, store: str, bucket: str, key: str, *, going_on: bool = False) -> Sequence[Artifact]:
+    def unfinished_versions(self, store: str, bucket: str, key: str, *, only_open: bool = False) -> Sequence[Artifact]:
         """Return the versions that a job began to write under this key in this store and has not completed.
 
-        `going_on`: only those whose job is open. One that was cancelled, has failed or is dead completes nothing by
+        `only_open`: only those whose job is open. One that was cancelled, has failed or is dead completes nothing by
         itself, and what it has overwritten is to be found.
         """
         query = (
@@ -470,7 +470,7 @@ class Artifacts:
         )
         with self._database.read() as connection:
             rows = connection.execute(query).all()
-            if going_on and rows:
+            if only_open and rows:
                 rows = _written_by(connection, rows, jobs.c.state.in_(OPEN_STATES))
         return [artifact_of(row) for row in rows]
 
@@ -493,8 +493,8 @@ class Artifacts:
         while True:
             with self._database.read() as connection:
                 rows = connection.execute(query.where(artifacts.c.id > after)).all()
-                going_on = {row.id for row in _written_by(connection, rows, _MAY_GO_ON)}
-            yield from ((artifact_of(row), row.job) for row in rows if row.id not in going_on)
+                spared = {row.id for row in _written_by(connection, rows, _MAY_GO_ON)}
+            yield from ((artifact_of(row), row.job) for row in rows if row.id not in spared)
             if len(rows) < _AT_ONCE:
                 return
             after = rows[-1].id
@@ -756,13 +756,13 @@ def _jobs_of(row: Row[Any]) -> list[str]:
 
 
 def _written_by(
-    connection: Connection, rows: Sequence[Row[Any]], going_on: sa.ColumnElement[bool]
+    connection: Connection, rows: Sequence[Row[Any]], unended: sa.ColumnElement[bool]
 ) -> Sequence[Row[Any]]:
-    """Return those versions of which a job that uploads them, or its batch, is open or `going_on`."""
+    """Return those versions of which a job that uploads them, or its batch, is open or meets `unended`."""
     writers = {row.id: set(_jobs_of(row)) for row in rows}
     names = sorted(set().union(*writers.values()))
     parent_open = sa.exists().where(_parents.c.id == jobs.c.parent, _parents.c.state.in_(OPEN_STATES))
-    still = sa.select(jobs.c.id).where(jobs.c.id.in_(names), sa.or_(going_on, parent_open))
+    still = sa.select(jobs.c.id).where(jobs.c.id.in_(names), sa.or_(unended, parent_open))
     found = set(connection.execute(still).scalars())
     return [row for row in rows if writers[row.id] & found]
 

@@ -38,9 +38,9 @@ _WAYS_OUT = {
 """What to do about an error, by its code."""
 _POLL = 0.001
 """Seconds between two tries of a writer to begin."""
-_NEXT = "zot_next_writer"
+_TURN = "zot_turn"
 """The key of the descriptor whose lock the next writer has, among what the pool keeps beside the connection."""
-_NEXT_SECONDS = 0.25
+_TURN_SECONDS = 0.25
 """Seconds that a writer waits behind the next one: that one may be a process that was stopped."""
 
 
@@ -56,7 +56,7 @@ def options(url: URL) -> dict[str, Any]:
 def set_up(engine: Engine) -> None:
     """Make every connection durable, and make it wait for the writer before it."""
     event.listen(engine, "connect", _set_pragmas)
-    event.listen(engine, "close", _close_next)
+    event.listen(engine, "close", _close_turn)
 
 
 def file_of(url: URL) -> Path | None:
@@ -179,14 +179,14 @@ def begin_write(connection: Connection, *, wait: bool = True, durable: bool = Tr
     milliseconds = connection.info.get(_BUSY)
     if milliseconds is None:
         milliseconds = connection.info[_BUSY] = raw.execute("PRAGMA busy_timeout").fetchone()[0]
-    began, following = time.monotonic(), _next_writer(connection)
+    began, turn = time.monotonic(), _turn_of(connection)
     deadline = began + milliseconds / 1000
-    ahead = min(deadline, began + _NEXT_SECONDS)
+    ahead = min(deadline, began + _TURN_SECONDS)
     raw.execute("PRAGMA busy_timeout = 0").close()
     is_next = False
     try:
         while True:
-            is_next = is_next or _becomes_next(following) or time.monotonic() >= ahead
+            is_next = is_next or _take_turn(turn) or time.monotonic() >= ahead
             try:
                 if is_next:
                     raw.execute("BEGIN IMMEDIATE").close()
@@ -202,28 +202,29 @@ def begin_write(connection: Connection, *, wait: bool = True, durable: bool = Tr
             time.sleep(_POLL)
     finally:
         raw.execute(f"PRAGMA busy_timeout = {milliseconds}").close()
-        if following is not None:
+        if turn is not None:
             with suppress(OSError):  # a file system without such locks
-                fcntl.flock(following, fcntl.LOCK_UN)
+                fcntl.flock(turn, fcntl.LOCK_UN)
 
 
-def _next_writer(connection: Connection) -> int | None:
+def _turn_of(connection: Connection) -> int | None:
     """Return a descriptor of the write-ahead log, or None while there is none; SQLite itself does not lock that file.
 
     It is there, and the same file, as long as a process has the catalogue open.
     """
-    found = connection.info.get(_NEXT)
+    found = connection.info.get(_TURN)
     if found is None and (path := file_of(connection.engine.url)) is not None:
         with suppress(OSError):
-            found = connection.info[_NEXT] = os.open(f"{path}-wal", os.O_RDONLY)
+            found = connection.info[_TURN] = os.open(f"{path}-wal", os.O_RDONLY)
     return cast("int | None", found)
 
 
-def _becomes_next(following: int | None) -> bool:
-    if following is None:
+def _take_turn(turn: int | None) -> bool:
+    """Return whether this writer is the next one now."""
+    if turn is None:
         return True
     try:
-        fcntl.flock(following, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:  # a file system without such locks
@@ -231,7 +232,7 @@ def _becomes_next(following: int | None) -> bool:
     return True
 
 
-def _close_next(_connection: sqlite3.Connection, record: Any) -> None:
-    following = record.info.pop(_NEXT, None)
-    if following is not None:
-        os.close(following)
+def _close_turn(_connection: sqlite3.Connection, record: Any) -> None:
+    turn = record.info.pop(_TURN, None)
+    if turn is not None:
+        os.close(turn)

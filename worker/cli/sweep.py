@@ -171,8 +171,7 @@ def sweep(
                 left_out = _paused(session, store) if spec in _LEAVES_OUT_PAUSED else []
                 if outcome.state == JobState.SUCCEEDED:
                     jobs = _await_jobs(way, session, outcome, deadline)
-    for name_ in left_out:
-        note(f"{name_} is paused and was left out; `zot-artifacts resume store {name_}` ends the pause")
+    _note_paused(left_out, "was left out")
     _print(outcome, jobs, as_json=as_json)
 
 
@@ -180,6 +179,11 @@ def _paused(session: Session, store: str | None) -> list[str]:
     """Return the paused stores among those of a sweep, in the order of the settings."""
     paused = {each.name for each in session.catalogue.pauses.all() if each.scope == Scope.STORE}
     return [each for each in ([store] if store else session.settings.stores) if each in paused]
+
+
+def _note_paused(names: list[str], what: str) -> None:
+    for name in names:
+        note(f"{name} is paused and {what}; `zot-artifacts resume store {name}` ends the pause")
 
 
 def _spec(name: str, store: str | None, prefix: str | None) -> TaskSpec[Any, Any]:
@@ -235,8 +239,7 @@ def _dry_run(session: Session, name: str, store: str | None, prefix: str | None,
     else:
         columns = list(rows[0]) if rows else ["store"]
         print_table(columns, [list(row.values()) for row in rows], empty="every store is paused")
-        for name_ in paused:
-            note(f"{name_} is paused and would be left out; `zot-artifacts resume store {name_}` ends the pause")
+        _note_paused(paused, "would be left out")
         for each in passes:
             say(each["warning"] or each["summary"])
     raise typer.Exit(Status.GOOD)
