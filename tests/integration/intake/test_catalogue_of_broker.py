@@ -17,7 +17,15 @@ from tests.servers.worker import Worker
 from tests.waiting import WITHIN, until
 from worker import cli, clock
 from worker.catalogue import Catalogue
-from worker.intake.catalogue_of_broker import CATALOGUE, OtherCatalogue, check_owner, check_owner_in
+from worker.embedded import supervisor
+from worker.intake.catalogue_of_broker import (
+    CATALOGUE,
+    CheckOwner,
+    OtherCatalogue,
+    check_owner,
+    check_owner_in,
+    check_owner_late,
+)
 from worker.limits.check_pauses import PAUSED_QUEUES
 from worker.settings import Settings
 from zot_artifact_client import ArtifactClient
@@ -186,3 +194,27 @@ def test_the_first_of_two_catalogues_gets_the_broker(broker: redis.Redis, server
     assert "secret" not in str(refused.value)
     check_owner(Settings(broker="redis://127.0.0.1:1/0"), "second")
     check_owner(Settings(broker="amqp://127.0.0.1:1//", results=server.url), "second")
+
+
+def test_a_late_comparison_is_repeated_until_the_broker_answers(
+    broker: redis.Redis, server: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A child whose worker did not know its catalogue compares before each job until it could."""
+    monkeypatch.setattr(CheckOwner, "is_late", True)
+    broker.set(CATALOGUE, OTHER)
+    check_owner_late(Settings(broker="redis://127.0.0.1:1/0"), "second")
+    with pytest.raises(OtherCatalogue):
+        check_owner_late(Settings(broker=server.url), "second")
+    broker.delete(CATALOGUE)
+    check_owner_late(Settings(broker=server.url), "second")
+    check_owner_late(Settings(broker=server.url), "another: it was compared")
+
+
+def test_a_broker_is_accepted_while_the_catalogue_is_away(broker: redis.Redis, server: Valkey, tmp_path: Path) -> None:
+    """`up --accept-broker` was said once: the workers wait for the catalogue, and the broker is theirs then."""
+    settings = Settings(broker=server.url, catalogue=f"sqlite:///{tmp_path}")
+    broker.set(CATALOGUE, OTHER)
+    supervisor._check_owner(settings, accept=False)
+    assert broker.get(CATALOGUE).decode() == OTHER
+    supervisor._check_owner(settings, accept=True)
+    assert broker.get(CATALOGUE) is None

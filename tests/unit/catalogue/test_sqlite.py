@@ -116,6 +116,18 @@ def test_a_next_writer_that_was_stopped_keeps_no_one_waiting(url):
         assert isinstance(begin(catalogue, "job-1"), Leased)
 
 
+def test_a_disk_without_locks_of_files_takes_writes(url, monkeypatch):
+    """Such as some network file systems: the writers have no order there, and wait for SQLite's own lock."""
+
+    def fail(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    with closing(Catalogue(url)) as catalogue:
+        begin(catalogue, "job-1")  # a first write makes the file that is locked
+        monkeypatch.setattr(fcntl, "flock", fail)
+        assert isinstance(begin(catalogue, "job-2"), Leased)
+
+
 def test_a_closed_catalogue_leaves_no_descriptor(url):
     """Each connection that has written keeps one of the write-ahead log until it is closed."""
     before = len(list(Path("/proc/self/fd").iterdir()))
