@@ -26,9 +26,10 @@ HEAVY = (
 )  # fmt: skip
 
 
-def modules_after(arguments: list[str], home: Path) -> set[str]:
-    """Return the modules that a process has imported once the command has ended."""
-    script = f"import sys; from worker.cli import run; run({arguments!r}); print(*sys.modules, file=sys.stderr)"
+def modules_after(commands: list[str], home: Path) -> set[str]:
+    """Return the modules that a process has imported once it has run these commands."""
+    script = "import sys; from worker.cli import run; " + "".join(f"run({each.split()!r}); " for each in commands)
+    script += "print(*sys.modules, file=sys.stderr)"
     environment = {"ZOT_HOME": str(home), "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     return set(done.stderr.splitlines()[-1].split())
@@ -42,20 +43,16 @@ def test_the_list_says_what_the_command_says(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each command explains itself with status 0, with plain names of arguments and no types of Python."""
-    assert run([name, "--help"]) == 0
-    shown = capsys.readouterr().out
-    assert not {"[[", "{", "<bool>", "<str>"} & set(re.findall(r"\[\[|\{|<\w+>", shown))
-
-
-@pytest.mark.parametrize("name", COMMANDS)
 def test_the_help_of_every_command_shows_examples(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each is indented, as text to type, also where it follows the first paragraph."""
+    """Each command explains itself with status 0, with plain names of arguments and no types of Python.
+
+    Each example is indented, as text to type, also where it follows the first paragraph.
+    """
     commands = [[name], *([name, each] for each in getattr(COMMANDS[name].load(name), "commands", {}))]
     for each in commands:
         assert run([*each, "--help"]) == 0
         shown = capsys.readouterr().out
+        assert not re.findall(r"\[\[|\{|<bool>|<str>", shown), each
         assert re.search(rf"^ {{5}}.*zot-artifacts {each[0]}", shown, re.MULTILINE), each
 
 
@@ -152,35 +149,25 @@ def test_help_imports_nothing_that_it_does_not_use(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["upload", "replicate", "verify", "delete", "adopt"])
-def test_help_of_a_verb_imports_no_celery(name: str, tmp_path: Path) -> None:
+def test_help_of_a_verb_imports_no_celery(tmp_path: Path) -> None:
     """A verb connects to the broker when it runs: its help needs neither Celery nor a broker's client."""
-    modules = modules_after([name, "--help"], tmp_path)
+    verbs = ("upload", "replicate", "verify", "delete", "adopt")
+    modules = modules_after([f"{verb} --help" for verb in verbs], tmp_path)
+    assert {f"worker.cli.{verb}" for verb in verbs} <= modules
     assert {module for module in modules if module.split(".")[0] in HEAVY} == set()
 
 
-@pytest.mark.parametrize("name", ["status", "stores"])
-def test_without_a_broker_its_clients_are_not_imported(name: str, tmp_path: Path) -> None:
-    """What asks the catalogue first has no use for Celery and the broker's clients where no broker is configured."""
-    from worker.catalogue import Catalogue
+def test_without_a_broker_its_clients_are_not_imported(tmp_path: Path) -> None:
+    """What asks the catalogue first has no use for Celery and the broker's clients where no broker is configured.
 
+    Listing artifacts needs no SDK either; a new catalogue alone needs Alembic.
+    """
     settings = Settings(home=tmp_path)
     settings.prepare()
     Catalogue(settings.catalogue_url).close()
-    modules = modules_after([name], tmp_path)
-    assert "worker.catalogue" in modules
+    modules = modules_after(["status", "stores", "ls"], tmp_path)
+    assert {"worker.catalogue", "worker.cli.status", "worker.cli.stores", "worker.cli.ls"} <= modules
     assert {module for module in modules if module.split(".")[0] in {*HEAVY, "limits"}} == set()
-
-
-def test_ls_imports_the_catalogue_and_nothing_beyond(tmp_path: Path) -> None:
-    """Listing artifacts needs no SDK, no Celery and no broker's client; a new catalogue alone needs Alembic."""
-    from worker.catalogue import Catalogue
-
-    settings = Settings(home=tmp_path)
-    settings.prepare()
-    Catalogue(settings.catalogue_url).close()
-    modules = modules_after(["ls"], tmp_path)
-    assert {name for name in modules if name.split(".")[0] in HEAVY} == set()
 
 
 def test_what_a_command_imported_is_not_walked_at_its_end() -> None:
