@@ -51,7 +51,8 @@ from zot_artifact_client.chunk_cache import Chunk
 from zot_artifact_client.contract import VerifyRequest
 from zot_artifact_client.download import RemoteArtifact
 
-CONTENT = os.urandom(CHUNK_SIZE) + os.urandom(CHUNK_SIZE) + b"the end"
+PRIME = 65_521  # a length that fits no part: bytes of a wrong offset are other bytes
+CONTENT = b"".join((os.urandom(PRIME) * (CHUNK_SIZE // PRIME + 1))[:CHUNK_SIZE] for _ in range(2)) + b"the end"
 MIB = 1 << 20
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
