@@ -1,7 +1,6 @@
 """Every error of Google's libraries and every code of Cloud Storage has a meaning of ours, and none tells a secret."""
 
 import inspect
-import pickle
 from typing import Any
 
 import pytest
@@ -61,31 +60,23 @@ def answer(status: int, reason: str = "", message: str = "", headers: dict[str, 
     return error
 
 
-@pytest.mark.parametrize("found", SDK_CLASSES, ids=lambda found: f"{found.__module__}.{found.__name__}")
-def test_every_class_of_the_libraries_is_mapped(found: type[Exception]) -> None:
-    """An error class that a new library brings has to be given a meaning here before it can be released."""
-    assert issubclass(found, SDK_ERRORS), f"{found.__name__} is not caught"
-    mapped = any(issubclass(found, classes) for _, _, classes in CLASSES)
+def _has_a_meaning(found: type[Exception]) -> bool:
+    if any(issubclass(found, classes) for _, _, classes in CLASSES):
+        return True
     if issubclass(found, api.GoogleAPICallError):
-        code = found.code
-        assert mapped or code is None or str(int(code)) in REASONS, f"{found.__name__} has no meaning"
-    else:
-        assert mapped or issubclass(found, ANSWERS), f"{found.__name__} has no meaning"
+        return found.code is None or str(int(found.code)) in REASONS
+    return issubclass(found, ANSWERS)
 
 
-@pytest.mark.parametrize("reason", DOCUMENTED.split())
-def test_every_documented_reason_is_mapped(reason: str) -> None:
+def test_every_class_of_the_libraries_is_mapped() -> None:
+    """An error class that a new library brings has to be given a meaning here before it can be released."""
+    assert [found for found in SDK_CLASSES if not issubclass(found, SDK_ERRORS)] == []
+    assert [found for found in SDK_CLASSES if not _has_a_meaning(found)] == []
+
+
+def test_every_documented_reason_is_mapped() -> None:
     """Every reason that Google documents for the JSON API has a meaning."""
-    assert reason in REASONS
-
-
-def test_narrow_classes_come_first() -> None:
-    """No row of the table is unreachable because a wider class is before it."""
-    seen: list[type[Exception]] = []
-    for _, _, classes in CLASSES:
-        for found in classes:
-            assert not any(issubclass(found, wider) for wider in seen), found
-            seen.append(found)
+    assert set(DOCUMENTED.split()) - REASONS.keys() == set()
 
 
 @pytest.mark.parametrize(
@@ -214,18 +205,3 @@ def test_errors_without_their_address(error: Exception) -> None:
     assert "hidden" not in f"{clean} {clean!r}"
     assert status_of(clean) == status_of(error)
     assert type(translate(clean, ORIGIN, "a/b")) is type(translate(error, ORIGIN, "a/b"))
-
-
-def test_messages_are_one_short_line() -> None:
-    """What a store says is quoted in one line, however much it says."""
-    message = str(translate(answer(400, "invalidArgument", "no\n" * 500), ORIGIN, "a/b"))
-    assert "\n" not in message
-    assert len(message) < 300
-
-
-@pytest.mark.parametrize("reason", sorted(REASONS))
-def test_errors_survive_pickling(reason: str) -> None:
-    """Every translated error crosses from a worker process as it is."""
-    error = translate(answer(int(reason) if reason.isdecimal() else 400, reason), ORIGIN, "a/b")
-    again = pickle.loads(pickle.dumps(error))
-    assert (type(again), str(again)) == (type(error), str(error))

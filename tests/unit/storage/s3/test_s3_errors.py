@@ -1,7 +1,6 @@
 """Every error of the SDK and every code of S3 has a meaning of ours, and none tells a secret."""
 
 import inspect
-import pickle
 import re
 from typing import Any
 
@@ -44,25 +43,14 @@ def documented_codes() -> set[str]:
     }
 
 
-@pytest.mark.parametrize("found", SDK_CLASSES, ids=lambda found: str(found.__name__))
-def test_every_class_of_the_sdk_is_mapped(found: type[Exception]) -> None:
+def test_every_class_of_the_sdk_is_mapped() -> None:
     """An error class that a new SDK brings has to be given a meaning here before it can be released."""
-    assert any(issubclass(found, classes) for _, _, classes in CLASSES), f"{found.__name__} has no meaning"
+    assert [found for found in SDK_CLASSES if not any(issubclass(found, classes) for _, _, classes in CLASSES)] == []
 
 
-@pytest.mark.parametrize("code", sorted(documented_codes()))
-def test_every_documented_code_is_mapped(code: str) -> None:
+def test_every_documented_code_is_mapped() -> None:
     """Every error code that the SDK documents for S3 has a meaning."""
-    assert code in CODES
-
-
-def test_narrow_classes_come_first() -> None:
-    """No row of the table is unreachable because a wider class is before it."""
-    seen: list[type[Exception]] = []
-    for _, _, classes in CLASSES:
-        for found in classes:
-            assert not any(issubclass(found, wider) for wider in seen), found
-            seen.append(found)
+    assert documented_codes() - CODES.keys() == set()
 
 
 @pytest.mark.parametrize(
@@ -105,12 +93,6 @@ def test_answers(code: str, status: int, kind: type[errors.StorageError]) -> Non
     error = translate(answer(code, status), ORIGIN, "releases/app.tgz")
     assert type(error) is kind
     assert str(error).startswith("primary: releases/app.tgz: ")
-
-
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 409, 411, 412, 416])
-def test_unknown_refusals_are_not_tried_again(status: int) -> None:
-    """What a store refuses for a reason that we do not know is permanent: asking again would be refused again."""
-    assert isinstance(translate(answer("SomethingNew", status), ORIGIN, "a/b"), errors.PermanentError)
 
 
 @pytest.mark.parametrize(("code", "status"), [("SlowDown", 503), ("InternalError", 500)])
@@ -177,18 +159,3 @@ def test_no_secret_is_told() -> None:
     ]
     for error in told:
         assert secret not in str(translate(error, ORIGIN, "a/b"))
-
-
-def test_messages_are_one_short_line() -> None:
-    """What a store says is quoted in one line, however much it says."""
-    message = str(translate(answer("InvalidRequest", 400, "no\n" * 500), ORIGIN, "a/b"))
-    assert "\n" not in message
-    assert len(message) < 300
-
-
-@pytest.mark.parametrize("code", sorted(CODES))
-def test_errors_survive_pickling(code: str) -> None:
-    """Every translated error crosses from a worker process as it is."""
-    error = translate(answer(code), ORIGIN, "a/b")
-    again = pickle.loads(pickle.dumps(error))
-    assert (type(again), str(again)) == (type(error), str(error))
