@@ -314,8 +314,9 @@ class Ledger:
                 rows = connection.execute(query.order_by(jobs.c.due_at).limit(limit - len(found)))
                 found += map(job_record, rows)
             if found:
-                waits = [{"job": job.id, "since": _snoozes_since(job, now)} for job in found]
-                _WAIT.run_many(connection, waits, due=now + again)
+                due = now + again
+                waits = [{"job": job.id, "since": _snoozes_since(job, now, due=due)} for job in found]
+                _WAIT.run_many(connection, waits, due=due)
         return found
 
     def prune(self, *, before: datetime, limit: int = 1000) -> int:
@@ -474,14 +475,15 @@ def _acquire(
     return Leased(leased, pauses_of_job(connection, id_, leased.parent))
 
 
-def _snoozes_since(job: JobRecord, now: datetime) -> datetime | None:
+def _snoozes_since(job: JobRecord, now: datetime, *, due: datetime | None = None) -> datetime | None:
     """Return since when a job snoozes in a row, that is leased, sent again or held up now.
 
-    The time since it was due does not count: no worker was free to run it, or the clock is wrong.
+    The time since it was due does not count: no worker was free to run it, or the clock is wrong. Nor does the time
+    until it is `due` again where it is sent again: there may still be no worker.
     """
     if job.put_off_since is None:
         return None
-    late = max(now - job.due_at, timedelta()) if job.due_at else timedelta()
+    late = max((due or now) - job.due_at, timedelta()) if job.due_at else timedelta()
     return min(job.put_off_since + late, now)
 
 
