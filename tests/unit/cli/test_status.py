@@ -116,7 +116,7 @@ def test_wrong_metadata_waits_for_its_repair(catalogue: Catalogue, artifact: Art
 
 @pytest.mark.usefixtures("artifact")
 def test_stores_names_a_disk_that_was_swapped(tmp_path: Path, zot: Zot) -> None:
-    """A store on another disk is not reachable, whatever that disk answers; `stores` says so and writes nothing."""
+    """A store on another disk is not reachable; `stores` and `doctor` say so, and nothing stays on an empty disk."""
     zot("doctor")  # it has seen the right disks
     [root] = (tmp_path / "home").rglob("dr")
     root.rename(tmp_path / "dr-away")
@@ -127,7 +127,8 @@ def test_stores_names_a_disk_that_was_swapped(tmp_path: Path, zot: Zot) -> None:
     assert rows["primary"] == (True, None)
     assert rows["dr"][0] is False
     assert "its marker is gone" in rows["dr"][1]
-    assert not (root / "zot-store").exists()
+    assert zot("doctor")[0] != 0
+    assert list(root.iterdir()) == []
 
 
 def test_an_artifact_without_a_good_copy_is_lost(catalogue: Catalogue, artifact: Artifact, zot: Zot) -> None:

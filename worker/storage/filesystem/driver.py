@@ -211,13 +211,17 @@ class FilesystemDriver:
     # The store itself
 
     def check(self) -> None:
-        with self._errors(self._root), self._tree.locked("check"), self._tree.directory(LOCKS) as directory:
-            temp = self._new_file(directory)
-            try:
-                temp.write(b"zot")
-                temp.finish()
-            finally:
-                temp.close()
+        """Write a file and remove it.
+
+        Nothing stays in a root without a directory of the worker: its disk may not be mounted.
+        """
+        with self._errors(self._root), self._tree.directory_or_none(LOCKS) as locks:
+            if locks is None:
+                with self._tree.directory(()) as root:
+                    self._try_to_write(root)
+            else:
+                with self._tree.locked("check", locks=locks):
+                    self._try_to_write(locks)
 
     def advice(self) -> list[str]:
         advice = [f"listings pass over {error.message}" for error in self._tree.unreadable.values()]
@@ -229,6 +233,11 @@ class FilesystemDriver:
         """Do nothing, because no file is open between calls."""
 
     # Internals
+
+    def _try_to_write(self, directory: int) -> None:
+        with closing(self._new_file(directory)) as temp:
+            temp.write(b"zot")
+            temp.finish()
 
     @contextmanager
     def _errors(self, what: object, by: Callable[[OSError, str], StorageError] = translate) -> Iterator[None]:
