@@ -72,8 +72,9 @@ class LimitedStore:
     Each method is that of `Store` with the same name. In addition:
 
     - Before the store is asked, the pause and the circuit breaker are checked, at most once a second.
-    - Before an object is written or deleted, the lease of the job is confirmed: a job whose worker was frozen
-      for longer brings nothing back that was deleted since, and deletes nothing that was written.
+    - Before an object is written or deleted, the lease of the job is confirmed, and again when the last byte of the
+      source was read: a job whose worker was frozen for longer brings nothing back that was deleted since, and deletes
+      nothing that was written.
     - Bytes are read and written under one of the store's concurrency slots, of which a job has one whatever the number
       of its transfers, and within its bandwidth. `on_bytes` is called with the size of each piece, by default the job's
       `heartbeat`; what it raises ends the transfer.
@@ -192,7 +193,7 @@ class LimitedStore:
                 written = self._store.write_object(
                     bucket,
                     key,
-                    source if isinstance(source, HashedBytes) else _Source(source),
+                    source if isinstance(source, HashedBytes) else _Source(source, self._job.confirm_lease),
                     on_bytes=metered,
                     on_read_back=partial(self._meter, "verify", self._job.heartbeat),
                     **options,
@@ -257,6 +258,7 @@ class LimitedStore:
 
     def quarantine_object(self, bucket: str, key: str, label: str) -> str:
         with self._transfer("quarantine", None) as metered:
+            self._job.confirm_lease()  # under this label are the bytes that another attempt has kept
             return self._store.quarantine_object(bucket, key, label, on_bytes=metered)
 
     def copy_object(
@@ -283,7 +285,7 @@ class LimitedStore:
                     metadata=metadata,
                     properties=properties,
                     checkpoint=checkpoint,
-                    between=self._job.heartbeat,
+                    between=self._go_on,
                 )
             except StorageError as error:
                 error.store = error.store or self.name  # an error that names a store is not counted
@@ -310,7 +312,7 @@ class LimitedStore:
             self._job.confirm_lease()
             made = self._store.patch_object(
                 found, manifest, expected, bad, read_metered, metadata=metadata, properties=properties,
-                between=self._job.heartbeat, on_read_back=partial(self._meter, "verify", self._job.heartbeat),
+                between=self._go_on, on_read_back=partial(self._meter, "verify", self._job.heartbeat),
             )  # fmt: skip
             if made is not None:
                 self._succeeded()
@@ -393,6 +395,11 @@ class LimitedStore:
         if (limit := self.limits.bytes_per_second) is not None:
             self._admission.take_bandwidth(self.name, count, limit, self._job.heartbeat)
         tell(count)
+
+    def _go_on(self) -> None:
+        """Raise if the job has to stop, or may have lost its lease: the next request may make the object."""
+        self._job.heartbeat()
+        self._job.confirm_lease()
 
     def _check_slot(self) -> None:
         if self._slot is not None and self._slot.lost:
@@ -514,13 +521,20 @@ class _SourceError(Exception):
 
 
 class _Source:
-    """A file, or a copy in another store, that is read while it is written to this store."""
+    """A file, or a copy in another store, that is read while it is written to this store.
 
-    def __init__(self, reader: Readable) -> None:
+    A driver makes the object after the end was read: `at_end` is called just before that.
+    """
+
+    def __init__(self, reader: Readable, at_end: Callable[[], None]) -> None:
         self._reader = reader
+        self._at_end = at_end
 
     def read(self, size: int, /) -> bytes:
         try:
-            return self._reader.read(size)
+            data = self._reader.read(size)
         except StorageError as error:
             raise _SourceError(error) from error
+        if not data:
+            self._at_end()
+        return data

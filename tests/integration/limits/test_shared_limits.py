@@ -49,6 +49,7 @@ from worker.storage.errors import (
     PermanentError,
     Unavailable,
 )
+from worker.storage.filesystem.driver import FilesystemDriver
 from worker.storage.integrity.manifest import Manifest
 from worker.storage.integrity.verifying_reader import Readable
 
@@ -774,10 +775,27 @@ def test_no_method_changes_an_object_once_the_lease_of_its_job_is_lost(shared, a
         lambda store: store.delete_object("releases", "app"),
         lambda store: store.copy_object(store, "releases", "app", digest),
         lambda store: store.patch_object(found, chunks, digest, [], lambda _: b""),
+        lambda store: store.quarantine_object("releases", "app", "job"),
     ):
         with pytest.raises(LostLease):
             call(store)
     assert store.driver.asked == 0
+
+
+def test_no_object_is_made_once_the_lease_is_lost_while_its_source_is_read(shared, admission, tmp_path):
+    """The worker was frozen in the middle of a write, whether its store takes a stream or waits for all bytes."""
+    directory = Store(FilesystemDriver("primary", FilesystemConfig(root=tmp_path)))
+    ours = admission(shared)
+    for store, job in ((directory, Job()), (Store(MemoryDriver("primary")), Job())):
+
+        class Freezing(io.BytesIO):
+            def read(self, size: int | None = -1, /, job: Job = job) -> bytes:
+                job.lost = True
+                return super().read(size)
+
+        with pytest.raises(LostLease):
+            LimitedStore(store, ours, job).write_object("releases", "new", Freezing(b"release"))
+        assert not store.object_exists("releases", "new")
 
 
 def test_a_success_ends_a_row_of_failures_and_a_stat_does_not(shared, admission):

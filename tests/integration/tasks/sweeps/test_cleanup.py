@@ -323,7 +323,7 @@ def test_what_a_job_may_go_on_with_stays(run, context, stored, state, batch, ite
 def test_a_cleanup_that_was_frozen_deletes_nothing_that_another_job_has_found(run, context, stored, monkeypatch):
     """Another upload of the same bytes finds them while the cleanup is frozen, and they are its copy then."""
     begin_to_write(context, b"older", "ended")
-    quarantine, monotonic, lease = LimitedStore.quarantine_object, time.monotonic, context.settings.jobs.lease
+    quarantine, uptime, lease = LimitedStore.quarantine_object, clock.uptime, context.settings.jobs.lease
 
     def thaw(store: LimitedStore, *of: Any) -> str:
         kept = quarantine(store, *of)
@@ -332,7 +332,7 @@ def test_a_cleanup_that_was_frozen_deletes_nothing_that_another_job_has_found(ru
         context.catalogue.ledger.acquire(
             "newer", "upload", {}, owner="w", holds="releases/app.tgz", parent=None, now=clock.now(), lease=lease
         )
-        monkeypatch.setattr(time, "monotonic", lambda: monotonic() + 2 * lease.total_seconds())
+        monkeypatch.setattr(clock, "uptime", lambda: uptime() + 2 * lease.total_seconds())
         return kept
 
     monkeypatch.setattr(LimitedStore, "quarantine_object", thaw)
