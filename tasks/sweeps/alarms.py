@@ -18,7 +18,7 @@ def sweep_alarms(request: SweepAlarmsRequest, context: JobContext, job: RunningJ
     alarms.drop(settings.channels)
     alarms.make_digest(settings.channels, quiet={*settings.quiet, "canary"}, escalate=settings.escalate, now=now)
     delivered, undelivered = deliver_pending(alarms, context.catalogue.findings, settings, now=now)
-    alarms.prune(before=now - _KEPT)
+    alarms.prune(before=clock.earliest() - _KEPT)
     return SweepAlarmsResult(delivered=delivered, undelivered=undelivered)
 
 

@@ -50,7 +50,7 @@ def sweep_backup(request: SweepBackupRequest, context: JobContext, job: RunningJ
         keep_records(context, job, context.unpaused_stores(None))  # a kept head that is archived can never be compared
         months = archive_log(
             context.catalogue, stores, context.settings.spool_dir,
-            before=clock.now() - keep, check=job.check, on_bytes=job.advance,
+            before=clock.earliest() - keep, check=job.check, on_bytes=job.advance,
         )  # fmt: skip
         if months:
             logger.info("these months of the verification log are archived now: %s", ", ".join(months))

@@ -41,7 +41,7 @@ def sweep_canary(request: SweepCanaryRequest, context: JobContext, job: RunningJ
         except StorageError as error:
             logger.warning("%s: its canary waits: %s", name, error)
             told[name] = f"waits: {error.message}"
-    before = clock.now() - context.settings.findings.retention
+    before = clock.earliest() - context.settings.findings.retention
     context.catalogue.canaries.prune(before=before)
     return SweepCanaryResult(canaries=told)
 

@@ -140,16 +140,16 @@ def _see_removed_webhooks(context: Context) -> None:
 
 
 def _prune(context: Context) -> None:
-    context.catalogue.findings.prune(before=clock.now() - context.settings.findings.retention)
+    now = clock.earliest()  # the server of the catalogue may be ahead, or this machine
+    context.catalogue.findings.prune(before=now - context.settings.findings.retention)
     context.catalogue.delete_approvals.close_ended(now=clock.now())
-    context.catalogue.delete_approvals.prune(before=clock.now() - context.settings.delete.approval_window)
+    context.catalogue.delete_approvals.prune(before=now - context.settings.delete.approval_window)
     # The sweep that delivers them does not run where the settings have no webhook, and requests may still name some.
-    context.catalogue.job_webhooks.prune(before=clock.now() - _WEBHOOKS_KEPT)
-    runs_before = clock.now() - _WEBHOOK_RUNS_KEPT
-    context.catalogue.ledger.prune_sweeps(SWEEP_WEBHOOKS.kind, before=runs_before, limit=_AT_ONCE)
+    context.catalogue.job_webhooks.prune(before=now - _WEBHOOKS_KEPT)
+    context.catalogue.ledger.prune_sweeps(SWEEP_WEBHOOKS.kind, before=now - _WEBHOOK_RUNS_KEPT, limit=_AT_ONCE)
     keep = context.settings.jobs.keep
     if keep is not None:
-        context.catalogue.ledger.prune(before=clock.now() - keep, limit=_AT_ONCE)
+        context.catalogue.ledger.prune(before=now - keep, limit=_AT_ONCE)
 
 
 def _longest_delay(settings: Settings) -> timedelta:

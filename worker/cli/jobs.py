@@ -252,7 +252,7 @@ def prune(
         raise Failure(f"--older-than: {error}", Status.USAGE, type_="UsageError") from None
     removed = 0
     with opened(existing=True) as session:
-        before = clock.now() - age_
+        before = clock.earliest() - age_
         while found := session.catalogue.ledger.prune(before=before):
             removed += found
     if as_json:
