@@ -60,6 +60,8 @@ def sweep(request: SweepVerifyRequest, context: JobContext, job: RunningJob, mes
         claims = [ClaimSelection(store=store, most=copies) for copies in sizes]
         pages += [PageRequest(verb="verify", claim=claim) for claim in claims]
     plan(context.catalogue, job.id, pages, messages)
+    for store in stores:
+        _see_pace(context, store)
     keep_records(context, job, stores)
     return _result(due, pages)
 
@@ -74,7 +76,6 @@ def _due(context: JobContext, store: str, open_: int) -> tuple[int, list[int]]:
     count_due = partial(claims.count_due, store, period=period, first_read=first_read, now=now)
     due = count_due(limit=most_due)
     usage = budgets.usage(store, now=now)
-    _see_pace(context, store)
     size = claims.mean_size(store, period=period, first_read=first_read, now=now, largest=page.large, ahead=AHEAD)
     backlog = Backlog(
         copies=usage.copies,
@@ -90,7 +91,8 @@ def _due(context: JobContext, store: str, open_: int) -> tuple[int, list[int]]:
         budget=settings.budgets.get(store, Budget()), prices=settings.prices.get(store, Prices()),
     )  # fmt: skip
     wanted = min(wanted, most_due)
-    there = count_due(limit=wanted, ahead=AHEAD) if wanted else 0
+    # What is due is among what may be read ahead.
+    there = wanted if due >= wanted else count_due(limit=wanted, ahead=AHEAD)
     per_page = max(1, min(sweep.page, page.size // max(size, 1)))
     sizes = [min(per_page, there - start) for start in range(0, there, per_page)]
     # A count of what must be read includes what open pages will claim; an even share of the reads does not.
