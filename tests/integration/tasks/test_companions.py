@@ -196,8 +196,11 @@ def test_a_hold_holds_the_companions_too(run, known: Catalogue, put) -> None:
 
 
 @pytest.mark.usefixtures("family")
-def test_a_held_companion_keeps_its_artifact_and_a_release_ends_no_other_hold(run, known: Catalogue) -> None:
-    """A hold on one companion forbids the delete of all; the release of the artifact leaves that hold."""
+def test_a_held_companion_keeps_its_artifact_and_a_release_ends_no_other_hold(run, known: Catalogue, stored) -> None:
+    """A hold on one companion forbids the delete of all, also after it was deleted with them.
+
+    The release of the artifact leaves that hold.
+    """
     known.holds.place("releases", "app.tgz.sig", by="eva", reason="audit", now=clock.now())
     for now in (False, True):
         with pytest.raises(OnHold, match="audit"):
@@ -206,6 +209,12 @@ def test_a_held_companion_keeps_its_artifact_and_a_release_ends_no_other_hold(ru
     known.holds.place("releases", "app.tgz", by="ana", reason="case 4711", now=clock.now())
     assert known.holds.release("releases", "app.tgz")
     assert [each.key for each in known.holds.all()] == ["app.tgz.sig"]
+    known.holds.release("releases", "app.tgz.sig")
+    run(delete, DeleteRequest(**APP))
+    known.holds.place("releases", "app.tgz.sig", by="eva", reason="audit", now=clock.now())
+    with pytest.raises(OnHold, match="audit"):
+        run(delete, DeleteRequest(**APP, now=True))
+    assert all(stored("dr", key).exists() for key in KEYS)
 
 
 @pytest.mark.usefixtures("family")
