@@ -7,7 +7,7 @@ from pathlib import Path
 from worker.catalogue.adoptions import Adoption, Adoptions, OtherVersion
 from worker.catalogue.alarm_digests import Alarms, ChannelState, PendingDigest
 from worker.catalogue.artifact_locks import ArtifactLocks
-from worker.catalogue.artifacts import Artifacts, FinishedCopy, NewVersion, Recorded, SeenVersions, Superseded
+from worker.catalogue.artifacts import Artifacts, FinishedCopy, SeenVersions
 from worker.catalogue.backup_times import BackupTimes
 from worker.catalogue.batch_lists import BatchLists
 from worker.catalogue.batches import (
@@ -60,6 +60,7 @@ from worker.catalogue.pages import Group, Page, PageCopy, PageOutcome, Pages, Pl
 from worker.catalogue.pauses import Pause, Pauses, Scope
 from worker.catalogue.rebuilding import FoundKey, FoundObject, KnownKey, Rebuilding, Rebuilt, Rules
 from worker.catalogue.reconciliation import ReconcileRun, Reconciliations, RecordedCopy, SettledFinding, Sighting
+from worker.catalogue.record_versions import NewVersion, Recorded, Superseded
 from worker.catalogue.recorded_stores import ForgottenStore, StoreRecords
 from worker.catalogue.records import (
     BAD,

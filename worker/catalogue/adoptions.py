@@ -7,9 +7,10 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from worker.catalogue.artifacts import FinishedCopy, current_version, ensure_copy, finish_copies, record_version
+from worker.catalogue.artifacts import FinishedCopy, current_version, finish_copies
 from worker.catalogue.database import CatalogueError, Database
 from worker.catalogue.holds import OnHold
+from worker.catalogue.record_versions import ensure_copy, record_version
 from worker.catalogue.records import Artifact, VerdictRow
 from worker.catalogue.verification_log import append_verdicts, prepare_verdicts
 from worker.storage import Digest, Verdict

@@ -6,20 +6,36 @@ from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import Connection, Row
+from sqlalchemy import Connection
 
 from worker import clock
-from worker.catalogue.bulk import by_bucket, one_of
+from worker.catalogue.bulk import one_of
 from worker.catalogue.compiled_statements import Prepared
-from worker.catalogue.database import CatalogueError, Database
+from worker.catalogue.database import Database
 from worker.catalogue.findings import note_deletes, note_tombstones, note_writes
-from worker.catalogue.holds import OnHold, check_hold
-from worker.catalogue.records import BAD, OPEN_STATES, Artifact, Copy, CopyState, ListedArtifact
+from worker.catalogue.holds import OnHold
+from worker.catalogue.key_ranges import begins_with, following
+from worker.catalogue.record_versions import (
+    BEGIN_AGAIN_FROM,
+    VERSIONS_OF_KEY,
+    NewVersion,
+    Recorded,
+    Superseded,
+    ensure_copy,
+    find_copy,
+    is_uploaded_by,
+    newest_of,
+    record_version,
+    record_versions,
+    replaces_bytes,
+    written_by,
+)
+from worker.catalogue.records import BAD, OPEN_STATES, Artifact, Copy, CopyState, ListedArtifact, artifact_of, copy_of
 from worker.catalogue.tables import CURRENT, artifacts, canaries, copies, jobs, manifests
 from worker.storage import Digest
 from worker.storage.integrity.manifest import CHUNK_SIZE, Manifest
 from worker.storage.keys import CANARY_BUCKET
-from zot_artifact_client.contract import BATCH_JOB_ID, JobState, with_properties
+from zot_artifact_client.contract import JobState
 
 GOOD = [state for state in CopyState if state.good]
 """The states of copies that are complete, and right as far as is known."""
@@ -28,7 +44,6 @@ _ABSENT = [state for state in CopyState if not state.present]
 _AT_ONCE = 200
 _MAY_GO_ON = jobs.c.state.in_([*OPEN_STATES, JobState.DEAD])
 """A dead job, also one of a restored catalogue, may be redriven."""
-_parents = jobs.alias()
 _HELD = sa.exists().where(jobs.c.holds == artifacts.c.bucket + "/" + artifacts.c.key, _MAY_GO_ON)
 
 FIRST_READS = 12
@@ -42,50 +57,11 @@ _MOST_UNFINISHED = 10_000
 _MOST_VERSIONS = 2**31 - 1
 """The largest value of the column; PostgreSQL raises an error for a larger one."""
 
-_SURROGATES = range(0xD800, 0xE000)
-"""Surrogates: code points that are no characters."""
-
-_VERSIONS = (
-    sa.select(artifacts)
-    .where(artifacts.c.bucket == sa.bindparam("bucket"), artifacts.c.key == sa.bindparam("key"))
-    .order_by(artifacts.c.version.desc())
-)
-_NEWEST = Prepared(_VERSIONS.limit(1))
 _LISTED = (artifacts.c.id, artifacts.c.bucket, artifacts.c.key, artifacts.c.size)
 _BY_IDS = Prepared(sa.select(*_LISTED).where(one_of(artifacts.c.id, sa.bindparam("ids"))))
-_CURRENT = Prepared(_VERSIONS.where(artifacts.c.committed_at.is_not(None)).limit(1))
-_USED_BY = Prepared(
-    _VERSIONS.where(
-        sa.or_(
-            sa.and_(
-                artifacts.c.job.concat("") >= sa.bindparam("first"),  # concat: search by key, not by a batch's versions
-                artifacts.c.job.concat("") <= sa.bindparam("last"),
-            ),
-            artifacts.c.reused_by.is_not(None),
-        )
-    )
-)
-_REUSE = Prepared(
-    sa.update(artifacts).where(artifacts.c.id == sa.bindparam("of")).values(reused_by=sa.bindparam("jobs"))
-)
-_MOST_REUSES = 4
-"""Jobs that are recorded to have uploaded the bytes of a version again: that many may be between two attempts."""
+_CURRENT = Prepared(VERSIONS_OF_KEY.where(artifacts.c.committed_at.is_not(None)).limit(1))
 _COPIES = sa.select(copies).where(copies.c.artifact_id == sa.bindparam("of"))
 _COPIES_BY_STORE = Prepared(_COPIES.order_by(copies.c.store))
-_COPY = Prepared(_COPIES.where(copies.c.store == sa.bindparam("at")))
-_INSERT_VERSION = Prepared(sa.insert(artifacts).returning(artifacts))
-_INSERT_VERSIONS = Prepared(sa.insert(artifacts))
-_INSERT_MANIFEST = Prepared(sa.insert(manifests))
-_NEW_COPY = sa.insert(copies).values(state=CopyState.WRITING, evidence={}, attempts=0, spread=0)
-_INSERT_COPIES = Prepared(_NEW_COPY)
-_INSERT_COPY = Prepared(_NEW_COPY.returning(copies))
-_BEGIN_AGAIN_FROM = {CopyState.SUPERSEDED, CopyState.DELETED}
-_BEGIN_AGAIN = Prepared(
-    sa.update(copies)
-    .where(copies.c.id == sa.bindparam("copy"))
-    .values(state=CopyState.WRITING, evidence={})
-    .returning(copies)
-)
 _FINISH = Prepared(
     sa.update(copies)
     .where(copies.c.artifact_id == sa.bindparam("of"), copies.c.store == sa.bindparam("at"))
@@ -105,9 +81,6 @@ _DELETE_COPY = Prepared(
     sa.update(copies)
     .where(copies.c.id == sa.bindparam("copy"))
     .values(state=CopyState.DELETED, read_at=None, next_due_at=None, claimed_until=None)
-)
-_BELONGS_TO_PLACEMENT = Prepared(
-    sa.update(artifacts).where(artifacts.c.id == sa.bindparam("of")).values(stores_named=None)
 )
 _DAMAGED = (
     sa.select(copies.c.store, copies.c.state)
@@ -135,10 +108,6 @@ _SUPERSEDE = Prepared(
 )  # fmt: skip
 
 
-class Superseded(CatalogueError):
-    """The version that an earlier attempt of a job recorded, or found there, is no longer the newest."""
-
-
 @dataclass(frozen=True, slots=True)
 class FinishedCopy:
     """A copy that was written completely. `tag` is the store's version tag of it."""
@@ -161,28 +130,6 @@ class SeenVersions:
 
     def __contains__(self, id_: int) -> bool:
         return id_ <= self.newest and id_ not in self.unfinished
-
-
-@dataclass(frozen=True, slots=True)
-class NewVersion:
-    """The content that a page uploads under a key. It has one chunk, so no manifest is recorded beside its digest."""
-
-    bucket: str
-    key: str
-    digest: Digest
-    stores: Sequence[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """The version that an upload writes. `fresh`: it is new, and no store has it.
-
-    `copies` are those of a fresh version that was recorded alone, by store. Those of a known one may change meanwhile.
-    """
-
-    artifact: Artifact
-    fresh: bool
-    copies: Mapping[str, Copy] = field(default_factory=dict)
 
 
 class Artifacts:
@@ -251,7 +198,7 @@ class Artifacts:
                 stores=stores, job=job, properties=properties, replaces_headers=replaces_headers,
                 stores_named=stores_named,
             )  # fmt: skip
-        if not durable and _replaces_bytes(recorded.artifact):
+        if not durable and replaces_bytes(recorded.artifact):
             self._database.flush()
         return recorded
 
@@ -270,41 +217,13 @@ class Artifacts:
         Metadata and properties are those of all; other ones than before are a new version, as with `replaces_headers`.
         A power cut may undo first versions, as in `record` without `durable`.
         """
-        recorded: dict[int, Recorded | Superseded | OnHold] = {}
         with self._database.write(durable=False) as connection:
-            newest = _newest_of(connection, [(each.bucket, each.key) for each in versions])
-            fresh: list[tuple[int, NewVersion, int]] = []
-            reused: list[Row[Any]] = []
-            beside: dict[int, _Beside] = {}
-            for number, each in enumerate(versions):
-                row = newest.get((each.bucket, each.key))
-                same = row is not None and row.tombstoned_at is None and artifact_of(row).digest == each.digest
-                beside[number] = _beside(row if same else None, metadata, properties)
-                same = row is not None and same and beside[number] == _beside(row, {}, {})
-                try:
-                    if row is not None:
-                        _check_not_superseded(connection, row, job, each.digest)
-                        if not same:
-                            check_hold(connection, each.bucket, each.key)
-                except (Superseded, OnHold) as error:
-                    recorded[number] = error
-                    continue
-                if row is None or not same:
-                    fresh.append((number, each, row.version + 1 if row else 1))
-                    continue
-                artifact = artifact_of(row)
-                for store in each.stores:
-                    ensure_copy(connection, artifact, store)
-                if row.stores_named and not stores_named:
-                    _BELONGS_TO_PLACEMENT.run(connection, of=row.id)
-                reused.append(row)
-                recorded[number] = Recorded(artifact, fresh=False)
-            _note_reuses(connection, reused, job)
-            shared = {"created_at": now, "job": job, "stores_named": stores_named or None}
-            recorded |= _insert_versions(connection, fresh, beside, shared)
-        if any(isinstance(each, Recorded) and _replaces_bytes(each.artifact) for each in recorded.values()):
+            recorded = record_versions(
+                connection, versions, metadata, now, job=job, properties=properties, stores_named=stores_named
+            )
+        if any(isinstance(each, Recorded) and replaces_bytes(each.artifact) for each in recorded):
             self._database.flush()
-        return [recorded[number] for number in range(len(versions))]
+        return recorded
 
     def manifest(self, artifact: Artifact) -> Manifest | None:
         """Return the digests of a version's chunks, or None if none were recorded."""
@@ -329,7 +248,7 @@ class Artifacts:
         limit: int = 1000,
     ) -> Sequence[Artifact]:
         """Return current artifacts by bucket and key, starting after the one given."""
-        query = sa.select(artifacts).where(*listed()).order_by(artifacts.c.bucket, artifacts.c.key).limit(limit)
+        query = sa.select(artifacts).where(*CURRENT).order_by(artifacts.c.bucket, artifacts.c.key).limit(limit)
         if bucket is None:
             query = query.where(sa.tuple_(artifacts.c.bucket, artifacts.c.key) > sa.tuple_(*after))
             query = query.where(artifacts.c.bucket != CANARY_BUCKET)
@@ -351,7 +270,7 @@ class Artifacts:
     ) -> list[ListedArtifact]:
         """Return current artifacts of a bucket by key, after a key and up to another one, of the versions in `seen`."""
         row = artifacts.c
-        query = sa.select(*_LISTED).where(*listed(), row.bucket == bucket, *following(prefix, after, until))
+        query = sa.select(*_LISTED).where(*CURRENT, row.bucket == bucket, *following(prefix, after, until))
         query = query.where(row.id + 0 <= seen.newest)  # + 0: search by key
         if seen.unfinished:
             query = query.where(~one_of(row.id + 0, sa.bindparam("unfinished")))
@@ -384,7 +303,7 @@ class Artifacts:
     def measure(self, bucket: str, prefix: str = "") -> tuple[int, int]:
         """Return how many artifacts `page` lists in all, and their bytes."""
         counted = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(artifacts.c.size), 0))
-        query = counted.where(*listed(), artifacts.c.bucket == bucket, *following(prefix, ""))
+        query = counted.where(*CURRENT, artifacts.c.bucket == bucket, *following(prefix, ""))
         with self._database.read() as connection:
             count, size = connection.execute(query).one()
         return count, int(size)  # PostgreSQL adds up to a Decimal
@@ -404,9 +323,8 @@ class Artifacts:
     def uploaded_by(self, job: str, paths: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Artifact]:
         """Return the newest versions under these keys, of those that a job, or another of its batch, has uploaded."""
         with self._database.read() as connection:
-            newest = _newest_of(connection, paths)
-        mine = {path: row for path, row in newest.items() if any(_is_one_with(each, job) for each in _jobs_of(row))}
-        return {path: artifact_of(row) for path, row in mine.items()}
+            newest = newest_of(connection, paths)
+        return {path: artifact_of(row) for path, row in newest.items() if is_uploaded_by(row, job)}
 
     # Copies
 
@@ -471,7 +389,7 @@ class Artifacts:
         with self._database.read() as connection:
             rows = connection.execute(query).all()
             if only_open and rows:
-                rows = _written_by(connection, rows, jobs.c.state.in_(OPEN_STATES))
+                rows = written_by(connection, rows, jobs.c.state.in_(OPEN_STATES))
         return [artifact_of(row) for row in rows]
 
     def abandoned(self, store: str, *, before: datetime) -> Iterator[tuple[Artifact, str | None]]:
@@ -493,7 +411,7 @@ class Artifacts:
         while True:
             with self._database.read() as connection:
                 rows = connection.execute(query.where(artifacts.c.id > after)).all()
-                spared = {row.id for row in _written_by(connection, rows, _MAY_GO_ON)}
+                spared = {row.id for row in written_by(connection, rows, _MAY_GO_ON)}
             yield from ((artifact_of(row), row.job) for row in rows if row.id not in spared)
             if len(rows) < _AT_ONCE:
                 return
@@ -509,8 +427,8 @@ class Artifacts:
         """Return the copy of a version in a store, recorded as `writing` if it is new, superseded or deleted."""
         # Most often the row exists: a read waits for no writer and for no disk.
         with self._database.read() as connection:
-            found = _find_copy(connection, artifact, store)
-        if found and found.state not in _BEGIN_AGAIN_FROM:
+            found = find_copy(connection, artifact, store)
+        if found and found.state not in BEGIN_AGAIN_FROM:
             return found
         with self._database.write() as connection:
             return ensure_copy(connection, artifact, store)
@@ -582,239 +500,10 @@ class Artifacts:
             return connection.execute(sa.select(sa.func.count()).where(never)).scalar_one()
 
 
-def _newest_of(connection: Connection, paths: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Row[Any]]:
-    """Return the newest version of each key that has one."""
-    found: dict[tuple[str, str], Row[Any]] = {}
-    query = sa.select(artifacts).order_by(artifacts.c.version)
-    for bucket, keys in by_bucket(paths):
-        for row in connection.execute(query.where(artifacts.c.bucket == bucket, one_of(artifacts.c.key, keys))):
-            found[row.bucket, row.key] = row
-    return found
-
-
-def record_version(
-    connection: Connection,
-    *,
-    bucket: str,
-    key: str,
-    digest: Digest,
-    metadata: Mapping[str, str],
-    now: datetime,
-    manifest: Manifest | None = None,
-    stores: Iterable[str] = (),
-    job: str | None = None,
-    properties: Mapping[str, str] | None = None,
-    replaces_headers: bool = False,
-    stores_named: bool = False,
-) -> Recorded:
-    """Return the newest version if it has this digest, else record a new one; see `Artifacts.record`."""
-    row = _NEWEST.first(connection, bucket=bucket, key=key)
-    if job is not None and row is not None:
-        _check_not_superseded(connection, row, job, digest)
-    same = row is not None and artifact_of(row).digest == digest and row.tombstoned_at is None
-    if row is not None and same and replaces_headers:
-        metadata, properties = metadata or row.metadata, with_properties(row.properties, properties)
-        same = (dict(metadata), properties or None) == (row.metadata, row.properties or None)
-    if row is not None and same:
-        artifact, begun = artifact_of(row), {}
-        for store in stores:
-            ensure_copy(connection, artifact, store)
-        if row.stores_named and not stores_named:
-            _BELONGS_TO_PLACEMENT.run(connection, of=row.id)
-        _note_reuses(connection, [row], job)
-    else:
-        if row is not None:
-            check_hold(connection, bucket, key)
-        artifact = insert_version(
-            connection, bucket=bucket, key=key, version=row.version + 1 if row else 1, digest=digest,
-            metadata=metadata, created_at=now, job=job, properties=properties, manifest=manifest,
-            stores_named=stores_named,
-        )  # fmt: skip
-        begun = {
-            store: copy_of(_INSERT_COPY.first(connection, artifact_id=artifact.id, store=store)) for store in stores
-        }
-    return Recorded(artifact, fresh=not same, copies=begun)
-
-
-def insert_version(
-    connection: Connection,
-    *,
-    bucket: str,
-    key: str,
-    version: int,
-    digest: Digest,
-    metadata: Mapping[str, str],
-    created_at: datetime,
-    job: str | None,
-    properties: Mapping[str, str] | None,
-    manifest: Manifest | None,
-    stores_named: bool = False,
-) -> Artifact:
-    """Record a new version of a key, with the digests of its chunks."""
-    row = _INSERT_VERSION.first(
-        connection, bucket=bucket, key=key, version=version, job=job, size=digest.size, sha256=digest.sha256,
-        metadata=dict(metadata), created_at=created_at, properties=dict(properties) if properties else None,
-        stores_named=stores_named or None,
-    )  # fmt: skip
-    if manifest and len(manifest) > 1:  # the digest of an only chunk is that of the whole
-        chunks = {"artifact_id": row.id, "chunk_size": manifest.chunk_size, "digests": manifest.digests}
-        _INSERT_MANIFEST.run(connection, **chunks)
-    return artifact_of(row)
-
-
-def _replaces_bytes(artifact: Artifact) -> bool:
-    """Return whether the bytes of a version replace those of another one: its record has to be durable before that."""
-    return artifact.version > 1 and artifact.committed_at is None
-
-
-def _insert_versions(
-    connection: Connection,
-    fresh: Sequence[tuple[int, NewVersion, int]],
-    beside: Mapping[int, "_Beside"],
-    shared: Mapping[str, Any],
-) -> dict[int, Recorded]:
-    if not fresh:
-        return {}
-    rows = [
-        {"bucket": each.bucket, "key": each.key, "version": version, "size": each.digest.size,
-         "sha256": each.digest.sha256, "metadata": beside[number][0], "properties": beside[number][1]}
-        for number, each, version in fresh
-    ]  # fmt: skip
-    _INSERT_VERSIONS.run_many(connection, rows, **shared)
-    ids = _ids_of(connection, [(each.bucket, each.key) for _, each, _ in fresh], shared["job"])
-    recorded: dict[int, Recorded] = {}
-    for number, each, version in fresh:
-        kept, properties = beside[number]
-        artifact = Artifact(
-            ids[each.bucket, each.key, version], each.bucket, each.key, version, each.digest, kept,
-            shared["created_at"], properties=properties or {}, stores_named=bool(shared["stores_named"]),
-        )  # fmt: skip
-        recorded[number] = Recorded(artifact, fresh=True)
-    begun = [
-        {"artifact_id": recorded[number].artifact.id, "store": store}
-        for number, each, _ in fresh
-        for store in each.stores
-    ]
-    _INSERT_COPIES.run_many(connection, begun)
-    return recorded
-
-
-def _ids_of(connection: Connection, paths: Sequence[tuple[str, str]], job: str) -> dict[tuple[str, str, int], int]:
-    """Return the ids of the versions of these keys that a job has recorded, by bucket, key and version."""
-    row, found = artifacts.c, {}
-    query = sa.select(row.bucket, row.key, row.version, row.id)
-    query = query.where(row.job.concat("") == job)  # concat: search by key
-    for bucket, keys in by_bucket(paths):
-        for *name, id_ in connection.execute(query.where(row.bucket == bucket, one_of(row.key, keys))):
-            found[tuple(name)] = id_
-    return found
-
-
-_Beside = tuple[dict[str, str], dict[str, str] | None]
-"""Metadata and properties, as the columns hold them."""
-
-
-def _beside(before: Row[Any] | None, metadata: Mapping[str, str], properties: Mapping[str, str] | None) -> _Beside:
-    """Return what a version with the bytes of `before` gets; see `record` with `replaces_headers`."""
-    kept = before.metadata if before else {}
-    joined = with_properties(before.properties if before else None, properties)
-    return dict(metadata or kept), joined or None
-
-
-def _check_not_superseded(connection: Connection, newest: Row[Any], job: str, digest: Digest) -> None:
-    """Raise Superseded if an earlier attempt of the job uploaded a version that was followed by another, or deleted.
-
-    The jobs of a batch count as one: a file that leaves its page is uploaded by a job of its own. If the list of the
-    batch names its key twice, its version is the one that has its digest.
-    """
-    batch = _batch_of(job)
-    first, last = (f"{batch}.{'0' * 8}", f"{batch}.{'9' * 8}") if batch else (job, job)
-    used = _USED_BY.all(connection, bucket=newest.bucket, key=newest.key, first=first, last=last)
-    found = [row for row in used if any(_is_one_with(each, job) for each in _jobs_of(row))]
-    if not found:
-        return
-    own = next((row for row in found if job in _jobs_of(row) or artifact_of(row).digest == digest), found[0])
-    what = f"version {own.version} of {own.bucket}/{own.key}, which an earlier attempt of this job uploaded,"
-    if own.tombstoned_at is not None:
-        raise Superseded(f"{what} was deleted before the job could end")
-    if own.id != newest.id:
-        raise Superseded(f"{what} was followed by version {newest.version} before the job could end")
-
-
-def _note_reuses(connection: Connection, rows: Sequence[Row[Any]], job: str | None) -> None:
-    """Record that a job uploads the bytes of these versions again, for `_check_not_superseded` at its next attempt."""
-    if job is None:
-        return
-    new = [row for row in rows if not any(_is_one_with(each, job) for each in _jobs_of(row))]
-    notes = [{"of": row.id, "jobs": [*(row.reused_by or ()), job][-_MOST_REUSES:]} for row in new]
-    _REUSE.run_many(connection, notes)
-
-
-def _jobs_of(row: Row[Any]) -> list[str]:
-    """Return the jobs that uploaded a version, as far as they are recorded."""
-    return [each for each in (row.job, *(row.reused_by or ())) if each]
-
-
-def _written_by(
-    connection: Connection, rows: Sequence[Row[Any]], unended: sa.ColumnElement[bool]
-) -> Sequence[Row[Any]]:
-    """Return those versions of which a job that uploads them, or its batch, is open or meets `unended`."""
-    writers = {row.id: set(_jobs_of(row)) for row in rows}
-    names = sorted(set().union(*writers.values()))
-    parent_open = sa.exists().where(_parents.c.id == jobs.c.parent, _parents.c.state.in_(OPEN_STATES))
-    still = sa.select(jobs.c.id).where(jobs.c.id.in_(names), sa.or_(unended, parent_open))
-    found = set(connection.execute(still).scalars())
-    return [row for row in rows if writers[row.id] & found]
-
-
-def _is_one_with(other: str, job: str) -> bool:
-    return other == job or ((batch := _batch_of(job)) is not None and _batch_of(other) == batch)
-
-
-def _batch_of(job: str) -> str | None:
-    found = BATCH_JOB_ID.fullmatch(job)
-    return found["batch"] if found else None
-
-
 def current_version(connection: Connection, bucket: str, key: str) -> Artifact | None:
     """Return the newest committed version, or None if there is none or it was deleted."""
     row = _CURRENT.first(connection, bucket=bucket, key=key)
     return artifact_of(row) if row and row.tombstoned_at is None else None
-
-
-def listed() -> list[sa.ColumnElement[bool]]:
-    """Return the conditions of a current version: committed, newest and not deleted."""
-    return list(CURRENT)
-
-
-def begins_with(column: sa.ColumnElement[str], prefix: str) -> list[sa.ColumnElement[bool]]:
-    """Return the conditions of texts that begin with a prefix."""
-    # LIKE ignores case in SQLite and not in PostgreSQL, and uses no index.
-    if not prefix:
-        return []
-    end = first_after(prefix)
-    return [column >= prefix] if end is None else [column >= prefix, column < end]
-
-
-def following(prefix: str, after: str, until: str | None = None) -> list[sa.ColumnElement[bool]]:
-    """Return the conditions of keys with a prefix after a key, and up to another one.
-
-    They have one lower and one upper bound: SQLite searches by one only, and tests the rows for the other.
-    """
-    begins = begins_with(artifacts.c.key, prefix)
-    bounds = [artifacts.c.key > after, *begins[1:]] if after >= prefix else begins
-    if until is None:
-        return bounds
-    return [*(bounds[:1] if until.startswith(prefix) else bounds), artifacts.c.key <= until]
-
-
-def first_after(prefix: str) -> str | None:
-    """Return the first text in order of code points that comes after all that begin with this, or None."""
-    kept = prefix.rstrip("\U0010ffff")
-    if not kept:
-        return None
-    following = ord(kept[-1]) + 1
-    return kept[:-1] + chr(_SURROGATES.stop if following in _SURROGATES else following)
 
 
 def finish_copies(connection: Connection, finished: Sequence[FinishedCopy], now: datetime) -> None:
@@ -848,34 +537,3 @@ def delete_copies(connection: Connection, deleted: Sequence[Copy]) -> None:
     if deleted:
         _DELETE_COPY.run_many(connection, [{"copy": copy.id} for copy in deleted])
         note_deletes(connection, deleted, "deleted", clock.now())
-
-
-def ensure_copy(connection: Connection, artifact: Artifact, store: str) -> Copy:
-    """Return the copy of a version in a store, recorded as `writing` if it is new, superseded or deleted."""
-    found = _find_copy(connection, artifact, store)
-    if found is None:
-        return copy_of(_INSERT_COPY.first(connection, artifact_id=artifact.id, store=store))
-    if found.state in _BEGIN_AGAIN_FROM:
-        return copy_of(_BEGIN_AGAIN.first(connection, copy=found.id))
-    return found
-
-
-def _find_copy(connection: Connection, artifact: Artifact, store: str) -> Copy | None:
-    row = _COPY.first(connection, of=artifact.id, at=store)
-    return copy_of(row) if row else None
-
-
-def artifact_of(row: Row[Any]) -> Artifact:
-    """Return a row as an Artifact."""
-    return Artifact(
-        row.id, row.bucket, row.key, row.version, Digest(row.size, row.sha256), row.metadata,
-        row.created_at, row.committed_at, row.tombstoned_at, row.properties or {}, bool(row.stores_named),
-    )  # fmt: skip
-
-
-def copy_of(row: Row[Any]) -> Copy:
-    """Return a row as a Copy."""
-    return Copy(
-        row.id, row.artifact_id, row.store, CopyState(row.state), row.tag, row.attempts, row.last_verdict,
-        row.last_attempt_at, row.last_verified_at, row.next_due_at, row.read_at, row.evidence,
-    )  # fmt: skip

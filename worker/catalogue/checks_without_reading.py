@@ -8,8 +8,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from worker.catalogue.artifacts import following
 from worker.catalogue.database import Database
+from worker.catalogue.key_ranges import following
 from worker.catalogue.records import CopyState
 from worker.catalogue.tables import artifacts, copies, evidence_checks
 

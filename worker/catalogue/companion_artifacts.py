@@ -9,11 +9,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from worker.catalogue.artifacts import artifact_of, begins_with
 from worker.catalogue.companion_keys import OWNERS, all_placed_as, companion_keys, named_for, owner_keys, placed_as
 from worker.catalogue.database import CatalogueError, Database
 from worker.catalogue.holds import check_hold
-from worker.catalogue.records import Artifact
+from worker.catalogue.key_ranges import begins_with
+from worker.catalogue.records import Artifact, artifact_of
 from worker.catalogue.rows_fingerprint import fingerprint_of
 from worker.catalogue.tables import CURRENT, artifacts, companions
 from worker.catalogue.types import Text

@@ -9,12 +9,12 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from worker.catalogue.artifacts import artifact_of, copy_of, tombstone_all
+from worker.catalogue.artifacts import tombstone_all
 from worker.catalogue.companion_keys import companion_keys
 from worker.catalogue.database import CatalogueError, Database
 from worker.catalogue.findings import see_lost_among
 from worker.catalogue.holds import OnHold, begun_writer, check_hold
-from worker.catalogue.records import Artifact, Copy, CopyState
+from worker.catalogue.records import Artifact, Copy, CopyState, artifact_of, copy_of
 from worker.catalogue.rows_fingerprint import fingerprint_of
 from worker.catalogue.tables import artifacts, copies, holds, tombstones
 from worker.catalogue.types import without_nul

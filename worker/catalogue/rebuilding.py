@@ -8,20 +8,14 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from worker.catalogue.artifacts import (
-    FinishedCopy,
-    artifact_of,
-    copy_of,
-    ensure_copy,
-    finish_copies,
-    insert_version,
-)
+from worker.catalogue.artifacts import FinishedCopy, finish_copies
 from worker.catalogue.bulk import one_of
 from worker.catalogue.database import Database
 from worker.catalogue.deletions import KeptTombstone, Tombstone, record_tombstone
 from worker.catalogue.findings import NewFinding, see
 from worker.catalogue.holds import OnHold, check_hold
-from worker.catalogue.records import Artifact, Copy, FindingKind, VerdictRow
+from worker.catalogue.record_versions import ensure_copy, insert_version
+from worker.catalogue.records import Artifact, Copy, FindingKind, VerdictRow, artifact_of, copy_of
 from worker.catalogue.tables import artifacts, copies, tombstones
 from worker.catalogue.verification_log import append_verdicts, prepare_verdicts
 from worker.storage import Digest, Verdict

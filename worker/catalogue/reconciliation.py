@@ -8,8 +8,8 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 from sqlalchemy.dialects import postgresql, sqlite
 
-from worker.catalogue.artifacts import begins_with, following
 from worker.catalogue.database import Database
+from worker.catalogue.key_ranges import begins_with, following
 from worker.catalogue.records import CopyState, FindingKind
 from worker.catalogue.tables import artifacts, copies, findings, reconcile_runs, reconcile_sightings
 

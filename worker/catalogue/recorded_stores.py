@@ -7,10 +7,9 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from worker import clock
-from worker.catalogue.artifacts import artifact_of, copy_of
 from worker.catalogue.database import Database
 from worker.catalogue.findings import note_deletes
-from worker.catalogue.records import Artifact, CopyState
+from worker.catalogue.records import Artifact, CopyState, artifact_of, copy_of
 from worker.catalogue.tables import artifacts, copies
 
 _GROUP = 500

@@ -6,6 +6,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from sqlalchemy import Row
+
 from worker.storage import Digest, Verdict
 from zot_artifact_client.contract import BATCH, JobState
 from zot_artifact_client.idempotency_conflicts import digest_of
@@ -276,3 +278,19 @@ class LogArchive(LogMonth):
     """A month of the verification log that stores keep as an object with this digest."""
 
     digest: Digest
+
+
+def artifact_of(row: Row[Any]) -> Artifact:
+    """Return a row as an Artifact."""
+    return Artifact(
+        row.id, row.bucket, row.key, row.version, Digest(row.size, row.sha256), row.metadata,
+        row.created_at, row.committed_at, row.tombstoned_at, row.properties or {}, bool(row.stores_named),
+    )  # fmt: skip
+
+
+def copy_of(row: Row[Any]) -> Copy:
+    """Return a row as a Copy."""
+    return Copy(
+        row.id, row.artifact_id, row.store, CopyState(row.state), row.tag, row.attempts, row.last_verdict,
+        row.last_attempt_at, row.last_verified_at, row.next_due_at, row.read_at, row.evidence,
+    )  # fmt: skip

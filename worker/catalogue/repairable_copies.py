@@ -7,10 +7,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from worker.catalogue.artifacts import artifact_of, begins_with
 from worker.catalogue.database import Database
 from worker.catalogue.findings import NewFinding, note_action, resolve_store, see
-from worker.catalogue.records import BAD, Artifact, CopyState, FindingKind
+from worker.catalogue.key_ranges import begins_with
+from worker.catalogue.records import BAD, Artifact, CopyState, FindingKind, artifact_of
 from worker.catalogue.sweep_claims import claim_copies, unclaimed
 from worker.catalogue.tables import BAD_VERDICT, CURRENT, artifacts, copies, findings, store_trust, verifications
 from worker.storage.keys import CANARY_BUCKET

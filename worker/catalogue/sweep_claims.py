@@ -11,23 +11,16 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from worker import clock
-from worker.catalogue.artifacts import (
-    FIRST_READS,
-    GOOD,
-    READ_ONCE,
-    SPREADS,
-    artifact_of,
-    begins_with,
-    ensure_copy,
-    listed,
-)
+from worker.catalogue.artifacts import FIRST_READS, GOOD, READ_ONCE, SPREADS
 from worker.catalogue.bulk import one_of
 from worker.catalogue.companion_keys import PLACED_AS, with_owners
 from worker.catalogue.compiled_statements import Prepared
 from worker.catalogue.database import Database
 from worker.catalogue.findings import NewFinding, see
-from worker.catalogue.records import BEGUN_FOR_PLACEMENT, Artifact, CopyState, FindingKind
-from worker.catalogue.tables import artifacts, copies, sweep_cursors
+from worker.catalogue.key_ranges import begins_with
+from worker.catalogue.record_versions import ensure_copy
+from worker.catalogue.records import BEGUN_FOR_PLACEMENT, Artifact, CopyState, FindingKind, artifact_of
+from worker.catalogue.tables import CURRENT, artifacts, copies, sweep_cursors
 from worker.storage import Verdict
 from worker.storage.keys import CANARY_BUCKET
 
@@ -300,7 +293,7 @@ def _absent(store: str, *columns: Any) -> sa.Select[Any]:
     """
     here = sa.and_(copies.c.artifact_id == artifacts.c.id, copies.c.store == store)
     query = sa.select(*columns, PLACED_AS.label("placed_as")).select_from(artifacts).outerjoin(copies, here)
-    return with_owners(query).where(*listed(), artifacts.c.bucket != CANARY_BUCKET, copies.c.id.is_(None))
+    return with_owners(query).where(*CURRENT, artifacts.c.bucket != CANARY_BUCKET, copies.c.id.is_(None))
 
 
 def _begun(store: str, *columns: Any) -> sa.Select[Any]:
@@ -310,7 +303,7 @@ def _begun(store: str, *columns: Any) -> sa.Select[Any]:
     """
     query = sa.select(*columns, PLACED_AS.label("placed_as"), copies.c.evidence).select_from(copies)
     return with_owners(query.join(artifacts, artifacts.c.id == copies.c.artifact_id)).where(
-        copies.c.store == store, copies.c.state == CopyState.WRITING, *listed(), artifacts.c.bucket != CANARY_BUCKET
+        copies.c.store == store, copies.c.state == CopyState.WRITING, *CURRENT, artifacts.c.bucket != CANARY_BUCKET
     )
 
 

@@ -21,8 +21,8 @@ import worker.catalogue
 from tests.claimed_keys import claimed_keys
 from worker import clock
 from worker.catalogue import Catalogue, CatalogueUnavailable, Finding, Held, Leased, postgresql, sqlite
-from worker.catalogue.artifacts import first_after
 from worker.catalogue.database import Database
+from worker.catalogue.key_ranges import first_after
 from worker.storage import Digest
 from zot_artifact_client.contract import JobState
 

@@ -17,7 +17,7 @@ from worker import clock
 from worker.artifacts.canary_objects import ensure
 from worker.artifacts.overdue_and_unconfigured_findings import see_stores
 from worker.catalogue import Leased, tables
-from worker.catalogue.artifacts import NewVersion
+from worker.catalogue.record_versions import NewVersion
 from worker.context import Context
 from worker.jobs.running_job import Cancelled, RunningJob
 from worker.limits.limited_store import LimitedStore
