@@ -144,41 +144,43 @@ def upload(
         **_properties(property_ or []),
     }
     if recursive:
-        single = {"--sha256": sha256, "--companion-of": companion_of}
-        refuse("is for one file: leave it out with --recursive", single)
+        refuse("is for one file: leave it out with --recursive", {"--sha256": sha256, "--companion-of": companion_of})
         if storage_class and not store:
-            raise Failure(
-                "with --recursive, name the stores of --storage-class with --store too",
-                Status.USAGE,
-                type_="UsageError",
-            )
+            told = "with --recursive, name the stores of --storage-class with --store too"
+            raise Failure(told, Status.USAGE, type_="UsageError")
         listing = listing_of(source, artifact, Filters(tuple(include or ()), tuple(exclude or ()), symlinks.value))
         _upload_directory(listing, store, beside, waiting, dry=dry_run, as_json=as_json)
         return
     link_policy = symlinks if symlinks is not SymlinkPolicy.skip else None
     several = {"--include": include, "--exclude": exclude, "--symlinks": link_policy, "--dry-run": dry_run}
     refuse("goes with --recursive", several)
+    fields = {**beside, "sha256": sha256, "companion_of": companion_of}
+    _upload_file(source, artifact, store, fields, waiting, as_json=as_json)
+
+
+def _upload_file(
+    source: str,
+    artifact: str,
+    store: list[str] | None,
+    fields: Mapping[str, object],
+    waiting: WaitOptions,
+    *,
+    as_json: bool,
+) -> None:
     at = ArtifactPath.parse(artifact)
     check_key(at.bucket, at.key)
     with opened(existing=True, sends=True) as session:
         path = None if source == STREAM or "://" in source else check_file(source)
         request = request_of(
-            UPLOAD,
-            bucket=at.bucket,
-            key=at.key,
-            source=_source(source, path),
-            sha256=sha256,
-            stores=session.store_names(store),
-            companion_of=companion_of,
-            notify=notify or None,
-            **beside,
-        )
-        job_id = choose_id(UPLOAD, idempotency_key=idempotency_key)
-        with sender(session, "uploading", idempotency_key) as way:
+            UPLOAD, bucket=at.bucket, key=at.key, source=_source(source, path), stores=session.store_names(store),
+            notify=waiting.notify or None, **fields,
+        )  # fmt: skip
+        job_id = choose_id(UPLOAD, idempotency_key=waiting.key)
+        with sender(session, "uploading", waiting.key) as way:
             if source == STREAM:
-                outcome = _upload_stdin(way, job_id, request, wait=waiting.wait, timeout=timeout)
+                outcome = _upload_stdin(way, job_id, request, wait=waiting.wait, timeout=waiting.timeout)
             else:
-                outcome = upload_one(way, job_id, request, path, wait=waiting.wait, timeout=timeout)
+                outcome = upload_one(way, job_id, request, path, wait=waiting.wait, timeout=waiting.timeout)
     finish(outcome, waited=waiting.wait, as_json=as_json)
 
 

@@ -189,12 +189,7 @@ class Store:
             else:
                 what = f"the source of {bucket}/{key}"
                 body = VerifyingReader(content, size=info.size, sha256=info.sha256, what=what, on_bytes=on_bytes)
-            parts = self.capabilities.parts
-            in_parts = (
-                parts is not None
-                and info.size is not None
-                and info.size > max(parts.above, min(parts.min_size, self._memory))
-            )
+            in_parts = self._goes_in_parts(info.size)
             if in_parts:
                 self._refuse_early(bucket, key, condition)
 
@@ -777,6 +772,10 @@ class Store:
         limit = self.capabilities.max_object_size
         if size is not None and limit is not None and size > limit:
             raise SizeMismatch(f"{self.name}: {bucket}/{key} has {size} bytes, the store holds at most {limit}")
+
+    def _goes_in_parts(self, size: int | None) -> bool:
+        parts = self.capabilities.parts
+        return parts is not None and size is not None and size > max(parts.above, min(parts.min_size, self._memory))
 
     def _refuse_early(self, bucket: str, key: str, condition: Condition) -> None:
         """Check a condition before gigabytes are sent, because the store checks it only afterwards."""
