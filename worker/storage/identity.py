@@ -35,6 +35,7 @@ from worker.storage.errors import (
     InvalidKey,
     NotFound,
     PermanentError,
+    StorageError,
     TransientError,
     Unavailable,
 )
@@ -296,7 +297,11 @@ class Identity:
 
     def _refuse_same(self, found: str, *, write: bool) -> bool:
         """Raise before a write if another store has this marker; return whether one has it."""
-        same = sorted(name for name, other in self._others().items() if other == found)
+        same = sorted(
+            name
+            for name, known in self._known.others(self._driver.name).items()
+            if known == found or (known == SHARED + found and not self._has_lost_marker(name))
+        )
         if not same:
             return False
         if self._known.get(self._driver.name) not in {found, SHARED + found}:
@@ -308,6 +313,18 @@ class Identity:
                 f"a copy of the other, remove {MARKER_BUCKET}/{MARKER_KEY} in the copy"
             )
         return True
+
+    def _has_lost_marker(self, name: str) -> bool:
+        """Return whether the marker of another store was removed, as in a copy, whose next write makes a new one."""
+        if self._driver_of is None:
+            return False
+        try:
+            with self._driver_of(name).open(MARKER_BUCKET, MARKER_KEY):
+                return False
+        except NotFound:
+            return True
+        except StorageError:
+            return False
 
     def _refuse_nested(self, own: str | None, *, below: bool) -> None:
         """Find the marker of another store around or below the root, or that of this one below another root.

@@ -344,6 +344,20 @@ def test_one_share_that_is_mounted_twice_is_found_inside_the_other(tmp_path: Pat
         _stores(tmp_path / "other", one=outer, two=aside)["one"].write_object("b", "k", source(DATA))
 
 
+def test_a_copy_of_a_store_is_one_of_its_own_once_its_marker_is_removed(tmp_path: Path) -> None:
+    """Both are refused until then; the original is not refused for what the copy had, nor is the copy."""
+    original, twin = tmp_path / "original", tmp_path / "twin"
+    original.mkdir()
+    _stores(tmp_path / "run", original=original)["original"].write_object("b", "k", source(DATA))
+    shutil.copytree(original, twin)
+    for name in ("twin", "original"):
+        with pytest.raises(SameStore, match="if one was made as a copy of the other, remove zot-store/identity"):
+            _stores(tmp_path / "run", original=original, twin=twin)[name].write_object("b", "k2", source(DATA))
+    (twin / "zot-store" / "identity").unlink()
+    for name in ("original", "twin"):
+        _stores(tmp_path / "run", original=original, twin=twin)[name].write_object("b", "k2", source(DATA))
+
+
 def test_a_root_inside_a_directory_that_a_server_gives_out_is_found_by_both(tmp_path: Path) -> None:
     """A store of the server finds its marker above the root of the other store, which finds it there too."""
     root = tmp_path / "served" / "in" / "side"
