@@ -19,13 +19,15 @@ from worker.artifacts.artifact_copies import ArtifactJob, ReadBackMismatch, Reco
 from worker.artifacts.batch_lists import ListedAdoption, ListedFile
 from worker.artifacts.page_adopt import AdoptPage, ObjectToAdopt
 from worker.artifacts.page_replicate import FreshCopies, FreshObject
-from worker.artifacts.page_runner import work_on
+from worker.artifacts.page_runner import in_another_order, work_on
 from worker.artifacts.page_selection import PageObject, open_objects, seen_by
 from worker.artifacts.page_upload import UploadPage, stores_of
 from worker.artifacts.page_verify import ObjectToVerify, VerifyPage
+from worker.artifacts.per_store import is_refused
 from worker.artifacts.read_budget import take
 from worker.artifacts.verification_log_head import WrittenLog
 from worker.artifacts.wait_for_delete_approval import check_page
+from worker.artifacts.waiting_uploads import closed_stores
 from worker.catalogue import (
     AHEAD,
     Artifact,
@@ -45,7 +47,7 @@ from worker.counted import counted
 from worker.jobs.running_job import Requeue, RunningJob
 from worker.jobs.send_sweep_pages import BROKER_ERRORS
 from worker.jobs.task import artifact_task, send_child
-from worker.limits.snooze import Snooze
+from worker.limits.snooze import Snooze, seconds_to_pause
 from worker.settings import Settings
 from worker.settings.budgets import Prices
 from worker.storage.durations_and_sizes import duration_text
@@ -82,6 +84,7 @@ def page(request: PageRequest, context: JobContext, job: RunningJob) -> PageResu
     """Do the verb to all objects of the page that have no outcome yet, and return all outcomes.
 
     An object at which the verb fails leaves the page, as a job of its own: no page waits for its worst object.
+    Where a store refuses all that it is asked, no object leaves: the page is snoozed until an operator has acted.
 
     Raises:
         BadKeyList, SourceRefused, NotFound: the file of the page was changed, or cannot be opened.
@@ -89,6 +92,7 @@ def page(request: PageRequest, context: JobContext, job: RunningJob) -> PageResu
         NotApproved: it deletes, and no batch has planned it.
         Snooze: a store takes no job now; the outcomes so far are recorded.
     """
+    context.stores.snooze_refused(seconds_to_pause(job.snoozed_since or clock.now()))
     check_page(request, context, job)
     if request.verb == ADOPT.kind:
         done = _adopt_selected(request, context, job)
@@ -366,6 +370,8 @@ class _Writes:
     seen: SeenVersions
     closed: list[Snooze] = field(default_factory=list)
     """Why objects had to wait: they stay in the page."""
+    refused: list[tuple[PageObject, str]] = field(default_factory=list)
+    """The objects that a store has refused, with the store. They stay in the page if it turns out to refuse all."""
 
     def do(self, part: Sequence[PageObject]) -> Iterator[_Done]:
         done: set[int] = set()
@@ -387,7 +393,10 @@ class _Writes:
             return _Done(None, records)
         except ReadBackMismatch as error:  # another job would only write and read it again
             return _Done(PageOutcome(each.id, each.path, each.size, type(error).__name__, error.message), records)
-        except (StorageError, OnHold):  # it is tried again in a job of its own, which tells what is wrong
+        except (StorageError, OnHold) as error:  # it is tried again in a job of its own, which tells what is wrong
+            if isinstance(error, StorageError) and is_refused(error):
+                self.refused.append((each, error.store or ""))
+                return _Done(None, records)
             return _Done(PageOutcome(each.id, each.path, each.size, _LEFT, left=True), records)
 
     def _replicate_fresh(self, part: Sequence[PageObject]) -> Iterator[tuple[int, _Done]]:
@@ -486,6 +495,7 @@ def _write_selected(request: PageRequest, context: JobContext, job: RunningJob) 
     mine = [each for each in objects if (each.bucket, each.key) in locked]
     if request.claim is not None:
         mine = _still_begun(request.claim.store, context, mine)
+    mine = [*in_another_order(mine, job)]
     job.start(sum(each.size for each in mine), f"{request.verb}: {counted(len(mine), 'object')}")
     fresh = _fresh_copies(request, context, job, mine) if request.verb == REPLICATE.kind else None
     seen = seen_by(context.catalogue.batches.get(job.parent or job.id))
@@ -495,11 +505,12 @@ def _write_selected(request: PageRequest, context: JobContext, job: RunningJob) 
         in_time = work_on(mine, work.do, work.record, threads=most, seconds=seconds)
     finally:
         locks.release(job.id, job.fence)
-    if work.closed:
-        raise min(work.closed, key=lambda error: error.seconds)
+    if closed := [*work.closed, *closed_stores({store for _, store in work.refused}, context).values()]:
+        raise min(closed, key=lambda error: error.seconds)
+    done = _leave(work.page, [each for each, _ in work.refused], context)
     if not in_time:
         raise _out_of_time(context, job)
-    return work.page
+    return done
 
 
 def _still_begun(store: str, context: JobContext, objects: Sequence[PageObject]) -> list[PageObject]:

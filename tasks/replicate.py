@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from worker.artifacts.artifact_copies import ArtifactJob, CopySlot
 from worker.artifacts.lock_companions_for_job import locked_companions, names_companions_itself
-from worker.artifacts.per_store import for_each_store, most_retryable
+from worker.artifacts.per_store import for_each_store, is_refused, most_retryable
 from worker.catalogue import Artifact, Copy, CopyState
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
@@ -149,7 +149,7 @@ def _stream(work: ArtifactJob, slot: CopySlot, source: Copy) -> PlacedCopy:
 
 def _no_source(artifact: Artifact, failures: list[StorageError | Snooze]) -> StorageError | Snooze:
     decisive = most_retryable(failures) if failures else None
-    if isinstance(decisive, TransientError | Snooze):
+    if decisive is not None and (isinstance(decisive, TransientError | Snooze) or is_refused(decisive)):
         return decisive
     causes = "; ".join(str(error) for error in failures) or "the catalogue knows of no good copy in another store"
     return NoGoodSource(f"{artifact.path} cannot be replicated, no copy is right: {causes}")

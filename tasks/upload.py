@@ -39,7 +39,7 @@ def upload(request: UploadRequest, context: JobContext, job: RunningJob) -> Uplo
         StorageError, Snooze: a store did not take its copy; the other stores have theirs.
     """
     stores = _stores_of(request, context)
-    if job.was_snoozed:
+    if job.snoozed_since:
         _check_can_go_on(request, stores, context, job)
     job.step("opening the source")
     with _open(request, context, job) as source:

@@ -42,7 +42,7 @@ def _verify(context: JobContext, job: RunningJob, artifact: Artifact, copies: li
     work = ArtifactJob(context, job, artifact)
 
     def verify_copy(copy: Copy) -> CopyVerdict | None:
-        if job.was_snoozed:  # it may have this verdict from before it waited for another store
+        if job.snoozed_since:  # it may have this verdict from before it waited for another store
             before = context.catalogue.verifications.by_job(job.id, artifact, copy.store)
             if before is not None:
                 job.advance(artifact.digest.size)

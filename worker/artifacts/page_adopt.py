@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from worker import clock
 from worker.artifacts.adoption import ReadObject, Unverifiable, adopted_before, read_to_adopt
-from worker.artifacts.page_runner import work_on
+from worker.artifacts.page_runner import in_another_order, work_on
+from worker.artifacts.per_store import is_refused
 from worker.catalogue import Artifact, Copy, Page, PageOutcome
 from worker.context import JobContext
 from worker.counted import counted
@@ -45,6 +46,8 @@ class AdoptPage:
     store: LimitedStore
     in_time: bool = True
     """Whether there was time for all objects."""
+    refused: list[ObjectToAdopt] = field(default_factory=list)
+    """The objects that the store has refused. They stay in the page if it turns out to refuse all of them."""
     _known: Mapping[tuple[str, str], Artifact] = field(default_factory=dict)
     _copies: Mapping[int, Mapping[str, Copy]] = field(default_factory=dict)
 
@@ -58,7 +61,7 @@ class AdoptPage:
             Snooze: the store takes no job now; the outcomes so far are recorded.
         """
         still, settings = set(self.page.open), self.context.settings
-        wanted = [each for each in objects if each.id in still]
+        wanted = in_another_order([each for each in objects if each.id in still], self.job)
         mine = self._lock([each for each in wanted if each.size <= settings.page.large])
         left = {each.id for each in wanted} - {each.id for each in mine}
         self._save([_left(each, each.size) for each in wanted if each.id in left])
@@ -73,6 +76,9 @@ class AdoptPage:
             threads=settings.page.threads, begin=1 if self.store.capabilities.local else None,
             seconds=settings.page.time.total_seconds(),
         )  # fmt: skip
+        if self.refused:
+            self.store.admit()
+        self._save([_left(each, each.size) for each in self.refused])
         return self.page
 
     def _lock(self, objects: Sequence[ObjectToAdopt]) -> list[ObjectToAdopt]:
@@ -92,7 +98,10 @@ class AdoptPage:
                 yield PageOutcome(each.id, each.path, each.size, type(error).__name__, error.message), None
             except StorageError as error:  # it is tried again in a job of its own, which tells what is wrong
                 logger.warning("%s leaves its page: %s", each.path, error)
-                yield _left(each, each.size), None
+                if is_refused(error):
+                    self.refused.append(each)
+                else:
+                    yield _left(each, each.size), None
 
     def _read(self, each: ObjectToAdopt) -> tuple[PageOutcome, ReadObject | None]:
         request = each.request

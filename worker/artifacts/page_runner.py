@@ -6,12 +6,21 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from worker.catalogue import CatalogueError
+from worker.jobs.running_job import RunningJob
 
 ItemT = TypeVar("ItemT")
 DoneT = TypeVar("DoneT")
+
+
+class _Path(Protocol):
+    @property
+    def path(self) -> str: ...
+
+
+PathT = TypeVar("PathT", bound=_Path)
 
 GROUP = 250
 """Most results of one transaction: a longer one would keep the jobs of users waiting."""
@@ -60,6 +69,16 @@ def work_on(
             recorded, unless the catalogue itself is what failed.
     """
     return _Run(items, do, record, threads, begin or threads, reads_only=reads_only, seconds=seconds).run()
+
+
+def in_another_order(items: Sequence[PathT], job: RunningJob) -> Sequence[PathT]:
+    """Return the objects of a page in the order in which an attempt takes them: after a snooze, in another one.
+
+    The first ones may be all that a store refuses. Those with one path stay in their order.
+    """
+    if job.snoozed_since is None:
+        return items
+    return sorted(items, key=lambda each: hash((each.path, job.fence)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,15 +15,15 @@ from dataclasses import dataclass, field
 from worker import clock
 from worker.artifacts.artifact_copies import ArtifactJob, ReadBackMismatch, kept_metadata, kept_properties
 from worker.artifacts.batch_lists import ListedFile
-from worker.artifacts.page_runner import GROUP
-from worker.artifacts.per_store import check_beside_bytes, most_retryable
+from worker.artifacts.page_runner import GROUP, in_another_order
+from worker.artifacts.per_store import check_beside_bytes, is_refused, most_retryable
 from worker.artifacts.sources import open_source
 from worker.artifacts.waiting_uploads import closed_stores, lacking
 from worker.catalogue import Artifact, FinishedCopy, Group, NewVersion, Page, PageOutcome, Recorded, Superseded
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.upload_checkpoint import CopyCheckpoint
-from worker.limits.limited_store import LimitedStore
+from worker.limits.limited_store import REFUSED, LimitedStore
 from worker.limits.snooze import Snooze
 from worker.storage import ObjectStat
 from worker.storage.driver import HashedBytes, SmallPut
@@ -71,6 +71,11 @@ class _Item:
     def path(self) -> str:
         return f"{self.file.bucket}/{self.file.key}"
 
+    @property
+    def decisive_error(self) -> Exception | None:
+        """Return the error that decides how the file goes on, None if there is none."""
+        return self.error or (most_retryable(list(self.failed.values())) if self.failed else None)
+
 
 @dataclass(slots=True)
 class UploadPage:
@@ -86,6 +91,8 @@ class UploadPage:
     """The stores that take no job now."""
     not_kept: dict[str, list[str]] = field(default_factory=dict)
     """By store, what it does not keep beside the bytes: all files of the page have the same, so that one tells."""
+    refused: list[_Item] = field(default_factory=list)
+    """The files that a store has refused. They stay in the page if it turns out to refuse all of them."""
 
     def run(self, files: Sequence[ListedFile]) -> Page:
         """Upload the files that have no outcome yet, and return the page after that.
@@ -97,22 +104,28 @@ class UploadPage:
             Snooze: a store takes no job now; the others have their copies, and outcomes and copies are recorded.
         """
         stores = stores_of(self.request, [files[number] for number in self.page.open], self.context)
-        items = [_Item(number, files[number], of) for number, of in zip(self.page.open, stores, strict=True)]
-        items = self._without_waiting(items)
+        wanted = [_Item(number, files[number], of) for number, of in zip(self.page.open, stores, strict=True)]
+        items = in_another_order(self._without_waiting(wanted), self.job)
         free = self._lock(items)
         mine = {item.number for item in free}
         self._leave([item for item in items if item.number not in mine])
         with ThreadPoolExecutor(self.context.settings.page.threads, thread_name_prefix="page") as pool:
             try:
-                self._run(_groups(free), pool, {name for item in free for name in item.stores})
+                self._run(
+                    _groups(free, first=REFUSED if self.job.snoozed_since else GROUP),
+                    pool,
+                    {name for item in free for name in item.stores},
+                )
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
+        self.closed |= closed_stores({name for item in self.refused for name in item.failed}, self.context)
         if self.closed and self.page.open:
             raise min(self.closed.values(), key=lambda error: error.seconds)
+        self._leave(self.refused)
         return self.page
 
-    def _without_waiting(self, items: list[_Item]) -> list[_Item]:
+    def _without_waiting(self, items: Sequence[_Item]) -> Sequence[_Item]:
         """Return the files that an open store lacks: an earlier delivery may have written the others, which wait."""
         self.closed = closed_stores({name for item in items for name in item.stores}, self.context)
         if not self.closed:
@@ -248,7 +261,13 @@ class UploadPage:
             if item.artifact
             for store, stat in item.written.items()
         ]
-        done = [item for item in group if item.error is not None or not item.waits]
+        done: list[_Item] = []
+        for item in group:
+            if is_refused(item.decisive_error):
+                item.content = None  # it is read again
+                self.refused.append(item)
+            elif item.error is not None or not item.waits:
+                done.append(item)
         self._save([_outcome(item) for item in done], finished)
         self.job.advance(sum(item.file.size for item in done))
 
@@ -305,15 +324,19 @@ def _check_unchanged(file: ListedFile, found: os.stat_result, when: str) -> None
         raise SourceChanged(f"source {file.path}: it has changed {when}; upload the directory again")
 
 
-def _groups(items: Iterable[_Item]) -> Iterator[list[_Item]]:
-    """Yield the files in groups. One whose key an earlier line has too is in a later group, as a version after that."""
+def _groups(items: Iterable[_Item], first: int) -> Iterator[list[_Item]]:
+    """Yield the files in groups. One whose key an earlier line has too is in a later group, as a version after that.
+
+    `first`: the most files of the first group: a page that waited for a store reads few files for a store that takes
+    none.
+    """
     group: list[_Item] = []
     keys: set[str] = set()
-    size = 0
+    size, most = 0, first
     for item in items:
-        if group and (len(group) >= GROUP or size + item.file.size > _GROUP_SIZE or item.path in keys):
+        if group and (len(group) >= most or size + item.file.size > _GROUP_SIZE or item.path in keys):
             yield group
-            group, size = [], 0
+            group, size, most = [], 0, GROUP
             keys.clear()
         group.append(item)
         keys.add(item.path)
@@ -335,7 +358,7 @@ def _is_left(item: _Item, store: LimitedStore) -> bool:
 
 
 def _outcome(item: _Item) -> PageOutcome:
-    error = item.error or (most_retryable(list(item.failed.values())) if item.failed else None)
+    error = item.decisive_error
     if isinstance(error, _FINAL):
         return PageOutcome(item.number, item.path, item.file.size, "failed", str(error))
     if error is not None:  # it is tried again in a job of its own, which tells what is wrong

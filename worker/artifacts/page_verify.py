@@ -10,8 +10,10 @@ from operator import attrgetter
 
 from worker import clock
 from worker.artifacts.artifact_copies import BAD, ArtifactJob, asked_again_at, suspicion
-from worker.artifacts.page_runner import work_on
+from worker.artifacts.page_runner import GROUP, in_another_order, work_on
+from worker.artifacts.per_store import is_refused
 from worker.artifacts.stored_digests import stored_sha256_of
+from worker.artifacts.waiting_uploads import closed_stores
 from worker.catalogue import Page, PageCopy, PageOutcome, VerdictRow
 from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
@@ -72,10 +74,14 @@ class VerifyPage:
         Raises:
             Snooze: a store takes no job now; the copies that were read have their verdicts.
         """
-        copies = [copy for each in self._all for copy in each.copies if copy.id not in each.words]
+        objects = in_another_order(self._all, self._job)
+        copies = [copy for each in objects for copy in each.copies if copy.id not in each.words]
         suspects: list[PageCopy] = []
+        refused: list[tuple[PageCopy, Verification]] = []
 
         def record(seen: Sequence[tuple[PageCopy, Verification]]) -> None:
+            refused.extend(each for each in seen if is_refused(each[1].error))
+            seen = [each for each in seen if not is_refused(each[1].error)]
             bad = [(copy, each) for copy, each in seen if each.verdict is not Verdict.VERIFIED and each.verdict in BAD]
             if not bad:
                 self._record(seen)
@@ -94,6 +100,10 @@ class VerifyPage:
         with self._recorder:
             read_all = partial(work_on, threads=threads, begin=begin, reads_only=True, seconds=self._time)
             in_time = read_all(by_store, self._read, record)
+            self._closed |= closed_stores({copy.store for copy, _ in refused} - {*self._closed}, self._context)
+            told = [each for each in refused if each[0].store not in self._closed]
+            for start in range(0, len(told), GROUP):
+                self._record(told[start : start + GROUP])
             order = {id_: number for number, id_ in enumerate(self._objects)}
             suspects.sort(key=lambda copy: order[copy.id])
             # They have time of their own, so that a page of bad copies ends some of them whatever that takes.

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from worker.limits.limited_store import LimitedStore
 from worker.limits.snooze import Snooze
-from worker.storage.errors import PermanentError, SizeMismatch, StorageError, TransientError
+from worker.storage.errors import REFUSALS, PermanentError, SizeMismatch, StorageError, TransientError
 from zot_artifact_client.contract import KeptBesideBytes
 
 _IN_A_ROW = 5
@@ -55,6 +55,11 @@ def check_size(size: int, stores: Iterable[LimitedStore], what: str) -> None:
     for store in stores:
         if (most := store.capabilities.max_object_size) is not None and size > most:
             raise SizeMismatch(f"{store.name}: {what} has {size} bytes, the store holds at most {most}")
+
+
+def is_refused(error: Exception | None) -> bool:
+    """Return whether a store has refused an object, and may refuse all of them until an operator acts."""
+    return isinstance(error, REFUSALS) and error.store is not None
 
 
 class SingleFailures:

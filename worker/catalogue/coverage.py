@@ -34,6 +34,8 @@ _GOOD = [state for state in CopyState if state.good]
 _GONE = [CopyState.SUPERSEDED, CopyState.DELETED]
 _NUMBER, _DIGITS = "0123456789", 8
 """What is at the end of the id of a page or item of a batch; see BATCH_JOB_ID."""
+_REFUSES = "StoreRefuses"
+"""The type of the error of a job that waits for a store which refuses all that it asks."""
 _LATEST_RUNS = 100
 """Runs of a sweep among which its last one is searched for that was of all stores."""
 
@@ -82,11 +84,15 @@ class FailedJobs:
 
 @dataclass(frozen=True, slots=True)
 class WaitingJobs:
-    """How many jobs wait for a store. `until`: by when the last of them is tried again; `reason`: why one waits."""
+    """How many jobs wait for a store. `until`: by when the last of them is tried again; `reason`: why one waits.
+
+    `refusal`: why the store refuses all that some of them ask, None if it refuses nothing.
+    """
 
     count: int
     until: datetime
     reason: str | None = None
+    refusal: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,9 +243,10 @@ class CoverageQueries:
 
         `parent`: only those that this job, such as a batch, has sent.
         """
-        store, reason = (jobs.c.error[name].as_string() for name in ("store", "message"))
+        store, reason, type_ = (jobs.c.error[name].as_string() for name in ("store", "message", "type"))
         until = sa.func.max(jobs.c.due_at, type_=jobs.c.due_at.type)
-        query = sa.select(store, sa.func.count(), until, sa.func.max(reason))
+        refusal = sa.func.max(sa.case((type_ == _REFUSES, reason)))
+        query = sa.select(store, sa.func.count(), until, sa.func.max(reason), refusal)
         waiting = query.where(jobs.c.state.in_(WAITING_STATES), store.is_not(None)).group_by(store)
         if parent is not None:
             waiting = waiting.where(jobs.c.parent == parent)

@@ -46,9 +46,10 @@ from worker.cli.service_checks import (
 from worker.cli.session import Session, opened
 from worker.cli.stores import unconfigured, way_out_of_unconfigured
 from worker.counted import counted
+from worker.limits.snooze import LONGEST_PAUSE
 from worker.storage.config import FilesystemConfig
 from worker.storage.durations_and_sizes import duration_text
-from worker.storage.errors import AccessDenied, OutOfSpace, StorageError
+from worker.storage.errors import REFUSALS, StorageError
 from zot_artifact_client.contract import SWEEP_LEFTOVERS, SWEEP_PROBE, TASKS, JobState
 
 _RECENT = timedelta(days=1)
@@ -59,7 +60,7 @@ _MOST_LOST = 1000
 _MOST_DUE = 1_000_000
 """Due copies that are counted at most."""
 _LEAST_FREE = 1024**3
-_OF_OPERATORS = {AccessDenied.__name__, OutOfSpace.__name__}
+_OF_OPERATORS = {each.__name__ for each in REFUSALS}
 _RANK = list(FindingKind)
 _REPAIRED = {FindingKind(state) for state in BAD} | {FindingKind.METADATA}
 
@@ -88,6 +89,7 @@ def status(as_json: AsJson = False) -> None:
     Open are findings that are not acknowledged, dead letters, open circuit breakers and failed probes of stores.
     Other jobs that failed in the last day are counted by error, until a later job has done the same.
     They are open where a store denied access or was full, until then or until a day is over.
+    So is a store that refuses all that a batch or a sweep asks of it: their jobs wait until it is repaired.
     A sweep whose last run failed is open until a run succeeds.
     A queue without a worker, a beat that does not tick, and less than 1 GiB of free disk are open too.
     A pause is shown but is not open, because an operator began it.
@@ -128,7 +130,14 @@ def document_of(session: Session) -> dict[str, Any]:
             *(Check(f"store {name}", "bad", str(each), way_out_of_breaker(name)) for name, each in broken.items()),
         ]
         checks += _probed(runs.get(SWEEP_PROBE.kind), [name for name in session.settings.stores if name not in broken])
-        checks += [*_refused(failed), *_failed(runs), *_disks(session), *_log(session), *catalogue_lock(catalogue)]
+        checks += [
+            *_refusing(waiting),
+            *_refused(failed),
+            *_failed(runs),
+            *_disks(session),
+            *_log(session),
+            *catalogue_lock(catalogue),
+        ]
         checks += owner_of_broker(session.settings, catalogue)
     return {
         "status": _status(findings, dead, checks),
@@ -342,6 +351,18 @@ def _probed(run: LastRun | None, names: list[str]) -> Iterator[Check]:
                 "bad",
                 f"its last probe failed: {fault.removeprefix(f'{name}: ')}",
                 "repair it, then run `zot-artifacts sweep probe`",
+            )
+
+
+def _refusing(waiting: Mapping[str, WaitingJobs]) -> Iterator[Check]:
+    """Yield the stores that refuse all that jobs ask, which wait until an operator has ended that."""
+    for store, each in waiting.items():
+        if each.refusal:
+            yield Check(
+                f"store {store}",
+                "bad",
+                f"{each.refusal.removeprefix(f'{store}: ')}",
+                f"repair it, and the jobs that wait go on within {duration_text(LONGEST_PAUSE.total_seconds())}",
             )
 
 

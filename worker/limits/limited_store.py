@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Protocol, Self, Unpack
 from worker import tracing
 from worker.limits.admission import Admission
 from worker.limits.concurrency import Slot
-from worker.limits.snooze import Snooze
+from worker.limits.snooze import Snooze, StoreRefuses
 from worker.metric_counters import STORE_BYTES, STORE_ERRORS, STORE_OBJECTS, STORE_SECONDS
 from worker.storage import (
     Digest,
@@ -24,7 +25,7 @@ from worker.storage import (
 )
 from worker.storage.configured_stores import Stores
 from worker.storage.driver import BUFFER_SIZE, HashedBytes, ObjectProperties, SmallPut
-from worker.storage.errors import StorageError
+from worker.storage.errors import REFUSALS, StorageError
 from worker.storage.integrity.manifest import Chunk, Manifest
 from worker.storage.integrity.verifying_reader import OnBytes, Readable, VerifiedReader
 from worker.storage.store import WriteOptions
@@ -32,6 +33,8 @@ from worker.storage.transfer.multipart import Checkpoint
 
 _ADMITTED_FOR = 1.0
 """Seconds for which a job that was admitted to a store is not checked again, unless the store fails it."""
+REFUSED = 10
+"""Requests of one verb that a store refuses a job, and serves none, before it counts as refusing all."""
 
 
 class Job(Protocol):
@@ -80,13 +83,15 @@ class LimitedStore:
       `heartbeat`; what it raises ends the transfer.
     - A StorageError has the name of the store that it is about in `store`. One that is `of_store` counts
       against the circuit breaker of that store and of no other. An error of one object never counts.
+    - Where the job has said so, a store that has refused 10 requests of one verb, and served none, is not asked again.
 
     Raises:
-        Snooze: from any method: the store is paused, its breaker is open, or its slots are all taken. The store
-            was not asked. `store` names it.
+        Snooze: from any method: the store is paused, its breaker is open, its slots are all taken, or it refuses all
+            that the job asks. The store was not asked. `store` names it.
     """
 
-    def __init__(self, store: Store, admission: Admission, job: Job) -> None:
+    def __init__(self, store: Store, admission: Admission, job: Job, *, refused_for: float | None = None) -> None:
+        """Bind a store to a job; `refused_for`: see `LimitedStores.snooze_refused`."""
         self.name, self.capabilities = store.name, store.capabilities
         self._store = store
         self._admission = admission
@@ -96,6 +101,13 @@ class LimitedStore:
         self._admitted_until = 0.0
         self._failing = False
         """Failures of the store are being counted, so a success has to be recorded."""
+        self._refused_for = refused_for
+        self._refusals = Counter[str]()
+        """By verb, how often the store has refused the job."""
+        self._served: set[str] = set()
+        """The verbs in which the store has done something for the job: what it refuses is refused to one object."""
+        self._refusal: str | None = None
+        """Why the store refuses all that the job asks."""
         self._slot: Slot | None = None
         self._transfers = 0
 
@@ -103,17 +115,21 @@ class LimitedStore:
 
     def stat_object(self, bucket: str, key: str) -> ObjectStat:
         with self._request("stat"):
-            return self._store.stat_object(bucket, key)
+            found = self._store.stat_object(bucket, key)
+            self._served.add("stat")
+            return found
 
     def get_object_version(self, bucket: str, key: str) -> str:
         with self._request("stat"):
-            return self._store.get_object_version(bucket, key)
+            found = self._store.get_object_version(bucket, key)
+            self._served.add("stat")
+            return found
 
     def delete_object(self, bucket: str, key: str, *, condition: Match | None = None) -> bool:
         with self._request("delete"):
             self._job.confirm_lease()
             deleted = self._store.delete_object(bucket, key, condition=condition)
-            self._succeeded()
+            self._succeeded("delete")
             return deleted
 
     def tags(self, bucket: str, key: str) -> dict[str, str]:
@@ -169,13 +185,13 @@ class LimitedStore:
         with self._transfer("read", None) as metered:
             found = self._store.read_chunk(bucket, key, chunk)
             metered(len(found))
-        self._succeeded()
+        self._succeeded("read")
         return found
 
     def download_object(self, bucket: str, key: str, file: int, expected: Digest) -> None:
         with self._transfer("read", None) as metered:
             self._store.download_object(bucket, key, file, expected, on_bytes=metered)
-        self._succeeded()
+        self._succeeded("read")
 
     def write_object(
         self,
@@ -200,7 +216,7 @@ class LimitedStore:
                 )
             except _SourceError as failure:
                 raise failure.error from failure.error.__cause__
-            self._succeeded()
+            self._succeeded("write")
             return written
 
     def write_objects(self, puts: Sequence[SmallPut]) -> list[ObjectStat | StorageError]:
@@ -212,10 +228,10 @@ class LimitedStore:
             self._job.confirm_lease()
             written = self._store.write_objects(puts)
             failed = [each for each in written if isinstance(each, StorageError)]
-            for error in failed:
-                self._blame(error)
             if len(failed) < len(puts):
-                self._succeeded()
+                self._succeeded("write")
+            for error in failed:
+                self._blame(error, "write")
             return written
 
     def expect_writes(self, paths: Iterable[tuple[str, str]]) -> None:
@@ -233,9 +249,9 @@ class LimitedStore:
         with self._transfer("verify", on_bytes) as metered:
             seen = self._store.verify_object(bucket, key, expected, manifest=manifest, on_bytes=metered)
             if seen.error is None:
-                self._succeeded()
+                self._succeeded("verify")
             else:
-                self._blame(seen.error)
+                self._blame(seen.error, "verify")
             return seen
 
     def verify_objects(self, wanted: Sequence[tuple[str, str, Digest]]) -> Iterator[Verification]:
@@ -243,17 +259,17 @@ class LimitedStore:
         with self.slot():
             for seen in self._store.verify_objects(self._admitted("verify", wanted)):
                 if seen.error is not None:
-                    self._blame(seen.error)
-                elif self._failing:
-                    self._succeeded()
+                    self._blame(seen.error, "verify")
+                else:
+                    self._succeeded("verify")
                 yield seen
 
     def read_objects(self, wanted: Sequence[tuple[str, str, Digest]]) -> Iterator[bytes | None]:
         """Read small objects; the limits are those of `verify_objects`, and an object that is not right is None."""
         with self.slot():
             for data in self._store.read_objects(self._admitted("read", wanted)):
-                if data is not None and self._failing:
-                    self._succeeded()
+                if data is not None:
+                    self._succeeded("read")
                 yield data
 
     def quarantine_object(self, bucket: str, key: str, label: str) -> str:
@@ -277,7 +293,7 @@ class LimitedStore:
         with self.slot(), self._request("copy"):
             self._job.confirm_lease()
             try:
-                return self._store.copy_object(
+                made = self._store.copy_object(
                     origin._store,  # noqa: SLF001 - it is one of us
                     bucket,
                     key,
@@ -290,6 +306,8 @@ class LimitedStore:
             except StorageError as error:
                 error.store = error.store or self.name  # an error that names a store is not counted
                 raise
+            self._served.add("write")
+            return made
 
     def patch_object(
         self,
@@ -315,7 +333,7 @@ class LimitedStore:
                 between=self._go_on, on_read_back=partial(self._meter, "verify", self._job.heartbeat),
             )  # fmt: skip
             if made is not None:
-                self._succeeded()
+                self._succeeded("write")
             return made
 
     # Limits
@@ -337,7 +355,11 @@ class LimitedStore:
             STORE_BYTES.add(self.name, verb, count=size)
 
     def admit(self) -> None:
-        """Raise Snooze if the store is paused or its circuit breaker is open."""
+        """Raise Snooze if the store is paused, its circuit breaker is open, or it refuses all that the job asks."""
+        if self._refusal is not None and self._refused_for is not None:
+            refuses = StoreRefuses(f"{self.name}: it refuses all that is asked: {self._refusal}", self._refused_for)
+            refuses.store = self.name
+            raise refuses
         if time.monotonic() < self._admitted_until:
             return
         with self._lock:  # one thread of the job checks for all
@@ -376,7 +398,7 @@ class LimitedStore:
             with tracing.span(f"store {verb}", store=self.name):
                 yield
         except StorageError as error:
-            self._blame(error)
+            self._blame(error, verb)
             raise
         finally:
             STORE_SECONDS.observe(self.name, verb, value=time.monotonic() - began)
@@ -407,7 +429,7 @@ class LimitedStore:
             error.store = self.name
             raise error
 
-    def _blame(self, error: StorageError) -> None:
+    def _blame(self, error: StorageError, verb: str) -> None:
         """Set this store in an error that names none yet, and count the error if it is one of the store."""
         if error.store is not None:
             return
@@ -416,9 +438,14 @@ class LimitedStore:
         if error.of_store:
             self._admitted_until = 0.0
             self._admission.record_failure(self.name, error.message)
+        if isinstance(error, REFUSALS) and verb not in self._served:
+            self._refusals[verb] += 1
+            if self._refusals[verb] >= REFUSED:
+                self._refusal = error.message.removeprefix(f"{self.name}: ")
 
-    def _succeeded(self) -> None:
+    def _succeeded(self, verb: str) -> None:
         """Reset the store's failures, after bytes were moved: a stat may work while nothing else does."""
+        self._served.add(verb)
         if self._failing:
             self._failing = False
             self._admission.record_success(self.name)
@@ -443,10 +470,10 @@ class LimitedReader:
         try:
             data = self._reader.read(size)
         except StorageError as error:
-            self._store._blame(error)  # noqa: SLF001 - both belong to one store
+            self._store._blame(error, "read")  # noqa: SLF001 - both belong to one store
             raise
         if not data:
-            self._store._succeeded()  # noqa: SLF001
+            self._store._succeeded("read")  # noqa: SLF001
         return data
 
     def close(self) -> None:
@@ -471,12 +498,14 @@ class LimitedStores(Mapping[str, LimitedStore]):
         self._admission = admission
         self._job = job
         self._limited: dict[str, LimitedStore] = {}
+        self._refused_for: float | None = None
 
     def __getitem__(self, name: str) -> LimitedStore:
         """Return a store; raise UnknownStore, with the names that are configured, if there is none."""
         found = self._limited.get(name)
         if found is None:
-            found = self._limited.setdefault(name, LimitedStore(self._stores[name], self._admission, self._job))
+            made = LimitedStore(self._stores[name], self._admission, self._job, refused_for=self._refused_for)
+            found = self._limited.setdefault(name, made)
         return found
 
     def __iter__(self) -> Iterator[str]:
@@ -484,6 +513,13 @@ class LimitedStores(Mapping[str, LimitedStore]):
 
     def __len__(self) -> int:
         return len(self._stores)
+
+    def snooze_refused(self, seconds: float) -> None:
+        """Snooze the job for so long where a store refuses all that it asks: called before a store is used.
+
+        For a job on many objects, which would otherwise try each of them.
+        """
+        self._refused_for = seconds
 
     def close_breaker(self, name: str) -> None:
         """Close the circuit breaker of a store that was probed with success."""

@@ -25,6 +25,10 @@ class Snooze(Exception):
         return str(self.args[0])
 
 
+class StoreRefuses(Snooze):
+    """A store has refused all that the job asked of it in one verb, and will until an operator acts."""
+
+
 class Paused(Snooze):
     """An operator has paused what the job needs. The length of a pause does not count against the job."""
 

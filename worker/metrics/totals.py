@@ -11,12 +11,10 @@ from redis import Redis
 from worker.metric_counters import LEASE_RECOVERIES, METERS, SEPARATOR, STORE_ERRORS, Meter
 from worker.metrics.family_builders import Histogram, counter, histogram
 from worker.metrics.totals_sender import TOTALS
-from worker.storage.errors import AccessDenied, OutOfSpace
+from worker.storage.errors import REFUSALS
 from zot_artifact_client.contract import TASKS
 
 _SUM = "sum"
-_WATCHED_ERRORS = (AccessDenied, OutOfSpace)
-"""What deploy/prometheus/rules.yaml has an alarm on, whatever the number."""
 
 
 def totals(client: "Redis", stores: Collection[str]) -> Iterator[Metric]:
@@ -42,9 +40,12 @@ def totals(client: "Redis", stores: Collection[str]) -> Iterator[Metric]:
 
 
 def _watched(stores: Collection[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield the counters that an alarm watches, which begin at zero: Prometheus sees no increase to a first value."""
+    """Yield the counters that deploy/prometheus/rules.yaml has an alarm on.
+
+    They begin at zero: Prometheus sees no increase to a first value.
+    """
     yield from ((LEASE_RECOVERIES.name, (spec.kind,)) for spec in TASKS.values())
-    yield from ((STORE_ERRORS.name, (store, error.__name__)) for store in stores for error in _WATCHED_ERRORS)
+    yield from ((STORE_ERRORS.name, (store, error.__name__)) for store in stores for error in REFUSALS)
 
 
 def _histograms(meter: Meter, values: Mapping[tuple[str, ...], float]) -> dict[tuple[str, ...], Histogram]:

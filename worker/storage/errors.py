@@ -152,6 +152,10 @@ class OutOfSpace(PermanentError):
     """The store, or its disk, is full."""
 
 
+REFUSALS = (AccessDenied, OutOfSpace)
+"""What a store answers until an operator acts: about one object, or about all of them."""
+
+
 class IntegrityError(PermanentError):
     """The bytes are not the bytes that were announced."""
 

@@ -1,7 +1,8 @@
 """A batch works in steps: a crash at any point skips no object and repeats none."""
 
 import dataclasses
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
@@ -29,6 +30,7 @@ from worker.catalogue.batch_lists import BatchLists
 from worker.context import Context
 from worker.jobs.outbox import Outbox
 from worker.jobs.running_job import Continue, RunningJob
+from worker.limits.snooze import StoreRefuses
 from worker.storage.configured_stores import Stores, UnknownStore
 from worker.storage.errors import NotFound, PermanentError, StorageError
 from zot_artifact_client.contract import (
@@ -246,27 +248,65 @@ def files(source_root: Path) -> BatchRequest:
     return BatchRequest(verb="upload", directory=str(source_root), bucket="releases", stores=("primary",))
 
 
-def test_files_that_a_store_refuses_are_failed_jobs_until_it_takes_them(drive, files, context, rclone):
-    """Pages give them up, so that the failure shows in the ledger; the upload that is sent again settles them."""
+@pytest.fixture
+def credentials(context, rclone) -> Iterator[dict[str, Context]]:
+    """Return contexts with one more store, `cloud`: one with the right credentials for it, one with wrong ones."""
     right = s3_config(rclone)
     make_s3_bucket(rclone, str(right.bucket))
     wrong = right.model_copy(update={"secret_access_key": SecretStr("no longer the key")})
-    since, small = clock.now(), files.model_copy(update={"stores": ("primary", "cloud"), "include": ("00*",)})
-    for number, config in enumerate((wrong, right)):
+    made = {
+        name: dataclasses.replace(context, stores=Stores({**context.settings.stores, "cloud": config}))
+        for name, config in (("right", right), ("wrong", wrong))
+    }
+    yield made
+    for each in made.values():
+        each.stores.close()
+
+
+def test_files_that_a_store_refuses_are_failed_jobs_until_it_takes_them(drive, files, context, credentials):
+    """A few are failed jobs, so that the failure shows in the ledger; the upload that is sent again settles them."""
+    since, small = clock.now(), files.model_copy(update={"stores": ("primary", "cloud"), "include": ("00[1-9]",)})
+    for number, each in enumerate(("wrong", "right")):
         driver = drive(small)
-        driver.id = f"batch-{number}"
-        driver.context = dataclasses.replace(
-            context, stores=Stores({"primary": context.settings.stores["primary"], "cloud": config})
-        )
+        driver.id, driver.context = f"batch-{number}", credentials[each]
         result = driver.finish()
-        driver.context.stores.close()
         left = context.catalogue.coverage.failed_jobs(since=since)
-        if config is wrong:
-            assert (result.outcomes, result.failed) == ({"failed": 10}, 10)
+        if each == "wrong":
+            assert (result.outcomes, result.failed) == ({"failed": 9}, 9)
             assert {each.job.partition(".")[0] for each in result.failures} == {"batch-0"}
-            assert [(each.error, each.store, each.count) for each in left] == [("AccessDenied", "cloud", 10)]
-            assert len(context.catalogue.batches.child_jobs("batch-0", failed=True)) == 10
-    assert (result.outcomes, result.failed, left) == ({"stored": 10}, 0, [])
+            assert [(each.error, each.store, each.count) for each in left] == [("AccessDenied", "cloud", 9)]
+            assert len(context.catalogue.batches.child_jobs("batch-0", failed=True)) == 9
+    assert (result.outcomes, result.failed, left) == ({"stored": 9}, 0, [])
+
+
+def test_a_store_that_refuses_everything_keeps_the_pages_of_a_batch_waiting(drive, files, context, credentials):
+    """No object becomes a job, whatever the verb, and all are done once the store takes them."""
+    copies = {"bucket": "releases", "prefix": "0"}
+    upload = files.model_copy(update={"stores": ("primary", "cloud"), "include": ("00*", "01*")})
+    for verb, request, outcome in (
+        ("upload", upload, "stored"),
+        ("verify", BatchRequest(verb="verify", stores=("cloud",), **copies), "verified"),
+        ("delete", BatchRequest(verb="delete", stores=("cloud",), **copies), "deleted"),
+        ("replicate", BatchRequest(verb="replicate", to=("cloud",), **copies), "stored"),
+        ("adopt", BatchRequest(verb="adopt", bucket="others", stores=("cloud",)), "adopted"),
+    ):
+        if verb == "adopt":
+            for number in range(20):
+                credentials["right"].stores["cloud"].write_object("others", f"{number}", io.BytesIO(b"theirs"))
+        driver = drive(request)
+        driver.id, driver.context = verb, credentials["right"]
+        driver.step()
+        driver.context = credentials["wrong"]
+        [(id_, sent)] = driver.queue.waiting.items()
+        for fence in (1, 2):
+            with pytest.raises(StoreRefuses, match="cloud: it refuses all that is asked"):
+                driver.work()
+            context.catalogue.ledger.snooze(id_, fence, {}, since=clock.now(), due=clock.now())
+            driver.queue.waiting[id_] = sent
+            driver.step()
+        driver.context = credentials["right"]
+        assert driver.finish().outcomes == {outcome: 20}, verb
+    assert {job.kind for job in context.catalogue.ledger.latest(limit=1000)} <= {"batch", "page"}
 
 
 def test_the_workers_of_several_machines_share_the_list_of_a_directory(drive, files, settings, tmp_path):

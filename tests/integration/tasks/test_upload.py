@@ -402,7 +402,8 @@ def test_a_source_is_not_read_again_while_a_store_is_paused(run, source, context
     jobs: list[str] = []
 
     def again(wish, context, job):
-        job.was_snoozed, job.id = bool(jobs), jobs[0] if jobs else job.id
+        job.snoozed_since = clock.now() if jobs else None
+        job.id = jobs[0] if jobs else job.id
         jobs.append(job.id)
         return upload(wish, context, job)
 

@@ -26,9 +26,9 @@ from worker.catalogue.artifact_locks import ArtifactLocks
 from worker.context import Context
 from worker.jobs.running_job import Requeue, RunningJob
 from worker.limits.limited_store import LimitedStore
-from worker.limits.snooze import Snooze
+from worker.limits.snooze import Snooze, StoreRefuses
 from worker.settings.section_models import PlacementRule
-from worker.storage import Digest, ObjectStat, Verdict
+from worker.storage import Digest, ObjectStat, Store, Verdict
 from worker.storage.config import S3Config
 from worker.storage.configured_stores import Stores
 from worker.storage.driver import HashedBytes, SmallPut
@@ -190,6 +190,34 @@ def test_a_store_that_fails_keeps_no_other_from_its_copy(
     assert [*result.left, *(f"releases/{each.key}" for each in result.failures)] == [f"releases/{bad}"]
     copies = context.catalogue.artifacts.copies(context.artifact("releases", bad))
     assert {store: copy.state.value for store, copy in copies.items()} == {"primary": "writing", "dr": "stored"}
+
+
+def test_a_store_that_refuses_the_first_files_takes_the_others(
+    context: Context, request_: PageRequest, deliver: Callable[..., PageResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may refuse all, so that none becomes a job at once; the next attempt begins with others, and tells."""
+    write, write_one, bad = Store.write_objects, Store.write_object, {f"v1/{name}" for name in sorted(NAMES)[:12]}
+
+    def write_objects(store: Store, puts: list[SmallPut]) -> list[ObjectStat | StorageError]:
+        written = write(store, [put for put in puts if put.key not in bad])
+        return [OutOfSpace("full") if put.key in bad else written.pop(0) for put in puts]
+
+    def write_object(store: Store, bucket: str, key: str, *args: Any, **options: Any) -> Any:
+        if key in bad:
+            raise OutOfSpace("full")
+        return write_one(store, bucket, key, *args, **options)
+
+    monkeypatch.setattr(page_upload, "GROUP", 12)
+    monkeypatch.setattr(Store, "write_objects", write_objects)
+    monkeypatch.setattr(Store, "write_object", write_object)
+    with pytest.raises(StoreRefuses, match="full"):
+        deliver(request_)
+    waiting = context.catalogue.pages.get("page")
+    assert waiting is not None
+    assert (len(waiting.open), waiting.left) == (len(NAMES), [])
+    context.catalogue.ledger.snooze("page", 1, {}, since=clock.now(), due=clock.now())
+    done = deliver(request_)
+    assert (done.outcomes, {each.partition("/")[2] for each in done.left}) == ({"stored": len(NAMES) - 12}, bad)
 
 
 def test_a_paused_store_keeps_only_its_own_copies_waiting(

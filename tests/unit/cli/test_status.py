@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from worker import cli, clock
 from worker.catalogue import Artifact, Catalogue, Finding, Leased, sqlite
+from worker.limits.snooze import StoreRefuses
 from worker.settings import load_settings
 from worker.storage import Digest
 from zot_artifact_client.contract import JobState
@@ -219,9 +220,15 @@ def test_jobs_that_wait_for_a_store_are_told(
     catalogue.ledger.snooze("d", 1, {"type": "Snooze", "store": "primary"}, since=now, due=now - timedelta(hours=1))
     cli.run(["status"])
     assert "primary: 1 job waits for it; `zot-artifacts jobs" in capsys.readouterr().out  # no worker has tried it
+    refuses = {"type": StoreRefuses.__name__, "store": "dr", "message": "dr: it refuses all that is asked: full"}
+    assert "store dr" not in {each["name"] for each in zot("status")[1]["checks"]}
+    catalogue.ledger.acquire("e", "page", {}, owner="me", holds=None, parent=None, now=now, lease=lease)
+    catalogue.ledger.snooze("e", 1, refuses, since=now, due=now)
+    [told] = [each for each in zot("status")[1]["checks"] if each["name"] == "store dr"]
+    assert (told["outcome"], told["detail"]) == ("bad", "it refuses all that is asked: full")
     cli.run(["pause", "store", "dr"])
     cli.run(["status"])
-    assert "2 jobs wait for it; `zot-artifacts resume store dr` ends the pause" in capsys.readouterr().out
+    assert "3 jobs wait for it; `zot-artifacts resume store dr` ends the pause" in capsys.readouterr().out
 
 
 def test_first_reads_in_time_are_no_slow_pass(catalogue: Catalogue, artifact: Artifact, zot: Zot) -> None:

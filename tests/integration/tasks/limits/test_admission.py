@@ -158,7 +158,7 @@ def test_a_copy_is_not_read_again_while_the_job_waits_for_another_store(run, con
     jobs = []
 
     def twice(request, context, job):
-        job.was_snoozed = bool(jobs)
+        job.snoozed_since = clock.now() if jobs else None
         job.id = jobs[0] if jobs else job.id
         jobs.append(job.id)
         return verify(request, context, job)
