@@ -162,8 +162,11 @@ def test_purge_removes_the_bytes_after_the_grace_period(context: Context, remove
 
 
 def test_a_delete_at_once_removes_the_bytes(context: Context, remove, stored) -> None:
-    """`now` leaves nothing to undo, also after a delete that could be."""
+    """`now` leaves nothing to undo, also after a delete that could be; from one store alone it leaves the others."""
     remove()
+    assert [copy.store for copy in remove(now=True, stores=("primary",)).copies] == ["primary"]
+    assert context.catalogue.deletions.get("releases", "app.tgz") is not None
+    assert stored("dr").exists()
     result = remove(now=True)
     assert {copy.outcome for copy in result.copies} == {"deleted"}
     assert not stored("dr").exists()
