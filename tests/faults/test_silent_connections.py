@@ -28,6 +28,7 @@ WRITES: Mapping[str, Mapping[str, tuple[str, str]]] = {
 PATIENCE = {
     "cloud.small_reads.PATIENCE": 2,
     "cloud.small_writes._PATIENCE": 2,
+    "cloud.small_writes._PATIENCE_OF_PART": 2,
     "s3.driver.READ_TIMEOUT": 1.5,
     "s3.driver.COMMIT_TIMEOUT": 1.6,
     "azure.client.READ_TIMEOUT": 1.5,
