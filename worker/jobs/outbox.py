@@ -5,11 +5,11 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 import redis
 from celery import Celery
@@ -19,7 +19,7 @@ from worker.intake.delayed import WAITS
 from worker.intake.message_rules import Reason
 from worker.intake.rejected import RejectedMessage, RejectedMessages
 from worker.jobs.unacked import UNACKED_INDEX, correct_times, give_back, lost_messages
-from zot_artifact_client.contract import CANCEL_KEY, JOB_ID, Queue
+from zot_artifact_client.contract import JOB_ID, Queue
 from zot_artifact_client.outgoing_messages import MESSAGES, ORDER, Outgoing, push, with_new_delivery_tag
 from zot_artifact_client.text_escaping import bounded
 from zot_artifact_client.tracing import trace_headers
@@ -47,28 +47,7 @@ Known = Callable[[list[str]], set[str]]
 _REDIS = "redis"
 """kombu's name of the kind of a broker that is Redis, also behind Sentinel."""
 _CLIENT = "_zot_client"
-"""The attribute of a channel that keeps its client: every job asks, and a client takes longer to make."""
-_STATE = """
-local watched = #KEYS > 2 and redis.call('EXISTS', unpack(KEYS, 3)) or 0
-return {redis.call('HGET', KEYS[1], ARGV[1]), redis.call('EXISTS', KEYS[2]), watched}
-"""
-"""KEYS: the messages of the outbox, the cancellation of the job, and those to watch. ARGV: the id of the job."""
-
-
-class Seen(NamedTuple):
-    """What Redis has about a job whose message was delivered."""
-
-    message: bytes | None
-    """The unparsed message of the job in the outbox."""
-    cancelled: bool
-    """A client has cancelled the job."""
-    watched: int
-    """How many of the watched keys exist."""
-
-
-def shares_redis(app: Celery) -> bool:
-    """Return whether the broker and the results are one Redis, so that one round trip reaches both."""
-    return bool(app.conf.broker_url == app.conf.result_backend)
+"""The attribute of a channel that keeps its client: each job of a batch asks, and a client takes longer to make."""
 
 
 def keys_of_taken(queue: str | None) -> list[str]:
@@ -100,18 +79,6 @@ class Outbox:
                     pipeline.execute()
         except (redis.RedisError, OSError) as error:
             logger.warning("job %s stays in the outbox for now: %s", job_id, type(error).__name__)
-
-    def state_of(self, job_id: str, watched: Sequence[str]) -> Seen | None:
-        """Return what Redis has about a job, in one round trip; None with a broker that is no Redis.
-
-        The cancellation and the watched keys are of the Redis of the results: see `shares_redis`.
-        """
-        with self._redis() as client:
-            if client is None:
-                return None
-            keys = [MESSAGES, CANCEL_KEY.format(job=job_id), *watched]
-            message, cancelled, found = client.register_script(_STATE)(keys=keys, args=[job_id])
-            return Seen(message, bool(cancelled), int(found))
 
     def find(self, job_id: str) -> Outgoing | None:
         """Return a job that no worker has taken yet, if the outbox has its request."""

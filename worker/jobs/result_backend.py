@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from celery import Celery
 from celery.app.task import Context
@@ -21,11 +21,21 @@ from redis.exceptions import RedisError
 from worker import clock
 from worker.catalogue import JobRecord
 from worker.intake.message_filter import send_record
-from worker.jobs.outbox import Outbox, keys_of_taken, shares_redis
+from worker.jobs.outbox import Outbox, keys_of_taken
 from worker.jobs.request_digests import RequestDigests
 from zot_artifact_client.connection import is_write_refused
-from zot_artifact_client.contract import ANSWER_KEPT, BATCH_JOB_ID, QUERY_ID, TASKS, JobError, JobState, is_batch_job
+from zot_artifact_client.contract import (
+    ANSWER_KEPT,
+    BATCH_JOB_ID,
+    CANCEL_KEY,
+    QUERY_ID,
+    TASKS,
+    JobError,
+    JobState,
+    is_batch_job,
+)
 from zot_artifact_client.errors import JobFailed
+from zot_artifact_client.outgoing_messages import MESSAGES
 from zot_artifact_client.text_escaping import bounded
 
 logger = logging.getLogger(__name__)
@@ -71,6 +81,23 @@ redis.call('PUBLISH', KEYS[1], ARGV[1])
 ARGV: the state as JSON, its seconds to live, whether it is an end, whether it gives way to any state, its fence, and
 its id.
 """
+
+_STATE = """
+local watched = #KEYS > 2 and redis.call('EXISTS', unpack(KEYS, 3)) or 0
+return {redis.call('HGET', KEYS[1], ARGV[1]), redis.call('EXISTS', KEYS[2]), watched}
+"""
+"""KEYS: the messages of the outbox, the cancellation of the job, and those to watch. ARGV: the id of the job."""
+
+
+class Seen(NamedTuple):
+    """What Redis has about a job whose message was delivered."""
+
+    message: bytes | None
+    """The unparsed message of the job in the outbox."""
+    cancelled: bool
+    """A client has cancelled the job."""
+    watched: int
+    """How many of the watched keys exist."""
 
 
 def fence_request(request: Any, job: JobRecord) -> None:
@@ -136,7 +163,7 @@ class _AtomicStore:
         backend: Any = self
         fence = getattr(request, _FENCE, None) or 0
         meta = _meta_of(job_id, result, state, traceback, request)
-        queue, in_one = meta.get("queue"), shares_redis(backend.app)
+        queue, in_one = meta.get("queue"), self.has_outbox
         if fence:
             meta["fence"] = fence
         if digest := getattr(request, _DIGEST, None):
@@ -174,6 +201,22 @@ class _AtomicStore:
         """Return whether to wait and store again: also while the backend is full."""
         safe: bool = super().exception_safe_to_retry(exc)  # type: ignore[misc]
         return safe or is_write_refused(exc)
+
+    def state_of(self, job_id: str, watched: Sequence[str]) -> Seen:
+        """Return what Redis has about a job, in one round trip, where that is the Redis of the outbox, too."""
+        keys = [MESSAGES, CANCEL_KEY.format(job=job_id), *watched]
+        message, cancelled, found = self._state(keys=keys, args=[job_id])
+        return Seen(message, bool(cancelled), int(found))
+
+    @cached_property
+    def has_outbox(self) -> bool:
+        """Return whether the broker and the results are one Redis, so that one round trip reaches both."""
+        conf = self.app.conf  # type: ignore[attr-defined]
+        return bool(conf.broker_url == conf.result_backend)
+
+    @cached_property
+    def _state(self) -> Any:
+        return self.client.register_script(_STATE)  # type: ignore[attr-defined]
 
     @cached_property
     def _store(self) -> Any:

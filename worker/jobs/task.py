@@ -43,7 +43,7 @@ from worker.context import Context, JobContext, current
 from worker.intake.catalogue_of_broker import OtherCatalogue, check_owner_late
 from worker.intake.message_rules import problems_of
 from worker.jobs.cancel_jobs import cause, end_writes
-from worker.jobs.outbox import Outbox, outgoing_of, shares_redis
+from worker.jobs.outbox import Outbox, outgoing_of
 from worker.jobs.progress import CeleryReporter
 from worker.jobs.result_backend import fence_request, tell_first_request
 from worker.jobs.running_job import Cancelled, Continue, Requeue, RunningJob
@@ -295,17 +295,19 @@ class Delivery(Generic[RequestT, ResultT]):
         Raises:
             OtherRequest: the outbox has another request under this id, whose message is not delivered yet.
         """
-        in_one, admission = shares_redis(self._task.app), self._context.admission
+        backend, admission, seen = self._task.backend, self._context.admission, None
         try:
-            seen = Outbox(self._task.app).state_of(self._id, admission.breaker_keys if in_one else ())
+            if getattr(backend, "has_outbox", False):  # another kind of backend has none
+                seen = backend.state_of(self._id, admission.breaker_keys)
+            message = seen.message if seen else Outbox(self._task.app).message(self._id)
         except (redis.RedisError, OperationalError, OSError):
             return False
-        if seen is not None and seen.message is not None and not self._is_own(seen.message, kwargs):
+        if message is not None and not self._is_own(message, kwargs):
             raise OtherRequest(f"{self._id} is the id of another request, which is in the outbox")
-        if seen is None or not in_one:
+        if seen is None:
             return CeleryReporter(self._task).cancelled()
         admission.breakers_read(seen.watched)
-        return seen.cancelled
+        return bool(seen.cancelled)
 
     def _is_own(self, message: bytes, kwargs: Mapping[str, object]) -> bool:
         """Return whether a message of the outbox is this job's request, or no message at all."""
