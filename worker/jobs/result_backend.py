@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from celery import Celery
 from celery.app.task import Context
 from celery.backends import redis
-from celery.states import FAILURE, READY_STATES, REVOKED
+from celery.states import FAILURE, READY_STATES, REVOKED, SUCCESS
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
@@ -50,6 +50,8 @@ _FENCE = "_zot_fence"
 """The attribute of a task's request that holds the fencing token. No header can set it: see `message_rules`."""
 _DIGEST = "_zot_request_sha256"
 """The same for the digest of the job's request."""
+_RESULT = "_zot_result"
+"""The same for the result of the job, of which Celery gets what an event tells."""
 _NAMES = {spec.kind: spec.name for spec in TASKS.values()}
 _BY_CELERY = {"expired", "revoked", "terminated"}
 """Celery's reasons for revoking a message by itself. It cannot know whether the message belongs to the job with this
@@ -109,6 +111,11 @@ def fence_request(request: Any, job: JobRecord) -> None:
     setattr(request, _DIGEST, job.request_sha256)
 
 
+def keep_result(request: Any, result: dict[str, Any]) -> None:
+    """Set the result of a job on a task's request: it is stored in place of what the task returns."""
+    setattr(request, _RESULT, result)
+
+
 def fenced_request(job: JobRecord) -> Context:
     """Return a request with which a state of a job is stored without a delivery."""
     request = Context({"id": job.id, "task": _NAMES.get(job.kind)})
@@ -162,6 +169,8 @@ class _AtomicStore:
     def _store_state(self, job_id: str, result: Any, state: str, traceback: Any = None, request: Any = None) -> None:
         backend: Any = self
         fence = getattr(request, _FENCE, None) or 0
+        if state == SUCCESS:
+            result = getattr(request, _RESULT, None) or result
         meta = _meta_of(job_id, result, state, traceback, request)
         queue, in_one = meta.get("queue"), self.has_outbox
         if fence:

@@ -45,7 +45,7 @@ from worker.intake.message_rules import problems_of
 from worker.jobs.cancel_jobs import cause, end_writes
 from worker.jobs.outbox import Outbox, outgoing_of
 from worker.jobs.progress import CeleryReporter
-from worker.jobs.result_backend import fence_request, tell_first_request
+from worker.jobs.result_backend import fence_request, keep_result, tell_first_request
 from worker.jobs.running_job import Cancelled, Continue, Requeue, RunningJob
 from worker.limits.snooze import Paused, Snooze
 from worker.log_lines import during
@@ -117,7 +117,8 @@ def artifact_task(
                 logger.warning("job %s waits: %s", task.request.id, error)
                 raise sent_again(task, _MAX_WAIT, error, has_due=False) from error
             result = Delivery(task, spec, context, writes=writes, at_end=at_end).handle(work, args, kwargs)
-            return counted(result) if task.request.ignore_result else result
+            keep_result(task.request, result)
+            return counted(result)
 
         return shared_task(
             name=spec.name,
@@ -125,7 +126,7 @@ def artifact_task(
             max_retries=None,  # the ledger counts the attempts; waiting for another worker's lease is not one
             default_retry_delay=_MAX_WAIT,  # after a child was killed; our own retries name their delay
             throws=(JobFailed,),  # a failed job is not a bug of the worker, so its log gets no traceback
-            resultrepr_maxsize=100,  # characters of the result in a log line: Celery takes long to make them
+            resultrepr_maxsize=100,  # characters of the result in an event: see `counted`
         )(run)
 
     return register
@@ -134,7 +135,8 @@ def artifact_task(
 def counted(result: dict[str, Any]) -> dict[str, Any]:
     """Return the number of copies of each outcome, if the result has them; Flower shows the state of a job by it.
 
-    Of a result that is not stored, only the first characters reach Flower, which would be a page's verb and ids.
+    An event has only the first characters of a whole result, such as a page's verb and ids, and Celery takes long to
+    make them.
     """
     copies, outcomes = result.get("copies"), result.get("outcomes")
     if isinstance(copies, list):

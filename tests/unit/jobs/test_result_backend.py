@@ -14,7 +14,7 @@ from tests.waiting import WITHIN
 from worker.catalogue import JobRecord
 from worker.jobs import result_backend
 from worker.jobs.outbox import keys_of_taken
-from worker.jobs.result_backend import fence_request, use_atomic_result_backend
+from worker.jobs.result_backend import fence_request, keep_result, use_atomic_result_backend
 from zot_artifact_client.contract import JobState, VerifyRequest
 from zot_artifact_client.errors import JobFailed
 from zot_artifact_client.idempotency_conflicts import digest_of
@@ -110,6 +110,16 @@ def test_a_state_takes_a_job_out_of_the_outbox_of_another_redis(valkey, job):
         app.backend.store_result(job, None, "SUCCESS", request=request)
         assert not client.hexists(MESSAGES, job)
         app.backend.client.flushdb()
+
+
+def test_the_result_of_a_job_is_stored_in_place_of_what_its_task_returns(app, job):
+    """Celery tells the latter in an event; any other state is stored as it is."""
+    request = Context({"id": job, "task": "artifact.upload.v1"})
+    keep_result(request, {"copies": ["all"]})
+    app.backend.store_result(job, {"bytes_done": 1}, "PROGRESS", request=request)
+    assert app.backend.get_task_meta(job)["result"] == {"bytes_done": 1}
+    app.backend.mark_as_done(job, {"outcomes": {"stored": 1}}, request=request)
+    assert app.backend.get_task_meta(job)["result"] == {"copies": ["all"]}
 
 
 def test_results_are_kept_after_the_backend_has_forgotten_how(app, valkey, job):
