@@ -65,7 +65,8 @@ class SafeFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the formatted record; the record itself stays as it is for other handlers."""
-        safe = logging.makeLogRecord(record.__dict__)
+        safe = logging.LogRecord.__new__(logging.LogRecord)  # the constructor asks for the thread and process again
+        safe.__dict__.update(record.__dict__)
         safe.msg, safe.args = bounded(record.getMessage(), _MOST), None
         if record.exc_info and not record.exc_text:
             safe.exc_text = self.inner.formatException(record.exc_info)

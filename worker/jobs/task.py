@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import partial
+from secrets import token_hex
 from typing import Any, Generic, NoReturn, TypeVar
-from uuid import uuid4
 
 import redis
 from celery import Celery, Task, current_app, shared_task
@@ -247,7 +247,7 @@ class Delivery(Generic[RequestT, ResultT]):
             self._id,
             self._spec.kind,
             request.payload(),
-            owner=f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}",
+            owner=f"{socket.gethostname()}:{os.getpid()}:{token_hex(4)}",
             holds=path if self._writes else None,
             parent=self._parent,
             now=clock.now(),

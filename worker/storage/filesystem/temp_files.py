@@ -3,8 +3,8 @@
 import errno
 import fcntl
 import os
+import secrets
 import time
-import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
@@ -255,4 +255,4 @@ def remove_dead(directory: int, name: str) -> bool:
 
 
 def _temp_name() -> str:
-    return f"{TEMP}{uuid.uuid4().hex}"
+    return f"{TEMP}{secrets.token_hex(16)}"
