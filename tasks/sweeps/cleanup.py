@@ -107,7 +107,8 @@ def _clean_uploads(store: LimitedStore, context: JobContext, job: RunningJob) ->
 def _clean_abandoned(store: LimitedStore, context: JobContext, job: RunningJob) -> int:
     """Move to quarantine what jobs wrote and did not record before they ended, and return how many objects that was.
 
-    An upload leaves such bytes if it is killed after it has written, and then superseded or cancelled.
+    An upload leaves such bytes if it is killed after it has written, and then superseded or cancelled. What a worker
+    that was frozen wrote after its artifact was deleted is deleted, too.
     Where it may have written them over the copy of another version, that copy is due: verify finds it, and repairs it.
     Nothing is done where another job writes to the artifact, or where the object has other bytes than the version.
 
@@ -127,7 +128,7 @@ def _clean_abandoned(store: LimitedStore, context: JobContext, job: RunningJob) 
             if copy.state is CopyState.WRITING:
                 held = artifacts.version_in_store(store.name, *path)
                 if held is None:
-                    moved += _quarantine(store, found, context, label=writer or job.id)
+                    moved += _take_away(store, found, context, label=writer or job.id)
                 else:
                     artifacts.read_again(held[1], now=clock.now())
                 artifacts.delete_copies([copy])
@@ -142,18 +143,23 @@ def _clean_abandoned(store: LimitedStore, context: JobContext, job: RunningJob) 
     return moved
 
 
-def _quarantine(store: LimitedStore, artifact: Artifact, context: JobContext, *, label: str) -> bool:
-    """Move an object to quarantine if it has the bytes of a version; return whether it had."""
+def _take_away(store: LimitedStore, artifact: Artifact, context: JobContext, *, label: str) -> bool:
+    """Move an object to quarantine if it has the bytes of a version; return whether it had.
+
+    Bytes of a version that was deleted are not kept.
+    """
     manifest = context.catalogue.artifacts.manifest(artifact)
     seen = store.verify_object(artifact.bucket, artifact.key, artifact.digest, manifest=manifest)
     if seen.error is not None:
         raise seen.error
     if seen.verdict is not Verdict.VERIFIED or seen.version is None:
         return False
-    kept = store.quarantine_object(artifact.bucket, artifact.key, label)
+    what = "goes, because that is deleted"
+    if artifact.tombstoned_at is None:
+        what = f"is kept at {store.quarantine_object(artifact.bucket, artifact.key, label)}"
     # This confirms the lease: a job that uploads the same bytes finds them there, and records them as its copy.
     store.delete_object(artifact.bucket, artifact.key, condition=Match(seen.version))
-    logger.warning("%s: %s was written by a job that has ended, and is kept at %s", store.name, artifact.path, kept)
+    logger.warning("%s: %s was written by a job that has ended, and %s", store.name, artifact.path, what)
     return True
 
 

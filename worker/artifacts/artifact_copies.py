@@ -18,6 +18,7 @@ from worker.catalogue import (
     Finding,
     FindingKind,
     FinishedCopy,
+    LostLease,
     NewFinding,
     Outcome,
     PageCopy,
@@ -92,6 +93,19 @@ def kept_metadata(artifact: Artifact, store: LimitedStore) -> Mapping[str, str]:
     """Return the metadata of an artifact that a store can keep: another store, where it was found, may keep more."""
     rules = store.capabilities.metadata
     return artifact.metadata if rules is None else rules.kept(artifact.metadata)
+
+
+def confirm_written(context: JobContext, job: RunningJob, store: LimitedStore, of: Sequence[Artifact]) -> None:
+    """Confirm the lease after copies were written: a worker that was frozen in a request has made them later.
+
+    Raises:
+        LostLease: they may have been deleted meanwhile; the cleanup then removes what was written.
+    """
+    try:
+        job.confirm_lease()
+    except LostLease:
+        context.catalogue.artifacts.note_late_writes(of, store.name)
+        raise
 
 
 class ReadBackMismatch(IntegrityError):
@@ -287,6 +301,7 @@ class ArtifactJob:
             existing_key=True,  # an upload's key was checked before it was recorded
             manifest=self.context.catalogue.artifacts.manifest(artifact) if in_parts else None,
         )
+        confirm_written(self.context, self.job, store, [artifact])
         return stat
 
     def _read_back(self, slot: CopySlot, made: ObjectStat) -> None:
@@ -388,6 +403,7 @@ class ArtifactJob:
             return None
         if made is None:
             return None
+        confirm_written(self.context, job, store, [artifact])
         job.step(f"reading back from {store.name}")
         manifest = self.context.catalogue.artifacts.manifest(artifact)
         try:

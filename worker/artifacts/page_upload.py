@@ -13,7 +13,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from worker import clock
-from worker.artifacts.artifact_copies import ArtifactJob, ReadBackMismatch, kept_metadata, kept_properties
+from worker.artifacts.artifact_copies import (
+    ArtifactJob,
+    ReadBackMismatch,
+    confirm_written,
+    kept_metadata,
+    kept_properties,
+)
 from worker.artifacts.batch_lists import ListedFile
 from worker.artifacts.page_runner import GROUP, in_another_order
 from worker.artifacts.per_store import check_beside_bytes, is_refused, most_retryable
@@ -217,7 +223,9 @@ class UploadPage:
         puts = [
             SmallPut(item.file.bucket, item.file.key, item.content, "create_only") for item in items if item.content
         ]
-        for item, result in zip(items, store.write_objects(puts), strict=True):
+        written = store.write_objects(puts)
+        confirm_written(self.context, self.job, store, [item.artifact for item in items if item.artifact])
+        for item, result in zip(items, written, strict=True):
             _note(store, item, result)
 
     def _write_new(self, store: LimitedStore, item: _Item) -> None:
@@ -238,6 +246,7 @@ class UploadPage:
         except StorageError as error:
             _note(store, item, error)
         else:
+            confirm_written(self.context, self.job, store, [item.artifact])
             _note(store, item, stat)
 
     def _write_known(self, store: LimitedStore, item: _Item) -> None:

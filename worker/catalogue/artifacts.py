@@ -31,7 +31,7 @@ from worker.catalogue.record_versions import (
     written_by,
 )
 from worker.catalogue.records import BAD, OPEN_STATES, Artifact, Copy, CopyState, ListedArtifact, artifact_of, copy_of
-from worker.catalogue.tables import CURRENT, artifacts, canaries, copies, jobs, manifests
+from worker.catalogue.tables import CURRENT, artifacts, canaries, copies, jobs, manifests, tombstones
 from worker.storage import Digest
 from worker.storage.integrity.manifest import CHUNK_SIZE, Manifest
 from worker.storage.keys import CANARY_BUCKET
@@ -44,6 +44,10 @@ _ABSENT = [state for state in CopyState if not state.present]
 _AT_ONCE = 200
 _MAY_GO_ON = jobs.c.state.in_([*OPEN_STATES, JobState.DEAD])
 """A dead job, also one of a restored catalogue, may be redriven."""
+_PURGED_LATER = sa.exists().where(
+    tombstones.c.bucket == artifacts.c.bucket, tombstones.c.key == artifacts.c.key,
+    tombstones.c.version >= artifacts.c.version,
+)  # fmt: skip
 _HELD = sa.exists().where(jobs.c.holds == artifacts.c.bucket + "/" + artifacts.c.key, _MAY_GO_ON)
 
 FIRST_READS = 12
@@ -396,13 +400,13 @@ class Artifacts:
         """Yield the versions of which a job may have written a copy to this store, which nothing will complete.
 
         Each has the id of the job that recorded it. They were recorded before this time and are not current, and no job
-        that may write to them is open or dead. Versions that were deleted belong to the purge.
+        that may write to them is open or dead. Versions whose delete can be undone belong to the purge.
         """
         query = (
             sa.select(artifacts)
             .join(copies, copies.c.artifact_id == artifacts.c.id)
             .where(copies.c.store == store, copies.c.state == CopyState.WRITING, artifacts.c.created_at <= before)
-            .where(artifacts.c.tombstoned_at.is_(None), artifacts.c.bucket != CANARY_BUCKET)
+            .where(~_PURGED_LATER, artifacts.c.bucket != CANARY_BUCKET)
             .where(~sa.and_(*CURRENT), ~_HELD)
             .order_by(artifacts.c.id)
             .limit(_AT_ONCE)
@@ -416,6 +420,17 @@ class Artifacts:
             if len(rows) < _AT_ONCE:
                 return
             after = rows[-1].id
+
+    def note_late_writes(self, of: Sequence[Artifact], store: str) -> None:
+        """Record that a worker may have written these copies after it had lost its lease.
+
+        Those that were deleted or superseded since count as `writing`: the cleanup removes what is there. A version
+        that is current stays as it is, so that nothing replicates it to a store from which its copy was deleted.
+        """
+        ended = sa.select(artifacts.c.id).where(artifacts.c.id.in_([each.id for each in of]), ~sa.and_(*CURRENT))
+        late = sa.update(copies).where(copies.c.artifact_id.in_(ended), copies.c.store == store)
+        with self._database.unfenced().write() as connection:
+            connection.execute(late.where(copies.c.state.in_(BEGIN_AGAIN_FROM)).values(state=CopyState.WRITING))
 
     def read_again(self, copy: Copy, *, now: datetime) -> None:
         """Make a copy due, so that the next verify sweep reads it."""

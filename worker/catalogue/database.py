@@ -197,6 +197,12 @@ class Database:
         held._leaseholder = {"job": job, "token": fence}  # noqa: SLF001 - it is one of us
         return held
 
+    def unfenced(self) -> "Database":
+        """Return the same database for what has to be recorded although the lease is lost."""
+        free = copy(self)
+        free._leaseholder = {}  # noqa: SLF001 - it is one of us
+        return free
+
     def write(self, *, durable: bool = True) -> AbstractContextManager[Connection]:
         """Begin a transaction that commits at the end, or not at all; only one at a time is open.
 

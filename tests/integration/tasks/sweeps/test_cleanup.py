@@ -13,11 +13,15 @@ import pytest
 import sqlalchemy as sa
 from celery import Celery
 
+from tasks.page import page
 from tasks.sweeps.cleanup import sweep_cleanup
+from tasks.upload import upload
 from tests.conformance.targets import make_s3_bucket, s3_client, s3_config
+from tests.integration.tasks.test_upload_page import request_for
 from tests.servers.proxy import FaultyProxy, Lose
 from tests.waiting import until
 from worker import clock
+from worker.artifacts.directory_listing import DirectoryListing
 from worker.catalogue import Artifact, LostLease
 from worker.catalogue.ledger import Ledger
 from worker.catalogue.tables import jobs
@@ -338,6 +342,49 @@ def test_a_cleanup_that_was_frozen_deletes_nothing_that_another_job_has_found(ru
     monkeypatch.setattr(LimitedStore, "quarantine_object", thaw)
     with pytest.raises(LostLease):
         run(sweep_cleanup, EVERYTHING)
+    assert stored("dr").read_bytes() == b"older"
+
+
+@pytest.mark.parametrize("of_page", [False, True])
+def test_what_a_frozen_worker_wrote_after_its_artifact_was_deleted_goes(
+    run, context, stored, source, source_root, monkeypatch, of_page
+):
+    """It was frozen in the request: another worker ended its job, and the artifact was deleted, before it wrote."""
+    name, uptime, lease = "write_objects" if of_page else "write_object", clock.uptime, context.settings.jobs.lease
+    write, artifacts = getattr(Store, name), context.catalogue.artifacts
+    path = source(b"release")
+
+    def frozen(store: Store, *of: Any, **options: Any) -> Any:
+        monkeypatch.setattr(Store, name, write)
+        artifact = artifacts.version("releases", "app.tgz", 1)
+        with context.catalogue._database.write() as connection:
+            connection.execute(sa.update(jobs).values(fence=jobs.c.fence + 1, state="succeeded"))
+        artifacts.finish_copy(artifact, "dr", tag="1", evidence={}, now=clock.now())
+        artifacts.delete_copies(list(artifacts.copies(artifact).values()))
+        artifacts.tombstone(artifact, clock.now())
+        made = write(store, *of, **options)
+        monkeypatch.setattr(clock, "uptime", lambda: uptime() + 2 * lease.total_seconds())
+        return made
+
+    monkeypatch.setattr(Store, name, frozen)
+    request: Any = UploadRequest(source=path, bucket="releases", key="app.tgz", stores=("dr",))
+    if of_page:
+        files = list(DirectoryListing(source_root, "releases", "").files())
+        request = request_for(context, files, source_root).model_copy(update={"stores": ("dr",)})
+    with pytest.raises(LostLease):
+        run(page if of_page else upload, request)
+    assert stored("dr").read_bytes() == b"release"
+    assert run(sweep_cleanup, EVERYTHING).removed == {"primary": 0, "dr": 1, "cold": 0}
+    assert not stored("dr").exists()
+    assert list(context.stores["dr"].list_objects(QUARANTINE_BUCKET)) == []
+    assert run(sweep_cleanup, EVERYTHING).removed == dict.fromkeys(("primary", "dr", "cold"), 0)
+
+
+def test_what_an_ended_job_wrote_stays_while_the_delete_can_be_undone(run, context, stored):
+    """The purge removes it, after the grace period."""
+    begun, now = begin_to_write(context, b"older", "ended"), clock.now()
+    context.catalogue.deletions.begin(begun, now=now, until=now + timedelta(days=7), by=None, reason=None, job="delete")
+    assert run(sweep_cleanup, EVERYTHING).removed == dict.fromkeys(("primary", "dr", "cold"), 0)
     assert stored("dr").read_bytes() == b"older"
 
 
