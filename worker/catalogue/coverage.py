@@ -272,7 +272,7 @@ class CoverageQueries:
         success = sa.case((jobs.c.state == JobState.SUCCEEDED, jobs.c.finished_at))  # by the index of `holds`
         last = (  # all jobs of an artifact at once: many may have failed
             sa.select(jobs.c.kind, jobs.c.holds, sa.func.max(success).label("at"))
-            .where(jobs.c.holds.in_(sa.select(some.c.holds)))
+            .where(jobs.c.holds.in_(sa.select(some.c.holds)), success.is_not(None))
             .group_by(jobs.c.kind, jobs.c.holds)
             .subquery()
         )
@@ -314,7 +314,6 @@ class CoverageQueries:
 
 def _lacks_effect(job: Any) -> sa.ColumnElement[bool]:
     """Return the condition that no page, no repair and no other job has done what a failed job was to do."""
-    current = sa.select(artifacts.c.id).where(artifacts.c.bucket == job.bucket, artifacts.c.key == job.key, *CURRENT)
     # An id is no pattern of LIKE, where `_` is any character, and which ignores case in SQLite.
     reused_by = sa.cast(artifacts.c.reused_by, sa.Text)
     # A batch with a long id gives its pages and items another one, so that the item itself tells how they begin.
@@ -346,7 +345,8 @@ def _lacks_effect(job: Any) -> sa.ColumnElement[bool]:
     # A delete also removes older versions, what is in its grace, and what a killed job has begun to write.
     of_key = sa.select(artifacts.c.id).where(artifacts.c.bucket == job.bucket, artifacts.c.key == job.key)
     there = of_key.where(copy.where(copies.c.state.not_in(_GONE))).correlate_except(artifacts).exists()
-    has_effect = current.where(done, ~unfinished).correlate_except(artifacts).exists()
+    # The condition that decides most jobs comes first: a store that refuses everything leaves all copies unfinished.
+    has_effect = of_key.where(~unfinished, *CURRENT, done).correlate_except(artifacts).exists()
     return sa.and_(~has_effect, sa.or_(job.kind != DELETE.kind, there))
 
 

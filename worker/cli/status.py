@@ -111,14 +111,15 @@ def status(as_json: AsJson = False) -> None:
 def document_of(session: Session) -> dict[str, Any]:
     """Return what is open as one document; it asks the catalogue, the broker and the workers."""
     now, catalogue = clock.now(), session.catalogue
-    with ThreadPoolExecutor(max_workers=2) as pool:  # workers have seconds to answer
+    with ThreadPoolExecutor(max_workers=3) as pool:  # workers have seconds to answer
         asked = pool.submit(lambda: list(broker_checks(session.settings)))
         breakers = pool.submit(open_breakers, session.settings)
+        failing = pool.submit(catalogue.coverage.failed_jobs, since=now - _RECENT)  # the longest of the queries
         pauses = catalogue.pauses.all()
         counts = catalogue.artifacts.count_by_state()
         stores = [_store(session, name, counts.get(name, {}), pauses, now) for name in session.settings.stores]
         repairs, dead = catalogue.coverage.jobs()
-        failed = catalogue.coverage.failed_jobs(since=now - _RECENT)
+        failed = failing.result()
         findings = sorted(_findings(session, stores, now), key=lambda each: (_RANK.index(each.kind), each.store or ""))
         runs = catalogue.coverage.last_runs([spec.kind for spec in TASKS.values() if spec.kind.startswith("sweep.")])
         broken = breakers.result()
