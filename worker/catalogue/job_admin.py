@@ -10,7 +10,7 @@ from worker.catalogue.database import Database
 from worker.catalogue.job_webhooks import want_webhooks, want_webhooks_again
 from worker.catalogue.ledger import job_record
 from worker.catalogue.records import WAITING_STATES, JobRecord
-from worker.catalogue.tables import jobs
+from worker.catalogue.tables import batches, jobs
 from zot_artifact_client.contract import BATCH, PAGE, JobState
 
 REDRIVABLE = (JobState.DEAD, JobState.FAILED, JobState.CANCELLED)
@@ -66,11 +66,12 @@ class JobAdmin:
         kind: str | None = None,
         fits: Callable[[JobRecord], bool] = lambda _: True,
         limit: int | None = 50,
-        succeeded_sweeps: bool = True,
+        everything: bool = True,
     ) -> list[JobRecord]:
         """Return jobs that are shown in these states (any if empty) for which `fits` is true, the latest first.
 
-        `succeeded_sweeps`: whether sweeps that succeeded are among them; beat starts some every minute.
+        `everything`: whether sweeps that succeeded are among them, of which beat starts some every minute, and the jobs
+        of batches, which would hide their batches.
         """
         query = sa.select(jobs).order_by(jobs.c.created_at.desc(), jobs.c.id)
         if states:
@@ -78,8 +79,10 @@ class JobAdmin:
             query = query.where(shown.in_(states))
         if kind is not None:
             query = query.where(jobs.c.kind == kind)
-        if not succeeded_sweeps:
-            query = query.where(~(jobs.c.kind.startswith("sweep.") & (jobs.c.state == JobState.SUCCEEDED)))
+        if not everything:
+            of_batch = sa.exists().where(batches.c.job == jobs.c.parent)
+            succeeded_sweep = jobs.c.kind.startswith("sweep.") & (jobs.c.state == JobState.SUCCEEDED)
+            query = query.where(~succeeded_sweep, ~of_batch)
         found: list[JobRecord] = []
         with (
             self._database.read() as connection,

@@ -94,8 +94,8 @@ def list_(
     """List the latest jobs, or show one: its state, its attempts and its end.
 
     A unique beginning of an id is enough.
-    Without --kind, --state, --store and --error the table leaves out sweeps that succeeded.
-    `zot-artifacts status` shows the last run of each.
+    Without --kind, --state, --store and --error the table leaves out sweeps that succeeded and the jobs of batches.
+    `zot-artifacts status` shows the last run of each sweep, --parent the jobs of a batch.
 
     Examples:
 
@@ -127,7 +127,7 @@ def list_(
             session.check_known_store(store)
             chosen = as_json or any((states, kind, store, error))
             records = session.catalogue.job_admin.find(
-                states, kind=kind, fits=having(store, error), limit=limit, succeeded_sweeps=bool(chosen)
+                states, kind=kind, fits=having(store, error), limit=limit, everything=bool(chosen)
             )
             if not records:
                 tell_unknown_error(session.catalogue, error)

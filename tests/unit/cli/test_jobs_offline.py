@@ -214,6 +214,18 @@ def test_objects_that_failed_are_told_beside_a_job_that_succeeded(zot, catalogue
     assert "no such job of it failed; `zot-artifacts jobs it`" in zot("jobs", "retry", "--all", "--parent", "it")[2]
 
 
+def test_the_list_shows_a_batch_without_its_jobs(zot, end, catalogue):
+    """They are later than the batch, and many that failed would hide it; the options that select jobs list them."""
+    end("whole", JobState.SUCCEEDED, None, kind="batch")
+    catalogue.batches.begin("whole", {}, total=1, total_bytes=1, now=clock.now())
+    end("whole.00000001", JobState.FAILED, parent="whole")
+    shown = zot("jobs")[1]
+    assert "batch" in shown
+    assert "whole.00000001" not in shown
+    for options in (("--failed",), ("--parent", "whole"), ("--kind", "upload")):
+        assert "whole.00000001" in zot("jobs", *options)[1]
+
+
 def test_a_file_that_a_batch_staged_is_not_sent_again_once_it_is_gone(zot, end, catalogue, home):
     """Its batch has removed it at its end; the request of its job does not say that it was staged."""
     source = home / "staging" / "b" / "1"
