@@ -467,6 +467,24 @@ def test_what_comes_later_is_not_deleted(laid, drive, context):
     assert [artifact.key for artifact in context.catalogue.artifacts.page("releases")] == ["b/000"]
 
 
+def test_the_objects_that_leave_pages_are_jobs_of_the_batch_in_flight(laid, drive, context, monkeypatch):
+    """A page whose objects all leave it is counted when there is room for their jobs, and none is left out."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise NotFound("not in a page")
+
+    laid(20)
+    monkeypatch.setitem(context.settings.page.__dict__, "objects", 5)
+    monkeypatch.setattr("tasks.page.delete_artifact", fail)
+    driver = drive(BatchRequest(verb="delete", bucket="releases", prefix="a/", in_flight=3))
+    waiting = [3]
+    while (result := driver.step()) is None:
+        waiting.append(len(driver.queue.waiting))
+        driver.work()
+    assert max(waiting) <= 2 + 5
+    assert result.outcomes == {"deleted": 20}
+
+
 def test_copies_are_brought_to_a_store(laid, drive, context):
     """A batch replicates, says what it did, and says when there was nothing to do."""
     laid(3)
