@@ -58,8 +58,9 @@ def pytest_configure(config: pytest.Config) -> None:
         die_with_parent()
         if os.getppid() != config.workerinput["starter"]:  # it was killed before
             os._exit(1)
-        number = int(config.workerinput["workerid"].removeprefix("gw"))
-        config.args = files_of(config.args, number, config.workerinput["workercount"])
+        if not config.option.ignore and not config.option.ignore_glob:  # pytest ignores no file that is named
+            number = int(config.workerinput["workerid"].removeprefix("gw"))
+            config.args = files_of(config.args, number, config.workerinput["workercount"])
 
 
 def pytest_configure_node(node: Any) -> None:
