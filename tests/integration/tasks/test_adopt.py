@@ -14,8 +14,10 @@ from tasks.verify import verify
 from worker.artifacts.adoption import OtherContent, Unverifiable
 from worker.context import Context
 from worker.jobs.running_job import Cancelled
+from worker.limits.limited_store import LimitedStore
 from worker.storage.configured_stores import UnknownStore
-from worker.storage.errors import DigestMismatch, InvalidKey, NotFound
+from worker.storage.driver import ObjectStat
+from worker.storage.errors import Conflict, DigestMismatch, InvalidKey, NotFound
 from worker.storage.integrity.manifest import CHUNK_SIZE
 from zot_artifact_client.contract import (
     AdoptRequest,
@@ -82,6 +84,24 @@ def test_bytes_that_do_not_match_the_kept_digest_are_refused(run, context, lay):
     assert hashlib.sha256(b"rotten bytes, same key...").hexdigest() in refused.value.message
     assert "if they are right, `upload` a copy of them under this key, or remove the digest" in refused.value.message
     assert nothing_known(context)
+
+
+def test_an_object_that_is_replaced_before_its_read_is_not_adopted(run, context, lay, monkeypatch):
+    """The version tag on record is that of the bytes that were read: another program may write between the two."""
+    lay()
+    stat_object = LimitedStore.stat_object
+
+    def stat_and_replace(store: LimitedStore, bucket: str, key: str) -> ObjectStat:
+        found = stat_object(store, bucket, key)
+        lay(BODY.swapcase(), hashlib.sha256(BODY.swapcase()).hexdigest())
+        return found
+
+    with monkeypatch.context() as race:
+        race.setattr(LimitedStore, "stat_object", stat_and_replace)
+        with pytest.raises(Conflict, match="dr: releases/app.tgz was written by another program just now"):
+            run(adopt, PLAIN)
+    assert nothing_known(context)
+    assert run(adopt, PLAIN).sha256 == hashlib.sha256(BODY.swapcase()).hexdigest()
 
 
 def test_without_a_digest_nothing_is_adopted_unasked(run, context, lay):

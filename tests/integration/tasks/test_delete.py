@@ -74,7 +74,10 @@ def test_a_corrupt_copy_elsewhere_does_not_count(run, stored):
 
 
 def test_a_copy_that_its_store_does_not_have_does_not_count(run, stored):
-    """A copy that only the catalogue believes in is no reason to let the last real one go."""
+    """A copy that only the catalogue believes in is no reason to let the last real one go, nor is half of a copy."""
+    stored("dr").write_bytes(b"release")
+    with pytest.raises(LastCopy):
+        run(delete, request("primary"))
     stored("dr").unlink()
     with pytest.raises(LastCopy):
         run(delete, request("primary"))
