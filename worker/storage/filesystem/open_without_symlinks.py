@@ -37,8 +37,6 @@ _LOCK = os.O_RDWR | os.O_NOFOLLOW
 
 UNREADABLE = {errno.EACCES, errno.EPERM, errno.EIO, errno.EBADMSG, errno.EUCLEAN}
 """The error numbers of a directory or a file that cannot be read although the disk works."""
-_NOT_WRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM}
-"""The error numbers of a directory that this process cannot write to for as long as it runs."""
 _MAX_UNREADABLE = 1000
 LOCK_SECONDS = 30.0
 """Longest wait for the lock of an object."""
@@ -113,8 +111,9 @@ class Tree:
     def folds_names(self) -> str | None:
         """Return what the disk does not tell apart in names, such as "case", or None.
 
-        It is tried once, and again where an error, such as that of a full disk, kept it from being tried. A root
-        without a directory of the worker is not written to, because its disk may not be mounted.
+        It is tried once, and again where an error kept it from being tried, such as that of a full disk or of one that
+        is read-only: that may end. A root without a directory of the worker is not written to, because its disk may not
+        be mounted.
         """
         if self._folds is None:
             try:
@@ -122,14 +121,11 @@ class Tree:
             except OSError:
                 return None
             try:
-                folds = self._tried(own)
-            except OSError as error:
-                folds = "case" if self._seems_to_fold() else ""
-                if error.errno not in _NOT_WRITABLE:
-                    return folds or None
+                self._folds = self._tried(own)
+            except OSError:
+                return "case" if self._seems_to_fold() else None
             finally:
                 os.close(own)
-            self._folds = folds
         return self._folds or None
 
     def _tried(self, own: int) -> str:

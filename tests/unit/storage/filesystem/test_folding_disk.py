@@ -99,8 +99,9 @@ def test_two_spellings_in_one_page_are_one_object_and_one_error(
     assert store.verify_object("b", first, digest_of(first.encode())).verdict == Verdict.VERIFIED
 
 
-def test_a_disk_that_was_full_is_tried_again(
-    fold: Callable[[str], str], store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_disk_that_was_full_or_read_only_is_tried_again(
+    fold: Callable[[str], str], store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
 ) -> None:
     """A process that could not try the names of a disk once does not take all names for different ones for good."""
     first, second = NAMES[fold]
@@ -108,13 +109,13 @@ def test_a_disk_that_was_full_is_tried_again(
     later = Store(FilesystemDriver("nas", FilesystemConfig(root=tmp_path / "root")))
     create = os.open
 
-    def no_room(name: Any, flags: int, *args: Any, **options: Any) -> int:
+    def no_file(name: Any, flags: int, *args: Any, **options: Any) -> int:
         if flags & os.O_CREAT:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise OSError(error, os.strerror(error))
         return create(name, flags, *args, **options)
 
-    with monkeypatch.context() as full:
-        full.setattr(os, "open", no_room)
+    with monkeypatch.context() as failing:
+        failing.setattr(os, "open", no_file)
         assert not later.object_exists("b", "another")
         assert fold is _normalization or not later.object_exists("b", second)  # that is seen without writing
     assert not later.delete_object("b", second)
