@@ -111,29 +111,26 @@ class UploadPage:
         """
         stores = stores_of(self.request, [files[number] for number in self.page.open], self.context)
         wanted = [_Item(number, files[number], of) for number, of in zip(self.page.open, stores, strict=True)]
+        self.closed = closed_stores({name for item in wanted for name in item.stores}, self.context)
         items = in_another_order(self._without_waiting(wanted), self.job)
         free = self._lock(items)
         mine = {item.number for item in free}
         self._leave([item for item in items if item.number not in mine])
         with ThreadPoolExecutor(self.context.settings.page.threads, thread_name_prefix="page") as pool:
             try:
-                self._run(
-                    _groups(free, first=REFUSED if self.job.snoozed_since else GROUP),
-                    pool,
-                    {name for item in free for name in item.stores},
-                )
+                groups = _groups(free, first=REFUSED if self.job.snoozed_since else GROUP)
+                wanting = filter(None, map(self._without_waiting, groups))
+                self._run(wanting, pool, {name for item in free for name in item.stores})
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-        self.closed |= closed_stores({name for item in self.refused for name in item.failed}, self.context)
         if self.closed and self.page.open:
             raise min(self.closed.values(), key=lambda error: error.seconds)
         self._leave(self.refused)
         return self.page
 
-    def _without_waiting(self, items: Sequence[_Item]) -> Sequence[_Item]:
+    def _without_waiting(self, items: list[_Item]) -> list[_Item]:
         """Return the files that an open store lacks: an earlier delivery may have written the others, which wait."""
-        self.closed = closed_stores({name for item in items for name in item.stores}, self.context)
         if not self.closed:
             return items
         wanted = {(item.file.bucket, item.file.key): item.stores for item in items}
@@ -195,6 +192,7 @@ class UploadPage:
         if name not in self.closed:
             try:
                 self._write(self.context.stores[name], items, pool)
+                self.context.stores[name].admit()  # it may have refused all
             except Snooze as error:
                 if error.store is None:
                     raise
@@ -336,8 +334,8 @@ def _check_unchanged(file: ListedFile, found: os.stat_result, when: str) -> None
 def _groups(items: Iterable[_Item], first: int) -> Iterator[list[_Item]]:
     """Yield the files in groups. One whose key an earlier line has too is in a later group, as a version after that.
 
-    `first`: the most files of the first group: a page that waited for a store reads few files for a store that takes
-    none.
+    `first`: the most files of the first group; each one has twice as many as that before it, up to `GROUP`. So a page
+    that waited reads few files for a store that still takes none.
     """
     group: list[_Item] = []
     keys: set[str] = set()
@@ -345,7 +343,7 @@ def _groups(items: Iterable[_Item], first: int) -> Iterator[list[_Item]]:
     for item in items:
         if group and (len(group) >= most or size + item.file.size > _GROUP_SIZE or item.path in keys):
             yield group
-            group, size, most = [], 0, GROUP
+            group, size, most = [], 0, min(2 * most, GROUP)
             keys.clear()
         group.append(item)
         keys.add(item.path)

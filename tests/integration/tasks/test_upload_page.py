@@ -240,6 +240,39 @@ def test_a_paused_store_keeps_only_its_own_copies_waiting(
     assert_all_there(context)
 
 
+def test_a_page_that_one_store_refuses_reads_few_of_its_files_again(
+    context: Context, request_: PageRequest, deliver: Callable[..., PageResult], monkeypatch: pytest.MonkeyPatch,
+    reads: list[str],
+) -> None:  # fmt: skip
+    """The other stores get all copies at once; a later attempt asks the store that refuses again, and no more."""
+    write = Store.write_objects
+
+    def refuse(store: Store, puts: list[SmallPut]) -> list[ObjectStat | StorageError]:
+        return [OutOfSpace("full") for _ in puts] if store.name == "dr" else write(store, puts)
+
+    def refuse_one(store: Store, *args: Any, **options: Any) -> Any:
+        raise OutOfSpace("full")
+
+    monkeypatch.setattr(page_upload, "GROUP", 5)
+    monkeypatch.setattr(page_upload, "REFUSED", 2)
+    with monkeypatch.context() as full:
+        full.setattr(Store, "write_objects", refuse)
+        for fence in (1, 2):
+            reads.clear()
+            with pytest.raises(StoreRefuses, match="dr: it refuses all that is asked: full"):
+                deliver(request_)
+            context.catalogue.ledger.snooze("page", fence, {}, since=clock.now(), due=clock.now())
+            full.setattr(Store, "write_object", refuse_one)  # copies that have begun are written one by one
+            for name in NAMES:
+                copies = context.catalogue.artifacts.copies(context.artifact("releases", f"v1/{name}"))
+                assert {store: copy.state.value for store, copy in copies.items()} == {
+                    "primary": "stored", "dr": "writing",
+                }  # fmt: skip
+        assert len(reads) < len(NAMES)
+    assert deliver(request_).outcomes == {"stored": len(NAMES)}
+    assert_all_there(context)
+
+
 @pytest.fixture
 def five(context: Context, source_root: Path, monkeypatch: pytest.MonkeyPatch) -> PageRequest:
     """Return a page of five files in two groups."""
