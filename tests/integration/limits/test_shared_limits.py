@@ -32,7 +32,7 @@ from worker.limits.bandwidth import BandwidthLimit
 from worker.limits.circuit_breaker import CircuitBreaker
 from worker.limits.concurrency import DistributedSemaphore
 from worker.limits.expiring_counters import Counters
-from worker.limits.limited_store import LimitedStore, LimitedStores
+from worker.limits.limited_store import REFUSED, LimitedStore, LimitedStores
 from worker.limits.shared_redis import SharedRedis, result_backend
 from worker.limits.snooze import Snooze
 from worker.settings import Settings
@@ -796,6 +796,20 @@ def test_no_object_is_made_once_the_lease_is_lost_while_its_source_is_read(share
         with pytest.raises(LostLease):
             LimitedStore(store, ours, job).write_object("releases", "new", Freezing(b"release"))
         assert not store.object_exists("releases", "new")
+
+
+def test_a_store_that_refuses_tags_does_not_refuse_all(shared, admission, monkeypatch):
+    """The right to read tags is optional: a job on many objects goes on without it."""
+    store = LimitedStore(Store(FailingDriver("a")), admission(shared), Job(), refused_for=1.0)
+
+    def refuse(*_: object) -> None:
+        raise AccessDenied("a: no right to read tags")
+
+    monkeypatch.setattr(Store, "tags", refuse)
+    for _ in range(REFUSED):
+        with pytest.raises(AccessDenied):
+            store.tags("releases", "app")
+    write(store)
 
 
 def test_a_success_ends_a_row_of_failures_and_a_stat_does_not(shared, admission):
