@@ -356,7 +356,7 @@ def _probed(run: LastRun | None, names: list[str]) -> Iterator[Check]:
 
 
 def _refusing(waiting: Mapping[str, WaitingJobs]) -> Iterator[Check]:
-    """Yield the stores that refuse all that jobs ask, which wait until an operator has ended that."""
+    """Yield the stores that refuse all that a page asks: it may be all there is, or one bucket or directory."""
     for store, each in waiting.items():
         if each.refusal:
             yield Check(

@@ -358,7 +358,7 @@ class LimitedStore:
     def admit(self) -> None:
         """Raise Snooze if the store is paused, its circuit breaker is open, or it refuses all that the job asks."""
         if self._refusal is not None and self._refused_for is not None:
-            refuses = StoreRefuses(f"{self.name}: it refuses all that is asked: {self._refusal}", self._refused_for)
+            refuses = StoreRefuses(f"{self.name}: it refuses all that a page asks: {self._refusal}", self._refused_for)
             refuses.store = self.name
             raise refuses
         if time.monotonic() < self._admitted_until:

@@ -299,7 +299,7 @@ def test_a_store_that_refuses_everything_keeps_the_pages_of_a_batch_waiting(driv
         driver.context = credentials["wrong"]
         [(id_, sent)] = driver.queue.waiting.items()
         for fence in (1, 2):
-            with pytest.raises(StoreRefuses, match="cloud: it refuses all that is asked"):
+            with pytest.raises(StoreRefuses, match="cloud: it refuses all that a page asks"):
                 driver.work()
             context.catalogue.ledger.snooze(id_, fence, {}, since=clock.now(), due=clock.now())
             driver.queue.waiting[id_] = sent

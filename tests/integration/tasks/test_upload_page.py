@@ -259,7 +259,7 @@ def test_a_page_that_one_store_refuses_reads_few_of_its_files_again(
         full.setattr(Store, "write_objects", refuse)
         for fence in (1, 2):
             reads.clear()
-            with pytest.raises(StoreRefuses, match="dr: it refuses all that is asked: full"):
+            with pytest.raises(StoreRefuses, match="dr: it refuses all that a page asks: full"):
                 deliver(request_)
             context.catalogue.ledger.snooze("page", fence, {}, since=clock.now(), due=clock.now())
             full.setattr(Store, "write_object", refuse_one)  # copies that have begun are written one by one

@@ -220,12 +220,12 @@ def test_jobs_that_wait_for_a_store_are_told(
     catalogue.ledger.snooze("d", 1, {"type": "Snooze", "store": "primary"}, since=now, due=now - timedelta(hours=1))
     cli.run(["status"])
     assert "primary: 1 job waits for it; `zot-artifacts jobs" in capsys.readouterr().out  # no worker has tried it
-    refuses = {"type": StoreRefuses.__name__, "store": "dr", "message": "dr: it refuses all that is asked: full"}
+    refuses = {"type": StoreRefuses.__name__, "store": "dr", "message": "dr: it refuses all that a page asks: full"}
     assert "store dr" not in {each["name"] for each in zot("status")[1]["checks"]}
     catalogue.ledger.acquire("e", "page", {}, owner="me", holds=None, parent=None, now=now, lease=lease)
     catalogue.ledger.snooze("e", 1, refuses, since=now, due=now)
     [told] = [each for each in zot("status")[1]["checks"] if each["name"] == "store dr"]
-    assert (told["outcome"], told["detail"]) == ("bad", "it refuses all that is asked: full")
+    assert (told["outcome"], told["detail"]) == ("bad", "it refuses all that a page asks: full")
     cli.run(["pause", "store", "dr"])
     cli.run(["status"])
     assert "3 jobs wait for it; `zot-artifacts resume store dr` ends the pause" in capsys.readouterr().out
