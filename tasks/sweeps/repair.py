@@ -63,11 +63,12 @@ def _plan(
     """Claim copies for pages, bad ones first, and send the pages; return how many copies of each store that is."""
     sweep, most, count = context.settings.sweep.repair, context.settings.page.objects, Counter[str]()
     requests, claimed = list[PageRequest](), list[Claimed]()
+    open_ = context.catalogue.pages.open_by_store(SWEEP_REPAIR.kind)
     for store in stores:
         if store in sweep.off or not _is_trusted(context, store):
             continue
         for metadata in (False, True):
-            while room := min(most, sweep.batch - count[store]):
+            while open_[store] < context.settings.page.in_flight and (room := min(most, sweep.batch - count[store])):
                 job.check()
                 now = clock.now()
                 found = context.catalogue.repairs.claim(
@@ -78,6 +79,7 @@ def _plan(
                     requests.append(PageRequest(verb="replicate", claim=ClaimSelection(store=store), to=(store,)))
                     claimed.append(Claimed([artifact.id for artifact in found], now + sweep.claim))
                     count[store] += len(found)
+                    open_[store] += 1
                 if len(found) < room:
                     break
     plan(context.catalogue, job.id, requests, messages, claimed)

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from itertools import islice
 
 from celery import current_app
 
@@ -51,8 +52,10 @@ def _plan(
     count = Counter[str]()
     requests, claimed = list[PageRequest](), list[Claimed]()
     late: list[list[tuple[str, str, str]]] = []
+    open_ = context.catalogue.pages.open_by_store(SWEEP_REPLICATE.kind)
     for store in stores:
-        for found, until in _claims(context, request, store, job):
+        most = max(0, context.settings.page.in_flight - open_[store])
+        for found, until in islice(_claims(context, request, store, job, most), most):
             requests.append(PageRequest(verb="replicate", claim=ClaimSelection(store=store), to=(store,)))
             claimed.append(Claimed([artifact.id for artifact in found], until))
             count[store] += len(found)
@@ -65,14 +68,15 @@ def _plan(
 
 
 def _claims(
-    context: JobContext, request: SweepReplicateRequest, store: str, job: RunningJob
+    context: JobContext, request: SweepReplicateRequest, store: str, job: RunningJob, pages: int
 ) -> Iterator[tuple[Sequence[Artifact], datetime]]:
-    """Claim the copies of a store, and yield those of each page, with the end of their claim.
+    """Claim the copies of a store for about so many pages, and yield those of each, with the end of their claim.
 
     First are those that a job has begun and left, which one search finds; then those that placement wants.
     """
     settings, claims, wanted = context.settings, context.catalogue.sweep_claims, context.settings.wanted_in(store)
-    room, most = settings.sweep.replicate.batch, settings.page.objects
+    most = settings.page.objects
+    room = min(settings.sweep.replicate.batch, pages * most)
     now = clock.now()
     until = now + settings.sweep.replicate.claim
     job.check()

@@ -51,7 +51,7 @@ def sweep(request: SweepVerifyRequest, context: JobContext, job: RunningJob, mes
         resume(job.id, planned, messages)
         return _result(dict.fromkeys(stores, 0), [PageRequest.read(each.request) for each in planned])
     see_stores(context.settings, context.catalogue, clock.now())
-    open_ = context.catalogue.pages.open_by_store("verify")
+    open_ = context.catalogue.pages.open_by_store(SWEEP_VERIFY.kind)
     due: dict[str, int] = {}
     pages: list[PageRequest] = []
     for store in stores:

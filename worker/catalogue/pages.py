@@ -38,6 +38,7 @@ _WRITTEN = 2
 _RECENT_PAGES = 200
 """Pages from which the rate of a store is computed."""
 
+_run = jobs.alias("run")
 _WAITS = sa.and_(jobs.c.state == JobState.QUEUED, jobs.c.started_at.is_(None))
 _OF_SWEEP = jobs.c.request["claim"].as_string().is_not(None)
 _FIND = sa.select(pages).where(pages.c.job == sa.bindparam("of"))
@@ -402,12 +403,12 @@ class Pages:
             earliest = min(started, earliest or started)
         return copies_read / busy.total_seconds() if busy else None
 
-    def open_by_store(self, verb: str) -> Counter[str]:
-        """Return how many pages of claims wait or run, by store."""
-        query = sa.select(jobs.c.request).where(jobs.c.kind == "page", jobs.c.state.in_(OPEN_STATES))
+    def open_by_store(self, sweep: str) -> Counter[str]:
+        """Return how many pages wait or run that the runs of a sweep, as `sweep.verify`, have planned, by store."""
+        query = sa.select(jobs.c.request["claim"]["store"].as_string()).join(_run, _run.c.id == jobs.c.parent)
+        of_sweep = (jobs.c.kind == "page", jobs.c.state.in_(OPEN_STATES), _run.c.kind == sweep)
         with self._database.read() as connection:
-            requests = list(connection.execute(query).scalars())
-        return Counter(each["claim"]["store"] for each in requests if each["verb"] == verb and each.get("claim"))
+            return Counter(connection.execute(query.where(*of_sweep)).scalars())
 
 
 class VerdictRecorder:

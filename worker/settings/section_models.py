@@ -431,7 +431,7 @@ class PageSettings(Section):
     """After which a page begins no further object: what is left of a sweep's page is due again, and a batch's page goes
     on behind the jobs that wait."""
     in_flight: Annotated[int, Field(ge=1, le=100_000)] = 2000
-    """Most pages of one store that `sweep verify` lets wait or run at a time."""
+    """Most pages of one store that `sweep verify`, `replicate` and `repair` each let wait or run at a time."""
 
 
 class StoreLimits(Section):

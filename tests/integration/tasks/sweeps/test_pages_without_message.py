@@ -64,7 +64,7 @@ def test_pages_that_were_never_sent_are_sent(context, app, broker, monkeypatch):
         away.setattr(Outbox, "send", lambda *_: (_ for _ in ()).throw(redis.ConnectionError))
         with pytest.raises(redis.ConnectionError):
             plan(context.catalogue, "sweep-1", [OF_SWEEP], Outbox(app))
-    assert (context.catalogue.pages.open_by_store("verify"), broker.llen("sweep")) == ({"primary": 1}, 0)
+    assert ([each.waits for each in context.catalogue.pages.planned_by("sweep-1")], broker.llen("sweep")) == ([True], 0)
     assert recover(context, app).messages == 1
     assert broker.llen("sweep") == 1
 

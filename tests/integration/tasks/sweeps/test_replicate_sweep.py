@@ -3,14 +3,18 @@
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
 
 from tasks.delete import delete
 from tasks.replicate import replicate
+from tasks.sweeps import repair as repair_sweep
+from tasks.sweeps import replicate as replicate_sweep
 from tasks.sweeps.replicate import sweep_replicate
 from tasks.upload import upload
+from tasks.verify import verify
 from tests.integration.tasks.conftest import NullReporter, pause
 from tests.integration.tasks.sweeps.test_verify_sweep import Sweeper
 from worker import clock
@@ -27,11 +31,15 @@ from worker.storage import Digest
 from worker.storage.errors import StorageError
 from worker.storage.keys import CANARY_BUCKET
 from zot_artifact_client.contract import (
+    SWEEP_REPAIR,
+    SWEEP_REPLICATE,
     DeleteRequest,
     JobState,
     ReplicateRequest,
+    SweepRepairRequest,
     SweepReplicateRequest,
     UploadRequest,
+    VerifyRequest,
 )
 
 RULES = (
@@ -86,6 +94,33 @@ def test_what_lacks_a_copy_gets_it_once(context, run, put, sent):
     assert {store for store, copy in context.catalogue.artifacts.copies(small).items() if copy.state.good} == {
         "primary", "dr", "cold",
     }  # fmt: skip
+
+
+def test_no_sweep_lets_more_pages_wait_than_may_be_in_flight(context, run, put, sent, stored, monkeypatch):
+    """A store may refuse all for longer than claims last; each sweep has the limit for itself, so that none starves."""
+    monkeypatch.setitem(context.settings.page.__dict__, "objects", 1)
+    monkeypatch.setitem(context.settings.page.__dict__, "in_flight", 2)
+    for n in range(3):
+        put("models-en", f"absent {n}", "primary")
+        put("models-en", f"bad {n}")
+        stored("dr", f"bad {n}", "models-en").write_bytes(b"rot")
+        run(verify, VerifyRequest(bucket="models-en", key=f"bad {n}"))
+
+    def plan(kind: str) -> dict[str, int]:
+        job = sent.take(str(uuid4()), kind, {})
+        of = context.for_job(job)
+        if kind == SWEEP_REPAIR.kind:
+            return repair_sweep.sweep(SweepRepairRequest(), of, job, sent.messages).claimed
+        return replicate_sweep.sweep(SweepReplicateRequest(), of, job, sent.messages).claimed
+
+    for kind in (SWEEP_REPLICATE.kind, SWEEP_REPAIR.kind):
+        before = len(sent.messages.sent)
+        assert plan(kind) == {"dr": 2}
+        later = clock.now() + context.settings.sweep.replicate.claim
+        monkeypatch.setattr(clock, "now", lambda later=later: later)
+        assert plan(kind) == {}
+        assert sent.page([*sent.messages.sent][before]).outcomes.keys() & {"stored", "repaired"}
+        assert plan(kind) == {"dr": 1}
 
 
 def test_a_store_that_is_new_in_the_placement_gets_what_named_no_store(context: Context, put, sent, run):
