@@ -25,16 +25,17 @@ from worker.storage import (
 )
 from worker.storage.configured_stores import Stores
 from worker.storage.driver import BUFFER_SIZE, HashedBytes, ObjectProperties, SmallPut
-from worker.storage.errors import REFUSALS, StorageError
+from worker.storage.errors import REFUSALS, OutOfSpace, StorageError
 from worker.storage.integrity.manifest import Chunk, Manifest
 from worker.storage.integrity.verifying_reader import OnBytes, Readable, VerifiedReader
+from worker.storage.probe import probe
 from worker.storage.store import WriteOptions
 from worker.storage.transfer.multipart import Checkpoint
 
 _ADMITTED_FOR = 1.0
 """Seconds for which a job that was admitted to a store is not checked again, unless the store fails it."""
 REFUSED = 10
-"""Requests of one verb that a store refuses a job, and serves none, before it counts as refusing all."""
+"""Requests of one verb that a store refuses a job before it may count as refusing all."""
 
 
 class Job(Protocol):
@@ -83,7 +84,8 @@ class LimitedStore:
       `heartbeat`; what it raises ends the transfer.
     - A StorageError has the name of the store that it is about in `store`. One that is `of_store` counts
       against the circuit breaker of that store and of no other. An error of one object never counts.
-    - Where the job has said so, a store that has refused 10 requests of one verb, and served none, is not asked again.
+    - Where the job has said so, a store that has refused 10 requests of one verb is not asked again, if it has no space
+      left, has served none of that verb, or refuses a probe, too.
 
     Raises:
         Snooze: from any method: the store is paused, its breaker is open, its slots are all taken, or it refuses all
@@ -105,7 +107,7 @@ class LimitedStore:
         self._refusals = Counter[str]()
         """By verb, how often the store has refused the job."""
         self._served: set[str] = set()
-        """The verbs in which the store has done something for the job: what it refuses is refused to one object."""
+        """The verbs in which the store has done something for the job: what it refuses may be refused to one object."""
         self._refusal: str | None = None
         """Why the store refuses all that the job asks."""
         self._slot: Slot | None = None
@@ -133,7 +135,6 @@ class LimitedStore:
             return deleted
 
     def tags(self, bucket: str, key: str) -> dict[str, str]:
-        self._served.add("tags")  # the right to read tags is optional: without it the store serves the rest
         with self._request("tags"):
             return self._store.tags(bucket, key)
 
@@ -439,10 +440,20 @@ class LimitedStore:
         if error.of_store:
             self._admitted_until = 0.0
             self._admission.record_failure(self.name, error.message)
-        if isinstance(error, REFUSALS) and verb not in self._served:
+        if isinstance(error, REFUSALS) and self._refused_for is not None and verb != "tags":  # that right is optional
             self._refusals[verb] += 1
-            if self._refusals[verb] >= REFUSED:
+            if self._refusals[verb] % REFUSED == 0 and self._refuses_all(error, verb):
                 self._refusal = error.message.removeprefix(f"{self.name}: ")
+
+    def _refuses_all(self, error: StorageError, verb: str) -> bool:
+        """Return whether a store that has refused many requests refuses all: it may have served some before."""
+        if isinstance(error, OutOfSpace) or verb not in self._served:
+            return True
+        try:
+            probe(self._store)
+        except StorageError as answer:
+            return isinstance(answer, REFUSALS)
+        return False
 
     def _succeeded(self, verb: str) -> None:
         """Reset the store's failures, after bytes were moved: a stat may work while nothing else does."""

@@ -200,17 +200,17 @@ def test_a_store_that_refuses_the_first_files_takes_the_others(
 
     def write_objects(store: Store, puts: list[SmallPut]) -> list[ObjectStat | StorageError]:
         written = write(store, [put for put in puts if put.key not in bad])
-        return [OutOfSpace("full") if put.key in bad else written.pop(0) for put in puts]
+        return [AccessDenied("denied") if put.key in bad else written.pop(0) for put in puts]
 
     def write_object(store: Store, bucket: str, key: str, *args: Any, **options: Any) -> Any:
         if key in bad:
-            raise OutOfSpace("full")
+            raise AccessDenied("denied")
         return write_one(store, bucket, key, *args, **options)
 
     monkeypatch.setattr(page_upload, "GROUP", 12)
     monkeypatch.setattr(Store, "write_objects", write_objects)
     monkeypatch.setattr(Store, "write_object", write_object)
-    with pytest.raises(StoreRefuses, match="full"):
+    with pytest.raises(StoreRefuses, match="denied"):
         deliver(request_)
     waiting = context.catalogue.pages.get("page")
     assert waiting is not None
@@ -218,6 +218,32 @@ def test_a_store_that_refuses_the_first_files_takes_the_others(
     context.catalogue.ledger.snooze("page", 1, {}, since=clock.now(), due=clock.now())
     done = deliver(request_)
     assert (done.outcomes, {each.partition("/")[2] for each in done.left}) == ({"stored": len(NAMES) - 12}, bad)
+
+
+@pytest.mark.parametrize("error", [OutOfSpace("full"), AccessDenied("expired")], ids=["full", "denied"])
+def test_a_store_that_begins_to_refuse_keeps_the_rest_of_the_page_waiting(
+    context: Context, request_: PageRequest, deliver: Callable[..., PageResult], monkeypatch: pytest.MonkeyPatch,
+    error: StorageError,
+) -> None:  # fmt: skip
+    """A full disk, or a credential that expires while a page runs: no file becomes a job of its own."""
+    write, served = Store.write_objects, iter(["a group", "another"])
+
+    def begin_to_refuse(store: Store, puts: list[SmallPut]) -> list[ObjectStat | StorageError]:
+        return write(store, puts) if next(served, None) else [type(error)(error.message) for _ in puts]
+
+    def refuse(store: Store, *args: Any, **options: Any) -> Any:
+        raise type(error)(error.message)
+
+    monkeypatch.setattr(page_upload, "GROUP", 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "write_objects", begin_to_refuse)
+        patch.setattr(Store, "write_object", refuse)
+        with pytest.raises(StoreRefuses, match=error.message):
+            deliver(request_.model_copy(update={"stores": ("primary",)}))
+    waiting = context.catalogue.pages.get("page")
+    assert waiting is not None
+    assert (waiting.outcomes, waiting.left) == ({"stored": len(NAMES) - len(waiting.open)}, [])
+    assert deliver(request_.model_copy(update={"stores": ("primary",)})).outcomes == {"stored": len(NAMES)}
 
 
 def test_a_paused_store_keeps_only_its_own_copies_waiting(
