@@ -176,17 +176,22 @@ SCENES = {
 }
 
 
-def crashes(root: Path, scene: Scene) -> Iterator[int]:
+def prepare(root: Path, name: str) -> None:
+    """Make a directory with what was there before the change of a scene."""
+    root.mkdir()
+    SCENES[name].before(root)
+
+
+def crashes(root: Path, name: str) -> Iterator[int]:
     """Play a scene again and again, dying one call later each time, until it is played to its end."""
     for count in itertools.count():
         shutil.rmtree(root, ignore_errors=True)
-        root.mkdir()
-        scene.before(root)
+        prepare(root, name)
 
         def play(count: int = count) -> None:
-            store = store_at(root, scene.digest)
+            store = store_at(root, SCENES[name].digest)
             die_at(count)
-            scene.change(store)
+            SCENES[name].change(store)
 
         status = in_child(play)
         yield count
@@ -200,7 +205,7 @@ def contents_after_a_death(root: Path, name: str) -> dict[str, set[bytes | None]
     scene = SCENES[name]
     seen: dict[str, set[bytes | None]] = {key: set() for key in scene.may_be}
     count = 0
-    for count in crashes(root, scene):
+    for count in crashes(root, name):
         store = store_at(root)
         found = {key: content_of(store, key) for key in scene.may_be}
         assert all(found[key] in scene.may_be[key] for key in found), (count, found)
@@ -232,7 +237,7 @@ def assert_heals(store: Store, root: Path, keys: list[str]) -> None:
 def buckets_of_dead_writers(root: Path) -> list[bool]:
     """Return whether the bucket is still there after its delete, for each call at which its writer dies."""
     kept = []
-    for _ in crashes(root, SCENES["create in new directories"]):
+    for _ in crashes(root, "create in new directories"):
         store = store_at(root)
         for row in list(store.list_objects("b")):
             store.delete_object("b", row.key)
@@ -244,7 +249,7 @@ def buckets_of_dead_writers(root: Path) -> list[bool]:
 def writes_over_directories_of_dead_writers(root: Path) -> list[bytes | None]:
     """Return what the key `d` holds once it is written, for each call at which no object of `d/e/k` is left."""
     contents = []
-    for _ in crashes(root, SCENES["create in new directories"]):
+    for _ in crashes(root, "create in new directories"):
         store = store_at(root)
         if content_of(store, "d/e/k") is None:
             write(store, "d", THIRD)
