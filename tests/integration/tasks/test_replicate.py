@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from tasks.replicate import NoGoodSource, replicate
 from tasks.upload import upload
 from tasks.verify import verify
+from worker import clock
 from worker.artifacts.artifact_copies import ReadBackMismatch
 from worker.catalogue.tables import copies
 from worker.context import Context
@@ -222,14 +223,16 @@ def distrustful(context: Context) -> Context:
     return dataclasses.replace(context, settings=context.settings.model_copy(update={"sweep": sweep}))
 
 
-def rot_unnoticed(context, path):
-    """Let a copy rot while its store gives the version tag and size that are on record."""
+def rot_unnoticed(context, path, **recorded):
+    """Let a copy rot while its store gives the version tag and size that are on record; record more about it."""
     rot(path)
     artifact = context.catalogue.artifacts.current("releases", "app.tgz")
     tag = context.stores["dr"].stat_object("releases", "app.tgz").version
     with context.catalogue._database.write() as connection:
         connection.execute(
-            sa.update(copies).where(copies.c.artifact_id == artifact.id, copies.c.store == "dr").values(tag=tag)
+            sa.update(copies)
+            .where(copies.c.artifact_id == artifact.id, copies.c.store == "dr")
+            .values(tag=tag, **recorded)
         )
 
 
@@ -247,6 +250,14 @@ def test_rot_that_no_store_notices_is_found_where_the_last_read_is_long_ago(
     assert result.copies[0].quarantined
     assert stored("dr").read_bytes() == b"release one"
     assert run(lambda r, _c, job: work(r, distrustful.for_job(job), job), wish).unchanged
+
+
+@pytest.mark.usefixtures("uploaded")
+@pytest.mark.parametrize("untrusted", [{"last_verdict": "unreadable"}, {"read_at": clock.now() + timedelta(days=1)}])
+def test_a_copy_whose_last_read_failed_or_is_to_come_is_read(run, stored, context, untrusted):
+    """The trust follows from a full read, and not from one that failed or that a clock ahead has dated."""
+    rot_unnoticed(context, stored("dr"), **untrusted)
+    assert run(replicate, request("dr")).copies[0].outcome == "repaired"
 
 
 @pytest.mark.usefixtures("uploaded")

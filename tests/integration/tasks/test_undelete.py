@@ -216,6 +216,19 @@ def test_what_was_uploaded_again_is_never_purged(context: Context, remove, put: 
     assert not stored("primary").exists()
 
 
+def test_the_same_bytes_that_were_uploaded_again_stay_where_a_frozen_worker_wrote_late(
+    context: Context, remove, put: Put, purge, stored
+) -> None:
+    """No condition tells the two versions apart: the catalogue says which of them the store has."""
+    remove()
+    deleted = context.catalogue.artifacts.version("releases", "app.tgz", 1)
+    assert deleted
+    put(b"release one", "dr")
+    context.catalogue.artifacts.note_late_writes([deleted], "dr")
+    assert purge().copies == {"primary": 1}
+    assert stored("dr").read_bytes() == b"release one"
+
+
 def test_a_copy_that_was_gone_already_is_not_counted(remove, purge, stored) -> None:
     """The count tells what the purge has removed from the stores."""
     remove()
