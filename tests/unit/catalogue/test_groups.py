@@ -171,7 +171,15 @@ def test_copies_are_finished_and_deleted_in_groups(catalogue):
     assert catalogue.artifacts.copies(before)["dr"].state == "superseded"
     copies = [catalogue.artifacts.copies(each)["dr"] for each in versions]
     catalogue.artifacts.delete_copies(copies)
+    stored(catalogue, "a")
     assert [catalogue.artifacts.copies(each)["dr"].state for each in versions] == ["deleted", "deleted"]
+
+
+def test_a_version_stays_committed_since_its_first_complete_copy(catalogue):
+    """A copy that is written later, such as by a repair, makes the version no younger."""
+    artifact = stored(catalogue, "a")
+    catalogue.artifacts.finish_copy(artifact, "dr", tag="2", evidence={}, now=clock.now() + LEASE)
+    assert catalogue.artifacts.current("releases", "a").committed_at <= clock.now()
 
 
 def test_the_copies_of_a_job_are_recorded_with_its_end(catalogue):
