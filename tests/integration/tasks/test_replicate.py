@@ -253,10 +253,20 @@ def test_rot_that_no_store_notices_is_found_where_the_last_read_is_long_ago(
 
 
 @pytest.mark.usefixtures("uploaded")
-@pytest.mark.parametrize("untrusted", [{"last_verdict": "unreadable"}, {"read_at": clock.now() + timedelta(days=1)}])
-def test_a_copy_whose_last_read_failed_or_is_to_come_is_read(run, stored, context, untrusted):
-    """The trust follows from a full read, and not from one that failed or that a clock ahead has dated."""
-    rot_unnoticed(context, stored("dr"), **untrusted)
+@pytest.mark.parametrize(
+    "there,recorded",
+    [
+        (b"release one", {"last_verdict": "unreadable"}),
+        (b"release one", {"read_at": clock.now() + timedelta(days=1)}),
+        (b"release", {}),
+    ],
+)
+def test_a_copy_is_read_whose_last_read_failed_or_is_to_come_or_that_has_another_size(
+    run, stored, context, there, recorded
+):
+    """The trust is for bytes of the recorded size, and follows from a full read that is over."""
+    stored("dr").write_bytes(there)
+    rot_unnoticed(context, stored("dr"), **recorded)
     assert run(replicate, request("dr")).copies[0].outcome == "repaired"
 
 
