@@ -1,6 +1,7 @@
 """Test that a disk that does not tell names apart loses no object, on a simulation of such a disk."""
 
 import errno
+import io
 import os
 import unicodedata
 from collections.abc import Callable
@@ -83,6 +84,21 @@ def test_a_second_spelling_neither_replaces_nor_deletes_the_first(
     store.write_object("b", first, source(b"again"))
     assert store.delete_object("b", first)
     store.write_object("b", second, source(b"second"))
+
+
+def test_a_spelling_that_is_written_meanwhile_is_not_replaced(fold: Callable[[str], str], store: Store) -> None:
+    """The name is free when the second write begins, and is taken when its bytes have arrived."""
+    first, second = NAMES[fold]
+
+    class Slow(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            if not store.object_exists("b", first):
+                store.write_object("b", first, source(b"first"))
+            return super().read(size)
+
+    with pytest.raises(InvalidKey, match="the disk does not tell"):
+        store.write_object("b", second, Slow(b"second"))
+    assert store.verify_object("b", first, digest_of(b"first")).verdict == Verdict.VERIFIED
 
 
 @pytest.mark.parametrize("form", ["{}", "{}/k", "d/{}"])
