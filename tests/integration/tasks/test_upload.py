@@ -11,6 +11,7 @@ import pytest
 
 from tasks.delete import delete
 from tasks.upload import upload
+from tasks.verify import verify
 from tests.conformance.targets import s3_client, s3_config
 from tests.integration.tasks.conftest import NullReporter, pause
 from tests.servers.proxy import FaultyProxy, Say
@@ -34,7 +35,7 @@ from worker.storage.errors import (
     TransientError,
     Unavailable,
 )
-from zot_artifact_client.contract import DeleteRequest, UploadRequest
+from zot_artifact_client.contract import DeleteRequest, UploadRequest, VerifyRequest
 
 
 @pytest.fixture
@@ -169,6 +170,22 @@ def test_unrecorded_bytes_are_kept_before_they_are_replaced(run, source, stored)
     bucket, _, key = primary.quarantined.partition("/")
     assert stored("primary", key, bucket).read_bytes() == b"another program's only copy"
     assert stored("primary").read_bytes() == b"release one"
+
+
+@pytest.mark.parametrize("rotten", [False, True])
+def test_bytes_that_are_not_those_of_the_version_before_are_kept(run, source, stored, rotten):
+    """A new version replaces only what is known of the one before: what else is there may be the only copy."""
+    run(upload, request(source(b"release one")))
+    before = stored("primary").stat()
+    stored("primary").write_bytes(b"release 0ne")
+    if rotten:  # the disk tells no change, and a read has found it
+        os.utime(stored("primary"), ns=(before.st_atime_ns, before.st_mtime_ns))
+        run(verify, VerifyRequest(bucket="releases", key="app.tgz"))
+
+    kept = {copy.store: copy.quarantined for copy in run(upload, request(source(b"release two"))).copies}
+
+    bucket, _, key = kept["primary"].partition("/")
+    assert (stored("primary", key, bucket).read_bytes(), kept["dr"]) == (b"release 0ne", None)
 
 
 def test_a_copy_that_a_killed_job_had_finished_is_found_and_kept(run, source, stored, context: Context):
