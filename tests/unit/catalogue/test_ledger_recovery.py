@@ -255,9 +255,11 @@ def test_an_upload_that_goes_on_makes_no_second_version(catalogue, one, again):
     assert record("c", other, "three").version == 2
     assert record("c", DIGEST, again).version == 3
 
-    catalogue.artifacts.tombstone(record("b", DIGEST, one), clock.now())
+    deleted, begun = record("b", DIGEST, one), record("b", other, "two")
+    catalogue.artifacts.tombstone(deleted, clock.now())
     with pytest.raises(Superseded, match="was deleted"):
         record("b", DIGEST, again)
+    assert record("b", other, "two") == begun, "the delete was of the version before"
 
 
 def test_a_file_that_leaves_its_page_replaces_no_later_file_of_the_same_key(catalogue):
