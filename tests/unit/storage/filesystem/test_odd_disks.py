@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from worker.storage import Match, Store, Verdict
+from worker.storage import Digest, Match, Store, Verdict
 from worker.storage.config import FilesystemConfig
+from worker.storage.driver import HashedBytes, SmallPut
 from worker.storage.errors import AccessDenied, Conflict, PreconditionFailed, StorageError, UnexpectedAnswer
 from worker.storage.filesystem import inode_numbers
 from worker.storage.filesystem.driver import FilesystemDriver
@@ -54,6 +55,25 @@ def test_an_unforeseen_exception_of_the_disk_is_about_one_object(root: Path, mon
     (root / "photos" / "a").write_bytes(b"bytes")
     with pytest.raises(UnexpectedAnswer, match="nas: photos/a"):
         Store(driver).stat_object("photos", "a")
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_disk_that_keeps_fewer_bytes_than_it_says_gets_no_object(
+    root: Path, monkeypatch: pytest.MonkeyPatch, together: bool
+) -> None:
+    """The size of the file is compared with the bytes that were written before it has a name."""
+    store, write = Store(FilesystemDriver("nas", FilesystemConfig(root=root))), os.write
+    store.write_object("photos", "a", io.BytesIO(b"before"))
+    body = HashedBytes(b"bytes", Digest(5, hashlib.sha256(b"bytes").hexdigest()))
+    monkeypatch.setattr(os, "write", lambda fd, data: len(data) if bytes(data) == b"bytes" else write(fd, data))
+    if together:
+        (error,) = store.write_objects([SmallPut("photos", "a", body)])
+    else:
+        with pytest.raises(StorageError) as raised:
+            store.write_object("photos", "a", body)
+        error = raised.value
+    assert "5 bytes were written and 0 are on the disk" in str(error)
+    assert b"".join(store.read_object("photos", "a")) == b"before"
 
 
 def test_a_disk_that_became_read_only_is_told_as_that(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
