@@ -66,10 +66,19 @@ _ACK_WITHIN = 0.01
 """Seconds after which an ended message is acknowledged, unless the record of the next delivery has done it before."""
 _SHOWN = 1024
 """Characters of the arguments that Flower shows."""
-_RECORD = """#!lua flags=allow-oom
+_RECORD = """
 redis.call('ZADD', KEYS[1], ARGV[1], ARGV[2])
 redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
+if #ARGV > 3 then
+  redis.call('ZREM', KEYS[1], unpack(ARGV, 4))
+  redis.call('HDEL', KEYS[2], unpack(ARGV, 4))
+end
 """
+"""KEYS: the index of unacknowledged messages, and the messages.
+
+ARGV: the time, the delivery tag and the entry of a message that was delivered, and the tags of those that have ended.
+"""
+_RECORD_BEYOND_MEMORY = f"#!lua flags=allow-oom{_RECORD}"
 _UNREADABLE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 """The errors of Celery for a message that it cannot read; those of an unavailable broker or backend are others."""
 
@@ -212,15 +221,15 @@ class _PatientQoS(kombu_redis.QoS):
 
         def record() -> None:
             try:
-                with self.channel.conn_or_acquire() as client, client.pipeline() as pipe:
-                    self._remove(pipe)
-                    pipe.zadd(self.unacked_index_key, {delivery_tag: time.time()})
-                    pipe.hset(self.unacked_key, delivery_tag, entry).execute()
+                self._record(_RECORD, delivery_tag, entry)
             except redis.ResponseError as error:
-                if not is_write_refused(error) or not self._record_beyond_memory(delivery_tag, entry):
+                if not is_write_refused(error):
                     raise
-            else:
-                self._forget_ended()
+                try:
+                    self._record(_RECORD_BEYOND_MEMORY, delivery_tag, entry)  # it just freed as much
+                except redis.ResponseError:  # it is full in another way, or before Redis 7, which has the flag
+                    raise error from None
+            self._forget_ended()
             virtual.QoS.append(self, message, delivery_tag)
 
         try:
@@ -232,19 +241,11 @@ class _PatientQoS(kombu_redis.QoS):
             wait_for_room(record, "a delivered message")
             discard()
 
-    def _record_beyond_memory(self, delivery_tag: str, entry: str) -> bool:
-        """Record a delivery although the broker is out of memory: it just freed as much. Return whether it did."""
-        try:
-            with self.channel.conn_or_acquire() as client:
-                client.eval(_RECORD, 2, self.unacked_index_key, self.unacked_key, time.time(), delivery_tag, entry)
-        except redis.ResponseError:  # it is full in another way, or a Redis before 7 that does not know the flag
-            return False
-        return True
-
-    def _remove(self, pipe: Any) -> None:
-        """Add to a pipeline what acknowledges the messages that have ended."""
-        if self._ended:
-            pipe.zrem(self.unacked_index_key, *self._ended).hdel(self.unacked_key, *self._ended)
+    def _record(self, script: str, delivery_tag: str, entry: str) -> None:
+        """Record a delivery and acknowledge the messages that have ended, in one command: a transaction has six."""
+        with self.channel.conn_or_acquire() as client:
+            keys = [self.unacked_index_key, self.unacked_key]
+            client.register_script(script)(keys=keys, args=[time.time(), delivery_tag, entry, *self._ended])
 
     def ack(self, delivery_tag: str) -> None:
         virtual.QoS.ack(self, delivery_tag)  # from here on the next message may be taken
@@ -261,8 +262,7 @@ class _PatientQoS(kombu_redis.QoS):
             return
         try:
             with self.channel.conn_or_acquire() as client, client.pipeline() as pipe:
-                self._remove(pipe)
-                pipe.execute()
+                pipe.zrem(self.unacked_index_key, *self._ended).hdel(self.unacked_key, *self._ended).execute()
         except (redis.RedisError, OSError) as error:
             why = (
                 "the broker is full"
