@@ -223,21 +223,26 @@ def check_parts(parts: Parts, rules: Rules, now: datetime) -> None:
     _check_request(fields["task"], args, kwargs)
 
 
-def check_plain_json(value: object, reason: Reason, depth: int = 0) -> None:
+def check_plain_json(value: object, reason: Reason) -> None:
     """Raise InvalidMessage unless a value is plain JSON, not too deep, and its text can be encoded."""
-    if depth > _MAX_DEPTH:
+    texts: list[str] = []
+    level = [value]
+    for _ in range(_MAX_DEPTH + 1):
+        inside: list[object] = []
+        for each in level:
+            if isinstance(each, str):
+                texts.append(each)
+            elif isinstance(each, dict):
+                inside += each
+                inside += each.values()
+            elif isinstance(each, list):
+                inside += each
+            elif each is not None and not isinstance(each, int | float):
+                raise InvalidMessage(reason, "it holds values of Python's own, not only JSON's")
+        level = inside
+    if level:
         raise InvalidMessage(reason, f"more than {_MAX_DEPTH} levels of lists or objects")
-    if isinstance(value, dict):
-        for name, item in value.items():
-            check_plain_json(name, reason, depth + 1)
-            check_plain_json(item, reason, depth + 1)
-    elif isinstance(value, list):
-        for item in value:
-            check_plain_json(item, reason, depth + 1)
-    elif isinstance(value, str):
-        _check_text(value, reason)
-    elif value is not None and not isinstance(value, int | float):
-        raise InvalidMessage(reason, "it holds values of Python's own, not only JSON's")
+    _check_text("".join(texts), reason)
 
 
 def _check_text(value: str, reason: Reason) -> None:
