@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 
 from worker.catalogue.database import Database
 from worker.catalogue.ledger import job_record
+from worker.catalogue.pages import end_split
 from worker.catalogue.records import JobRecord
 from worker.catalogue.tables import batch_items, batches, jobs
 from zot_artifact_client.contract import JobState
@@ -269,6 +270,9 @@ def _count(connection: Connection, batch: str, outcomes: Sequence[BatchOutcome])
         connection.execute(_REMOVE_SUCCEEDED, good)
     if bad:
         connection.execute(_RECORD_FAILED, bad)
+    dead = [each.item.job for each in outcomes if each.page is not None and each.item.state is JobState.DEAD]
+    if dead:
+        end_split(connection, dead)
 
 
 def _accept(

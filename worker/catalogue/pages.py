@@ -330,8 +330,9 @@ class Pages:
         return [(Page(*row[:-1]), row[-1]) for row in rows]
 
     def remove(self, job: str) -> None:
-        """Delete a page; its job finds nothing to do if it is redriven."""
+        """Delete a dead page whose objects have jobs of their own."""
         with self._database.write() as connection:
+            end_split(connection, [job])
             connection.execute(sa.delete(pages).where(pages.c.job == job))
 
     # Planning
@@ -551,3 +552,9 @@ def _after(page: Page, outcomes: Sequence[PageOutcome], not_kept: Mapping[str, S
 def _joined(some: Mapping[str, Sequence[str]], more: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     names = {store: sorted({*some.get(store, ()), *more.get(store, ())}) for store in {**some, **more}}
     return {store: each for store, each in names.items() if each}
+
+
+def end_split(connection: Connection, ids: Sequence[str]) -> None:
+    """Record that dead pages have failed, because their objects have jobs of their own: nothing is left to redrive."""
+    dead = sa.update(jobs).where(jobs.c.id.in_(ids), jobs.c.state == JobState.DEAD)
+    connection.execute(dead.values(state=JobState.FAILED))

@@ -173,7 +173,7 @@ def retry(
         if ids:
             chosen = [session.job(id_) for id_ in dict.fromkeys(ids)]
         else:
-            fits = having(store, error) if parent is None else _of_batch(session.job(parent).id, having(store, error))
+            fits = _to_retry(session.job(parent).id if parent else None, having(store, error))
             chosen = session.catalogue.job_admin.find(states, kind=kind, fits=fits, limit=None)
             if not chosen:
                 tell_unknown_error(session.catalogue, error)
@@ -192,8 +192,14 @@ def retry(
     raise typer.Exit(Status.BAD if rejected else Status.GOOD)
 
 
-def _of_batch(batch: str, fits: Callable[[JobRecord], bool]) -> Callable[[JobRecord], bool]:
-    return lambda record: record.parent == batch and record.kind != PAGE.kind and fits(record)
+def _to_retry(batch: str | None, fits: Callable[[JobRecord], bool]) -> Callable[[JobRecord], bool]:
+    """Return the filter for jobs of a batch, or of all, without the pages whose artifacts are jobs of their own."""
+
+    def is_to_retry(record: JobRecord) -> bool:
+        is_split = record.kind == PAGE.kind and (batch is not None or record.state == JobState.FAILED)
+        return fits(record) and not is_split and (batch is None or record.parent == batch)
+
+    return is_to_retry
 
 
 @app.command()

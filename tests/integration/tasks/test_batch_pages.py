@@ -221,7 +221,7 @@ def test_the_end_of_the_last_page_makes_the_next_step_of_its_batch_due(laid, dri
 
 
 def test_a_page_that_is_dead_leaves_its_objects_to_jobs_of_their_own(laid, drive, context):
-    """What ends the workers of a page is found: each of its artifacts without an outcome becomes a job of its own."""
+    """What ends the workers of a page is found: its open objects become jobs, and no dead letter stays."""
     laid(3)
     driver = drive(ALL)
     driver.step()
@@ -231,6 +231,7 @@ def test_a_page_that_is_dead_leaves_its_objects_to_jobs_of_their_own(laid, drive
     result = driver.finish()
     assert (result.objects, result.outcomes, result.failed) == (3, {"verified": 3}, 0)
     assert kinds(context) == ["page", "verify", "verify", "verify"]
+    assert context.catalogue.ledger.states([id_]) == {id_: JobState.FAILED}
 
 
 def test_a_cancelled_page_counts_its_objects(laid, drive, context):

@@ -178,14 +178,15 @@ def test_a_failed_upload_tells_which_stores_have_the_bytes_and_what_adds_the_res
 
 
 def test_the_failed_jobs_of_a_batch_are_retried_together(catalogue, end, zot):
-    """Its dead and failed jobs, no page whose artifacts are jobs of their own, and no job of another batch."""
+    """Its dead and failed jobs and no job of another batch; without a batch, too, no page that was split into jobs."""
     end("b", JobState.SUCCEEDED, error=None, kind="batch")
-    states = {1: JobState.DEAD, 2: JobState.FAILED, 3: JobState.SUCCEEDED, 4: JobState.DEAD}
+    states = {1: JobState.DEAD, 2: JobState.FAILED, 3: JobState.SUCCEEDED, 4: JobState.DEAD, 5: JobState.FAILED}
     for number, state in states.items():
-        end(f"b.0000000{number}", state, kind="page" if number == 4 else "verify", parent="b")
+        end(f"b.0000000{number}", state, kind="page" if number >= 4 else "verify", parent="b")
     end("other.00000001", parent="other")
     assert zot("jobs", "retry", "--all", "--parent", "b", "--json")[1]["retried"] == ["b.00000002", "b.00000001"]
     assert zot("jobs", "retry", "b.00000001", "--parent", "b")[0] == 2
+    assert zot("jobs", "retry", "--all", "--state", "failed", "--json")[1]["retried"] == []
 
 
 @pytest.mark.parametrize(

@@ -196,6 +196,9 @@ def test_a_page_that_ends_its_workers_is_split(context: Context, run, put, sent:
     split: dict[str, ReplicateRequest] = {}
     monkeypatch.setattr("tasks.page.send_child", lambda _, request, *, id_, **__: split.update({id_: request}))
     assert (split_dead_pages(context), split_dead_pages(context)) == (2, 0)
+    assert context.catalogue.ledger.states([id_]) == {
+        id_: JobState.FAILED
+    }  # no dead letter: nothing is left to redrive
     assert {(each.key, each.job, each.action) for each in context.catalogue.findings.page()} == {
         (request.key, id_, "repair") for id_, request in split.items()
     }
