@@ -433,8 +433,8 @@ class Artifacts:
             connection.execute(late.where(copies.c.state.in_(BEGIN_AGAIN_FROM)).values(state=CopyState.WRITING))
 
     def read_again(self, copy: Copy, *, now: datetime) -> None:
-        """Make a copy due, so that the next verify sweep reads it."""
-        due = sa.update(copies).where(copies.c.id == copy.id, copies.c.state.not_in(_ABSENT))
+        """Make a copy due, so that the next verify sweep reads it. No other job may write to the artifact meanwhile."""
+        due = sa.update(copies).where(copies.c.id == copy.id)
         with self._database.write() as connection:
             connection.execute(due.values(next_due_at=now, claimed_until=None))
 
