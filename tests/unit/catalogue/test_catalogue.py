@@ -402,6 +402,15 @@ def test_recording_again_begins_only_the_copies_that_are_not_there(catalogue):
     assert catalogue.artifacts.copies(artifact)["dr"].state == "writing"
 
 
+def test_a_late_write_begins_no_copy_that_is_known_or_was_deleted_from_its_store(catalogue):
+    """A delete can still be undone with the copy that is there, and nothing replicates to where a copy was deleted."""
+    deleted, current = stored(catalogue, "a"), stored(catalogue, "b")
+    catalogue.artifacts.tombstone(deleted, clock.now())
+    catalogue.artifacts.delete_copy(catalogue.artifacts.copies(current)["dr"])
+    catalogue.artifacts.note_late_writes([deleted, current], "dr")
+    assert [catalogue.artifacts.copies(each)["dr"].state for each in (deleted, current)] == ["stored", "deleted"]
+
+
 def test_a_page_continues_after_the_last_key_of_the_one_before(catalogue):
     """Artifacts are listed by bucket and key in pages, one bucket's prefix at a time if so wished."""
     for key in ("a", "a%b", "a_b", "b"):
