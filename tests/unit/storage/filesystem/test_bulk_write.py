@@ -67,6 +67,25 @@ def test_each_object_of_a_group_has_its_own_condition(store: Store) -> None:
         assert b"".join(reader) == NEW
 
 
+def test_a_cleanup_takes_no_file_of_a_group_on_its_way_to_its_name(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that replaces another one has the name of a temporary file for a moment, and a writer that is alive."""
+    store.write_object("b", "k", source(OLD))
+    rename = os.rename
+
+    def cleaned(*names: str, **directories: int) -> None:
+        for stale in list(store.iter_stale_uploads()):
+            if "temporary" in stale.description:
+                assert not store.remove_stale_upload(stale)
+        rename(*names, **directories)
+
+    monkeypatch.setattr(os, "rename", cleaned)
+    assert isinstance(store.write_objects([put("k")])[0], ObjectStat)
+    monkeypatch.undo()
+    assert b"".join(store.read_object("b", "k")) == NEW
+
+
 def test_a_group_keeps_files_of_other_programs(store: Store, tmp_path: Path) -> None:
     """A checksum file that another program wrote under a sidecar's name stays as it is."""
     (tmp_path / "b").mkdir()

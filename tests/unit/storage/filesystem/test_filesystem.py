@@ -610,6 +610,23 @@ def test_a_copy_has_a_life_of_its_own(store: Store, driver: FilesystemDriver) ->
     assert list(store.iter_stale_uploads()) == []
 
 
+def test_a_copy_of_an_object_that_is_replaced_meanwhile_is_of_one_version(
+    store: Store, driver: FilesystemDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The link to the data is made by its name, which may be that of other data by then."""
+    write(store, "k", b"content")
+    link = os.link
+
+    def late(*names: Any, **directories: Any) -> None:
+        monkeypatch.setattr(os, "link", link)
+        write(store, "k", b"newer content")
+        link(*names, **directories)
+
+    monkeypatch.setattr(os, "link", late)
+    driver.copy("b", "k", "b", "copy")
+    assert store.verify_object("b", "copy").verdict is Verdict.VERIFIED
+
+
 @pytest.mark.parametrize("refusal", [None, errno.EXDEV, errno.EPERM, errno.EMLINK])
 def test_a_copy_never_blesses_what_has_rotted(
     store: Store, driver: FilesystemDriver, root: Path, monkeypatch: pytest.MonkeyPatch, refusal: int | None
