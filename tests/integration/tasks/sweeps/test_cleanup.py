@@ -326,6 +326,14 @@ def test_what_a_job_may_go_on_with_stays(run, context, stored, state, batch, ite
     assert stored("dr").read_bytes() == b"older"
 
 
+def test_what_an_ended_job_wrote_of_the_current_version_stays(run, context, stored):
+    """It is a copy that the replicate sweep completes: a read shows that its bytes are right."""
+    begun = begin_to_write(context, b"older", "ended")
+    context.catalogue.artifacts.finish_copy(begun, "primary", tag="1", evidence={}, now=clock.now())
+    assert run(sweep_cleanup, EVERYTHING).removed == dict.fromkeys(("primary", "dr", "cold"), 0)
+    assert (stored("dr").read_bytes(), context.catalogue.artifacts.copies(begun)["dr"].state) == (b"older", "writing")
+
+
 def test_a_cleanup_that_was_frozen_deletes_nothing_that_another_job_has_found(run, context, stored, monkeypatch):
     """Another upload of the same bytes finds them while the cleanup is frozen, and they are its copy then."""
     begin_to_write(context, b"older", "ended")
