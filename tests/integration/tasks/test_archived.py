@@ -75,6 +75,15 @@ def test_an_archived_copy_settles_only_that_it_was_unreadable(run, context):
     assert [each.kind for each in context.catalogue.findings.page()] == [FindingKind.CORRUPT]
 
 
+@pytest.mark.usefixtures("archived")
+def test_what_is_archived_and_not_recorded_is_not_replaced(run, source, stored):
+    """It cannot be read and may be the only copy of its bytes, so that an upload to its key fails."""
+    stored("dr").write_bytes(b"another one")
+    with pytest.raises(Archived, match=r"dr: what is at releases/app\.tgz is archived and is kept"):
+        run(upload, UploadRequest(bucket=BUCKET, key=KEY, source=source(b"release two")))
+    assert stored("dr").read_bytes() == b"another one"
+
+
 def test_azure_archives_a_blob_and_is_not_asked_to_restore_it(azurite: Azurite, tmp_path: Path) -> None:
     """A blob in the tier Archive has the verdict, whatever way it is read, and stays in its tier."""
     container, blob = f"archived-{uuid4().hex[:8]}", "b/app"

@@ -21,12 +21,14 @@ from worker.artifacts.sources import SourceRefused
 from worker.catalogue import Finding, LostLease
 from worker.context import Context
 from worker.jobs.running_job import Cancelled, RunningJob
+from worker.limits.limited_store import LimitedStore
 from worker.limits.snooze import Snooze
 from worker.settings.section_models import SourceSettings
 from worker.storage import Digest, Stores, Verdict
 from worker.storage.config import AzureConfig, GcsConfig, S3Config
 from worker.storage.configured_stores import UnknownStore
 from worker.storage.errors import (
+    Conflict,
     DigestMismatch,
     InvalidKey,
     NotFound,
@@ -200,6 +202,23 @@ def test_a_copy_that_a_killed_job_had_finished_is_found_and_kept(run, source, st
 
     assert again.unchanged
     assert stored("primary").stat().st_ino == inode
+
+
+def test_what_is_replaced_between_its_stat_and_its_read_is_not_recorded(run, source, stored, monkeypatch):
+    """The version tag and the evidence that are recorded are those of the object whose bytes were read."""
+    stored("primary").parent.mkdir(parents=True)
+    stored("primary").write_bytes(b"release one")
+    verify_object = LimitedStore.verify_object
+
+    def replaced(store, *of, **how):
+        stored("primary").write_bytes(b"release one")
+        return verify_object(store, *of, **how)
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(LimitedStore, "verify_object", replaced)
+        with pytest.raises(Conflict):
+            run(upload, request(source(b"release one"), stores=("primary",)))
+    assert run(upload, request(source(b"release one"), stores=("primary",))).unchanged
 
 
 def test_a_cancelled_upload_leaves_nothing_visible(run, source, stored, monkeypatch):
