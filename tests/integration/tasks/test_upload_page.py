@@ -135,6 +135,20 @@ def test_a_page_uploads_all_its_files(context: Context, request_: PageRequest, r
     assert_all_there(context)
 
 
+def test_a_file_replaces_no_artifact_that_is_held(
+    context: Context, request_: PageRequest, directory: Path, run: Callable[..., Any]
+) -> None:
+    """It leaves the page for a job of its own, which tells why; the same bytes again are no replacement."""
+    run(page, request_)
+    for name in NAMES[1:3]:
+        context.catalogue.holds.place("releases", f"v1/{name}", by="ana", reason="case 4711", now=clock.now())
+    (directory / NAMES[1]).write_bytes(b"other bytes")
+    files = list(DirectoryListing(directory, "releases", "v1/").files())
+    result = run(page, request_for(context, files, directory.parent))
+    assert (result.left, result.outcomes) == ((f"releases/v1/{NAMES[1]}",), {"already_there": len(NAMES) - 1})
+    assert_all_there(context)
+
+
 def test_two_files_of_one_key_become_two_versions_in_the_order_of_the_list(
     context: Context, source_root: Path, run: Callable[..., Any]
 ) -> None:
