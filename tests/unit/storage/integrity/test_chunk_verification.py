@@ -13,7 +13,7 @@ import pytest
 from tests.memory_driver import MemoryDriver
 from tests.waiting import WITHIN
 from worker.storage.driver import Digest, ObjectStat, WriteInfo
-from worker.storage.errors import AccessDenied, Conflict, DigestMismatch
+from worker.storage.errors import AccessDenied, Conflict, DigestMismatch, SizeMismatch, Unavailable
 from worker.storage.integrity import chunk_verification
 from worker.storage.integrity.chunk_verification import THREADS, first_bad_chunk
 from worker.storage.integrity.manifest import CHUNK_SIZE, BadChunks, Manifest
@@ -93,6 +93,24 @@ def test_a_download_with_a_bad_chunk_raises_and_names_it(driver: Faulty, file: i
     _, manifest = put(driver, 17)
     with pytest.raises(DigestMismatch, match=f"releases/app.tgz: bytes {17 * CHUNK} to {18 * CHUNK}"):
         Store(driver).download_object(*PLACE, file, expected(), manifest=manifest)
+
+
+@pytest.mark.parametrize("data", [CONTENT[:-1], CONTENT + b"e"])
+def test_an_object_of_another_size_is_not_downloaded(driver: Faulty, file: int, data: bytes) -> None:
+    """The size is told, and not that a read ended too early: no later read of the same object would help."""
+    _, manifest = put(driver)
+    driver.put(*PLACE, VerifyingReader(io.BytesIO(data)), WriteInfo())
+    with pytest.raises(SizeMismatch):
+        Store(driver).download_object(*PLACE, file, expected(), manifest=manifest)
+
+
+def test_a_chunk_that_ends_too_early_is_not_filled_up(driver: Faulty) -> None:
+    """Also where the bytes that are missing would be zeros: the copy does not have them."""
+    data = bytes(CHUNK)
+    driver.put(*PLACE, VerifyingReader(io.BytesIO(data[:-1])), WriteInfo())
+    chunk = Manifest(CHUNK, CHUNK, hashlib.sha256(data).digest()).chunk(0)
+    with pytest.raises(Unavailable, match="ended 1 bytes too early"):
+        Store(driver).read_chunk(*PLACE, chunk)
 
 
 @pytest.mark.parametrize("bad", [(0,), (39,), (5, 6), (30, 11, 12)])
