@@ -6,6 +6,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+import sqlalchemy as sa
 from azure.storage.blob import BlobServiceClient
 
 from tasks.upload import upload
@@ -15,6 +16,7 @@ from tests.conformance.targets import azure as conformance_azure
 from tests.servers import Azurite
 from worker import clock
 from worker.catalogue import FindingKind, NewFinding
+from worker.catalogue.tables import copies
 from worker.storage import Verdict
 from worker.storage.errors import Archived
 from zot_artifact_client.contract import UploadRequest, VerifyRequest
@@ -82,6 +84,16 @@ def test_what_is_archived_and_not_recorded_is_not_replaced(run, source, stored):
     with pytest.raises(Archived, match=r"dr: what is at releases/app\.tgz is archived and is kept"):
         run(upload, UploadRequest(bucket=BUCKET, key=KEY, source=source(b"release two")))
     assert stored("dr").read_bytes() == b"another one"
+
+
+@pytest.mark.usefixtures("archived")
+def test_an_archived_copy_whose_last_read_is_long_ago_is_not_written_again(run, source, stored, context):
+    """It is as it was written; to replace it would cost what the archive class costs for an early delete."""
+    before = stored("dr").stat().st_ino
+    with context.catalogue._database.write() as connection:
+        connection.execute(sa.update(copies).values(read_at=clock.now() - timedelta(days=1000)))
+    assert run(upload, UploadRequest(bucket=BUCKET, key=KEY, source=source(b"content"))).unchanged
+    assert stored("dr").stat().st_ino == before
 
 
 def test_azure_archives_a_blob_and_is_not_asked_to_restore_it(azurite: Azurite, tmp_path: Path) -> None:

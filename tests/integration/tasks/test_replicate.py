@@ -271,6 +271,17 @@ def test_a_copy_is_read_whose_last_read_failed_or_is_to_come_or_that_has_another
 
 
 @pytest.mark.usefixtures("uploaded")
+def test_a_copy_that_cannot_be_read_again_is_not_replaced(run, distrustful, stored, monkeypatch):
+    """It may be right: the job fails with a transient error, and leaves the copy as it is."""
+    before = stored("dr").stat().st_ino
+    away = Verification(Verdict.UNREADABLE, None, detail="it is away")
+    monkeypatch.setattr(LimitedStore, "verify_object", lambda *_, **__: away)
+    with pytest.raises(Unavailable, match=r"dr: what is at releases/app\.tgz cannot be read: it is away"):
+        run(lambda r, _c, job: replicate(r, distrustful.for_job(job), job), request("dr"))
+    assert stored("dr").stat().st_ino == before
+
+
+@pytest.mark.usefixtures("uploaded")
 def test_the_trust_is_the_period_of_the_store(context):
     """Without a setting a copy is trusted for the time within which the sweep reads it again."""
     verify_sweep = VerifySweepSettings(period=timedelta(days=30), periods={"dr": timedelta(days=7)})

@@ -221,6 +221,21 @@ def test_what_is_replaced_between_its_stat_and_its_read_is_not_recorded(run, sou
     assert run(upload, request(source(b"release one"), stores=("primary",))).unchanged
 
 
+def test_what_is_written_between_the_stat_and_the_write_stays(run, source, stored, monkeypatch):
+    """A new version replaces exactly the object that was found under its key."""
+    run(upload, request(source(b"release one"), stores=("primary",)))
+    write_object = LimitedStore.write_object
+
+    def late(store, *of, **how):
+        stored("primary").write_bytes(b"of another program")
+        return write_object(store, *of, **how)
+
+    monkeypatch.setattr(LimitedStore, "write_object", late)
+    with pytest.raises(Conflict):
+        run(upload, request(source(b"release two"), stores=("primary",)))
+    assert stored("primary").read_bytes() == b"of another program"
+
+
 def test_a_cancelled_upload_leaves_nothing_visible(run, source, stored, monkeypatch):
     """A job that is cancelled in the middle leaves no object and no temporary file."""
     monkeypatch.setattr("worker.jobs.running_job.REPORT_SECONDS", 0.0)
