@@ -1,6 +1,7 @@
 """The ledger knows when a job is overdue, and keeps a worker that lost its lease from writing."""
 
 from datetime import timedelta
+from functools import partial
 
 import pytest
 import sqlalchemy as sa
@@ -231,6 +232,21 @@ def test_a_worker_that_lost_a_job_writes_nothing_for_it(catalogue, write):
         write(held, artifact)
     assert held.transfers.find(artifact, "dr") == catalogue.transfers.find(artifact, "dr")
     assert catalogue.transfers.find(artifact, "dr").sent == {}
+
+
+def test_a_job_that_has_ended_stays_so(catalogue):
+    """What its worker writes late, such as a heartbeat, changes nothing, although no other worker had its lease."""
+    job, ledger, now = begin(catalogue).record, catalogue.ledger, clock.now()
+    ledger.finish(job.id, job.fence, JobState.SUCCEEDED, now=now)
+    ended = ledger.get(job.id)
+    for late in (
+        partial(ledger.renew, until=now + LEASE, progress=None),
+        partial(ledger.retry, error={}, due=now),
+        partial(ledger.finish, state=JobState.FAILED, now=now),
+    ):
+        with pytest.raises(LostLease):
+            late(job.id, job.fence)
+    assert ledger.get(job.id) == ended
 
 
 @pytest.mark.parametrize(("one", "again"), [("one", "one"), ("batch.00000001", "batch.00000007")])
