@@ -122,7 +122,7 @@ class CopySlot:
     quarantine: bool
     """The bytes under the key may be the last of their kind: they go into quarantine before they are replaced."""
     bad: Sequence[Chunk] = ()
-    """The chunks that are wrong in what was found, if they are known."""
+    """The chunks that a read found wrong, if they are known; the repair reads all bytes before it replaces any."""
 
 
 @dataclass(slots=True)
@@ -193,7 +193,7 @@ class ArtifactJob:
             evidence = {} if found.sha256 else {"adopted": RECORDED}
             self._record_verdict(copy, seen, self._finished(store, found, evidence))
             return None
-        return self._bad_slot(store, copy, found, seen)
+        return CopySlot(store, copy, found, quarantine=True, bad=seen.bad)
 
     def _has_all_of(self, store: LimitedStore, other: Artifact) -> bool:
         """Return whether a copy of another version is one of this one too: only headers differ, and it keeps none."""
@@ -215,12 +215,8 @@ class ArtifactJob:
             raise self.unavailable(store, f"what is at {self.artifact.path} cannot be read: {seen.detail}")
         if seen.verdict in {Verdict.VERIFIED, Verdict.ARCHIVED}:  # an archived one is as it was written
             return None
-        return self._bad_slot(store, copy, None if seen.verdict == Verdict.MISSING else found, seen)
-
-    @staticmethod
-    def _bad_slot(store: LimitedStore, copy: Copy, found: ObjectStat | None, seen: Verification) -> CopySlot:
-        bad = seen.bad if found and seen.version == found.version else ()
-        return CopySlot(store, copy, found, quarantine=True, bad=bad)
+        there = None if seen.verdict == Verdict.MISSING else found
+        return CopySlot(store, copy, there, quarantine=True, bad=seen.bad)
 
     def put(
         self, store: LimitedStore, body: Callable[[], Readable | HashedBytes], *, storage_class: str | None = None
