@@ -10,6 +10,7 @@ from tasks.replicate import NoGoodSource, replicate
 from tasks.upload import upload
 from tasks.verify import verify
 from worker import clock
+from worker.artifacts import chunk_repair
 from worker.artifacts.artifact_copies import ReadBackMismatch
 from worker.catalogue.tables import copies
 from worker.context import Context
@@ -267,6 +268,15 @@ def test_a_copy_is_read_whose_last_read_failed_or_is_to_come_or_that_has_another
     """The trust is for bytes of the recorded size, and follows from a full read that is over."""
     stored("dr").write_bytes(there)
     rot_unnoticed(context, stored("dr"), **recorded)
+    assert run(replicate, request("dr")).copies[0].outcome == "repaired"
+
+
+@pytest.mark.usefixtures("uploaded")
+def test_a_copy_that_was_cut_is_repaired_as_a_whole(run, stored, monkeypatch):
+    """No chunks are read from it, however many it has: that one ends too early says nothing about its bytes."""
+    monkeypatch.setattr(chunk_repair, "FEWEST_CHUNKS", 1)
+    stored("dr").write_bytes(b"release")
+    run(verify, VerifyRequest(bucket="releases", key="app.tgz"))
     assert run(replicate, request("dr")).copies[0].outcome == "repaired"
 
 
