@@ -159,11 +159,11 @@ class Identity:
 
         Args:
             write: the store is about to be changed. A store without a marker gets one.
-            fresh: read the marker even if that was done recently.
+            fresh: for a command that asks what is wrong: read the marker even if that was done recently.
 
         Raises:
             OtherStore: the marker is gone, or is that of another store.
-            SameStore: `write`, and another configured store has the same marker.
+            SameStore: another configured store has the same marker; not for a mere read.
             StorageError: the marker cannot be read or written.
         """
         mount: object = None
@@ -186,12 +186,12 @@ class Identity:
             return
         if known is None:
             with self._first_use:
-                known, marker = self._introduce(write=write)
+                known, marker = self._introduce(compare=write or fresh)
         if known is not None and marker != known:
             self._refuse_other(known, marker)
         if marker is not None:
-            self._refuse_same(marker, write=write)
-        if write:
+            self._refuse_same(marker, compare=write or fresh)
+        if write or fresh:
             self._refuse_nested(marker, below=fresh or not self._looked_below)
             self._refuse_one_server(marker)
             self._looked_below = True
@@ -254,7 +254,7 @@ class Identity:
             raise OtherStore(f"{where} is no marker of a store; remove it if it is not needed")
         return found[1].decode()
 
-    def _introduce(self, *, write: bool) -> tuple[str | None, str | None]:
+    def _introduce(self, *, compare: bool) -> tuple[str | None, str | None]:
         """Record the id of a store that is new here, and return the recorded id and that of its marker.
 
         A store without conditional writes keeps the last of two markers that are written at one time, while the first
@@ -267,7 +267,7 @@ class Identity:
             found = self._create(secrets.token_hex(16))
         if found is None or known is not None:
             return known, found
-        if self._refuse_same(found, write=write):
+        if self._refuse_same(found, compare=compare):
             return None, found
         self._known.put(self._driver.name, found)
         known = self._own_known()
@@ -295,8 +295,8 @@ class Identity:
             f"disk or correct the settings; {self._known.way_out(self._driver.name)} if it was replaced on purpose"
         )
 
-    def _refuse_same(self, found: str, *, write: bool) -> bool:
-        """Raise before a write if another store has this marker; return whether one has it."""
+    def _refuse_same(self, found: str, *, compare: bool) -> bool:
+        """Return whether another store has this marker; raise if `compare`."""
         same = sorted(
             name
             for name, known in self._known.others(self._driver.name).items()
@@ -306,7 +306,7 @@ class Identity:
             return False
         if self._known.get(self._driver.name) not in {found, SHARED + found}:
             self._known.put(self._driver.name, SHARED + found)  # so that the other store is rejected too
-        if write:
+        if compare:
             raise SameStore(
                 f"stores {self._driver.name} and {same[0]} are one physical place (id {found}): a copy in each would "
                 "be one copy. Remove one of them from the settings, or point it to another place; if one was made as "

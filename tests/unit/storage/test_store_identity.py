@@ -351,8 +351,12 @@ def test_a_copy_of_a_store_is_one_of_its_own_once_its_marker_is_removed(tmp_path
     _stores(tmp_path / "run", original=original)["original"].write_object("b", "k", source(DATA))
     shutil.copytree(original, twin)
     for name in ("twin", "original"):
+        of = _stores(tmp_path / "run", original=original, twin=twin)[name]
+        assert of.object_exists("b", "k")
+        with pytest.raises(SameStore, match="are one physical place"):  # as `stores` tells it
+            of.check_identity(write=False)
         with pytest.raises(SameStore, match="if one was made as a copy of the other, remove zot-store/identity"):
-            _stores(tmp_path / "run", original=original, twin=twin)[name].write_object("b", "k2", source(DATA))
+            of.write_object("b", "k2", source(DATA))
     (twin / "zot-store" / "identity").unlink()
     for name in ("original", "twin"):
         _stores(tmp_path / "run", original=original, twin=twin)[name].write_object("b", "k2", source(DATA))
