@@ -3,9 +3,11 @@
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from subprocess import DEVNULL
@@ -105,15 +107,17 @@ def _make_due(catalogue: Catalogue) -> None:
 
 
 def _sweep(worker: Worker, client: ArtifactClient, catalogue: Catalogue, count: int) -> Run:
-    verdicts = _verdicts(catalogue)
+    # To ask for what is due, or through SQLAlchemy, would take the processor from the sweep.
+    with closing(sqlite3.connect(worker.home / "catalogue.sqlite3")) as reader:
+        verdicts = _verdicts(reader)
 
-    def sweep() -> None:
-        until = time.monotonic() + _LONGEST
-        client.submit(SWEEP_VERIFY, SweepVerifyRequest(store="primary")).wait(WAIT)
-        while time.monotonic() < until and _verdicts(catalogue) < verdicts + count:
-            time.sleep(0.01)  # to ask for what is due, 20,000 rows, would take the processor from the sweep
+        def sweep() -> None:
+            until = time.monotonic() + _LONGEST
+            client.submit(SWEEP_VERIFY, SweepVerifyRequest(store="primary")).wait(WAIT)
+            while time.monotonic() < until and _verdicts(reader) < verdicts + count:
+                time.sleep(0.01)
 
-    run = timed(count, lambda: server_seconds(worker), sweep)
+        run = timed(count, lambda: server_seconds(worker), sweep)
     with catalogue._database.read() as connection:
         now_good = copies.c.last_verdict == "verified", copies.c.read_at > clock.now() - timedelta(days=30)
         good = connection.execute(sa.select(sa.func.count()).where(*now_good)).scalar()
@@ -122,9 +126,8 @@ def _sweep(worker: Worker, client: ArtifactClient, catalogue: Catalogue, count: 
     return run
 
 
-def _verdicts(catalogue: Catalogue) -> int:
-    head = catalogue.verifications.head()
-    return head.id if head else 0
+def _verdicts(reader: sqlite3.Connection) -> int:
+    return reader.execute("SELECT max(id) FROM verifications").fetchone()[0] or 0
 
 
 def _hashed(root: Path, count: int, checkers: int, *, cached: bool) -> Run:
