@@ -50,7 +50,6 @@ def sweep(request: SweepVerifyRequest, context: JobContext, job: RunningJob, mes
     if planned:  # at an attempt whose worker died
         resume(job.id, planned, messages)
         return _result(dict.fromkeys(stores, 0), [PageRequest.read(each.request) for each in planned])
-    see_stores(context.settings, context.catalogue, clock.now())
     open_ = context.catalogue.pages.open_by_store(SWEEP_VERIFY.kind)
     due: dict[str, int] = {}
     pages: list[PageRequest] = []
@@ -60,6 +59,7 @@ def sweep(request: SweepVerifyRequest, context: JobContext, job: RunningJob, mes
         claims = [ClaimSelection(store=store, most=copies) for copies in sizes]
         pages += [PageRequest(verb="verify", claim=claim) for claim in claims]
     plan(context.catalogue, job.id, pages, messages)
+    see_stores(context.settings, context.catalogue, clock.now())  # while the first pages are read
     for store in stores:
         _see_pace(context, store)
     keep_records(context, job, stores)

@@ -192,7 +192,7 @@ class Pages:
 
         A claim keeps other pages away until a verdict is recorded, or until `until`. `ahead`: see `AHEAD`. `share`
         takes what they cost from the budget of the store, in the same transaction: no death leaves a page whose reads
-        are not counted.
+        are not counted. Without it a power cut may undo the claim, and the page claims again.
         """
         claimed: list[int] = []
         while True:
@@ -202,7 +202,7 @@ class Pages:
                     connection, store, period=period, first_read=first_read, now=now, until=until, limit=room,
                     ahead=ahead,
                 )  # fmt: skip
-            with self._database.write() as connection:
+            with self._database.write(durable=share is not None) as connection:
                 still = still_due(period, now, ahead, first_read=first_read)
                 got = claim_copies(connection, wanted, still, now=now, until=until)
                 claimed += got

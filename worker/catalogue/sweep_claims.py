@@ -413,7 +413,7 @@ def claim_copies(
         .values(claimed_until=until)
         .returning(copies.c.id)
     )
-    claimed = set(connection.execute(claim, {"ids": ids}).scalars())
+    claimed = set(connection.execute(claim, {"ids": ids}).scalars().all())
     return [id_ for id_ in ids if id_ in claimed]
 
 

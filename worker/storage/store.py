@@ -389,8 +389,9 @@ class Store:
             for each in wanted:
                 yield self.verify_object(*each)
             return
+        local = self.capabilities.local  # read below the store's own directory
         for each, found in read_ahead(reads, wanted):
-            if found is not None and self._is_own(*each[:2]):
+            if found is not None and (local or self._is_own(*each[:2])):
                 _, version, stored = found
                 expected = each[2]
                 yield Verification(
@@ -415,8 +416,6 @@ class Store:
 
     def _is_own(self, bucket: str, key: str) -> bool:
         """Return whether an object that was read may be one of this store; `verify_object` says why not."""
-        if self.capabilities.local:
-            return True  # it was read below the store's own directory
         try:
             self._check_read(bucket, key)
         except StorageError:
