@@ -315,7 +315,8 @@ def _send_verifications(found: Page, copies: Sequence[PageCopy]) -> int:
 def _verify_selected(request: PageRequest, context: JobContext, job: RunningJob) -> Page:
     found, selected = _begin(request, context, job)
     copies = context.catalogue.pages.copies_of([each.artifact_id for each in selected if each.artifact_id is not None])
-    before = context.catalogue.pages.verdicts_by(job.id)
+    paths = [(each.bucket, each.key) for each in selected] if job.fence > 1 else []  # at a first attempt there are none
+    before = context.catalogue.pages.verdicts_by(job.id, paths)
     objects, leaving = [], []
     for each in selected:
         assert each.artifact_id is not None

@@ -5,7 +5,7 @@ row change together. So a page that is delivered again does not repeat what is r
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from operator import attrgetter
@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 from worker.catalogue.adoptions import Adoption, OtherVersion, record_adoptions
 from worker.catalogue.artifacts import FinishedCopy, delete_copies, finish_copies, tombstone_all
 from worker.catalogue.budgets import BudgetState, change_budget
-from worker.catalogue.bulk import one_of
+from worker.catalogue.bulk import by_bucket, one_of
 from worker.catalogue.compiled_statements import Prepared
 from worker.catalogue.database import CatalogueError, Database
 from worker.catalogue.holds import OnHold
@@ -229,12 +229,21 @@ class Pages:
                 found.setdefault(copy.artifact_id, []).append(copy)
         return found
 
-    def verdicts_by(self, job: str) -> dict[tuple[str, str, str, int], tuple[str, str | None]]:
-        """Return the verdicts that a page has recorded, with their details, by store, bucket, key and version."""
+    def verdicts_by(
+        self, job: str, paths: Iterable[tuple[str, str]]
+    ) -> dict[tuple[str, str, str, int], tuple[str, str | None]]:
+        """Return the verdicts that a page has recorded on objects, given by bucket and key, with their details.
+
+        They are by store, bucket, key and version.
+        """
         row = verifications.c
+        verdicts: dict[tuple[str, str, str, int], tuple[str, str | None]] = {}
         query = sa.select(row.store, row.bucket, row.key, row.version, row.verdict, row.detail).where(row.job == job)
         with self._database.read() as connection:
-            return {tuple(found[:4]): (found[4], found[5]) for found in connection.execute(query)}
+            for bucket, keys in by_bucket(paths):
+                rows = connection.execute(query.where(row.bucket == bucket, one_of(row.key, keys)))
+                verdicts |= {tuple(found[:4]): (found[4], found[5]) for found in rows}
+        return verdicts
 
     def progress_of(self, job_ids: Sequence[str]) -> tuple[int, int]:
         """Return how many objects of these pages have an outcome, and their bytes."""

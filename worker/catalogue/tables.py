@@ -178,7 +178,6 @@ verifications = Table(
     Column("previous", Text(64), nullable=False),
     Column("hash", Text(64), nullable=False),
     Index("ix_verifications_bad", "store", "at", sqlite_where=BAD_VERDICT, postgresql_where=BAD_VERDICT),
-    Index("ix_verifications_job", "job"),
     Index("ix_verifications_object", "bucket", "key", "store"),
 )
 """One row a verdict, append-only. `hash` is over the row and `previous`, the hash of the row before it."""
