@@ -90,7 +90,12 @@ class BulkStatement:
             statement = self._make(lambda name: given.c[name])
         compiled = statement.compile(dialect=dialect)
         names = list(getattr(compiled, "positiontup", None) or compiled.params)
-        constants = {name: value for name, value in compiled.params.items() if not compiled.binds[name].required}
+        constants = {
+            # The driver of SQLite takes a microsecond to bind each word of an enumeration that is not made plain.
+            name: str(value) if isinstance(value, str) else value
+            for name, value in compiled.params.items()
+            if not compiled.binds[name].required
+        }
         self._texts[dialect.name] = _Text(str(compiled), names, constants)
         return self._texts[dialect.name]
 
