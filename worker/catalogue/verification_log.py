@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
 from worker.catalogue.artifacts import FIRST_READS, READ_ONCE, SPREADS, FinishedCopy, finish_copies
-from worker.catalogue.bulk import BulkStatement, Given, insert, one_of
+from worker.catalogue.bulk import BulkStatement, Given, constant, insert, one_of
 from worker.catalogue.compiled_statements import Prepared, in_one_request
 from worker.catalogue.database import Database
 from worker.catalogue.findings import ask_around, note_verdicts
@@ -276,19 +276,19 @@ def _update(verdict: Verdict, given: Given) -> sa.Update:
     now, unread = sa.bindparam("now", type_=UtcDateTime()), verdict in {Verdict.UNREADABLE, Verdict.ARCHIVED}
     values: dict[str, Any] = {
         "last_attempt_at": now,
-        "last_verdict": verdict,
-        "next_due_at": given("retry_at") if unread else None,
-        "claimed_until": None,
-        "attempts": copies.c.attempts + 1,
+        "last_verdict": constant(verdict),
+        "next_due_at": given("retry_at") if unread else sa.null(),
+        "claimed_until": sa.null(),
+        "attempts": copies.c.attempts + constant(1),
     }
     if not unread:
-        once = READ_ONCE + copies.c.artifact_id % (SPREADS - READ_ONCE)
-        again = FIRST_READS + copies.c.artifact_id % (READ_ONCE - FIRST_READS)
-        values |= {"read_at": now, "spread": sa.case((copies.c.spread < FIRST_READS, once), else_=again)}
+        once = constant(READ_ONCE) + copies.c.artifact_id % constant(SPREADS - READ_ONCE)
+        again = constant(FIRST_READS) + copies.c.artifact_id % constant(READ_ONCE - FIRST_READS)
+        values |= {"read_at": now, "spread": sa.case((copies.c.spread < constant(FIRST_READS), once), else_=again)}
     if verdict == Verdict.VERIFIED:
         values |= {"last_verified_at": now, "tag": given("tag")}
     if not unread and verdict != Verdict.UNVERIFIABLE:
-        values["state"] = CopyState(verdict)
+        values["state"] = constant(CopyState(verdict))
     return sa.update(copies).where(copies.c.id == given("copy")).values(values)
 
 
