@@ -4,7 +4,6 @@ import os
 import stat
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 
 from worker.storage.driver import SmallRead, WholeRead
 from worker.storage.filesystem.digest_attribute import has_digest, read_digest
@@ -95,7 +94,10 @@ class FilesystemSmallReads:
         except FileNotFoundError:
             return ""
         try:
-            return parse_sidecar(read_up_to(sidecar, SIDECAR_SIZES.stop)) or ""
+            content = os.read(sidecar, SIDECAR_SIZES.stop)
+            if len(content) < SIDECAR_SIZES.start:  # as FUSE may return it
+                content += read_up_to(sidecar, SIDECAR_SIZES.stop - len(content))
+            return parse_sidecar(content) or ""
         finally:
             os.close(sidecar)
 
@@ -125,5 +127,7 @@ class FilesystemSmallReads:
 
 
 def _close(fd: int) -> None:
-    with suppress(OSError):  # it is closed, and nothing was written
+    try:  # noqa: SIM105 - `suppress` takes as long as the call
         os.close(fd)
+    except OSError:  # it is closed, and nothing was written
+        pass
