@@ -38,6 +38,7 @@ from worker.catalogue import (
     NewVersion,
     Outcome,
     PageOutcome,
+    Share,
     VerdictRow,
     checkpoint_write_ahead_log,
 )
@@ -400,6 +401,18 @@ def test_a_page_that_uploads_waits_for_the_disk_only_before_bytes_are_replaced(u
         waits.clear()
         catalogue.pages.record(page, Group([]), now=now)
         assert waits == ["wait"]
+
+
+def test_a_claim_waits_for_the_disk_only_where_a_budget_counts_it(url, monkeypatch):
+    """After a power cut the next attempt of a page claims again; what its budget has paid for stays counted."""
+    now = clock.now()
+    asked = {"period": timedelta(days=30), "now": now, "until": now + timedelta(hours=1), "limit": 9}
+    with closing(Catalogue(url)) as catalogue:
+        waits = waits_of(catalogue, monkeypatch)
+        catalogue.pages.claim_due("one", "dr", **asked)
+        assert waits[-1] == "no wait"
+        catalogue.pages.claim_due("two", "dr", **asked, share=lambda state, _: (state, Share(set(), [], now)))
+        assert waits[-1] == "wait"
 
 
 def test_the_groups_of_a_page_wait_for_the_disk_once_at_its_end(url, monkeypatch):
