@@ -201,11 +201,16 @@ class TestBrokenTransfers:
 
     @pytest.mark.usefixtures("both_paths")
     def test_refused_is_not_tried_again(self, through: Callable[..., Line]) -> None:
-        """What the store refuses is asked once."""
+        """What the store refuses is asked once; a refused read may be of an object that is not there."""
         line = through(always(Say(403, XML % b"AccessDenied"), "PUT", "/app"))
-        with pytest.raises(AccessDenied):
+        with pytest.raises(AccessDenied) as refused:
             line.write(b"x")
         assert len([request for request in line.proxy.requests if request.method == "PUT"]) == 1
+        assert "s3:ListBucket" not in refused.value.message
+        line = through(lambda request: Say(403, XML % b"AccessDenied" * (request.method == "GET")))
+        for read in (line.faulty.stat_object, line.faulty.read_object):
+            with pytest.raises(AccessDenied, match="s3:ListBucket"):
+                read(BUCKET, "app")
 
     def test_range_that_is_ignored(self, through: Callable[..., Line]) -> None:
         """A store that answers a range with the whole is found out: its first bytes are not those asked for."""

@@ -105,7 +105,12 @@ _CODES: tuple[CodeRow, ...] = (
         AccessDenied,
         "the credentials do not allow it, or are wrong",
         """AccessDenied AllAccessDisabled AccountProblem NotSignedUp InvalidPayer UnauthorizedAccess
-        UnauthorizedAccessError AccessForbidden 403""",
+        UnauthorizedAccessError AccessForbidden""",
+    ),
+    (
+        AccessDenied,  # without a body: the answer to HEAD
+        "the credentials do not allow it, or are wrong; without the right `s3:ListBucket`, also if it is not there",
+        "403",
     ),
     (AccessDenied, f"the store does not accept the signature; {_REGION}", "AuthorizationHeaderMalformed"),
     (AccessDenied, "this machine's clock is wrong; set it", "RequestTimeTooSkewed"),
@@ -244,6 +249,8 @@ def _translate_answer(error: sdk.ClientError, origin: Origin, what: str) -> Stor
         return missing_bucket(origin, what.partition("/")[0])
     if code == "InvalidArgument" and "object name" in said.lower():  # rclone has no code for it
         code = "InvalidObjectName"
+    if code == "AccessDenied" and error.operation_name == "GetObject":
+        code = "403"
     return by_code(
         origin,
         what,
