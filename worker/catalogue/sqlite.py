@@ -148,7 +148,7 @@ def flush(path: Path | None) -> None:
     except FileNotFoundError:
         return
     try:
-        os.fsync(log)
+        os.fdatasync(log)  # as SQLite itself does: only the times of the file may be lost
     finally:
         os.close(log)
 

@@ -251,14 +251,14 @@ def waits_of(catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch) -> list[str]
     def note(done: sa.Connection) -> None:
         waits.append(words[done.connection.dbapi_connection.execute("PRAGMA synchronous").fetchone()[0]])
 
-    sync, log = os.fsync, Path(f"{catalogue._database.engine.url.database}-wal")
+    sync, log = os.fdatasync, Path(f"{catalogue._database.engine.url.database}-wal")
 
-    def fsync(fd: int) -> None:
+    def fdatasync(fd: int) -> None:
         assert Path(f"/proc/self/fd/{fd}").samefile(log)
         waits.append("flush")
         sync(fd)
 
-    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
     catalogue.close()  # so that its next connection has the listener
     return waits
 
@@ -290,14 +290,14 @@ def test_the_end_of_a_job_waits_for_the_disk_after_its_commit(url, monkeypatch):
     """Others write while the end of a job waits for the disk, and an end that is read is durable before it is told."""
     with closing(Catalogue(url)) as catalogue:
         fence = begin(catalogue, "one").record.fence
-        began, goes_on, sync = threading.Event(), threading.Event(), os.fsync
+        began, goes_on, sync = threading.Event(), threading.Event(), os.fdatasync
 
         def slow(fd: int) -> None:
             began.set()
             assert goes_on.wait(60)
             sync(fd)
 
-        monkeypatch.setattr(os, "fsync", slow)
+        monkeypatch.setattr(os, "fdatasync", slow)
         with ThreadPoolExecutor(1) as threads:
             try:
                 ending = threads.submit(catalogue.ledger.finish, "one", fence, JobState.SUCCEEDED, now=clock.now())
@@ -339,19 +339,19 @@ def test_heartbeats_retries_and_copies_wait_for_the_disk_after_their_commit(url,
 def test_an_end_that_the_disk_did_not_confirm_is_not_told(url, monkeypatch):
     """The job is delivered again, its end is found, and it is made durable before anything is told of it."""
     with closing(Catalogue(url)) as catalogue:
-        fence, sync = begin(catalogue, "one").record.fence, os.fsync
+        fence, sync = begin(catalogue, "one").record.fence, os.fdatasync
 
         def fail(_: int) -> None:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-        monkeypatch.setattr(os, "fsync", fail)
+        monkeypatch.setattr(os, "fdatasync", fail)
         with pytest.raises(EndNotDurable, match="Input/output error"):
             catalogue.ledger.finish("one", fence, JobState.SUCCEEDED, now=clock.now(), result={})
         with pytest.raises(CatalogueUnavailable):
             begin(catalogue, "one")
         with pytest.raises(CatalogueUnavailable):
             catalogue.ledger.get("one")
-        monkeypatch.setattr(os, "fsync", sync)
+        monkeypatch.setattr(os, "fdatasync", sync)
         assert isinstance(begin(catalogue, "one"), Finished)
 
 
@@ -362,7 +362,7 @@ def test_a_disk_that_takes_no_commit_is_an_error_of_the_catalogue(url, monkeypat
     def fail(_: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(os, "fsync", fail)
+    monkeypatch.setattr(os, "fdatasync", fail)
     with pytest.raises(CatalogueUnavailable, match="Input/output error"):
         catalogue.verifications.durable_head()
     catalogue.close()

@@ -62,16 +62,16 @@ def test_a_job_whose_end_the_disk_did_not_confirm_is_delivered_again(context, ta
     """Nothing is told, cleaned up or recorded after it, and the next delivery answers with the recorded end."""
     ended: list[str] = []
     delivery = Delivery(task, VERIFY, context, writes=False, at_end=lambda _request, _context, job: ended.append(job))
-    sync = os.fsync
+    sync = os.fdatasync
 
     def fail(_: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(os, "fsync", fail)
+    monkeypatch.setattr(os, "fdatasync", fail)
     with pytest.raises(Retry):
         delivery.handle(work, (), FIELDS)
     assert ended == []
-    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "fdatasync", sync)
     record = context.catalogue.ledger.get("job-1")
     assert record is not None
     assert (record.state, record.attempts) == (JobState.SUCCEEDED, 1)
