@@ -144,7 +144,8 @@ class AsyncArtifacts(
         Raises:
             ArtifactNotFound: the catalogue has no artifact under this key.
             WaitTimeout: no worker has answered within `timeout` seconds.
-            InvalidRequest, JobFailed, BrokerUnavailable: it cannot be asked, or not be answered.
+            InvalidRequest, BrokerUnavailable: the query cannot be sent.
+            JobFailed: the worker cannot answer it, for example without its catalogue.
         """
         return await self.query(QUERY_SHOW, request_of(QUERY_SHOW, bucket=bucket, key=key), timeout=timeout)
 
@@ -173,7 +174,7 @@ class AsyncArtifacts(
 
         Raises:
             WaitTimeout: the result backend does not have the job, and no worker has answered within `timeout` seconds.
-            InvalidRequest, BrokerUnavailable: it cannot be asked.
+            InvalidRequest, BrokerUnavailable: the query cannot be sent.
         """
         found = await self.snapshot(check_id(job_id))
         if found.state is not JobState.UNKNOWN:
@@ -195,7 +196,7 @@ class AsyncArtifacts(
 
         Raises:
             ArtifactNotFound: there is none, or the token is not for it.
-            DamagedBytes, NoGoodCopy, ArtifactChanged: the right bytes are not to be had.
+            DamagedBytes, NoGoodCopy, ArtifactChanged: the right bytes cannot be read.
             NotAllowed, GatewayUnavailable: it cannot be read.
         """
 
@@ -236,11 +237,11 @@ class AsyncArtifacts(
         idempotency_key: str | None = None,
         on_progress: Callable[[Progress], object] | None = None,
     ) -> AsyncJob[UploadResult]:
-        """Send a file of this machine, which the worker need not see, over the gateway, and return when it has arrived.
+        """Send a file of this machine over the gateway, and return its upload job when all bytes have arrived.
 
-        The SHA-256 is computed first, unless it is given, and announced: with other bytes the job fails, and the
-        artifact does not change. A broken line is resumed, and with the same `idempotency_key` also by another process.
-        The other arguments are those of `upload`.
+        The worker needs no access to the file. The SHA-256 is sent first, and is computed unless it is given: if the
+        bytes do not match, the job fails, and the artifact does not change. An interrupted transfer is resumed; another
+        process resumes it with the same `idempotency_key`. The other arguments are those of `upload`.
 
         Raises:
             OSError: the file cannot be read.

@@ -68,37 +68,37 @@ async def end_before_timeout(
 class AsyncJob(BoundToProcess, Generic[ResultT]):
     """A job by its id. Any process can make one from an id: see `AsyncArtifactClient.job`.
 
-    Each method raises BrokerUnavailable; where jobs go over the gateway, also GatewayUnavailable and NotAllowed. One of
-    a job that was sent under an id or key of the caller raises IdempotencyMismatch as soon as it finds that the id
-    belongs to another request, which a worker may know for longer than the broker.
+    Each method raises BrokerUnavailable; where jobs go over the gateway, also GatewayUnavailable and NotAllowed. If the
+    caller chose the id or an idempotency key, a method raises IdempotencyMismatch when it finds that the id belongs to
+    another request: the worker may know that when the broker no longer does.
     """
 
     id: str
     spec: TaskSpec[Any, ResultT] | None = field(default=None, repr=False)
     request_sha256: str | None = field(default=None, repr=False, compare=False)
-    """The digest of the request that was sent, where the id may be that of another one."""
+    """The SHA-256 of the request that was sent, if the caller chose its id; `results` may have another one's."""
     results: AsyncResults = field(kw_only=True, repr=False, compare=False)
 
     @property
     def kind(self) -> str | None:
-        """Return `upload`, `verify`, …; None if it was not given."""
+        """Return `upload`, `verify`, …; None if the job was made from an id without a kind."""
         return self.spec.kind if self.spec else None
 
     async def state(self) -> JobState:
         """Return the state of the job: `unknown` for an id that is wrong, or whose result has expired.
 
-        `running` is returned up to a second after a worker has begun the job.
+        The state becomes `running` up to a second after a worker has begun the job.
         """
-        return self._own(await self.results.snapshot(self.id)).state
+        return self._checked(await self.results.snapshot(self.id)).state
 
     async def progress(self) -> Progress | None:
-        """Return how far a running job is, or None if it does not run or has not reported it."""
-        return self._own(await self.results.snapshot(self.id)).progress
+        """Return the bytes or objects that a running job has done, or None if it does not run or has reported none."""
+        return self._checked(await self.results.snapshot(self.id)).progress
 
     async def result(self) -> ResultT | None:
         """Return the result of a job that succeeded, or None if it has not ended.
 
-        Where the result backend knows nothing of the job, a worker is asked for up to 2 s what the ledger has of it.
+        If the result backend does not know the job, a worker is asked for its row of the ledger, for up to 2 s.
 
         Raises:
             JobFailed, JobCancelled: it ended without success.
@@ -111,7 +111,7 @@ class AsyncJob(BoundToProcess, Generic[ResultT]):
                 snapshot = await self.results.wait_for_end(self.id, 0.0, None)  # asks the ledger
             except WaitTimeout:
                 return None
-        return result_of(self.id, self.spec, self._own(snapshot)) if snapshot.state.terminal else None
+        return result_of(self.id, self.spec, self._checked(snapshot)) if snapshot.state.terminal else None
 
     async def wait(self, timeout: float | None = None, *, on_progress: OnAsyncProgress | None = None) -> ResultT:  # noqa: ASYNC109 - the same as of the other client
         """Wait for the end of the job and return its result; cancelling the wait does not cancel the job.
@@ -121,25 +121,30 @@ class AsyncJob(BoundToProcess, Generic[ResultT]):
             on_progress: called, and awaited if it can be, at most a few times a second; what it raises ends the wait.
 
         Raises:
-            WaitTimeout: it has not ended in time; it goes on.
+            WaitTimeout: the job has not ended within `timeout`; it continues.
             JobFailed, JobCancelled: it ended without success.
             UnknownJob: nothing is known of a job with this id.
-            BrokerUnavailable: the result backend cannot be reached; the job itself may go on.
+            BrokerUnavailable: the result backend cannot be reached; the job may continue.
         """
-        return result_of(self.id, self.spec, self._own(await self.results.wait_for_end(self.id, timeout, on_progress)))
+        return result_of(
+            self.id, self.spec, self._checked(await self.results.wait_for_end(self.id, timeout, on_progress))
+        )
 
     async def cancel(self) -> bool:
-        """Request that the job is cancelled, and return before it is; `wait` raises JobCancelled when it is.
+        """Request that the job is cancelled, and return at once; `wait` raises JobCancelled when the job has ended.
 
-        Return False if the job has ended already. Raise UnknownJob if nothing is known of the job; the request is kept
-        for a day nevertheless, in case that another program has sent it.
+        Return False if the job has ended already.
+
+        Raises:
+            UnknownJob: nothing is known of a job with this id. The request is still kept for a day, in case the job's
+                message arrives later.
         """
         if self.request_sha256 is not None:
-            self._own(await self.results.snapshot(self.id))
+            self._checked(await self.results.snapshot(self.id))
         return await self.results.cancel(self.id)
 
-    def _own(self, found: Snapshot) -> Snapshot:
-        """Return a state of this job. Raise IdempotencyMismatch: it is that of another request with this id."""
+    def _checked(self, found: Snapshot) -> Snapshot:
+        """Return a snapshot of this job. Raise IdempotencyMismatch if it is that of another request with this id."""
         check_same(self.id, self.request_sha256, found.request_sha256)
         return found
 
@@ -163,11 +168,11 @@ class AsyncJobs(BoundToProcess, list[AsyncJob[Any]]):
     async def as_completed(self, timeout: float | None = None) -> AsyncIterator[AsyncJob[Any]]:  # noqa: ASYNC109 - as above
         """Yield each job when it has ended, the first one first, by polling for all of them together.
 
-        A job of which the result backend knows nothing is yielded too, unless it goes on: `result` returns what the
-        ledger has of it where its result has expired, and raises UnknownJob where Redis has lost the job.
+        A job that the result backend does not know is yielded too, unless the ledger says that it has not ended. Its
+        `result` comes from the ledger if it has expired in Redis, and raises UnknownJob if Redis has lost the job.
 
         Raises:
-            WaitTimeout: some have not ended within `timeout` seconds; they go on.
+            WaitTimeout: some have not ended within `timeout` seconds; they continue.
         """
         poll = Poll(self, timeout)
         while poll.left:
@@ -182,8 +187,8 @@ class AsyncJobs(BoundToProcess, list[AsyncJob[Any]]):
                     await asyncio.sleep(poll.pause())
 
     async def _ended_or_lost(self, job_ids: Iterable[str]) -> AsyncIterator[str]:
-        """Yield those of some jobs of which the result backend knows nothing, and that go on in no ledger either."""
-        known = 0
+        """Yield the ids of jobs that the result backend does not know and that are not open in the ledger."""
+        open_ = 0
         for id_ in job_ids:
             try:
                 if (await self._results.snapshot(id_)).state is JobState.UNKNOWN:
@@ -192,13 +197,13 @@ class AsyncJobs(BoundToProcess, list[AsyncJob[Any]]):
                     continue
             except UnknownJob as error:
                 if not error.certain:
-                    return  # no worker answers now: it may go on
+                    return  # no worker answers now: the job may be open
                 yield id_
                 continue
             except WaitTimeout:
                 pass
-            known += 1
-            if known == LOOKED_UP:
+            open_ += 1
+            if open_ == LOOKED_UP:
                 return
 
     async def wait(
@@ -214,8 +219,8 @@ class AsyncJobs(BoundToProcess, list[AsyncJob[Any]]):
             on_end: called with how many have ended, and how many there are, after each end.
 
         Raises:
-            WaitTimeout: some have not ended in time; they go on.
-            JobFailed, JobCancelled: after all have ended, for the first one that ended without success.
+            WaitTimeout: some have not ended within `timeout`; they continue.
+            JobFailed, JobCancelled: one ended without success; raised after all have ended, for the first in the list.
         """
         done = 0
         async for _ in self.as_completed(timeout):
@@ -227,7 +232,7 @@ class AsyncJobs(BoundToProcess, list[AsyncJob[Any]]):
     async def cancel(self) -> int:
         """Request that all jobs are cancelled; return how many had not ended.
 
-        Unknown jobs are left out, and those whose id belongs to another request.
+        Unknown jobs, and those whose id belongs to another request, are not cancelled and raise nothing.
         """
         count = 0
         for job in self:

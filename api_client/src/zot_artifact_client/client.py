@@ -84,17 +84,21 @@ class Artifacts(
         idempotency_key: str | None = None,
         job_id: str | None = None,
     ) -> Job[ResultT]:
-        """Send a request of any kind. Raise as the verbs.
+        """Send a request of any kind, and return its job. Raise as the verbs.
 
-        `job_id` is an id that the caller chooses. As an idempotency key, it names one request.
+        `job_id` is an id that the caller chooses. Like an idempotency key, it belongs to one request.
         """
 
     @abstractmethod
     def submit_many(self, requests: Iterable[Message], *, idempotency_key: str | None = None) -> Jobs:
-        """Send many requests, of one kind or several, some hundreds in one round trip each; return one handle of all.
+        """Send many requests, of one kind or several, some hundreds in one round trip; return all jobs as one handle.
 
         With an `idempotency_key`, each job's id is made from it and from the position in the list: the same list sent
-        again with the same key gives the same jobs. Raise BrokerUnavailable: some may have been sent.
+        again with the same key gives the same jobs.
+
+        Raises:
+            InvalidRequest: a request is invalid.
+            BrokerUnavailable: some requests may have been sent.
         """
 
     @overload
@@ -103,7 +107,7 @@ class Artifacts(
     def job(self, job_id: str, kind: str | None = None) -> Job[Any]: ...
     @abstractmethod
     def job(self, job_id: str, kind: TaskSpec[Any, Any] | str | None = None) -> Job[Any]:
-        """Return the job with an id. Without `kind`, its result may be plain JSON. Raise InvalidRequest."""
+        """Return the job with an id; without `kind`, its result may be plain JSON. Raise InvalidRequest for no id."""
 
     def upload_job(self, job_id: str) -> Job[UploadResult]:
         """Return the upload job with an id."""
@@ -137,7 +141,8 @@ class Artifacts(
         Raises:
             ArtifactNotFound: the catalogue has no artifact under this key.
             WaitTimeout: no worker has answered within `timeout` seconds.
-            InvalidRequest, JobFailed, BrokerUnavailable: it cannot be asked, or not be answered.
+            InvalidRequest, BrokerUnavailable: the query cannot be sent.
+            JobFailed: the worker cannot answer it, for example without its catalogue.
         """
         return self.query(QUERY_SHOW, request_of(QUERY_SHOW, bucket=bucket, key=key), timeout=timeout)
 
@@ -155,12 +160,12 @@ class Artifacts(
     def status(self, job_id: str, *, timeout: float = QUERY_TIMEOUT) -> JobStatus:
         """Return the state of a job, of any kind and sent by any process, with its progress, result or error.
 
-        A job whose result has expired is looked up in the ledger by a worker. A job that is not there either has the
+        If the result has expired, a worker looks the job up in the ledger. A job that is not in the ledger has the
         state `unknown`.
 
         Raises:
             WaitTimeout: the result backend does not have the job, and no worker has answered within `timeout` seconds.
-            InvalidRequest, BrokerUnavailable: it cannot be asked.
+            InvalidRequest, BrokerUnavailable: the query cannot be sent.
         """
         found = self.snapshot(check_id(job_id))
         if found.state is not JobState.UNKNOWN:
@@ -176,13 +181,14 @@ class Artifacts(
     def open(self, bucket: str, key: str) -> io.BufferedReader:
         """Return an artifact as a seekable file in binary mode, read from the gateway.
 
-        Each chunk of 16 MiB is verified by its SHA-256 before a byte of it is given out; one or two are in memory. The
-        file stays the version that it is now: once another one replaces it, a read raises ArtifactChanged.
+        Each chunk of 16 MiB is verified by its SHA-256 before any byte of it is returned; one or two chunks are in
+        memory. The file has the version that is current now: a read raises ArtifactChanged once that was replaced.
 
         Raises:
-            ArtifactNotFound: there is none, or the token is not for it.
-            NotAllowed, GatewayUnavailable: it cannot be asked for.
-            DamagedBytes, NoGoodCopy, ArtifactChanged: from a read: the right bytes are not to be had.
+            ArtifactNotFound: there is no such artifact, or the token does not allow it.
+            NotAllowed: the gateway refuses the token.
+            GatewayUnavailable: the gateway does not answer.
+            DamagedBytes, NoGoodCopy, ArtifactChanged: raised by a read that cannot return the right bytes.
         """
 
     @abstractmethod
@@ -221,11 +227,11 @@ class Artifacts(
         idempotency_key: str | None = None,
         on_progress: Callable[[Progress], object] | None = None,
     ) -> Job[UploadResult]:
-        """Send a file of this machine, which the worker need not see, over the gateway, and return when it has arrived.
+        """Send a file of this machine over the gateway, and return its upload job when all bytes have arrived.
 
-        The SHA-256 is computed first, unless it is given, and announced: with other bytes the job fails, and the
-        artifact does not change. A broken line is resumed, and with the same `idempotency_key` also by another process.
-        The other arguments are those of `upload`.
+        The worker needs no access to the file. The SHA-256 is sent first, and is computed unless it is given: if the
+        bytes do not match, the job fails, and the artifact does not change. An interrupted transfer is resumed; another
+        process resumes it with the same `idempotency_key`. The other arguments are those of `upload`.
 
         Raises:
             OSError: the file cannot be read.
@@ -238,7 +244,7 @@ class Artifacts(
 
     @abstractmethod
     def snapshot(self, job_id: str) -> Snapshot:
-        """Return what the result backend has of a job. Raise BrokerUnavailable."""
+        """Return what the result backend has of a job. Raise BrokerUnavailable if it does not answer."""
 
     @abstractmethod
     def close(self) -> None:
@@ -254,17 +260,17 @@ class Artifacts(
 class ArtifactClient(BoundToProcess, Artifacts):
     """Sends jobs to the worker and reads artifacts; safe for threads and forks, so one for a program is enough.
 
-    Jobs go over the worker's broker, or over its gateway where only that is given. It connects when it sends the first
-    job. A broker that does not answer raises BrokerUnavailable within seconds. The bytes of artifacts always come from
-    the gateway.
+    Jobs go over the worker's broker, or over its gateway if no broker is given. The bytes of artifacts always come from
+    the gateway. The client connects at its first job. If the broker does not answer, BrokerUnavailable is raised within
+    seconds.
 
     Args:
-        broker_url: the worker's: redis://, rediss://, redis+socket://, sentinel://, amqp:// or amqps://.
-        result_url: of the worker's result backend; by default the broker, if that is Redis or Valkey.
-        service: scopes the idempotency keys: services with different names never share a job.
+        broker_url: URL of the worker's broker: redis://, rediss://, redis+socket://, sentinel://, amqp:// or amqps://.
+        result_url: URL of the worker's result backend; by default the broker, if that is Redis or Valkey.
+        service: the name of the service: idempotency keys of services with different names never share a job.
         gateway: the URL of the worker's gateway, such as https://gateway.example:8484.
-        token: for the gateway, as `zot-artifacts tokens add` prints it.
-        cache: keeps the chunks of artifacts that are read.
+        token: the token for the gateway, as `zot-artifacts tokens add` prints it.
+        cache: a cache for the chunks of artifacts that are read.
 
     Raises:
         ClientError: a URL cannot be used, or neither broker nor gateway is given.
@@ -355,7 +361,7 @@ class ArtifactClient(BoundToProcess, Artifacts):
         return self.upload_job(job)
 
     def warm(self, bucket: str, key: str, *, on_progress: Callable[[Progress], object] | None = None) -> ShowResult:
-        """Bring all chunks of an artifact into the cache. Raise as `open`."""
+        """Read all chunks of an artifact into the cache. Raise as `open`."""
         self._check_open()
         return self._bytes.warm(bucket, key, on_progress)
 

@@ -1,4 +1,4 @@
-"""Read an artifact from the gateway: each chunk is verified by its SHA-256 before a byte of it is given out."""
+"""Read an artifact from the gateway: each chunk is verified by its SHA-256 before any byte of it is returned."""
 
 import hashlib
 import io
@@ -63,7 +63,8 @@ class RemoteArtifact:
 
     Raises:
         ArtifactNotFound: there is none.
-        NotAllowed, GatewayUnavailable: it cannot be asked for.
+        NotAllowed: the gateway refuses the token.
+        GatewayUnavailable: the gateway does not answer.
     """
 
     def __init__(self, gateway: Gateway, cache: ChunkCache | None, bucket: str, key: str) -> None:
@@ -98,7 +99,7 @@ class RemoteArtifact:
 
         Raises:
             ArtifactChanged: the artifact has other bytes now.
-            DamagedBytes, NoGoodCopy: the right bytes are not to be had.
+            DamagedBytes, NoGoodCopy: the right bytes cannot be read.
             ArtifactNotFound, NotAllowed, GatewayUnavailable: it cannot be read.
         """
         if self.shown.manifest is None:

@@ -12,7 +12,7 @@ ClientError
 ├── DamagedBytes          the bytes that arrive do not have the recorded digest
 ├── GatewayUnavailable    the gateway cannot be reached, cannot serve now, or something else answers in its place
 ├── NotAllowed            the token is not valid, or does not allow this
-├── WaitTimeout           the job has not ended, or the query was not answered, in the time given; the job goes on
+├── WaitTimeout           the job has not ended, or the query was not answered, in the time given; the job continues
 └── JobNotDone            the job has ended without success
     ├── JobFailed         it failed, was refused, or ran out of attempts
     └── JobCancelled      it was cancelled
@@ -65,7 +65,7 @@ class NoGoodCopy(ClientError):
 
 
 class DamagedBytes(ClientError):
-    """The bytes that arrive do not have the recorded digest; none of them was given out."""
+    """The bytes that arrive do not have the recorded digest; none of them was returned."""
 
 
 class GatewayUnavailable(ClientError):

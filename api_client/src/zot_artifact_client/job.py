@@ -29,9 +29,9 @@ _LONGEST_PAUSE = 0.5
 _PAGE = 500
 """Jobs that one poll asks for."""
 _STALLED = 15.0
-"""Seconds without an end after which jobs are looked up of which nothing may be known any more."""
+"""Seconds without an end of a job, after which jobs are looked up that Redis may have lost."""
 LOOKED_UP = 100
-"""Most of them that are found to go on, each time."""
+"""After one look-up has found so many jobs that have not ended, it stops."""
 
 
 def wait_timeout(job_id: str, timeout: float | None) -> WaitTimeout:
@@ -66,40 +66,40 @@ class ResultBackend(Protocol):
 class Job(BoundToProcess, Generic[ResultT]):
     """A job by its id. Any process can make one from an id: see `ArtifactClient.job`.
 
-    Each method raises BrokerUnavailable; where jobs go over the gateway, also GatewayUnavailable and NotAllowed. One of
-    a job that was sent under an id or key of the caller raises IdempotencyMismatch as soon as it finds that the id
-    belongs to another request, which a worker may know for longer than the broker.
+    Each method raises BrokerUnavailable; where jobs go over the gateway, also GatewayUnavailable and NotAllowed. If the
+    caller chose the id or an idempotency key, a method raises IdempotencyMismatch when it finds that the id belongs to
+    another request: the worker may know that when the broker no longer does.
     """
 
     id: str
     spec: TaskSpec[Any, ResultT] | None = field(default=None, repr=False)
     request_sha256: str | None = field(default=None, repr=False, compare=False)
-    """The digest of the request that was sent, where the id may be that of another one."""
+    """The SHA-256 of the request that was sent, if the caller chose its id; `results` may have another one's."""
     results: ResultBackend = field(kw_only=True, repr=False, compare=False)
 
     @property
     def kind(self) -> str | None:
-        """Return `upload`, `verify`, …; None if it was not given."""
+        """Return `upload`, `verify`, …; None if the job was made from an id without a kind."""
         return self.spec.kind if self.spec else None
 
     @property
     def state(self) -> JobState:
         """Return the state of the job: `unknown` for an id that is wrong, or whose result has expired.
 
-        `running` is returned up to a second after a worker has begun the job.
+        The state becomes `running` up to a second after a worker has begun the job.
         """
-        return self._own(self.results.snapshot(self.id)).state
+        return self._checked(self.results.snapshot(self.id)).state
 
     @property
     def progress(self) -> Progress | None:
-        """Return how far a running job is, or None if it does not run or has not reported it."""
-        return self._own(self.results.snapshot(self.id)).progress
+        """Return the bytes or objects that a running job has done, or None if it does not run or has reported none."""
+        return self._checked(self.results.snapshot(self.id)).progress
 
     @property
     def result(self) -> ResultT | None:
         """Return the result of a job that succeeded, or None if it has not ended.
 
-        Where the result backend knows nothing of the job, a worker is asked for up to 2 s what the ledger has of it.
+        If the result backend does not know the job, a worker is asked for its row of the ledger, for up to 2 s.
 
         Raises:
             JobFailed, JobCancelled: it ended without success.
@@ -112,7 +112,7 @@ class Job(BoundToProcess, Generic[ResultT]):
                 snapshot = self.results.wait_for_end(self.id, 0.0, None)  # asks the ledger
             except WaitTimeout:
                 return None
-        return result_of(self.id, self.spec, self._own(snapshot)) if snapshot.state.terminal else None
+        return result_of(self.id, self.spec, self._checked(snapshot)) if snapshot.state.terminal else None
 
     def wait(self, timeout: float | None = None, *, on_progress: OnProgress | None = None) -> ResultT:
         """Wait for the end of the job and return its result.
@@ -122,25 +122,28 @@ class Job(BoundToProcess, Generic[ResultT]):
             on_progress: called at most a few times a second; what it raises ends the wait, not the job.
 
         Raises:
-            WaitTimeout: it has not ended in time; it goes on.
+            WaitTimeout: the job has not ended within `timeout`; it continues.
             JobFailed, JobCancelled: it ended without success.
             UnknownJob: nothing is known of a job with this id.
-            BrokerUnavailable: the result backend cannot be reached; the job itself may go on.
+            BrokerUnavailable: the result backend cannot be reached; the job may continue.
         """
-        return result_of(self.id, self.spec, self._own(self.results.wait_for_end(self.id, timeout, on_progress)))
+        return result_of(self.id, self.spec, self._checked(self.results.wait_for_end(self.id, timeout, on_progress)))
 
     def cancel(self) -> bool:
-        """Request that the job is cancelled, and return before it is; `wait` raises JobCancelled when it is.
+        """Request that the job is cancelled, and return at once; `wait` raises JobCancelled when the job has ended.
 
-        Return False if the job has ended already. Raise UnknownJob if nothing is known of the job; the request is kept
-        for a day nevertheless, in case that another program has sent it.
+        Return False if the job has ended already.
+
+        Raises:
+            UnknownJob: nothing is known of a job with this id. The request is still kept for a day, in case the job's
+                message arrives later.
         """
         if self.request_sha256 is not None:
-            self._own(self.results.snapshot(self.id))
+            self._checked(self.results.snapshot(self.id))
         return self.results.cancel(self.id)
 
-    def _own(self, found: Snapshot) -> Snapshot:
-        """Return a state of this job. Raise IdempotencyMismatch: it is that of another request with this id."""
+    def _checked(self, found: Snapshot) -> Snapshot:
+        """Return a snapshot of this job. Raise IdempotencyMismatch if it is that of another request with this id."""
         check_same(self.id, self.request_sha256, found.request_sha256)
         return found
 
@@ -162,10 +165,10 @@ class Jobs(BoundToProcess, list[Job[Any]]):
         return self.__copy__()
 
     def as_completed(self, timeout: float | None = None) -> Iterator[Job[Any]]:
-        """Yield each job when it has ended, the first one first; `result` of it is there, or raises, at once.
+        """Yield each job when it has ended, the first one first; its `result` then returns or raises at once.
 
         Raises:
-            WaitTimeout: some have not ended within `timeout` seconds; they go on.
+            WaitTimeout: some have not ended within `timeout` seconds; they continue.
         """
         return as_completed(self, timeout, results=self._results)
 
@@ -177,8 +180,8 @@ class Jobs(BoundToProcess, list[Job[Any]]):
             on_end: called with how many have ended, and how many there are, after each end.
 
         Raises:
-            WaitTimeout: some have not ended in time; they go on.
-            JobFailed, JobCancelled: after all have ended, for the first one that ended without success.
+            WaitTimeout: some have not ended within `timeout`; they continue.
+            JobFailed, JobCancelled: one ended without success; raised after all have ended, for the first in the list.
         """
         for done, _ in enumerate(self.as_completed(timeout), 1):
             if on_end is not None:
@@ -188,7 +191,7 @@ class Jobs(BoundToProcess, list[Job[Any]]):
     def cancel(self) -> int:
         """Request that all jobs are cancelled; return how many had not ended.
 
-        Unknown jobs are left out, and those whose id belongs to another request.
+        Unknown jobs, and those whose id belongs to another request, are not cancelled and raise nothing.
         """
         count = 0
         for job in self:
@@ -202,11 +205,11 @@ def as_completed(
 ) -> Iterator[Job[Any]]:
     """Yield jobs of one client when they have ended, the first one first, by polling for all of them together.
 
-    A job of which the result backend knows nothing is yielded too, unless it goes on: `result` returns what the ledger
-    has of it where its result has expired, and raises UnknownJob where Redis has lost the job.
+    A job that the result backend does not know is yielded too, unless the ledger says that it has not ended. Its
+    `result` comes from the ledger if it has expired in Redis, and raises UnknownJob if Redis has lost the job.
 
     Raises:
-        WaitTimeout: some have not ended within `timeout` seconds; they go on.
+        WaitTimeout: some have not ended within `timeout` seconds; they continue.
         BrokerUnavailable: the result backend cannot be reached.
     """
     poll = Poll(jobs, timeout)
@@ -221,8 +224,8 @@ def as_completed(
 
 
 def _ended_or_lost(backend: ResultBackend, job_ids: Iterable[str]) -> Iterator[str]:
-    """Yield those of some jobs of which the result backend knows nothing, and that go on in no ledger either."""
-    known = 0
+    """Yield the ids of jobs that the result backend does not know and that are not open in the ledger."""
+    open_ = 0
     for id_ in job_ids:
         try:
             if backend.snapshot(id_).state is JobState.UNKNOWN:
@@ -231,13 +234,13 @@ def _ended_or_lost(backend: ResultBackend, job_ids: Iterable[str]) -> Iterator[s
                 continue
         except UnknownJob as error:
             if not error.certain:
-                return  # no worker answers now: it may go on
+                return  # no worker answers now: the job may be open
             yield id_
             continue
         except WaitTimeout:
             pass
-        known += 1
-        if known == LOOKED_UP:
+        open_ += 1
+        if open_ == LOOKED_UP:
             return
 
 
@@ -266,9 +269,9 @@ class Poll(Generic[JobT]):
             yield self.left.pop(id_)
 
     def to_look_up(self) -> Iterator[str]:
-        """Yield the ids of jobs of which nothing may be known any more, if none has ended for a while: others first.
+        """Yield the ids of jobs that Redis may have lost, if none has ended for a while; none after the wait's timeout.
 
-        Redis may have lost them. It ends with the time of the wait.
+        Each call begins with other jobs than the call before.
         """
         if time.monotonic() - self._ended_at < _STALLED:
             return
