@@ -286,43 +286,42 @@ def rebuild(
 
         zot-artifacts catalogue rebuild --newer-since 2026-07-11T03:15:00Z
     """  # fmt: skip
+    buckets = tuple(map(check_bucket, bucket or ()))
+    job = f"rebuild-{uuid4()}"
     with opened() as session:
-        names = session.store_names(store) or tuple(session.stores)
-        job = f"rebuild-{uuid4()}"
-        unnamed, spool_dir = [each for each in session.stores if each not in names], session.settings.spool_dir
+        names, spool_dir = session.store_names(store) or tuple(session.stores), session.settings.spool_dir
+        others = [name for name in session.stores if name not in names]  # only for the lists that they keep
         limited = partial(stores_within_limits, session.settings, session.stores, catalogue=session.catalogue)
         with (
             limited(names) as stores,
-            limited(unnamed, without_paused=True) as others,  # only for the lists that they keep
-            KeptTombstones([*stores, *others], spool_dir) as tombstones,
+            limited(others, without_paused=True) as list_stores,
+            KeptTombstones([*stores, *list_stores], spool_dir) as tombstones,
         ):
             run = Rebuild(
                 session.catalogue, stores, Rules(first_read, newer_since), session.settings.page, job=job,
                 tombstones=tombstones, believe_digests=believe_digests, dry_run=dry_run, on_page=_Shown().show,
             )  # fmt: skip
-            tally = run.run(tuple(map(check_bucket, bucket or ())))
-            companions = 0 if dry_run else restore_companions(session.catalogue, [*stores, *others], spool_dir)
-    empty = sorted({*(bucket or ())} - run.found_in)
-    status = Status.BAD if empty and not _status(tally) else _status(tally)
+            tally = run.run(buckets)
+            companions = 0 if dry_run else restore_companions(session.catalogue, [*stores, *list_stores], spool_dir)
     if as_json:
-        of_stores = {name: {**asdict(each), "outcomes": dict(each.outcomes)} for name, each in tally.stores.items()}
-        print_json(
-            {
-                "job": job,
-                "dry_run": dry_run,
-                "stores": of_stores,
-                "deletes_redone": tally.deletes_redone,
-                "companions": companions,
-                "named": [asdict(e) for e in tally.named],
-            }
-        )
+        print_json(_document(tally, job=job, dry_run=dry_run, companions=companions))
     else:
-        _print(tally)
-        if companions:
-            say(f"{companions} named companions are known again")
+        _print(tally, companions)
+    empty = sorted({*buckets} - run.found_in)
     for each in empty:
         complain(f"no store has listed an object in the bucket {each}")
-    raise typer.Exit(status)
+    raise typer.Exit(_status(tally) or (Status.BAD if empty else Status.GOOD))
+
+
+def _document(tally: Tally, *, job: str, dry_run: bool, companions: int) -> dict[str, object]:
+    return {
+        "job": job,
+        "dry_run": dry_run,
+        "stores": {name: {**asdict(each), "outcomes": dict(each.outcomes)} for name, each in tally.stores.items()},
+        "deletes_redone": tally.deletes_redone,
+        "companions": companions,
+        "named": [asdict(each) for each in tally.named],
+    }
 
 
 def _status(tally: Tally) -> Status:
@@ -333,7 +332,7 @@ def _status(tally: Tally) -> Status:
     return Status.UNKNOWN if unread else Status.GOOD
 
 
-def _print(tally: Tally) -> None:
+def _print(tally: Tally, companions: int) -> None:
     columns = ("store", "objects", "bytes", "outcomes")
     rows = [
         (name, each.listed, size(each.bytes), flat(dict(sorted(each.outcomes.items()))))
@@ -349,6 +348,8 @@ def _print(tally: Tally) -> None:
     for name, of in tally.stores.items():
         if of.error:
             complain(f"{name}: it was not read to its end: {of.error}; run the command again when it is back")
+    if companions:
+        say(f"{counted(companions, 'named companion')} recorded again")
 
 
 class _Shown:

@@ -35,7 +35,11 @@ Listed = tuple[bytes, str, ListedObject]
 
 @dataclass(slots=True)
 class StoreTally:
-    """What was done about the objects of one store, by outcome, and why its listing has no end, if it has none."""
+    """What was done about the objects of one store.
+
+    `listed` objects with `bytes` were listed; `outcomes` counts them by outcome. `error` is why the listing
+    of the store stopped before its end, None if it did not.
+    """
 
     listed: int = 0
     bytes: int = 0
@@ -45,7 +49,7 @@ class StoreTally:
 
 @dataclass(slots=True)
 class Tally:
-    """What a rebuild has done, by store. The first thousand objects that are not right are kept by name.
+    """What a rebuild has done, by store. `named` has the first 1,000 objects that are not right.
 
     `deletes_redone`: how many artifacts were deleted again, as they were after the backup that was restored.
     """
@@ -64,8 +68,9 @@ class Tally:
 class Rebuild:
     """One rebuild. It may be killed at any time: a second one reads only what is not recorded yet.
 
-    Objects that the catalogue has as present copies are known and not read again. The stores are listed side by side,
-    so that all objects under one key are judged together. Memory does not grow with the stores.
+    Objects that the catalogue has as present copies are known, and are not read again. The listings of the stores are
+    merged by key, so that all objects under one key are compared with each other. Memory does not grow with the number
+    of objects.
     """
 
     def __init__(
@@ -87,10 +92,10 @@ class Rebuild:
             catalogue: where versions and copies are recorded.
             stores: the stores that are read.
             rules: what may become a record.
-            page: how many objects or bytes are recorded at once, and in how many threads they are read.
-            job: named as the job of the verdicts.
-            tombstones: the deletes that the stores keep: what was deleted does not become current again.
-            believe_digests: take the digest that a store keeps for the truth and do not read the bytes.
+            page: how many objects or bytes are recorded in one transaction, and how many threads read them.
+            job: the id that the verdicts get as their job.
+            tombstones: the deletes that the stores keep: an artifact that was deleted does not become current again.
+            believe_digests: record the digest that a store keeps, and do not read the bytes.
             dry_run: only list and count.
             on_page: called after each page with what was done so far.
         """
@@ -108,7 +113,7 @@ class Rebuild:
         """The buckets in which a store has listed an object."""
 
     def run(self, buckets: Sequence[str] = ()) -> Tally:
-        """Rebuild these buckets, or all that the stores list."""
+        """Rebuild these buckets, or all that the stores list. An error of one store does not stop the others."""
         by_bucket: dict[str, list[ReadStore]] = {}
         for name, store in self._stores.items():
             try:
@@ -121,7 +126,7 @@ class Rebuild:
         with ThreadPoolExecutor(self._page.threads, thread_name_prefix="rebuild") as pool:
             for bucket in sorted(by_bucket):
                 for page in self._pages(bucket, by_bucket[bucket]):
-                    self._do(pool, bucket, page)
+                    self._record_page(pool, bucket, page)
                     self._on_page(self.tally)
         return self.tally
 
@@ -130,16 +135,16 @@ class Rebuild:
         for each in tombstones.of_catalogue(self._catalogue.identity):
             if each.deleted_at <= since:
                 continue
-            of = self._catalogue.artifacts.current(each.bucket, each.key)
-            if of is None or of.digest.sha256 != each.sha256 or of.created_at > each.deleted_at:
+            artifact = self._catalogue.artifacts.current(each.bucket, each.key)
+            if artifact is None or artifact.digest.sha256 != each.sha256 or artifact.created_at > each.deleted_at:
                 continue
             until = clock.now() + (each.purge_after - each.deleted_at)
             try:
                 self._catalogue.deletions.begin(
-                    of, now=each.deleted_at, until=until, by=each.by, reason=each.reason, job=each.job
+                    artifact, now=each.deleted_at, until=until, by=each.by, reason=each.reason, job=each.job
                 )
             except OnHold as error:
-                logger.warning("the delete of %s is not done again: %s", of.path, error)
+                logger.warning("the delete of %s is not done again: %s", artifact.path, error)
             else:
                 self.tally.deletes_redone += 1
 
@@ -159,7 +164,7 @@ class Rebuild:
             yield page
 
     def _listing(self, bucket: str, store: ReadStore) -> Iterator[Listed]:
-        """Yield what a store lists; one that fails ends, and the others go on."""
+        """Yield the rows of a store's listing. An error ends this listing, and the others continue."""
         tally = self.tally.stores[store.name]
         try:
             for row in in_order(store.name, store.list_objects(bucket)):
@@ -179,12 +184,15 @@ class Rebuild:
         logger.error("store %s was not read to its end: %s", store, error)
         self.tally.stores[store].error = error.message
 
-    def _do(self, pool: ThreadPoolExecutor, bucket: str, page: Mapping[str, Sequence[Listed]]) -> None:
+    def _record_page(self, pool: ThreadPoolExecutor, bucket: str, page: Mapping[str, Sequence[Listed]]) -> None:
+        """Read the objects of a page that the catalogue does not know, and record them in one transaction."""
         known = self._catalogue.rebuilding.known(bucket, list(page))
         deleted = self._tombstones.take(bucket, page) if self._tombstones else {}
         unknown: list[tuple[str, ListedObject, bool]] = []
         for key, rows in page.items():
-            believe = self._believe and len({row.size for _, _, row in rows}) == 1  # one of other sizes may be cut
+            believe = (
+                self._believe and len({row.size for _, _, row in rows}) == 1
+            )  # if the sizes differ, one may be cut off
             for _, name, row in rows:
                 if self._is_known(known.get(key), name, row):
                     self.tally.count(Rebuilt(name, bucket, key, "known"))
