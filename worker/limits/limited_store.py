@@ -25,7 +25,7 @@ from worker.storage import (
 )
 from worker.storage.configured_stores import Stores
 from worker.storage.driver import BUFFER_SIZE, HashedBytes, ObjectProperties, SmallPut
-from worker.storage.errors import REFUSALS, OutOfSpace, StorageError
+from worker.storage.errors import REFUSALS, Archived, IntegrityError, NotFound, OutOfSpace, StorageError
 from worker.storage.integrity.manifest import Chunk, Manifest
 from worker.storage.integrity.verifying_reader import OnBytes, Readable, VerifiedReader
 from worker.storage.probe import probe
@@ -36,6 +36,9 @@ _ADMITTED_FOR = 1.0
 """Seconds for which a job that was admitted to a store is not checked again, unless the store fails it."""
 REFUSED = 10
 """Requests of one verb that a store refuses a job before it may count as refusing all."""
+_READS = frozenset({"stat", "read", "verify"})
+_ANSWERS = (NotFound, Archived, IntegrityError)
+"""What a store says about one object to those who may read it; S3 says 403 to others, also where there is no object."""
 
 
 class Job(Protocol):
@@ -108,8 +111,8 @@ class LimitedStore:
         """By verb, how often the store has refused the job."""
         self._served: set[str] = set()
         """The verbs in which the store has done something for the job: what it refuses may be refused to one object."""
-        self._refusal: str | None = None
-        """Why the store refuses all that the job asks."""
+        self._refusal: tuple[str, str | None] | None = None
+        """Why the store refuses all that the job asks; and the verb of which it has served none, or None."""
         self._slot: Slot | None = None
         self._transfers = 0
 
@@ -277,7 +280,9 @@ class LimitedStore:
     def quarantine_object(self, bucket: str, key: str, label: str) -> str:
         with self._transfer("quarantine", None) as metered:
             self._job.confirm_lease()  # under this label are the bytes that another attempt has kept
-            return self._store.quarantine_object(bucket, key, label, on_bytes=metered)
+            kept = self._store.quarantine_object(bucket, key, label, on_bytes=metered)
+            self._served.add("quarantine")
+            return kept
 
     def copy_object(
         self,
@@ -358,8 +363,9 @@ class LimitedStore:
 
     def admit(self) -> None:
         """Raise Snooze if the store is paused, its circuit breaker is open, or it refuses all that the job asks."""
-        if self._refusal is not None and self._refused_for is not None:
-            refuses = StoreRefuses(f"{self.name}: it refuses all that a page asks: {self._refusal}", self._refused_for)
+        refusal = self._refusal
+        if refusal is not None and refusal[1] not in self._served and self._refused_for is not None:
+            refuses = StoreRefuses(f"{self.name}: it refuses all that a page asks: {refusal[0]}", self._refused_for)
             refuses.store = self.name
             raise refuses
         if time.monotonic() < self._admitted_until:
@@ -442,13 +448,14 @@ class LimitedStore:
             self._admission.record_failure(self.name, error.message)
         if isinstance(error, REFUSALS) and self._refused_for is not None and verb != "tags":  # that right is optional
             self._refusals[verb] += 1
-            if self._refusals[verb] % REFUSED == 0 and self._refuses_all(error, verb):
-                self._refusal = error.message.removeprefix(f"{self.name}: ")
+            if self._refusals[verb] % REFUSED == 0:
+                unserved = verb not in self._served and not isinstance(error, OutOfSpace)
+                if unserved or isinstance(error, OutOfSpace) or self._refuses_probe():
+                    self._refusal = error.message.removeprefix(f"{self.name}: "), verb if unserved else None
+        elif isinstance(error, _ANSWERS) and verb in _READS:
+            self._served.add(verb)
 
-    def _refuses_all(self, error: StorageError, verb: str) -> bool:
-        """Return whether a store that has refused many requests refuses all: it may have served some before."""
-        if isinstance(error, OutOfSpace) or verb not in self._served:
-            return True
+    def _refuses_probe(self) -> bool:
         try:
             probe(self._store)
         except StorageError as answer:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -34,7 +35,7 @@ from worker.limits.concurrency import DistributedSemaphore
 from worker.limits.expiring_counters import Counters
 from worker.limits.limited_store import REFUSED, LimitedStore, LimitedStores
 from worker.limits.shared_redis import SharedRedis, result_backend
-from worker.limits.snooze import Snooze
+from worker.limits.snooze import Snooze, StoreRefuses
 from worker.settings import Settings
 from worker.settings.section_models import BreakerSettings, StoreLimits
 from worker.storage import Digest, Store
@@ -42,6 +43,7 @@ from worker.storage.config import FilesystemConfig
 from worker.storage.driver import HashedBytes, ObjectProperties, SmallPut
 from worker.storage.errors import (
     AccessDenied,
+    Archived,
     Conflict,
     DigestMismatch,
     NotDeleted,
@@ -149,6 +151,10 @@ def limited(admission: Admission, name: str = "a", job: Job | None = None, *, co
 def read(store: LimitedStore) -> bytes:
     with store.read_object("releases", "app") as reader:
         return b"".join(iter(lambda: reader.read(1000), b""))
+
+
+def stat(store: LimitedStore) -> None:
+    store.stat_object("releases", "app")
 
 
 def write(store: LimitedStore, source: Readable | None = None, key: str = "new") -> None:
@@ -810,6 +816,53 @@ def test_a_store_that_refuses_tags_does_not_refuse_all(shared, admission, monkey
         with pytest.raises(AccessDenied):
             store.tags("releases", "app")
     write(store)
+
+
+def test_a_store_that_answers_about_one_object_does_not_refuse_all(shared, admission):
+    """What it says before its refusals counts, and what it says after them to a request that was sent before.
+
+    S3 tells only those who may read that there is no object. What is said of one verb says nothing of another.
+    """
+
+    def made() -> Any:
+        store = limited(admission(shared))
+        store._refused_for = 1.0
+
+        def deny(key: str) -> None:
+            if key == "denied":
+                raise AccessDenied("a: no")
+
+        stat, open_ = store.driver.stat, store.driver.open
+        store.driver.stat = lambda bucket, key: deny(key) or stat(bucket, key)
+        store.driver.open = lambda bucket, key, *args, **options: deny(key) or open_(bucket, key, *args, **options)
+        return store
+
+    def refuse(call: Callable[[str, str], object]) -> None:
+        for _ in range(REFUSED):
+            with pytest.raises(AccessDenied):
+                call("releases", "denied")
+
+    for error, call, answered in (
+        (NotFound, lambda store: store.stat_object("releases", "absent"), True),
+        (NotFound, lambda store: store.read_object("releases", "absent"), False),
+        (Archived, lambda store: fail_with(store, Archived("a: cold"), stat), True),
+    ):
+        store = made()
+        with suppress(error):
+            call(store)
+        refuse(store.stat_object)
+        with nullcontext() if answered else pytest.raises(StoreRefuses):
+            store.admit()
+    for expected in (None, Digest(7, "a" * 64)):
+        store = made()
+        reader = store.read_object("releases", "app", expected=expected)
+        refuse(store.read_object)
+        with pytest.raises(StoreRefuses, match="a: it refuses all that a page asks: no"):
+            store.admit()
+        with suppress(DigestMismatch):
+            while reader.read(1000):
+                pass
+        store.admit()
 
 
 def test_a_success_ends_a_row_of_failures_and_a_stat_does_not(shared, admission):
