@@ -229,6 +229,16 @@ def test_the_same_bytes_that_were_uploaded_again_stay_where_a_frozen_worker_wrot
     assert stored("dr").read_bytes() == b"release one"
 
 
+def test_an_undelete_brings_back_no_version_that_was_deleted_before(context: Context, remove, put: Put) -> None:
+    """A version stays deleted since its own delete, whatever becomes of those after it."""
+    remove()
+    first = context.catalogue.artifacts.version("releases", "app.tgz", 1)
+    put(b"release two")
+    remove()
+    assert context.catalogue.deletions.undo("releases", "app.tgz", now=clock.now()).version == 2
+    assert context.catalogue.artifacts.version("releases", "app.tgz", 1) == first
+
+
 def test_a_copy_that_was_gone_already_is_not_counted(remove, purge, stored) -> None:
     """The count tells what the purge has removed from the stores."""
     remove()
