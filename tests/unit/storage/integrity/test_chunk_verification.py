@@ -96,12 +96,13 @@ def test_a_download_with_a_bad_chunk_raises_and_names_it(driver: Faulty, file: i
 
 
 @pytest.mark.parametrize("data", [CONTENT[:-1], CONTENT + b"e"])
-def test_an_object_of_another_size_is_not_downloaded(driver: Faulty, file: int, data: bytes) -> None:
+def test_an_object_of_another_size_is_neither_downloaded_nor_verified(driver: Faulty, file: int, data: bytes) -> None:
     """The size is told, and not that a read ended too early: no later read of the same object would help."""
     _, manifest = put(driver)
     driver.put(*PLACE, VerifyingReader(io.BytesIO(data)), WriteInfo())
     with pytest.raises(SizeMismatch):
         Store(driver).download_object(*PLACE, file, expected(), manifest=manifest)
+    assert Store(driver).verify_object(*PLACE, expected(), manifest=manifest).verdict is Verdict.SIZE_MISMATCH
 
 
 def test_a_chunk_that_ends_too_early_is_not_filled_up(driver: Faulty) -> None:
