@@ -21,7 +21,7 @@ from tasks.sweeps.purge import sweep_purge
 from tasks.upload import upload
 from tasks.verify import verify
 from worker import clock
-from worker.catalogue import CopyState, LostLease, OnHold, Tombstone, UndeleteRefused
+from worker.catalogue import CopyState, Leased, LostLease, OnHold, Tombstone, UndeleteRefused
 from worker.catalogue.deletions import Deletions
 from worker.catalogue.tables import jobs
 from worker.context import Context
@@ -35,6 +35,7 @@ from worker.storage.filesystem import atomic_write
 from zot_artifact_client.contract import (
     DeleteRequest,
     DeleteResult,
+    JobState,
     ReplicateRequest,
     SweepPurgeRequest,
     SweepPurgeResult,
@@ -227,6 +228,44 @@ def test_the_same_bytes_that_were_uploaded_again_stay_where_a_frozen_worker_wrot
     context.catalogue.artifacts.note_late_writes([deleted], "dr")
     assert purge().copies == {"primary": 1}
     assert stored("dr").read_bytes() == b"release one"
+
+
+def test_what_another_job_writes_to_is_not_purged(context: Context, remove, purge, stored) -> None:
+    """It may have written the same bytes and not recorded them yet: the next run purges what is left then."""
+    remove()
+    about: Any = {"owner": "test", "holds": "releases/app.tgz", "parent": None, "lease": context.settings.jobs.lease}
+    writer = context.catalogue.ledger.acquire(
+        "writer", "upload", {}, now=clock.now() + GRACE + timedelta(minutes=1), **about
+    )
+    assert isinstance(writer, Leased)
+    assert purge().copies == {}
+    assert stored("dr").exists()
+    context.catalogue.ledger.finish(writer.record.id, writer.record.fence, JobState.FAILED, now=clock.now())
+    assert purge().purged == 1
+
+
+def test_a_delete_is_not_undone_once_its_purge_has_begun(context: Context, remove) -> None:
+    """Bytes may be gone already."""
+    remove()
+    tombstone = context.catalogue.deletions.get("releases", "app.tgz")
+    assert tombstone
+    assert context.catalogue.deletions.begin_purge(tombstone, now=tombstone.purge_after)
+    with pytest.raises(UndeleteRefused, match="its bytes are being purged"):
+        context.catalogue.deletions.undo("releases", "app.tgz", now=clock.now())
+
+
+def test_a_copy_that_goes_before_it_is_read_is_no_finding(context: Context, remove, purge, stored, monkeypatch) -> None:
+    """A restored copy has another version tag, so that the purge reads it; by then another program has deleted it."""
+    remove()
+    restore(stored("dr"))
+    read = LimitedStore.verify_object
+
+    def gone(store: LimitedStore, *of: Any, **how: Any) -> Verification:
+        stored("dr").unlink()
+        return read(store, *of, **how)
+
+    monkeypatch.setattr(LimitedStore, "verify_object", gone)
+    assert (purge().purged, context.catalogue.findings.page()) == (1, [])
 
 
 def test_an_undelete_brings_back_no_version_that_was_deleted_before(context: Context, remove, put: Put) -> None:

@@ -84,6 +84,17 @@ def test_what_is_being_purged_cannot_be_held(catalogue: Catalogue, begin) -> Non
         place(catalogue)
 
 
+def test_the_bytes_of_a_companion_are_not_purged_while_its_artifact_is_held(catalogue: Catalogue, begin) -> None:
+    """Also where the hold of the companion itself was released."""
+    copied(catalogue, "app.sig", "primary")
+    now, companion = clock.now(), catalogue.artifacts.current("releases", "app.sig")
+    assert companion is not None
+    tombstone = catalogue.deletions.begin(companion, now=now, until=now, by=None, reason=None, job="job-1")
+    place(catalogue)
+    catalogue.holds.release("releases", "app.sig")
+    assert catalogue.deletions.begin_purge(tombstone, now=now) is None
+
+
 def test_a_delete_is_not_undone_while_a_job_deletes_the_bytes(catalogue: Catalogue, begin) -> None:
     """`delete --now` after a delete removes the bytes: an undo meanwhile would make an artifact without a copy."""
     now, artifact = clock.now(), catalogue.artifacts.current("releases", "app")
