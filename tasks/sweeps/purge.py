@@ -122,7 +122,6 @@ class _Purge:
         What is under the key stays if it is of another artifact version, or has other bytes. The latter is a finding if
         a copy was recorded there.
         """
-        self._job.confirm_lease()  # after the version was read: from now on it spares what another job writes
         held = self._context.catalogue.artifacts.version_in_store(store.name, artifact.bucket, artifact.key)
         if held is not None and held[0].id != artifact.id:
             return False
@@ -130,6 +129,7 @@ class _Purge:
             if copy.state is not CopyState.WRITING:
                 self._keep(store, artifact)
             return False
+        # This confirms the lease, after the version was read: it spares what another job has written since.
         return store.delete_object(artifact.bucket, artifact.key, condition=Match(version))
 
     def _keep(self, store: LimitedStore, artifact: Artifact) -> None:
