@@ -185,7 +185,7 @@ class Deletions:
         Returns None if the delete was undone meanwhile, or the artifact is held: its tombstone must stay.
         """
         with self._database.write() as connection:
-            mine = _due(now).where(*_at(of.bucket, of.key), tombstones.c.deleted_at == of.deleted_at)
+            mine = _due(now).where(*_at(of.bucket, of.key))
             if connection.execute(mine).one_or_none() is None:
                 return None
             try:
