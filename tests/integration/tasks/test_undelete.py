@@ -269,7 +269,7 @@ def test_a_copy_that_goes_before_it_is_read_is_no_finding(context: Context, remo
 
 
 def test_an_undelete_brings_back_no_version_that_was_deleted_before(context: Context, remove, put: Put) -> None:
-    """A version stays deleted since its own delete, whatever becomes of those after it."""
+    """A version stays deleted since its own delete, also where a later delete is undone."""
     remove()
     first = context.catalogue.artifacts.version("releases", "app.tgz", 1)
     put(b"release two")
