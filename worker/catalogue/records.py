@@ -72,7 +72,7 @@ class FindingKind(StrEnum):
     METADATA = "metadata"
     """A copy with right bytes whose store keeps no SHA-256 beside them any more, or another one."""
     UNDER_REPLICATED = "under_replicated"
-    """An artifact that lacks a copy in a store where placement wants one, or where a job has begun and left one."""
+    """An artifact that lacks a copy in a store where placement wants one, or where a job did not finish one."""
     OVERDUE = "overdue"
     """A store with copies that were not read within its period."""
     TOO_SLOW = "too_slow"

@@ -56,7 +56,7 @@ def get(
     """Write an artifact to a file or to standard output.
 
     The bytes are verified first: DEST becomes the whole artifact or does not change.
-    Standard output gets nothing before the last byte is verified.
+    Nothing is written to standard output before the last byte is verified.
     With -r each file is verified before it appears, and files that already have the right bytes are skipped.
     To continue after an interruption, run the same command again.
     A key that names a path outside DEST is reported and not written.

@@ -115,7 +115,7 @@ def sweep(
 
         verify      read the copies whose verification is due
         repair      replace bad copies with the bytes of good ones
-        replicate   add the copies that placement wants, or that a job has begun and left
+        replicate   add the copies that placement wants, or that a job began and did not finish
         reconcile   compare the listing of each store with the catalogue
         evidence    compare what stores say about copies with the record
         purge       remove the bytes of deleted artifacts after their grace period

@@ -118,7 +118,7 @@ def upload(
 ) -> None:
     """Upload a file, standard input or a URL as an artifact.
 
-    Standard input that a dying program cuts short looks complete: give --sha256 where that matters.
+    If the program that writes standard input dies, the input looks complete: give --sha256 to detect that.
     Without --store the placement settings choose the stores.
     With it the artifact stays in these stores, unless a placement rule wants it elsewhere too.
 

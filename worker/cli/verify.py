@@ -48,7 +48,7 @@ def verify(
 
     The SHA-256 of all bytes is compared with the one recorded at the upload.
     The exit status is 1 if a copy is corrupt, missing or of another size, and 3 if a copy could not be read.
-    Right bytes whose SHA-256 beside them is gone or another one are verified: `status` has the finding `metadata`.
+    A copy with right bytes and a missing or wrong SHA-256 beside them is verified: `status` has the finding `metadata`.
 
     With `--by provider` no byte is read.
     What the stores say (size, version tag, digest, checksums) is compared with what was recorded at the write.

@@ -133,7 +133,8 @@ class CloudConfig(_StoreConfig, ABC):
     layout: Literal["prefixed", "native"] = "prefixed"
     """`native`: every logical bucket is a real bucket of the same name."""
     buckets: Annotated[tuple[RealPattern, ...], AfterValidator(check_distinct)] = ()
-    """With `native`: the real buckets in which cleanup looks for stale uploads; `*` and `?` are allowed."""
+    """With `native`: the real buckets that are searched for stale uploads, and for objects that the catalogue does not
+    know; `*` and `?` are allowed."""
     reserved_bucket: RealName = None
     """With `native`: the real bucket that holds quarantine and probes, under `.zot-reserved/`; it must exist."""
     read_back: bool | None = None

@@ -382,7 +382,7 @@ class Store:
     def verify_objects(self, wanted: Iterable[tuple[str, str, Digest]]) -> Iterator[Verification]:
         """Verify small objects, each given as bucket, key and recorded digest, one after the other.
 
-        Every verdict is that of `verify_object`. Some objects more may be taken from `wanted` than verdicts are out.
+        Every verdict is that of `verify_object`. More objects may be taken from `wanted` than verdicts were yielded.
         """
         reads = self._small_reads()
         if reads is None:
@@ -397,11 +397,11 @@ class Store:
                 yield Verification(
                     Verdict.VERIFIED, expected, expected.size, expected.sha256, version, stored_sha256=stored
                 )
-            else:  # a bad copy is judged by a read of its own
+            else:  # a bad copy gets its verdict from a read of its own
                 yield self.verify_object(*each)
 
     def read_objects(self, wanted: Iterable[tuple[str, str, Digest]]) -> Iterator[bytes | None]:
-        """Yield the bytes of small objects, given as for `verify_objects`; None for one that a read of its own judges.
+        """Yield the bytes of small objects, given as for `verify_objects`; None for one that must be read by itself.
 
         All bytes that are returned have the recorded digest.
         """
