@@ -2,8 +2,8 @@
 
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Literal, TypeVar
@@ -95,17 +95,25 @@ def kept_metadata(artifact: Artifact, store: LimitedStore) -> Mapping[str, str]:
     return artifact.metadata if rules is None else rules.kept(artifact.metadata)
 
 
-def confirm_written(context: JobContext, job: RunningJob, store: LimitedStore, of: Sequence[Artifact]) -> None:
+@contextmanager
+def confirmed_after(
+    context: JobContext, job: RunningJob, store: LimitedStore, of: Sequence[Artifact]
+) -> Iterator[None]:
     """Confirm the lease after copies were written: a worker that was frozen in a request has made them later.
+
+    A write that ends in an error may have made its copy, too: it may be the answer of the store that was lost.
 
     Raises:
         LostLease: they may have been deleted meanwhile; the cleanup then removes what was written.
     """
     try:
-        job.confirm_lease()
-    except LostLease:
-        context.catalogue.artifacts.note_late_writes(of, store.name)
-        raise
+        yield
+    finally:
+        try:
+            job.confirm_lease()
+        except LostLease:
+            context.catalogue.artifacts.note_late_writes(of, store.name)
+            raise
 
 
 class ReadBackMismatch(IntegrityError):
@@ -282,22 +290,22 @@ class ArtifactJob:
     ) -> ObjectStat:
         artifact = self.artifact
         in_parts = store.capabilities.parts is not None and artifact.digest.size > CHUNK_SIZE
-        stat, _ = store.write_object(
-            artifact.bucket,
-            artifact.key,
-            source,
-            size=artifact.digest.size,
-            sha256=artifact.digest.sha256,
-            metadata=kept_metadata(artifact, store),
-            properties=kept_properties(artifact, store),
-            storage_class=storage_class,
-            condition=condition,
-            on_bytes=self.job.advance,
-            checkpoint=CopyCheckpoint(self.context.catalogue, artifact, store.name),
-            existing_key=True,  # an upload's key was checked before it was recorded
-            manifest=self.context.catalogue.artifacts.manifest(artifact) if in_parts else None,
-        )
-        confirm_written(self.context, self.job, store, [artifact])
+        with confirmed_after(self.context, self.job, store, [artifact]):
+            stat, _ = store.write_object(
+                artifact.bucket,
+                artifact.key,
+                source,
+                size=artifact.digest.size,
+                sha256=artifact.digest.sha256,
+                metadata=kept_metadata(artifact, store),
+                properties=kept_properties(artifact, store),
+                storage_class=storage_class,
+                condition=condition,
+                on_bytes=self.job.advance,
+                checkpoint=CopyCheckpoint(self.context.catalogue, artifact, store.name),
+                existing_key=True,  # an upload's key was checked before it was recorded
+                manifest=self.context.catalogue.artifacts.manifest(artifact) if in_parts else None,
+            )
         return stat
 
     def _read_back(self, slot: CopySlot, made: ObjectStat) -> None:
@@ -344,15 +352,16 @@ class ArtifactJob:
         if not self.context.settings.replication.server_side:
             return None
         try:
-            made = store.patch_object(
-                found,
-                source.manifest,
-                artifact.digest,
-                source.known_bad,
-                source.read_good,
-                metadata=kept_metadata(artifact, store),
-                properties=kept_properties(artifact, store),
-            )
+            with confirmed_after(self.context, self.job, store, [artifact]):
+                made = store.patch_object(
+                    found,
+                    source.manifest,
+                    artifact.digest,
+                    source.known_bad,
+                    source.read_good,
+                    metadata=kept_metadata(artifact, store),
+                    properties=kept_properties(artifact, store),
+                )
         except PreconditionFailed:
             raise
         except StorageError as error:
@@ -384,14 +393,15 @@ class ArtifactJob:
         artifact, store, job = self.artifact, slot.store, self.job
         where = artifact.bucket, artifact.key
         try:
-            made = store.copy_object(
-                self.context.stores[origin],
-                *where,
-                artifact.digest,
-                metadata=kept_metadata(artifact, store),
-                properties=kept_properties(artifact, store),
-                checkpoint=CopyCheckpoint(self.context.catalogue, artifact, store.name),
-            )
+            with confirmed_after(self.context, job, store, [artifact]):
+                made = store.copy_object(
+                    self.context.stores[origin],
+                    *where,
+                    artifact.digest,
+                    metadata=kept_metadata(artifact, store),
+                    properties=kept_properties(artifact, store),
+                    checkpoint=CopyCheckpoint(self.context.catalogue, artifact, store.name),
+                )
         except AlreadyExists as error:
             raise self._conflict(store) from error
         except StorageError as error:
@@ -399,7 +409,6 @@ class ArtifactJob:
             return None
         if made is None:
             return None
-        confirm_written(self.context, job, store, [artifact])
         job.step(f"reading back from {store.name}")
         manifest = self.context.catalogue.artifacts.manifest(artifact)
         try:

@@ -16,7 +16,7 @@ from worker import clock
 from worker.artifacts.artifact_copies import (
     ArtifactJob,
     ReadBackMismatch,
-    confirm_written,
+    confirmed_after,
     kept_metadata,
     kept_properties,
 )
@@ -221,8 +221,8 @@ class UploadPage:
         puts = [
             SmallPut(item.file.bucket, item.file.key, item.content, "create_only") for item in items if item.content
         ]
-        written = store.write_objects(puts)
-        confirm_written(self.context, self.job, store, [item.artifact for item in items if item.artifact])
+        with confirmed_after(self.context, self.job, store, [item.artifact for item in items if item.artifact]):
+            written = store.write_objects(puts)
         for item, result in zip(items, written, strict=True):
             _note(store, item, result)
 
@@ -230,21 +230,21 @@ class UploadPage:
         assert item.artifact is not None
         assert item.content is not None
         try:
-            stat, _ = store.write_object(
-                item.file.bucket,
-                item.file.key,
-                item.content,
-                metadata=kept_metadata(item.artifact, store),
-                properties=kept_properties(item.artifact, store),
-                storage_class=self.request.storage_classes.get(store.name),
-                condition="create_only",
-                existing_key=True,
-                checkpoint=CopyCheckpoint(self.context.catalogue, item.artifact, store.name),
-            )
+            with confirmed_after(self.context, self.job, store, [item.artifact]):
+                stat, _ = store.write_object(
+                    item.file.bucket,
+                    item.file.key,
+                    item.content,
+                    metadata=kept_metadata(item.artifact, store),
+                    properties=kept_properties(item.artifact, store),
+                    storage_class=self.request.storage_classes.get(store.name),
+                    condition="create_only",
+                    existing_key=True,
+                    checkpoint=CopyCheckpoint(self.context.catalogue, item.artifact, store.name),
+                )
         except StorageError as error:
             _note(store, item, error)
         else:
-            confirm_written(self.context, self.job, store, [item.artifact])
             _note(store, item, stat)
 
     def _write_known(self, store: LimitedStore, item: _Item) -> None:

@@ -5,6 +5,7 @@ import io
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from hashlib import sha256
 from typing import Any
@@ -32,7 +33,7 @@ from worker.settings import Settings
 from worker.settings.section_models import CleanupSweepSettings, SweepSettings
 from worker.storage import Digest, Stores
 from worker.storage.driver import Part, WriteInfo
-from worker.storage.errors import AccessDenied, Unavailable
+from worker.storage.errors import AccessDenied, Timeout, Unavailable
 from worker.storage.keys import QUARANTINE_BUCKET, UPLOADS_BUCKET
 from worker.storage.store import Store
 from worker.storage.transfer.multipart import SentPart
@@ -355,12 +356,21 @@ def test_a_cleanup_that_was_frozen_deletes_nothing_that_another_job_has_found(ru
     assert stored("dr").read_bytes() == b"older"
 
 
-@pytest.mark.parametrize("of_page", [False, True])
+@pytest.mark.parametrize("answered", [True, False])
+@pytest.mark.parametrize(
+    ("of_page", "name"), [(False, "write_object"), (True, "write_objects"), (True, "write_object")]
+)
 def test_what_a_frozen_worker_wrote_after_its_artifact_was_deleted_goes(
-    run, context, stored, source, source_root, monkeypatch, of_page
+    run, context, stored, source, source_root, monkeypatch, of_page, name, answered
 ):
-    """It was frozen in the request: another worker ended its job, and the artifact was deleted, before it wrote."""
-    name, uptime, lease = "write_objects" if of_page else "write_object", clock.uptime, context.settings.jobs.lease
+    """It was frozen in the request: another worker ended its job, and the artifact was deleted, before it wrote.
+
+    It goes also where the answer of the store is lost, so that the write ends in an error.
+    """
+    uptime, lease = clock.uptime, context.settings.jobs.lease
+    if of_page and name == "write_object":
+        driver = context.stores["dr"]._driver
+        monkeypatch.setattr(driver, "capabilities", replace(driver.capabilities, groups=False))
     write, artifacts = getattr(Store, name), context.catalogue.artifacts
     path = source(b"release")
 
@@ -374,7 +384,11 @@ def test_what_a_frozen_worker_wrote_after_its_artifact_was_deleted_goes(
         artifacts.tombstone(artifact, clock.now())
         made = write(store, *of, **options)
         monkeypatch.setattr(clock, "uptime", lambda: uptime() + 2 * lease.total_seconds())
-        return made
+        if answered:
+            return made
+        if name == "write_objects":
+            return [Timeout("dr: no answer")]
+        raise Timeout("dr: no answer")
 
     monkeypatch.setattr(Store, name, frozen)
     request: Any = UploadRequest(source=path, bucket="releases", key="app.tgz", stores=("dr",))
