@@ -86,13 +86,15 @@ class FailedJobs:
 class WaitingJobs:
     """How many jobs wait for a store. `until`: by when the last of them is tried again; `reason`: why one waits.
 
-    `refusal`: why the store refuses all that some of them ask, None if it refuses nothing.
+    `refusal`: why the store refuses all that some of them ask, None if it refuses nothing. `since`: when the first of
+    them began to wait, None where all are retried.
     """
 
     count: int
     until: datetime
     reason: str | None = None
     refusal: str | None = None
+    since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +248,8 @@ class CoverageQueries:
         store, reason, type_ = (jobs.c.error[name].as_string() for name in ("store", "message", "type"))
         until = sa.func.max(jobs.c.due_at, type_=jobs.c.due_at.type)
         refusal = sa.func.max(sa.case((type_ == _REFUSES, reason)))
-        query = sa.select(store, sa.func.count(), until, sa.func.max(reason), refusal)
+        since = sa.func.min(jobs.c.put_off_since, type_=jobs.c.put_off_since.type)
+        query = sa.select(store, sa.func.count(), until, sa.func.max(reason), refusal, since)
         waiting = query.where(jobs.c.state.in_(WAITING_STATES), store.is_not(None)).group_by(store)
         if parent is not None:
             waiting = waiting.where(jobs.c.parent == parent)

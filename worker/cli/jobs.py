@@ -118,7 +118,8 @@ def list_(
             record = session.job(job)
             told = session.catalogue.job_webhooks.of_job(record.id)
             copies = way_out_of_missing_copies(session, record) if record.state in REDRIVABLE else None
-            print_job(record, told, copies, traceback=traceback, as_json=as_json)
+            waiting = session.catalogue.coverage.waiting_jobs(record.id)
+            print_job(record, told, copies, waiting, traceback=traceback, as_json=as_json)
             return
         if parent is not None:
             batch = session.job(parent)

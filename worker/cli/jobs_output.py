@@ -1,10 +1,11 @@
 """Print jobs: many as a table, one with all its fields, or both as JSON."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from worker import clock
-from worker.catalogue import JobRecord
+from worker.catalogue import JobRecord, WaitingJobs
 from worker.cli.job_outcome import outcome_of
 from worker.cli.output import age, flat, moment, out, print_json, print_table, say, size
 from worker.counted import counted
@@ -54,11 +55,21 @@ def print_jobs(records: list[JobRecord], *, as_json: bool) -> None:
 
 
 def print_job(
-    record: JobRecord, webhooks: Mapping[str, str], copies: str | None, *, traceback: bool, as_json: bool
+    record: JobRecord,
+    webhooks: Mapping[str, str],
+    copies: str | None,
+    waiting: Mapping[str, WaitingJobs],
+    *,
+    traceback: bool,
+    as_json: bool,
 ) -> None:
-    """Print a job, which stores have the bytes of its upload and, by receiver, the state of its end."""
+    """Print a job, which stores have the bytes of its upload and, by receiver, the state of its end.
+
+    `waiting`: by store, those of its jobs that wait for it.
+    """
     if as_json:
         more = {"error": record.error and dict(record.error), "copies": copies, "webhooks": webhooks}
+        more["waiting"] = {store: asdict(each) for store, each in waiting.items()}
         print_json(_document(record) | more)
         return
     for name, value in (*_fields(record), ("copies", copies)):
@@ -66,6 +77,10 @@ def print_job(
             say(f"{name:12} {value}")
     if _failed(record):
         say(f"{'way out':12} {_way_out(record)}")
+    for store, each in sorted(waiting.items()):
+        since = f" since {moment(each.since)}" if each.since else ""
+        why = (each.refusal or each.reason or "").removeprefix(f"{store}: ")
+        say(f"{'waiting':12} {counted(each.count, 'job')} for {store}{since}: {why}")
     for name, state in webhooks.items():
         say(f"{'webhook':12} {name}: {state}")
     for cause in causes_of(record) if traceback else ():

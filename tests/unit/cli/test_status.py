@@ -203,7 +203,10 @@ def test_a_copy_that_an_upload_left_out_is_told(
 def test_jobs_that_wait_for_a_store_are_told(
     catalogue: Catalogue, zot: Zot, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`status` counts the jobs that a store keeps waiting, and says until when, and what ends that."""
+    """`status` counts the jobs that a store keeps waiting, and says until when, and what ends that.
+
+    `jobs ID` tells of a batch for which store its jobs wait, why, and since when.
+    """
     now, lease = clock.now(), timedelta(seconds=30)
     for job, store in (("a", "dr"), ("b", "dr"), ("c", None)):
         catalogue.ledger.acquire(job, "upload", {}, owner="me", holds=None, parent=None, now=now, lease=lease)
@@ -222,8 +225,15 @@ def test_jobs_that_wait_for_a_store_are_told(
     assert "primary: 1 job waits for it; `zot-artifacts jobs" in capsys.readouterr().out  # no worker has tried it
     refuses = {"type": StoreRefuses.__name__, "store": "dr", "message": "dr: it refuses all that a page asks: full"}
     assert "store dr" not in {each["name"] for each in zot("status")[1]["checks"]}
-    catalogue.ledger.acquire("e", "page", {}, owner="me", holds=None, parent=None, now=now, lease=lease)
-    catalogue.ledger.snooze("e", 1, refuses, since=now, due=now)
+    catalogue.ledger.acquire("b" * 36, "batch", {}, owner="me", holds=None, parent=None, now=now, lease=lease)
+    catalogue.ledger.acquire("e", "page", {}, owner="me", holds=None, parent="b" * 36, now=now, lease=lease)
+    catalogue.ledger.snooze("e", 1, refuses, since=now - timedelta(hours=2), due=now)
+    capsys.readouterr()
+    cli.run(["jobs", "b" * 36])
+    since = f"{now - timedelta(hours=2):%Y-%m-%d %H:%M}"
+    told = re.sub(" +", " ", capsys.readouterr().out)
+    assert re.search(f"waiting 1 job for dr since {since}.*: it refuses all that a page asks: full", told), told
+    assert zot("jobs", "b" * 36)[1]["waiting"]["dr"]["since"][:16].replace("T", " ") == since
     [told] = [each for each in zot("status")[1]["checks"] if each["name"] == "store dr"]
     assert (told["outcome"], told["detail"]) == ("bad", "it refuses all that a page asks: full")
     cli.run(["pause", "store", "dr"])
