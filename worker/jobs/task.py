@@ -514,7 +514,7 @@ class Delivery(Generic[RequestT, ResultT]):
         seconds: float = get_exponential_backoff_interval(
             factor=max(1, int(retry.backoff.total_seconds())),
             retries=retries,
-            maximum=int(retry.backoff_max.total_seconds()),
+            maximum=max(1, int(retry.backoff_max.total_seconds())),
             full_jitter=retry.jitter,
         )
         return seconds

@@ -39,6 +39,7 @@ class RetrySettings(Section):
     backoff: Duration = timedelta(seconds=2)
     """The delay before the second attempt; it doubles with each further one. At least 1s."""
     backoff_max: Duration = timedelta(minutes=5)
+    """The longest such delay. At least 1s."""
     max_crashes: Annotated[int, Field(ge=1)] = 5
     """Attempts in a row whose worker was killed; then the job is a dead letter."""
     jitter: bool = True

@@ -1,5 +1,6 @@
 """How one delivery of a job ends, with a Celery application without a Redis."""
 
+import dataclasses
 import errno
 import os
 import threading
@@ -92,6 +93,20 @@ def test_a_job_that_cannot_be_cleaned_up_now_is_delivered_again(context, task):
         with outcome:
             assert delivery.handle(work, (), FIELDS)["version"] == 1
     assert context.catalogue.ledger.get("job-1").state == JobState.SUCCEEDED
+
+
+@pytest.mark.parametrize("retry", [{"backoff": "100ms"}, {"backoff_max": "100ms"}], ids=str)
+def test_a_job_is_never_tried_again_at_once(context, task, retry):
+    """A delay of less than a second is a second: all attempts would be used up before a store is back."""
+    settings = Settings(home=context.settings.home, retry={"jitter": False, **retry})
+    short = dataclasses.replace(context, settings=settings)
+
+    def fail(*_: object) -> VerifyResult:
+        raise Unavailable("away")
+
+    with pytest.raises(Retry) as retried:
+        Delivery(task, VERIFY, short, writes=False).handle(fail, (), FIELDS)
+    assert retried.value.when >= 1
 
 
 @pytest.mark.parametrize(
