@@ -33,7 +33,7 @@ from worker.settings import Settings
 from worker.settings.section_models import CleanupSweepSettings, SweepSettings
 from worker.storage import Digest, Stores
 from worker.storage.driver import Part, WriteInfo
-from worker.storage.errors import AccessDenied, Timeout, Unavailable
+from worker.storage.errors import AccessDenied, PreconditionFailed, Timeout, Unavailable
 from worker.storage.keys import QUARANTINE_BUCKET, UPLOADS_BUCKET
 from worker.storage.store import Store
 from worker.storage.transfer.multipart import SentPart
@@ -325,6 +325,22 @@ def test_what_a_job_may_go_on_with_stays(run, context, stored, state, batch, ite
     begin_to_write(context, b"older", "writer")
     assert run(sweep_cleanup, EVERYTHING).removed == dict.fromkeys(("primary", "dr", "cold"), 0)
     assert stored("dr").read_bytes() == b"older"
+
+
+def test_what_replaces_the_bytes_of_an_ended_job_stays(run, context, stored, monkeypatch):
+    """The cleanup deletes exactly the object whose bytes it has read."""
+    begin_to_write(context, b"older", "ended")
+    quarantine = LimitedStore.quarantine_object
+
+    def late(store: LimitedStore, *of: Any) -> str:
+        kept = quarantine(store, *of)
+        stored("dr").write_bytes(b"of another program")
+        return kept
+
+    monkeypatch.setattr(LimitedStore, "quarantine_object", late)
+    with suppress(PreconditionFailed):
+        run(sweep_cleanup, EVERYTHING)
+    assert stored("dr").read_bytes() == b"of another program"
 
 
 def test_what_an_ended_job_wrote_of_the_current_version_stays(run, context, stored):
