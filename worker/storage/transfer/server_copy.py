@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import cast
 
-from worker.storage.driver import CopyDriver, Driver, MultipartDriver, ObjectStat, WriteInfo
+from worker.storage.driver import CopyDriver, Driver, Match, MultipartDriver, ObjectStat, WriteInfo
 from worker.storage.errors import AlreadyExists, NotFound, PreconditionFailed, SizeMismatch, StorageError
 from worker.storage.transfer.multipart import Checkpoint, part_size_of
 from worker.storage.transfer.upload_intents import announced
@@ -27,13 +27,12 @@ def copy_server_side(
     """Make `target` copy an object of `source` server-side to an empty key; return None where that is impossible.
 
     An empty object is not copied server-side, because a copy is made of ranges, and an empty object has none.
-    The caller reads the copy in full before it counts, so that its size is not compared here.
     `checkpoint` records the multipart upload of the copy, so that cleanup knows it after this process was killed.
 
     Raises:
         AlreadyExists: an object is at the destination.
         PreconditionFailed: the original was overwritten or deleted meanwhile.
-        SizeMismatch: the original has another size than announced.
+        SizeMismatch: the original or the copy has another size than announced; the copy was removed.
         StorageError: its `store` is set if it is about the source.
     """
     realm = target.capabilities.realm
@@ -64,6 +63,9 @@ def copy_server_side(
             change.store = source.name
             raise change from error
         raise
+    if made.size != info.size:
+        target.delete(bucket, key, condition=Match(made.version))
+        raise SizeMismatch(f"{target.name}: {bucket}/{key}: the store made a copy of {made.size} bytes of {info.size}")
     return made
 
 
