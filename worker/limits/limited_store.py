@@ -88,7 +88,7 @@ class LimitedStore:
     - A StorageError has the name of the store that it is about in `store`. One that is `of_store` counts
       against the circuit breaker of that store and of no other. An error of one object never counts.
     - Where the job has said so, a store that has refused 10 requests of one verb is not asked again, if it has no space
-      left, has served none of that verb, or refuses a probe, too.
+      left, has served none of that verb, or refuses the write of a probe as it has refused other writes.
 
     Raises:
         Snooze: from any method: the store is paused, its breaker is open, its slots are all taken, or it refuses all
@@ -450,7 +450,8 @@ class LimitedStore:
             self._refusals[verb] += 1
             if self._refusals[verb] % REFUSED == 0:
                 unserved = verb not in self._served and not isinstance(error, OutOfSpace)
-                if unserved or isinstance(error, OutOfSpace) or self._refuses_probe():
+                # A probe writes: where it is refused, reads may still be served.
+                if unserved or isinstance(error, OutOfSpace) or (verb not in _READS and self._refuses_probe()):
                     self._refusal = error.message.removeprefix(f"{self.name}: "), verb if unserved else None
         elif isinstance(error, _ANSWERS) and verb in _READS:
             self._served.add(verb)

@@ -863,6 +863,11 @@ def test_a_store_that_answers_about_one_object_does_not_refuse_all(shared, admis
             while reader.read(1000):
                 pass
         store.admit()
+    store = made()
+    read(store)
+    store.driver.put = lambda *_, **__: store.driver.open("releases", "denied")  # as on a disk mounted read-only
+    refuse(store.read_object)
+    read(store)
 
 
 def test_a_success_ends_a_row_of_failures_and_a_stat_does_not(shared, admission):
