@@ -339,10 +339,10 @@ class Pages:
         return [(Page(*row[:-1]), row[-1]) for row in rows]
 
     def remove(self, job: str) -> None:
-        """Delete a dead page whose objects have jobs of their own."""
+        """Delete a dead page whose objects have jobs of their own, unless it was redriven meanwhile."""
         with self._database.write() as connection:
-            end_split(connection, [job])
-            connection.execute(sa.delete(pages).where(pages.c.job == job))
+            if end_split(connection, [job]):
+                connection.execute(sa.delete(pages).where(pages.c.job == job))
 
     # Planning
 
@@ -563,7 +563,10 @@ def _joined(some: Mapping[str, Sequence[str]], more: Mapping[str, Sequence[str]]
     return {store: each for store, each in names.items() if each}
 
 
-def end_split(connection: Connection, ids: Sequence[str]) -> None:
-    """Record that dead pages have failed, because their objects have jobs of their own: nothing is left to redrive."""
+def end_split(connection: Connection, ids: Sequence[str]) -> int:
+    """Record that dead pages have failed, because their objects have jobs of their own: nothing is left to redrive.
+
+    Returns how many of them were dead.
+    """
     dead = sa.update(jobs).where(jobs.c.id.in_(ids), jobs.c.state == JobState.DEAD)
-    connection.execute(dead.values(state=JobState.FAILED))
+    return connection.execute(dead.values(state=JobState.FAILED)).rowcount
