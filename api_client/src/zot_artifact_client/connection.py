@@ -41,8 +41,11 @@ UNREACHABLE = (OSError, RuntimeError, RedisError, KombuError, BackendError)
 _WITH_TLS = {"redis": "rediss", "amqp": "amqps", "pyamqp": "amqps"}
 _CLOSED = ("connection closed by server", "server unexpectedly closed connection")
 """How redis-py and amqp say that a server closed the connection: one that expects TLS does so if it gets none."""
-_FULL = re.compile(r"(?:^|caused error: )(OOM|MISCONF|NOREPLICAS|READONLY)\b")
-"""What a Redis answers that takes no writes for now, alone and in a pipeline, where redis-py puts the command first."""
+_FULL = re.compile(r"(?:^|caused error: |: -)(OOM|MISCONF|NOREPLICAS|READONLY)\b")
+"""What a Redis answers that takes no writes for now.
+
+redis-py puts the command before it in a pipeline, and a Redis before 7 the place in a script.
+"""
 _PASSING = {
     BusyLoadingError: "it reads its data after its start: try again when it has",
     MasterDownError: "it is a replica that has lost its primary: try again when that is back, or correct its URL",

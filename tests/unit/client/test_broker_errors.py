@@ -10,11 +10,17 @@ from zot_artifact_client.connection import broker_fault, is_write_refused, unava
 
 REFUSED = "MISCONF Errors writing to the AOF file: No space left on device"
 IN_A_PIPELINE = "Command # 1 (ZADD unacked_index 1.0 tag) of pipeline caused error: "
+IN_A_SCRIPT = (
+    "Error running script (call to f_6b1bf486c81ceb7edf3c093f4c48582e38c0e791): @user_script:2: @user_script: 2: -"
+)
+"""As Redis 6 puts it before the error of a command."""
 
 
-@pytest.mark.parametrize("error", ["MISCONF x", "READONLY x", "NOREPLICAS x", REFUSED, IN_A_PIPELINE + REFUSED])
+@pytest.mark.parametrize(
+    "error", ["MISCONF x", "READONLY x", "NOREPLICAS x", REFUSED, IN_A_PIPELINE + REFUSED, IN_A_SCRIPT + "OOM x"]
+)
 def test_a_full_disk_and_a_failover_are_refused_writes(error):
-    """A full disk and a failover are known by their errors, also where redis-py puts the command before them."""
+    """A full disk and a failover are known by their errors, also behind the command or the place in a script."""
     assert is_write_refused(redis.ResponseError(error))
 
 
