@@ -112,7 +112,7 @@ class LimitedStore:
         self._served: set[str] = set()
         """The verbs in which the store has done something for the job: what it refuses may be refused to one object."""
         self._refusal: tuple[str, str | None] | None = None
-        """Why the store refuses all that the job asks; and the verb of which it has served none, or None."""
+        """Why the store refuses all that the job asks; and the verb that, once served, takes that back, or None."""
         self._slot: Slot | None = None
         self._transfers = 0
 
@@ -449,10 +449,11 @@ class LimitedStore:
         if isinstance(error, REFUSALS) and self._refused_for is not None and verb != "tags":  # that right is optional
             self._refusals[verb] += 1
             if self._refusals[verb] % REFUSED == 0:
-                unserved = verb not in self._served and not isinstance(error, OutOfSpace)
+                full, unserved = isinstance(error, OutOfSpace), verb not in self._served
                 # A probe writes: where it is refused, reads may still be served.
-                if unserved or isinstance(error, OutOfSpace) or (verb not in _READS and self._refuses_probe()):
-                    self._refusal = error.message.removeprefix(f"{self.name}: "), verb if unserved else None
+                if full or unserved or (verb not in _READS and self._refuses_probe()):
+                    until = verb if unserved and not full else None
+                    self._refusal = error.message.removeprefix(f"{self.name}: "), until
         elif isinstance(error, _ANSWERS) and verb in _READS:
             self._served.add(verb)
 

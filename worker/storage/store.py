@@ -682,7 +682,7 @@ class Store:
         """Raise unless this is the store that was used under its name before, and no other store is the same.
 
         Args:
-            write: give a store without a marker one; without one it is compared with no other store.
+            write: give a store without a marker one. A store without a marker is compared with no other store.
 
         Raises:
             SameStore, OtherStore: it is not; says the way out.

@@ -190,9 +190,8 @@ class Rebuild:
         deleted = self._tombstones.take(bucket, page) if self._tombstones else {}
         unknown: list[tuple[str, ListedObject, bool]] = []
         for key, rows in page.items():
-            believe = (
-                self._believe and len({row.size for _, _, row in rows}) == 1
-            )  # if the sizes differ, one may be cut off
+            # If the sizes differ, one of the objects may be cut off.
+            believe = self._believe and len({row.size for _, _, row in rows}) == 1
             for _, name, row in rows:
                 if self._is_known(known.get(key), name, row):
                     self.tally.count(Rebuilt(name, bucket, key, "known"))
