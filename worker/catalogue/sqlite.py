@@ -42,6 +42,9 @@ _TURN = "zot_turn"
 """The key of the descriptor whose lock the next writer has, among what the pool keeps beside the connection."""
 _TURN_SECONDS = 0.25
 """Seconds that a writer waits behind the next one: that one may be a process that was stopped."""
+_STOPPED = "zot_stopped"
+"""The key of the moment until which a connection that has waited so long in vain waits behind no next writer."""
+_STOPPED_SECONDS = 10.0
 
 
 def options(url: URL) -> dict[str, Any]:
@@ -167,9 +170,7 @@ def begin_write(connection: Connection, *, wait: bool = True, durable: bool = Tr
 
     A worker whose grace period is over waits for a moment only, in which its other children write.
     """
-    if connection.info.get(_DURABLE, True) != durable:
-        execute(connection, f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}", ())
-        connection.info[_DURABLE] = durable
+    _set_durable(connection, durable=durable)
     # A transaction that reads first and then writes cannot wait for the lock in WAL mode: it fails at once. So a
     # transaction that may write takes the lock at its start.
     # SQLite's own waiting sleeps up to 0.1 s between two tries, while a page that records group after group takes the
@@ -181,12 +182,17 @@ def begin_write(connection: Connection, *, wait: bool = True, durable: bool = Tr
         milliseconds = connection.info[_BUSY] = raw.execute("PRAGMA busy_timeout").fetchone()[0]
     began, turn = time.monotonic(), _turn_of(connection)
     deadline = began + milliseconds / 1000
-    ahead = min(deadline, began + _TURN_SECONDS)
+    behind = 0.0 if began < connection.info.get(_STOPPED, 0.0) else _TURN_SECONDS
+    ahead = min(deadline, began + behind)
     raw.execute("PRAGMA busy_timeout = 0").close()
     is_next = False
     try:
         while True:
-            is_next = is_next or _take_turn(turn) or time.monotonic() >= ahead
+            is_next = is_next or _take_turn(turn)
+            if not is_next and time.monotonic() >= ahead:
+                is_next = True
+                if behind:
+                    connection.info[_STOPPED] = began + _STOPPED_SECONDS
             try:
                 if is_next:
                     raw.execute("BEGIN IMMEDIATE").close()
@@ -205,6 +211,12 @@ def begin_write(connection: Connection, *, wait: bool = True, durable: bool = Tr
         if turn is not None:
             with suppress(OSError):  # a file system without such locks
                 fcntl.flock(turn, fcntl.LOCK_UN)
+
+
+def _set_durable(connection: Connection, *, durable: bool) -> None:
+    if connection.info.get(_DURABLE, True) != durable:
+        execute(connection, f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}", ())
+        connection.info[_DURABLE] = durable
 
 
 def _turn_of(connection: Connection) -> int | None:
