@@ -110,10 +110,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True)
-def _clock_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget the clock of the PostgreSQL of an earlier test."""
-    monkeypatch.setattr(clock, "_shared_start", None)
-    monkeypatch.setattr(clock, "_checked_at", float("-inf"))
+def _clock_of_this_machine() -> None:
+    """Forget the clock of the PostgreSQL of an earlier test, also where a test undoes its changes before it ends."""
+    clock._shared_start = None
+    clock._checked_at = float("-inf")
 
 
 @pytest.fixture(autouse=True)

@@ -70,7 +70,7 @@ def follow(shared: datetime, *, asked_at: float) -> None:
             "this machine's clock is %+.0f s off; leases and due times go by that of the catalogue's server", ahead
         )
     _checked_at = uptime()
-    _shared_start = shared - timedelta(seconds=_checked_at)
+    _shared_start = shared.astimezone(UTC) - timedelta(seconds=_checked_at)  # a server may tell it in its own zone
 
 
 def is_unchecked() -> bool:

@@ -17,7 +17,7 @@ from worker.catalogue.holds import OnHold, begun_writer, check_hold
 from worker.catalogue.records import Artifact, Copy, CopyState, artifact_of, copy_of
 from worker.catalogue.rows_fingerprint import fingerprint_of
 from worker.catalogue.tables import artifacts, copies, holds, tombstones
-from worker.catalogue.types import without_nul
+from worker.catalogue.types import UtcDateTime, without_nul
 
 _GONE = [CopyState.SUPERSEDED, CopyState.DELETED]
 _TEXT = 500
@@ -176,7 +176,7 @@ class Deletions:
         with self._database.read() as connection:
             if connection.dialect.name != "postgresql":
                 return None
-            at: datetime = connection.execute(sa.select(sa.func.clock_timestamp())).scalar_one()
+            at: datetime = connection.execute(sa.select(sa.func.clock_timestamp(type_=UtcDateTime()))).scalar_one()
             return at
 
     def begin_purge(self, of: Tombstone, *, now: datetime) -> list[tuple[Artifact, Copy]] | None:

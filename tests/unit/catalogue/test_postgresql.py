@@ -20,7 +20,7 @@ from tests.servers.process import free_port
 from tests.servers.tls import Authority, TlsProxy
 from tests.waiting import until
 from worker import clock, shutdown_flag
-from worker.catalogue import Catalogue, CatalogueError, CatalogueUnavailable, Held, postgresql
+from worker.catalogue import Catalogue, CatalogueError, CatalogueUnavailable, Finding, Held, postgresql
 from worker.catalogue.database import Database
 from worker.jobs.interrupt_signal import Interrupted
 from worker.storage import Digest
@@ -65,6 +65,20 @@ def test_a_machine_with_a_wrong_clock_takes_no_job_of_another(url, catalogue, mo
         found = there.ledger.overdue(now=clock.now(), again=lease, lease=lease, limit=9)
         assert [job.id for job in found] == ["lost"]
         assert isinstance(there.ledger.acquire("lives", "upload", {}, now=clock.now(), **about), Held)
+    finally:
+        there.close()
+
+
+def test_the_log_of_a_machine_with_a_wrong_clock_is_whole(url, monkeypatch):
+    """The clock of the server tells the time in its own zone, and the hash of a row is over the moment in UTC."""
+    monkeypatch.setattr(clock, "host_time", lambda: datetime.now(UTC) + timedelta(hours=1))
+    there = Catalogue(url)
+    try:
+        artifact = record(there)
+        there.artifacts.ensure_copies([(artifact, "dr")])
+        copy, verdict = there.artifacts.copies(artifact)["dr"], Finding("job-1", "dr", artifact, "verified")
+        there.verifications.record(verdict, copy, tag=None, now=clock.now())
+        assert there.verifications.first_broken() is None
     finally:
         there.close()
 
