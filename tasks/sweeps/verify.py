@@ -46,19 +46,19 @@ def sweep_verify(request: SweepVerifyRequest, context: JobContext, job: RunningJ
 def sweep(request: SweepVerifyRequest, context: JobContext, job: RunningJob, messages: Messages) -> SweepVerifyResult:
     """Do as `sweep_verify`, with these messages."""
     stores = context.unpaused_stores(request.store)
-    planned = context.catalogue.pages.planned_by(job.id)
-    if planned:  # at an attempt whose worker died
+    due = dict.fromkeys(stores, 0)
+    if planned := context.catalogue.pages.planned_by(job.id):  # by an attempt whose worker died
         resume(job.id, planned, messages)
-        return _result(dict.fromkeys(stores, 0), [PageRequest.read(each.request) for each in planned])
-    open_ = context.catalogue.pages.open_by_store(SWEEP_VERIFY.kind)
-    due: dict[str, int] = {}
-    pages: list[PageRequest] = []
-    for store in stores:
-        job.check()
-        due[store], sizes = _due(context, store, open_[store])
-        claims = [ClaimSelection(store=store, most=copies) for copies in sizes]
-        pages += [PageRequest(verb="verify", claim=claim) for claim in claims]
-    plan(context.catalogue, job.id, pages, messages)
+        pages = [PageRequest.read(each.request) for each in planned]
+    else:
+        open_ = context.catalogue.pages.open_by_store(SWEEP_VERIFY.kind)
+        pages = []
+        for store in stores:
+            job.check()
+            due[store], sizes = _due(context, store, open_[store])
+            claims = [ClaimSelection(store=store, most=copies) for copies in sizes]
+            pages += [PageRequest(verb="verify", claim=claim) for claim in claims]
+        plan(context.catalogue, job.id, pages, messages)
     see_stores(context.settings, context.catalogue, clock.now())  # while the first pages are read
     for store in stores:
         _see_pace(context, store)

@@ -115,8 +115,11 @@ def test_pages_that_wait_are_not_planned_twice(sweeper, due):
     assert len(sweeper.messages.sent) == 2
 
 
-def test_a_sweep_that_died_before_its_messages_sends_them_at_its_next_attempt(sweeper, due, monkeypatch):
-    """The pages are in the ledger before their messages, so that the next attempt sends those and plans no others."""
+def test_a_sweep_that_died_before_its_messages_sends_them_at_its_next_attempt(sweeper, due, context, monkeypatch):
+    """The pages are in the ledger before their messages, so that the next attempt sends those and plans no others.
+
+    It opens the findings on the stores, too.
+    """
     due(2)
     with monkeypatch.context() as dying:
         dying.setattr(sweeper.messages, "send", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -125,6 +128,8 @@ def test_a_sweep_that_died_before_its_messages_sends_them_at_its_next_attempt(sw
     assert sweeper.messages.sent == {}
     sweeper.plan()
     assert sorted(sweeper.messages.sent) == ["sweep-1.00000001", "sweep-1.00000002"]
+    found = {(each.kind, each.store) for each in context.catalogue.findings.page()}
+    assert found == {("overdue", "primary"), ("overdue", "dr")}
 
 
 def test_bad_copies_are_read_twice_and_named(sweeper, due, stored, context):
