@@ -45,7 +45,10 @@ from zot_artifact_client.http_urls import InvalidEndpoint, parse_endpoint
 
 MARKER_KEY = "identity"
 SHARED = "shared "
-"""Before the recorded id of a store that had the marker of another store at its first use: the id is not its own."""
+"""Before the recorded id of a store that had the marker of another store at its first use: the id is not its own.
+
+After the id is the hash of its place, so that the place is known again where its disk is not mounted.
+"""
 RECHECK_SECONDS = 600
 """A store whose identity was checked longer ago is checked again at its next use."""
 _UNMARKED_SECONDS = 5.0
@@ -53,6 +56,7 @@ _UNMARKED_SECONDS = 5.0
 
 _ID = re.compile(rb"zot-store ([0-9a-f]{32})\n")
 _MARKER_BYTES = 1024
+_PLACE_DIGITS = 16
 _DEPTH_BELOW = 3
 _MOST_BELOW = 1000
 _MOUNT_POINT = 4  # field of a line of mountinfo
@@ -147,6 +151,7 @@ class Identity:
         self._driver_of = driver_of
         own = self._configs.get(driver.name)
         self._root = own.root if isinstance(own, FilesystemConfig) else None
+        self._place = _sha256(f"{self._root or _location(own)}".encode())[:_PLACE_DIGITS] if own else ""
         self._checked: dict[bool, tuple[object, float]] = {}
         """The mount that was checked and until when that counts: for reads (False), and for writes (True)."""
         self._unmarked_until = 0.0
@@ -179,16 +184,16 @@ class Identity:
         if not self._driver.capabilities.reserved_buckets:
             return  # the store has no bucket for a marker
         self._checked.clear()
-        known = self._own_known()
-        marker = self._read(known)
-        if marker is None and known is None and not write:
+        known, here = self._recorded()
+        marker = self._read(here)
+        if marker is None and here is None and not write:
             self._unmarked_until = time.monotonic() + _UNMARKED_SECONDS
             return
         if known is None:
             with self._first_use:
-                known, marker = self._introduce(compare=write or fresh)
-        if known is not None and marker != known:
-            self._refuse_other(known, marker)
+                here, marker = self._introduce(compare=write or fresh)
+        if here is not None and marker != here:
+            self._refuse_other(here, marker)
         if marker is not None:
             self._refuse_same(marker, compare=write or fresh)
         if write or fresh:
@@ -225,27 +230,33 @@ class Identity:
             )
         self._own_buckets.add(bucket)
 
-    def _own_known(self) -> str | None:
-        """Return the recorded id, or None if it is that of another store, which was there first.
+    def _recorded(self) -> tuple[str | None, str | None]:
+        """Return the recorded id if it is the store's own, and the id that its marker must have, both None if unknown.
 
+        A store that was refused as the place of another one has no id of its own; its place must keep that marker.
         Earlier versions did not record which of the two was first: with them it is the id of neither.
         """
         known = self._known.get(self._driver.name)
-        shared = known is not None and known.startswith(SHARED)
-        return None if shared or known in self._known.others(self._driver.name).values() else known
+        if known is not None and known.startswith(SHARED):
+            marker, _, place = known.removeprefix(SHARED).partition(" ")
+            return None, marker if place and place == self._place else None
+        if known in self._known.others(self._driver.name).values():
+            return None, None
+        return known, known
 
     def _others(self) -> dict[str, str]:
         """Return the ids of the other stores that have been seen, also those that are shared."""
-        return {name: known.removeprefix(SHARED) for name, known in self._known.others(self._driver.name).items()}
+        others = self._known.others(self._driver.name).items()
+        return {name: known.removeprefix(SHARED).partition(" ")[0] for name, known in others}
 
-    def _read(self, known: str | None) -> str | None:
+    def _read(self, wanted: str | None) -> str | None:
         try:
             with self._driver.open(MARKER_BUCKET, MARKER_KEY) as reader:
                 content = read_up_to(reader, _MARKER_BYTES)
         except NotFound:
             return None
         except AccessDenied:
-            if known is not None:
+            if wanted is not None:
                 raise
             return None  # these credentials may not use the marker's key
         found = _ID.fullmatch(content)
@@ -255,22 +266,22 @@ class Identity:
         return found[1].decode()
 
     def _introduce(self, *, compare: bool) -> tuple[str | None, str | None]:
-        """Record the id of a store that is new here, and return the recorded id and that of its marker.
+        """Record the id of a store that is new here, and return the id that its marker must have, and that it has.
 
         A store without conditional writes keeps the last of two markers that are written at one time, while the first
         id to be recorded counts: the process that was slower writes the recorded one into the store.
         """
-        known = self._own_known()
-        found = self._read(known)
-        created = found is None and known is None
+        known, here = self._recorded()
+        found = self._read(here)
+        created = found is None and here is None
         if created:
             found = self._create(secrets.token_hex(16))
-        if found is None or known is not None:
-            return known, found
+        if found is None or known is not None or here not in {None, found}:
+            return here, found
         if self._refuse_same(found, compare=compare):
             return None, found
         self._known.put(self._driver.name, found)
-        known = self._own_known()
+        known, _ = self._recorded()
         if created and known not in {None, found} and not self._driver.capabilities.conditional_writes:
             found = self._create(str(known))
         return known, found
@@ -288,10 +299,10 @@ class Identity:
             return None
         return self._read(None)
 
-    def _refuse_other(self, known: str | None, found: str | None) -> None:
+    def _refuse_other(self, wanted: str, found: str | None) -> None:
         there = f"it has the marker {found}" if found else "its marker is gone"
         raise OtherStore(
-            f"{self._driver.name}: this is not the store that was used before (id {known}): {there}. Mount the right "
+            f"{self._driver.name}: this is not the store that was used before (id {wanted}): {there}. Mount the right "
             f"disk or correct the settings; {self._known.way_out(self._driver.name)} if it was replaced on purpose"
         )
 
@@ -300,17 +311,19 @@ class Identity:
         same = sorted(
             name
             for name, known in self._known.others(self._driver.name).items()
-            if known == found or (known == SHARED + found and not self._has_lost_marker(name))
+            if known == found or (known.startswith(SHARED + found) and not self._has_lost_marker(name))
         )
         if not same:
             return False
-        if self._known.get(self._driver.name) not in {found, SHARED + found}:
-            self._known.put(self._driver.name, SHARED + found)  # so that the other store is rejected too
+        shared = f"{SHARED}{found} {self._place}".rstrip()
+        if self._known.get(self._driver.name) not in {found, shared}:
+            self._known.put(self._driver.name, shared)  # so that the other store is rejected too
         if compare:
             raise SameStore(
                 f"stores {self._driver.name} and {same[0]} are one physical place (id {found}): a copy in each would "
                 "be one copy. Remove one of them from the settings, or point it to another place; if one was made as "
-                f"a copy of the other, remove {MARKER_BUCKET}/{MARKER_KEY} in the copy"
+                f"a copy of the other, remove {MARKER_BUCKET}/{MARKER_KEY} in the copy, and then "
+                f"{self._known.way_out('NAME')} with the name of the copy"
             )
         return True
 

@@ -358,8 +358,39 @@ def test_a_copy_of_a_store_is_one_of_its_own_once_its_marker_is_removed(tmp_path
         with pytest.raises(SameStore, match="if one was made as a copy of the other, remove zot-store/identity"):
             of.write_object("b", "k2", source(DATA))
     (twin / "zot-store" / "identity").unlink()
+    _stores(tmp_path / "run", original=original, twin=twin)["original"].write_object("b", "k2", source(DATA))
+    with pytest.raises(OtherStore, match="its marker is gone.*rm .*run/identity-twin"):
+        _stores(tmp_path / "run", original=original, twin=twin)["twin"].write_object("b", "k2", source(DATA))
+    (tmp_path / "run" / "identity-twin").unlink()
     for name in ("original", "twin"):
         _stores(tmp_path / "run", original=original, twin=twin)[name].write_object("b", "k2", source(DATA))
+
+
+def test_a_refused_store_whose_disk_is_not_mounted_takes_no_write(tmp_path: Path) -> None:
+    """Where the second of two stores that are one place loses its mount, the mount point is no store, also for reads.
+
+    Neither is another disk there, until its record is removed.
+    """
+    root, mounted, unmounted, other = (tmp_path / name for name in ("root", "mounted", "unmounted", "other"))
+    for directory in (root, unmounted, other):
+        directory.mkdir()
+    _stores(tmp_path / "elsewhere", one=other)["one"].write_object("b", "k", source(DATA))
+    mounted.symlink_to(root)
+    _stores(tmp_path / "run", one=root)["one"].write_object("b", "k", source(DATA))
+    stores = _stores(tmp_path / "run", one=root, two=mounted)
+    with pytest.raises(SameStore):
+        stores["two"].write_object("b", "k", source(DATA))
+    for place, wrong in ((unmounted, "its marker is gone"), (other, "it has the marker")):
+        mounted.unlink()
+        mounted.symlink_to(place)
+        for two in (stores["two"], _stores(tmp_path / "run", one=root, two=mounted)["two"]):
+            assert two.verify_object("b", "k").verdict == Verdict.UNREADABLE
+            with pytest.raises(OtherStore, match=f"{wrong}.*rm .*run/identity-two"):
+                two.write_object("b", "k2", source(DATA))
+    assert list(unmounted.iterdir()) == []
+    (tmp_path / "run" / "identity-two").unlink()
+    for store in stores.values():
+        store.write_object("b", "k2", source(DATA))
 
 
 def test_a_root_inside_a_directory_that_a_server_gives_out_is_found_by_both(tmp_path: Path) -> None:
