@@ -97,13 +97,13 @@ def _failed(record: JobRecord) -> str | None:
 
 
 def _way_out(record: JobRecord) -> str:
-    """Return the commands that name the objects that failed, and send the jobs again which they became."""
+    """Return the commands that name the objects that failed, and redrive those that are jobs of their own."""
     if record.kind == PAGE.kind:
         return f"`zot-artifacts jobs {record.id}` names them"
-    named = f"`zot-artifacts jobs --parent {record.id} --failed` lists their jobs"
+    named = f"`zot-artifacts jobs --parent {record.id} --failed` lists the jobs and pages"
     if record.request.get("verb") == VERIFY.kind:
         return f"{named}, `zot-artifacts findings` tells what is open"
-    return f"{named}, `zot-artifacts jobs retry --all --parent {record.id}` sends them again"
+    return f"{named}, `zot-artifacts jobs retry --all --parent {record.id}` redrives the jobs"
 
 
 def causes_of(record: JobRecord) -> Iterator[Mapping[str, Any]]:

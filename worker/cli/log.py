@@ -80,7 +80,7 @@ def accept(
     """Record the present head of the log in every store, in place of the head that it keeps.
 
     After a restore the rows since that backup are lost, and `log verify` reports them until `log accept` is run.
-    It also reports heads that were written before `verification_log.signing_key` was set.
+    `log verify` also reports heads that were written before `verification_log.signing_key` was set.
     The heads that are replaced stay in the stores beside the new ones.
     The chain itself must be unbroken.
 

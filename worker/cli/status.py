@@ -87,11 +87,10 @@ def status(as_json: AsJson = False) -> None:
 
     The exit status is 1 if something is open, 3 if that is unknown, and otherwise 0.
     Open are findings that are not acknowledged, dead letters, open circuit breakers and failed probes of stores.
+    Open are also a sweep whose last run failed, a queue without a worker, and a beat that does not tick.
+    Less than 1 GiB of free disk is open, and so is a store that refuses all that a batch or a sweep asks of it.
     Other jobs that failed in the last day are counted by error, until a later job has done the same.
-    They are open where a store denied access or was full, until then or until a day is over.
-    So is a store that refuses all that a batch or a sweep asks of it: their jobs wait until it is repaired.
-    A sweep whose last run failed is open until a run succeeds.
-    A queue without a worker, a beat that does not tick, and less than 1 GiB of free disk are open too.
+    Where a store denied access or was full, they are open.
     A pause is shown but is not open, because an operator began it.
 
     Examples:
