@@ -67,7 +67,7 @@ class Service(PythonServer):
 
     def probe(self) -> None:
         text = self._log_path.read_text()
-        if "startup complete" not in text and " ready." not in text:
+        if "Uvicorn running on" not in text and " ready." not in text:
             raise ConnectionError("it is not ready yet")
 
 
