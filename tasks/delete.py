@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from worker import clock
 from worker.artifacts.artifact_copies import Records, not_configured
-from worker.artifacts.lock_companions_for_job import locked_companions, locked_deleted_companions
+from worker.artifacts.lock_artifacts_for_job import locked_companions, locked_deleted_companions
 from worker.artifacts.page_selection import seen_by
 from worker.artifacts.per_store import for_each_store
 from worker.artifacts.wait_for_delete_approval import check_delete

@@ -17,6 +17,7 @@ from tasks.replicate import is_begun, replicate_to
 from worker import clock
 from worker.artifacts.artifact_copies import ArtifactJob, ReadBackMismatch, Records
 from worker.artifacts.batch_lists import ListedAdoption, ListedFile
+from worker.artifacts.lock_artifacts_for_job import locked
 from worker.artifacts.page_adopt import AdoptPage, ObjectToAdopt
 from worker.artifacts.page_replicate import FreshCopies, FreshObject
 from worker.artifacts.page_runner import in_another_order, work_on
@@ -147,10 +148,7 @@ def _upload_listed(request: PageRequest, context: JobContext, job: RunningJob) -
         found = pages.begin(job.id, range(len(files)))
     job.start(sum(files[number].size for number in found.open), f"uploading {counted(len(found.open), 'file')}")
     work = UploadPage(context, job, found, request)
-    try:
-        done = work.run(files)
-    finally:
-        context.catalogue.artifact_locks.release(job.id, job.fence)
+    done = work.run(files)
     if not work.in_time:
         raise _out_of_time(context, job)
     return done
@@ -174,10 +172,7 @@ def _adopt_selected(request: PageRequest, context: JobContext, job: RunningJob) 
         ]
     found = pages.get(job.id) or pages.begin(job.id, [each.id for each in objects])
     work = AdoptPage(context, job, found, store)
-    try:
-        done = work.run(objects)
-    finally:
-        context.catalogue.artifact_locks.release(job.id, job.fence)
+    done = work.run(objects)
     if not work.in_time:
         raise _out_of_time(context, job)
     if request.claim is not None:
@@ -489,23 +484,18 @@ def _write_selected(request: PageRequest, context: JobContext, job: RunningJob) 
     """Replicate or delete the objects that no other job writes to; the others leave the page."""
     context.stores.admitting(request.to or ())  # no source is read for targets that take no job
     found, objects = _begin(request, context, job)
-    locks = context.catalogue.artifact_locks
-    paths = [(each.bucket, each.key) for each in objects]
-    locked = locks.acquire(job.id, job.fence, paths, now=clock.now(), lease=context.settings.jobs.lease)
-    found = _leave(found, [each for each in objects if (each.bucket, each.key) not in locked], context)
-    mine = [each for each in objects if (each.bucket, each.key) in locked]
-    if request.claim is not None:
-        mine = _still_begun(request.claim.store, context, mine)
-    mine = [*in_another_order(mine, job)]
-    job.start(sum(each.size for each in mine), f"{request.verb}: {counted(len(mine), 'object')}")
-    fresh = _fresh_copies(request, context, job, mine) if request.verb == REPLICATE.kind else None
-    seen = seen_by(context.catalogue.batches.get(job.parent or job.id))
-    work = _Writes(request, context, job, found, fresh, seen)
-    try:
+    with locked(context, job, [(each.bucket, each.key) for each in objects]) as granted:
+        found = _leave(found, [each for each in objects if (each.bucket, each.key) not in granted], context)
+        mine = [each for each in objects if (each.bucket, each.key) in granted]
+        if request.claim is not None:
+            mine = _still_begun(request.claim.store, context, mine)
+        mine = [*in_another_order(mine, job)]
+        job.start(sum(each.size for each in mine), f"{request.verb}: {counted(len(mine), 'object')}")
+        fresh = _fresh_copies(request, context, job, mine) if request.verb == REPLICATE.kind else None
+        seen = seen_by(context.catalogue.batches.get(job.parent or job.id))
+        work = _Writes(request, context, job, found, fresh, seen)
         most, seconds = context.settings.page.threads, context.settings.page.time.total_seconds()
         in_time = work_on(mine, work.do, work.record, threads=most, seconds=seconds)
-    finally:
-        locks.release(job.id, job.fence)
     if closed := [*work.closed, *closed_stores({store for _, store in work.refused}, context).values()]:
         raise min(closed, key=lambda error: error.seconds)
     done = _leave(work.page, [each for each, _ in work.refused], context)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from worker.artifacts.artifact_copies import ArtifactJob, CopySlot
-from worker.artifacts.lock_companions_for_job import locked_companions, names_companions_itself
+from worker.artifacts.lock_artifacts_for_job import locked_companions, names_companions_itself
 from worker.artifacts.per_store import for_each_store, is_refused, most_retryable
 from worker.catalogue import Artifact, Copy, CopyState
 from worker.context import JobContext

@@ -1,7 +1,7 @@
 """Verify: read all bytes of an artifact's copies and compare them with the recorded digest."""
 
 from worker.artifacts.artifact_copies import ArtifactJob
-from worker.artifacts.lock_companions_for_job import names_companions_itself
+from worker.artifacts.lock_artifacts_for_job import names_companions_itself
 from worker.artifacts.per_store import for_each_store
 from worker.artifacts.verification_log_head import WrittenLog
 from worker.catalogue import Artifact, Copy

@@ -14,6 +14,7 @@ from celery import current_app
 from kombu.exceptions import OperationalError
 
 from worker import clock
+from worker.artifacts.lock_artifacts_for_job import locked
 from worker.artifacts.parts_staged_in_store import is_staged_in_store, old_uploads, read_source
 from worker.artifacts.per_store import SingleFailures, for_each_store
 from worker.artifacts.quarantined_bytes import purge, quarantined
@@ -115,30 +116,29 @@ def _clean_abandoned(store: LimitedStore, context: JobContext, job: RunningJob) 
     Raises:
         LostLease: while the worker was frozen, another job has begun to write to one of the artifacts.
     """
-    artifacts, locks, settings = context.catalogue.artifacts, context.catalogue.artifact_locks, context.settings
+    artifacts, settings = context.catalogue.artifacts, context.settings
     moved, failures = 0, SingleFailures()
     for found, writer in artifacts.abandoned(store.name, before=clock.earliest() - settings.sweep.cleanup.age):
         job.heartbeat()
         job.check()
         path = (found.bucket, found.key)
-        if not locks.acquire(job.id, job.fence, [path], now=clock.now(), lease=settings.jobs.lease):
-            continue
         try:
-            copy = artifacts.copies(found)[store.name]
-            if copy.state is CopyState.WRITING:
-                held = artifacts.version_in_store(store.name, *path)
-                if held is None:
-                    moved += _take_away(store, found, context, label=writer or job.id)
-                else:
-                    artifacts.read_again(held[1], now=clock.now())
-                artifacts.delete_copies([copy])
+            with locked(context, job, [path]) as granted:
+                if not granted:
+                    continue
+                copy = artifacts.copies(found)[store.name]
+                if copy.state is CopyState.WRITING:
+                    held = artifacts.version_in_store(store.name, *path)
+                    if held is None:
+                        moved += _take_away(store, found, context, label=writer or job.id)
+                    else:
+                        artifacts.read_again(held[1], now=clock.now())
+                    artifacts.delete_copies([copy])
             failures.ended()
         except StorageError as error:
             logger.warning("%s: what an ended job wrote to %s stays for now: %s", store.name, found.path, error)
             if not isinstance(error, Archived):
                 failures.add(error)
-        finally:
-            locks.release(job.id, job.fence)
     failures.check()
     return moved
 

@@ -5,6 +5,7 @@ from datetime import datetime
 from itertools import islice
 
 from worker import clock
+from worker.artifacts.lock_artifacts_for_job import locked
 from worker.artifacts.per_store import most_retryable
 from worker.catalogue import Artifact, Copy, CopyState, FindingKind, NewFinding, Tombstone
 from worker.context import JobContext
@@ -37,12 +38,8 @@ def sweep_purge(request: SweepPurgeRequest, context: JobContext, job: RunningJob
     due = iter(found)
     purge = _Purge(context, job, now)
     while group := list(islice(due, _GROUP)):
-        locks, paths = context.catalogue.artifact_locks, [(each.bucket, each.key) for each in group]
-        locked = locks.acquire(job.id, job.fence, paths, now=clock.now(), lease=context.settings.jobs.lease)
-        try:
-            purge.group([each for each in group if (each.bucket, each.key) in locked])
-        finally:
-            locks.release(job.id, job.fence)
+        with locked(context, job, [(each.bucket, each.key) for each in group]) as granted:
+            purge.group([each for each in group if (each.bucket, each.key) in granted])
     if purge.failures:
         raise most_retryable(purge.failures)
     return SweepPurgeResult(purged=purge.purged, copies=purge.copies)

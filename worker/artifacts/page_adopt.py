@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from worker import clock
 from worker.artifacts.adoption import ReadObject, Unverifiable, adopted_before, read_to_adopt
+from worker.artifacts.lock_artifacts_for_job import locked
 from worker.artifacts.page_runner import in_another_order, work_on
 from worker.artifacts.per_store import is_refused
 from worker.catalogue import Artifact, Copy, Page, PageOutcome
@@ -32,8 +33,12 @@ class ObjectToAdopt:
     request: AdoptRequest
 
     @property
+    def where(self) -> tuple[str, str]:
+        return self.request.bucket, self.request.key
+
+    @property
     def path(self) -> str:
-        return f"{self.request.bucket}/{self.request.key}"
+        return "/".join(self.where)
 
 
 @dataclass(slots=True)
@@ -62,32 +67,26 @@ class AdoptPage:
         """
         still, settings = set(self.page.open), self.context.settings
         wanted = in_another_order([each for each in objects if each.id in still], self.job)
-        mine = self._lock([each for each in wanted if each.size <= settings.page.large])
-        left = {each.id for each in wanted} - {each.id for each in mine}
-        self._save([_left(each, each.size) for each in wanted if each.id in left])
-        artifacts = self.context.catalogue.artifacts
-        self._known = artifacts.currents((each.request.bucket, each.request.key) for each in mine)
-        self._copies = artifacts.copies_of_all([artifact.id for artifact in self._known.values()])
-        self.job.start(
-            sum(each.size for each in mine), f"reading {counted(len(mine), 'object')} from {self.store.name}"
-        )
-        self.in_time = work_on(
-            mine, self._read_part, self._record,
-            threads=settings.page.threads, begin=1 if self.store.capabilities.local else None,
-            seconds=settings.page.time.total_seconds(),
-        )  # fmt: skip
+        small = [each for each in wanted if each.size <= settings.page.large]
+        with locked(self.context, self.job, [each.where for each in small]) as granted:
+            mine = [each for each in small if each.where in granted]
+            left = {each.id for each in wanted} - {each.id for each in mine}
+            self._save([_left(each, each.size) for each in wanted if each.id in left])
+            artifacts = self.context.catalogue.artifacts
+            self._known = artifacts.currents(each.where for each in mine)
+            self._copies = artifacts.copies_of_all([artifact.id for artifact in self._known.values()])
+            self.job.start(
+                sum(each.size for each in mine), f"reading {counted(len(mine), 'object')} from {self.store.name}"
+            )
+            self.in_time = work_on(
+                mine, self._read_part, self._record,
+                threads=settings.page.threads, begin=1 if self.store.capabilities.local else None,
+                seconds=settings.page.time.total_seconds(),
+            )  # fmt: skip
         if self.refused:
             self.store.admit()
         self._save([_left(each, each.size) for each in self.refused])
         return self.page
-
-    def _lock(self, objects: Sequence[ObjectToAdopt]) -> list[ObjectToAdopt]:
-        """Return the objects whose artifacts no other job is writing; this job has their locks."""
-        paths = [(each.request.bucket, each.request.key) for each in objects]
-        granted = self.context.catalogue.artifact_locks.acquire(
-            self.job.id, self.job.fence, paths, now=clock.now(), lease=self.context.settings.jobs.lease
-        )
-        return [each for each, path in zip(objects, paths, strict=True) if path in granted]
 
     def _read_part(self, part: Sequence[ObjectToAdopt]) -> Iterator[tuple[PageOutcome, ReadObject | None]]:
         for each in part:
@@ -108,7 +107,7 @@ class AdoptPage:
         stat = self.store.stat_object(request.bucket, request.key)
         if stat.size > self.context.settings.page.large:
             return _left(each, stat.size), None
-        known = self._known.get((request.bucket, request.key))
+        known = self._known.get(each.where)
         copy = self._copies.get(known.id, {}).get(self.store.name) if known else None
         if adopted_before(request, stat, known, copy) is not None:
             return PageOutcome(each.id, each.path, stat.size, ALREADY_THERE), None

@@ -21,6 +21,7 @@ from worker.artifacts.artifact_copies import (
     kept_properties,
 )
 from worker.artifacts.batch_lists import ListedFile
+from worker.artifacts.lock_artifacts_for_job import locked
 from worker.artifacts.page_runner import GROUP, in_another_order
 from worker.artifacts.per_store import check_beside_bytes, is_refused, most_retryable
 from worker.artifacts.sources import open_source
@@ -113,10 +114,14 @@ class UploadPage:
         wanted = [_Item(number, files[number], of) for number, of in zip(self.page.open, stores, strict=True)]
         self.closed = closed_stores({name for item in wanted for name in item.stores}, self.context)
         items = in_another_order(self._without_waiting(wanted), self.job)
-        free = self._lock(items)
-        mine = {item.number for item in free}
-        self._leave([item for item in items if item.number not in mine])
-        with ThreadPoolExecutor(self.context.settings.page.threads, thread_name_prefix="page") as pool:
+        small = [item for item in items if item.file.size <= min(LARGEST, self.context.settings.page.large)]
+        with (
+            locked(self.context, self.job, [(item.file.bucket, item.file.key) for item in small]) as granted,
+            ThreadPoolExecutor(self.context.settings.page.threads, thread_name_prefix="page") as pool,
+        ):
+            free = [item for item in small if (item.file.bucket, item.file.key) in granted]
+            mine = {item.number for item in free}
+            self._leave([item for item in items if item.number not in mine])
             try:
                 groups = _groups(free, first=REFUSED if self.job.snoozed_since else GROUP)
                 wanting = filter(None, map(self._without_waiting, groups))
@@ -285,15 +290,6 @@ class UploadPage:
     def _save(self, outcomes: Sequence[PageOutcome], finished: Sequence[FinishedCopy] = ()) -> None:
         group = Group(outcomes, finished=finished, not_kept=self.not_kept)
         self.page = self.context.catalogue.pages.record(self.page, group, now=clock.now(), durable=False)
-
-    def _lock(self, items: Sequence[_Item]) -> list[_Item]:
-        """Return the files that fit into memory and whose keys no other job is writing; this job has their locks."""
-        small = [item for item in items if item.file.size <= min(LARGEST, self.context.settings.page.large)]
-        paths = [(item.file.bucket, item.file.key) for item in small]
-        lease = self.context.settings.jobs.lease
-        locks = self.context.catalogue.artifact_locks
-        granted = locks.acquire(self.job.id, self.job.fence, paths, now=clock.now(), lease=lease)
-        return [item for item in small if (item.file.bucket, item.file.key) in granted]
 
 
 def stores_of(request: PageRequest, files: Sequence[ListedFile], context: JobContext) -> list[tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""Lock the companions of an artifact for the job that works on it."""
+"""Lock artifacts, or the companions of one, for the job that writes to them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -16,6 +16,19 @@ _POLL = 5.0
 _OF_ONE = {spec.kind for spec in (UPLOAD, REPLICATE, VERIFY, DELETE, ADOPT)}
 """The kinds of jobs on one artifact."""
 _Companion = TypeVar("_Companion", Artifact, Tombstone)
+
+
+@contextmanager
+def locked(
+    context: JobContext, job: RunningJob, paths: Sequence[tuple[str, str]], *, keep: bool = False
+) -> Iterator[set[tuple[str, str]]]:
+    """Lock artifacts, by bucket and key, and yield those that no other job writes to; with `keep`, release no lock."""
+    locks = context.catalogue.artifact_locks
+    try:
+        yield locks.acquire(job.id, job.fence, paths, now=clock.now(), lease=context.settings.jobs.lease)
+    finally:
+        if not keep:
+            locks.release(job.id, job.fence)
 
 
 def locked_companions(
@@ -59,15 +72,11 @@ def names_companions_itself(context: JobContext, job: RunningJob) -> bool:
 def _locked(
     find: Callable[[], Sequence[_Companion]], context: JobContext, job: RunningJob, path: str, *, of_page: bool
 ) -> Iterator[Sequence[_Companion]]:
-    locks, paths = context.catalogue.artifact_locks, [(each.bucket, each.key) for each in find()]
+    paths = [(each.bucket, each.key) for each in find()]
     if not paths:
         yield []
         return
-    try:
-        granted = locks.acquire(job.id, job.fence, paths, now=clock.now(), lease=context.settings.jobs.lease)
+    with locked(context, job, paths, keep=of_page) as granted:
         if missing := [each for each in paths if each not in granted]:
             raise Snooze(f"{path} waits for a job that writes to its companion {'/'.join(missing[0])}", _POLL)
         yield [each for each in find() if (each.bucket, each.key) in granted]
-    finally:
-        if not of_page:
-            locks.release(job.id, job.fence)
