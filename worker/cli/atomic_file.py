@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from worker.settings.private_data_directory import mode_for_the_user
+from worker.settings.private_data_directory import mode_for_the_user, sync_directory
 
 _PATIENCE = 20.0
 """Seconds within which a FIFO must have a reader."""
@@ -62,7 +62,7 @@ def _complete_file(path: Path, spool_dir: Path) -> Iterator[BinaryIO]:
             if not os.fstat(file.fileno()).st_nlink:
                 _give_name(file, temporary)
         temporary.replace(target)
-        _sync_directory(target.parent)
+        sync_directory(target.parent)
     except OSError as error:
         if error.filename == str(temporary):
             error.filename = str(path)  # the user knows no other name
@@ -137,11 +137,3 @@ def _opened(path: Path) -> int:
 
 def _is_own(descriptor: Path) -> bool:
     return descriptor.parts[2] in {"self", "thread-self", str(os.getpid())} and descriptor.name.isdigit()
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

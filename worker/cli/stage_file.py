@@ -15,7 +15,7 @@ from typing import BinaryIO
 from worker.cli.arguments import local_path
 from worker.cli.errors import WAYS_OUT_OF_WRITE, Failure, Status
 from worker.settings import Settings
-from worker.settings.private_data_directory import open_own
+from worker.settings.private_data_directory import open_own, sync_directory
 from worker.storage.driver import BUFFER_SIZE
 from worker.storage.filesystem.open_without_symlinks import is_link_refusal
 from worker.storage.integrity.verifying_reader import OnBytes
@@ -157,6 +157,8 @@ def _placed(partial: Path, path: Path, digest: str) -> Staged:
         if not is_link_refusal(error):
             raise
         partial.replace(path)  # no hard links on this disk
+    sync_directory(path.parent)
+    sync_directory(path.parent.parent)
     return Staged(path, digest)
 
 

@@ -21,6 +21,7 @@ from worker.cli.session import Session
 from worker.cli.stage_file import has_changed, within_roots
 from worker.counted import counted
 from worker.settings import Settings
+from worker.settings.private_data_directory import sync_directory
 from worker.storage.keys import check_bucket, check_key_prefix
 from zot_artifact_client.contract import BATCH, BatchRequest
 from zot_artifact_client.errors import ClientError
@@ -174,6 +175,7 @@ def _stage(listing: DirectoryListing, path: Path, settings: Settings, moved: Cal
 
 def _placed(partial: Path, path: Path) -> bool:
     """Rename what was staged to the directory of its job, unless an earlier request with the same key waits there."""
+    sync_directory(partial)
     try:
         partial.rename(path.parent)
     except OSError as error:
@@ -187,6 +189,7 @@ def _placed(partial: Path, path: Path) -> bool:
                 type_="OtherRequest",
             ) from None
         return False
+    sync_directory(path.parent.parent)
     return True
 
 

@@ -21,7 +21,7 @@ from worker import clock
 from worker.artifacts.parts_staged_in_store import source_of
 from worker.gateway.problems import Problem
 from worker.settings import Settings
-from worker.settings.private_data_directory import open_own
+from worker.settings.private_data_directory import open_own, sync_directory
 from zot_artifact_client.contract import UploadRequest
 from zot_artifact_client.idempotency_conflicts import idempotency_mismatch
 
@@ -73,6 +73,7 @@ class Staging:
                 self.remove(upload)  # an expired one may have had this id
                 name = _SOURCE if upload.store is None else _ELSEWHERE
                 os.close(open_own(self._directory / upload.id, name, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+                sync_directory(self._directory / upload.id)  # that of its own name is synced with the state
                 self._write(upload)
                 return upload
         if (there.token, there.size, there.request) != (upload.token, upload.size, upload.request):
@@ -171,11 +172,7 @@ class Staging:
             file.flush()
             os.fsync(file.fileno())
         (self._directory / temporary).replace(self._directory / (upload.id + _STATE))
-        directory = os.open(self._directory, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync_directory(self._directory)
 
     def _check_room(self, upload: StagedUpload) -> None:
         ids = [path.name for path in self._directory.iterdir() if path.is_dir()]  # a state outlives its bytes

@@ -19,6 +19,7 @@ from kombu.transport.redis import Channel
 
 from worker import context
 from worker.intake.timer_bootstep import RedisTimerStep
+from worker.settings.private_data_directory import sync_directory
 from zot_artifact_client.contract import MAX_MESSAGE
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class UnrecordedMessage:
             os.close(fd)  # another process took it for that of an ended one before it was locked
         with suppress(OSError):  # a disk that is full already: the file grows when there is room
             os.posix_fallocate(fd, 0, _SIZE)
+        sync_directory(self._directory)
         return path, fd
 
     def keep(self, queue: str, message: Any) -> None:

@@ -41,6 +41,15 @@ def open_own(directory: Path, name: str, flags: int) -> int:
         os.close(parent)
 
 
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory survive a power cut: to sync a file itself does not keep its name."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def tighten(home: Path) -> None:
     """Remove the rights of other users from the worker's folders and files in a data directory.
 

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.durable import synced
 from worker.cli import atomic_file
 from worker.cli.atomic_file import complete_file
 from worker.cli.get_directory import Refused, Target
@@ -32,15 +33,17 @@ def _break_off(path: Path, spool: Path) -> None:
 
 
 def test_a_file_is_replaced_whole_and_keeps_its_permissions(tmp_path: Path) -> None:
-    """An existing file has its old bytes until the new ones are complete, and its permissions afterwards."""
+    """A file has its old bytes until the new ones are complete and durable, and its permissions afterwards."""
     path = tmp_path / "f"
     path.write_bytes(b"old")
     path.chmod(0o640)
     with pytest.raises(ZeroDivisionError):
         _break_off(path, tmp_path)
     assert path.read_bytes() == b"old"
-    _write(path, tmp_path)
+    with synced() as disk:
+        _write(path, tmp_path)
     assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (DATA, 0o640)
+    assert disk.keeps(path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["f"]
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.durable import synced
 from worker.artifacts.directory_listing import DirectoryListing
 from worker.cli import upload_directory
-from worker.cli.upload_directory import _NotStaged, _staged
+from worker.cli.upload_directory import _NotStaged, _placed, _staged
 
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "gone": (Path.unlink, "No such file"),
@@ -35,7 +36,7 @@ def staging(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_files_are_staged_whole(staging: Path, tmp_path: Path) -> None:
-    """The staged file has the bytes, and the list its size and time."""
+    """The staged file has the bytes, the list its size and time, and a power cut takes neither of its names."""
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree" / "f").write_bytes(b"bytes" * 100_000)
     (listed,) = DirectoryListing(tmp_path / "tree", "b", "").files()
@@ -43,6 +44,10 @@ def test_files_are_staged_whole(staging: Path, tmp_path: Path) -> None:
     found = (staging / "1").stat()
     assert (staged.path, staged.size, staged.mtime_ns) == (str(tmp_path / "job" / "1"), 500_000, found.st_mtime_ns)
     assert (staging / "1").read_bytes() == b"bytes" * 100_000
+    with synced() as disk:
+        assert _placed(staging, tmp_path / "job" / "list")
+    assert disk.has_name(tmp_path / "job")
+    assert disk.has_name(tmp_path / "job" / "1")
 
 
 @pytest.mark.parametrize("fault", FAULTS)

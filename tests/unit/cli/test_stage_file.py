@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.durable import synced
 from worker.artifacts.sources.partial_download import partial_download
 from worker.cli import stage_file
 from worker.cli.errors import Failure
@@ -35,8 +36,11 @@ def source(tmp_path: Path) -> Path:
 
 
 def test_a_file_is_staged_and_dropped(settings: Settings, source: Path) -> None:
-    """The staged file has the bytes and their digest, for our user alone; dropped, it leaves nothing."""
-    staged = stage(source, settings, "job-1")
+    """The staged file has the bytes, for our user alone, and survives a power cut; dropped, it leaves nothing."""
+    with synced() as disk:
+        staged = stage(source, settings, "job-1")
+    assert disk.keeps(staged.path)
+    assert disk.has_name(staged.path.parent)
     assert (staged.path, staged.path.read_bytes()) == (settings.staging_dir / "job-1" / "app.tgz", DATA)
     assert (staged.sha256, staged.path.stat().st_mode & 0o777) == (hashlib.sha256(DATA).hexdigest(), 0o600)
     staged.drop()

@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.durable import synced
 from tests.servers.process import free_port
 from tests.servers.proxy import Fault, FaultyProxy, Request, Reset
 from tests.unit.gateway.conftest import Gateway
@@ -113,14 +114,16 @@ def test_a_file_with_a_long_name_is_downloaded(gateway: Gateway, client: Artifac
 def test_an_artifact_of_any_size_is_downloaded(
     gateway: Gateway, client: ArtifactClient, tmp_path: Path, content: bytes, manifest: bool
 ) -> None:
-    """The file has the bytes of the artifact, with and without recorded chunks, and nothing else is left beside it."""
+    """The file has the bytes of the artifact, with and without chunks; it is durable, and nothing is left beside it."""
     gateway.store("app ü?#.tgz", content, manifest=manifest)
     target = tmp_path / "got" / "app.tgz"
     target.parent.mkdir()
     target.write_bytes(b"what was there before")
     seen: list[int] = []
-    shown = client.get("releases", "app ü?#.tgz", target, on_progress=lambda progress: seen.append(progress.bytes_done))
+    with synced() as disk:
+        shown = client.get("releases", "app ü?#.tgz", target, on_progress=lambda told: seen.append(told.bytes_done))
     assert target.read_bytes() == content
+    assert disk.keeps(target)
     assert shown.sha256 == hashlib.sha256(content).hexdigest()
     assert [path.name for path in target.parent.iterdir()] == ["app.tgz"]
     assert seen == sorted(seen)

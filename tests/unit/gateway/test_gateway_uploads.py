@@ -19,6 +19,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from tests.durable import synced
 from tests.servers.gateway import GatewayProcess
 from tests.unit.gateway.conftest import Gateway, serving
 from tests.waiting import until
@@ -66,25 +67,29 @@ def sent(gateway: Gateway, id_: str) -> dict[str, Any] | None:
 
 
 def test_a_tus_upload_becomes_one_job(gateway: Gateway) -> None:
-    """Created by the headers of tus, sent in two parts, and enqueued with its digest and the staged bytes."""
-    client = gateway.client()
+    """Created by the headers of tus, sent in two parts that survive a power cut, and enqueued with its digest."""
+    client, staging = gateway.client(), gateway.settings.staging_dir
     fields = {key: value for key, value in asked().items() if key != "size"}
     metadata = ",".join(f"{name} {base64.b64encode(value.encode()).decode()}" for name, value in fields.items())
     metadata += f",filename {base64.b64encode(b'x.tgz').decode()},stores {base64.b64encode(b'primary').decode()}"
     headers = {"Tus-Resumable": "1.0.0", "Upload-Length": str(len(CONTENT)), "Upload-Metadata": metadata}
-    made = client.post("/v1/uploads", headers=headers)
-    assert (made.status_code, made.headers["Upload-Offset"]) == (201, "0")
-    place = made.headers["Location"]
-    assert append(client, place, 0, CONTENT[:1000]).headers["Upload-Offset"] == "1000"
-    assert offset(client, place) == 1000
-    last = append(client, place, 1000, CONTENT[1000:])
+    with synced() as disk:
+        made = client.post("/v1/uploads", headers=headers)
+        assert (made.status_code, made.headers["Upload-Offset"]) == (201, "0")
+        place = made.headers["Location"]
+        assert all(disk.keeps(path) for path in staging.iterdir() if path.is_file())
+        assert append(client, place, 0, CONTENT[:1000]).headers["Upload-Offset"] == "1000"
+        assert [disk.keeps(path) for path in staging.glob("*/*")] == [True]
+        assert offset(client, place) == 1000
+        last = append(client, place, 1000, CONTENT[1000:])
     assert (last.status_code, last.headers["Upload-Offset"]) == (204, str(len(CONTENT)))
     job = last.headers["Zot-Job"]
     request = sent(gateway, job)
     assert request is not None
     source = Path(str(request.pop("source")))
     assert request == {**fields, "stores": ["primary"], "staged": True}
-    assert (source.read_bytes(), source.parent) == (CONTENT, gateway.settings.staging_dir / job)
+    assert (source.read_bytes(), source.parent) == (CONTENT, staging / job)
+    assert disk.keeps(source)
     assert client.get(f"/v1/jobs/{job}").json()["state"] == "queued"
 
 

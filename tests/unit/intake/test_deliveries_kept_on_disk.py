@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.durable import synced
 from worker.intake.deliveries_kept_on_disk import UnrecordedMessage
 
 
@@ -38,10 +39,12 @@ def test_a_message_that_is_not_returned_yet_is_not_overwritten_by_the_next_one(
 
 
 def test_a_discarded_message_is_not_returned(tmp_path: Path) -> None:
-    """Only the message that the broker has recorded is forgotten; one that was kept before it is returned."""
-    file, broker = UnrecordedMessage(tmp_path), _Queues()
-    file.keep("one", {"body": "first"})
-    file.keep("two", {"body": "second"})
+    """Kept messages survive a power cut; only the one that the broker has recorded is forgotten."""
+    with synced() as disk:
+        file, broker = UnrecordedMessage(tmp_path), _Queues()
+        file.keep("one", {"body": "first"})
+        file.keep("two", {"body": "second"})
+    assert [disk.keeps(path) for path in tmp_path.iterdir()] == [True, True]
     file.discard()
 
     assert file.return_kept(broker) == 1
