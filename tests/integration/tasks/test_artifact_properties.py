@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+from contextlib import closing
 from typing import Any
 from urllib.parse import urlencode
 
@@ -272,6 +273,13 @@ def three(run, context: Context, settings, cloud, clouds):
     wide.stores.close()
 
 
+@pytest.fixture
+def blue(clouds):
+    """Return the store of the container of Azure, which no job has opened."""
+    with closing(Stores({"blue": clouds["azure"]})) as stores:
+        yield stores["blue"]
+
+
 def tag_set(cloud, key="page.html"):
     client, config = cloud
     found = client.get_object_tagging(Bucket=config.bucket, Key=f"releases/{key}")["TagSet"]
@@ -311,10 +319,9 @@ def test_a_replica_has_the_tags_that_its_store_can_hold(three, cloud, azurite, t
     assert {copy.store: copy.not_kept for copy in result.copies} == {"blue": lost, "google": ("tags",)}
 
 
-def test_index_tags_of_azure_become_tags_of_s3(three, cloud, clouds):
+def test_index_tags_of_azure_become_tags_of_s3(three, cloud, blue):
     """They are carried there and back."""
     tags = {"team": "a/b:c", "stage": "one"}
-    blue = Stores({"blue": clouds["azure"]})["blue"]
     blue.write_object("releases", "page.html", io.BytesIO(b"x"), properties=ObjectProperties(tags=encode_tags(tags)))
     three(adopt, AdoptRequest(bucket="releases", key="page.html", store="blue"))
     three(replicate, ReplicateRequest(bucket="releases", key="page.html", to=("cloud",)))
@@ -324,12 +331,11 @@ def test_index_tags_of_azure_become_tags_of_s3(three, cloud, clouds):
     assert (back.copies[0].not_kept, blue.tags("releases", "page.html")) == ((), tags)
 
 
-def test_tags_of_a_large_object_are_sent_and_their_absence_is_told(three, cloud, clouds):
+def test_tags_of_a_large_object_are_sent_and_their_absence_is_told(three, cloud, blue):
     """A multipart upload has the tags of its object; this server ignores them there, which the result tells."""
     put_tagged(cloud, {"team": "a"}, body=b"x" * (targets.PART + 1))
     three(adopt, AdoptRequest(bucket="releases", key="page.html", store="cloud"))
     assert three(replicate, ReplicateRequest(bucket="releases", key="page.html", to=("blue",))).copies[0].not_kept == ()
-    blue = Stores({"blue": clouds["azure"]})["blue"]
     assert blue.tags("releases", "page.html") == {"team": "a"}
     three(delete, DeleteRequest(bucket="releases", key="page.html", stores=("cloud",)))
     back = three(replicate, ReplicateRequest(bucket="releases", key="page.html", to=("cloud",)))
@@ -339,7 +345,7 @@ def test_tags_of_a_large_object_are_sent_and_their_absence_is_told(three, cloud,
 @pytest.mark.parametrize("size", [6, targets.PART + 1])
 def test_an_object_is_written_without_tags_where_the_store_refuses_them(cloud, size):
     """Both ways to write send the tags; a refusal, such as for lack of s3:PutObjectTagging, fails no write."""
-    store, sent = Stores({"cloud": cloud[1]})["cloud"], list[str]()
+    sent = list[str]()
 
     def refuse(params: dict[str, Any], **_: object) -> tuple[AWSResponse, dict[str, object]] | None:
         if "x-amz-tagging" not in params["headers"]:
@@ -348,14 +354,16 @@ def test_an_object_is_written_without_tags_where_the_store_refuses_them(cloud, s
         body = {"Error": {"Code": "AccessDenied"}, "ResponseMetadata": {"HTTPStatusCode": 403}}
         return AWSResponse("", 403, {}, None), body
 
-    client = store._driver._client()
-    for operation in ("PutObject", "CreateMultipartUpload"):
-        client.meta.events.register(f"before-call.s3.{operation}", refuse)
-    store.write_object(
-        "releases", "page.html", io.BytesIO(b"x" * size), size=size, properties=ObjectProperties(tags="team=a")
-    )
-    assert sent == ["team=a"]
-    assert store.stat_object("releases", "page.html").size == size
+    with closing(Stores({"cloud": cloud[1]})) as stores:
+        store = stores["cloud"]
+        client = store._driver._client()
+        for operation in ("PutObject", "CreateMultipartUpload"):
+            client.meta.events.register(f"before-call.s3.{operation}", refuse)
+        store.write_object(
+            "releases", "page.html", io.BytesIO(b"x" * size), size=size, properties=ObjectProperties(tags="team=a")
+        )
+        assert sent == ["team=a"]
+        assert store.stat_object("releases", "page.html").size == size
 
 
 def test_an_upload_carries_tags(with_cloud, context, source, cloud):
