@@ -26,7 +26,7 @@ def adopt(request: AdoptRequest, context: JobContext, job: RunningJob) -> AdoptR
     """
     check_existing_key(check_bucket(request.bucket), request.key)
     artifacts, store = context.catalogue.artifacts, context.stores[request.store]
-    stat = store.stat_object(request.bucket, request.key)
+    stat = store.stat_object(request.bucket, request.key, as_copy=True)
     known = artifacts.current(request.bucket, request.key)
     copy = artifacts.copies(known).get(store.name) if known else None
     evidence = adopted_before(request, stat, known, copy)

@@ -252,7 +252,7 @@ def _check_good_copy_remains(context: JobContext, artifact: Artifact, stores: li
 def _has_readable_copy(context: JobContext, artifact: Artifact, store: str) -> bool:
     """Ask a store for the size and the first byte: it reports the size also of an object that it cannot read."""
     limited = context.stores[store]
-    if limited.stat_object(artifact.bucket, artifact.key).size != artifact.digest.size:
+    if limited.stat_object(artifact.bucket, artifact.key, as_copy=True).size != artifact.digest.size:
         return False
     try:
         limited.read_first_byte(artifact.bucket, artifact.key)

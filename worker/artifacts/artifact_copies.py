@@ -177,7 +177,7 @@ class ArtifactJob:
         artifact, artifacts = self.artifact, self.context.catalogue.artifacts
         copy = self.copies.get(store.name) or artifacts.ensure_copy(artifact, store.name)
         try:
-            found = store.stat_object(artifact.bucket, artifact.key)
+            found = store.stat_object(artifact.bucket, artifact.key, as_copy=True)
         except NotFound:
             return CopySlot(store, copy, None, quarantine=False)
         unchanged = copy.state.good and (found.version, found.size) == (copy.tag, artifact.digest.size)

@@ -104,7 +104,7 @@ class AdoptPage:
 
     def _read(self, each: ObjectToAdopt) -> tuple[PageOutcome, ReadObject | None]:
         request = each.request
-        stat = self.store.stat_object(request.bucket, request.key)
+        stat = self.store.stat_object(request.bucket, request.key, as_copy=True)
         if stat.size > self.context.settings.page.large:
             return _left(each, stat.size), None
         known = self._known.get(each.where)

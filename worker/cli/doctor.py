@@ -41,8 +41,8 @@ from worker.settings.private_data_directory import (
     way_out_of_home,
 )
 from worker.storage.config import FilesystemConfig
-from worker.storage.errors import HoldNotOffered, OutOfSpace, StorageError
-from worker.storage.identity import OtherStore, SameStore, indistinguishable
+from worker.storage.errors import HoldNotOffered, OtherStore, OutOfSpace, SameStore, StorageError
+from worker.storage.identity import indistinguishable
 from worker.storage.keys import PROBE_BUCKET
 from worker.storage.probe import PROBE, probe
 from zot_artifact_client import ArtifactClient, ClientError, JobFailed

@@ -118,9 +118,9 @@ class LimitedStore:
 
     # Metadata
 
-    def stat_object(self, bucket: str, key: str) -> ObjectStat:
+    def stat_object(self, bucket: str, key: str, *, as_copy: bool = False) -> ObjectStat:
         with self._request("stat"):
-            found = self._store.stat_object(bucket, key)
+            found = self._store.stat_object(bucket, key, as_copy=as_copy)
             self._served.add("stat")
             return found
 
@@ -140,6 +140,10 @@ class LimitedStore:
     def tags(self, bucket: str, key: str) -> dict[str, str]:
         with self._request("tags"):
             return self._store.tags(bucket, key)
+
+    def check_identity(self, *, write: bool = True) -> None:
+        with self._request("stat"):
+            self._store.check_identity(write=write)
 
     def create_bucket(self, bucket: str) -> bool:
         with self._request("create_bucket"):

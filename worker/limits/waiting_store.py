@@ -37,6 +37,9 @@ class WaitingStore:
         self._lock = threading.Lock()
         self._waits_since: float | None = None
 
+    def check_identity(self, *, write: bool = True) -> None:
+        self._admitted(lambda: self._store.check_identity(write=write))
+
     def list_buckets(self) -> list[str]:
         return self._admitted(self._store.list_buckets)
 

@@ -3,6 +3,7 @@
 StorageError
 ├── TransientError            trying again later may help
 │   ├── Unavailable           the store cannot be reached, or says it is broken
+│   │   └── OtherStore        it is not the store that was used under this name before
 │   ├── Throttled             the store asks for fewer requests
 │   ├── Timeout               the store did not answer in time
 │   ├── Conflict              another program changes the object at this moment
@@ -20,6 +21,7 @@ StorageError
     ├── InvalidRange          a range is negative or absurdly large
     ├── BucketNotEmpty        a bucket that holds objects cannot be deleted
     ├── HoldNotOffered        the store ignores a hold on an object
+    ├── SameStore             another configured store is the same physical place
     ├── OutOfSpace            the store, or the disk under it, is full
     └── IntegrityError        the bytes are not the bytes that were announced
         ├── DigestMismatch
@@ -74,6 +76,10 @@ class TransientError(StorageError):
 
 class Unavailable(TransientError):
     """The store cannot be reached, or answers that it is broken."""
+
+
+class OtherStore(Unavailable):
+    """The store is not the one that was used under this name before, such as a disk that is not mounted."""
 
 
 class Throttled(TransientError):
@@ -152,7 +158,11 @@ class OutOfSpace(PermanentError):
     """The store, or its disk, is full."""
 
 
-REFUSALS = (AccessDenied, OutOfSpace)
+class SameStore(PermanentError):
+    """Two configured stores are one physical place: a copy in each would be one copy."""
+
+
+REFUSALS = (AccessDenied, OutOfSpace, SameStore)
 """What a store answers until an operator acts: about one object, or about all of them."""
 
 

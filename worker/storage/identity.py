@@ -34,10 +34,12 @@ from worker.storage.errors import (
     AlreadyExists,
     InvalidKey,
     NotFound,
+    OtherStore,
+    OutOfSpace,
     PermanentError,
+    SameStore,
     StorageError,
     TransientError,
-    Unavailable,
 )
 from worker.storage.integrity.verifying_reader import VerifyingReader, read_up_to
 from worker.storage.keys import MARKER_BUCKET, RESERVED_PREFIX
@@ -63,14 +65,6 @@ _MOUNT_POINT = 4  # field of a line of mountinfo
 _AMAZON = re.compile(r"(?!.*\bus-(?:gov|iso))(?:[a-z0-9-]+\.)*s3[a-z0-9-]*\.(?:[a-z0-9-]+\.)*amazonaws\.com")
 _GOOGLE = re.compile(r"(?:[a-z0-9-]+\.)+googleapis\.com")
 """Hosts of one name space of buckets: a bucket is the same one at each of them."""
-
-
-class SameStore(PermanentError):
-    """Two configured stores are one physical place: a copy in each would be one copy."""
-
-
-class OtherStore(Unavailable):
-    """The store is not the one that was used under this name before, such as a disk that is not mounted."""
 
 
 class KnownIds(Protocol):
@@ -295,7 +289,7 @@ class Identity:
             self._driver.put(MARKER_BUCKET, MARKER_KEY, body, info, condition=condition)
         except AlreadyExists:
             pass  # another process was faster
-        except (AccessDenied, InvalidKey):
+        except (AccessDenied, InvalidKey, OutOfSpace):
             return None
         return self._read(None)
 

@@ -431,8 +431,14 @@ class Store:
             return None  # it is raised again where the object is read by itself
         return bytes(found.data) if found else None
 
-    def stat_object(self, bucket: str, key: str) -> ObjectStat:
-        """Return the store's metadata of an object, without reading it. It says nothing about the bytes."""
+    def stat_object(self, bucket: str, key: str, *, as_copy: bool = False) -> ObjectStat:
+        """Return the store's metadata of an object, without reading it. It says nothing about the bytes.
+
+        With `as_copy`, the object may become a copy of the record: raise SameStore if another configured store is the
+        same physical place.
+        """
+        if as_copy:
+            self._check_identity(write=True)
         self._check_read(bucket, key)
         return self._driver.stat(bucket, key)
 

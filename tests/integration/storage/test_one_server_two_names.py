@@ -13,7 +13,8 @@ from tests.servers import Ministack
 from worker.catalogue import Catalogue
 from worker.settings import Settings
 from worker.storage import S3Config, Stores
-from worker.storage.identity import KnownIdFiles, SameStore
+from worker.storage.errors import SameStore
+from worker.storage.identity import KnownIdFiles
 
 
 @pytest.fixture

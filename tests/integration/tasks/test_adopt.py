@@ -17,7 +17,7 @@ from worker.jobs.running_job import Cancelled
 from worker.limits.limited_store import LimitedStore
 from worker.storage.configured_stores import UnknownStore
 from worker.storage.driver import ObjectStat
-from worker.storage.errors import Conflict, DigestMismatch, InvalidKey, NotFound
+from worker.storage.errors import Conflict, DigestMismatch, InvalidKey, NotFound, SameStore
 from worker.storage.integrity.manifest import CHUNK_SIZE
 from zot_artifact_client.contract import (
     AdoptRequest,
@@ -91,8 +91,8 @@ def test_an_object_that_is_replaced_before_its_read_is_not_adopted(run, context,
     lay()
     stat_object = LimitedStore.stat_object
 
-    def stat_and_replace(store: LimitedStore, bucket: str, key: str) -> ObjectStat:
-        found = stat_object(store, bucket, key)
+    def stat_and_replace(store: LimitedStore, bucket: str, key: str, **options: bool) -> ObjectStat:
+        found = stat_object(store, bucket, key, **options)
         lay(BODY.swapcase(), hashlib.sha256(BODY.swapcase()).hexdigest())
         return found
 
@@ -237,3 +237,18 @@ def test_bytes_are_compared_with_the_digest_of_the_request(run, context, lay):
     assert copy_of(context).last_verified_at is not None
     with pytest.raises(DigestMismatch):
         run(adopt, PLAIN.model_copy(update={"sha256": "0" * 64}))
+
+
+def test_what_is_there_in_two_stores_that_are_one_place_is_one_copy(run, context, source):
+    """A store that shows the objects of another one has no copy of them, whichever job finds them there."""
+    run(upload, UploadRequest(bucket="releases", key="app.tgz", source=source(BODY), stores=("primary",)))
+    home = context.settings.home / "stores"
+    (home / "dr").rmdir()
+    (home / "dr").symlink_to(home / "primary")
+    again = UploadRequest(bucket="releases", key="app.tgz", source=source(BODY), stores=("primary", "dr"))
+    replication = ReplicateRequest(bucket="releases", key="app.tgz", to=("dr",))
+    for work, request in ((adopt, PLAIN), (replicate, replication), (upload, again)):
+        with pytest.raises(SameStore, match="stores dr and primary are one physical place"):
+            run(work, request)
+    assert not copy_of(context).state.present
+    assert copy_of(context, "primary").state.good

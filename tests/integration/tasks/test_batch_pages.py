@@ -18,7 +18,7 @@ from worker.catalogue.pages import Pages, VerdictRecorder
 from worker.context import Context
 from worker.jobs.running_job import Cancelled, Requeue, RunningJob
 from worker.limits.limited_store import LimitedStore
-from worker.limits.snooze import Snooze
+from worker.limits.snooze import Snooze, StoreRefuses
 from worker.storage.errors import Unavailable
 from zot_artifact_client.contract import BatchRequest, JobState, PageRequest, RangeSelection, UploadRequest
 
@@ -372,6 +372,22 @@ def test_a_transient_error_of_one_object_does_not_end_the_page(laid, drive, cont
     assert kinds(context) == ["page", "replicate"]
 
 
+def test_a_store_that_is_the_place_of_another_one_keeps_its_pages_waiting(laid, drive, settings, context, monkeypatch):
+    """No object there is a copy of its own, and none becomes a job: all wait until the settings or mounts are right."""
+    monkeypatch.setitem(context.settings.page.__dict__, "objects", 12)
+    laid(12)
+    cold, primary = (settings.stores[name].root for name in ("cold", "primary"))
+    cold.rmdir()
+    cold.symlink_to(primary)
+    driver = drive(BatchRequest(verb="replicate", bucket="releases", to=("cold",)))
+    driver.step()
+    with pytest.raises(StoreRefuses, match="cold: it refuses all that a page asks: stores cold and primary are one"):
+        driver.work()
+    assert kinds(context) == ["page"]
+    copies = context.catalogue.artifacts.copies(context.artifact("releases", "a/000"))
+    assert not copies["cold"].state.present
+
+
 def test_small_artifacts_are_replicated_without_asking_first(laid, drive, stored, context, monkeypatch):
     """A page reads and writes each small artifact once; only where something is under the key it asks what that is."""
     laid(3)
@@ -380,9 +396,9 @@ def test_small_artifacts_are_replicated_without_asking_first(laid, drive, stored
     there.write_bytes(stored("primary", "a/001").read_bytes())  # as a killed job leaves it, which has recorded nothing
     stat, asked = LimitedStore.stat_object, []
 
-    def counted(store: LimitedStore, bucket: str, key: str) -> Any:
+    def counted(store: LimitedStore, bucket: str, key: str, **options: bool) -> Any:
         asked.append((store.name, key))
-        return stat(store, bucket, key)
+        return stat(store, bucket, key, **options)
 
     monkeypatch.setattr(LimitedStore, "stat_object", counted)
     result = drive(BatchRequest(verb="replicate", bucket="releases", to=("cold",))).finish()

@@ -13,8 +13,8 @@ from tests.memory_driver import MemoryDriver
 from tests.waiting import WITHIN
 from worker.catalogue import Catalogue
 from worker.storage import Capabilities, FilesystemConfig, Store, Stores, Verdict
-from worker.storage.errors import NotFound
-from worker.storage.identity import MARKER_KEY, Identity, OtherStore, SameStore
+from worker.storage.errors import NotFound, OtherStore, SameStore
+from worker.storage.identity import MARKER_KEY, Identity
 from worker.storage.keys import MARKER_BUCKET
 
 DATA = b"bytes"

@@ -26,8 +26,8 @@ from worker.storage import (
     Stores,
     Verdict,
 )
-from worker.storage.errors import Timeout
-from worker.storage.identity import Identity, KnownIdFiles, OtherStore, SameStore, _Mount, overlapping
+from worker.storage.errors import OtherStore, SameStore, Timeout
+from worker.storage.identity import Identity, KnownIdFiles, _Mount, overlapping
 
 DATA = b"bytes"
 _OVERLAY = (

@@ -91,10 +91,10 @@ def test_one_object_that_the_store_does_not_tell_about_stops_no_other(sweep: Swe
     """One copy is asked for in vain; the others are compared."""
     stat = Store.stat_object
 
-    def failing(store: Store, bucket: str, key: str) -> Any:
+    def failing(store: Store, bucket: str, key: str, **options: bool) -> Any:
         if key == "a":
             raise Unavailable("dr: EIO")
-        return stat(store, bucket, key)
+        return stat(store, bucket, key, **options)
 
     monkeypatch.setattr(Store, "stat_object", failing)
     monkeypatch.setattr(sweep_module, "compare_listed", lambda known, *_: EvidenceCheck(known.copy_id, "x", "differs"))
@@ -225,11 +225,11 @@ def test_a_run_that_was_stopped_asks_about_the_rest_alone(context: Context, swee
     asked: list[str] = []
     stat = Store.stat_object
 
-    def stopping(store: Store, bucket: str, key: str) -> Any:
+    def stopping(store: Store, bucket: str, key: str, **options: bool) -> Any:
         if len(asked) == 2:
             raise KeyboardInterrupt
         asked.append(key)
-        return stat(store, bucket, key)
+        return stat(store, bucket, key, **options)
 
     def attempt(id_: str = "evidence-1") -> dict[str, int]:
         ledger, lease = context.catalogue.ledger, timedelta(0)
@@ -247,7 +247,9 @@ def test_a_run_that_was_stopped_asks_about_the_rest_alone(context: Context, swee
         attempt()
     assert asked == ["a", "b"]
     asked.clear()
-    monkeypatch.setattr(Store, "stat_object", lambda store, bucket, key: asked.append(key) or stat(store, bucket, key))
+    monkeypatch.setattr(
+        Store, "stat_object", lambda store, bucket, key, **_: asked.append(key) or stat(store, bucket, key)
+    )
     assert attempt() == {"agrees": 2, "differs": 1}
     assert asked == ["b", "c"]
     assert [request.key for request in sent] == ["b", "b"]  # one job: the ledger knows its id

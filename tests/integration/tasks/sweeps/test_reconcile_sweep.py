@@ -153,10 +153,10 @@ def test_one_object_that_the_store_does_not_tell_about_stops_no_other(
     foreign("aa")
     stat = Store.stat_object
 
-    def failing(store: Store, bucket: str, key: str) -> Any:
+    def failing(store: Store, bucket: str, key: str, **options: bool) -> Any:
         if key == "aa":
             raise failure
-        return stat(store, bucket, key)
+        return stat(store, bucket, key, **options)
 
     monkeypatch.setattr(Store, "stat_object", failing)
     sweep()

@@ -20,6 +20,7 @@ from worker.settings.section_models import PageSettings, StoreLimits
 from worker.storage import Store, Stores
 from worker.storage.config import FilesystemConfig
 from worker.storage.errors import Unavailable
+from worker.storage.identity import KnownIdFiles
 from worker.storage.integrity.manifest import CHUNK_SIZE
 
 NAMES = ("primary", "dr")
@@ -297,6 +298,19 @@ def test_a_store_that_ends_early_stops_no_other(catalogue, stores, monkeypatch):
     monkeypatch.undo()
     assert outcomes(rebuild(catalogue, stores)) == {"primary": {"known": 3}, "dr": {"known": 1, "verified": 2}}
     assert copies(catalogue, key="b") == dict.fromkeys(NAMES, "verified")
+
+
+def test_of_two_stores_that_are_one_place_one_is_read(catalogue, tmp_path):
+    """What is there is recorded as one copy, and the error about the other store names both."""
+    for directory in ("primary", "lost"):
+        (tmp_path / directory).mkdir()
+    (tmp_path / "dr").symlink_to(tmp_path / "primary")
+    configs = {name: FilesystemConfig(root=tmp_path / name) for name in NAMES}
+    put(Stores(configs, known_ids=KnownIdFiles(tmp_path / "lost", NAMES)), "primary", b"bytes")
+    tally = rebuild(catalogue, Stores(configs, known_ids=catalogue.store_identities(NAMES, tmp_path)))
+    assert outcomes(tally) == {"primary": {"verified": 1}, "dr": {}}
+    assert "stores dr and primary are one physical place" in str(tally.stores["dr"].error)
+    assert copies(catalogue) == {"primary": "verified"}
 
 
 def test_a_dry_run_records_nothing(catalogue, stores):
