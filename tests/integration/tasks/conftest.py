@@ -6,10 +6,12 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 import pytest
+import sqlalchemy as sa
 from pydantic import SecretStr
 
 from worker import clock
 from worker.catalogue import Leased
+from worker.catalogue.tables import jobs
 from worker.context import Context, JobContext
 from worker.jobs.running_job import RunningJob
 from worker.settings import Settings
@@ -43,6 +45,18 @@ class Run(Protocol):
         outside: NullReporter = ...,
         id_: str = ...,
     ) -> Any: ...
+
+
+def end_and_delete(context: Context, store: str, bucket: str, key: str) -> None:
+    """Have another worker end all jobs and record the copy of an artifact in `store`, and then delete the artifact."""
+    artifacts = context.catalogue.artifacts
+    artifact = artifacts.version(bucket, key, 1)
+    assert artifact is not None
+    with context.catalogue._database.write() as connection:
+        connection.execute(sa.update(jobs).values(fence=jobs.c.fence + 1, state="succeeded"))
+    artifacts.finish_copy(artifact, store, tag="1", evidence={}, now=clock.now())
+    artifacts.delete_copies(list(artifacts.copies(artifact).values()))
+    artifacts.tombstone(artifact, clock.now())
 
 
 @pytest.fixture

@@ -18,7 +18,10 @@ from tasks.verify import verify
 from tests.conformance import targets
 from tests.conformance.bodies import some_bytes
 from tests.conformance.bodies import source as as_source
+from tests.integration.tasks.conftest import end_and_delete
 from tests.servers.proxy import Fault, FaultyProxy, Lose, Request, Say
+from worker import clock
+from worker.catalogue import LostLease
 from worker.context import Context
 from worker.jobs.running_job import Cancelled
 from worker.settings import Settings
@@ -143,6 +146,13 @@ def state(context: Context, store: str) -> Any:
     artifact = context.catalogue.artifacts.current(PLACE["bucket"], PLACE["key"])
     assert artifact
     return context.catalogue.artifacts.copies(artifact)[store]
+
+
+def clean_up(run, context: Context) -> Any:
+    """Run the cleanup for all that is left, however young it is."""
+    sweep = SweepSettings(cleanup=CleanupSweepSettings(age=timedelta(0)))
+    aged = dataclasses.replace(context, settings=context.settings.model_copy(update={"sweep": sweep}))
+    return run(lambda asked, _, job: sweep_cleanup(asked, aged.for_job(job), job), SweepLeftoversRequest())
 
 
 def overwrite(context: Context, store: str) -> bytes:
@@ -326,11 +336,29 @@ def test_the_upload_of_a_copy_that_was_killed_is_known_to_be_ours(run, context: 
         assert run(replicate, TO_FAR).copies[0].outcome == "stored"
         assert len(line.copies) == 1
     else:
-        sweep = SweepSettings(cleanup=CleanupSweepSettings(age=timedelta(0)))
-        aged = dataclasses.replace(context, settings=context.settings.model_copy(update={"sweep": sweep}))
-        result = run(lambda asked, _, job: sweep_cleanup(asked, aged.for_job(job), job), SweepLeftoversRequest())
+        result = clean_up(run, context)
         assert (result.removed["far"], result.foreign) == (1, {})
     assert list(context.stores["far"].iter_stale_uploads()) == []
+
+
+@pytest.mark.parametrize("line", ["s3"], indirect=True)
+@pytest.mark.usefixtures("uploaded")
+def test_a_copy_that_was_made_after_its_artifact_was_deleted_goes(run, context: Context, line: Line, monkeypatch):
+    """The worker was frozen in the last request; another one ended its job, and the artifact was deleted meanwhile."""
+    uptime, lease = clock.uptime, context.settings.jobs.lease
+
+    def freeze(request: Request) -> Fault:
+        if MAKES["s3"](request) and not line.copies[1:]:
+            end_and_delete(context, "far", **PLACE)
+            monkeypatch.setattr(clock, "uptime", lambda: uptime() + 2 * lease.total_seconds())
+        return None
+
+    line.fault = freeze
+    with pytest.raises(LostLease):
+        run(replicate, TO_FAR)
+    assert there(context, "far")
+    assert clean_up(run, context).removed["far"] == 1
+    assert not there(context, "far")
 
 
 @pytest.mark.parametrize("line", ["gcs"], indirect=True)

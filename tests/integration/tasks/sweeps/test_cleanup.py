@@ -18,6 +18,7 @@ from tasks.page import page
 from tasks.sweeps.cleanup import sweep_cleanup
 from tasks.upload import upload
 from tests.conformance.targets import make_s3_bucket, s3_client, s3_config
+from tests.integration.tasks.conftest import end_and_delete
 from tests.integration.tasks.test_upload_page import request_for
 from tests.servers.proxy import FaultyProxy, Lose
 from tests.waiting import until
@@ -387,17 +388,11 @@ def test_what_a_frozen_worker_wrote_after_its_artifact_was_deleted_goes(
     if of_page and name == "write_object":
         driver = context.stores["dr"]._driver
         monkeypatch.setattr(driver, "capabilities", replace(driver.capabilities, groups=False))
-    write, artifacts = getattr(Store, name), context.catalogue.artifacts
-    path = source(b"release")
+    write, path = getattr(Store, name), source(b"release")
 
     def frozen(store: Store, *of: Any, **options: Any) -> Any:
         monkeypatch.setattr(Store, name, write)
-        artifact = artifacts.version("releases", "app.tgz", 1)
-        with context.catalogue._database.write() as connection:
-            connection.execute(sa.update(jobs).values(fence=jobs.c.fence + 1, state="succeeded"))
-        artifacts.finish_copy(artifact, "dr", tag="1", evidence={}, now=clock.now())
-        artifacts.delete_copies(list(artifacts.copies(artifact).values()))
-        artifacts.tombstone(artifact, clock.now())
+        end_and_delete(context, "dr", "releases", "app.tgz")
         made = write(store, *of, **options)
         monkeypatch.setattr(clock, "uptime", lambda: uptime() + 2 * lease.total_seconds())
         if answered:
