@@ -287,9 +287,20 @@ class TestResumableUpload:
         assert line.direct.list_buckets() == [BUCKET]
         assert line.read_directly() == some_bytes(size)
 
-    def test_chunk_that_does_not_advance(self, through: Callable[..., Line]) -> None:
-        """A store that takes none of the bytes it is sent, or forgets some, ends the upload."""
-        answers = [Say(308, headers={"Range": f"bytes=0-{PART - 1}"}), *[Say(308)] * 9]
+    @pytest.mark.parametrize(
+        ("then", "asked", "why"),
+        [
+            ([Say(308)] * 9, 2, "tells of 0 bytes"),
+            ([Say(308, headers={"Range": f"bytes=0-{PART + 1}"})], 2, f"tells of {PART + 2} bytes"),
+            ([BUSY, Say(308, headers={"Range": "bytes=0-9"})], 3, "has lost bytes"),
+        ],
+        ids=["takes none", "takes more", "forgets"],
+    )
+    def test_chunk_that_does_not_advance(
+        self, through: Callable[..., Line], then: list[Say], asked: int, why: str
+    ) -> None:
+        """A store that takes none of the bytes it is sent, or more than that, or forgets some, ends the upload."""
+        answers = [Say(308, headers={"Range": f"bytes=0-{PART - 1}"}), *then]
 
         def decide(request: Request) -> Fault:
             if "upload_id=" not in request.path:
@@ -297,9 +308,9 @@ class TestResumableUpload:
             return answers.pop(0) if answers else Say(400)
 
         line = through(decide, compose=False)
-        with pytest.raises(Unavailable, match="tells of 0 bytes"):
+        with pytest.raises(Unavailable, match=why):
             line.write(some_bytes(PART + 1))
-        assert len(line.asked("PUT", "upload_id=")) == 2
+        assert len(line.asked("PUT", "upload_id=")) == asked
         assert not line.direct.object_exists(BUCKET, "app")
 
     def test_checksum_goes_with_the_last_chunk(self, through: Callable[..., Line]) -> None:
