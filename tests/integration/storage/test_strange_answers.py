@@ -695,13 +695,22 @@ class TestAcceptedAndNotDone:
 
     @pytest.mark.parametrize("cloud", ["s3"], indirect=True)
     def test_complete_multipart_upload(self, through: Callable[..., tuple[Store, Store]]) -> None:
-        """An upload in parts that leaves no object is no success, and the next attempt writes the object."""
+        """An upload in parts that leaves no object, or a part of it, is no success; the next attempt writes it."""
         opened: list[Store] = []
-        lies = [Then(lambda: opened[0].delete_object(BUCKET, "app"))]
+
+        def cut_short() -> None:
+            driver: Any = opened[0]._driver
+            place = driver._address(BUCKET, "app")
+            metadata = driver._client().head_object(**place)["Metadata"]
+            driver._client().put_object(**place, Metadata=metadata, Body=some_bytes(PART))
+
+        lies = [Then(cut_short), Then(lambda: opened[0].delete_object(BUCKET, "app"))]
         completes = _of("app?uploadId=", "POST")
         direct, faulty = through(lambda request: lies.pop() if lies and completes(request) else None)
         opened.append(direct)
         with pytest.raises(Conflict, match="far: releases/app: the store accepted the upload and has no object"):
+            faulty.write_object(BUCKET, "app", source(some_bytes(PART + 1)))
+        with pytest.raises(Unavailable, match=f"made an object of {PART} bytes of {PART + 1}"):
             faulty.write_object(BUCKET, "app", source(some_bytes(PART + 1)))
         faulty.write_object(BUCKET, "app", source(some_bytes(PART + 1)))
         assert direct.verify_object(BUCKET, "app").verdict is Verdict.VERIFIED

@@ -233,7 +233,7 @@ class Upload:
             return [Part(row["PartNumber"], row["Size"], _tag(row)) for page in pages for row in page.get("Parts", [])]
 
     def complete(self, upload_id: str, parts: list[Part]) -> ObjectStat:
-        """Make the object of these parts."""
+        """Make the object of these parts, and return its stat as the store has it, in case it has another size."""
         completed = [_completed(part) for part in parts]
         stat = self._commit(
             lambda: self._patient.complete_multipart_upload(
@@ -247,7 +247,8 @@ class Upload:
         if found is None:
             said = f"{self._origin.store}: {self._write.what}: the store accepted the upload and has no object"
             raise Conflict(said)
-        return found.stat if found.is_of(self._write) else stat  # some stores answer with another ETag than they keep
+        # Some stores answer with another ETag than they keep.
+        return found.stat if found.writer == self._write.writer else stat
 
     def abort(self, upload_id: str) -> None:
         """Abort a multipart upload; one that is not open any more is no error."""

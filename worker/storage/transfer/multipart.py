@@ -20,7 +20,7 @@ from worker.storage.driver import (
     PartData,
     WriteInfo,
 )
-from worker.storage.errors import Conflict, DigestMismatch, NotFound, PermanentError, StorageError
+from worker.storage.errors import Conflict, DigestMismatch, NotFound, PermanentError, StorageError, Unavailable
 from worker.storage.transfer.split_into_parts import md5_of, next_part, plan_parts, spool_part
 from worker.storage.transfer.upload_intents import announced
 
@@ -187,6 +187,9 @@ class MultipartWrite:
 
         A part counts as sent only if the store still has it with the confirmed tag, and the bytes read now are the
         bytes sent then. `body` is read to its end, and checked there, before the object is made.
+
+        Raises:
+            Unavailable: also if the store made an object of another size. It stays: the next attempt reads it.
         """
         begun = self._resumed() or self._begin()
         if self._manifest is not None and self._manifest.chunk_size != begun.part_size:
@@ -204,6 +207,9 @@ class MultipartWrite:
                 self._abort(begun.token)
             raise
         self._checkpoint.ended()
+        if stat.size != self._info.size:
+            where = "{}: {}/{}".format(self._driver.name, *self._place)
+            raise Unavailable(f"{where}: the store made an object of {stat.size} bytes of {self._info.size}")
         return stat
 
     def _resumed(self) -> OpenUpload | None:
