@@ -108,14 +108,16 @@ class LedgerFigures:
 
     def _sweeps(self, catalogue: Catalogue) -> Iterator[Metric]:
         schedule = beat_schedule(self._settings)
-        every: list[Sample] = [((kind,), entry["schedule"].total_seconds()) for kind, entry in schedule.items()]
+        every: list[Sample] = [((_sweep(kind),), entry["schedule"].total_seconds()) for kind, entry in schedule.items()]
         yield gauge("sweep_interval_seconds", "How often beat starts a sweep.", every, ["sweep"])
         runs = catalogue.coverage.last_runs([kind for kind in KINDS if kind.startswith("sweep.")])
-        began: list[Sample] = [((kind,), run.started_at.timestamp()) for kind, run in runs.items() if run.started_at]
+        began: list[Sample] = [
+            ((_sweep(kind),), run.started_at.timestamp()) for kind, run in runs.items() if run.started_at
+        ]
         about = "When the last run of a sweep began, in seconds since 1970."
         yield gauge("sweep_last_start_timestamp_seconds", about, began, ["sweep"])
         good: list[Sample] = [
-            ((kind,), float(run.state == JobState.SUCCEEDED)) for kind, run in runs.items() if run.finished_at
+            ((_sweep(kind),), float(run.state == JobState.SUCCEEDED)) for kind, run in runs.items() if run.finished_at
         ]
         yield gauge("sweep_last_success", "Whether the last run of a sweep succeeded.", good, ["sweep"])
         cleanup = runs.get(SWEEP_LEFTOVERS.kind)
@@ -224,3 +226,8 @@ def _since(ask: Callable[..., list[EndedT]], after: datetime, until: datetime) -
 
 def _end(ended: EndedJob | ResolvedFinding) -> datetime:
     return ended.ended_at if isinstance(ended, EndedJob) else ended.resolved_at
+
+
+def _sweep(kind: str) -> str:
+    """Return the label of a sweep: its setting, which for the cleanup is no longer the name of its task."""
+    return "sweep.cleanup" if kind == SWEEP_LEFTOVERS.kind else kind
