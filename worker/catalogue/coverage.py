@@ -240,21 +240,20 @@ class CoverageQueries:
             replications = connection.execute(repairs).scalar_one() + (connection.execute(in_pages).scalar() or 0)
             return replications, connection.execute(dead).scalar_one()
 
-    def waiting_jobs(self, parent: str | None = None) -> dict[str, WaitingJobs]:
-        """Return the jobs that wait for a store, by store: at their last attempt it took no job, or failed.
-
-        `parent`: only those that this job, such as a batch, has sent.
-        """
-        store, reason, type_ = (jobs.c.error[name].as_string() for name in ("store", "message", "type"))
-        until = sa.func.max(jobs.c.due_at, type_=jobs.c.due_at.type)
-        refusal = sa.func.max(sa.case((type_ == _REFUSES, reason)))
-        since = sa.func.min(jobs.c.put_off_since, type_=jobs.c.put_off_since.type)
-        query = sa.select(store, sa.func.count(), until, sa.func.max(reason), refusal, since)
-        waiting = query.where(jobs.c.state.in_(WAITING_STATES), store.is_not(None)).group_by(store)
-        if parent is not None:
-            waiting = waiting.where(jobs.c.parent == parent)
+    def waiting_jobs(self) -> dict[str, WaitingJobs]:
+        """Return the jobs that wait for a store, by store: at their last attempt it took no job, or failed."""
         with self._database.read() as connection:
-            return {name: WaitingJobs(*rest) for name, *rest in connection.execute(waiting)}
+            return {name: WaitingJobs(*rest) for name, *rest in connection.execute(_waiting())}
+
+    def waiting_jobs_of(self, parents: Sequence[str]) -> dict[str, dict[str, WaitingJobs]]:
+        """Return those of the jobs that these, such as batches, have sent; by the id of their sender and by store."""
+        waiting: dict[str, dict[str, WaitingJobs]] = {parent: {} for parent in parents}
+        if waiting:
+            sent = _waiting().add_columns(jobs.c.parent).where(jobs.c.parent.in_(waiting)).group_by(jobs.c.parent)
+            with self._database.read() as connection:
+                for name, *rest, parent in connection.execute(sent):
+                    waiting[parent][name] = WaitingJobs(*rest)
+        return waiting
 
     def failed_jobs(self, *, since: datetime) -> list[FailedJobs]:
         """Return the jobs but sweeps that failed for good since then and still matter, by error and store.
@@ -313,6 +312,16 @@ class CoverageQueries:
         with self._database.read() as connection:
             rows = connection.execute(query.limit(limit)).all()
         return [OverdueCopy(row.store, row.bucket, row.key, row.version, row.since) for row in rows]
+
+
+def _waiting() -> sa.Select[Any]:
+    """Select the jobs that wait for a store, by store, with the columns of `WaitingJobs`."""
+    store, reason, type_ = (jobs.c.error[name].as_string() for name in ("store", "message", "type"))
+    until = sa.func.max(jobs.c.due_at, type_=jobs.c.due_at.type)
+    refusal = sa.func.max(sa.case((type_ == _REFUSES, reason)))
+    since = sa.func.min(jobs.c.put_off_since, type_=jobs.c.put_off_since.type)
+    query = sa.select(store, sa.func.count(), until, sa.func.max(reason), refusal, since)
+    return query.where(jobs.c.state.in_(WAITING_STATES), store.is_not(None)).group_by(store)
 
 
 def _lacks_effect(job: Any) -> sa.ColumnElement[bool]:

@@ -31,7 +31,7 @@ from worker.cli.session import Session, opened
 from worker.counted import counted
 from worker.settings.model import load_settings
 from worker.storage.durations_and_sizes import parse_duration
-from zot_artifact_client.contract import PAGE, JobState
+from zot_artifact_client.contract import BATCH, PAGE, JobState
 
 _ASKED = "requested"
 
@@ -118,7 +118,7 @@ def list_(
             record = session.job(job)
             told = session.catalogue.job_webhooks.of_job(record.id)
             copies = way_out_of_missing_copies(session, record) if record.state in REDRIVABLE else None
-            waiting = session.catalogue.coverage.waiting_jobs(record.id)
+            waiting = session.catalogue.coverage.waiting_jobs_of([record.id])[record.id]
             print_job(record, told, copies, waiting, traceback=traceback, as_json=as_json)
             return
         if parent is not None:
@@ -132,7 +132,9 @@ def list_(
             )
             if not records:
                 tell_unknown_error(session.catalogue, error)
-    print_jobs(records, as_json=as_json)
+        batches = [record.id for record in records if record.kind == BATCH.kind and record.finished_at is None]
+        waiting_of = session.catalogue.coverage.waiting_jobs_of(batches)
+    print_jobs(records, waiting_of, as_json=as_json)
 
 
 @app.command()
@@ -157,6 +159,7 @@ def retry(
     --all without --state retries the dead letters.
     A page that failed is not sent again; the jobs of the artifacts that failed in it are.
     What is wrong with an object itself, such as a verdict, is named by its batch and is not tried again.
+    The exit status is 1 if a job is not sent again, or no job has the error of --error.
 
     Examples:
 
@@ -177,7 +180,9 @@ def retry(
             fits = _to_retry(session.job(parent).id if parent else None, having(store, error))
             chosen = session.catalogue.job_admin.find(states, kind=kind, fits=fits, limit=None)
             if not chosen:
-                tell_unknown_error(session.catalogue, error)
+                is_known = tell_unknown_error(session.catalogue, error)
+                if error is not None and is_known:
+                    complain(f"no job that the options select has the error {error!r}")
                 if parent is not None:
                     complain(
                         f"no such job of it failed; `zot-artifacts jobs {quote(parent)}` names what pages found wrong"
@@ -190,7 +195,7 @@ def retry(
             _confirm(f"send {counted(len(fit), 'job')} again?")
         retried = [record.id for record in fit] if dry_run else list(send_again(session, fit, rejected))
     _print_retried(retried, rejected, dry_run=dry_run, as_json=as_json)
-    raise typer.Exit(Status.BAD if rejected else Status.GOOD)
+    raise typer.Exit(Status.BAD if rejected or (error is not None and not chosen) else Status.GOOD)
 
 
 def _to_retry(batch: str | None, fits: Callable[[JobRecord], bool]) -> Callable[[JobRecord], bool]:

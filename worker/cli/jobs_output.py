@@ -28,10 +28,13 @@ def _short_id(id_: str) -> str:
     return f"{root[:_SHORT_ID]}{dot}{number}"
 
 
-def print_jobs(records: list[JobRecord], *, as_json: bool) -> None:
-    """Print jobs as a table, which is narrow on a terminal, or as JSON."""
+def print_jobs(records: list[JobRecord], waiting: Mapping[str, Mapping[str, WaitingJobs]], *, as_json: bool) -> None:
+    """Print jobs as a table, which is narrow on a terminal, or as JSON.
+
+    `waiting`: for each batch that runs, those of its jobs that wait for a store, by store.
+    """
     if as_json:
-        print_json({"jobs": [_document(record) for record in records]})
+        print_json({"jobs": [_document(record) | _waiting(waiting.get(record.id)) for record in records]})
         return
     narrow, now = out().is_terminal, clock.now()
     rows = [
@@ -42,7 +45,7 @@ def print_jobs(records: list[JobRecord], *, as_json: bool) -> None:
             r.shown_state,
             r.attempts,
             age(r.created_at, now) if narrow else r.created_at,
-            (r.error or {}).get("message") or _failed(r),
+            (r.error or {}).get("message") or _failed(r) or _waits(waiting.get(r.id, {})),
         )
         for r in records
     ]
@@ -69,8 +72,7 @@ def print_job(
     """
     if as_json:
         more = {"error": record.error and dict(record.error), "copies": copies, "webhooks": webhooks}
-        more["waiting"] = {store: asdict(each) for store, each in waiting.items()}
-        print_json(_document(record) | more)
+        print_json(_document(record) | more | _waiting(waiting))
         return
     for name, value in (*_fields(record), ("copies", copies)):
         if value not in (None, ""):
@@ -86,6 +88,17 @@ def print_job(
     for cause in causes_of(record) if traceback else ():
         for line in str(cause.get("traceback", "no traceback was kept")).splitlines():
             say(line)
+
+
+def _waiting(jobs: Mapping[str, WaitingJobs] | None) -> dict[str, Any]:
+    return {} if jobs is None else {"waiting": {store: asdict(each) for store, each in jobs.items()}}
+
+
+def _waits(jobs: Mapping[str, WaitingJobs]) -> str | None:
+    """Return for which stores jobs of a batch wait, None if none waits; `jobs ID` says why."""
+    return (
+        ", ".join(f"{counted(each.count, 'job')} waiting for {store}" for store, each in sorted(jobs.items())) or None
+    )
 
 
 def _failed(record: JobRecord) -> str | None:

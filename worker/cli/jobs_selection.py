@@ -59,19 +59,21 @@ def having(store: str | None, error: str | None) -> Callable[[JobRecord], bool]:
     return fits
 
 
-def tell_unknown_error(catalogue: Catalogue, error: str | None) -> None:
-    """Say that no job has this error, and which errors jobs have: those of libraries are too many for a list."""
+def tell_unknown_error(catalogue: Catalogue, error: str | None) -> bool:
+    """Return whether a job has this error. Otherwise say so, and which errors jobs have: too many exist for a list."""
     if error is None:
-        return
+        return False
     known = set[str]()
 
     def collect(record: JobRecord) -> bool:
         known.update(str(cause["type"]) for cause in causes_of(record) if cause.get("type"))
         return error in known
 
-    if not catalogue.job_admin.find([], fits=collect, limit=1):
+    found = bool(catalogue.job_admin.find([], fits=collect, limit=1))
+    if not found:
         there = f"{suggestion(error, known) or '.'} There are: {', '.join(sorted(known))}" if known else ""
         complain(f"no job has the error {error!r}{there}")
+    return found
 
 
 def _stores_of(record: JobRecord, causes: list[Mapping[str, Any]]) -> set[str]:

@@ -167,7 +167,7 @@ class Watch:
 
     def _see_stores(self) -> None:
         """Print for which stores jobs of the batch wait, each when the first of them begins to."""
-        found = self._catalogue.coverage.waiting_jobs(self._id)
+        found = self._catalogue.coverage.waiting_jobs_of([self._id])[self._id]
         for store in sorted(found.keys() - self._stores):
             jobs, until = counted(found[store].count, "job"), moment(found[store].until)
             note(f"{jobs} of {self._id} waiting for {store}, to be tried again by {until}: {found[store].reason}")

@@ -145,6 +145,9 @@ def test_all_means_the_dead_ones_unless_told_otherwise(zot, end, catalogue):
     assert zot("jobs", "retry", "--all", "--state", "failed", "--json")[1]["retried"] == ["failed"]
     assert "add --state failed" not in zot("jobs", "retry", "--all", "--yes")[2]
     assert zot("jobs", "retry", "cancelled", "--json")[1]["retried"] == ["cancelled"]
+    assert zot("jobs", "retry", "--all", "--yes")[0] == Status.GOOD  # nothing is to be retried
+    status, _, told = zot("jobs", "retry", "--all", "--yes", "--error", "Unavailable")
+    assert (status, "no job that the options select has the error 'Unavailable'" in told) == (Status.BAD, True)
 
 
 def test_a_failed_upload_tells_which_stores_have_the_bytes_and_what_adds_the_rest(zot, end, catalogue, tmp_path):
@@ -262,12 +265,12 @@ def test_what_makes_no_sense_is_one_line(zot, catalogue, arguments, status, line
     assert line in told
 
 
-@pytest.mark.parametrize("command", [("jobs",), ("jobs", "retry", "--all", "--yes")])
-def test_an_error_that_no_job_has_is_told(zot, end, command):
+@pytest.mark.parametrize(("command", "ends"), [(("jobs",), 0), (("jobs", "retry", "--all", "--yes"), 1)])
+def test_an_error_that_no_job_has_is_told(zot, end, command, ends):
     """The errors that jobs have are named, since those of libraries are too many for a list."""
     end("away")
     status, _, told = zot(*command, "--error", "Unavailble")
-    assert (status, "did you mean 'Unavailable'? There are: Unavailable" in told) == (0, True)
+    assert (status, "did you mean 'Unavailable'? There are: Unavailable" in told) == (ends, True)
 
 
 def test_a_pause_is_shown_by_every_command(zot, catalogue):

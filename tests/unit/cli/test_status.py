@@ -229,6 +229,9 @@ def test_jobs_that_wait_for_a_store_are_told(
     catalogue.ledger.acquire("e", "page", {}, owner="me", holds=None, parent="b" * 36, now=now, lease=lease)
     catalogue.ledger.snooze("e", 1, refuses, since=now - timedelta(hours=2), due=now)
     capsys.readouterr()
+    cli.run(["jobs"])
+    assert "1 job waiting for dr" in capsys.readouterr().out
+    assert [each["waiting"]["dr"]["count"] for each in zot("jobs", "--kind", "batch")[1]["jobs"]] == [1]
     cli.run(["jobs", "b" * 36])
     since = f"{now - timedelta(hours=2):%Y-%m-%d %H:%M}"
     told = re.sub(" +", " ", capsys.readouterr().out)
