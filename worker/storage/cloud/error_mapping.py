@@ -153,7 +153,7 @@ def missing_bucket(origin: Origin, bucket: str) -> StorageError:
     NotFound would give every copy in it the verdict missing.
     """
     if origin.bucket is None:
-        return NotFound(f"{origin.store}: {origin.word} {bucket!r} does not exist at {origin.endpoint}")
+        return NotFound(f"{origin.store}: {origin.word} {bucket!r} does not exist at {origin.endpoint}; create it")
     return Unavailable(
         f"{origin.store}: {origin.word} {origin.bucket!r} does not exist at {origin.endpoint}; "
         f"create it or correct `{origin.word}`"
