@@ -319,6 +319,7 @@ def _document(tally: Tally, *, job: str, dry_run: bool, companions: int) -> dict
         "dry_run": dry_run,
         "stores": {name: {**asdict(each), "outcomes": dict(each.outcomes)} for name, each in tally.stores.items()},
         "deletes_redone": tally.deletes_redone,
+        "deletes_undone": tally.deletes_undone,
         "companions": companions,
         "named": [asdict(each) for each in tally.named],
     }
@@ -341,6 +342,8 @@ def _print(tally: Tally, companions: int) -> None:
     print_table(columns, rows, empty="no stores")
     if tally.deletes_redone:
         say(f"{counted(tally.deletes_redone, 'artifact')} deleted again, as after the backup")
+    if tally.deletes_undone:
+        say(f"{counted(tally.deletes_undone, 'delete')} undone again, as after the backup")
     for each in tally.named[:_NAMED]:
         complain(f"{each.store}: {each.bucket}/{each.key}: {each.outcome}: {each.detail}")
     if len(tally.named) > _NAMED:

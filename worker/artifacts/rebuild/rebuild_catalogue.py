@@ -16,7 +16,19 @@ from worker.artifacts.rebuild.kept_list_files import ReadStore
 from worker.artifacts.rebuild.tombstones_kept_in_stores import KeptTombstones
 from worker.artifacts.reconcile import in_order
 from worker.artifacts.sanitize_found_metadata import encoded_tags, valid_metadata
-from worker.catalogue import Catalogue, FoundKey, FoundObject, KnownKey, OnHold, Rebuilt, Rules
+from worker.catalogue import (
+    Artifact,
+    Catalogue,
+    FoundKey,
+    FoundObject,
+    KeptTombstone,
+    KnownKey,
+    OnHold,
+    Rebuilt,
+    Rules,
+    Tombstone,
+    UndeleteRefused,
+)
 from worker.settings.section_models import PageSettings
 from worker.storage import ObjectStat, Verdict
 from worker.storage.cloud.metadata import set_properties
@@ -52,11 +64,13 @@ class Tally:
     """What a rebuild has done, by store. `named` has the first 1,000 objects that are not right.
 
     `deletes_redone`: how many artifacts were deleted again, as they were after the backup that was restored.
+    `deletes_undone`: how many of those that were deleted in it are back, as they were after it.
     """
 
     stores: dict[str, StoreTally]
     named: list[Rebuilt] = field(default_factory=list)
     deletes_redone: int = 0
+    deletes_undone: int = 0
 
     def count(self, each: Rebuilt) -> None:
         """Count one object by its outcome."""
@@ -123,6 +137,7 @@ class Rebuild:
             except StorageError as error:
                 self._fail(name, error)
         if self._tombstones is not None and self._rules.newer_since is not None and not self._dry_run:
+            self._undo_deletes(self._tombstones, self._rules.newer_since)
             self._redo_deletes(self._tombstones, self._rules.newer_since)
         with ThreadPoolExecutor(self._page.threads, thread_name_prefix="rebuild") as pool:
             for bucket in sorted(by_bucket):
@@ -130,6 +145,51 @@ class Rebuild:
                     self._record_page(pool, bucket, page)
                     self._on_page(self.tally)
         return self.tally
+
+    def _undo_deletes(self, tombstones: KeptTombstones, since: datetime) -> None:
+        """Undo the deletes that were undone after the backup was made: the later list of deletes lacks them.
+
+        It also lacks an artifact that was purged or uploaded again since; what has its bytes in no store stays deleted.
+        """
+        catalogue = self._catalogue
+        kept_at = tombstones.kept_at(catalogue.identity)
+        if kept_at is None or kept_at <= since:
+            return
+        kept = tombstones.of_catalogue(catalogue.identity)
+        listed, after = next(kept, None), ("", "")
+        while page := catalogue.deletions.page(after):
+            for each in page:
+                after = (each.bucket, each.key)
+                while listed is not None and _place(listed) < _place(each):
+                    listed = next(kept, None)
+                if each.deleted_at > since or (listed is not None and _place(listed) == _place(each)):
+                    continue
+                artifact = catalogue.artifacts.version(each.bucket, each.key, each.version)
+                if artifact is None or artifact.committed_at is None or artifact.committed_at > since:
+                    continue  # an earlier run has recorded it, as deleted from another catalogue
+                if self._is_in_a_store(artifact):
+                    try:
+                        catalogue.deletions.undo(each.bucket, each.key, now=clock.now())
+                    except UndeleteRefused as error:  # such as a companion that came back with its artifact
+                        logger.info("the delete of %s is not undone: %s", artifact.path, error)
+                    else:
+                        self.tally.deletes_undone += 1
+
+    def _is_in_a_store(self, artifact: Artifact) -> bool:
+        """Return whether a store has the bytes of a version, where a copy of it is recorded."""
+        for name in self._catalogue.artifacts.copies(artifact):
+            if name in self._stores:
+                try:
+                    found = _inspect(self._stores[name], artifact.bucket, artifact.key, believe=self._believe)
+                except NotFound:
+                    continue
+                except StorageError as error:
+                    told = f"whether its delete was undone is unknown: {error.message}"
+                    self.tally.count(Rebuilt(name, artifact.bucket, artifact.key, "unreadable", told))
+                    continue
+                if (found.read or found.kept) == artifact.digest.sha256:
+                    return True
+        return False
 
     def _redo_deletes(self, tombstones: KeptTombstones, since: datetime) -> None:
         """Delete the versions again that were deleted after the backup was made; the grace period begins anew."""
@@ -228,6 +288,10 @@ class Rebuild:
             return Rebuilt(name, bucket, row.key, "gone", "it was deleted after it was listed")
         except StorageError as error:
             return Rebuilt(name, bucket, row.key, "unreadable", error.message)
+
+
+def _place(each: Tombstone | KeptTombstone) -> tuple[str, bytes]:
+    return each.bucket, each.key.encode()
 
 
 def _inspect(store: ReadStore, bucket: str, key: str, *, believe: bool) -> FoundObject:

@@ -47,6 +47,10 @@ class KeptTombstones:
         if identity in self._lists:
             yield from map(_tombstone, self._lists[identity].rows())
 
+    def kept_at(self, identity: str) -> datetime | None:
+        """Return when the list of one catalogue was written, None if no store has one."""
+        return self._lists[identity].at if identity in self._lists else None
+
     def take(self, bucket: str, keys: Iterable[str]) -> Mapping[str, KeptTombstone]:
         """Return the last delete of each of these keys. The next call has to ask for later keys or buckets."""
         wanted = set(keys)

@@ -432,20 +432,33 @@ def test_a_copy_of_a_deleted_artifact_in_another_store_is_no_new_version(catalog
     assert (catalogue.artifacts.current("b", "app"), findings(catalogue)[0][0]) == (None, "orphan")
 
 
-def test_deletes_after_a_backup_are_done_again(catalogue, stores, tmp_path, make_tables):
-    """A catalogue that was restored from a backup learns from the stores what was deleted since."""
-    for key in ("before", "since"):
+def test_deletes_and_undeletes_after_a_backup_are_done_again(catalogue, stores, file, tmp_path, make_tables):
+    """A catalogue that was restored from a backup learns from the stores what was deleted and undeleted since.
+
+    What was uploaded again with the same bytes is back too; what was purged or replaced since stays deleted.
+    """
+    for key in ("before", "deleted", "purged", "replaced", "since", "undone"):
         put(stores, "dr", key.encode(), key, day=1)
     rebuild(catalogue, stores)
+    for key in ("deleted", "purged", "replaced", "undone"):
+        delete(catalogue, key, clock.now())
     exported = io.BytesIO()
     catalogue.export(exported)
-    delete(catalogue, "since", BEGIN + timedelta(days=4))
+    since = clock.now()
+    delete(catalogue, "since", clock.now())
+    for key in ("purged", "replaced", "undone"):
+        catalogue.deletions.undo("b", key, now=clock.now())
+    file("dr", "purged").unlink()
+    put(stores, "dr", b"new content", "replaced", day=(since - BEGIN).days + 1)
     keep_tombstones(stores["dr"], catalogue, tmp_path)
     exported.seek(0)
     load_export(f"sqlite:///{tmp_path / 'restored.sqlite3'}", exported)
     restored = Catalogue(f"sqlite:///{tmp_path / 'restored.sqlite3'}")
-    assert kept_rebuild(restored, stores, tmp_path, newer_since=BEGIN + timedelta(days=3)).deletes_redone == 1
-    assert [each.key for each in restored.artifacts.page("b")] == ["before"]
+    for done in (1, 0):
+        tally = kept_rebuild(restored, stores, tmp_path, newer_since=since)
+        assert (tally.deletes_redone, tally.deletes_undone) == (done, done)
+        assert [each.key for each in restored.artifacts.page("b")] == ["before", "replaced", "undone"]
+        assert restored.artifacts.current("b", "replaced").digest.sha256 == sha256(b"new content")
     restored.close()
 
 
