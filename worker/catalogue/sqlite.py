@@ -30,12 +30,14 @@ _DURABLE = "zot_durable"
 _CHECKPOINT_PAGES = 4000
 """Pages of the write-ahead log (16 MiB) after which a commit copies them into the database, and waits for the disk: a
 sweep writes the same pages again and again, and with 1,000 it waited for that at every third group."""
+_MAKE_ROOM = "make room on its disk"
 _WAYS_OUT = {
     sqlite3.SQLITE_BUSY: "end the program that keeps it locked, such as a backup or an open transaction in a shell",
     sqlite3.SQLITE_READONLY: "make the file and its directory writable, or run this as the user of the worker",
-    sqlite3.SQLITE_FULL: "make room on its disk",
+    sqlite3.SQLITE_FULL: _MAKE_ROOM,
+    sqlite3.SQLITE_IOERR_SHMSIZE: _MAKE_ROOM,  # the first connection finds the disk full when it makes the file `-shm`
 }
-"""What to do about an error, by its code."""
+"""What to do about an error, by its code or its extended code."""
 _POLL = 0.001
 """Seconds between two tries of a writer to begin."""
 _TURN = "zot_turn"
@@ -98,12 +100,16 @@ def lacks_answer(_connection: Connection) -> bool:
 
 def way_out(error: DBAPIError) -> str | None:
     """Return what to do about an error, or None if that depends."""
-    return _WAYS_OUT.get(_code(error))
+    return _WAYS_OUT.get(_extended_code(error)) or _WAYS_OUT.get(_code(error))
 
 
 def _code(error: DBAPIError) -> int:
+    return _extended_code(error) & 0xFF
+
+
+def _extended_code(error: DBAPIError) -> int:
     code: int = getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_OK)
-    return code & 0xFF
+    return code
 
 
 def _set_pragmas(connection: sqlite3.Connection, _record: Any) -> None:

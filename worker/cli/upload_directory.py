@@ -165,8 +165,9 @@ def _stage(listing: DirectoryListing, path: Path, settings: Settings, moved: Cal
         return _placed(partial, path)
     except OSError as error:
         raise Failure(
-            f"source {listing.directory}: it cannot be staged in {settings.staging_dir}: {error.strerror}; make room "
-            "there, or add the directory to sources.roots",
+            f"source {listing.directory}: {'its list' if in_place else 'it'} cannot be staged in "
+            f"{settings.staging_dir}: {error.strerror}; make room there"
+            + ("" if in_place else ", or add the directory to sources.roots"),
             type_="StagingFailed",
         ) from error
     finally:

@@ -180,7 +180,10 @@ def test_a_full_disk_is_a_fault_that_passes(url):
 
 
 def test_that_nothing_can_be_written_is_noticed_without_a_job(url):
-    """`sweep.recover` sends no message meanwhile, and `doctor` and `status` say it, also where there is no job."""
+    """`sweep.recover` sends no message meanwhile, and `doctor` and `status` say it, also where there is no job.
+
+    The first program that opens the file then says what to do, too: it finds no room for a file beside it.
+    """
     log = Path(f"{url.removeprefix('sqlite:///')}-wal")
     least, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     with closing(Catalogue(url)) as catalogue:
@@ -194,6 +197,12 @@ def test_that_nothing_can_be_written_is_noticed_without_a_job(url):
             resource.setrlimit(resource.RLIMIT_FSIZE, (least, most))
         catalogue.ledger.check_writable()
     assert (told.name, told.outcome) == ("catalogue", "bad")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, most))
+    try:
+        with pytest.raises(CatalogueUnavailable, match="make room on its disk"):
+            Catalogue(url)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (least, most))
 
 
 def test_a_file_that_is_damaged_while_it_is_in_use_is_a_fault_that_passes(url):
