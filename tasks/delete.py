@@ -1,6 +1,7 @@
 """Delete: delete an artifact's copies in some stores, or the artifact in all of them."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from worker import clock
 from worker.artifacts.artifact_copies import Records, not_configured
@@ -78,104 +79,99 @@ def delete_artifact(
     tombstone = None if artifact else catalogue.deletions.get(*where)
     if tombstone and not request.now:
         return _recorded(request, tombstone, (), unchanged=True)
+    work, of_page = _Delete(request, context, job, records), records is not None
     if tombstone:
-        return _purge_now(request, context, job, tombstone, records)
-    if artifact is None or request.stores or not _takes_companions(context, job, records):
-        return _delete_one(request, context, job, artifact, records=records)
-    with locked_companions(context, job, *where, of_page=records is not None) as companions:
+        return work.purge_now(tombstone)
+    if artifact is None or request.stores:
+        return work.delete_copies(artifact)
+    # Where deletes need an approval, a batch deletes only what it names.
+    alone = context.settings.delete.approval_above is not None and (of_page or is_batch_job(job.id, job.parent))
+    with locked_companions(context, job, *where, of_page=of_page, none=alone) as companions:
         check(companions)
         for each in companions:
             catalogue.holds.check(each.bucket, each.key)
-        if context.settings.delete.grace and not request.now:
-            return _delete_one(request, context, job, artifact, records=records, companions=companions)
+        if (grace := context.settings.delete.grace) and not request.now:
+            now = clock.now()
+            made = catalogue.deletions.begin(
+                artifact, now=now, until=now + grace, by=request.by, reason=request.reason, job=job.id,
+                companions=companions,
+            )  # fmt: skip
+            return _recorded(request, made, companions, unchanged=False)
         for each in companions:  # the artifact is the last, so that another attempt finds those that are left
-            _delete_one(request.model_copy(update={"key": each.key}), context, job, each, records=records)
-        done = _delete_one(request, context, job, artifact, records=records)
+            work.of(each.key).delete_copies(each)
+        done = work.delete_copies(artifact)
         return done.model_copy(update={"companions": tuple(each.key for each in companions)})
 
 
-def _takes_companions(context: JobContext, job: RunningJob, records: Records | None) -> bool:
-    """Return whether companions are deleted too: where deletes need an approval, a batch deletes only what it names."""
-    of_batch = records is not None or is_batch_job(job.id, job.parent)
-    return not of_batch or context.settings.delete.approval_above is None
+@dataclass(frozen=True, slots=True)
+class _Delete:
+    """A delete of the bytes under one key, in the stores that the request names or in all, now."""
 
+    request: DeleteRequest
+    context: JobContext
+    job: RunningJob
+    records: Records | None
 
-def _delete_one(
-    request: DeleteRequest, context: JobContext, job: RunningJob, artifact: Artifact | None, *,
-    records: Records | None, companions: Sequence[Artifact] = (),
-) -> DeleteResult:  # fmt: skip
-    """Delete an artifact: within a grace period its bytes, and those of its companions, stay."""
-    grace = context.settings.delete.grace
-    if artifact and grace and not request.stores and not request.now:
-        now = clock.now()
-        made = context.catalogue.deletions.begin(
-            artifact, now=now, until=now + grace, by=request.by, reason=request.reason, job=job.id,
-            companions=companions,
-        )  # fmt: skip
-        return _recorded(request, made, companions, unchanged=False)
-    return _delete_copies(request, context, job, records, artifact)
+    def of(self, key: str) -> "_Delete":
+        """Return the same delete of another key."""
+        return replace(self, request=self.request.model_copy(update={"key": key}))
 
+    def purge_now(self, tombstone: Tombstone) -> DeleteResult:
+        """Delete the bytes of an artifact that was deleted before, and of the companions that were deleted with it."""
+        context, deletions = self.context, self.context.catalogue.deletions
+        with locked_deleted_companions(context, self.job, tombstone, of_page=self.records is not None) as together:
+            for each in together:
+                context.catalogue.holds.check(each.bucket, each.key)
+            for each in together:
+                self.of(each.key).delete_copies(None)
+                deletions.end_purge([each])
+        done = self.delete_copies(None)
+        if done.everywhere:
+            deletions.end_purge([tombstone])
+        return done.model_copy(update={"companions": tuple(each.key for each in together)})
 
-def _purge_now(
-    request: DeleteRequest, context: JobContext, job: RunningJob, tombstone: Tombstone, records: Records | None
-) -> DeleteResult:
-    """Delete the bytes of an artifact that was deleted before, and of the companions that were deleted with it."""
-    deletions = context.catalogue.deletions
-    with locked_deleted_companions(context, job, tombstone, of_page=records is not None) as together:
-        for each in together:
-            context.catalogue.holds.check(each.bucket, each.key)
-        for each in together:
-            _delete_copies(request.model_copy(update={"key": each.key}), context, job, records, None)
-            deletions.end_purge([each])
-    done = _delete_copies(request, context, job, records, None)
-    if done.everywhere:
-        deletions.end_purge([tombstone])
-    return done.model_copy(update={"companions": tuple(each.key for each in together)})
+    def delete_copies(self, artifact: Artifact | None) -> DeleteResult:
+        """Delete what is under the key; `artifact`: its current version, None if there is none."""
+        request, context, records = self.request, self.context, self.records
+        artifacts = context.catalogue.artifacts
+        held = artifacts.copies_by_store(request.bucket, request.key)
+        if not held and artifacts.version(request.bucket, request.key, 1) is None:
+            context.artifact(request.bucket, request.key)  # its error names the nearest key
+        named = request.stores or ()
+        stores = _resolve(context, named, held) if named else [name for name in held if name in context.stores]
+        beyond = [name for name in held if name not in context.stores] if not named else []
+        if artifact and beyond and not stores:
+            raise UnknownStore(f"{artifact.path}: nothing was deleted: {not_configured(beyond[0])}")
+        if artifact and named and not request.allow_last:
+            _check_no_replication(context, artifact)
+            _check_good_copy_remains(context, artifact, stores)
 
+        def delete_from(store: str) -> DeletedCopy:
+            self.job.step(f"deleting from {store}")
+            self.job.check()
+            copies = held.get(store, [])
+            deleted = bool(copies) and _delete_found(request, context.stores[store])
+            if records is not None:
+                records.deleted.extend(copies)
+            else:
+                for copy in copies:
+                    artifacts.delete_copy(copy)
+            return DeletedCopy(store=store, outcome="deleted" if deleted else "already_gone")
 
-def _delete_copies(
-    request: DeleteRequest, context: JobContext, job: RunningJob, records: Records | None, artifact: Artifact | None
-) -> DeleteResult:
-    """Delete the bytes of the copies in the stores that were named, or in all, now."""
-    artifacts = context.catalogue.artifacts
-    held = artifacts.copies_by_store(request.bucket, request.key)
-    if not held and artifacts.version(request.bucket, request.key, 1) is None:
-        context.artifact(request.bucket, request.key)  # its error names the nearest key
-    named = request.stores or ()
-    stores = _resolve(context, named, held) if named else [name for name in held if name in context.stores]
-    beyond = [name for name in held if name not in context.stores] if not named else []
-    if artifact and beyond and not stores:
-        raise UnknownStore(f"{artifact.path}: nothing was deleted: {not_configured(beyond[0])}")
-    if artifact and named and not request.allow_last:
-        _check_no_replication(context, artifact)
-        _check_good_copy_remains(context, artifact, stores)
-
-    def delete_from(store: str) -> DeletedCopy:
-        job.step(f"deleting from {store}")
-        job.check()
-        copies = held.get(store, [])
-        deleted = bool(copies) and _delete_found(request, context.stores[store])
-        if records is not None:
-            records.deleted.extend(copies)
-        else:
-            for copy in copies:
-                artifacts.delete_copy(copy)
-        return DeletedCopy(store=store, outcome="deleted" if deleted else "already_gone")
-
-    deleted = for_each_store(stores, delete_from)
-    if artifact and not named:
-        if records is not None:
-            records.tombstoned.append(artifact)
-        else:
-            artifacts.tombstone(artifact, clock.now())
-    return DeleteResult(
-        bucket=request.bucket,
-        key=request.key,
-        everywhere=not named,
-        unchanged=all(copy.outcome == "already_gone" for copy in deleted),
-        copies=tuple(deleted),
-        not_configured=tuple(beyond),
-    )
+        deleted = for_each_store(stores, delete_from)
+        if artifact and not named:
+            if records is not None:
+                records.tombstoned.append(artifact)
+            else:
+                artifacts.tombstone(artifact, clock.now())
+        return DeleteResult(
+            bucket=request.bucket,
+            key=request.key,
+            everywhere=not named,
+            unchanged=all(copy.outcome == "already_gone" for copy in deleted),
+            copies=tuple(deleted),
+            not_configured=tuple(beyond),
+        )
 
 
 def _delete_found(request: DeleteRequest, store: LimitedStore) -> bool:
