@@ -786,7 +786,9 @@ class Store:
         """Check a condition before gigabytes are sent, because the store checks it only afterwards."""
         if condition is None:
             return
-        found = self.stat_object(bucket, key) if self.object_exists(bucket, key) else None
+        found = None
+        with suppress(NotFound):
+            found = self.stat_object(bucket, key)
         if condition == "create_only" and found:
             raise AlreadyExists(f"{self.name}: {bucket}/{key} exists already")
         if isinstance(condition, Match) and (found is None or found.version != condition.version):
