@@ -31,7 +31,8 @@ from worker.artifacts.page_selection import (
     seen_by,
     split,
 )
-from worker.artifacts.per_store import check_beside_bytes
+from worker.artifacts.page_verify import WORST_FIRST
+from worker.artifacts.per_store import DELETED, PLACED, check_beside_bytes, first_of
 from worker.artifacts.sources import remove_staged, remove_staged_directory
 from worker.artifacts.wait_for_delete_approval import check_batch
 from worker.catalogue import (
@@ -97,10 +98,6 @@ _LATEST_PART = 20
 _SLACK = timedelta(milliseconds=300)
 _PAGES_AT_ONCE = 32
 """Pages that one step plans at most: it reads their artifacts."""
-_VERDICTS = ("corrupt", "size_mismatch", "missing", "unreadable", "unverifiable", "archived", "verified")
-"""The verdicts, the worst first."""
-_PLACED = ("repaired", "stored", "already_there")
-_DELETED = ("deleted", "already_gone")
 _FAILED = "failed"
 _WORD = 32
 """Characters of an outcome."""
@@ -446,7 +443,9 @@ def _still_open(request: PageRequest, page: Page | None, context: JobContext, it
 def _found_left(request: PageRequest, left: Sequence[str], context: JobContext, item: BatchItem) -> list[ObjectJob]:
     """Return the objects that have left a page."""
     if request.verb not in LINES_OF or not left:
-        return [_found_at(path, context) for path in left]
+        paths = [(bucket, key) for bucket, _, key in (path.partition("/") for path in left)]
+        there = context.catalogue.artifacts.currents(paths)
+        return [ObjectJob(*path, there[path].digest.size if path in there else 0) for path in paths]
     wanted, found = Counter(left), list[ObjectJob]()
     for line in reversed(lines_of(request, LINES_OF[request.verb], context, item.job)):
         path = f"{line.bucket}/{line.key}"
@@ -462,11 +461,6 @@ def _found_line(line: ListedFile | ListedAdoption) -> ObjectJob:
     return ObjectJob(line.bucket, line.key, line.size, sha256=line.sha256)
 
 
-def _found_at(path: str, context: JobContext) -> ObjectJob:
-    bucket, _, key = path.partition("/")
-    return ObjectJob(bucket, key, context.catalogue.artifacts.sizes([(bucket, key)]).get((bucket, key), 0))
-
-
 def _outcome(request: BatchRequest, item: BatchItem, context: JobContext) -> BatchOutcome:
     if item.state is not JobState.SUCCEEDED:
         failed = request.verb == ADOPT.kind and item.state in {JobState.FAILED, JobState.DEAD}
@@ -476,18 +470,13 @@ def _outcome(request: BatchRequest, item: BatchItem, context: JobContext) -> Bat
         return BatchOutcome(item, ALREADY_THERE if (item.result or {}).get("unchanged") else ADOPTED, good=True)
     copies = (item.result or {}).get("copies", ())
     if request.verb == VERIFY.kind:
-        verdict = _first(_VERDICTS, [copy["verdict"] for copy in copies], "missing")
+        verdict = first_of(WORST_FIRST, [copy["verdict"] for copy in copies] or ["missing"])
         return BatchOutcome(item, verdict, good=verdict == "verified")
     outcomes = [copy["outcome"] for copy in copies]
     if request.verb == DELETE.kind and not copies and not (item.result or {}).get("purge_after"):
         there = context.catalogue.artifacts.current(item.request["bucket"], item.request["key"])
         return BatchOutcome(item, KEPT if there else "already_gone", good=True)
-    words = (_DELETED, "already_gone") if request.verb == DELETE.kind else (_PLACED, "already_there")
-    return BatchOutcome(item, _first(words[0], outcomes, words[1]), good=True)
-
-
-def _first(order: Sequence[str], words: Sequence[str], without: str) -> str:
-    return next((word for word in order if word in words), without)
+    return BatchOutcome(item, first_of(DELETED if request.verb == DELETE.kind else PLACED, outcomes), good=True)
 
 
 def _progress(request: BatchRequest, at: Batch, objects: int, size: int) -> Progress:

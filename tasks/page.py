@@ -1,12 +1,13 @@
 """Page: do one verb to many objects in one job, which is the part of a batch or of a sweep that is done at once."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from shlex import quote
+from typing import Any, TypeVar
 from uuid import NAMESPACE_OID, uuid5
 
 from celery import current_app
@@ -20,11 +21,11 @@ from worker.artifacts.batch_lists import ListedAdoption, ListedFile
 from worker.artifacts.lock_artifacts_for_job import locked
 from worker.artifacts.page_adopt import AdoptPage, ObjectToAdopt
 from worker.artifacts.page_replicate import FreshCopies, FreshObject
-from worker.artifacts.page_runner import in_another_order, work_on
+from worker.artifacts.page_runner import in_another_order, out_of_time, work_on
 from worker.artifacts.page_selection import PageObject, open_objects, seen_by
 from worker.artifacts.page_upload import UploadPage, stores_of
 from worker.artifacts.page_verify import ObjectToVerify, VerifyPage
-from worker.artifacts.per_store import is_refused
+from worker.artifacts.per_store import DELETED, PLACED, first_of, is_refused
 from worker.artifacts.read_budget import take
 from worker.artifacts.verification_log_head import WrittenLog
 from worker.artifacts.wait_for_delete_approval import check_page
@@ -45,13 +46,12 @@ from worker.catalogue import (
 )
 from worker.context import Context, JobContext
 from worker.counted import counted
-from worker.jobs.running_job import Requeue, RunningJob
+from worker.jobs.running_job import RunningJob
 from worker.jobs.send_sweep_pages import BROKER_ERRORS
 from worker.jobs.task import artifact_task, send_child
 from worker.limits.snooze import Snooze, seconds_to_pause
 from worker.settings import Settings
 from worker.settings.budgets import Prices
-from worker.storage.durations_and_sizes import duration_text
 from worker.storage.errors import StorageError
 from zot_artifact_client.contract import (
     ADOPT,
@@ -68,15 +68,14 @@ from zot_artifact_client.contract import (
     PageResult,
     Queue,
     ReplicateRequest,
+    TaskSpec,
     VerifyRequest,
 )
 from zot_artifact_client.tracing import trace_headers
 
 logger = logging.getLogger(__name__)
+SentT = TypeVar("SentT", AdoptRequest, ReplicateRequest)
 
-_PLACED = ("repaired", "stored", "already_there")
-_DELETED = ("deleted", "already_gone")
-_LEFT = "left"
 _DEAD_AT_ONCE = 20
 """Dead pages that one run of the recover sweep splits at most."""
 
@@ -95,16 +94,16 @@ def page(request: PageRequest, context: JobContext, job: RunningJob) -> PageResu
     """
     context.stores.snooze_refused(seconds_to_pause(job.snoozed_since or clock.now()))
     check_page(request, context, job)
-    if request.verb == ADOPT.kind:
-        done = _adopt_selected(request, context, job)
-    elif request.claim is not None and request.verb == VERIFY.kind:
-        done = _verify_claimed(request.claim, context, job)
-    elif request.claim is not None:
-        done = _replicate_claimed(request, request.claim, context, job)
-    elif request.verb == UPLOAD.kind:
+    if request.verb == UPLOAD.kind:
         done = _upload_listed(request, context, job)
+    elif request.verb == ADOPT.kind:
+        done = _adopt_selected(request, context, job)
+    elif request.verb == VERIFY.kind and request.claim is not None:
+        done = _verify_claimed(request.claim, context, job)
     elif request.verb == VERIFY.kind:
         done = _verify_selected(request, context, job)
+    elif request.claim is not None:
+        done = _replicate_claimed(request, request.claim, context, job)
     else:
         done = _write_selected(request, context, job)
     if request.verb in {VERIFY.kind, ADOPT.kind}:
@@ -126,11 +125,11 @@ def _begin(request: PageRequest, context: JobContext, job: RunningJob) -> tuple[
     return _leave(found, others, context), small
 
 
-def _leave(found: Page, objects: Sequence[PageObject], context: JobContext) -> Page:
-    """Record that objects leave the page; the batch sends their jobs when it counts the page."""
+def _leave(found: Page, objects: Sequence[PageObject] | Sequence[PageCopy], context: JobContext) -> Page:
+    """Record that objects leave the page; a batch sends their jobs when it counts the page."""
     if not objects:
         return found
-    left = [PageOutcome(each.id, each.path, each.size, _LEFT, left=True) for each in objects]
+    left = [PageOutcome.leaves(each.id, each.path, each.size) for each in objects]
     return context.catalogue.pages.record(found, Group(left), now=clock.now())
 
 
@@ -147,11 +146,7 @@ def _upload_listed(request: PageRequest, context: JobContext, job: RunningJob) -
         context.stores.admitting({name for of in stores_of(request, files, context) for name in of})
         found = pages.begin(job.id, range(len(files)))
     job.start(sum(files[number].size for number in found.open), f"uploading {counted(len(found.open), 'file')}")
-    work = UploadPage(context, job, found, request)
-    done = work.run(files)
-    if not work.in_time:
-        raise _out_of_time(context, job)
-    return done
+    return UploadPage(context, job, found, request).run(files)
 
 
 # Adopt
@@ -171,12 +166,9 @@ def _adopt_selected(request: PageRequest, context: JobContext, job: RunningJob) 
             for id_, line in lines
         ]
     found = pages.get(job.id) or pages.begin(job.id, [each.id for each in objects])
-    work = AdoptPage(context, job, found, store)
-    done = work.run(objects)
-    if not work.in_time:
-        raise _out_of_time(context, job)
+    done = AdoptPage(context, job, found, store).run(objects)
     if request.claim is not None:
-        _send_adoptions([each for each in objects if each.path in done.left], context.catalogue, job.id)
+        _send_adoptions([each for each in objects if each.path in done.left], name, context.catalogue, job.id)
     return done
 
 
@@ -198,15 +190,23 @@ def _orphans(request: PageRequest, claim: ClaimSelection, catalogue: Catalogue, 
     ]  # fmt: skip
 
 
-def _send_adoptions(objects: Sequence[ObjectToAdopt], catalogue: Catalogue, page: str) -> int:
-    """Send a job for each of these objects of a page of a sweep; sending again is idempotent."""
+def _send_adoptions(objects: Sequence[ObjectToAdopt], store: str, catalogue: Catalogue, page: str) -> int:
+    wanted = {f"adopt {store} {each.path} {page}": each.request for each in objects}
+    return _send_jobs(ADOPT, wanted, store, catalogue, page)
+
+
+def _send_jobs(
+    spec: TaskSpec[SentT, Any], requests: Mapping[str, SentT], store: str, catalogue: Catalogue, page: str
+) -> int:
+    """Send jobs, by what their ids are made of, for objects of a page of a sweep; sending again is idempotent.
+
+    The findings about the objects name these jobs from then on.
+    """
     jobs: dict[tuple[str, str], str] = {}
-    for each in objects:
-        asked = each.request
-        jobs[asked.bucket, asked.key] = id_ = str(uuid5(NAMESPACE_OID, f"adopt {asked.store} {each.path} {page}"))
-        send_child(ADOPT, asked, id_=id_, parent=page, queue=Queue.SWEEP)
-    if objects:
-        catalogue.findings.hand_over(page, objects[0].request.store, jobs, now=clock.now())
+    for name, request in requests.items():
+        jobs[request.bucket, request.key] = id_ = str(uuid5(NAMESPACE_OID, name))
+        send_child(spec, request, id_=id_, parent=page, queue=Queue.SWEEP)
+    catalogue.findings.hand_over(page, store, jobs, now=clock.now())
     return len(jobs)
 
 
@@ -224,10 +224,10 @@ def _verify_claimed(claim: ClaimSelection, context: JobContext, job: RunningJob)
     small, large, released = _fitting(pages.claimed_copies(found), context)
     if released:
         found = pages.release(found, [copy.id for copy in released])
-    if large:
-        found = _send_large(found, large, context)
-    job.start(sum(copy.digest.size for copy in small), f"verifying {counted(len(small), 'copy')} in {name}")
-    objects = [ObjectToVerify(copy.id, f"{copy.bucket}/{copy.key}", copy.digest.size, (copy,)) for copy in small]
+    _send_verifications(found, large)  # they stay claimed; sending again is idempotent
+    found = _leave(found, large, context)
+    job.start(sum(copy.size for copy in small), f"verifying {counted(len(small), 'copy')} in {name}")
+    objects = [ObjectToVerify(copy.id, copy.path, copy.size, (copy,)) for copy in small]
     work = VerifyPage(context, job, found, objects)
     done = work.run()
     if work.in_time:
@@ -261,15 +261,15 @@ def _share(
     and keeps all others from being read.
     """
     budget, prices, verify = settings.budgets[name], settings.prices.get(name, Prices()), settings.sweep.verify
-    never = [copy for copy in claimed if not budget.can_hold(copy.digest.size, prices)]
+    never = [copy for copy in claimed if not budget.can_hold(copy.size, prices)]
     for copy in never:
         logger.error(
-            "%s: %s/%s is not verified: its %d bytes are more than budgets.%s allows in a whole day or month; "
+            "%s: %s is not verified: its %d bytes are more than budgets.%s allows in a whole day or month; "
             "raise it, or run `zot-artifacts verify %s`",
-            name, copy.bucket, copy.key, copy.digest.size, name, quote(f"{copy.bucket}/{copy.key}"),
+            name, copy.path, copy.size, name, quote(copy.path),
         )  # fmt: skip
-    copies = [copy for copy in claimed if budget.can_hold(copy.digest.size, prices)]
-    sizes = [copy.digest.size for copy in copies]
+    copies = [copy for copy in claimed if budget.can_hold(copy.size, prices)]
+    sizes = [copy.size for copy in copies]
     state, allowed = take(state, sizes, budget, prices, now, every=verify.every)
     read = {copy.id for copy in copies[:allowed]}
     return state, Share(read, [copy.id for copy in never], now + verify.period_of(name) / 10)
@@ -282,21 +282,14 @@ def _fitting(copies: Sequence[PageCopy], context: JobContext) -> tuple[list[Page
     released: list[PageCopy] = []
     most, total = context.settings.page, 0
     for copy in copies:
-        if copy.digest.size > most.large:
+        if copy.size > most.large:
             large.append(copy)
-        elif small and total + copy.digest.size > most.size:
+        elif small and total + copy.size > most.size:
             released.append(copy)
         else:
             small.append(copy)
-            total += copy.digest.size
+            total += copy.size
     return small, large, released
-
-
-def _send_large(found: Page, copies: Sequence[PageCopy], context: JobContext) -> Page:
-    """Send a job for each of these copies, which stay claimed; sending again is idempotent."""
-    _send_verifications(found, copies)
-    left = [PageOutcome(copy.id, f"{copy.bucket}/{copy.key}", copy.digest.size, _LEFT, left=True) for copy in copies]
-    return context.catalogue.pages.record(found, Group(left), now=clock.now())
 
 
 def _send_verifications(found: Page, copies: Sequence[PageCopy]) -> int:
@@ -330,13 +323,8 @@ def _verify_selected(request: PageRequest, context: JobContext, job: RunningJob)
     work = VerifyPage(context, job, found, objects)
     done = work.run()
     if not work.in_time:
-        raise _out_of_time(context, job)
+        raise out_of_time(context, job)
     return done
-
-
-def _out_of_time(context: JobContext, job: RunningJob) -> Requeue:
-    ran_for = duration_text(context.settings.page.time)
-    return Requeue(f"job {job.id} is requeued: its page ran for {ran_for}, and others wait")
 
 
 # Replicate and delete
@@ -393,7 +381,7 @@ class _Writes:
             if isinstance(error, StorageError) and is_refused(error):
                 self.refused.append((each, error.store or ""))
                 return _Done(None, records)
-            return _Done(PageOutcome(each.id, each.path, each.size, _LEFT, left=True), records)
+            return _Done(PageOutcome.leaves(each.id, each.path, each.size), records)
 
     def _replicate_fresh(self, part: Sequence[PageObject]) -> Iterator[tuple[int, _Done]]:
         """Yield the objects that were replicated without asking first, or failed at it.
@@ -431,7 +419,7 @@ class _Writes:
 
     def _replicate(self, each: PageObject, records: Records) -> str:
         work = ArtifactJob(self.context, self.job, self.context.artifact(each.bucket, each.key), records)
-        return _first(_PLACED, [copy.outcome for copy in replicate_to(work, self.request.to or ())])
+        return first_of(PLACED, [copy.outcome for copy in replicate_to(work, self.request.to or ())])
 
     def _delete(self, each: PageObject, records: Records) -> str:
         wanted = DeleteRequest(
@@ -454,8 +442,8 @@ class _Writes:
             return KEPT
         words: list[str] = [copy.outcome for copy in done.copies]
         if done.purge_after is not None and not done.unchanged:
-            words = [_DELETED[0]]
-        return _first(_DELETED, words)
+            words = [DELETED[0]]
+        return first_of(DELETED, words)
 
 
 def _replicate_claimed(request: PageRequest, claim: ClaimSelection, context: JobContext, job: RunningJob) -> Page:
@@ -469,15 +457,13 @@ def _replicate_claimed(request: PageRequest, claim: ClaimSelection, context: Job
 
 
 def _send_replications(found: Page, paths: Sequence[str], claim: ClaimSelection, catalogue: Catalogue) -> int:
-    """Send a job for each of these objects of a page of a sweep; sending again is idempotent."""
-    jobs: dict[tuple[str, str], str] = {}
-    for path in paths:
-        bucket, _, key = path.partition("/")
-        jobs[bucket, key] = str(uuid5(NAMESPACE_OID, f"replicate {path} {(claim.store,)} {found.claimed_until}"))
-        wanted = ReplicateRequest(bucket=bucket, key=key, to=(claim.store,))
-        send_child(REPLICATE, wanted, id_=jobs[bucket, key], parent=found.job, queue=Queue.SWEEP)
-    catalogue.findings.hand_over(found.job, claim.store, jobs, now=clock.now())
-    return len(jobs)
+    to = (claim.store,)
+    wanted = {
+        f"replicate {path} {to} {found.claimed_until}": ReplicateRequest(bucket=bucket, key=key, to=to)
+        for path in paths
+        for bucket, _, key in [path.partition("/")]
+    }
+    return _send_jobs(REPLICATE, wanted, claim.store, catalogue, found.job)
 
 
 def _write_selected(request: PageRequest, context: JobContext, job: RunningJob) -> Page:
@@ -500,7 +486,7 @@ def _write_selected(request: PageRequest, context: JobContext, job: RunningJob) 
         raise min(closed, key=lambda error: error.seconds)
     done = _leave(work.page, [each for each, _ in work.refused], context)
     if not in_time:
-        raise _out_of_time(context, job)
+        raise out_of_time(context, job)
     return done
 
 
@@ -525,11 +511,6 @@ def _fresh_copies(
     current = artifacts.currents((each.bucket, each.key) for each in objects)
     artifacts.ensure_copies([(artifact, target.name) for artifact in current.values() for target in targets])
     return FreshCopies(context, job, objects, current, targets)
-
-
-def _first(order: Sequence[str], words: Sequence[str]) -> str:
-    """Return the first of these words that is among those of an object's copies, and the last if it has none."""
-    return next((word for word in order if word in words), order[-1])
 
 
 def _result(request: PageRequest, done: Page) -> PageResult:
@@ -564,7 +545,7 @@ def split_dead_pages(context: Context) -> int:
         elif request.verb == ADOPT.kind:
             objects = _orphans(request, request.claim, catalogue, found.job)
             undone = [each for each in objects if each.id in found.open or each.path in found.left]
-            sent += _send_adoptions(undone, catalogue, found.job)
+            sent += _send_adoptions(undone, request.claim.store, catalogue, found.job)
         else:
             paths = [f"{each.bucket}/{each.key}" for each in catalogue.artifacts.listed_by_ids(found.open)]
             sent += _send_replications(found, [*paths, *found.left], request.claim, catalogue)

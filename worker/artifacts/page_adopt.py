@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from worker import clock
 from worker.artifacts.adoption import ReadObject, Unverifiable, adopted_before, read_to_adopt
 from worker.artifacts.lock_artifacts_for_job import locked
-from worker.artifacts.page_runner import in_another_order, work_on
+from worker.artifacts.page_runner import in_another_order, out_of_time, work_on
 from worker.artifacts.per_store import is_refused
 from worker.catalogue import Artifact, Copy, Page, PageOutcome
 from worker.context import JobContext
@@ -49,8 +49,6 @@ class AdoptPage:
     job: RunningJob
     page: Page
     store: LimitedStore
-    in_time: bool = True
-    """Whether there was time for all objects."""
     refused: list[ObjectToAdopt] = field(default_factory=list)
     """The objects that the store has refused. They stay in the page if it turns out to refuse all of them."""
     _known: Mapping[tuple[str, str], Artifact] = field(default_factory=dict)
@@ -64,6 +62,7 @@ class AdoptPage:
 
         Raises:
             Snooze: the store takes no job now; the outcomes so far are recorded.
+            Requeue: there was no time for all objects; so they are.
         """
         still, settings = set(self.page.open), self.context.settings
         wanted = in_another_order([each for each in objects if each.id in still], self.job)
@@ -71,21 +70,23 @@ class AdoptPage:
         with locked(self.context, self.job, [each.where for each in small]) as granted:
             mine = [each for each in small if each.where in granted]
             left = {each.id for each in wanted} - {each.id for each in mine}
-            self._save([_left(each, each.size) for each in wanted if each.id in left])
+            self._save([PageOutcome.leaves(each.id, each.path, each.size) for each in wanted if each.id in left])
             artifacts = self.context.catalogue.artifacts
             self._known = artifacts.currents(each.where for each in mine)
             self._copies = artifacts.copies_of_all([artifact.id for artifact in self._known.values()])
             self.job.start(
                 sum(each.size for each in mine), f"reading {counted(len(mine), 'object')} from {self.store.name}"
             )
-            self.in_time = work_on(
+            in_time = work_on(
                 mine, self._read_part, self._record,
                 threads=settings.page.threads, begin=1 if self.store.capabilities.local else None,
                 seconds=settings.page.time.total_seconds(),
             )  # fmt: skip
         if self.refused:
             self.store.admit()
-        self._save([_left(each, each.size) for each in self.refused])
+        self._save([PageOutcome.leaves(each.id, each.path, each.size) for each in self.refused])
+        if not in_time:
+            raise out_of_time(self.context, self.job)
         return self.page
 
     def _read_part(self, part: Sequence[ObjectToAdopt]) -> Iterator[tuple[PageOutcome, ReadObject | None]]:
@@ -100,13 +101,13 @@ class AdoptPage:
                 if is_refused(error):
                     self.refused.append(each)
                 else:
-                    yield _left(each, each.size), None
+                    yield PageOutcome.leaves(each.id, each.path, each.size), None
 
     def _read(self, each: ObjectToAdopt) -> tuple[PageOutcome, ReadObject | None]:
         request = each.request
         stat = self.store.stat_object(request.bucket, request.key, as_copy=True)
         if stat.size > self.context.settings.page.large:
-            return _left(each, stat.size), None
+            return PageOutcome.leaves(each.id, each.path, stat.size), None
         known = self._known.get(each.where)
         copy = self._copies.get(known.id, {}).get(self.store.name) if known else None
         if adopted_before(request, stat, known, copy) is not None:
@@ -127,7 +128,3 @@ class AdoptPage:
     def _save(self, outcomes: Sequence[PageOutcome]) -> None:
         if outcomes:
             self.page, _ = self.context.catalogue.pages.adopt(self.page, outcomes, [], now=clock.now())
-
-
-def _left(each: ObjectToAdopt, size: int) -> PageOutcome:
-    return PageOutcome(each.id, each.path, size, "left", left=True)

@@ -9,7 +9,9 @@ from queue import Empty, SimpleQueue
 from typing import Generic, Protocol, TypeVar
 
 from worker.catalogue import CatalogueError
-from worker.jobs.running_job import RunningJob
+from worker.context import JobContext
+from worker.jobs.running_job import Requeue, RunningJob
+from worker.storage.durations_and_sizes import duration_text
 
 ItemT = TypeVar("ItemT")
 DoneT = TypeVar("DoneT")
@@ -79,6 +81,13 @@ def in_another_order(items: Sequence[PathT], job: RunningJob) -> Sequence[PathT]
     if job.snoozed_since is None:
         return items
     return sorted(items, key=lambda each: hash((each.path, job.fence)))
+
+
+def out_of_time(context: JobContext, job: RunningJob) -> Requeue:
+    """Return what requeues a page of a batch that has had no time for all of its objects."""
+    return Requeue(
+        f"job {job.id} is requeued: its page ran for {duration_text(context.settings.page.time)}, and others wait"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,8 @@ from worker.artifacts.artifact_copies import (
 )
 from worker.artifacts.batch_lists import ListedFile
 from worker.artifacts.lock_artifacts_for_job import locked
-from worker.artifacts.page_runner import GROUP, in_another_order
-from worker.artifacts.per_store import check_beside_bytes, is_refused, most_retryable
+from worker.artifacts.page_runner import GROUP, in_another_order, out_of_time
+from worker.artifacts.per_store import PLACED, check_beside_bytes, first_of, is_refused, most_retryable
 from worker.artifacts.sources import open_source
 from worker.artifacts.waiting_uploads import closed_stores, lacking
 from worker.catalogue import Artifact, FinishedCopy, Group, NewVersion, Page, PageOutcome, Recorded, Superseded
@@ -109,6 +109,7 @@ class UploadPage:
 
         Raises:
             Snooze: a store takes no job now; the others have their copies, and outcomes and copies are recorded.
+            Requeue: there was no time for all files.
         """
         stores = stores_of(self.request, [files[number] for number in self.page.open], self.context)
         wanted = [_Item(number, files[number], of) for number, of in zip(self.page.open, stores, strict=True)]
@@ -132,6 +133,8 @@ class UploadPage:
         if self.closed and self.page.open:
             raise min(self.closed.values(), key=lambda error: error.seconds)
         self._leave(self.refused)
+        if not self.in_time:
+            raise out_of_time(self.context, self.job)
         return self.page
 
     def _without_waiting(self, items: list[_Item]) -> list[_Item]:
@@ -285,7 +288,7 @@ class UploadPage:
 
     def _leave(self, items: Sequence[_Item]) -> None:
         if items:
-            self._save([PageOutcome(item.number, item.path, item.file.size, "left", left=True) for item in items])
+            self._save([PageOutcome.leaves(item.number, item.path, item.file.size) for item in items])
 
     def _save(self, outcomes: Sequence[PageOutcome], finished: Sequence[FinishedCopy] = ()) -> None:
         group = Group(outcomes, finished=finished, not_kept=self.not_kept)
@@ -366,6 +369,5 @@ def _outcome(item: _Item) -> PageOutcome:
         return PageOutcome(item.number, item.path, item.file.size, "failed", str(error))
     if error is not None:  # it is tried again in a job of its own, which tells what is wrong
         logger.warning("%s leaves its page: %s", item.path, error)
-        return PageOutcome(item.number, item.path, item.file.size, "left", left=True)
-    outcome = next((word for word in ("repaired", "stored") if word in item.outcomes), "already_there")
-    return PageOutcome(item.number, item.path, item.file.size, outcome)
+        return PageOutcome.leaves(item.number, item.path, item.file.size)
+    return PageOutcome(item.number, item.path, item.file.size, first_of(PLACED, item.outcomes))

@@ -124,7 +124,7 @@ class VerifyPage:
                 if error.store is None:
                     raise
                 self._closed[error.store] = error  # the copies in other stores are read
-        self._job.advance(sum(copy.digest.size for copy in part))
+        self._job.advance(sum(copy.size for copy in part))
 
     def _read_again(self, part: Sequence[PageCopy]) -> Iterator[tuple[PageCopy, Verification | None]]:
         for copy in part:
@@ -140,8 +140,8 @@ class VerifyPage:
             return None
         seen = ArtifactJob(self._context, self._job, artifact).confirm(known)
         if seen is not None and seen.verdict not in BAD:
-            what = "%s: %s/%s is %s at the second read, and was bad at the first one"
-            logger.warning(what, copy.store, copy.bucket, copy.key, seen.verdict)
+            what = "%s: %s is %s at the second read, and was bad at the first one"
+            logger.warning(what, copy.store, copy.path, seen.verdict)
         return seen
 
     def _record(self, seen: Sequence[tuple[PageCopy, Verification | None]]) -> None:
@@ -168,7 +168,7 @@ class VerifyPage:
         retry_at = None
         if seen.verdict is not Verdict.VERIFIED:
             level = logging.INFO if seen.verdict is Verdict.ARCHIVED else logging.ERROR
-            logger.log(level, "%s: %s/%s is %s: %s", copy.store, copy.bucket, copy.key, seen.verdict, seen.detail)
+            logger.log(level, "%s: %s is %s: %s", copy.store, copy.path, seen.verdict, seen.detail)
             retry_at = asked_again_at(seen.verdict, self._context.settings.sweep.verify.period_of(copy.store), now)
         return VerdictRow(
             copy.id, self._job.id, copy.store, copy.bucket, copy.key, copy.version, str(seen.verdict),

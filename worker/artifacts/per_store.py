@@ -1,6 +1,6 @@
 """Do the same for several stores; an error of one does not stop the others."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from worker.limits.limited_store import LimitedStore
@@ -8,6 +8,9 @@ from worker.limits.snooze import Snooze
 from worker.storage.errors import REFUSALS, PermanentError, SizeMismatch, StorageError, TransientError
 from zot_artifact_client.contract import KeptBesideBytes
 
+PLACED = ("repaired", "stored", "already_there")
+DELETED = ("deleted", "already_gone")
+"""The outcomes of copies, in the order in which `first_of` takes them."""
 _IN_A_ROW = 5
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -60,6 +63,11 @@ def check_size(size: int, stores: Iterable[LimitedStore], what: str) -> None:
 def is_refused(error: Exception | None) -> bool:
     """Return whether a store has refused an object, and may refuse all of them until an operator acts."""
     return isinstance(error, REFUSALS) and error.store is not None
+
+
+def first_of(order: Sequence[str], words: Collection[str]) -> str:
+    """Return the outcome of an object whose copies have these outcomes: the first in this order, or its last."""
+    return next((word for word in order if word in words), order[-1])
 
 
 class SingleFailures:

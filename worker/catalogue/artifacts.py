@@ -312,12 +312,6 @@ class Artifacts:
             count, size = connection.execute(query).one()
         return count, int(size)  # PostgreSQL adds up to a Decimal
 
-    def sizes(self, paths: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int]:
-        """Return the sizes of the current versions under these keys, of those that there are."""
-        with self._database.read() as connection:
-            found = {path: current_version(connection, *path) for path in paths}
-        return {path: artifact.digest.size for path, artifact in found.items() if artifact}
-
     def currents(self, paths: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Artifact]:
         """Return the current versions under these keys, of those that there are."""
         with self._database.read() as connection:

@@ -79,6 +79,14 @@ class PageCopy(NamedTuple):
     version: int
     digest: Digest
 
+    @property
+    def path(self) -> str:
+        return f"{self.bucket}/{self.key}"
+
+    @property
+    def size(self) -> int:
+        return self.digest.size
+
 
 class PageOutcome(NamedTuple):
     """The outcome of one object of a page, in one word.
@@ -92,6 +100,11 @@ class PageOutcome(NamedTuple):
     outcome: str
     failure: str | None = None
     left: bool = False
+
+    @classmethod
+    def leaves(cls, id_: int, path: str, size: int) -> Self:
+        """Return that an object leaves its page."""
+        return cls(id_, path, size, "left", left=True)
 
 
 @dataclass(frozen=True, slots=True)
