@@ -167,28 +167,30 @@ def step(request: BatchRequest, context: JobContext, job: RunningJob, messages: 
     items = context.catalogue.batches.in_flight(job.id)
     running = [item for item in items if not item.state.terminal]
     most = request.in_flight or context.settings.batch.in_flight
-    ended, left = list[EndedItem](), list[ObjectJob]()
+    ended, left, open_pages = list[EndedItem](), list[ObjectJob](), list[str]()
     for item in items:
         full = len(running) + len(left) >= most  # what has left more pages waits for a later step
         if item.state.terminal and not (full and item.kind == PAGE.kind):
             ended.append(_ended(request, context, item))
             left += ended[-1].left
-    counted_jobs = {each.outcome.item.job for each in ended}
+        elif item.kind == PAGE.kind:
+            open_pages.append(item.job)
+    objects, size = context.catalogue.pages.progress_of(open_pages)
+
     planned = _next(request, context, before, room=most - len(running) - len(left))
     new = [
         _new_item(request, before, number, each)
         for number, each in enumerate([*left, *planned.found], before.planned + 1)
     ]
     lost = _lost(messages, running)
-    others = [item.job for item in items if item.kind == PAGE.kind and item.job not in counted_jobs]
-    objects, size = context.catalogue.pages.progress_of(others)
-    now = clock.now()
-    every = context.settings.batch.step
+
+    now, every = clock.now(), context.settings.batch.step
     wait = min(every, _rest(before, ended, objects, now)) if ended or planned.found or objects else every * _IDLE
     kind = BatchItemKind(request.verb, QUEUE.value, now + UNSEEN if lost is None else None)
     cursor = _with_not_kept(planned.cursor, [each.outcome.item for each in ended])
     changes = BatchChanges([each.outcome for each in ended], new, cursor, planned.exhausted, now + wait)
     after = context.catalogue.batches.advance(before, kind, changes, now)
+
     again = {item.job: (item.kind, item.request) for item in lost or ()}
     _send(messages, job, again | {item.job: (item.kind or request.verb, item.request) for item in new})
     job.publish_progress(_progress(request, after, objects, size))
