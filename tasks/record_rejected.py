@@ -7,7 +7,7 @@ from kombu.exceptions import OperationalError
 from redis import RedisError
 
 from worker import clock
-from worker.catalogue import CatalogueUnavailable, JobRecord
+from worker.catalogue import CatalogueUnavailable, JobRecord, NewerCatalogue
 from worker.context import Context, current
 from worker.intake.message_filter import RECORD_TASK, rules_for, send_record
 from worker.intake.message_rules import check_message
@@ -61,7 +61,7 @@ def _record(self: Task, job: str, task: str, type_: str, message: str) -> None:
             failed = JobFailed(message, type_, JobState.REFUSED.value, 0)
             self.backend.mark_as_failure(job, failed, request=fenced_request(refused))
             outbox.taken(job)
-    except (CatalogueUnavailable, RedisError, OperationalError, OSError) as error:
+    except (CatalogueUnavailable, NewerCatalogue, RedisError, OperationalError, OSError) as error:
         raise sent_again(self, _WAIT, error, has_due=False) from error
 
 

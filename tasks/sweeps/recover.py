@@ -11,7 +11,7 @@ from celery import Celery, Task, shared_task
 from tasks.batch import end_batch_items
 from tasks.page import split_dead_pages
 from worker import clock
-from worker.catalogue import CatalogueUnavailable, JobRecord
+from worker.catalogue import CatalogueError, CatalogueUnavailable, JobRecord
 from worker.context import Context, current
 from worker.counted import counted
 from worker.intake.catalogue_of_broker import OtherCatalogue, check_owner_in
@@ -189,6 +189,6 @@ def recover_task(task: Task) -> dict[str, int]:
     """Recover, every few seconds. It writes no row in the ledger: there would soon be more of these than of jobs."""
     try:
         return recover(current(), task.app).model_dump(mode="json")
-    except (CatalogueUnavailable, OtherCatalogue) as error:
+    except (CatalogueError, OtherCatalogue) as error:
         logger.warning("jobs are not recovered for now: %s", error)
         return {}

@@ -113,7 +113,8 @@ def artifact_task(
                 with _transient_faults_are_unavailable():
                     context = current()
                     check_owner_late(context.settings, context.catalogue.identity)
-            except (CatalogueUnavailable, OtherCatalogue, Unavailable) as error:  # at the first job of a process
+            except (CatalogueError, OtherCatalogue, Unavailable) as error:  # at the first job of a process
+                # A catalogue that is newer than this worker, or damaged, says nothing about the job either.
                 logger.warning("job %s waits: %s", task.request.id, error)
                 raise sent_again(task, _MAX_WAIT, error, has_due=False) from error
             result = Delivery(task, spec, context, writes=writes, at_end=at_end).handle(work, args, kwargs)

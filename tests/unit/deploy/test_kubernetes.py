@@ -90,13 +90,17 @@ def test_every_object_meets_the_schema_of_kubernetes(rendered: Rendered) -> None
 
 
 def test_every_program_has_a_deployment(rendered: Rendered) -> None:
-    """Workers, sweepers, beat and the exporter run in each overlay; of beat there is exactly one at any time."""
+    """Workers, sweepers, beat and the exporter run in each overlay; of beat there is exactly one at any time.
+
+    No old worker runs beside a new one, which migrates the catalogue.
+    """
     deployments = rendered.of("Deployment")
     assert deployments.keys() == PROGRAMS[rendered.overlay]
     for alone in ("zot-beat", "zot-flower"):
         if alone in deployments:
             spec = deployments[alone]["spec"]
             assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
+    assert {deployments[name]["spec"]["strategy"]["type"] for name in ("zot-worker", "zot-sweeper")} == {"Recreate"}
     commands = {name: container["command"] for name, _, container in rendered.pods() if name in deployments}
     assert [commands[f"zot-{role}"][7] for role in ("worker", "sweeper")] == ["interactive,transfer", "sweep"]
     assert {command[1] for command in commands.values() if command[0] == "zot-artifacts"} <= COMMANDS.keys()

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import os
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
@@ -15,6 +16,8 @@ from celery import Celery, Signature
 from celery.exceptions import Ignore, Reject, Retry
 from kombu.exceptions import OperationalError
 
+import tasks.sweeps.recover
+import tasks.verify  # noqa: F401 - it registers the task
 from worker.catalogue import CatalogueUnavailable, Ledger
 from worker.context import Context, JobContext
 from worker.jobs import heartbeats
@@ -24,7 +27,7 @@ from worker.jobs.task import Delivery
 from worker.limits.snooze import Snooze
 from worker.settings import Settings
 from worker.storage.errors import PermanentError, Unavailable
-from zot_artifact_client.contract import VERIFY, JobState, VerifyRequest, VerifyResult
+from zot_artifact_client.contract import SWEEP_RECOVER, VERIFY, JobState, VerifyRequest, VerifyResult
 from zot_artifact_client.errors import JobFailed
 from zot_artifact_client.idempotency_conflicts import compare, digest_of, replace_digest
 
@@ -168,6 +171,27 @@ def test_a_job_that_meets_a_transient_fault_is_tried_again(context, task, error,
     with pytest.raises((Retry, JobFailed)):
         Delivery(task, VERIFY, context, writes=False, at_end=None).handle(meet, (), FIELDS)
     assert context.catalogue.ledger.get("job-1").state == state
+
+
+@pytest.mark.parametrize("damage", ["UPDATE alembic_version SET version_num = '9999'", "DELETE FROM alembic_version"])
+def test_a_process_that_cannot_use_the_catalogue_fails_no_job(context, monkeypatch, damage):
+    """A worker that is older than the catalogue, or finds it damaged, leaves its jobs to others.
+
+    It may start a process while another worker has migrated the catalogue already.
+    """
+    settings = context.settings
+    with closing(sqlite3.connect(settings.home / "catalogue.sqlite3")) as database, database:
+        database.execute(damage)
+    monkeypatch.setattr("worker.jobs.task.current", lambda: Context.open(settings))
+    monkeypatch.setattr("tasks.sweeps.recover.current", lambda: Context.open(settings))
+    with Celery(broker="memory://", set_as_current=False) as app:
+        app.finalize()
+        verify = app.tasks[VERIFY.name]
+        verify.push_request(id="job-1", delivery_info={"routing_key": "transfer"}, called_directly=False, retries=0)
+        with pytest.raises(Retry):
+            verify.run(**FIELDS)
+        verify.pop_request()
+        assert app.tasks[SWEEP_RECOVER.name].run() == {}
 
 
 @pytest.mark.parametrize("meets", [(Delivery, "_was_cancelled"), (Ledger, "acquire"), (RunningJob, "__init__")])
