@@ -154,8 +154,7 @@ class _Delete:
             if records is not None:
                 records.deleted.extend(copies)
             else:
-                for copy in copies:
-                    artifacts.delete_copy(copy)
+                artifacts.delete_copies(copies)
             return DeletedCopy(store=store, outcome="deleted" if deleted else "already_gone")
 
         deleted = for_each_store(stores, delete_from)

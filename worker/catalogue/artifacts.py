@@ -461,10 +461,6 @@ class Artifacts:
                 for artifact, store in wanted:
                     ensure_copy(connection, artifact, store)
 
-    def delete_copy(self, copy: Copy) -> None:
-        """Record that a copy was deleted on request."""
-        self.delete_copies([copy])
-
     def delete_copies(self, deleted: Sequence[Copy]) -> None:
         """Record that copies were deleted on request, in one transaction."""
         if deleted:

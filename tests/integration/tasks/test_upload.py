@@ -195,7 +195,7 @@ def test_a_copy_that_a_killed_job_had_finished_is_found_and_kept(run, source, st
     run(upload, request(source(b"release one")))
     artifact = context.catalogue.artifacts.current("releases", "app.tgz")
     for copy in context.catalogue.artifacts.copies(artifact).values():
-        context.catalogue.artifacts.delete_copy(copy)
+        context.catalogue.artifacts.delete_copies([copy])
     inode = stored("primary").stat().st_ino
 
     again = run(upload, request(source(b"release one")))

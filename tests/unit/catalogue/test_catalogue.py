@@ -261,7 +261,7 @@ def test_copies_that_were_not_read_within_the_period_are_counted(catalogue):
     copies = [catalogue.artifacts.copies(artifact)["dr"] for artifact in old]
     finding = Finding("job-1", "dr", old[2], "unreadable")
     catalogue.verifications.record(finding, copies[2], tag=None, now=now, retry_at=now + timedelta(hours=1))
-    catalogue.artifacts.delete_copy(copies[3])
+    catalogue.artifacts.delete_copies([copies[3]])
     assert catalogue.sweep_claims.overdue("dr", period=PERIOD, now=now) == 2
     assert catalogue.sweep_claims.overdue("dr", period=3 * PERIOD, now=now) == 0
 
@@ -397,7 +397,7 @@ def test_recording_again_begins_only_the_copies_that_are_not_there(catalogue):
     artifact = stored(catalogue)
     catalogue.artifacts.record("releases", "app.tgz", DIGEST, {}, clock.now(), stores=["dr"])
     assert catalogue.artifacts.copies(artifact)["dr"].state == "stored"
-    catalogue.artifacts.delete_copy(catalogue.artifacts.copies(artifact)["dr"])
+    catalogue.artifacts.delete_copies([catalogue.artifacts.copies(artifact)["dr"]])
     catalogue.artifacts.record("releases", "app.tgz", DIGEST, {}, clock.now(), stores=["dr"])
     assert catalogue.artifacts.copies(artifact)["dr"].state == "writing"
 
@@ -406,7 +406,7 @@ def test_a_late_write_begins_no_copy_that_is_known_or_was_deleted_from_its_store
     """A delete can still be undone with the copy that is there, and nothing replicates to where a copy was deleted."""
     deleted, current = stored(catalogue, "a"), stored(catalogue, "b")
     catalogue.artifacts.tombstone(deleted, clock.now())
-    catalogue.artifacts.delete_copy(catalogue.artifacts.copies(current)["dr"])
+    catalogue.artifacts.delete_copies([catalogue.artifacts.copies(current)["dr"]])
     catalogue.artifacts.note_late_writes([deleted, current], "dr")
     assert [catalogue.artifacts.copies(each)["dr"].state for each in (deleted, current)] == ["stored", "deleted"]
 

@@ -38,7 +38,7 @@ def test_the_coverage_tells_read_never_read_and_unreadable_apart(catalogue):
     assert found.oldest_read_at == now - PERIOD - timedelta(days=1)
     [late] = catalogue.coverage.overdue("dr", period=PERIOD, now=now, limit=5)
     assert (late.key, late.since) == ("stale", found.oldest_read_at)
-    catalogue.artifacts.delete_copy(catalogue.artifacts.copies(new)["dr"])
+    catalogue.artifacts.delete_copies([catalogue.artifacts.copies(new)["dr"]])
     assert catalogue.coverage.of("dr", period=PERIOD, recent=RECENT, now=now).never == 1
 
 

@@ -68,13 +68,13 @@ def test_a_write_and_a_delete_resolve_the_findings_of_the_copy(catalogue):
     catalogue.artifacts.finish_copy(of["written"], "dr", tag="2", evidence={}, now=now)
     newer = catalogue.artifacts.record("releases", "replaced", Digest(1, "b" * 64), {}, now, stores=["dr"]).artifact
     catalogue.artifacts.finish_copy(newer, "dr", tag="2", evidence={}, now=now)
-    catalogue.artifacts.delete_copy(catalogue.artifacts.copies(of["deleted"])["dr"])
+    catalogue.artifacts.delete_copies([catalogue.artifacts.copies(of["deleted"])["dr"]])
     how = {each.key: each.how for each in catalogue.findings.page(resolved=True)}
     assert how == {
         "written": "written", "replaced": "replaced by version 2", "deleted": "deleted",
         "forgotten": None, "kept": None,
     }  # fmt: skip
-    catalogue.artifacts.delete_copy(catalogue.artifacts.copies(of["kept"])["primary"])
+    catalogue.artifacts.delete_copies([catalogue.artifacts.copies(of["kept"])["primary"]])
     assert kinds(catalogue) == [("corrupt", "dr", "forgotten"), ("corrupt", "dr", "kept")]
     catalogue.store_records.forget("dr", dry_run=False, force=True)
     assert kinds(catalogue) == []
@@ -114,7 +114,7 @@ def test_what_was_lost_is_resolved_by_a_write_a_newer_version_or_a_delete(catalo
 def test_a_sweep_finds_what_became_lost_without_a_verdict(catalogue, artifact):
     """A delete of the last good copy leaves a lost artifact, which `see_lost` opens once."""
     judged(catalogue, artifact, "dr", "corrupt")
-    catalogue.artifacts.delete_copy(catalogue.artifacts.copies(artifact)["primary"])
+    catalogue.artifacts.delete_copies([catalogue.artifacts.copies(artifact)["primary"]])
     assert kinds(catalogue, kind=FindingKind.LOST) == []
     for _ in range(2):
         assert catalogue.findings.see_lost(["primary", "dr"], now=clock.now(), limit=10) == 1

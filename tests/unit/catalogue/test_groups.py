@@ -57,7 +57,7 @@ def test_a_group_of_verdicts_is_chained_and_updates_its_copies(catalogue):
 def test_a_verdict_changes_no_copy_that_was_deleted_or_superseded_while_it_was_read(catalogue, verdict):
     """The verdict is in the log; the copy stays deleted or superseded, and no finding is opened about it."""
     read = outcomes(catalogue, ["deleted", "superseded"], verdict=verdict)
-    catalogue.artifacts.delete_copy(read[0].copy)
+    catalogue.artifacts.delete_copies([read[0].copy])
     stored(catalogue, "superseded", digest=Digest(11, "b" * 64))
     before = [catalogue.artifacts.copies(each.finding.artifact)["dr"] for each in read]
     record(catalogue, read)

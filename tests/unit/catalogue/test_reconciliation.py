@@ -51,7 +51,7 @@ def test_the_copies_of_a_bucket_are_read_in_pages_by_key(catalogue, monkeypatch)
     monkeypatch.setattr(reconciliation, "_PAGE", 2)
     for key in ("b", "Z", "é", "a/1", "a"):
         copied(catalogue, key, "dr")
-    catalogue.artifacts.delete_copy(catalogue.artifacts.copies(copied(catalogue, "gone", "dr"))["dr"])
+    catalogue.artifacts.delete_copies([catalogue.artifacts.copies(copied(catalogue, "gone", "dr"))["dr"]])
     copied(catalogue, "elsewhere", "primary")
     read = catalogue.reconciliations.recorded
     assert [each.key for each in read("dr", "releases", "", "")] == ["Z", "a", "a/1", "b", "é"]

@@ -17,7 +17,7 @@ def copied(catalogue, key, *stores):
 def three(catalogue):
     """Return one artifact in both stores, one only in the old one, and one deleted there."""
     gone = copied(catalogue, "gone", "old", "new")
-    catalogue.artifacts.delete_copy(catalogue.artifacts.copies(gone)["old"])
+    catalogue.artifacts.delete_copies([catalogue.artifacts.copies(gone)["old"]])
     return copied(catalogue, "both", "old", "new"), copied(catalogue, "only", "old"), gone
 
 
