@@ -74,9 +74,7 @@ class Outbox:
             with self._redis() as client:
                 if client is None:
                     return
-                with client.pipeline(transaction=False) as pipeline:  # one round trip
-                    _remove(pipeline, job_id, queue)
-                    pipeline.execute()
+                _remove(client, job_id, queue)
         except (redis.RedisError, OSError) as error:
             logger.warning("job %s stays in the outbox for now: %s", job_id, type(error).__name__)
 
@@ -202,12 +200,14 @@ def redis_of_broker(app: Celery) -> Iterator[Any]:
         yield getattr(channel, _CLIENT)
 
 
-def _remove(pipeline: Any, job_id: str | bytes, queue: str | None) -> None:
+def _remove(client: Any, job_id: str | bytes, queue: str | None) -> None:
     messages, resends, *orders = keys_of_taken(queue)
-    pipeline.hdel(messages, job_id)
-    pipeline.hdel(resends, job_id)
-    for order in orders:
-        pipeline.zrem(order, job_id)
+    with client.pipeline(transaction=False) as pipeline:  # one round trip
+        pipeline.hdel(messages, job_id)
+        pipeline.hdel(resends, job_id)
+        for order in orders:
+            pipeline.zrem(order, job_id)
+        pipeline.execute()
 
 
 def outgoing_in(client: Any, job_id: str, message: bytes | None) -> Outgoing | None:
@@ -261,31 +261,22 @@ def _resend_page(client: Any, queue: str, known: Known, after: timedelta, kept: 
         client.hdel(RESENDS, *absent)
     garbage = len(absent)
     for (name, since), message, count in zip(entries, messages, resends, strict=True):
-        if message is None:
-            continue
-        again = _again(message)
-        if readable.get(name) in stay:
+        if message is None or readable.get(name) in stay:
             continue
         if readable.get(name) in done:
-            again = None
-        elif name not in readable or again is None:
+            _remove(client, name, queue)
+        elif name not in readable or (again := _again(message)) is None:
             _reject(client, queue, name, message)
-            again = None
+            _remove(client, name, queue)
             garbage += 1
-        elif now - since < after.total_seconds() * 2 ** _count(count):
-            continue
-        with client.pipeline(transaction=True) as pipeline:
-            if again is None:
-                _remove(pipeline, name, queue)
-            else:
+        elif now - since >= after.total_seconds() * 2 ** _count(count):
+            with client.pipeline(transaction=True) as pipeline:
                 pipeline.zadd(order, {name: time.time()})
                 pipeline.hset(RESENDS, name, _count(count) + 1)  # HINCRBY would fail at a value that is no number
                 pipeline.lpush(queue, again)
-                logger.warning(
-                    "job %s: its message was lost, or its worker does not start it: sent again", name.decode()
-                )
-                sent += 1
-            pipeline.execute()
+                pipeline.execute()
+            logger.warning("job %s: its message was lost, or its worker does not start it: sent again", name.decode())
+            sent += 1
     return sent, garbage
 
 
@@ -303,10 +294,10 @@ def _return_unacked(client: Any, known: Known, after: timedelta) -> int:
     return sent
 
 
-def _again(message: bytes | None) -> str | None:
+def _again(message: bytes) -> str | None:
     """Return the message with another delivery tag, or None if it cannot be read."""
     try:
-        return None if message is None else with_new_delivery_tag(message.decode())
+        return with_new_delivery_tag(message.decode())
     except _GARBAGE:
         return None
 
