@@ -57,6 +57,36 @@ def test_artifacts_of_before_belong_to_the_stores_that_their_upload_named(catalo
     catalogue.close()
 
 
+def test_dead_pages_of_before_whose_objects_are_jobs_are_no_dead_letters(catalogue_url, monkeypatch):
+    """An earlier version left them dead for good; those that a redrive still continues stay."""
+    engine, now = open_engine(catalogue_url), clock.now()
+    _make_tables(engine, "0036", monkeypatch)
+    job = sa.text(
+        "INSERT INTO jobs (id, kind, request, state, attempts, fence, created_at, crashes, parent)"
+        " VALUES (:id, :kind, :request, :state, 1, 1, :at, 0, :parent)"
+    ).bindparams(sa.bindparam("at", type_=sa.DateTime(timezone=True)))
+    claim = '{"verb": "verify", "claim": {"store": "dr"}}'
+    rows = {
+        "done": ("batch", "{}", "succeeded", None), "open": ("batch", "{}", "running", None),
+        "done.1": ("page", "{}", "dead", "done"), "done.2": ("verify", "{}", "dead", "done"),
+        "open.1": ("page", "{}", "dead", "open"), "sweep": ("sweep.verify", "{}", "succeeded", None),
+        "sweep.1": ("page", claim, "dead", "sweep"), "sweep.2": ("page", claim, "dead", "sweep"),
+    }  # fmt: skip
+    with engine.begin() as connection:
+        for id_, (kind, request, state, parent) in rows.items():
+            connection.execute(
+                job, {"id": id_, "kind": kind, "request": request, "state": state, "parent": parent, "at": now}
+            )
+        progress = {"open": [1], "bytes": 0, "outcomes": {}, "failures": [], "left": []}
+        connection.execute(sa.insert(tables.pages).values(job="sweep.2", **progress))
+    engine.dispose()
+    catalogue = Catalogue(catalogue_url)
+    states = catalogue.ledger.states([id_ for id_, (kind, *_) in rows.items() if kind in {"page", "verify"}])
+    catalogue.close()
+    assert {id_ for id_, state in states.items() if state == "failed"} == {"done.1", "sweep.1"}
+    assert {id_ for id_, state in states.items() if state == "dead"} == {"done.2", "open.1", "sweep.2"}
+
+
 def test_copies_of_before_are_due_from_their_last_read(catalogue_url, monkeypatch):
     """Copies that were read long ago, or never, are due after the migration; those just read, or deleted, are not.
 
