@@ -269,9 +269,8 @@ class TestAnswersAboutOneObject:
         with pytest.raises(StorageError, match="far: releases/app"):
             faulty.stat_object(BUCKET, "app")
 
-    @pytest.mark.parametrize("cloud", ["gcs", "azure"], indirect=True)  # S3 tells of a copy only its version
-    def test_copy_that_is_another_object(self, through: Callable[..., tuple[Store, Store]]) -> None:
-        """A copy in the quarantine counts only if the store says that it has the bytes of the original."""
+    def test_copy_that_is_another_object(self, through: Callable[..., tuple[Store, Store]], cloud: str) -> None:
+        """A copy in the quarantine counts only if the store says that it has the bytes, or the size, that it should."""
         aside = _of("quarantine", "GET", "HEAD", "POST")
         other = digest_of(b"other").sha256
 
@@ -279,7 +278,7 @@ class TestAnswersAboutOneObject:
             if not aside(request):
                 return None
             if request.method == "HEAD":
-                return Header("x-ms-meta-sha256", other)
+                return Header("Content-Length", "4") if cloud == "s3" else Header("x-ms-meta-sha256", other)
             return Rewrite(lambda body: body.replace(digest_of(b"hello").sha256.encode(), other.encode()))
 
         direct, faulty = through(fault)
@@ -708,7 +707,7 @@ class TestAcceptedAndNotDone:
         completes = _of("app?uploadId=", "POST")
         direct, faulty = through(lambda request: lies.pop() if lies and completes(request) else None)
         opened.append(direct)
-        with pytest.raises(Conflict, match="far: releases/app: the store accepted the upload and has no object"):
+        with pytest.raises(Conflict, match="far: releases/app: the store accepted the write and has no object"):
             faulty.write_object(BUCKET, "app", source(some_bytes(PART + 1)))
         with pytest.raises(Unavailable, match=f"made an object of {PART} bytes of {PART + 1}"):
             faulty.write_object(BUCKET, "app", source(some_bytes(PART + 1)))

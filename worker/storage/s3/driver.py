@@ -40,7 +40,14 @@ from worker.storage.driver import (
     StaleUpload,
     WriteInfo,
 )
-from worker.storage.errors import NotFound, PermanentError, PreconditionFailed, StorageError, UnexpectedAnswer
+from worker.storage.errors import (
+    NotFound,
+    PermanentError,
+    PreconditionFailed,
+    StorageError,
+    Unavailable,
+    UnexpectedAnswer,
+)
 from worker.storage.exception_boundary import exception_boundary
 from worker.storage.s3.check_free_keys_by_listing import FreeKeys
 from worker.storage.s3.errors import code_of, is_missing, translate, translated, was_repeated
@@ -248,8 +255,12 @@ class S3Driver(CloudDriver):
         )
         upload, original = self._carried_out(write), self._address(bucket, key)
         if found.size > MAX_COPY:
-            return upload.copy(original, found.version, self._copy_part, between=lambda: None)
-        return upload.copy_whole(original, found.version)
+            made = upload.copy(original, found.version, self._copy_part, between=lambda: None)
+        else:
+            made = upload.copy_whole(original, found.version)
+        if made.size != found.size:
+            raise Unavailable(f"{self._name}: {to_bucket}/{to_key}: the store says that the copy is another object")
+        return made
 
     def _tags_for_parts(self, bucket: str, key: str, source: "HeadObjectOutputTypeDef") -> str | None:
         """Return the tags of an object that is copied in parts: only a copy in one request has them by itself.

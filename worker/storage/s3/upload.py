@@ -233,19 +233,27 @@ class Upload:
             return [Part(row["PartNumber"], row["Size"], _tag(row)) for page in pages for row in page.get("Parts", [])]
 
     def complete(self, upload_id: str, parts: list[Part]) -> ObjectStat:
-        """Make the object of these parts, and return its stat as the store has it, in case it has another size."""
+        """Make the object of these parts; its stat has the size that the store says."""
         completed = [_completed(part) for part in parts]
-        stat = self._commit(
+        return self._as_found(
             lambda: self._patient.complete_multipart_upload(
                 **self._write.address, **self._conditions(), UploadId=upload_id, MultipartUpload={"Parts": completed}
             )
         )
+
+    def _as_found(self, send: Callable[[], Any]) -> ObjectStat:
+        """Commit an object whose bytes are not in the request, and return what the store then says of it.
+
+        Raises:
+            Conflict: there is no object.
+        """
+        stat = self._commit(send)
         try:
             found = self._found()
         except StorageError:
             return stat
         if found is None:
-            said = f"{self._origin.store}: {self._write.what}: the store accepted the upload and has no object"
+            said = f"{self._origin.store}: {self._write.what}: the store accepted the write and has no object"
             raise Conflict(said)
         # Some stores answer with another ETag than they keep.
         return found.stat if found.writer == self._write.writer else stat
@@ -256,7 +264,10 @@ class Upload:
             self._client.abort_multipart_upload(**self._write.address, UploadId=upload_id)
 
     def copy_whole(self, source: Address, version: str) -> ObjectStat:
-        """Make the object of exactly this version of `source` in one request, which takes up to 5 GiB."""
+        """Make the object of exactly this version of `source` in one request, which takes up to 5 GiB.
+
+        Its stat has the size that the store says.
+        """
         if self._write.condition:
             self.check_condition()  # many stores ignore the condition of this request
 
@@ -272,7 +283,7 @@ class Upload:
             )
             return {**reply["CopyObjectResult"], "ResponseMetadata": reply["ResponseMetadata"]}
 
-        return self._commit(copy)
+        return self._as_found(copy)
 
     def copy(
         self, source: Address, version: str, part_size: int, *, between: Between, begun: OnUpload = lambda _id: None
