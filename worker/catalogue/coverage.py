@@ -8,6 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from worker import clock
 from worker.catalogue.artifacts import FIRST_READS, SPREADS
 from worker.catalogue.database import Database
 from worker.catalogue.records import BAD, OPEN_STATES, WAITING_STATES, CopyState
@@ -293,16 +294,18 @@ class CoverageQueries:
         found = [FailedJobs(type_ or "unknown", store, count, first) for type_, store, count, first in rows]
         return sorted(found, key=lambda each: (-each.count, each.error, each.store or ""))
 
-    def last_runs(self, kinds: Sequence[str]) -> dict[str, LastRun]:
+    def last_runs(self, kinds: Sequence[str], *, now: datetime) -> dict[str, LastRun]:
         """Return the last run of each of these kinds of sweep that has left a row in the ledger.
 
         A run of a single store or prefix, by hand, says nothing about the others, and counts only if there is no other.
+        So does one of a clock that was ahead: it would hide the runs since that was put right.
         """
         found = {}
         with self._database.read() as connection:
             for kind in kinds:
                 latest = sa.select(jobs).where(jobs.c.kind == kind, SWEEPS).order_by(jobs.c.created_at.desc())
-                rows = connection.execute(latest.limit(_LATEST_RUNS)).all()
+                begun = latest.where(jobs.c.created_at <= now + clock.SKEW).limit(_LATEST_RUNS)
+                rows = connection.execute(begun).all() or connection.execute(latest.limit(_LATEST_RUNS)).all()
                 if rows:
                     row = next((each for each in rows if not _is_narrowed(each.request)), rows[0])
                     found[kind] = LastRun(row.id, row.state, row.started_at, row.finished_at, row.result, row.error)

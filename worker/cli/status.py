@@ -120,7 +120,8 @@ def document_of(session: Session) -> dict[str, Any]:
         repairs, dead = catalogue.coverage.jobs()
         failed = failing.result()
         findings = sorted(_findings(session, stores, now), key=lambda each: (_RANK.index(each.kind), each.store or ""))
-        runs = catalogue.coverage.last_runs([spec.kind for spec in TASKS.values() if spec.kind.startswith("sweep.")])
+        sweeps = [spec.kind for spec in TASKS.values() if spec.kind.startswith("sweep.")]
+        runs = catalogue.coverage.last_runs(sweeps, now=now)
         broken = breakers.result()
         waiting = catalogue.coverage.waiting_jobs()
         for row in stores:

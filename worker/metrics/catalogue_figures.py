@@ -110,7 +110,7 @@ class LedgerFigures:
         schedule = beat_schedule(self._settings)
         every: list[Sample] = [((_sweep(kind),), entry["schedule"].total_seconds()) for kind, entry in schedule.items()]
         yield gauge("sweep_interval_seconds", "How often beat starts a sweep.", every, ["sweep"])
-        runs = catalogue.coverage.last_runs([kind for kind in KINDS if kind.startswith("sweep.")])
+        runs = catalogue.coverage.last_runs([kind for kind in KINDS if kind.startswith("sweep.")], now=clock.now())
         began: list[Sample] = [
             ((_sweep(kind),), run.started_at.timestamp()) for kind, run in runs.items() if run.started_at
         ]

@@ -307,7 +307,7 @@ def test_no_question_about_a_store_reads_the_whole_table(sqlite_catalogue, monke
         sorts = [each for each in plans[unsorted:] if each.startswith("USE TEMP B-TREE")]
         assert sorts == [], "each group would sort all copies of the store, or all jobs"
         found.jobs()
-        found.last_runs(["sweep.verify"])
+        found.last_runs(["sweep.verify"], now=clock.now())
         figures = catalogue.figures
         figures.open_jobs()
         figures.dead_letters()

@@ -363,22 +363,30 @@ def test_jobs_that_a_store_refused_are_open_for_a_day(catalogue: Catalogue, zot:
 
 
 def test_a_sweep_whose_last_run_failed_is_open(catalogue: Catalogue, zot: Zot) -> None:
-    """Where a sweep fails for good nothing is found any more, which is no good state; the next good run ends it."""
+    """Where a sweep fails for good nothing is found any more, which is no good state; the next good run ends it.
 
-    def ran(job: str, state: JobState, error: dict[str, Any] | None = None) -> dict[str, Any]:
+    So it does where the clock was ahead when the sweep failed.
+    """
+
+    def ran(
+        job: str, state: JobState, error: dict[str, Any] | None = None, ahead: timedelta = timedelta()
+    ) -> dict[str, Any]:
+        now = clock.now() + ahead
         begun = catalogue.ledger.acquire(
-            job, "sweep.leftovers", {}, owner="here", holds=None, parent=None, now=clock.now(),
+            job, "sweep.leftovers", {}, owner="here", holds=None, parent=None, now=now,
             lease=timedelta(seconds=30), queue="sweep",
         )  # fmt: skip
         assert isinstance(begun, Leased)
-        catalogue.ledger.finish(job, begun.record.fence, state, now=clock.now(), result={}, error=error)
+        catalogue.ledger.finish(job, begun.record.fence, state, now=now, result={}, error=error)
         _, document = zot("status")
         return {each["name"]: each for each in document["checks"] if each["name"].startswith("sweep ")}
 
-    broken = ran("first", JobState.FAILED, {"type": "AccessDenied", "message": "dr: listing is denied"})
-    assert {name: each["outcome"] for name, each in broken.items()} == {"sweep cleanup": "bad"}
-    assert "dr: listing is denied" in broken["sweep cleanup"]["detail"]
-    assert ran("second", JobState.SUCCEEDED) == {}
+    for ahead in (timedelta(hours=1), timedelta()):
+        denied = {"type": "AccessDenied", "message": "dr: listing is denied"}
+        broken = ran(f"failed {ahead}", JobState.FAILED, denied, ahead)
+        assert {name: each["outcome"] for name, each in broken.items()} == {"sweep cleanup": "bad"}
+        assert "dr: listing is denied" in broken["sweep cleanup"]["detail"]
+        assert ran(f"good {ahead}", JobState.SUCCEEDED) == {}
 
 
 def test_sweeps_have_the_names_that_the_command_takes(catalogue: Catalogue, capsys: pytest.CaptureFixture[str]) -> None:
