@@ -88,7 +88,7 @@ class LimitedStore:
     - A StorageError has the name of the store that it is about in `store`. One that is `of_store` counts
       against the circuit breaker of that store and of no other. An error of one object never counts.
     - Where the job has said so, a store that has refused 10 requests of one verb is not asked again, if it has no space
-      left, has served none of that verb, or refuses the write of a probe as it has refused other writes.
+      left, has served none of that verb, or refuses a probe: the read of its marker, or the write of a small object.
 
     Raises:
         Snooze: from any method: the store is paused, its breaker is open, its slots are all taken, or it refuses all
@@ -454,14 +454,15 @@ class LimitedStore:
             self._refusals[verb] += 1
             if self._refusals[verb] % REFUSED == 0:
                 full, unserved = isinstance(error, OutOfSpace), verb not in self._served
-                # A probe writes: where it is refused, reads may still be served.
-                if full or unserved or (verb not in _READS and self._refuses_probe()):
+                if full or unserved or self._refuses_probe(verb):
                     until = verb if unserved and not full else None
                     self._refusal = error.message.removeprefix(f"{self.name}: "), until
         elif isinstance(error, _ANSWERS) and verb in _READS:
             self._served.add(verb)
 
-    def _refuses_probe(self) -> bool:
+    def _refuses_probe(self, verb: str) -> bool:
+        if verb in _READS:  # a probe writes: where it is refused, reads may still be served
+            return self._store.refuses_reads()
         try:
             probe(self._store)
         except StorageError as answer:

@@ -196,6 +196,18 @@ class Identity:
             self._looked_below = True
         self._checked |= dict.fromkeys({False, write}, (mount, time.monotonic() + RECHECK_SECONDS))
 
+    def is_refused(self) -> bool:
+        """Return whether the store refuses to return its marker, which it has returned before."""
+        _, here = self._recorded()
+        if here is not None and self._driver.capabilities.reserved_buckets:
+            try:
+                self._read(here)
+            except AccessDenied:
+                return True
+            except StorageError:
+                pass
+        return False
+
     def check_bucket(self, bucket: str) -> None:
         """Raise if a logical bucket is the place of another configured store, whose objects would be in both.
 

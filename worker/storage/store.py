@@ -697,6 +697,10 @@ class Store:
         if self._identity:
             self._identity.check(write=write, fresh=True)
 
+    def refuses_reads(self) -> bool:
+        """Return whether the store refuses to return its marker, which it has returned before: it refuses all reads."""
+        return self._identity is not None and self._identity.is_refused()
+
     def advice(self) -> list[str]:
         """Return recommendations for the configuration of the store, one sentence each."""
         return self._driver.advice()

@@ -52,6 +52,7 @@ from worker.storage.errors import (
     Unavailable,
 )
 from worker.storage.filesystem.driver import FilesystemDriver
+from worker.storage.identity import MARKER_KEY, Identity, KnownIdFiles
 from worker.storage.integrity.manifest import Manifest
 from worker.storage.integrity.verifying_reader import Readable
 
@@ -868,6 +869,30 @@ def test_a_store_that_answers_about_one_object_does_not_refuse_all(shared, admis
     store.driver.put = lambda *_, **__: store.driver.open("releases", "denied")  # as on a disk mounted read-only
     refuse(store.read_object)
     read(store)
+
+
+def test_a_store_that_refuses_its_marker_refuses_all_reads(shared, admission, tmp_path):
+    """It has served some reads, and may refuse only some objects; the marker is what it has returned before."""
+    store = limited(admission(shared))
+    store._refused_for = 1.0
+    store._store._identity = Identity(store.driver, KnownIdFiles(tmp_path, ["a"]))
+    write(store)  # makes the marker
+    open_, denied = store.driver.open, {"denied"}
+
+    def open_or_deny(bucket: str, key: str, *args: Any, **options: Any) -> Any:
+        if key in denied:
+            raise AccessDenied("a: expired")
+        return open_(bucket, key, *args, **options)
+
+    store.driver.open = open_or_deny
+    for key in ("denied", "app"):
+        assert read(store) == b"release"
+        denied |= {key} | ({MARKER_KEY} if key == "app" else set())
+        for _ in range(REFUSED):
+            with pytest.raises(AccessDenied):
+                store.read_object("releases", key)
+    with pytest.raises(StoreRefuses, match="a: it refuses all that a page asks: expired"):
+        read(store)
 
 
 def test_a_success_ends_a_row_of_failures_and_a_stat_does_not(shared, admission):

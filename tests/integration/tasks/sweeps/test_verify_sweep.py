@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import timedelta
+from itertools import count
 from typing import Any
 
 import pytest
@@ -15,7 +16,10 @@ from worker import clock
 from worker.catalogue import Leased, LostLease, pages, tables
 from worker.context import Context
 from worker.jobs.running_job import Requeue, RunningJob
-from worker.limits.snooze import Snooze
+from worker.limits.snooze import Snooze, StoreRefuses
+from worker.storage import Store
+from worker.storage.errors import AccessDenied
+from worker.storage.filesystem.driver import FilesystemDriver
 from zot_artifact_client.contract import JobState, PageRequest, PageResult, SweepVerifyRequest, UploadRequest
 from zot_artifact_client.outgoing_messages import Outgoing
 
@@ -242,6 +246,28 @@ def test_a_paused_store_keeps_its_page_waiting(sweeper, due, context):
     with pytest.raises(Snooze):
         sweeper.page("sweep-1.00000001")
     assert (context.catalogue.pages.get("sweep-1.00000001"), sweeper.verdicts()) == (None, [])
+
+
+def test_a_store_that_begins_to_refuse_reads_keeps_the_rest_of_its_page_waiting(sweeper, due, context, monkeypatch):
+    """Such as where a credential expires in mid-page: it refuses its marker, too, and no copy becomes a job."""
+    due(16)
+    sweeper.plan()
+    open_, opened = FilesystemDriver.open, count()
+
+    def begin_to_refuse(driver: FilesystemDriver, *args: Any, **options: Any) -> Any:
+        if next(opened) >= 4:
+            raise AccessDenied(f"{driver.name}: expired")
+        return open_(driver, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "_small_reads", lambda _: None)
+        patch.setattr(FilesystemDriver, "open", begin_to_refuse)
+        with pytest.raises(StoreRefuses, match="primary: it refuses all that a page asks: expired"):
+            sweeper.page("sweep-1.00000001")
+    waiting = context.catalogue.pages.get("sweep-1.00000001")
+    assert (sum(waiting.outcomes.values()) + len(waiting.open), waiting.left) == (16, [])
+    assert waiting.outcomes.keys() == {"verified"}
+    assert sweeper.page("sweep-1.00000001").outcomes == {"verified": 16}
 
 
 def test_a_copy_that_one_read_found_bad_is_suspect_until_the_second(sweeper, due, stored, context, monkeypatch):
