@@ -40,6 +40,7 @@ from worker.storage.errors import (
     SameStore,
     StorageError,
     TransientError,
+    Unavailable,
 )
 from worker.storage.integrity.verifying_reader import VerifyingReader, read_up_to
 from worker.storage.keys import MARKER_BUCKET, RESERVED_PREFIX
@@ -303,6 +304,11 @@ class Identity:
             pass  # another process was faster
         except (AccessDenied, InvalidKey, OutOfSpace):
             return None
+        except NotFound as error:  # which would say of any object that it is missing
+            name = self._driver.name
+            raise Unavailable(
+                f"{name}: the bucket of stores.{name}.reserved_bucket does not exist; create it or correct the setting"
+            ) from error
         return self._read(None)
 
     def _refuse_other(self, wanted: str, found: str | None) -> None:

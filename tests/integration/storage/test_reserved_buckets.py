@@ -1,6 +1,6 @@
 """Quarantine and probes live where the settings say, and in no bucket that only our reserved name points to."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ from tests.servers.proxy import FaultyProxy
 from worker.artifacts.catalogue_backup import back_up, backups
 from worker.catalogue import Catalogue
 from worker.settings.section_models import BackupSweepSettings
-from worker.storage import S3Config, Store
+from worker.storage import S3Config, Store, StoreConfig, Stores
 from worker.storage.configured_stores import open_driver
-from worker.storage.errors import AccessDenied, PermanentError, StorageError
+from worker.storage.errors import AccessDenied, PermanentError, StorageError, Unavailable
+from worker.storage.identity import KnownIdFiles
 from worker.storage.keys import QUARANTINE_BUCKET
 from worker.storage.probe import probe
 
@@ -94,6 +95,26 @@ def test_without_the_setting_nothing_is_written(server: Ministack, tmp_path: Pat
     assert probe(store) is None
     assert any("reserved_bucket" in line for line in store.advice())
     assert names(server) == before
+    store.close()
+
+
+def test_without_the_named_bucket_no_object_counts_as_missing(server: Ministack, tmp_path: Path) -> None:
+    """Where `reserved_bucket` does not exist, nothing is written, deleted or recorded, and the error names the setting.
+
+    A NotFound would say that the object is not there.
+    """
+    configs: dict[str, StoreConfig] = {"cloud": s3_config(server, **{**NATIVE, "reserved_bucket": "misspelt"})}
+    store = Stores(configs, known_ids=KnownIdFiles(tmp_path, configs))["cloud"]
+    s3_client(server).put_object(Bucket=BUCKET, Key="app", Body=b"bytes")
+    attempts: list[Callable[[], object]] = [
+        lambda: store.stat_object(BUCKET, "app", as_copy=True),
+        lambda: store.delete_object(BUCKET, "app"),
+        lambda: store.write_object(BUCKET, "other", source(b"bytes")),
+    ]
+    for attempt in attempts:
+        with pytest.raises(Unavailable, match=r"stores\.cloud\.reserved_bucket does not exist; create it"):
+            attempt()
+    assert store.stat_object(BUCKET, "app").size == len(b"bytes")
     store.close()
 
 
