@@ -90,7 +90,7 @@ def status(as_json: AsJson = False) -> None:
     Open are also a sweep whose last run failed, a queue without a worker, and a beat that does not tick.
     Less than 1 GiB of free disk is open, and so is a store that refuses all that a batch or a sweep asks of it.
     Other jobs that failed in the last day are counted by error, until a later job has done the same.
-    Where a store denied access or was full, they are open.
+    Where a store denied access, was full or was the same place as another one, they are open.
     A pause is shown but is not open, because an operator began it.
 
     Examples:

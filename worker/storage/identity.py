@@ -340,7 +340,7 @@ class Identity:
         return True
 
     def _has_lost_marker(self, name: str) -> bool:
-        """Return whether the marker of another store was removed, as in a copy, whose next write makes a new one."""
+        """Return whether the marker of another store was removed, as in a copy that is to be a store of its own."""
         if self._driver_of is None:
             return False
         try:
