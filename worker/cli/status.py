@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -47,6 +47,7 @@ from worker.cli.session import Session, opened
 from worker.cli.stores import unconfigured, way_out_of_unconfigured
 from worker.counted import counted
 from worker.limits.snooze import LONGEST_PAUSE
+from worker.settings import Settings
 from worker.storage.config import FilesystemConfig
 from worker.storage.durations_and_sizes import duration_text
 from worker.storage.errors import REFUSALS, StorageError
@@ -130,7 +131,7 @@ def document_of(session: Session) -> dict[str, Any]:
             *asked.result(),
             *(Check(f"store {name}", "bad", str(each), way_out_of_breaker(name)) for name, each in broken.items()),
         ]
-        checks += _probed(runs.get(SWEEP_PROBE.kind), [name for name in session.settings.stores if name not in broken])
+        checks += _probed(runs.get(SWEEP_PROBE.kind), session.settings, broken)
         checks += [
             *_refusing(waiting),
             *_refused(failed),
@@ -342,17 +343,15 @@ def _run(kind: str, run: LastRun) -> dict[str, Any]:
     return {"sweep": kind, "seconds": seconds, **asdict(run)}
 
 
-def _probed(run: LastRun | None, names: list[str]) -> Iterator[Check]:
+def _probed(run: LastRun | None, settings: Settings, broken: Collection[str]) -> Iterator[Check]:
     """Yield the stores that failed their last probe: one that refuses requests opens no circuit breaker."""
-    faults = (run.result or {}).get("faults") if run else None
+    faults, sweep = (run.result or {}).get("faults") if run else None, settings.sweep.probe
+    way_out = "repair it, then run `zot-artifacts sweep probe`"
+    if sweep.enabled:
+        way_out += f"; the next probe, after {duration_text(sweep.every.total_seconds())} at most, ends this, too"
     for name, fault in sorted((faults or {}).items()):
-        if name in names:
-            yield Check(
-                f"store {name}",
-                "bad",
-                f"its last probe failed: {fault.removeprefix(f'{name}: ')}",
-                "repair it, then run `zot-artifacts sweep probe`",
-            )
+        if name in settings.stores and name not in broken:
+            yield Check(f"store {name}", "bad", f"its last probe failed: {fault.removeprefix(f'{name}: ')}", way_out)
 
 
 def _refusing(waiting: Mapping[str, WaitingJobs]) -> Iterator[Check]:

@@ -330,6 +330,7 @@ def test_a_store_that_failed_its_last_probe_is_open(
     gone = probed("first", {"dr": "dr: bucket 'b' does not exist", "retired": "retired: gone"})
     assert {name: each["outcome"] for name, each in gone.items()} == {"store dr": "bad"}
     assert "bucket 'b' does not exist" in gone["store dr"]["detail"]
+    assert "`zot-artifacts sweep probe`; the next probe, after 60 min at most" in gone["store dr"]["way_out"]
     cli.run(["status"])
     assert capsys.readouterr().out.count("bucket 'b' does not exist") == 1
     assert probed("of one store", {}, store="primary").keys() == {"store dr"}  # which says nothing about dr
