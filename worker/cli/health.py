@@ -36,7 +36,7 @@ app = typer.Typer(
     "It is meant for health checks of containers and services.\n"
     "Without --ready a broker that does not answer is no fault: a restart of the worker would not help.\n\n"
     "Examples:\n\n"
-    "    zot-artifacts health worker\n"
+    "    zot-artifacts health worker --node worker@$HOSTNAME\n"
     "    zot-artifacts health beat",
 )
 
@@ -61,6 +61,7 @@ def worker(
     """Report whether a worker takes jobs: it answers, and no message waits while a process is free.
 
     An idle worker is good, and so is one whose processes are all busy.
+    In the containers a worker is `celery@HOST`; with `up` and systemd there are `worker@HOST` and `sweeper@HOST`.
 
     Examples:
 
