@@ -11,7 +11,7 @@ from worker.catalogue.job_admin import REDRIVABLE
 from worker.cli.output import note
 from worker.cli.session import Session
 from worker.settings.model import NoBroker, Settings
-from zot_artifact_client.contract import BATCH, TASKS, UPLOAD, is_batch_job
+from zot_artifact_client.contract import BATCH, DELETE, TASKS, UPLOAD, is_batch_job
 from zot_artifact_client.errors import BrokerUnavailable
 
 _SPECS = {spec.kind: spec for spec in TASKS.values()}
@@ -26,18 +26,36 @@ def why_not(session: Session, record: JobRecord) -> str | None:
         return f"it is {record.state}, only dead, failed and cancelled jobs can be retried"
     if record.kind == BATCH.kind or record.kind not in _SPECS:
         return f"a {record.kind} cannot be retried: send a new one, which skips what is done already"
+    if record.kind == DELETE.kind:
+        return _why_not_delete(session, record)
     if _is_staged(session.settings, record) and not Path(record.request["source"]).exists():
-        gone = "its staged source is gone"
-        if newer := _newer_version(session, record):
-            return f"{gone}, and version {newer.version} of {newer.path} was recorded after it: nothing is left to do"
-        return f"{gone}: {way_out_of_missing_copies(session, record) or 'upload it again'}"
+        return _why_not_upload(session, record)
     return None
 
 
-def _newer_version(session: Session, record: JobRecord) -> Artifact | None:
-    """Return the version under the key of an upload that another job has recorded since it was sent, if there is one.
+def _why_not_delete(session: Session, record: JobRecord) -> str | None:
+    """Return that a delete would delete a later version. That of a batch deletes only what the batch has seen."""
+    newer = None if is_batch_job(record.id, record.parent) else _newer_version(session, record)
+    if newer is None:
+        return None
+    return (
+        f"it would delete version {newer.version} of {newer.path}, which was recorded after it: "
+        f"`zot-artifacts jobs cancel {record.id}` ends it, and `zot-artifacts delete` deletes that version"
+    )
 
-    What a user sends again after that would replace the newer one.
+
+def _why_not_upload(session: Session, record: JobRecord) -> str:
+    """Return why an upload without its staged source cannot be sent again, and what else helps."""
+    gone = "its staged source is gone"
+    if newer := _newer_version(session, record):
+        return f"{gone}, and version {newer.version} of {newer.path} was recorded after it: nothing is left to do"
+    return f"{gone}: {way_out_of_missing_copies(session, record) or 'upload it again'}"
+
+
+def _newer_version(session: Session, record: JobRecord) -> Artifact | None:
+    """Return the version under the key of a job that another one has recorded since it was sent, if there is one.
+
+    An upload that is sent again after that would replace the newer one, and a delete would delete it.
     """
     path = (record.request["bucket"], record.request["key"])
     current = session.catalogue.artifacts.current(*path)

@@ -180,6 +180,23 @@ def test_a_failed_upload_tells_which_stores_have_the_bytes_and_what_adds_the_res
     assert "the bytes are in" not in zot("jobs", "nowhere")[1]
 
 
+def test_a_delete_is_not_sent_again_once_a_later_version_is_there(catalogue, end, zot):
+    """It would delete what was uploaded after it, such as one that was open in a backup that was restored."""
+
+    def upload(key: str, sha256: str) -> None:
+        made = catalogue.artifacts.record("releases", key, Digest(3, sha256 * 64), {}, clock.now(), stores=["dr"])
+        catalogue.artifacts.finish_copy(made.artifact, "dr", tag="1", evidence={}, now=clock.now())
+
+    for key in ("once", "again"):
+        upload(key, "a")
+        end(key, kind="delete")
+    upload("again", "b")
+    status, document, _ = zot("jobs", "retry", "--all", "--dry-run", "--json")
+    reasons = {each["job"]: each["message"] for each in document["refused"]}
+    assert (status, document["retried"], reasons.keys()) == (Status.BAD, ["once"], {"again"})
+    assert reasons["again"].startswith("it would delete version 2 of releases/again, which was recorded after it: ")
+
+
 def test_the_failed_jobs_of_a_batch_are_retried_together(catalogue, end, zot):
     """Its dead and failed jobs and no job of another batch; without a batch, too, no page that was split into jobs."""
     end("b", JobState.SUCCEEDED, error=None, kind="batch")
