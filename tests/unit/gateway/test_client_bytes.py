@@ -406,6 +406,22 @@ def test_a_fault_that_stays_is_an_error(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("body", [b"?" + BODY[1:], BODY[:-1], BODY + b"!"], ids=["flip", "shorter", "longer"])
+def test_an_artifact_without_chunks_is_compared_as_a_whole(body: bytes, tmp_path: Path) -> None:
+    """Bytes that arrive damaged are an error before one of them is given out, also where no chunks are recorded."""
+    shown = json.dumps({**SHOWN, "manifest": None}).encode()
+
+    def handle(to: BaseHTTPRequestHandler) -> None:
+        answer(to, 200, shown if to.path.startswith("/v1/artifacts/") else body)
+
+    with answering(handle) as url, ArtifactClient(gateway=url, token="t") as client:
+        with pytest.raises(DamagedBytes):
+            client.get("b", "k", tmp_path / "k")
+        with client.open("b", "k") as file, pytest.raises(DamagedBytes):
+            file.read(1)
+    assert list(tmp_path.iterdir()) == []
+
+
 NO_ANSWERS = {
     "not UTF-8": b'{"job": "\xff"}', "HTML": b"<html></html>", "cut": json.dumps(SHOWN).encode()[:-9],
     "a list": b"[]", "a text": b'"ok"', "of another program": b'{"status": "ok"}', "deep": b"[" * 100_000,
