@@ -326,6 +326,23 @@ class TestOnlyS3:
         """Return the one cloud that these cases are about."""
         return "s3"
 
+    def test_an_original_that_changes_before_its_copy(self, through: Callable[..., tuple[Store, Store]]) -> None:
+        """What replaced the original after it was found is not copied with the digest of the original."""
+        opened: list[Store] = []
+
+        def replace(request: Request) -> Fault:
+            if request.method == "PUT" and "x-amz-copy-source" in request.headers:
+                opened[0].write_object(BUCKET, "app", source(b"newer"))
+            return None
+
+        direct, faulty = through(replace)
+        opened.append(direct)
+        found, _ = direct.write_object(BUCKET, "app", source(b"hello"))
+        driver: Any = faulty._driver
+        with pytest.raises(Conflict, match="far: releases/copy"):
+            driver.copy(BUCKET, "app", BUCKET, "copy", version=found.version)
+        assert not direct.object_exists(BUCKET, "copy")
+
     @pytest.mark.usefixtures("both_paths")
     def test_weak_version_tag(self, through: Callable[..., tuple[Store, Store]]) -> None:
         """A proxy that makes ETags weak keeps no condition from being decided by the store behind it."""
