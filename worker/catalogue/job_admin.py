@@ -129,6 +129,12 @@ class JobAdmin:
             row = connection.execute(_CANCEL, values).one_or_none()
             return job_record(row) if row else None
 
+    def cancel_dead(self, id_: str) -> bool:
+        """Cancel a dead letter, whose last error stays; return False for any other job. It can still be redriven."""
+        dead = sa.update(jobs).where(jobs.c.id == id_, jobs.c.state == JobState.DEAD)
+        with self._database.write() as connection:
+            return connection.execute(dead.values(state=JobState.CANCELLED)).rowcount == 1
+
     def cancel_new(
         self, id_: str, kind: str, request: Mapping[str, Any], cause: Mapping[str, Any], now: datetime
     ) -> JobRecord | None:

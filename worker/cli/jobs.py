@@ -213,7 +213,7 @@ def cancel(
     ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Job ids, or unique beginnings of them.")],
     as_json: AsJson = False,
 ) -> None:
-    """Cancel jobs: waiting ones within seconds, running ones at their next chunk.
+    """Cancel jobs: waiting ones within seconds, running ones at their next chunk, dead letters at once.
 
     The exit status is 1 if one of the jobs has ended already or is unknown.
 
@@ -278,6 +278,8 @@ def _cancel(session: Session, client: Any, id_: str) -> str:
     from zot_artifact_client.errors import UnknownJob
 
     if record := _ended(session, id_):
+        if session.catalogue.job_admin.cancel_dead(id_):
+            return _ASKED
         return f"it has ended already: {record.state}"
     try:
         return _ASKED if client.job(id_).cancel() else "it has ended already"

@@ -180,6 +180,19 @@ def test_a_failed_upload_tells_which_stores_have_the_bytes_and_what_adds_the_res
     assert "the bytes are in" not in zot("jobs", "nowhere")[1]
 
 
+def test_a_dead_letter_that_is_not_needed_is_cancelled(catalogue, end, zot, monkeypatch):
+    """It is then no dead letter any more, `prune` removes it, and its last error stays until then."""
+    monkeypatch.setenv("ZOT_BROKER", "redis://127.0.0.1:1/0")  # nothing is asked of it
+    end("dead")
+    end("failed", JobState.FAILED)
+    status, document, _ = zot("jobs", "cancel", "dead", "failed", "--json")
+    assert (status, document["asked"], document["not_cancelled"].keys()) == (Status.BAD, ["dead"], {"failed"})
+    record = catalogue.ledger.get("dead")
+    assert (record.state, record.error["message"]) == ("cancelled", "dr: away")
+    assert catalogue.coverage.jobs() == (0, 0)
+    assert zot("jobs", "retry", "dead", "--dry-run", "--json")[1]["retried"] == ["dead"]
+
+
 def test_a_delete_is_not_sent_again_once_a_later_version_is_there(catalogue, end, zot):
     """It would delete what was uploaded after it, such as one that was open in a backup that was restored."""
 
