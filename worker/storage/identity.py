@@ -147,18 +147,19 @@ class Identity:
         own = self._configs.get(driver.name)
         self._root = own.root if isinstance(own, FilesystemConfig) else None
         self._place = _sha256(f"{self._root or _location(own)}".encode())[:_PLACE_DIGITS] if own else ""
-        self._checked: dict[bool, tuple[object, float]] = {}
-        """The mount that was checked and until when that counts: for reads (False), and for writes (True)."""
+        self._checked: dict[str, tuple[object, float]] = {}
+        """The mount that was checked and until when that counts, by what it was checked for."""
         self._unmarked_until = 0.0
         self._looked_below = False
         self._own_buckets: set[str] = set()
         self._first_use = threading.Lock()
 
-    def check(self, *, write: bool, fresh: bool = False) -> None:
+    def check(self, *, write: bool, fresh: bool = False, may_lack_marker: bool = False) -> None:
         """Raise unless the store is the one that was used before; the result is reused for some minutes.
 
         Args:
             write: the store is about to be changed. A store without a marker gets one.
+            may_lack_marker: with `write`, accept one that takes none now: one that is only read refuses it in any way.
             fresh: for a command that asks what is wrong: read the marker even if that was done recently.
 
         Raises:
@@ -166,12 +167,9 @@ class Identity:
             SameStore: another configured store has the same marker; not for a mere read.
             StorageError: the marker cannot be read or written.
         """
-        mount: object = None
-        if self._root is not None:
-            with suppress(OSError):  # a root that is gone is reported by the driver
-                found = self._root.stat()
-                mount = found.st_dev, found.st_ino
-        checked, until = self._checked.get(write) or (None, 0.0)
+        mount = self._mount()
+        purpose = "read" if not write else "copy" if may_lack_marker else "write"
+        checked, until = self._checked.get(purpose) or (None, 0.0)
         if not fresh and mount == checked and time.monotonic() < until:
             return  # first: a sweep asks for each object
         if not (fresh or write) and time.monotonic() < self._unmarked_until:
@@ -186,7 +184,7 @@ class Identity:
             return
         if known is None:
             with self._first_use:
-                here, marker = self._introduce(compare=write or fresh)
+                here, marker = self._introduce(compare=write or fresh, may_lack_marker=may_lack_marker)
         if here is not None and marker != here:
             self._refuse_other(here, marker)
         if marker is not None:
@@ -195,7 +193,17 @@ class Identity:
             self._refuse_nested(marker, below=fresh or not self._looked_below)
             self._refuse_one_server(marker)
             self._looked_below = True
-        self._checked |= dict.fromkeys({False, write}, (mount, time.monotonic() + RECHECK_SECONDS))
+        lacks = purpose == "copy" and marker is None
+        purposes = ["read", *(["copy"] if write else []), *(["write"] if write and not lacks else [])]
+        until = time.monotonic() + (_UNMARKED_SECONDS if lacks else RECHECK_SECONDS)
+        self._checked |= dict.fromkeys(purposes, (mount, until))
+
+    def _mount(self) -> object:
+        if self._root is not None:
+            with suppress(OSError):  # a root that is gone is reported by the driver
+                found = self._root.stat()
+                return found.st_dev, found.st_ino
+        return None
 
     def is_refused(self) -> bool:
         """Return whether the store refuses to return its marker, which it has returned before."""
@@ -272,7 +280,7 @@ class Identity:
             raise OtherStore(f"{where} is no marker of a store; remove it if it is not needed")
         return found[1].decode()
 
-    def _introduce(self, *, compare: bool) -> tuple[str | None, str | None]:
+    def _introduce(self, *, compare: bool, may_lack_marker: bool) -> tuple[str | None, str | None]:
         """Record the id of a store that is new here, and return the id that its marker must have, and that it has.
 
         A store without conditional writes keeps the last of two markers that are written at one time, while the first
@@ -282,7 +290,7 @@ class Identity:
         found = self._read(here)
         created = found is None and here is None
         if created:
-            found = self._create(secrets.token_hex(16))
+            found = self._create(secrets.token_hex(16), may_lack_marker=may_lack_marker)
         if found is None or known is not None or here not in {None, found}:
             return here, found
         if self._refuse_same(found, compare=compare):
@@ -290,10 +298,10 @@ class Identity:
         self._known.put(self._driver.name, found)
         known, _ = self._recorded()
         if created and known not in {None, found} and not self._driver.capabilities.conditional_writes:
-            found = self._create(str(known))
+            found = self._create(str(known), may_lack_marker=may_lack_marker)
         return known, found
 
-    def _create(self, store_id: str) -> str | None:
+    def _create(self, store_id: str, *, may_lack_marker: bool) -> str | None:
         content = f"zot-store {store_id}\n".encode()
         body = VerifyingReader(io.BytesIO(content))
         info = WriteInfo(len(content), _sha256(content))
@@ -302,13 +310,14 @@ class Identity:
             self._driver.put(MARKER_BUCKET, MARKER_KEY, body, info, condition=condition)
         except AlreadyExists:
             pass  # another process was faster
-        except (AccessDenied, InvalidKey, OutOfSpace):
-            return None
-        except NotFound as error:  # which would say of any object that it is missing
-            name = self._driver.name
-            raise Unavailable(
-                f"{name}: the bucket of stores.{name}.reserved_bucket does not exist; create it or correct the setting"
-            ) from error
+        except StorageError as error:
+            if may_lack_marker or isinstance(error, AccessDenied | InvalidKey | OutOfSpace):
+                return None
+            if isinstance(error, NotFound):  # which would say of any object that it is missing
+                of = f"stores.{self._driver.name}.reserved_bucket"
+                told = f"{self._driver.name}: the bucket of {of} does not exist; create it or correct the setting"
+                raise Unavailable(told) from error
+            raise
         return self._read(None)
 
     def _refuse_other(self, wanted: str, found: str | None) -> None:

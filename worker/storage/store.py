@@ -437,8 +437,8 @@ class Store:
         With `as_copy`, the object may become a copy of the record: raise SameStore if another configured store is the
         same physical place.
         """
-        if as_copy:
-            self._check_identity(write=True)
+        if as_copy and self._identity:
+            self._identity.check(write=True, may_lack_marker=True)
         self._check_read(bucket, key)
         return self._driver.stat(bucket, key)
 

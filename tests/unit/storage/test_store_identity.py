@@ -13,12 +13,14 @@ import pytest
 
 from tests.conformance.bodies import source
 from tests.memory_driver import MemoryDriver, MemoryReader
+from tests.waiting import WITHIN
 from worker import clock
 from worker.settings import SettingsError, load_settings
 from worker.storage import (
     AzureConfig,
     FilesystemConfig,
     GcsConfig,
+    ObjectStat,
     S3Config,
     StaleUpload,
     Store,
@@ -26,8 +28,10 @@ from worker.storage import (
     Stores,
     Verdict,
 )
-from worker.storage.errors import OtherStore, SameStore, Timeout
+from worker.storage.driver import WriteInfo
+from worker.storage.errors import OtherStore, SameStore, Timeout, Unavailable
 from worker.storage.identity import Identity, KnownIdFiles, _Mount, overlapping
+from worker.storage.integrity.verifying_reader import VerifyingReader
 
 DATA = b"bytes"
 _OVERLAY = (
@@ -277,6 +281,30 @@ USES: tuple[Callable[[Store], object], ...] = (
     lambda store: store.abort_upload("b", "k", "token"),
     lambda store: store.set_hold("b", "k", held=True),
 )
+
+
+def test_a_store_that_takes_no_marker_can_be_adopted_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that is only read may refuse a write in any way; its marker is made at the first write that it takes."""
+    writes: list[str] = []
+
+    class ReadOnly(MemoryDriver):
+        def put(self, bucket: str, key: str, *args: Any, **kwargs: Any) -> ObjectStat:
+            writes.append(bucket)
+            if len(writes) > 2:
+                return super().put(bucket, key, *args, **kwargs)
+            raise Unavailable("old: Internal Error (InternalError)")
+
+    monkeypatch.setattr("worker.storage.identity._UNMARKED_SECONDS", WITHIN)
+    driver = ReadOnly("old")
+    MemoryDriver.put(driver, "b", "k", VerifyingReader(io.BytesIO(DATA)), WriteInfo(len(DATA), "0" * 64))
+    store = Store(driver, identity=Identity(driver, KnownIdFiles(tmp_path, ["old"])))
+    for _ in range(3):
+        assert store.stat_object("b", "k", as_copy=True).size == len(DATA)
+    assert writes == ["zot-store"]
+    with pytest.raises(Unavailable):
+        store.write_object("b", "k2", source(DATA))
+    store.write_object("b", "k2", source(DATA))
+    assert writes == ["zot-store", "zot-store", "zot-store", "b"]
 
 
 def test_an_unmounted_disk_takes_no_write_and_misses_nothing(tmp_path: Path) -> None:
