@@ -278,6 +278,8 @@ def waits_of(catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch) -> list[str]
 def test_the_first_lease_of_a_job_waits_for_no_disk_and_anything_else_does(url, monkeypatch):
     """A first lease that a power cut undoes is taken again; a later one has a larger fencing token than the first."""
     catalogue = Catalogue(url)
+    with catalogue._database.read() as connection:
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2, "a new connection waits"
     waits = waits_of(catalogue, monkeypatch)
     now, lease = clock.now(), timedelta(seconds=30)
 
