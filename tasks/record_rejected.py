@@ -7,7 +7,7 @@ from kombu.exceptions import OperationalError
 from redis import RedisError
 
 from worker import clock
-from worker.catalogue import CatalogueUnavailable, JobRecord, NewerCatalogue
+from worker.catalogue import CatalogueError, CatalogueUnavailable, JobRecord
 from worker.context import Context, current
 from worker.intake.message_filter import RECORD_TASK, rules_for, send_record
 from worker.intake.message_rules import check_message
@@ -44,24 +44,28 @@ def _record(self: Task, job: str, task: str, type_: str, message: str) -> None:
         self.backend.mark_as_failure(job, JobFailed(message, type_, JobState.REFUSED.value, 0))
         return
     try:
+        context = current()
+    except CatalogueError as error:  # it is away, newer than this worker, or damaged
+        raise sent_again(self, _WAIT, error, has_due=False) from error
+    try:
         outbox = Outbox(self.app)
         sent = outbox.message(job)
         own = sent is not None and check_message(sent, rules_for(self.app), clock.now()) is None
         if own or (sent is None and outbox.has_eta(job)):
             logger.error("job %s: a rejected message has the id of a job that waits; the job is not changed", job)
             return
-        if sent is None and current().catalogue.ledger.get(job) is None:
+        if sent is None and context.catalogue.ledger.get(job) is None:
             queue = outbox.queue_to_pass(job, (self.request.delivery_info or {}).get("routing_key"))
             if queue is not None:
                 send_record(self.app, job, task, error=type_, message=message, queue=queue)
                 return
-        refused = record(current(), job, task, JobError(type=type_, message=message))
+        refused = record(context, job, task, JobError(type=type_, message=message))
         if refused is not None and outbox.message(job) == sent:  # another one, sent meanwhile, may be valid
             RequestDigests(self.app).free(job)  # before its client knows the end, and corrects the request
             failed = JobFailed(message, type_, JobState.REFUSED.value, 0)
             self.backend.mark_as_failure(job, failed, request=fenced_request(refused))
             outbox.taken(job)
-    except (CatalogueUnavailable, NewerCatalogue, RedisError, OperationalError, OSError) as error:
+    except (CatalogueUnavailable, RedisError, OperationalError, OSError) as error:
         raise sent_again(self, _WAIT, error, has_due=False) from error
 
 

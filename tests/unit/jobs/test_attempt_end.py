@@ -16,10 +16,12 @@ from celery import Celery, Signature
 from celery.exceptions import Ignore, Reject, Retry
 from kombu.exceptions import OperationalError
 
+import tasks.record_rejected
 import tasks.sweeps.recover
 import tasks.verify  # noqa: F401 - it registers the task
 from worker.catalogue import CatalogueUnavailable, Ledger
 from worker.context import Context, JobContext
+from worker.intake.message_filter import RECORD_TASK
 from worker.jobs import heartbeats
 from worker.jobs.result_backend import use_atomic_result_backend
 from worker.jobs.running_job import Cancelled, Requeue, RunningJob
@@ -184,6 +186,7 @@ def test_a_process_that_cannot_use_the_catalogue_fails_no_job(context, monkeypat
         database.execute(damage)
     monkeypatch.setattr("worker.jobs.task.current", lambda: Context.open(settings))
     monkeypatch.setattr("tasks.sweeps.recover.current", lambda: Context.open(settings))
+    monkeypatch.setattr("tasks.record_rejected.current", lambda: Context.open(settings))
     with Celery(broker="memory://", set_as_current=False) as app:
         app.finalize()
         verify = app.tasks[VERIFY.name]
@@ -191,6 +194,12 @@ def test_a_process_that_cannot_use_the_catalogue_fails_no_job(context, monkeypat
         with pytest.raises(Retry):
             verify.run(**FIELDS)
         verify.pop_request()
+        record = app.tasks[RECORD_TASK]
+        rejected = {"job": "job-2", "task": VERIFY.name, "type_": "InvalidMessage", "message": "no fields"}
+        record.push_request(id="record-1", delivery_info={}, called_directly=False, retries=0, kwargs=rejected)
+        with pytest.raises(Retry):
+            record.run(**rejected)
+        record.pop_request()
         assert app.tasks[SWEEP_RECOVER.name].run() == {}
 
 
