@@ -169,9 +169,10 @@ def _set_up_log(logger: logging.Logger, **_: Any) -> None:
     quieten_libraries(logging.getLogger().level)
 
 
+@signals.beat_embedded_init.connect
 @signals.worker_process_init.connect
 def _die_with_the_worker(**_: Any) -> None:
-    """End the children of a worker that was killed: their jobs would go on without a heartbeat of the worker."""
+    """End the children of a worker that was killed, and its beat (`--beat`): they would go on without the worker."""
     die_with_parent()
 
 

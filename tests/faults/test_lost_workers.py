@@ -1,6 +1,7 @@
 """Jobs whose workers, or whose messages, are gone: another worker ends them, once."""
 
 import os
+import select
 import signal
 import sqlite3
 import time
@@ -11,6 +12,7 @@ import pytest
 from tests.faults.fleet import MIB, PARTS, fleet_of
 from tests.servers import Valkey
 from tests.servers.process import freeze, thaw
+from tests.servers.worker import Worker
 from tests.waiting import WITHIN, until
 from zot_artifact_client import JobFailed
 from zot_artifact_client.outgoing_messages import MESSAGES, ORDER
@@ -72,6 +74,17 @@ def test_a_job_that_kills_its_worker_each_time_is_dead(valkey, ministack, tmp_pa
         fleet.gate.open.set()
         assert fleet.client.upload(fleet.source(100), "releases", "good.bin").wait(WITHIN).version == 1
         assert only.running
+
+
+def test_what_a_worker_has_started_ends_when_it_is_killed(valkey, tmp_path):
+    """Neither its children nor its beat outlive it: a job would go on, and two beats would schedule."""
+    with Worker(tmp_path / "worker", valkey.url, beat=True) as killed:
+        started = [os.pidfd_open(pid) for pid in killed.children()]
+        assert len(started) == 3
+        os.kill(killed.pid, signal.SIGKILL)
+        until(lambda: select.select(started, [], [], 0)[0] == started)
+        for each in started:
+            os.close(each)
 
 
 def test_a_worker_that_was_stopped_past_its_lease_commits_nothing(valkey, ministack, tmp_path):
