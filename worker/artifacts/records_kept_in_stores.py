@@ -17,15 +17,19 @@ logger = logging.getLogger(__name__)
 
 
 def keep_records(context: JobContext, job: RunningJob, stores: Sequence[str]) -> None:
-    """Have every store keep the head of the log, deletes and companions, and place the holds that it lacks."""
+    """Have every store keep the head of the log, deletes and companions, and place the holds that it lacks.
+
+    A store whose head does not fit the log, such as that of a catalogue that was restored, keeps its lists as well.
+    """
     keys = LogKeys.of(context.settings.verification_log)
     for name in stores:
         job.check()
         try:
             context.stores[name].admit()
             fault = see_head(context.unlimited_stores[name], context.catalogue, keys)
-            keep_tombstones(context.unlimited_stores[name], context.catalogue, context.settings.spool_dir)
-            keep_companions(context.unlimited_stores[name], context.catalogue, context.settings.spool_dir)
+            if not fault:  # else the lists there may be later than this catalogue, and a rebuild needs them
+                keep_tombstones(context.unlimited_stores[name], context.catalogue, context.settings.spool_dir)
+                keep_companions(context.unlimited_stores[name], context.catalogue, context.settings.spool_dir)
             hold_missing(context.catalogue, context.unlimited_stores[name])
         except (StorageError, Snooze, BadKeyFile) as error:
             logger.warning(

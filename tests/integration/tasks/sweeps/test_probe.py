@@ -3,17 +3,30 @@
 import dataclasses
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 
 import sqlalchemy as sa
 
+from tasks.delete import delete
 from tasks.sweeps.probe import sweep_probe
 from tasks.sweeps.verify import sweep_verify
 from tasks.upload import upload
 from tasks.verify import verify
 from tests.conformance.targets import make_s3_bucket, s3_config
+from worker import clock
 from worker.catalogue import tables
+from worker.context import Context
+from worker.settings.section_models import DeleteSettings
 from worker.storage import Stores
-from zot_artifact_client.contract import SweepProbeRequest, SweepVerifyRequest, UploadRequest, VerifyRequest
+from zot_artifact_client.contract import (
+    DeleteRequest,
+    SweepProbeRequest,
+    SweepVerifyRequest,
+    UploadRequest,
+    VerifyRequest,
+)
 
 
 def test_stores_that_work_have_no_fault_and_keep_nothing_of_the_probe(run, settings):
@@ -31,23 +44,30 @@ def test_a_store_that_is_away_is_named_and_the_others_are_probed(run, settings):
     assert "dr" in result.faults["dr"]
 
 
-def test_a_log_that_was_cut_is_a_finding_until_it_fits_again(run, context, source):
-    """A store that keeps the head of a row that is gone opens a finding; a log that fits what is kept resolves it."""
-    run(upload, UploadRequest(bucket="releases", key="app.tgz", source=source(b"1")))
-    run(verify, VerifyRequest(bucket="releases", key="app.tgz"))
-    run(sweep_probe, SweepProbeRequest())
+@contextmanager
+def cut_log(context: Context) -> Iterator[None]:
+    """Take the rows of the verification log away, and bring them back."""
     database, table = context.catalogue._database, tables.verifications
     with database.write() as connection:
         rows = [dict(row._mapping) for row in connection.execute(sa.select(table))]
         connection.exec_driver_sql("DROP TRIGGER verifications_are_never_deleted")
         connection.execute(sa.delete(table))
-    result = run(sweep_probe, SweepProbeRequest())
-    assert "has lost rows" in result.faults["dr"]
-    assert {(each.kind, each.store) for each in context.catalogue.findings.page()} == {
-        ("log_changed", store) for store in ("primary", "dr", "cold")
-    }
+    yield
     with database.write() as connection:
         connection.execute(sa.insert(table), rows)
+
+
+def test_a_log_that_was_cut_is_a_finding_until_it_fits_again(run, context, source):
+    """A store that keeps the head of a row that is gone opens a finding; a log that fits what is kept resolves it."""
+    run(upload, UploadRequest(bucket="releases", key="app.tgz", source=source(b"1")))
+    run(verify, VerifyRequest(bucket="releases", key="app.tgz"))
+    run(sweep_probe, SweepProbeRequest())
+    with cut_log(context):
+        result = run(sweep_probe, SweepProbeRequest())
+        assert "has lost rows" in result.faults["dr"]
+        assert {(each.kind, each.store) for each in context.catalogue.findings.page()} == {
+            ("log_changed", store) for store in ("primary", "dr", "cold")
+        }
     assert run(sweep_probe, SweepProbeRequest()).faults == {}
     assert context.catalogue.findings.page() == []
 
@@ -84,3 +104,21 @@ def test_each_verify_sweep_keeps_the_head_of_the_log(run, context, settings, sou
     assert all(len(paths) == 1 for paths in kept.values())
     head = context.catalogue.verifications.head()
     assert head.hash in kept["primary"][0].read_text()
+
+
+def test_a_log_that_was_cut_changes_no_list_that_a_store_keeps(run, context, settings, source):
+    """A restored catalogue is such a one: the rebuild needs the list of deletes that was made after its backup."""
+    run(upload, UploadRequest(bucket="releases", key="app.tgz", source=source(b"1")))
+    run(verify, VerifyRequest(bucket="releases", key="app.tgz"))
+    grace = settings.model_copy(update={"delete": DeleteSettings(grace=timedelta(days=7))})
+    later = dataclasses.replace(context, settings=grace)
+    run(lambda asked, _, job: delete(asked, later.for_job(job), job), DeleteRequest(bucket="releases", key="app.tgz"))
+    run(sweep_verify, SweepVerifyRequest())
+    [kept] = settings.stores["primary"].root.glob("zot-probe/tombstones/*.jsonl.gz")
+    before = kept.read_bytes()
+    with cut_log(context):
+        context.catalogue.deletions.undo("releases", "app.tgz", now=clock.now())
+        run(sweep_verify, SweepVerifyRequest())
+        assert kept.read_bytes() == before
+    run(sweep_verify, SweepVerifyRequest())
+    assert kept.read_bytes() != before
