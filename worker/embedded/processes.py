@@ -73,7 +73,7 @@ class _Child:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 pass_fds=self.program.keep,
-                preexec_fn=_bound_to(os.getpid(), self.program.orphaned),  # noqa: PLW1509 - there is no other thread
+                preexec_fn=_bound_to_parent(self.program.orphaned),  # noqa: PLW1509 - there is no other thread
             )
 
     def fail(self) -> float:
@@ -188,13 +188,11 @@ def _signal(child: _Child, signum: signal.Signals) -> None:
         child.process.send_signal(signum)
 
 
-def _bound_to(parent: int, signum: signal.Signals) -> Callable[[], None] | None:
+def _bound_to_parent(signum: signal.Signals) -> Callable[[], None] | None:
     """Return what a child runs before its program: it dies with its parent, and its signals are unblocked."""
 
     def prepare() -> None:
         die_with_parent(signum)
-        if os.getppid() != parent:  # the parent died before this call
-            os._exit(1)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
     return prepare if sys.platform == "linux" else None
