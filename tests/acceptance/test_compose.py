@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ class Stack:
 
     home: Path
     ports: Mapping[str, int]
+    processes: dict[str, "Fork | subprocess.Popen[bytes]"] = field(default_factory=dict)
 
     def environment(self, name: str) -> dict[str, str]:
         """Return the environment of a service; a variable without a value is passed on, and none is set here."""
@@ -82,8 +83,15 @@ class Stack:
             arguments, env=self.environment(name), cwd=self.home, capture_output=True, text=True, check=False
         )
 
-    def healthy(self, name: str) -> bool:
-        """Return whether the health check of a service succeeds."""
+    def await_health(self, name: str) -> None:
+        """Return as soon as the health check of a service succeeds; fail if it has ended, and show its log."""
+        try:
+            until(lambda: self._healthy(name) or self.processes[name].poll() is not None)
+        finally:
+            print((self.home / f"{name}.log").read_text(errors="replace"))  # pytest shows it where the test fails
+        assert self.processes[name].poll() is None, "it has ended"
+
+    def _healthy(self, name: str) -> bool:
         kind, *command = COMPOSE["services"][name]["healthcheck"]["test"]
         command = [self.local(part) for part in command]
         if kind == "CMD-SHELL":
@@ -102,22 +110,21 @@ def started(stack: Stack, name: str) -> Iterator[None]:
     command = [*map(stack.local, service["command"]), *OPTIONS.get(name, lambda _: [])(stack.ports)]
     if name == "broker":
         command[-1] = command[-1].rstrip() + f" --port {stack.ports['broker']} --dir {stack.home}/tmp"
-    process: Fork | subprocess.Popen[bytes]
     with (stack.home / f"{name}.log").open("wb") as log, Path(os.devnull).open("rb") as nothing:
         if command[0] in MODULES:
             command[0] = MODULES[command[0]]
             streams = (nothing.fileno(), log.fileno(), log.fileno())
-            process = Fork(command, cwd=stack.home, env=stack.environment(name), streams=streams)
+            stack.processes[name] = Fork(command, cwd=stack.home, env=stack.environment(name), streams=streams)
         else:
-            process = subprocess.Popen(
+            stack.processes[name] = subprocess.Popen(
                 command, env=stack.environment(name), cwd=stack.home, stdout=log, stderr=log,
                 preexec_fn=lambda: die_with_parent(signal.SIGKILL),  # noqa: PLW1509 - no lock is held here
             )  # fmt: skip
     try:
         yield
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait()
+        stack.processes[name].send_signal(signal.SIGTERM)
+        stack.processes[name].wait()
 
 
 @pytest.fixture(scope="module")
@@ -148,13 +155,13 @@ def _listens(stack: Stack) -> bool:
 @pytest.mark.parametrize("name", OURS)
 def test_every_service_becomes_healthy(stack: Stack, name: str) -> None:
     """Each service starts with its command and environment, and its health check then succeeds."""
-    assert until(lambda: stack.healthy(name))
+    stack.await_health(name)
 
 
 @pytest.mark.slow
 def test_an_outside_service_gets_its_answer(stack: Stack, tmp_path: Path) -> None:
     """A file that is uploaded in the worker's container is verified for a service that has only the broker."""
-    until(lambda: stack.healthy("worker"))
+    stack.await_health("worker")
     (tmp_path / "app.tgz").write_bytes(b"bytes")
     sent = stack.run("worker", "zot-artifacts", "upload", str(tmp_path / "app.tgz"), "releases/app.tgz", "--json")
     assert sent.returncode == 0, sent.stdout + sent.stderr
