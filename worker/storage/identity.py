@@ -193,10 +193,10 @@ class Identity:
             self._refuse_nested(marker, below=fresh or not self._looked_below)
             self._refuse_one_server(marker)
             self._looked_below = True
-        lacks = purpose == "copy" and marker is None
-        purposes = ["read", *(["copy"] if write else []), *(["write"] if write and not lacks else [])]
-        until = time.monotonic() + (_UNMARKED_SECONDS if lacks else RECHECK_SECONDS)
-        self._checked |= dict.fromkeys(purposes, (mount, until))
+        purposes, seconds = ["read", "copy", "write"] if write else ["read"], float(RECHECK_SECONDS)
+        if purpose == "copy" and marker is None:
+            purposes, seconds = ["read", "copy"], _UNMARKED_SECONDS
+        self._checked |= dict.fromkeys(purposes, (mount, time.monotonic() + seconds))
 
     def _mount(self) -> object:
         if self._root is not None:
