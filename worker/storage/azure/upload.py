@@ -12,7 +12,7 @@ from azure.storage.blob import BlobBlock, BlobClient
 from worker.storage.azure.client import COMMIT_TIMEOUT
 from worker.storage.azure.errors import SDK_ERRORS, code_of, translate, translated
 from worker.storage.azure.object_stat import conditions, is_object, to_found, written_stat
-from worker.storage.cloud.conditional_write import Found, Write, settle
+from worker.storage.cloud.conditional_write import Found, Write, as_found, settle
 from worker.storage.cloud.error_mapping import Origin
 from worker.storage.driver import ObjectStat
 from worker.storage.errors import NotFound, StorageError, TransientError, Unavailable, UnexpectedAnswer
@@ -68,8 +68,12 @@ class Upload:
         return replace(stat, storage_tags={**stat.storage_tags, "content_md5": md5.hex()})
 
     def from_blocks(self, ids: list[str]) -> ObjectStat:
-        """Make an object of staged blocks."""
-        return self._commit(
+        """Make an object of staged blocks; its stat has the size that the store says, which the commit does not.
+
+        Raises:
+            Conflict: there is no object.
+        """
+        made = self._commit(
             lambda options: self._blob().commit_block_list(
                 [BlobBlock(found) for found in ids],
                 metadata=dict(self._write.metadata),
@@ -78,6 +82,7 @@ class Upload:
                 **options,
             )
         )
+        return as_found(made, self._write, self._origin, self._found)
 
     def settle(self, failure: StorageError, *, refused: bool = False) -> ObjectStat:
         """Return the stat of the object if this write made it after all; otherwise raise the translated failure."""

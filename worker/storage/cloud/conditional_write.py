@@ -82,6 +82,24 @@ def settle(
     return broken or (concurrent_write(write, origin) if refused else failure)
 
 
+def as_found(made: ObjectStat, write: Write, origin: Origin, find: Callable[[], Found | None]) -> ObjectStat:
+    """Return what the store says of an object that it made of bytes which were not in the request, with its size.
+
+    Without an answer now, or where a later write has replaced the object, that is `made`, what the write returned.
+
+    Raises:
+        Conflict: there is no object.
+    """
+    try:
+        found = find()
+    except StorageError:
+        return made
+    if found is None:
+        raise Conflict(f"{origin.store}: {write.what}: the store accepted the write and has no object")
+    # Some stores answer with another version tag than they keep.
+    return found.stat if found.writer == write.writer else made
+
+
 def broken_condition(write: Write, origin: Origin, found: Found | None) -> StorageError | None:
     """Return the error if the condition does not hold for the object under the key, else None."""
     condition, where = write.condition, f"{origin.store}: {write.what}"

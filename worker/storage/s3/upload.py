@@ -12,13 +12,12 @@ from zlib import crc32
 
 from botocore.exceptions import ClientError
 
-from worker.storage.cloud.conditional_write import Found, Write, broken_condition, settle
+from worker.storage.cloud.conditional_write import Found, Write, as_found, broken_condition, settle
 from worker.storage.cloud.error_mapping import Origin
 from worker.storage.cloud.plain_requests import RealObject
 from worker.storage.cloud.small_writes import SmallWrites
 from worker.storage.driver import Body, Match, ObjectStat, Part, PartData
 from worker.storage.errors import (
-    Conflict,
     NotFound,
     PermanentError,
     SizeMismatch,
@@ -247,16 +246,7 @@ class Upload:
         Raises:
             Conflict: there is no object.
         """
-        stat = self._commit(send)
-        try:
-            found = self._found()
-        except StorageError:
-            return stat
-        if found is None:
-            said = f"{self._origin.store}: {self._write.what}: the store accepted the write and has no object"
-            raise Conflict(said)
-        # Some stores answer with another ETag than they keep.
-        return found.stat if found.writer == self._write.writer else stat
+        return as_found(self._commit(send), self._write, self._origin, self._found)
 
     def abort(self, upload_id: str) -> None:
         """Abort a multipart upload; one that is not open any more is no error."""
