@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from billiard import current_process
 from celery import Celery, signals
 
 from worker import clock, context, shutdown_flag, tracing
@@ -172,8 +173,12 @@ def _set_up_log(logger: logging.Logger, **_: Any) -> None:
 @signals.beat_embedded_init.connect
 @signals.worker_process_init.connect
 def _die_with_the_worker(**_: Any) -> None:
-    """End the children of a worker that was killed, and its beat (`--beat`): they would go on without the worker."""
-    die_with_parent()
+    """End the children of a worker that was killed, and its beat (`--beat`): they would go on without the worker.
+
+    With `--pool solo` the worker is its own child, and outlives the shell or the supervisor that has started it.
+    """
+    if current_process().name != "MainProcess":
+        die_with_parent()
 
 
 @signals.worker_process_init.connect

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 def keep_records(context: JobContext, job: RunningJob, stores: Sequence[str]) -> None:
     """Have every store keep the head of the log, deletes and companions, and place the holds that it lacks.
 
-    Where the head that a store keeps does not fit the log, as after a restore, its lists of both stay as they are.
+    Where the kept head does not fit the log, as after a restore, the lists of deletes and companions stay as they are.
     """
     keys = LogKeys.of(context.settings.verification_log)
     for name in stores:
