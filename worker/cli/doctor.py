@@ -262,7 +262,7 @@ def _store(session: Session, name: str, breaker: OpenBreaker | None) -> Check:
     try:
         store = session.stores[name]
         store.health_check()
-        store.check_identity()
+        store.check_identity("write")
         fault = probe(store)
         advice = [*store.advice(), *_open_root(session.settings, name)]
     except (SameStore, OtherStore) as error:

@@ -231,7 +231,7 @@ def _paused(pause: Pause | None) -> dict[str, Any] | None:
 def _reach(session: Session, name: str) -> str | None:
     try:
         session.stores[name].health_check()
-        session.stores[name].check_identity(write=False)
+        session.stores[name].check_identity("read")
     except StorageError as error:
         return error.message.removeprefix(f"{name}: ")
     return None

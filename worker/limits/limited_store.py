@@ -26,6 +26,7 @@ from worker.storage import (
 from worker.storage.configured_stores import Stores
 from worker.storage.driver import BUFFER_SIZE, HashedBytes, ObjectProperties, SmallPut
 from worker.storage.errors import REFUSALS, Archived, IntegrityError, NotFound, OutOfSpace, StorageError
+from worker.storage.identity import Purpose
 from worker.storage.integrity.manifest import Chunk, Manifest
 from worker.storage.integrity.verifying_reader import OnBytes, Readable, VerifiedReader
 from worker.storage.probe import probe
@@ -141,9 +142,9 @@ class LimitedStore:
         with self._request("tags"):
             return self._store.tags(bucket, key)
 
-    def check_identity(self, *, write: bool = True) -> None:
+    def check_identity(self, purpose: Purpose) -> None:
         with self._request("stat"):
-            self._store.check_identity(write=write)
+            self._store.check_identity(purpose)
 
     def create_bucket(self, bucket: str) -> bool:
         with self._request("create_bucket"):

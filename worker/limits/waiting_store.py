@@ -10,6 +10,7 @@ from worker.limits.snooze import Paused, Snooze
 from worker.storage import Digest, ListedObject, ObjectStat, Verification
 from worker.storage.driver import BUFFER_SIZE
 from worker.storage.errors import StorageError, Unavailable
+from worker.storage.identity import Purpose
 
 AnswerT = TypeVar("AnswerT")
 
@@ -37,8 +38,8 @@ class WaitingStore:
         self._lock = threading.Lock()
         self._waits_since: float | None = None
 
-    def check_identity(self, *, write: bool = True) -> None:
-        self._admitted(lambda: self._store.check_identity(write=write))
+    def check_identity(self, purpose: Purpose) -> None:
+        self._admitted(lambda: self._store.check_identity(purpose))
 
     def list_buckets(self) -> list[str]:
         return self._admitted(self._store.list_buckets)

@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from itertools import combinations
 from pathlib import Path
 from shlex import quote
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from worker.storage.config import (
     AzureConfig,
@@ -56,6 +56,15 @@ RECHECK_SECONDS = 600
 """A store whose identity was checked longer ago is checked again at its next use."""
 _UNMARKED_SECONDS = 5.0
 """So long after a read found no marker, another read does not look for it; a write does."""
+
+Purpose = Literal["read", "record", "write"]
+"""What a store is checked for.
+
+- `read`: a store without a marker is compared with no other store.
+- `record`: an object of it becomes a copy in the catalogue. A store without a marker gets one; one that takes none is
+  accepted, because a store that is only read refuses writes, in any way.
+- `write`: it is about to be changed. A store without a marker gets one.
+"""
 
 _ID = re.compile(rb"zot-store ([0-9a-f]{32})\n")
 _MARKER_BYTES = 1024
@@ -147,56 +156,56 @@ class Identity:
         own = self._configs.get(driver.name)
         self._root = own.root if isinstance(own, FilesystemConfig) else None
         self._place = _sha256(f"{self._root or _location(own)}".encode())[:_PLACE_DIGITS] if own else ""
-        self._checked: dict[str, tuple[object, float]] = {}
-        """The mount that was checked and until when that counts, by what it was checked for."""
+        self._checked: dict[Purpose, tuple[object, float]] = {}
+        """The mount that was checked, and until when that counts."""
         self._unmarked_until = 0.0
         self._looked_below = False
         self._own_buckets: set[str] = set()
         self._first_use = threading.Lock()
 
-    def check(self, *, write: bool, fresh: bool = False, may_lack_marker: bool = False) -> None:
+    def check(self, purpose: Purpose, *, fresh: bool = False) -> None:
         """Raise unless the store is the one that was used before; the result is reused for some minutes.
 
         Args:
-            write: the store is about to be changed. A store without a marker gets one.
-            may_lack_marker: with `write`, accept one that takes none now: one that is only read refuses it in any way.
+            purpose: what the store is needed for.
             fresh: for a command that asks what is wrong: read the marker even if that was done recently.
 
         Raises:
             OtherStore: the marker is gone, or is that of another store.
-            SameStore: another configured store has the same marker; not for a mere read.
+            SameStore: another configured store has the same marker; not to read, unless `fresh`.
             StorageError: the marker cannot be read or written.
         """
         mount = self._mount()
-        purpose = "read" if not write else "copy" if may_lack_marker else "write"
         checked, until = self._checked.get(purpose) or (None, 0.0)
         if not fresh and mount == checked and time.monotonic() < until:
             return  # first: a sweep asks for each object
-        if not (fresh or write) and time.monotonic() < self._unmarked_until:
+        compare = fresh or purpose != "read"
+        if not compare and time.monotonic() < self._unmarked_until:
             return
         if not self._driver.capabilities.reserved_buckets:
             return  # the store has no bucket for a marker
         self._checked.clear()
         known, here = self._recorded()
         marker = self._read(here)
-        if marker is None and here is None and not write:
+        if marker is None and here is None and purpose == "read":
             self._unmarked_until = time.monotonic() + _UNMARKED_SECONDS
             return
         if known is None:
             with self._first_use:
-                here, marker = self._introduce(compare=write or fresh, may_lack_marker=may_lack_marker)
+                here, marker = self._introduce(compare=compare, may_lack_marker=purpose == "record")
         if here is not None and marker != here:
             self._refuse_other(here, marker)
         if marker is not None:
-            self._refuse_same(marker, compare=write or fresh)
-        if write or fresh:
+            self._refuse_same(marker, compare=compare)
+        if compare:
             self._refuse_nested(marker, below=fresh or not self._looked_below)
             self._refuse_one_server(marker)
             self._looked_below = True
-        purposes, seconds = ["read", "copy", "write"] if write else ["read"], float(RECHECK_SECONDS)
-        if purpose == "copy" and marker is None:
-            purposes, seconds = ["read", "copy"], _UNMARKED_SECONDS
-        self._checked |= dict.fromkeys(purposes, (mount, time.monotonic() + seconds))
+        fulfilled: tuple[Purpose, ...] = ("read",) if purpose == "read" else ("read", "record", "write")
+        seconds: float = RECHECK_SECONDS
+        if purpose == "record" and marker is None:
+            fulfilled, seconds = ("read", "record"), _UNMARKED_SECONDS
+        self._checked |= dict.fromkeys(fulfilled, (mount, time.monotonic() + seconds))
 
     def _mount(self) -> object:
         if self._root is not None:

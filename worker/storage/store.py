@@ -50,7 +50,7 @@ from worker.storage.errors import (
     SizeMismatch,
     StorageError,
 )
-from worker.storage.identity import Identity
+from worker.storage.identity import Identity, Purpose
 from worker.storage.integrity.chunk_verification import (
     MIN_PARALLEL_CHUNKS,
     VerifiedRange,
@@ -437,8 +437,8 @@ class Store:
         With `as_copy`, the object may become a copy of the record: raise SameStore if another configured store is the
         same physical place.
         """
-        if as_copy and self._identity:
-            self._identity.check(write=True, may_lack_marker=True)
+        if as_copy:
+            self._check_identity("record")
         self._check_read(bucket, key)
         return self._driver.stat(bucket, key)
 
@@ -482,7 +482,7 @@ class Store:
         """
         if self._is_impossible(bucket, key):
             return False
-        self._check_identity(write=True, bucket=bucket)
+        self._check_identity("write", bucket)
         if not self._driver.delete(bucket, key, condition=condition):
             return False
         left = self._driver.find_version(bucket, key)
@@ -506,7 +506,7 @@ class Store:
                 process.
         """
         self._check_read(bucket, key)
-        self._check_identity(write=True)
+        self._check_identity("write")
         aside = reserved_key(QUARANTINE_BUCKET, f"{bucket}/{label}", key)
         stat = self._driver.stat(bucket, key)
         if not self.capabilities.implicit_buckets:
@@ -614,12 +614,12 @@ class Store:
     def set_hold(self, bucket: str, key: str, *, held: bool) -> None:
         """Have the store hold an object, or end that; only for a bucket that offers it."""
         self._check_existing(bucket, key)
-        self._check_identity(write=True, bucket=bucket)
+        self._check_identity("write", bucket)
         cast("HoldDriver", self._driver).set_hold(bucket, key, held=held)
 
     def delete_held(self, bucket: str, key: str) -> bool:
         """Try to delete an object that is held; return False if the store refuses it. Only for an object of our own."""
-        self._check_identity(write=True, bucket=bucket)
+        self._check_identity("write", bucket)
         return cast("HoldDriver", self._driver).delete_held(bucket, key)
 
     def tags(self, bucket: str, key: str) -> dict[str, str]:
@@ -634,19 +634,19 @@ class Store:
             check_prefix(after)
         except InvalidKey as error:
             raise InvalidKey(f"{self.name}: {error.message}") from None
-        self._check_identity(write=False, bucket=bucket)
+        self._check_identity("read", bucket)
         return self._driver.iter_objects(bucket, prefix, after)
 
     # Buckets and the store itself
 
     def create_bucket(self, bucket: str) -> bool:
         """Make a bucket; return False if it was there already."""
-        self._check_identity(write=True)
+        self._check_identity("write")
         return self._driver.create_bucket(check_bucket(bucket, reserved=True))
 
     def delete_bucket(self, bucket: str) -> bool:
         """Delete an empty bucket; return False if it was not there, raise BucketNotEmpty if it holds objects."""
-        self._check_identity(write=True, bucket=bucket)
+        self._check_identity("write", bucket)
         return self._driver.delete_bucket(check_bucket(bucket, reserved=True))
 
     def bucket_exists(self, bucket: str) -> bool:
@@ -658,7 +658,7 @@ class Store:
         Reserved buckets and names that no bucket of an artifact can have are left out. Where logical buckets are real
         ones, only those are known that `buckets` in the settings of the store names.
         """
-        self._check_identity(write=False)
+        self._check_identity("read")
         return sorted(name for name in self._driver.list_buckets() if is_bucket(name))
 
     def health_check(self) -> None:
@@ -681,21 +681,20 @@ class Store:
         Raises:
             StorageError: the store does not answer.
         """
-        self._check_identity(write=True)
+        self._check_identity("write")
         return self._read_back.refuses_damage()
 
-    def check_identity(self, *, write: bool = True) -> None:
+    def check_identity(self, purpose: Purpose) -> None:
         """Raise unless this is the store that was used under its name before, and no other store is the same.
 
-        Args:
-            write: give a store without a marker one. A store without a marker is compared with no other store.
+        A recent check does not count.
 
         Raises:
             SameStore, OtherStore: it is not; says the way out.
             StorageError: the store does not answer.
         """
         if self._identity:
-            self._identity.check(write=write, fresh=True)
+            self._identity.check(purpose, fresh=True)
 
     def refuses_reads(self) -> bool:
         """Return whether the store refuses to return its marker, which it has returned before: it refuses all reads."""
@@ -707,12 +706,12 @@ class Store:
 
     def abort_upload(self, bucket: str, key: str, token: str) -> None:
         """Abort a multipart upload and remove its parts; an upload that has ended is no error."""
-        self._check_identity(write=True, bucket=bucket)
+        self._check_identity("write", bucket)
         cast("MultipartDriver", self._driver).abort_upload(bucket, key, token)
 
     def iter_stale_uploads(self) -> Iterator[StaleUpload]:
         """Yield the unfinished uploads, those that are still being written included."""
-        self._check_identity(write=False)
+        self._check_identity("read")
         yield from self._driver.iter_stale_uploads()
         yield from self._read_back.iter_staged()
 
@@ -723,7 +722,7 @@ class Store:
 
     def remove_stale_upload(self, stale: StaleUpload) -> bool:
         """Remove a stale upload; return False if it has ended meanwhile or its writer is alive."""
-        self._check_identity(write=True)
+        self._check_identity("write")
         of_ours = stale.token[0] == STAGING_BUCKET
         return self._read_back.remove_staged(stale) if of_ours else self._driver.remove_stale_upload(stale)
 
@@ -743,7 +742,7 @@ class Store:
     def _check_read(self, bucket: str, key: str) -> None:
         if self._is_impossible(bucket, key):
             raise NotFound(f"{self.name}: {bucket}/{key} does not exist: the store can have no object of this name")
-        self._check_identity(write=False, bucket=bucket)
+        self._check_identity("read", bucket)
 
     def _check_write(self, bucket: str, key: str, *, existing_key: bool) -> None:
         if existing_key and self._is_impossible(bucket, key):
@@ -753,7 +752,7 @@ class Store:
                 check_key(check_bucket(bucket, reserved=True), key)
             except InvalidKey as error:
                 raise InvalidKey(f"{self.name}: {error.message}") from None
-        self._check_identity(write=True, bucket=bucket)
+        self._check_identity("write", bucket)
 
     def _is_impossible(self, bucket: str, key: str) -> bool:
         """Check the names of an object, and return whether this store can have no such object."""
@@ -766,14 +765,14 @@ class Store:
         if not hasattr(self._driver, "small_reads"):
             return None
         try:
-            self._check_identity(write=False)
+            self._check_identity("read")
         except StorageError:
             return None  # each object raises it again
         return cast("SmallReadDriver", self._driver).small_reads()
 
-    def _check_identity(self, *, write: bool, bucket: str | None = None) -> None:
+    def _check_identity(self, purpose: Purpose, bucket: str | None = None) -> None:
         if self._identity:
-            self._identity.check(write=write)
+            self._identity.check(purpose)
             if bucket is not None:
                 self._identity.check_bucket(bucket)
 

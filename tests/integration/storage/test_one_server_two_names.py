@@ -65,7 +65,7 @@ def test_real_buckets_of_two_addresses_are_found_through_each_other(
         configs[name] = S3Config.model_validate({**own, **address, **keys})
     stores = Stores(configs, known_ids=KnownIdFiles(tmp_path, configs))
     with suppress(SameStore):  # the first of both may be found only once the other one has its marker
-        stores["one"].check_identity()
+        stores["one"].check_identity("write")
     stores.close()
     for name in ("two", "one"):
         stores = Stores(configs, known_ids=KnownIdFiles(tmp_path, configs))

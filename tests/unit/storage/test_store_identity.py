@@ -359,9 +359,9 @@ def test_one_share_that_is_mounted_twice_is_found_inside_the_other(tmp_path: Pat
     (inner / "zot-store").mkdir()
     (inner / "zot-store" / "identity").write_bytes((other / "zot-store" / "identity").read_bytes())
     with pytest.raises(SameStore, match="two and one are one physical place"):
-        inner_store.check_identity()
+        inner_store.check_identity("write")
     with pytest.raises(SameStore, match="one and two are one physical place"):
-        _stores(tmp_path / "inner", two=other, one=outer)["one"].check_identity()
+        _stores(tmp_path / "inner", two=other, one=outer)["one"].check_identity("write")
     shutil.rmtree(inner / "zot-store")
     shutil.rmtree(outer / "zot-store", ignore_errors=True)
     _stores(tmp_path / "run", one=outer)["one"].write_object("b", "k", source(DATA))
@@ -382,7 +382,7 @@ def test_a_copy_of_a_store_is_one_of_its_own_once_its_marker_is_removed(tmp_path
         of = _stores(tmp_path / "run", original=original, twin=twin)[name]
         assert of.object_exists("b", "k")
         with pytest.raises(SameStore, match="are one physical place"):  # as `stores` tells it
-            of.check_identity(write=False)
+            of.check_identity("read")
         with pytest.raises(SameStore, match="if one was made as a copy of the other, remove zot-store/identity"):
             of.write_object("b", "k2", source(DATA))
     (twin / "zot-store" / "identity").unlink()
@@ -431,12 +431,12 @@ def test_a_root_inside_a_directory_that_a_server_gives_out_is_found_by_both(tmp_
     }
     driver = MemoryDriver("gate")
     gate = Store(driver, identity=Identity(driver, KnownIdFiles(tmp_path, configs), configs=configs))
-    gate.check_identity()
+    gate.check_identity("write")
     (tmp_path / "served" / "zot-store").mkdir()
     marker = b"".join(Store(driver).read_object("zot-store", "identity"))
     (tmp_path / "served" / "zot-store" / "identity").write_bytes(marker)
     with pytest.raises(SameStore, match="gate and disk are one physical place"):
-        gate.check_identity()
+        gate.check_identity("write")
     with pytest.raises(SameStore, match="disk and gate are one physical place"):
         Stores(configs, known_ids=KnownIdFiles(tmp_path, configs))["disk"].write_object("b", "k", source(DATA))
 

@@ -131,7 +131,7 @@ class Rebuild:
         by_bucket: dict[str, list[ReadStore]] = {}
         for name, store in self._stores.items():
             try:
-                store.check_identity(write=False)  # what is in two stores that are one place is one copy
+                store.check_identity("read")  # what is in two stores that are one place is one copy
                 for bucket in buckets or store.list_buckets():
                     by_bucket.setdefault(bucket, []).append(store)
             except StorageError as error:
