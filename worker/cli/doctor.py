@@ -42,9 +42,9 @@ from worker.settings.private_data_directory import (
 )
 from worker.storage.config import FilesystemConfig
 from worker.storage.errors import HoldNotOffered, OtherStore, OutOfSpace, SameStore, StorageError
-from worker.storage.identity import indistinguishable
 from worker.storage.keys import PROBE_BUCKET
 from worker.storage.probe import PROBE, probe
+from worker.storage.same_place import indistinguishable
 from zot_artifact_client import ArtifactClient, ClientError, JobFailed
 from zot_artifact_client.contract import SWEEP_LEFTOVERS, JobState
 

@@ -55,8 +55,8 @@ from worker.settings.section_models import (
 )
 from worker.settings.translate_config_of_original_store import OriginalRefused, translate
 from worker.storage.config import FilesystemConfig, GcsConfig, StoreConfig
-from worker.storage.identity import contains, overlapping
 from worker.storage.local_paths import LocalPath, parse_path
+from worker.storage.same_place import contains, overlapping
 from zot_artifact_client.broker_urls import parse_result_url, parse_url
 from zot_artifact_client.contract.requests import STORE_NAME
 from zot_artifact_client.errors import InvalidUrl

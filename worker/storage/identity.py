@@ -1,8 +1,7 @@
 """Check that no two configured stores are one physical place, and that a store is the one that was used before.
 
-Configurations are compared first: roots with links and bind mounts resolved, endpoints with their buckets. What a
-configuration cannot show (two names of one server, a share that is mounted twice, a disk that is not mounted) is found
-by a marker: an object with a random id that is written once into each store and read through every store.
+What a configuration cannot show (two names of one server, a share that is mounted twice, a disk that is not mounted)
+is found by a marker: an object with a random id that is written once into each store and read through every store.
 """
 
 import io
@@ -13,20 +12,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from fnmatch import fnmatchcase
-from itertools import combinations
 from pathlib import Path
 from shlex import quote
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, Protocol
 
 from worker.storage.config import (
-    AzureConfig,
     CloudConfig,
     FilesystemConfig,
-    GcsConfig,
-    S3Config,
     StoreConfig,
-    connection_fields,
 )
 from worker.storage.driver import Condition, Driver, WriteInfo
 from worker.storage.errors import (
@@ -44,7 +37,7 @@ from worker.storage.errors import (
 )
 from worker.storage.integrity.verifying_reader import VerifyingReader, read_up_to
 from worker.storage.keys import MARKER_BUCKET, RESERVED_PREFIX
-from zot_artifact_client.http_urls import InvalidEndpoint, parse_endpoint
+from worker.storage.same_place import is_within, location_of, may_share, mounts_here, names_bucket_of, server_of
 
 MARKER_KEY = "identity"
 SHARED = "shared "
@@ -71,10 +64,6 @@ _MARKER_BYTES = 1024
 _PLACE_DIGITS = 16
 _DEPTH_BELOW = 3
 _MOST_BELOW = 1000
-_MOUNT_POINT = 4  # field of a line of mountinfo
-_AMAZON = re.compile(r"(?!.*\bus-(?:gov|iso))(?:[a-z0-9-]+\.)*s3[a-z0-9-]*\.(?:[a-z0-9-]+\.)*amazonaws\.com")
-_GOOGLE = re.compile(r"(?:[a-z0-9-]+\.)+googleapis\.com")
-"""Hosts of one name space of buckets: a bucket is the same one at each of them."""
 
 
 class KnownIds(Protocol):
@@ -155,7 +144,7 @@ class Identity:
         self._driver_of = driver_of
         own = self._configs.get(driver.name)
         self._root = own.root if isinstance(own, FilesystemConfig) else None
-        self._place = _sha256(f"{self._root or _location(own)}".encode())[:_PLACE_DIGITS] if own else ""
+        self._place = _sha256(f"{self._root or location_of(own)}".encode())[:_PLACE_DIGITS] if own else ""
         self._checked: dict[Purpose, tuple[object, float]] = {}
         """The mount that was checked, and until when that counts."""
         self._unmarked_until = 0.0
@@ -241,7 +230,7 @@ class Identity:
             for name, config in self._configs.items()
             if isinstance(config, type(own))
             and (config.layout, config.real_bucket) == ("prefixed", bucket)
-            and _server(own) == _server(config)
+            and server_of(own) == server_of(config)
         ]
         markers = {marker: name for name, marker in self._others().items()}
         if not same and markers:  # the bucket may be that of another address, or the root of a directory store
@@ -450,7 +439,7 @@ def _marker_in(directory: Path) -> str | None:
 def _directories_below(root: Path) -> Iterator[Path]:
     """Yield what is mounted below a root, then directories near it, to `_DEPTH_BELOW` and at most `_MOST_BELOW`."""
     real = os.path.realpath(root)
-    yield from (Path(each.point) for each in _mounts() if each.point != real and _within(each.point, real))
+    yield from (Path(each.point) for each in mounts_here() if each.point != real and is_within(each.point, real))
     level, count = [root], 0
     for _ in range(_DEPTH_BELOW):
         below = []
@@ -477,9 +466,9 @@ def _crossings(name: str, configs: Mapping[str, StoreConfig]) -> Iterator[tuple[
         for of, seen in configs.items():
             if through == of or name not in {through, of}:
                 continue
-            if not (isinstance(seeing, CloudConfig) and isinstance(seen, CloudConfig) and _may_share(seeing, seen)):
+            if not (isinstance(seeing, CloudConfig) and isinstance(seen, CloudConfig) and may_share(seeing, seen)):
                 continue
-            if _names_bucket_of(seeing, seen):
+            if names_bucket_of(seeing, seen):
                 yield through, of, str(seen.real_bucket), f"{MARKER_BUCKET}/{MARKER_KEY}"
             if (seeing.layout, seen.layout) == ("native", "native") and seen.reserved_bucket:
                 yield through, of, seen.reserved_bucket, f"{RESERVED_PREFIX}{MARKER_BUCKET}/{MARKER_KEY}"
@@ -490,218 +479,3 @@ def _sha256(content: bytes) -> str:
     while body.read(_MARKER_BYTES):
         pass
     return body.digest.sha256
-
-
-# What configurations show
-
-
-def overlapping(configs: Mapping[str, StoreConfig]) -> Iterator[tuple[str, str, str]]:
-    """Yield each pair of stores that are one physical place by their configuration, with the reason."""
-    mounts = _mounts()
-    for (one, first), (two, second) in combinations(configs.items(), 2):
-        if reason := _overlap(first, second, mounts):
-            yield one, two, reason
-
-
-def indistinguishable(configs: Mapping[str, StoreConfig]) -> Iterator[tuple[str, str]]:
-    """Yield each pair of stores that may be one place, and that neither configuration nor marker can tell apart.
-
-    These are stores with real buckets at two addresses, without a reserved bucket for a marker.
-    """
-    for (one, first), (two, second) in combinations(configs.items(), 2):
-        if type(first) is type(second) and _is_unmarked(first) and _is_unmarked(second):
-            yield one, two
-
-
-def _is_unmarked(config: StoreConfig) -> bool:
-    return isinstance(config, CloudConfig) and config.layout == "native" and not config.reserved_bucket
-
-
-def physical_path(path: Path, mounts: "list[_Mount] | None" = None) -> tuple[str, str]:
-    """Return the device of a path and the path within that device, with links and bind mounts resolved."""
-    mount, within = _mounted_at(os.path.realpath(path), _mounts() if mounts is None else mounts)
-    return mount.device if mount else "", within
-
-
-def _mounted_at(real: str, mounts: "list[_Mount]") -> "tuple[_Mount | None, str]":
-    """Return the mount that a path without links is on, and the path within its device."""
-    best: _Mount | None = None
-    for mount in mounts:
-        if _within(real, mount.point) and (best is None or len(mount.point) >= len(best.point)):
-            best = mount
-    if best is None:
-        return None, real
-    return best, os.path.normpath(os.path.join(best.top, os.path.relpath(real, best.point)))  # noqa: PTH118 - Path does not collapse dots
-
-
-def contains(outer: Path, inner: Path) -> bool:
-    """Return whether a directory is, or contains, another one, with links and bind mounts resolved.
-
-    What is mounted inside a directory is contained in it, wherever else it is.
-    """
-    return _contains(outer, inner, _mounts())
-
-
-class _Mount(NamedTuple):
-    """A mount of this machine.
-
-    Attributes:
-        point: the directory where it is.
-        device: what is mounted.
-        top: the directory of the device that is mounted.
-        layers: the directories whose files an overlay shows.
-    """
-
-    point: str
-    device: str
-    top: str
-    layers: tuple[str, ...] = ()
-
-    def shown(self, path: str, mounts: "list[_Mount]") -> Iterator[tuple[str, str]]:
-        """Yield a directory of the device, and those of other devices that an overlay shows there."""
-        yield self.device, path
-        for layer in self.layers:
-            if Path(layer).is_dir():  # a container shows the layers of its root, and does not have them
-                yield physical_path(Path(layer + path), mounts)
-
-
-def _contains(outer: Path, inner: Path, mounts: list[_Mount]) -> bool:
-    real = os.path.realpath(outer)
-    if _within(os.path.realpath(inner), real) or _is_or_is_above(outer, inner):
-        return True
-    device, path = physical_path(inner, mounts)
-    return any(device == where and _within(path, top) for where, top in _extents(outer, mounts))
-
-
-def _extents(root: Path, mounts: list[_Mount]) -> Iterator[tuple[str, str]]:
-    """Yield each directory of a device that a root shows: its own, and those that are mounted inside it."""
-    real = os.path.realpath(root)
-    mount, path = _mounted_at(real, mounts)
-    yield from mount.shown(path, mounts) if mount else [("", path)]
-    for mount in mounts:
-        if mount.point != real and _within(mount.point, real):
-            yield from mount.shown(mount.top, mounts)
-
-
-def _is_or_is_above(outer: Path, inner: Path) -> bool:
-    """Return whether a directory is another one, or one around it, also where the disk tells no upper case apart."""
-    with suppress(OSError):  # a root that is gone is reported by the driver
-        found = outer.stat()
-        real = Path(os.path.realpath(inner))
-        for directory in (real, *real.parents):
-            with suppress(OSError):
-                if os.path.samestat(directory.stat(), found):
-                    return True
-    return False
-
-
-def _overlap(first: StoreConfig, second: StoreConfig, mounts: list[_Mount]) -> str | None:
-    if isinstance(first, FilesystemConfig) and isinstance(second, FilesystemConfig):
-        return _roots_overlap(first.root, second.root, mounts)
-    location, other = _location(first), _location(second)
-    if location is not None and location == other:
-        return "both are one bucket of one endpoint"
-    for outer, inner in ((first, second), (second, first)):
-        if isinstance(outer, CloudConfig) and isinstance(inner, CloudConfig) and _lists(outer, inner):
-            return "one is a bucket that `buckets` of the other names"
-    return None
-
-
-def _roots_overlap(one: Path, two: Path, mounts: list[_Mount]) -> str | None:
-    inside, around = _contains(one, two, mounts), _contains(two, one, mounts)
-    if inside and around:
-        return "both roots are one directory"
-    if inside or around:
-        return "one root is inside the other"
-    # Two roots inside which one directory is mounted, or one of which shows a part of the other.
-    shown = set(_extents(one, mounts))
-    for device, top in _extents(two, mounts):
-        if any(device == where and (_within(top, path) or _within(path, top)) for where, path in shown):
-            return "a directory is mounted inside one root that the other shows as well"
-    return None
-
-
-def _lists(native: CloudConfig, prefixed: CloudConfig) -> bool:
-    """Return whether the bucket of a store with the layout `prefixed` is in `buckets` of one with `native`."""
-    return _names_bucket_of(native, prefixed) and _server(native) == _server(prefixed)
-
-
-def _names_bucket_of(native: CloudConfig, prefixed: CloudConfig) -> bool:
-    if not _may_share(native, prefixed) or (native.layout, prefixed.layout) != ("native", "prefixed"):
-        return False
-    return any(fnmatchcase(prefixed.real_bucket or "", pattern) for pattern in native.buckets)
-
-
-def _may_share(first: CloudConfig, second: CloudConfig) -> bool:
-    """Return whether two stores can have a bucket in common: Cloud Storage shows its buckets to clients of S3 too."""
-    return isinstance(first, AzureConfig) == isinstance(second, AzureConfig)
-
-
-def _server(config: CloudConfig) -> tuple[str | None, ...] | None:
-    location = _location(config)  # type: ignore[arg-type]  # the classes of clouds are all known to it
-    return None if location is None else location[:2]
-
-
-def _location(config: StoreConfig) -> tuple[str | None, ...] | None:
-    match config:
-        case S3Config() if config.endpoint is None or _endpoint(config.endpoint, _GOOGLE) is not None:
-            return "s3", _endpoint(config.endpoint, _AMAZON), config.layout, config.bucket
-        case S3Config() | GcsConfig():
-            return "gcs", _endpoint(config.endpoint, _GOOGLE), config.layout, config.bucket
-        case AzureConfig():
-            return "azure", _account(config), config.layout, config.container
-        case _:
-            return None
-
-
-def _account(config: AzureConfig) -> str | None:
-    if config.connection_string is None:
-        return _endpoint(config.account_url)
-    fields = connection_fields(config.connection_string)
-    suffix = fields.get("ENDPOINTSUFFIX", "core.windows.net")
-    default = f"{fields.get('DEFAULTENDPOINTSPROTOCOL', 'https')}://{fields.get('ACCOUNTNAME')}.blob.{suffix}"
-    return _endpoint(fields.get("BLOBENDPOINT", default))
-
-
-def _endpoint(url: str | None, own: re.Pattern[str] | None = None) -> str | None:
-    """Return what is the same for two spellings of one endpoint; None for any of the provider's own, `own`."""
-    if url is None:
-        return None
-    try:
-        found = parse_endpoint(url, example="", credentials="")
-    except InvalidEndpoint:
-        return url
-    return None if own and own.fullmatch(found.host) else found.place
-
-
-def _mounts() -> list[_Mount]:
-    """Return each mount of this machine."""
-    try:
-        lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").split("\n")
-    except OSError:
-        return []  # not Linux: only links are resolved
-    found = []
-    for line in lines:
-        fields = line.split(" ")
-        if len(fields) > _MOUNT_POINT:
-            layers = tuple(_layers(fields[-1])) if " - overlay " in line else ()
-            found.append(_Mount(_unescaped(fields[_MOUNT_POINT]), fields[2], _unescaped(fields[3]), layers))
-    return found
-
-
-def _layers(options: str) -> Iterator[str]:
-    """Yield the directories that the options of an overlay name."""
-    for option in options.split(","):
-        name, _, value = option.partition("=")
-        if name in {"lowerdir", "upperdir", "lowerdir+", "datadir+"}:
-            for layer in re.split(r"(?<!\\):", _unescaped(value)):
-                if layer:
-                    yield layer.replace("\\:", ":")
-
-
-def _unescaped(field: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), field)
-
-
-def _within(path: str, directory: str) -> bool:
-    return path == directory or path.startswith(directory.rstrip("/") + "/")

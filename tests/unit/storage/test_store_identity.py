@@ -30,8 +30,9 @@ from worker.storage import (
 )
 from worker.storage.driver import WriteInfo
 from worker.storage.errors import OtherStore, SameStore, Timeout, Unavailable
-from worker.storage.identity import Identity, KnownIdFiles, _Mount, overlapping
+from worker.storage.identity import Identity, KnownIdFiles
 from worker.storage.integrity.verifying_reader import VerifyingReader
+from worker.storage.same_place import Mount, overlapping
 
 DATA = b"bytes"
 _OVERLAY = (
@@ -68,7 +69,7 @@ def test_one_root_in_or_at_another_is_one_place(tmp_path: Path, inner: str) -> N
 def test_a_bind_mount_is_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A directory that is mounted a second time elsewhere is found from the table of mounts."""
     table = [("/", "8:1", "/"), ("/mnt/again", "8:1", "/srv/artifacts/inner"), ("/mnt/other", "8:2", "/")]
-    monkeypatch.setattr("worker.storage.identity._mounts", lambda: [_Mount(*row) for row in table])
+    monkeypatch.setattr("worker.storage.same_place.mounts_here", lambda: [Mount(*row) for row in table])
     configs: dict[str, StoreConfig] = {
         "a": FilesystemConfig(root=Path("/srv/artifacts")),
         "b": FilesystemConfig(root=Path("/mnt/again")),
@@ -96,7 +97,7 @@ def test_what_is_mounted_inside_a_root_is_part_of_it(monkeypatch: pytest.MonkeyP
         ("/srv/artifacts/disk", "8:2", "/shared"),
         ("/srv/others/a/b/c/d/e", "8:2", "/shared/team"),
     ]
-    monkeypatch.setattr("worker.storage.identity._mounts", lambda: [_Mount(*row) for row in table])
+    monkeypatch.setattr("worker.storage.same_place.mounts_here", lambda: [Mount(*row) for row in table])
     for one, two in ((first, second), (second, first)):
         configs: dict[str, StoreConfig] = {
             "a": FilesystemConfig(root=Path(one)),
@@ -127,7 +128,7 @@ def test_a_mounted_directory_is_found_on_a_real_system(tmp_path: Path, mount: st
         (tmp_path / name).mkdir(parents=True)
     program = (
         "import sys; from pathlib import Path; from worker.storage import FilesystemConfig as C;"
-        "from worker.storage.identity import overlapping;"
+        "from worker.storage.same_place import overlapping;"
         "a, b = (C(root=Path(p)) for p in sys.argv[1:]);"
         "print(len([*overlapping({'a': a, 'b': b}), *overlapping({'b': b, 'a': a})]))"
     )
