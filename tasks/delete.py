@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 from worker import clock
 from worker.artifacts.artifact_copies import Records, not_configured
@@ -36,7 +37,8 @@ def delete(request: DeleteRequest, context: JobContext, job: RunningJob) -> Dele
     An artifact that is deleted everywhere takes its companions with it: all of them, or nothing was deleted.
 
     Everything under the key is deleted, whichever version it is: also what a killed job has written there. All stores
-    are resolved first. A copy in a store that is not configured cannot be deleted: the result names it.
+    are resolved first. A copy in a store that is not configured cannot be deleted: the result names it, and the purge
+    sweep deletes it when the store is configured again.
 
     Raises:
         NotFound: the catalogue never had an artifact under this key; names the nearest key.
@@ -77,7 +79,7 @@ def delete_artifact(
         )
     catalogue.holds.check(*where)
     tombstone = None if artifact else catalogue.deletions.get(*where)
-    if tombstone and not request.now:
+    if tombstone and not request.now and not catalogue.deletions.is_being_purged(tombstone):
         return _recorded(request, tombstone, (), unchanged=True)
     work, of_page = _Delete(request, context, job, records), records is not None
     if tombstone:
@@ -118,17 +120,32 @@ class _Delete:
 
     def purge_now(self, tombstone: Tombstone) -> DeleteResult:
         """Delete the bytes of an artifact that was deleted before, and of the companions that were deleted with it."""
-        context, deletions = self.context, self.context.catalogue.deletions
+        context = self.context
         with locked_deleted_companions(context, self.job, tombstone, of_page=self.records is not None) as together:
             for each in together:
                 context.catalogue.holds.check(each.bucket, each.key)
             for each in together:
-                self.of(each.key).delete_copies(None)
-                deletions.end_purge([each])
-        done = self.delete_copies(None)
-        if done.everywhere:
-            deletions.end_purge([tombstone])
+                self.of(each.key).end_purge(each)
+        done = self.end_purge(tombstone)
         return done.model_copy(update={"companions": tuple(each.key for each in together)})
+
+    def end_purge(self, tombstone: Tombstone) -> DeleteResult:
+        """Delete the bytes under this one key; the tombstone stays where a store with a copy is not configured."""
+        done, catalogue = self.delete_copies(None), self.context.catalogue
+        artifact = catalogue.artifacts.version(tombstone.bucket, tombstone.key, tombstone.version)
+        if artifact and done.not_configured:
+            self._leave_to_purge(artifact, tombstone.deleted_at)
+        elif done.everywhere:
+            catalogue.deletions.end_purge([tombstone])
+        return done
+
+    def _leave_to_purge(self, artifact: Artifact, deleted_at: datetime) -> None:
+        """Record a delete that cannot be undone any more, for the bytes in stores that are not configured now."""
+        deletions, now, request = self.context.catalogue.deletions, clock.now(), self.request
+        made = deletions.begin(
+            artifact, now=deleted_at, until=now, by=request.by, reason=request.reason, job=self.job.id
+        )
+        deletions.begin_purge(made, now=now)
 
     def delete_copies(self, artifact: Artifact | None) -> DeleteResult:
         """Delete what is under the key; `artifact`: its current version, None if there is none."""
@@ -158,7 +175,9 @@ class _Delete:
             return DeletedCopy(store=store, outcome="deleted" if deleted else "already_gone")
 
         deleted = for_each_store(stores, delete_from)
-        if artifact and not named:
+        if artifact and beyond:
+            self._leave_to_purge(artifact, clock.now())
+        elif artifact and not named:
             if records is not None:
                 records.tombstoned.append(artifact)
             else:

@@ -157,9 +157,13 @@ class Deletions:
             return connection.execute(sa.select(sa.func.count()).select_from(due)).scalar_one()
 
     def due(self, *, now: datetime, limit: int) -> list[Tombstone]:
-        """Return tombstones that are due to be purged and not held, those due longest first."""
+        """Return tombstones that are due to be purged and not held, those due longest first.
+
+        Those whose purge was begun follow: bytes in a store that is not configured must not delay all others.
+        """
+        order = tombstones.c.purging_at.nulls_first(), tombstones.c.purge_after
         with self._database.read() as connection:
-            rows = connection.execute(_due(now).order_by(tombstones.c.purge_after).limit(limit)).all()
+            rows = connection.execute(_due(now).order_by(*order).limit(limit)).all()
         return [_tombstone_of(row) for row in rows]
 
     def first_deleted_at(self) -> datetime | None:
@@ -202,6 +206,12 @@ class Deletions:
             found = {row.copy_id: artifact_of(row) for row in connection.execute(query)}
             rows = connection.execute(sa.select(copies).where(copies.c.id.in_(list(found))))
             return [(found[row.id], copy_of(row)) for row in rows]
+
+    def is_being_purged(self, of: Tombstone) -> bool:
+        """Return whether the purge of an artifact was begun, so that its delete cannot be undone any more."""
+        begun = sa.select(tombstones.c.key).where(*_at(of.bucket, of.key), tombstones.c.purging_at.is_not(None))
+        with self._database.read() as connection:
+            return connection.execute(begun).one_or_none() is not None
 
     def end_purge(self, of: Sequence[Tombstone]) -> None:
         """Remove tombstones whose bytes are deleted; one of a later delete under the same key stays."""

@@ -105,11 +105,13 @@ class Rules:
     """What may become a record.
 
     `first_read`: the bytes of an object of which no store keeps a digest. `newer_since`: objects with the digest that
-    their store keeps, written after this time, follow another current version.
+    their store keeps, written after this time, follow another current version. `grace`: the least time for which a
+    delete that is recorded again can be undone, also one that could not be undone before.
     """
 
     first_read: bool = False
     newer_since: datetime | None = None
+    grace: timedelta = timedelta()
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +199,7 @@ class _Write:
         append_verdicts(self._connection, prepare_verdicts(self._verdicts, self._now))
         see(self._connection, self._findings, self._now)
         for artifact, kept in self._deleted:
-            until = self._now + (kept.purge_after - kept.deleted_at)
+            until = self._now + max(kept.purge_after - kept.deleted_at, self._rules.grace)
             again = Tombstone(
                 kept.bucket, kept.key, artifact.version, kept.deleted_at, until, kept.by, kept.reason, kept.job
             )

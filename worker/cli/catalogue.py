@@ -277,7 +277,7 @@ def rebuild(
     The command may be interrupted: run it again, and it continues with what is not recorded.
     A paused store is not read, and the limits of stores apply.
     The lists of deletes and companions are also read from stores that `--store` does not name.
-    The exit status is 1 if something is not right, such as a named bucket without objects.
+    The exit status is 1 if something is not right, such as a named bucket without objects, or is for you to decide.
     It is 3 if a store or an object could not be read.
 
     Examples:
@@ -298,8 +298,9 @@ def rebuild(
             KeptTombstones([*stores, *list_stores], spool_dir) as tombstones,
         ):
             run = Rebuild(
-                session.catalogue, stores, Rules(first_read, newer_since), session.settings.page, job=job,
-                tombstones=tombstones, believe_digests=believe_digests, dry_run=dry_run, on_page=_Shown().show,
+                session.catalogue, stores, Rules(first_read, newer_since, session.settings.delete.grace),
+                session.settings.page, job=job, tombstones=tombstones, believe_digests=believe_digests,
+                dry_run=dry_run, on_page=_Shown().show,
             )  # fmt: skip
             tally = run.run(buckets)
             companions = 0 if dry_run else restore_companions(session.catalogue, [*stores, *list_stores], spool_dir)
@@ -327,7 +328,7 @@ def _document(tally: Tally, *, job: str, dry_run: bool, companions: int) -> dict
 
 def _status(tally: Tally) -> Status:
     outcomes = {outcome for each in tally.stores.values() for outcome in each.outcomes}
-    if outcomes & {"corrupt", "conflict", "no_digest"}:
+    if outcomes & {"corrupt", "conflict", "no_digest", "undecided"}:
         return Status.BAD
     unread = "unreadable" in outcomes or any(each.error for each in tally.stores.values())
     return Status.UNKNOWN if unread else Status.GOOD

@@ -162,7 +162,10 @@ def _print_deleted(result: Mapping[str, Any]) -> None:
     for key in result.get("companions", ()):
         say(f"{result['bucket']}/{key}, its companion, is deleted with it")
     for store in result.get("not_configured", ()):
-        complain(f"{store}: a copy of {path} stays, the store is not configured: `zot-artifacts stores forget {store}`")
+        complain(
+            f"{store}: a copy of {path} stays until the store is configured again, or `zot-artifacts stores forget "
+            f"{store}` ends its record"
+        )
     if result.get("purge_after"):
         was = "was deleted before" if result["unchanged"] else "is deleted"
         say(f"{path} {was}; its bytes go after {moment(datetime.fromisoformat(result['purge_after']))}")

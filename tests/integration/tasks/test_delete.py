@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tasks.delete import LastCopy, delete
+from tasks.sweeps.purge import sweep_purge
 from tasks.upload import upload
 from tasks.verify import verify
 from worker import clock
@@ -20,7 +21,7 @@ from worker.storage import Digest, Stores
 from worker.storage.configured_stores import UnknownStore
 from worker.storage.errors import Archived, Conflict, NotFound, Unavailable
 from worker.storage.filesystem import atomic_write
-from zot_artifact_client.contract import DeleteRequest, UploadRequest, VerifyRequest
+from zot_artifact_client.contract import DeleteRequest, SweepPurgeRequest, UploadRequest, VerifyRequest
 
 
 @pytest.fixture
@@ -208,8 +209,12 @@ def without(context: Context, *names: str) -> Context:
     return dataclasses.replace(context, settings=settings, stores=Stores(configs))
 
 
-def test_a_copy_in_a_store_that_left_the_configuration_is_told(run, context, stored):
-    """The copies that can be reached are deleted, and the result names the store whose copy stays."""
+@pytest.mark.parametrize("by_sweep", [True, False])
+def test_a_copy_in_a_store_that_left_the_configuration_is_told(run, context, stored, by_sweep):
+    """The copies that can be reached are deleted, and the result names the store whose copy stays.
+
+    That is a delete on record, so that a rebuild keeps it, until the store is back and the bytes are gone there, too.
+    """
     left = without(context, "dr")
     result = run(lambda r, _c, job: delete(r, left.for_job(job), job), request())
     assert [(copy.store, copy.outcome) for copy in result.copies] == [("primary", "deleted")]
@@ -218,7 +223,14 @@ def test_a_copy_in_a_store_that_left_the_configuration_is_told(run, context, sto
     assert stored("dr").exists()
     again = run(lambda r, _c, job: delete(r, left.for_job(job), job), request())
     assert (again.unchanged, again.not_configured) == (True, ("dr",))
-    assert [copy.outcome for copy in run(delete, request()).copies] == ["deleted"], "the store is back"
+    [kept] = context.catalogue.deletions.kept()
+    assert (kept.key, context.catalogue.deletions.is_being_purged(kept)) == ("app.tgz", True)
+    if by_sweep:
+        purged = run(sweep_purge, SweepPurgeRequest())
+        assert (purged.purged, purged.copies) == (1, {"dr": 1}), "the store is back"
+    else:
+        assert [copy.outcome for copy in run(delete, request()).copies] == ["deleted"], "the store is back"
+    assert (list(context.catalogue.deletions.kept()), stored("dr").exists()) == ([], False)
 
 
 @pytest.mark.parametrize("named", [("dr",), ("primary", "dr"), ()])

@@ -21,7 +21,7 @@ from tasks.sweeps.purge import sweep_purge
 from tasks.upload import upload
 from tasks.verify import verify
 from worker import clock
-from worker.catalogue import CopyState, Leased, LostLease, OnHold, Tombstone, UndeleteRefused
+from worker.catalogue import CopyState, Leased, LostLease, OnHold, Scope, Tombstone, UndeleteRefused
 from worker.catalogue.deletions import Deletions
 from worker.catalogue.tables import jobs
 from worker.context import Context
@@ -409,12 +409,15 @@ def test_the_end_of_a_purge_leaves_a_later_delete(context: Context, remove) -> N
 
 
 def test_a_run_purges_no_more_than_its_limit(context: Context, run, source, remove, purge, monkeypatch) -> None:
-    """`sweep.purge.batch` bounds what one run removes."""
+    """`sweep.purge.batch` bounds what one run removes; what waits for a store that is away delays no other."""
     remove()
-    run(upload, UploadRequest(bucket="releases", key="other", source=source(b"other")))
+    run(upload, UploadRequest(bucket="releases", key="other", source=source(b"other"), stores=("primary",)))
     run(delete, DeleteRequest(bucket="releases", key="other"))
     monkeypatch.setitem(context.settings.sweep.purge.__dict__, "batch", 1)
-    assert [purge().purged for _ in range(3)] == [1, 1, 0]
+    context.catalogue.pauses.begin(Scope.STORE, "dr", reason=None, now=clock.now())
+    assert [purge().purged for _ in range(2)] == [0, 1]
+    context.catalogue.pauses.end(Scope.STORE, "dr")
+    assert [purge().purged for _ in range(2)] == [1, 0]
 
 
 def test_a_purge_that_was_frozen_deletes_nothing_that_another_job_has_written(

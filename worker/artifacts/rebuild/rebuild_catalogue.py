@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from itertools import groupby
+from itertools import groupby, islice
 from operator import itemgetter
+from shlex import quote
 
 from worker import clock
 from worker.artifacts.rebuild.kept_list_files import ReadStore
@@ -19,6 +20,7 @@ from worker.artifacts.sanitize_found_metadata import encoded_tags, valid_metadat
 from worker.catalogue import (
     Artifact,
     Catalogue,
+    Copy,
     FoundKey,
     FoundObject,
     KeptTombstone,
@@ -40,6 +42,8 @@ from worker.storage.keys import check_existing_key
 logger = logging.getLogger(__name__)
 
 _NAMED = 1000
+_AT_ONCE = 1000
+"""Deletes that are looked up in the catalogue in one query."""
 
 Listed = tuple[bytes, str, ListedObject]
 """The key as its bytes, the store, and the row of its listing."""
@@ -136,20 +140,23 @@ class Rebuild:
                     by_bucket.setdefault(bucket, []).append(store)
             except StorageError as error:
                 self._fail(name, error)
-        if self._tombstones is not None and self._rules.newer_since is not None and not self._dry_run:
-            self._undo_deletes(self._tombstones, self._rules.newer_since)
-            self._redo_deletes(self._tombstones, self._rules.newer_since)
         with ThreadPoolExecutor(self._page.threads, thread_name_prefix="rebuild") as pool:
+            if self._tombstones is not None and self._rules.newer_since is not None and not self._dry_run:
+                self._undo_deletes(pool, self._tombstones, self._rules.newer_since, buckets)
+                self._redo_deletes(self._tombstones, self._rules.newer_since, buckets)
             for bucket in sorted(by_bucket):
                 for page in self._pages(bucket, by_bucket[bucket]):
                     self._record_page(pool, bucket, page)
                     self._on_page(self.tally)
         return self.tally
 
-    def _undo_deletes(self, tombstones: KeptTombstones, since: datetime) -> None:
+    def _undo_deletes(
+        self, pool: ThreadPoolExecutor, tombstones: KeptTombstones, since: datetime, buckets: Sequence[str]
+    ) -> None:
         """Undo the deletes that were undone after the backup was made: the later list of deletes lacks them.
 
-        It also lacks an artifact that was purged or uploaded again since; what has its bytes in no store stays deleted.
+        It also lacks an artifact that was purged or uploaded again since. What has its bytes in no store stays deleted,
+        and so does what has them in some only: it may have been purged while a store was away, and the user decides.
         """
         catalogue = self._catalogue
         kept_at = tombstones.kept_at(catalogue.identity)
@@ -158,56 +165,97 @@ class Rebuild:
         kept = tombstones.of_catalogue(catalogue.identity)
         listed, after = next(kept, None), ("", "")
         while page := catalogue.deletions.page(after):
+            missing: list[Tombstone] = []
             for each in page:
                 after = (each.bucket, each.key)
                 while listed is not None and _place(listed) < _place(each):
                     listed = next(kept, None)
-                if each.deleted_at > since or (listed is not None and _place(listed) == _place(each)):
-                    continue
-                artifact = catalogue.artifacts.version(each.bucket, each.key, each.version)
-                if artifact is None or artifact.committed_at is None or artifact.committed_at > since:
-                    continue  # an earlier run has recorded it, as deleted from another catalogue
-                if self._is_in_a_store(artifact):
-                    try:
-                        catalogue.deletions.undo(each.bucket, each.key, now=clock.now())
-                    except UndeleteRefused as error:  # such as a companion that came back with its artifact
-                        logger.info("the delete of %s is not undone: %s", artifact.path, error)
-                    else:
-                        self.tally.deletes_undone += 1
+                is_listed = listed is not None and _place(listed) == _place(each)
+                if each.deleted_at <= since and not is_listed and each.bucket in (buckets or {each.bucket}):
+                    missing.append(each)
+            for bucket, group in groupby(missing, lambda each: each.bucket):
+                self._undo_some(pool, bucket, {each.key: each.version for each in group}, since)
 
-    def _is_in_a_store(self, artifact: Artifact) -> bool:
-        """Return whether a store has the bytes of a version, where a copy of it is recorded."""
-        for name in self._catalogue.artifacts.copies(artifact):
-            if name in self._stores:
-                try:
-                    found = _inspect(self._stores[name], artifact.bucket, artifact.key, believe=self._believe)
-                except NotFound:
-                    continue
-                except StorageError as error:
-                    told = f"whether its delete was undone is unknown: {error.message}"
-                    self.tally.count(Rebuilt(name, artifact.bucket, artifact.key, "unreadable", told))
-                    continue
-                if (found.read or found.kept) == artifact.digest.sha256:
-                    return True
-        return False
-
-    def _redo_deletes(self, tombstones: KeptTombstones, since: datetime) -> None:
-        """Delete the versions again that were deleted after the backup was made; the grace period begins anew."""
-        for each in tombstones.of_catalogue(self._catalogue.identity):
-            if each.deleted_at <= since:
+    def _undo_some(self, pool: ThreadPoolExecutor, bucket: str, deleted: Mapping[str, int], since: datetime) -> None:
+        """Undo these deletes in a bucket, versions by key, where each store that had a good copy has its bytes."""
+        of: list[tuple[Artifact, list[Copy]]] = []
+        for key, known in self._catalogue.rebuilding.known(bucket, list(deleted)).items():
+            artifact = next((each for each in known.versions if each.version == deleted[key]), None)
+            if artifact is None or artifact.committed_at is None or artifact.committed_at > since:
+                continue  # an earlier run has recorded it, as deleted from another catalogue
+            of.append((artifact, [copy for held, copy in known.present.values() if held.id == artifact.id]))
+        for (artifact, _), seen in zip(of, pool.map(self._ask_stores, of), strict=True):
+            for unreadable in seen.unreadable:
+                self.tally.count(unreadable)
+            if not seen.has or seen.replaced:
                 continue
-            artifact = self._catalogue.artifacts.current(each.bucket, each.key)
-            if artifact is None or artifact.digest.sha256 != each.sha256 or artifact.created_at > each.deleted_at:
-                continue
-            until = clock.now() + (each.purge_after - each.deleted_at)
-            try:
-                self._catalogue.deletions.begin(
-                    artifact, now=each.deleted_at, until=until, by=each.by, reason=each.reason, job=each.job
+            if seen.lacks or seen.unknown:
+                told = (
+                    f"its delete was undone after the backup, or it was purged while a store was away: {seen}; it "
+                    "stays deleted for its grace period: "
+                    f"`zot-artifacts undelete {quote(artifact.path)}` brings it back, "
+                    f"`zot-artifacts delete {quote(artifact.path)} --now` removes it"
                 )
-            except OnHold as error:
-                logger.warning("the delete of %s is not done again: %s", artifact.path, error)
+                self.tally.count(Rebuilt(seen.has[0], bucket, artifact.key, "undecided", told))
+                continue
+            try:
+                self._catalogue.deletions.undo(bucket, artifact.key, now=clock.now())
+            except UndeleteRefused as error:  # such as a companion that came back with its artifact
+                logger.info("the delete of %s is not undone: %s", artifact.path, error)
             else:
-                self.tally.deletes_redone += 1
+                self.tally.deletes_undone += 1
+
+    def _ask_stores(self, of: tuple[Artifact, Sequence[Copy]]) -> "_Seen":
+        """Ask all stores where a copy of a version is recorded whether they have its bytes."""
+        artifact, copies = of
+        seen = _Seen()
+        for copy in copies:
+            name, good = copy.store, copy.state.good
+            if name not in self._stores:
+                seen.unknown += [name] if good else []
+                continue
+            try:
+                found = _inspect(self._stores[name], artifact.bucket, artifact.key, believe=self._believe)
+            except NotFound:
+                seen.lacks += [name] if good else []
+            except StorageError as error:
+                told = f"whether its delete was undone is unknown: {error.message}"
+                seen.unreadable.append(Rebuilt(name, artifact.bucket, artifact.key, "unreadable", told))
+                seen.unknown += [name] if good else []
+            else:
+                if (found.read or found.kept) == artifact.digest.sha256:
+                    seen.has.append(name)
+                elif found.is_right:
+                    seen.replaced = True
+                elif good:
+                    seen.lacks.append(name)
+        return seen
+
+    def _redo_deletes(self, tombstones: KeptTombstones, since: datetime, buckets: Sequence[str]) -> None:
+        """Delete the versions again that were deleted after the backup was made; the grace period begins anew."""
+        later = (
+            each
+            for each in tombstones.of_catalogue(self._catalogue.identity)
+            if each.deleted_at > since and each.bucket in (buckets or {each.bucket})
+        )
+        while some := list(islice(later, _AT_ONCE)):
+            for bucket, group in groupby(some, lambda each: each.bucket):
+                of = {each.key: each for each in group}
+                for key, known in self._catalogue.rebuilding.known(bucket, list(of)).items():
+                    self._redo(of[key], known.current)
+
+    def _redo(self, each: KeptTombstone, artifact: Artifact | None) -> None:
+        if artifact is None or artifact.digest.sha256 != each.sha256 or artifact.created_at > each.deleted_at:
+            return
+        until = clock.now() + max(each.purge_after - each.deleted_at, self._rules.grace)
+        try:
+            self._catalogue.deletions.begin(
+                artifact, now=each.deleted_at, until=until, by=each.by, reason=each.reason, job=each.job
+            )
+        except OnHold as error:
+            logger.warning("the delete of %s is not done again: %s", artifact.path, error)
+        else:
+            self.tally.deletes_redone += 1
 
     def _pages(self, bucket: str, stores: Iterable[ReadStore]) -> Iterator[dict[str, list[Listed]]]:
         """Yield the objects of a bucket by key, some keys at a time: all stores together, in the order of keys."""
@@ -288,6 +336,26 @@ class Rebuild:
             return Rebuilt(name, bucket, row.key, "gone", "it was deleted after it was listed")
         except StorageError as error:
             return Rebuilt(name, bucket, row.key, "unreadable", error.message)
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What stores said about the bytes of a version that was deleted.
+
+    `has` them; `lacks` what was a good copy; `unknown`: a good copy in a store that was not asked or did not answer.
+    `replaced`: a store has other bytes with the digest of those.
+    """
+
+    has: list[str] = field(default_factory=list)
+    lacks: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    replaced: bool = False
+    unreadable: list[Rebuilt] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """Return it as a part of a message."""
+        words = {"has its bytes": self.has, "does not have them": self.lacks, "was not read": self.unknown}
+        return ", ".join(f"{name} {word}" for word, names in words.items() for name in sorted(names))
 
 
 def _place(each: Tombstone | KeptTombstone) -> tuple[str, bytes]:

@@ -58,8 +58,9 @@ def put(stores: Stores, store: str, data: bytes, key: str = "app", *, day: int =
 def rebuild(catalogue: Catalogue, stores: Stores, **options: object) -> Tally:
     rules = Rules(bool(options.pop("first_read", False)), options.pop("newer_since", None))  # type: ignore[arg-type]
     page = options.pop("page", PageSettings(objects=2, threads=2))
+    buckets = options.pop("buckets", ())
     run = Rebuild(catalogue, list(stores.values()), rules, page, job="rebuild-1", **options)  # type: ignore[arg-type]
-    return run.run()
+    return run.run(buckets)  # type: ignore[arg-type]
 
 
 def outcomes(tally: Tally) -> dict[str, dict[str, int]]:
@@ -435,28 +436,37 @@ def test_a_copy_of_a_deleted_artifact_in_another_store_is_no_new_version(catalog
 def test_deletes_and_undeletes_after_a_backup_are_done_again(catalogue, stores, file, tmp_path, make_tables):
     """A catalogue that was restored from a backup learns from the stores what was deleted and undeleted since.
 
-    What was uploaded again with the same bytes is back too; what was purged or replaced since stays deleted.
+    What was uploaded again with the same bytes is back too; what was purged or replaced since stays deleted. What some
+    of its stores have stays deleted, too, and the user is asked: it may have been purged while a store was away.
     """
+    for name in NAMES:
+        put(stores, name, b"away", "away", day=1)
     for key in ("before", "deleted", "purged", "replaced", "since", "undone"):
         put(stores, "dr", key.encode(), key, day=1)
     rebuild(catalogue, stores)
-    for key in ("deleted", "purged", "replaced", "undone"):
+    for key in ("away", "deleted", "purged", "replaced", "undone"):
         delete(catalogue, key, clock.now())
     exported = io.BytesIO()
     catalogue.export(exported)
     since = clock.now()
     delete(catalogue, "since", clock.now())
-    for key in ("purged", "replaced", "undone"):
+    for key in ("away", "purged", "replaced", "undone"):
         catalogue.deletions.undo("b", key, now=clock.now())
     file("dr", "purged").unlink()
+    file("primary", "away").unlink()
     put(stores, "dr", b"new content", "replaced", day=(since - BEGIN).days + 1)
     keep_tombstones(stores["dr"], catalogue, tmp_path)
     exported.seek(0)
     load_export(f"sqlite:///{tmp_path / 'restored.sqlite3'}", exported)
     restored = Catalogue(f"sqlite:///{tmp_path / 'restored.sqlite3'}")
+    other = kept_rebuild(restored, stores, tmp_path, newer_since=since, buckets=["other"])
+    assert (other.deletes_redone, other.deletes_undone, other.named) == (0, 0, [])
     for done in (1, 0):
         tally = kept_rebuild(restored, stores, tmp_path, newer_since=since)
         assert (tally.deletes_redone, tally.deletes_undone) == (done, done)
+        [asked] = [each for each in tally.named if each.outcome == "undecided"]
+        assert (asked.store, asked.key) == ("dr", "away")
+        assert "dr has its bytes, primary does not have them" in str(asked.detail)
         assert [each.key for each in restored.artifacts.page("b")] == ["before", "replaced", "undone"]
         assert restored.artifacts.current("b", "replaced").digest.sha256 == sha256(b"new content")
     restored.close()
