@@ -4,6 +4,7 @@ The function's module is imported when the command runs. The list of commands, `
 command names import none of them.
 """
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -122,8 +123,9 @@ COMMANDS = {
 def _refuse_dropped_options(command: Any) -> None:
     """Refuse an option that Typer would drop in silence, in whatever order the command line has it.
 
-    One is an option for one value that is given twice, of which Typer takes the last. The other is an option of a
-    group, such as `findings`, in front of a command of the group, which does not see it.
+    One is an option for one value that is given twice, of which Typer takes the last. Another is an option of a
+    group, such as `findings`, in front of a command of the group, which does not see it. The third is an option behind
+    one whose value was forgotten, and which would be that value.
     """
     make_parser = command.make_parser
 
@@ -131,13 +133,18 @@ def _refuse_dropped_options(command: Any) -> None:
         parser = make_parser(ctx)
         parse = parser.parse_args
 
+        names = {name for each in command.get_params(ctx) for name in each.opts}
+
         def parse_strictly(args: list[str]) -> Any:
-            found, rest, given = parse(args=args)
+            found, rest, given = parse(args=list(args))
             options = [each for each in given if isinstance(each, TyperOption) and not each.is_eager]
             for option in options if not ctx.resilient_parsing else ():  # resilient: the shell completes half a line
                 name = option.opts[0]
                 if options.count(option) > 1 and not (option.multiple or option.count or option.is_flag):
                     raise Failure(f"{name} is given twice, and takes one value", Status.USAGE, type_="UsageError")
+                if swallowed := _swallowed(option, found.get(option.name), args, names):
+                    told = f"{name} needs a value; if {swallowed} is the value, write {name}={swallowed}"
+                    raise Failure(told, Status.USAGE, type_="UsageError")
                 if isinstance(command, TyperGroup) and rest:
                     told = f"{name} has no effect in front of {rest[0]}: write it behind {rest[0]}, if that has it"
                     raise Failure(told, Status.USAGE, type_="UsageError")
@@ -147,6 +154,16 @@ def _refuse_dropped_options(command: Any) -> None:
         return parser
 
     command.make_parser = strict_parser
+
+
+def _swallowed(option: TyperOption, given: object, args: Sequence[str], names: Collection[str]) -> str | None:
+    """Return the value of an option that looks like another one, unless it is written as one word with the option."""
+    for value in given if isinstance(given, list | tuple) else [given]:
+        if isinstance(value, str) and (value.startswith("--") or value in names):
+            together = {f"{name}{'=' * name.startswith('--')}{value}" for name in option.opts}
+            if together.isdisjoint(args):
+                return value
+    return None
 
 
 def _use_plain_help() -> None:

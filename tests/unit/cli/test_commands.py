@@ -96,6 +96,26 @@ def test_an_option_for_one_value_is_refused_when_it_is_given_twice(
 
 
 @pytest.mark.parametrize("name", COMMANDS)
+def test_an_option_without_its_value_does_not_take_the_next_option(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`delete --all --store --yes` would be about a store named --yes; it holds for the whole tree of commands."""
+    command = COMMANDS[name].load(name)
+    for each in (command, *getattr(command, "commands", {}).values()):
+        path = [name] if each is command else [name, each.name]
+        for option in (o for o in each.params if isinstance(o, TyperOption) and not o.is_flag):
+            assert run([*path, option.opts[0], "--help"]) == 2
+            told = f"{option.opts[0]} needs a value; if --help is the value, write {option.opts[0]}=--help"
+            assert told in capsys.readouterr().err, path
+
+
+@pytest.mark.parametrize(("value", "status"), [(["--by=--all"], 0), (["--by", "-"], 0), (["--by", "-h"], 2)])
+def test_a_value_may_look_like_an_option_in_one_word_with_its_own(value: list[str], status: int) -> None:
+    """What is no option of the command is a value anyway."""
+    assert run(["hold", "b/k", *value, "--help"]) == status
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_an_option_of_a_group_is_refused_in_front_of_a_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """`findings --store dr ls` would list every store."""
     group = COMMANDS[name].load(name)
