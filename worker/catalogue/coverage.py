@@ -250,9 +250,10 @@ class CoverageQueries:
         """Return those of the jobs that these, such as batches, have sent; by the id of their sender and by store."""
         waiting: dict[str, dict[str, WaitingJobs]] = {parent: {} for parent in parents}
         if waiting:
-            sent = _waiting().add_columns(jobs.c.parent).where(jobs.c.parent.in_(waiting)).group_by(jobs.c.parent)
+            state = jobs.c.state.concat("")  # no index by state, which has all jobs that wait, also of other batches
+            sent = _waiting(state).add_columns(jobs.c.parent).where(jobs.c.parent.in_(waiting))
             with self._database.read() as connection:
-                for name, *rest, parent in connection.execute(sent):
+                for name, *rest, parent in connection.execute(sent.group_by(jobs.c.parent)):
                     waiting[parent][name] = WaitingJobs(*rest)
         return waiting
 
@@ -317,14 +318,14 @@ class CoverageQueries:
         return [OverdueCopy(row.store, row.bucket, row.key, row.version, row.since) for row in rows]
 
 
-def _waiting() -> sa.Select[Any]:
+def _waiting(state: sa.ColumnElement[str] = jobs.c.state) -> sa.Select[Any]:
     """Select the jobs that wait for a store, by store, with the columns of `WaitingJobs`."""
     store, reason, type_ = (jobs.c.error[name].as_string() for name in ("store", "message", "type"))
     until = sa.func.max(jobs.c.due_at, type_=jobs.c.due_at.type)
     refusal = sa.func.max(sa.case((type_ == _REFUSES, reason)))
     since = sa.func.min(jobs.c.put_off_since, type_=jobs.c.put_off_since.type)
     query = sa.select(store, sa.func.count(), until, sa.func.max(reason), refusal, since)
-    return query.where(jobs.c.state.in_(WAITING_STATES), store.is_not(None)).group_by(store)
+    return query.where(state.in_(WAITING_STATES), store.is_not(None)).group_by(store)
 
 
 def _lacks_effect(job: Any) -> sa.ColumnElement[bool]:

@@ -296,6 +296,9 @@ def test_no_question_about_a_store_reads_the_whole_table(sqlite_catalogue, monke
         found = catalogue.coverage
         found.of("dr", period=PERIOD, recent=RECENT, now=clock.now())
         found.overdue("dr", period=PERIOD, now=clock.now(), limit=5)
+        searched = len(plans)
+        found.waiting_jobs_of([f"batch-{number}" for number in range(50)])
+        assert any("ix_jobs_parent" in each for each in plans[searched:]), "not all that wait"
         catalogue.budgets.copies("dr")
         catalogue.sweep_claims.needed("dr", period=PERIOD, first_read=PERIOD, now=clock.now())
         catalogue.sweep_claims.count_due("dr", period=PERIOD, now=clock.now(), limit=5)
