@@ -40,7 +40,7 @@ def adopt(
         ),
     ],
     *,
-    store: Annotated[str, typer.Option("--store", metavar="STORE", help="The store that holds the object.")],
+    store: Annotated[str, typer.Option("--store", metavar="STORE", help="The store that has the object.")],
     first_read: Annotated[
         bool,
         typer.Option("--first-read", help="Record the digest of the bytes read now where the store keeps no digest."),

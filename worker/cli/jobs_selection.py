@@ -15,7 +15,7 @@ _KINDS = [spec.kind for spec in TASKS.values()]
 
 State = Annotated[
     list[str] | None,
-    typer.Option("--state", metavar="STATE", help="Only jobs in this state, such as running. Can be repeated."),
+    typer.Option("--state", metavar="STATE", help="Only jobs in this state, such as failed. Can be repeated."),
 ]
 StoreOption = Annotated[
     str | None, typer.Option("--store", metavar="STORE", help="Only jobs that name this store or failed at it.")

@@ -87,12 +87,19 @@ def status(as_json: AsJson = False) -> None:
     """Show what needs attention: findings, repairs, dead letters, overdue reads.
 
     The exit status is 1 if something is open, 3 if that is unknown, and otherwise 0.
-    Open are findings that are not acknowledged, dead letters, open circuit breakers and failed probes of stores.
-    Open are also a sweep whose last run failed, a queue without a worker, and a beat that does not tick.
-    Less than 1 GiB of free disk is open, and so is a store that refuses all that a batch or a sweep asks of it.
-    Other jobs that failed in the last day are counted by error, until a later job has done the same.
-    Where a store denied access, was full or was the same place as another one, they are open.
-    A pause is shown but is not open, because an operator began it.
+    These are open:
+
+        findings that are not acknowledged, and dead letters
+        stores whose circuit breaker is open, or whose probe failed
+        stores that refuse all that a batch or a sweep asks of them
+        sweeps whose last run failed
+        queues without a worker, and a beat that does not tick
+        a data directory with less than 1 GiB of free disk
+        jobs of the last day that failed with AccessDenied, OutOfSpace or SameStore
+
+    Jobs of the last day that failed with another error are counted, and are not open.
+    A job that failed is not counted once a later job has done the same.
+    A pause is not open either, because an operator began it.
 
     Examples:
 
