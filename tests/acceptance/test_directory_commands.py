@@ -99,6 +99,12 @@ def test_what_fails_is_named_and_stops_nothing(zot: Zot) -> None:
     assert refused.status == 1
     assert "odd/good: a symbolic link" in refused.stderr
     assert outside.read_bytes() == b"precious"
+    (root / "d").mkdir()
+    (root / "d" / "below").write_bytes(b"below")
+    zot("upload", "-r", root, "odd")
+    nowhere = zot("get", "-r", "odd", "/proc/self").stderr
+    assert "/good cannot be written: No such file or directory; name another file\n" in nowhere
+    assert "/d: No such file or directory; name another DEST\n" in nowhere
 
 
 def test_a_service_uploads_a_directory_below_a_root(zot: Zot) -> None:

@@ -13,7 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from worker.cli.arguments import STREAM, output_file
+from worker.cli.errors import WAYS_OUT_OF_WRITE, Failure
 from worker.settings.private_data_directory import mode_for_the_user, sync_directory
+from worker.storage.errors import StorageError
 
 _PATIENCE = 20.0
 """Seconds within which a FIFO must have a reader."""
@@ -32,41 +35,49 @@ def complete_file(path: Path, spool_dir: Path) -> Iterator[BinaryIO]:
     their bytes wait in `spool_dir` until they are complete, because such a write cannot be undone.
 
     Raises:
-        OSError: the destination cannot be written, is a directory, or is a socket; names it.
+        Failure: the destination, or the spool directory, cannot be written; names it, and what to do.
+        BrokenPipeError: what reads standard output has ended.
     """
     try:
         with _complete_file(path, spool_dir) as file:
             yield file
     except OSError as error:
-        if error.strerror is not None and (error.filename is None or str(error.filename).endswith(_PARTIAL)):
-            error.filename = str(path)
-        raise
+        if isinstance(error, StorageError) or (isinstance(error, BrokenPipeError) and path == output_file(STREAM)):
+            raise
+        unnamed = error.filename is None or str(error.filename).endswith(_PARTIAL)  # the user knows no other name
+        way_out = WAYS_OUT_OF_WRITE.get(error.errno or 0, "name another file")
+        told = f"{path if unnamed else error.filename} cannot be written: {error.strerror or error}; {way_out}"
+        raise Failure(told, type_="CannotWrite") from error
 
 
 @contextmanager
 def _complete_file(path: Path, spool_dir: Path) -> Iterator[BinaryIO]:
     target = _followed(path)
     if target is None or _is_special(target):
-        with tempfile.TemporaryFile(dir=spool_dir, prefix="zot-local-") as spool:
-            yield spool
-            spool.seek(0)
-            with open(_opened(path), "wb", buffering=0) as file:
-                shutil.copyfileobj(spool, file, _COPY)
+        complete = False
+        try:
+            with tempfile.TemporaryFile(dir=spool_dir, prefix="zot-local-") as spool:
+                yield spool
+                spool.seek(0)
+                complete = True
+                with open(_opened(path), "wb") as file:
+                    shutil.copyfileobj(spool, file, _COPY)
+        except OSError as error:
+            if not complete and error.filename is None and error.errno in WAYS_OUT_OF_WRITE:
+                error.filename = str(spool_dir)  # it is full, and not the destination
+            raise
         return
     temporary = target.with_name(f".zot-{secrets.token_hex(8)}{_PARTIAL}")
     try:
-        with _unnamed(target.parent) or temporary.open("xb", buffering=0) as file:
+        with _unnamed(target.parent) or temporary.open("xb") as file:
             yield file
+            file.flush()  # without a buffer, a write to a disk that gets full would write less than it was given
             os.fchmod(file.fileno(), stat.S_IMODE(target.stat().st_mode) if target.exists() else mode_for_the_user())
             os.fsync(file.fileno())
             if not os.fstat(file.fileno()).st_nlink:
                 _give_name(file, temporary)
         temporary.replace(target)
         sync_directory(target.parent)
-    except OSError as error:
-        if error.filename == str(temporary):
-            error.filename = str(path)  # the user knows no other name
-        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -77,7 +88,7 @@ def _unnamed(directory: Path) -> BinaryIO | None:
         fd = os.open(directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
     except (AttributeError, OSError):
         return None  # if it is not about such files, a file with a name has the same error
-    return os.fdopen(fd, "wb", buffering=0)
+    return os.fdopen(fd, "wb")
 
 
 def _give_name(file: BinaryIO, path: Path) -> None:

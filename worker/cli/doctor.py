@@ -42,6 +42,7 @@ from worker.settings.private_data_directory import (
 )
 from worker.storage.config import FilesystemConfig
 from worker.storage.errors import HoldNotOffered, OtherStore, OutOfSpace, SameStore, StorageError
+from worker.storage.filesystem.open_without_symlinks import MAKE_ROOM
 from worker.storage.keys import PROBE_BUCKET
 from worker.storage.probe import PROBE, probe
 from worker.storage.same_place import indistinguishable
@@ -268,7 +269,7 @@ def _store(session: Session, name: str, breaker: OpenBreaker | None) -> Check:
     except (SameStore, OtherStore) as error:
         return Check(title, "bad", error.message)
     except StorageError as error:
-        detail = error.message.removeprefix(f"{name}: ")
+        detail = error.message.removeprefix(f"{name}: ").removesuffix(MAKE_ROOM)  # the way out names the disk
         if breaker:
             told = str(breaker)
             return Check(title, "unknown", told if detail in told else f"{detail}; {told}", way_out_of_breaker(name))

@@ -78,9 +78,15 @@ def _failure_of(error: Exception) -> Failure | None:
         if isinstance(error, kind):
             return Failure(_one_line(str(error).splitlines()), status, type_=type(error).__name__)
     if isinstance(error, OSError) and error.strerror:  # of a file
-        about = f"{error.filename}: " if error.filename is not None else ""
-        return Failure(f"{about}{error.strerror}", Status.BAD, type_=type(error).__name__)
+        return Failure(of_file(error), Status.BAD, type_=type(error).__name__)
     return None
+
+
+def of_file(error: OSError, way_out: str = "") -> str:
+    """Return the line about a file that cannot be used: it names the file, and what to do."""
+    about = f"{error.filename}: " if error.filename is not None else ""
+    way_out = WAYS_OUT_OF_WRITE.get(error.errno or 0, way_out)
+    return f"{about}{error.strerror or error}" + (f"; {way_out}" if way_out else "")
 
 
 def suggestion(name: str, names: Iterable[str]) -> str:

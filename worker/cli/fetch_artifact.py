@@ -2,8 +2,6 @@
 
 import socket
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -11,7 +9,7 @@ from shlex import quote
 from worker.artifacts.reading_order import reading_order
 from worker.catalogue import Artifact, Copy
 from worker.cli.atomic_file import complete_file
-from worker.cli.errors import WAYS_OUT_OF_WRITE, Failure, Status
+from worker.cli.errors import Failure, Status
 from worker.cli.output import note
 from worker.cli.session import Session
 from worker.storage import Store
@@ -48,7 +46,7 @@ def fetch(session: Session, artifact: Artifact, path: Path, on_bytes: OnBytes, p
     While there is another copy, a cloud to which no connection can be made is tried last.
 
     Raises:
-        Failure: no copy is right; the error of each has been printed.
+        Failure: no copy is right, where the error of each has been printed; or the file cannot be written.
     """
     unread, manifest = False, _manifest(session, artifact, part)
     waiting = deque(_copies(session, artifact))
@@ -59,8 +57,8 @@ def fetch(session: Session, artifact: Artifact, path: Path, on_bytes: OnBytes, p
             waiting.append(copy)
             continue
         try:
-            with _writable(path, session.settings.spool_dir) as file:
-                _read(session.stores[copy.store], artifact, file, on_bytes, part=part, manifest=manifest)
+            with complete_file(path, session.settings.spool_dir) as file:
+                _read(session.stores[copy.store], artifact, file.fileno(), on_bytes, part=part, manifest=manifest)
         except StorageError as error:
             note(f"{error.message}; trying the next copy")
             if isinstance(error, TransientError | AccessDenied):
@@ -97,19 +95,6 @@ def _connects(config: StoreConfig) -> bool:
     except OSError:
         return False
     return True
-
-
-@contextmanager
-def _writable(path: Path, spool_dir: Path) -> Iterator[int]:
-    """Yield the descriptor of a file whose bytes appear at `path` when the block ends; see `complete_file`."""
-    try:
-        with complete_file(path, spool_dir) as file:
-            yield file.fileno()
-    except OSError as error:
-        if isinstance(error, StorageError):
-            raise
-        way_out = WAYS_OUT_OF_WRITE.get(error.errno or 0, "name another DEST")
-        raise Failure(f"{path} cannot be written: {error.strerror}; {way_out}", type_="CannotWrite") from error
 
 
 def _manifest(session: Session, artifact: Artifact, part: Part | None) -> Manifest | None:

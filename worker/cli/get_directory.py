@@ -13,7 +13,7 @@ from typing import NamedTuple
 from worker.artifacts.directory_listing import Filters
 from worker.catalogue import Artifact
 from worker.cli.arguments import local_path
-from worker.cli.errors import Failure, Status
+from worker.cli.errors import Failure, Status, of_file
 from worker.cli.fetch_artifact import fetch
 from worker.cli.keys_of_written_files import KeysOfFiles
 from worker.cli.output import complain, print_json, say, size
@@ -251,8 +251,10 @@ def _collect(waiting: dict[Future[bool], Reading], done: FetchCounts) -> None:
             done.fail(artifact.path, str(error))
         except (Refused, InvalidKey) as error:
             done.fail(artifact.path, str(error))
-        except (StorageError, OSError) as error:
-            done.fail(artifact.path, getattr(error, "strerror", None) or str(error))
+        except StorageError as error:
+            done.fail(artifact.path, error.message)
+        except OSError as error:
+            done.fail(artifact.path, of_file(error, "name another DEST"))
         else:
             done.written += written
             done.already_there += not written

@@ -64,9 +64,10 @@ ERRORS: dict[int, type[StorageError]] = {
 }
 """The StorageError for an errno. All others are Unavailable: the disk or the machine may recover."""
 
+MAKE_ROOM = "; make room, or raise the limit"
 _WAYS_OUT: dict[type[StorageError], str] = {
     AccessDenied: "; the worker's user must be able to read and write there",
-    OutOfSpace: "; make room, or raise the limit",
+    OutOfSpace: MAKE_ROOM,
     Unavailable: "; check that the disk is mounted and healthy, and that the process may open more files",
 }
 _READ_ONLY = (
