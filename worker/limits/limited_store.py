@@ -25,7 +25,7 @@ from worker.storage import (
 )
 from worker.storage.configured_stores import Stores
 from worker.storage.driver import BUFFER_SIZE, HashedBytes, ObjectProperties, SmallPut
-from worker.storage.errors import REFUSALS, Archived, IntegrityError, NotFound, OutOfSpace, StorageError
+from worker.storage.errors import REFUSALS, Archived, IntegrityError, NotFound, OutOfSpace, SameStore, StorageError
 from worker.storage.identity import Purpose
 from worker.storage.integrity.manifest import Chunk, Manifest
 from worker.storage.integrity.verifying_reader import OnBytes, Readable, VerifiedReader
@@ -90,6 +90,7 @@ class LimitedStore:
       against the circuit breaker of that store and of no other. An error of one object never counts.
     - Where the job has said so, a store that has refused 10 requests of one verb is not asked again, if it has no space
       left, has served none of that verb, or refuses a probe: the read of its marker, or the write of a small object.
+      One that is the place of another store is not asked again after the first of them.
 
     Raises:
         Snooze: from any method: the store is paused, its breaker is open, its slots are all taken, or it refuses all
@@ -453,13 +454,23 @@ class LimitedStore:
             self._admission.record_failure(self.name, error.message)
         if isinstance(error, REFUSALS) and self._refused_for is not None and verb != "tags":  # that right is optional
             self._refusals[verb] += 1
-            if self._refusals[verb] % REFUSED == 0:
+            if isinstance(error, SameStore) and self._refusals[verb] % REFUSED == 1 and self._is_place_of_another():
+                self._refusal = error.message.removeprefix(f"{self.name}: "), None
+            elif self._refusals[verb] % REFUSED == 0:
                 full, unserved = isinstance(error, OutOfSpace), verb not in self._served
                 if full or unserved or self._refuses_probe(verb):
                     until = verb if unserved and not full else None
                     self._refusal = error.message.removeprefix(f"{self.name}: "), until
         elif isinstance(error, _ANSWERS) and verb in _READS:
             self._served.add(verb)
+
+    def _is_place_of_another(self) -> bool:
+        """Return whether the whole store is the place of another one, and not only a bucket of it."""
+        try:
+            self._store.check_identity("record")
+        except StorageError as answer:
+            return isinstance(answer, SameStore)
+        return False
 
     def _refuses_probe(self, verb: str) -> bool:
         if verb in _READS:  # a probe writes: where it is refused, reads may still be served

@@ -38,7 +38,7 @@ from worker.limits.shared_redis import SharedRedis, result_backend
 from worker.limits.snooze import Snooze, StoreRefuses
 from worker.settings import Settings
 from worker.settings.section_models import BreakerSettings, StoreLimits
-from worker.storage import Digest, Store
+from worker.storage import Digest, Store, Stores
 from worker.storage.config import FilesystemConfig
 from worker.storage.driver import HashedBytes, ObjectProperties, SmallPut
 from worker.storage.errors import (
@@ -49,6 +49,7 @@ from worker.storage.errors import (
     NotDeleted,
     NotFound,
     PermanentError,
+    SameStore,
     Unavailable,
 )
 from worker.storage.filesystem.driver import FilesystemDriver
@@ -817,6 +818,25 @@ def test_a_store_that_refuses_tags_does_not_refuse_all(shared, admission, monkey
         with pytest.raises(AccessDenied):
             store.tags("releases", "app")
     write(store)
+
+
+def test_a_store_that_becomes_the_place_of_another_one_refuses_all_at_once(shared, admission, tmp_path):
+    """Nothing of one object is the cause: also after it has served others, the first refusal counts."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "a").mkdir()
+    configs = {name: FilesystemConfig(root=tmp_path / name) for name in ("disk", "a")}
+    stores = Stores(configs, known_ids=KnownIdFiles(tmp_path, configs))
+    for store in stores.values():
+        store.write_object("releases", "app", io.BytesIO(b"release"))
+    store = LimitedStore(stores["a"], admission(shared), Job(), refused_for=1.0)
+    store.stat_object("releases", "app", as_copy=True)
+    (tmp_path / "a").rename(tmp_path / "away")
+    (tmp_path / "a").symlink_to(tmp_path / "disk")
+    KnownIdFiles(tmp_path, configs).forget("a")  # as `stores accept` does it
+    with pytest.raises(SameStore):
+        store.stat_object("releases", "app", as_copy=True)
+    with pytest.raises(StoreRefuses, match="a: it refuses all that a page asks: stores a and disk are one physical"):
+        store.admit()
 
 
 def test_a_store_that_answers_about_one_object_does_not_refuse_all(shared, admission):

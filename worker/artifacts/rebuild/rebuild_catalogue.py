@@ -135,7 +135,8 @@ class Rebuild:
         by_bucket: dict[str, list[ReadStore]] = {}
         for name, store in self._stores.items():
             try:
-                store.check_identity("read")  # what is in two stores that are one place is one copy
+                # What is in two stores that are one place is one copy; without a marker nothing shows that they are.
+                store.check_identity("read" if self._dry_run else "record")
                 for bucket in buckets or store.list_buckets():
                     by_bucket.setdefault(bucket, []).append(store)
             except StorageError as error:

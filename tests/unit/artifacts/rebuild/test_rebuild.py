@@ -20,8 +20,9 @@ from worker.settings.section_models import PageSettings, StoreLimits
 from worker.storage import Store, Stores
 from worker.storage.config import FilesystemConfig
 from worker.storage.errors import Unavailable
-from worker.storage.identity import KnownIdFiles
+from worker.storage.identity import MARKER_KEY, KnownIdFiles
 from worker.storage.integrity.manifest import CHUNK_SIZE
+from worker.storage.keys import MARKER_BUCKET
 
 NAMES = ("primary", "dr")
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -301,13 +302,16 @@ def test_a_store_that_ends_early_stops_no_other(catalogue, stores, monkeypatch):
     assert copies(catalogue, key="b") == dict.fromkeys(NAMES, "verified")
 
 
-def test_of_two_stores_that_are_one_place_one_is_read(catalogue, tmp_path):
-    """What is there is recorded as one copy, and the error about the other store names both."""
+@pytest.mark.parametrize("marked", [True, False])
+def test_of_two_stores_that_are_one_place_one_is_read(catalogue, tmp_path, file, marked):
+    """What is there is recorded as one copy, and the error about the other store names both; also without a marker."""
     for directory in ("primary", "lost"):
         (tmp_path / directory).mkdir()
     (tmp_path / "dr").symlink_to(tmp_path / "primary")
     configs = {name: FilesystemConfig(root=tmp_path / name) for name in NAMES}
     put(Stores(configs, known_ids=KnownIdFiles(tmp_path / "lost", NAMES)), "primary", b"bytes")
+    if not marked:
+        file("primary", MARKER_KEY, MARKER_BUCKET).unlink()
     tally = rebuild(catalogue, Stores(configs, known_ids=catalogue.store_identities(NAMES, tmp_path)))
     assert outcomes(tally) == {"primary": {"verified": 1}, "dr": {}}
     assert "stores dr and primary are one physical place" in str(tally.stores["dr"].error)
