@@ -81,33 +81,17 @@ def delete_artifact(
     tombstone = None if artifact else catalogue.deletions.get(*where)
     if tombstone and not request.now and not catalogue.deletions.is_being_purged(tombstone):
         return _recorded(request, tombstone, (), unchanged=True)
-    work, of_page = _Delete(request, context, job, records), records is not None
+    work = _Delete(request, context, job, records)
     if tombstone:
         return work.purge_now(tombstone)
     if artifact is None or request.stores:
         return work.delete_copies(artifact)
-    # Where deletes need an approval, a batch deletes only what it names.
-    alone = context.settings.delete.approval_above is not None and (of_page or is_batch_job(job.id, job.parent))
-    with locked_companions(context, job, *where, of_page=of_page, none=alone) as companions:
-        check(companions)
-        for each in companions:
-            catalogue.holds.check(each.bucket, each.key)
-        if (grace := context.settings.delete.grace) and not request.now:
-            now = clock.now()
-            made = catalogue.deletions.begin(
-                artifact, now=now, until=now + grace, by=request.by, reason=request.reason, job=job.id,
-                companions=companions,
-            )  # fmt: skip
-            return _recorded(request, made, companions, unchanged=False)
-        for each in companions:  # the artifact is the last, so that another attempt finds those that are left
-            work.of(each.key).delete_copies(each)
-        done = work.delete_copies(artifact)
-        return done.model_copy(update={"companions": tuple(each.key for each in companions)})
+    return work.delete_everywhere(artifact, check)
 
 
 @dataclass(frozen=True, slots=True)
 class _Delete:
-    """A delete of the bytes under one key, in the stores that the request names or in all, now."""
+    """A delete of what is under one key, in the stores that the request names or in all."""
 
     request: DeleteRequest
     context: JobContext
@@ -117,6 +101,27 @@ class _Delete:
     def of(self, key: str) -> "_Delete":
         """Return the same delete of another key."""
         return replace(self, request=self.request.model_copy(update={"key": key}))
+
+    def delete_everywhere(self, artifact: Artifact, check: Callable[[Sequence[Artifact]], None]) -> DeleteResult:
+        """Delete an artifact with its companions: their bytes stay for the grace period, if there is one."""
+        request, context, job, of_page = self.request, self.context, self.job, self.records is not None
+        # Where deletes need an approval, a batch deletes only what it names.
+        alone = context.settings.delete.approval_above is not None and (of_page or is_batch_job(job.id, job.parent))
+        with locked_companions(context, job, artifact.bucket, artifact.key, of_page=of_page, none=alone) as companions:
+            check(companions)
+            for each in companions:
+                context.catalogue.holds.check(each.bucket, each.key)
+            if (grace := context.settings.delete.grace) and not request.now:
+                now = clock.now()
+                made = context.catalogue.deletions.begin(
+                    artifact, now=now, until=now + grace, by=request.by, reason=request.reason, job=job.id,
+                    companions=companions,
+                )  # fmt: skip
+                return _recorded(request, made, companions, unchanged=False)
+            for each in companions:  # the artifact is the last, so that another attempt finds those that are left
+                self.of(each.key).delete_copies(each)
+            done = self.delete_copies(artifact)
+            return done.model_copy(update={"companions": tuple(each.key for each in companions)})
 
     def purge_now(self, tombstone: Tombstone) -> DeleteResult:
         """Delete the bytes of an artifact that was deleted before, and of the companions that were deleted with it."""
