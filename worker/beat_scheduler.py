@@ -113,7 +113,7 @@ class Scheduler(PersistentScheduler):  # type: ignore[misc]  # Celery has no typ
         except SchedulingError as error:
             # In one line: Celery's own has 130, at every try while the broker is away.
             logger.error("beat: %s is not started: %s", name, bounded(error.__cause__ or error, 200))  # noqa: TRY400
-            self._ask(lambda client: _end_claim(client, entry, claim), f"that {name} is not started is not recorded")
+            self._ask(lambda client: _end_claim(client, entry, claim), f"the failed start of {name} is not recorded")
             self._try_again(entry)
         else:
             lasts = _lasts(entry)

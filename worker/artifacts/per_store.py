@@ -57,7 +57,7 @@ def check_size(size: int, stores: Iterable[LimitedStore], what: str) -> None:
     """Raise SizeMismatch if one of the stores holds no object that is so large."""
     for store in stores:
         if (most := store.capabilities.max_object_size) is not None and size > most:
-            raise SizeMismatch(f"{store.name}: {what} has {size} bytes, the store holds at most {most}")
+            raise SizeMismatch(f"{store.name}: {what} has {size} bytes, the store takes at most {most}")
 
 
 def is_refused(error: Exception | None) -> bool:

@@ -325,7 +325,12 @@ def _checksums(session: Session, name: str) -> Iterator[Check]:
     if refuses or reads_back:
         yield Check(title, "good", detail)
     else:
-        yield Check(title, "bad", f"{detail}: damage on the way goes unseen", f"remove stores.{name}.read_back")
+        yield Check(
+            title,
+            "bad",
+            f"{detail}: an upload that is damaged on the way is not noticed",
+            f"remove stores.{name}.read_back",
+        )
 
 
 def _foreign_uploads(session: Session) -> Iterator[Check]:

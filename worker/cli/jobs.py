@@ -184,11 +184,9 @@ def retry(
                 if error is not None and is_known:
                     complain(f"no job that the options select has the error {error!r}")
                 if parent is not None:
-                    complain(
-                        f"no such job of it failed; `zot-artifacts jobs {quote(parent)}` names what pages found wrong"
-                    )
+                    complain(f"no such job of the batch failed; `zot-artifacts jobs {quote(parent)}` names what is bad")
                 if not state and session.catalogue.job_admin.find([JobState.FAILED], kind=kind, fits=fits, limit=1):
-                    complain("no dead letter is among them, failed jobs are: add --state failed")
+                    complain("these are failed jobs and no dead letters: add --state failed")
         rejected = {record.id: reason for record in chosen if (reason := why_not(session, record))}
         fit = [record for record in chosen if record.id not in rejected]
         if everything and fit and not (dry_run or yes):

@@ -95,7 +95,7 @@ def accept(
         stores = [session.stores[name] for name in session.settings.stores]
         faults = log_faults(stores, catalogue, keys=keys, written=_written(session).get())
         if faults and not yes:
-            raise Failure(f"{'; '.join(faults)}: say --yes to accept that", Status.USAGE, type_="NotAccepted")
+            raise Failure(f"{'; '.join(faults)}: add --yes to accept that", Status.USAGE, type_="NotAccepted")
         kept, failed = {}, {}
         for store in stores:
             try:

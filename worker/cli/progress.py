@@ -180,7 +180,7 @@ class Watch:
             told += f"; paused: queue {self._queue}"
         leased = self._catalogue.ledger.leased(clock.now())
         if not leased:
-            return f"{told}; none has another job either; {doctor} runs"
+            return f"{told}; no worker has any other job; {doctor} runs"
         jobs, queues = counted(sum(leased.values()), "other job"), ", ".join(sorted(filter(None, leased)))
         jobs = f"{jobs} of {queues}" if queues else jobs
         return f"{told}; workers have {jobs}, see `zot-artifacts jobs --state running`; {doctor} serves its queue"

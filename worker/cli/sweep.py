@@ -162,7 +162,7 @@ def sweep(
             job = way.send(spec, job_id, request)
             if no_wait or spec is SWEEP_RECOVER:
                 if not no_wait:
-                    note("sweep recover has no row in the ledger to wait for: the log of its worker says what it did")
+                    note("`sweep recover` is not in the ledger: the log of its worker says what it did")
                 _sent(name, job_id, as_json=as_json)
             deadline = None if timeout is None else time.monotonic() + timeout
             outcome = way.wait(job, timeout)

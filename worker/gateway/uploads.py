@@ -265,7 +265,7 @@ async def upload_object(  # noqa: PLR0917 - the framework passes parameters by n
 
 def _check_version(tus: str | None) -> None:
     if tus is not None and tus != TUS:
-        detail = f"tus {TUS} is spoken here: send Tus-Resumable: {TUS}"
+        detail = f"only tus {TUS} is supported: send Tus-Resumable: {TUS}"
         raise Problem(HTTPStatus.PRECONDITION_FAILED, "WrongVersion", detail, headers={"Tus-Version": TUS})
 
 

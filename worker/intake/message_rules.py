@@ -421,7 +421,7 @@ _COUNT: tuple[_Predicate, str] = (_is_count, f"a number from 0 to {_MAX_RETRIES}
 _NUMBER: tuple[_Predicate, str] = (lambda value: value is None or _is_count(value), _COUNT[1])
 _NOTHING: tuple[_Predicate, str] = (
     lambda value: value in (None, [], {}),
-    "this worker sends no further messages for a sender: wait for the result instead",
+    "callbacks, chains and chords are not accepted: wait for the result instead",
 )
 _FIELDS: dict[str, tuple[_Predicate, str]] = {
     "id": (

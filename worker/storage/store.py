@@ -779,7 +779,7 @@ class Store:
     def _check_size(self, bucket: str, key: str, size: int | None) -> None:
         limit = self.capabilities.max_object_size
         if size is not None and limit is not None and size > limit:
-            raise SizeMismatch(f"{self.name}: {bucket}/{key} has {size} bytes, the store holds at most {limit}")
+            raise SizeMismatch(f"{self.name}: {bucket}/{key} has {size} bytes, the store takes at most {limit}")
 
     def _goes_in_parts(self, size: int | None) -> bool:
         parts = self.capabilities.parts

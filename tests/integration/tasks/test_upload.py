@@ -349,7 +349,7 @@ def test_what_one_store_cannot_take_is_refused_before_another_has_written(run, c
         with pytest.raises(PermanentError, match=error):
             run(lambda r, _c, job: upload(r, wide.for_job(job), job), UploadRequest.read(wish | options))
     os.truncate(wish["source"], 5 * 1024**4 + 1)
-    with pytest.raises(SizeMismatch, match="google: releases/app.tgz has 5497558138881 bytes, the store holds at most"):
+    with pytest.raises(SizeMismatch, match="google: releases/app.tgz has 5497558138881 bytes, the store takes at most"):
         run(lambda r, _c, job: upload(r, wide.for_job(job), job), UploadRequest.read(wish))
     assert context.catalogue.artifacts.version("releases", "app.tgz", 1) is None
     wide.stores.close()

@@ -245,7 +245,9 @@ def test_objects_that_failed_are_told_beside_a_job_that_succeeded(zot, catalogue
     assert "good: " not in zot("jobs")[1]
     refused = zot("jobs", "retry", "it", "--json")[1]["refused"][0]["message"]
     assert ("jobs retry --all --parent it" in refused) == (kind == "batch")
-    assert "no such job of it failed; `zot-artifacts jobs it`" in zot("jobs", "retry", "--all", "--parent", "it")[2]
+    assert (
+        "no such job of the batch failed; `zot-artifacts jobs it`" in zot("jobs", "retry", "--all", "--parent", "it")[2]
+    )
 
 
 def test_the_list_shows_a_batch_without_its_jobs(zot, end, catalogue):

@@ -117,11 +117,11 @@ def test_a_command_tells_busy_workers_from_none(
         progress.Watch("job-1", Settings(), catalogue, "transfer").see(None)
         return capsys.readouterr().err
 
-    assert "no worker has taken job job-1 yet; none has another job either" in told()
+    assert "no worker has taken job job-1 yet; no worker has any other job" in told()
     now = clock.now()
     lease = {"owner": "me", "holds": None, "parent": None, "lease": timedelta(minutes=1), "queue": "transfer"}
     catalogue.ledger.acquire("dead", "verify", {"key": "a"}, **lease, now=now - timedelta(hours=1))
-    assert "none has another job either" in told()
+    assert "no worker has any other job" in told()
     catalogue.ledger.acquire("other", "verify", {"key": "b"}, **lease, now=now)
     assert "workers have 1 other job of transfer, see `zot-artifacts jobs --state running`" in told()
     catalogue.pauses.begin(Scope.QUEUE, "sweep", reason=None, now=now)

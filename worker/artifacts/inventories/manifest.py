@@ -142,8 +142,10 @@ def _gcs(name: str, document: Mapping[str, Any]) -> Report:
 
 def _azure(name: str, document: Mapping[str, Any]) -> Report:
     rule = document["ruleDefinition"]
-    if document["status"] != "Succeeded" or rule["objectType"] != "blob":
-        raise BadInventory(f"{name}: it is a report of {rule['objectType']}s that {document['status']}")
+    if document["status"] != "Succeeded":
+        raise BadInventory(f"{name}: the provider has not completed it: {document['status']}")
+    if rule["objectType"] != "blob":
+        raise BadInventory(f"{name}: it is an inventory of {rule['objectType']}s, not of blobs")
     filters = rule.get("filters") or {}
     if filters.get("excludePrefix") or filters.get("creationTime"):
         raise BadInventory(f"{name}: its rule leaves out blobs by prefix or age: they would look missing")
