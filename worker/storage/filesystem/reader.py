@@ -1,5 +1,7 @@
 """Read an open file, whose bytes stay the same when its name is replaced or deleted."""
 
+import errno
+import fcntl
 import os
 from contextlib import suppress
 from typing import Self
@@ -10,9 +12,17 @@ from worker.storage.filesystem.atomic_write import OpenObject
 from worker.storage.filesystem.layout import ObjectPath, object_stat
 from worker.storage.filesystem.open_without_symlinks import translate
 
+_BLOCK = 4096
+"""Address, offset and length of a direct read are multiples of the block size of the disk, which is at most this."""
+
 
 class FilesystemReader:
-    """The bytes of an object, or of a range of it. Closes the file of the object that was found."""
+    """The bytes of an object, or of a range of it. Closes the file of the object that was found.
+
+    With `uncached`, `readinto` reads past the page cache (`O_DIRECT`), which takes less processor time than to fill the
+    cache, copy from it and empty it. `read` does not, and neither does `readinto` where the disk cannot, or into a
+    buffer that does not begin with a page: then the cache is emptied of the file before and after.
+    """
 
     def __init__(
         self,
@@ -32,9 +42,9 @@ class FilesystemReader:
         self._uncached = uncached
         self._closed = False
         self._span = (offset, length or 0)  # of the advice; 0 is up to the end
-        if uncached:
-            self._advise("POSIX_FADV_DONTNEED")
-        self._advise("POSIX_FADV_SEQUENTIAL")
+        self._direct = uncached and self._set_direct(on=True)
+        if not self._direct:
+            self._use_cache()
 
     @property
     def stat(self) -> ObjectStat:
@@ -42,6 +52,8 @@ class FilesystemReader:
 
     def read(self, size: int, /) -> bytes:
         size = size if self._left is None else min(size, self._left)
+        if self._direct:
+            self._use_cache()
         try:
             data = os.pread(self.found.fd, size, self._offset)
         except OSError as error:
@@ -52,7 +64,9 @@ class FilesystemReader:
     def readinto(self, buffer: memoryview, /) -> int:
         size = len(buffer) if self._left is None else min(len(buffer), self._left)
         try:
-            count = os.preadv(self.found.fd, [buffer[:size]], self._offset)
+            count = self._read_blocks(buffer[:size]) if self._direct else 0
+            if not count:
+                count = os.preadv(self.found.fd, [buffer[:size]], self._offset)
         except OSError as error:
             raise self._error(error) from error
         self._advance(count)
@@ -62,7 +76,7 @@ class FilesystemReader:
         if self._closed:
             return
         self._closed = True
-        if self._uncached:  # a sweep over the whole store must not empty the page cache
+        if self._uncached and not self._direct:  # a sweep over the whole store must not empty the page cache
             self._advise("POSIX_FADV_DONTNEED")
         with suppress(OSError):  # the file is closed, and what was read is read
             os.close(self.found.fd)
@@ -72,6 +86,37 @@ class FilesystemReader:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+    def _read_blocks(self, buffer: memoryview) -> int:
+        """Read whole blocks past the page cache; where that cannot be, return 0 and use the cache from now on."""
+        whole = len(buffer) - len(buffer) % _BLOCK
+        try:
+            if whole and self._offset % _BLOCK == 0:
+                count = os.preadv(self.found.fd, [buffer[:whole]], self._offset)
+                if count:
+                    return count
+        except OSError as error:
+            if error.errno not in {errno.EINVAL, errno.EOPNOTSUPP}:
+                raise
+        self._use_cache()
+        return 0
+
+    def _use_cache(self) -> None:
+        if self._direct:
+            self._direct = False
+            self._set_direct(on=False)
+        if self._uncached:
+            self._advise("POSIX_FADV_DONTNEED")
+        self._advise("POSIX_FADV_SEQUENTIAL")
+
+    def _set_direct(self, *, on: bool) -> bool:
+        """Have the file read past the cache, or through it; return False where the file system cannot do that."""
+        try:
+            flags = fcntl.fcntl(self.found.fd, fcntl.F_GETFL) & ~os.O_DIRECT
+            fcntl.fcntl(self.found.fd, fcntl.F_SETFL, flags | os.O_DIRECT if on else flags)
+        except OSError:
+            return False
+        return True
 
     def _advance(self, count: int) -> None:
         self._offset += count

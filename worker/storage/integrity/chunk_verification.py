@@ -1,8 +1,10 @@
 """Verify an object, or a range of it, chunk by chunk against its manifest."""
 
+import ctypes
 import hashlib
-import os
-from collections.abc import Callable, Iterator
+import mmap
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from queue import Full, Queue
@@ -15,15 +17,16 @@ from worker.storage.integrity.verifying_reader import OnBytes
 from worker.storage.transfer.resumable_read import ResumableReader, open_range, read_range
 
 THREADS = 4
-"""Chunks that are read at once. While some threads hash, a server would wait for the others: two leave it idle."""
-_LOCAL_THREADS = min(THREADS, max(2, os.cpu_count() or 1))
-"""The same where a read is mostly work of this machine's processor; on a single core too, because of the disk."""
+"""Chunks that are read at once. While some threads hash, a server or a disk would wait for the others: two leave it
+idle."""
 MIN_PARALLEL_CHUNKS = 4
 """Objects with fewer chunks are read by one thread: a pool costs more than it saves."""
 WINDOW = 64 * 1024 * 1024
 """Bytes of one request, so that its cost is negligible; a thread reads these chunks one after the other."""
-_LOCAL_WINDOW = 4 * WINDOW
-"""Most of it for a file: what the system has read ahead beyond the end of a window is dropped, and read again."""
+_TOLD = 4 * BUFFER_SIZE
+"""Bytes of a thread that the caller is told of at once, unless they take longer than `_POLL`: to be told costs it about
+as much as to hash a twentieth of 1 MiB."""
+_HUGE_PAGE = 2 * 1024 * 1024
 _POLL = 0.1
 """Seconds after which a thread that waits finds out that it has to end."""
 
@@ -102,26 +105,22 @@ class _Reading:
         first_only: bool,
     ) -> None:
         self.bad = BadChunks(manifest)
-        self.threads, per_window = THREADS, WINDOW // manifest.chunk_size
-        if driver.capabilities.local:
-            self.threads = _LOCAL_THREADS
-            most = max(1, _LOCAL_WINDOW // manifest.chunk_size) * self.threads
-            turns = max(1, -(-len(manifest) // most))
-            per_window = -(-len(manifest) // (self.threads * turns))  # as many windows for each thread
+        self.threads = THREADS
         self._driver = driver
         self._stat = stat
         self._manifest = manifest
         self._write = write
         self._uncached = uncached
         self._first_only = first_only
-        self._per_window = max(1, per_window)
+        self._per_window = max(1, WINDOW // manifest.chunk_size)
         self._starts = iter(range(0, len(manifest), self._per_window))  # each is given to one thread
-        self._told: Queue[int | BaseException | None] = Queue(4 * self.threads)
+        self._buffers = iter(_buffers(self.threads))
+        self._told: Queue[int | BaseException | None] = Queue(self.threads)
         self._stopped = False
 
     def run(self) -> None:
         """Read one window after the other. The end, or the error, is the last that this thread tells."""
-        buffer = memoryview(bytearray(BUFFER_SIZE))
+        buffer = next(self._buffers)
         try:
             while not self._stopped and not self._knows_first() and (start := next(self._starts, None)) is not None:
                 self._read(start, buffer)
@@ -172,7 +171,7 @@ class _Reading:
                         return
 
     def _digest_of(self, chunk: Chunk, reader: ResumableReader, buffer: memoryview) -> str:
-        digest, done = hashlib.sha256(), 0
+        digest, done, told, told_at = hashlib.sha256(), 0, 0, time.monotonic()
         while done < chunk.size and not self._stopped:
             count = reader.readinto(buffer[: chunk.size - done])
             if not count:
@@ -181,8 +180,26 @@ class _Reading:
             if self._write:
                 self._write(buffer[:count], chunk.offset + done)
             done += count
-            self._tell(count)
+            if done == chunk.size or done - told >= _TOLD or time.monotonic() - told_at >= _POLL:
+                self._tell(done - told)
+                told, told_at = done, time.monotonic()
         return digest.hexdigest()
+
+
+def _buffers(count: int) -> Sequence[memoryview]:
+    """Return buffers that each begin with a page, as a direct read needs.
+
+    They are in huge pages where the system has them: those of 4 KiB are far apart in memory, and a disk fills them one
+    by one. A child that is forked meanwhile does not have them: if it shared them, the next write of this process would
+    give it other pages, and the disk would fill those of the child.
+    """
+    size = count * BUFFER_SIZE
+    memory = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_DONTFORK)
+    with suppress(OSError):  # a system without huge pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    start = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % _HUGE_PAGE
+    return [memoryview(memory)[start + at : start + at + BUFFER_SIZE] for at in range(0, size, BUFFER_SIZE)]
 
 
 class VerifiedRange:

@@ -1,8 +1,10 @@
 """The promises of a filesystem store alone: its layout, links, errors, and files of other programs."""
 
+import ctypes
 import errno
 import hashlib
 import io
+import mmap
 import os
 import shutil
 import socket
@@ -661,13 +663,62 @@ def test_a_reader_keeps_its_version(store: Store) -> None:
         assert reader.stat.sha256 == sha256(b"old content")
 
 
-def test_an_uncached_read_comes_from_the_disk(store: Store, driver: FilesystemDriver, tmp_path: Path) -> None:
-    """A verification drops what the machine remembers of a file, and reads the same bytes."""
-    write(store, "k", os.urandom(1 << 20))
-    assert store.verify_object("b", "k").verdict is Verdict.VERIFIED
-    with driver.open("b", "k", offset=10, length=5, uncached=True) as reader:
-        assert len(reader.read(100)) == 5
-        assert reader.read(100) == b""
+def is_cached(path: Path) -> bool:
+    """Return whether the page cache has a page of a file; to ask with a read would fill it."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+        there = (ctypes.c_ubyte * -(-len(mapped) // mmap.PAGESIZE))()
+        first = ctypes.c_char.from_buffer(mapped)
+        try:
+            assert ctypes.CDLL(None).mincore(ctypes.byref(first), ctypes.c_size_t(len(mapped)), there) == 0
+        finally:
+            del first  # the mapping can be closed without it only
+        return any(page & 1 for page in there)
+
+
+def forget(path: Path) -> None:
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if is_cached(path):
+        pytest.skip("this file system has no page cache beside it")
+
+
+def test_an_uncached_read_comes_from_the_disk(store: Store, driver: FilesystemDriver, root: Path) -> None:
+    """Whole blocks do not pass through the page cache, and it has nothing of the file after its end was read."""
+    content, file = os.urandom(9 * 4096 + 100), root / "b" / "k"
+    write(store, "k", content)
+    forget(file)
+    buffer = memoryview(mmap.mmap(-1, 2 * 4096))
+    found = b""
+    with driver.open("b", "k", uncached=True) as reader:
+        while len(found) < 8 * 4096:
+            found += buffer[: reader.readinto(buffer)]
+            assert not is_cached(file)
+        while count := reader.readinto(buffer):
+            found += buffer[:count]
+    assert found == content
+    assert not is_cached(file)
+    with driver.open("b", "k", uncached=True) as reader:  # `read` passes through it, and empties it
+        assert reader.read(len(content)) == content
+    assert not is_cached(file)
+
+
+@pytest.mark.parametrize(
+    "span", [(0, None), (0, 4096), (4096, 3 * 4096), (10, 5), (10, 5000), (4096, 5000), (99_999, 1)]
+)
+@pytest.mark.parametrize("start", [0, 1, 512])
+def test_an_uncached_read_returns_the_same_bytes(
+    store: Store, driver: FilesystemDriver, span: tuple[int, int | None], start: int
+) -> None:
+    """A disk reads whole blocks into whole pages only; any range is read into any buffer nevertheless."""
+    content = os.urandom(5 * 4096 + 123)
+    write(store, "k", content)
+    offset, length = span
+    buffer = memoryview(mmap.mmap(-1, 3 * 4096))[start:]
+    found = b""
+    with driver.open("b", "k", offset=offset, length=length, uncached=True) as reader:
+        while count := reader.readinto(buffer):
+            found += buffer[:count]
+    assert found == content[offset:][:length]
 
 
 # What dead writers left (that they died is shown in tests/faults)

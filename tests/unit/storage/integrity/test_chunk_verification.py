@@ -1,8 +1,11 @@
 """A large object is read in chunks by several threads: each is verified, and the first bad one is named."""
 
+import ctypes
 import hashlib
 import io
+import mmap
 import os
+import re
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -229,3 +232,33 @@ def test_no_thread_runs_ahead_of_a_caller_who_takes_time(driver: Faulty) -> None
 
     assert first_bad_chunk(driver, stat, manifest, slow) is None
     assert max(ahead) <= 6 * THREADS
+
+
+def test_a_fork_does_not_have_the_buffers() -> None:
+    """A disk writes to their pages. After a fork that shared them it could write to those of the child."""
+    buffer = chunk_verification._buffers(THREADS)[-1]
+    first = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+    flags: list[str] = []
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if span := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(span[1], 16) <= first < int(span[2], 16)
+        elif inside and line.startswith("VmFlags:"):
+            flags = line.split()
+    assert "dc" in flags  # "do not copy area on fork"
+    assert first % mmap.PAGESIZE == 0
+
+
+def test_a_caller_is_told_of_several_pieces_at_once(driver: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To be told of each piece of a fast disk costs the caller; of a slow read it is told piece by piece."""
+    stat, manifest = put(driver)
+    monkeypatch.setattr(chunk_verification, "BUFFER_SIZE", 100)
+    told: list[int] = []
+    assert first_bad_chunk(driver, stat, manifest, told.append) is None
+    assert sum(told) == SIZE
+    assert len(told) < SIZE // 100
+    told.clear()
+    monkeypatch.setattr(chunk_verification, "_POLL", 0.0)
+    assert first_bad_chunk(driver, stat, manifest, told.append) is None
+    assert sum(told) == SIZE
+    assert max(told) <= 100
