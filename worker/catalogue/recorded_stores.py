@@ -16,6 +16,7 @@ _GROUP = 500
 _SAMPLE = 100
 _GONE = [CopyState.SUPERSEDED, CopyState.DELETED]
 _GOOD = [state for state in CopyState if state.good]
+_PRESENT = [state for state in CopyState if state.present]
 _other = copies.alias("other")
 _LAST = sa.and_(
     copies.c.state.in_(_GOOD),
@@ -77,6 +78,19 @@ class StoreRecords:
             for store, state, count in connection.execute(query) if beyond else ():
                 found.setdefault(store, {})[state] = count
         return found
+
+    def count_in_both(self, one: str, other: str) -> int:
+        """Return how many artifact versions have a copy in each of two stores."""
+        query = (
+            sa.select(sa.func.count())
+            .select_from(copies)
+            .join(_other, _other.c.artifact_id == copies.c.artifact_id)
+            .where(copies.c.store == one, _other.c.store == other)
+            .where(copies.c.state.in_(_PRESENT), _other.c.state.in_(_PRESENT))
+        )
+        with self._database.read() as connection:
+            count: int = connection.execute(query).scalar_one()
+        return count
 
     def forget(self, name: str, *, dry_run: bool, force: bool = False) -> ForgottenStore:
         """Record the copies of a store as deleted, in groups; no byte in any store is touched.

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 
 from worker.catalogue.database import Database
 from worker.catalogue.tables import store_identities
-from worker.storage.identity import SHARED, KnownIdFiles
+from worker.storage.identity import SHARED, KnownIdFiles, marker_of
 
 _ALL = sa.select(store_identities.c.store, store_identities.c.marker)
 
@@ -42,8 +42,11 @@ class StoreIdentities:
         return {other: marker for other, marker in known.items() if other != name and other in self._names}
 
     def renamed_to(self, name: str) -> str | None:
-        """Return the configured store with the marker of `name`, which is no longer configured; None if none has it."""
-        recorded = self._recorded()
+        """Return the configured store with the marker of `name`, which is no longer configured; None if none has it.
+
+        It was renamed, or it was the place of that one before.
+        """
+        recorded = {store: marker_of(known) for store, known in self._recorded().items()}
         marker = recorded.get(name)
         same = (other for other in self._names - {name} if marker is not None and recorded.get(other) == marker)
         return min(same, default=None)

@@ -267,7 +267,7 @@ def _store(session: Session, name: str, breaker: OpenBreaker | None) -> Check:
         fault = probe(store)
         advice = [*store.advice(), *_open_root(session.settings, name)]
     except (SameStore, OtherStore) as error:
-        return Check(title, "bad", error.message)
+        return _wrong_store(session, name, error)
     except StorageError as error:
         detail = error.message.removeprefix(f"{name}: ").removesuffix(MAKE_ROOM)  # the way out names the disk
         if breaker:
@@ -280,6 +280,19 @@ def _store(session: Session, name: str, breaker: OpenBreaker | None) -> Check:
         return Check(title, "bad", str(breaker), "it answers here now: `zot-artifacts sweep probe` closes the breaker")
     detail = f"{session.settings.stores[name].type}: writes, reads, verifies, lists and deletes"
     return Check(title, "good", detail, "; ".join(advice) or None)
+
+
+def _wrong_store(session: Session, name: str, error: SameStore | OtherStore) -> Check:
+    """Tell what is there, and how many copies count twice: earlier versions recorded them in both names of a place."""
+    other = error.other if isinstance(error, SameStore) else None
+    twice = session.catalogue.store_records.count_in_both(name, other) if other else 0
+    if not twice:
+        return Check(f"store {name}", "bad", error.message)
+    told = f"copies of {counted(twice, 'artifact version')} are recorded in both, and each pair is one copy"
+    way_out = (
+        f"if {name} is the one that you remove, end its records: `zot-artifacts stores forget {shlex.quote(name)}`"
+    )
+    return Check(f"store {name}", "bad", f"{error.message}; {told}", way_out)
 
 
 def _way_out(settings: Settings, name: str, error: StorageError) -> str:

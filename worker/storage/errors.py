@@ -159,7 +159,12 @@ class OutOfSpace(PermanentError):
 
 
 class SameStore(PermanentError):
-    """Two configured stores are one physical place: a copy in each would be one copy."""
+    """Two configured stores are one physical place: a copy in each would be one copy.
+
+    `other`: the one of them that was not asked.
+    """
+
+    other: str | None = None
 
 
 REFUSALS = (AccessDenied, OutOfSpace, SameStore)

@@ -66,6 +66,11 @@ _DEPTH_BELOW = 3
 _MOST_BELOW = 1000
 
 
+def marker_of(known: str) -> str:
+    """Return the id of a record, whether it is the store's own or shared."""
+    return known.removeprefix(SHARED).partition(" ")[0]
+
+
 class KnownIds(Protocol):
     """The id of each store as it was last seen; kept outside the stores."""
 
@@ -260,7 +265,7 @@ class Identity:
     def _others(self) -> dict[str, str]:
         """Return the ids of the other stores that have been seen, also those that are shared."""
         others = self._known.others(self._driver.name).items()
-        return {name: known.removeprefix(SHARED).partition(" ")[0] for name, known in others}
+        return {name: marker_of(known) for name, known in others}
 
     def _read(self, wanted: str | None) -> str | None:
         try:
@@ -338,11 +343,12 @@ class Identity:
         if self._known.get(self._driver.name) not in {found, shared}:
             self._known.put(self._driver.name, shared)  # so that the other store is rejected too
         if compare:
-            raise SameStore(
+            raise _same_store(
+                same[0],
                 f"stores {self._driver.name} and {same[0]} are one physical place (id {found}): a copy in each would "
                 "be one copy. Remove one of them from the settings, or point it to another place; if one was made as "
                 f"a copy of the other, remove {MARKER_BUCKET}/{MARKER_KEY} in the copy, and then "
-                f"{self._known.way_out('NAME')} with the name of the copy"
+                f"{self._known.way_out('NAME')} with the name of the copy",
             )
         return True
 
@@ -384,10 +390,11 @@ class Identity:
                     raise self._nested(name, directory, self._driver.name)
 
     def _nested(self, other: str, directory: Path, root_of: str) -> SameStore:
-        return SameStore(
+        return _same_store(
+            other,
             f"stores {self._driver.name} and {other} are one physical place: {directory} is the root of "
             f"{root_of}, and one root is inside the other. Remove one of them from the settings, or point it to "
-            f"another place; if {directory} is only a copy of {root_of}, remove {MARKER_BUCKET}/{MARKER_KEY} in it"
+            f"another place; if {directory} is only a copy of {root_of}, remove {MARKER_BUCKET}/{MARKER_KEY} in it",
         )
 
     def _refuse_one_server(self, own: str | None) -> None:
@@ -403,10 +410,17 @@ class Identity:
             with suppress(TransientError):  # it may be of the other store; this is checked again later
                 found = _marker_through(driver, bucket, key)
             if found == marker:
-                raise SameStore(
+                raise _same_store(
+                    of if through == self._driver.name else through,
                     f"stores {through} and {of} are one physical place: the bucket {bucket} of {of} is there through "
-                    f"{through} as well. Remove one of them from the settings, or point it to another place"
+                    f"{through} as well. Remove one of them from the settings, or point it to another place",
                 )
+
+
+def _same_store(other: str, message: str) -> SameStore:
+    error = SameStore(message)
+    error.other = other
+    return error
 
 
 def _marker_through(driver: Driver, bucket: str, key: str) -> str | None:

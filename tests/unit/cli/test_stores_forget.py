@@ -75,6 +75,30 @@ def test_a_store_that_was_renamed_is_told_by_its_new_name(
     assert checks["store old"]["way_out"] == way_out
 
 
+def test_copies_that_two_names_of_one_place_have_are_told(
+    zot, catalogue: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Earlier versions recorded both: `doctor` counts them, and what is left of the name that goes has a way out."""
+    [both] = [each for each in catalogue.artifacts.page("releases") if each.key == "both"]
+    catalogue.artifacts.ensure_copy(both, "primary")
+    catalogue.artifacts.finish_copy(both, "primary", tag="1", evidence={}, now=clock.now())
+    zot("doctor")  # marks both
+    stores = tmp_path / "home" / "stores"
+    (stores / "dr").rename(tmp_path / "gone")
+    mounts = "worker.storage.same_place._roots_overlap"  # as if the share were mounted twice
+    monkeypatch.setattr(mounts, lambda *_: None)
+    (stores / "dr").symlink_to(stores / "primary")
+    catalogue.store_identities(("primary", "dr"), tmp_path / "home" / "run").forget("dr")
+    checks = {each["name"]: each for each in zot("doctor")[1]["checks"]}
+    for name in ("primary", "dr"):
+        assert "copies of 1 artifact version are recorded in both" in checks[f"store {name}"]["detail"]
+        assert f"`zot-artifacts stores forget {name}`" in checks[f"store {name}"]["way_out"]
+    monkeypatch.setenv("ZOT_STORES", json.dumps({"primary": {"type": "filesystem", "root": str(stores / "primary")}}))
+    [dr] = [each for each in zot("stores")[1]["stores"] if each["store"] == "dr"]
+    assert "`primary` in the settings is this very store, and has copies by that name" in dr["error"]
+    assert zot("stores", "forget", "dr")[1]["forgotten"] == 1
+
+
 def test_a_store_that_was_forgotten_is_no_finding_any_more(zot, catalogue: Catalogue) -> None:
     """The finding ends with the last copy, not with the next sweep; what is kept keeps it open."""
     catalogue.findings.see_store(FindingKind.STORE_NOT_CONFIGURED, "old", {"copies": 2}, now=clock.now())
