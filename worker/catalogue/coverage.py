@@ -262,8 +262,10 @@ class CoverageQueries:
 
         A job does not if it was sent again, if a later job of its kind succeeded with the same artifact, or if its
         effect is there: the copies of its upload or of a later one are complete, its store gave right bytes since, or
-        what it was to delete is gone.
+        what it was to delete is gone. A success of a clock that was ahead is no later one: it was before that was put
+        right, as was each failure that this clock has recorded.
         """
+        latest = clock.now() + clock.SKEW
         some = (
             sa.select(
                 jobs.c.id, jobs.c.kind, jobs.c.parent, jobs.c.holds, jobs.c.finished_at,
@@ -275,11 +277,15 @@ class CoverageQueries:
         )  # fmt: skip
         success = sa.case((jobs.c.state == JobState.SUCCEEDED, jobs.c.finished_at))  # by the index of `holds`
         last = (  # all jobs of an artifact at once: many may have failed
-            sa.select(jobs.c.kind, jobs.c.holds, sa.func.max(success).label("at"))
+            sa.select(
+                jobs.c.kind, jobs.c.holds, sa.func.max(success).label("at"),
+                sa.func.max(sa.case((jobs.c.finished_at <= latest, success))).label("certain"),
+            )
             .where(jobs.c.holds.in_(sa.select(some.c.holds)), success.is_not(None))
             .group_by(jobs.c.kind, jobs.c.holds)
             .subquery()
-        )
+        )  # fmt: skip
+        later = sa.case((some.c.finished_at > latest, last.c.at), else_=last.c.certain)
         of_artifact = sa.and_(last.c.kind == some.c.kind, last.c.holds == some.c.holds)
         unsettled = (
             sa.select(
@@ -287,7 +293,7 @@ class CoverageQueries:
                 sa.func.min(some.c.finished_at, type_=some.c.finished_at.type),
             )
             .outerjoin_from(some, last, of_artifact)
-            .where(sa.or_(last.c.at.is_(None), last.c.at <= some.c.finished_at), _lacks_effect(some.c))
+            .where(sa.or_(later.is_(None), later <= some.c.finished_at), _lacks_effect(some.c))
             .group_by(some.c.type, some.c.store)
         )  # fmt: skip
         with self._database.read() as connection:

@@ -16,6 +16,7 @@ from uuid import uuid4
 
 import typer
 
+from worker import clock
 from worker.artifacts.catalogue_backup import Backup, NoBackup, back_up, backups, restore_newest
 from worker.artifacts.rebuild.companions_kept_in_stores import restore_companions
 from worker.artifacts.rebuild.rebuild_catalogue import Rebuild, Tally
@@ -44,12 +45,18 @@ _SHOW_SECONDS = 5.0
 _GZIP = b"\x1f\x8b"
 
 
+_EARLIER = "name the moment when the backup was really made, or an earlier one"
+
+
 def _moment(text: str) -> datetime:
     try:
         found = datetime.fromisoformat(text)
     except ValueError:
         raise typer.BadParameter("it is no time, such as 2026-07-11T03:15:00Z") from None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
+    found = found if found.tzinfo else found.replace(tzinfo=UTC)
+    if found > clock.now() + clock.SKEW:  # it would record nothing, and what is newer would count as corrupt
+        raise typer.BadParameter(f"{text} is in the future: {_EARLIER}")
+    return found
 
 
 @app.callback()
@@ -235,7 +242,9 @@ def restore(
         return
     say(f"restored {_told(summary)}, as it was at {since}, from {BACKUP_BUCKET}/{chosen.key}")
     say("before the workers start, record what was written since:")
-    say(f"  zot-artifacts catalogue rebuild --newer-since {since}")
+    ahead = summary.exported_at > clock.now() + clock.SKEW
+    told = f"MOMENT (a clock that was ahead made the backup: {_EARLIER})" if ahead else since
+    say(f"  zot-artifacts catalogue rebuild --newer-since {told}")
     say("the verification log has no verdict since then, and the stores keep a later head of it; accept that:")
     say("  zot-artifacts log accept --yes")
 

@@ -170,7 +170,10 @@ def test_a_late_backup_is_a_finding(kept, stores, tmp_path):
 
 
 def test_a_lost_catalogue_comes_back_from_a_store(tmp_path, monkeypatch, capsys, make_tables):
-    """`catalogue backup`, the loss of the file, and `catalogue restore STORE`, as an operator runs them."""
+    """As an operator runs the commands, also where the clock was ahead when the backup was made.
+
+    With a time in the future a rebuild would take what was written since the backup for corrupt copies.
+    """
     home = tmp_path / "home"
     monkeypatch.setenv("ZOT_HOME", str(home))
     monkeypatch.setenv("ZOT_SWEEP__BACKUP__STORES", json.dumps(NAMES))
@@ -180,14 +183,19 @@ def test_a_lost_catalogue_comes_back_from_a_store(tmp_path, monkeypatch, capsys,
     fill(catalogue)
     identity, head = catalogue.identity, catalogue.verifications.head()
     catalogue.close()
-    assert cli.run(["catalogue", "backup"]) == 0
+    ahead = clock.now() + timedelta(days=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(clock, "now", lambda: ahead)
+        assert cli.run(["catalogue", "backup"]) == 0
     for path in home.glob("catalogue.sqlite3*"):
         if not path.name.endswith("-id"):
             path.unlink()
     assert cli.run(["show", "releases/app.tgz"]) == 3
     assert "catalogue restore STORE" in capsys.readouterr().err
     assert cli.run(["catalogue", "restore", "dr"]) == 0
-    assert "rebuild --newer-since" in capsys.readouterr().out
+    assert "rebuild --newer-since MOMENT (a clock that was ahead made the backup: name" in capsys.readouterr().out
+    assert cli.run(["catalogue", "rebuild", "--newer-since", ahead.isoformat()]) == 2
+    assert "is in the future: name the moment when the backup was really made" in capsys.readouterr().err
     assert cli.run(["show", "releases/app.tgz"]) == 0
     restored = Catalogue(f"sqlite:///{home / 'catalogue.sqlite3'}")
     assert (restored.identity, restored.verifications.head()) == (identity, head)

@@ -110,6 +110,18 @@ def test_a_failed_job_does_not_count_after_a_later_success_of_its_kind(catalogue
     assert counted(catalogue, now) == 1
 
 
+def test_a_success_of_a_clock_that_was_ahead_hides_no_later_failure(catalogue):
+    """It was before the clock was put right; it settles only what that clock has seen fail before it."""
+    now, day = clock.now(), timedelta(days=1)
+    failed(catalogue, "ahead", "upload", at=now + day)
+    failed(catalogue, "sent-again", "upload", at=now + 2 * day, state=JobState.SUCCEEDED)
+    assert counted(catalogue, now) == 0
+    failed(catalogue, "since", "upload", at=now)
+    assert counted(catalogue, now) == 1
+    failed(catalogue, "sent-again-since", "upload", at=now + timedelta(seconds=1), state=JobState.SUCCEEDED)
+    assert counted(catalogue, now) == 0
+
+
 def test_a_failed_job_counts_however_many_others_are_settled(catalogue):
     """An outage of a day leaves thousands of failed jobs whose artifacts were sent again since."""
     now, settled = clock.now(), 10_001
