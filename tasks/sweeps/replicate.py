@@ -51,19 +51,16 @@ def _plan(
     """Claim copies for pages, and send the pages; return how many copies of each store that is."""
     count = Counter[str]()
     requests, claimed = list[PageRequest](), list[Claimed]()
-    late: list[list[tuple[str, str, str]]] = []
     open_ = context.catalogue.pages.open_by_store(SWEEP_REPLICATE.kind)
     for store in stores:
         most = max(0, context.settings.page.in_flight - open_[store])
         for found, until in islice(_claims(context, request, store, job, most), most):
             requests.append(PageRequest(verb="replicate", claim=ClaimSelection(store=store), to=(store,)))
-            claimed.append(Claimed([artifact.id for artifact in found], until))
-            count[store] += len(found)
             since = _late_since(context)
-            late.append([(store, of.bucket, of.key) for of in found if (of.committed_at or until) <= since])
-    pages = plan(context.catalogue, job.id, requests, messages, claimed)
-    for page, paths in zip(pages, late, strict=True):
-        context.catalogue.findings.act(dict.fromkeys(paths, page), "replicate", now=clock.now())
+            late = [(store, of.bucket, of.key) for of in found if (of.committed_at or until) <= since]
+            claimed.append(Claimed([artifact.id for artifact in found], until, late))
+            count[store] += len(found)
+    plan(context.catalogue, job.id, requests, messages, claimed)
     return count
 
 

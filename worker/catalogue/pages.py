@@ -21,6 +21,7 @@ from worker.catalogue.budgets import BudgetState, change_budget
 from worker.catalogue.bulk import by_bucket, one_of
 from worker.catalogue.compiled_statements import Prepared
 from worker.catalogue.database import CatalogueError, Database
+from worker.catalogue.findings import note_action
 from worker.catalogue.holds import OnHold
 from worker.catalogue.records import OPEN_STATES, Artifact, Copy, CopyState, VerdictRow
 from worker.catalogue.sweep_claims import claim_copies, due_copies, still_due
@@ -144,7 +145,8 @@ class Page:
 class PlannedPage:
     """The job of a page. `waits`: no worker has leased it, and it has not ended.
 
-    `objects`: what the page works on, where the planner has claimed that until `claimed_until`.
+    `objects`: what the page works on, where the planner has claimed that until `claimed_until`. `findings`: the copies
+    about whose findings it is begun, by store, bucket and key.
     """
 
     job: str
@@ -152,6 +154,7 @@ class PlannedPage:
     waits: bool = True
     objects: Sequence[int] | None = None
     claimed_until: datetime | None = None
+    findings: Sequence[tuple[str, str, str]] = ()
 
 
 class Share(NamedTuple):
@@ -374,6 +377,7 @@ class Pages:
                 for page in planned:
                     if page.objects is not None:
                         _insert(connection, Page(page.job, page.claimed_until, list(page.objects)))
+                    note_action(connection, dict.fromkeys(page.findings, page.job), page.request["verb"], now)
 
     def planned_by(self, parent: str) -> list[PlannedPage]:
         """Return the pages that a job has planned, in the order of their ids."""

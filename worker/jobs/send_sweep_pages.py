@@ -38,10 +38,14 @@ class Messages(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """The artifacts that the planner has claimed for a page until this moment."""
+    """The artifacts that the planner has claimed for a page until this moment.
+
+    `findings`: the copies whose findings the page is about, by store, bucket and key.
+    """
 
     artifacts: Sequence[int]
     until: datetime
+    findings: Sequence[tuple[str, str, str]] = ()
 
 
 def page_id(parent: str, number: int) -> str:
@@ -55,8 +59,8 @@ def plan(
     requests: Sequence[PageRequest],
     messages: Messages,
     claimed: Sequence[Claimed] | None = None,
-) -> list[str]:
-    """Accept the pages of a sweep into the ledger, send their messages and return their ids.
+) -> None:
+    """Accept the pages of a sweep into the ledger, with what they act on, and send their messages.
 
     `claimed`: what each of them works on.
     """
@@ -64,7 +68,7 @@ def plan(
     planned = [PlannedPage(page_id(sweep, number), each.payload()) for number, each in enumerate(requests, 1)]
     if claimed is not None:
         planned = [
-            replace(page, objects=of.artifacts, claimed_until=of.until)
+            replace(page, objects=of.artifacts, claimed_until=of.until, findings=of.findings)
             for page, of in zip(planned, claimed, strict=True)
         ]
     try:
@@ -73,7 +77,6 @@ def plan(
         told = False
     catalogue.pages.plan(sweep, planned, queue=PAGE.queue.value, due=None if told else now + UNSEEN, now=now)
     _send(sweep, planned, messages)
-    return [page.job for page in planned]
 
 
 def resume(sweep: str, planned: Sequence[PlannedPage], messages: Messages) -> int:

@@ -24,6 +24,7 @@ from worker.catalogue import Leased, tables
 from worker.catalogue.record_versions import NewVersion
 from worker.context import Context
 from worker.jobs.running_job import Cancelled, RunningJob
+from worker.jobs.send_sweep_pages import resume
 from worker.limits.limited_store import LimitedStore
 from worker.limits.snooze import Snooze
 from worker.settings.section_models import PlacementRule
@@ -429,12 +430,23 @@ def test_a_page_of_a_sweep_that_has_ended_does_nothing(context, run, put, sent):
 
 
 def test_what_lacks_a_copy_for_long_is_a_finding_until_it_has_one(context: Context, run, put, sent, monkeypatch):
-    """An artifact that was uploaded just now is no finding; an older one is, with the page that replicates it."""
+    """An artifact that was uploaded just now is no finding; an older one is, with the page that replicates it.
+
+    That is recorded with the page: the sweep may die before it has sent the first one.
+    """
     put("models-en", "old", "cold")
     later = clock.now() + context.settings.sweep.replicate.late
     monkeypatch.setattr(clock, "now", lambda: later)
     put("models-en", "new", "cold")
-    run(sweep_replicate, SweepReplicateRequest())
+
+    def die(_: object) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as dying:
+        dying.setattr(sent.messages, "send", die)
+        with pytest.raises(SystemExit):
+            run(sweep_replicate, SweepReplicateRequest(), id_="sweep-1")
+    resume("sweep-1", context.catalogue.pages.planned_by("sweep-1"), sent.messages)
     found = {(each.kind, each.store, each.key): each for each in context.catalogue.findings.page()}
     assert set(found) == {("under_replicated", "primary", "old"), ("under_replicated", "dr", "old")}
     assert {each.job for each in found.values()} == set(sent.messages.sent)
