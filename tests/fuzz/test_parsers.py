@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from worker import clock
 from worker.flower.tasks import arguments
 from worker.intake.message_rules import Rejection, Rules, check_message
-from worker.settings.model import Settings, SettingsError, load_settings
+from worker.settings.loading import load_settings
+from worker.settings.model import Settings, SettingsError
 from worker.storage.errors import InvalidKey
 from worker.storage.keys import check_key
 from zot_artifact_client.contract import TASKS

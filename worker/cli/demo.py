@@ -15,7 +15,8 @@ from worker.cli.arguments import no_stream
 from worker.cli.errors import Failure, Status
 from worker.cli.output import AsJson, print_json
 from worker.embedded.up_subprocess import UpFailed, running, still_there
-from worker.settings.model import ENV_PREFIX, load_settings
+from worker.settings.loading import load_settings
+from worker.settings.model import ENV_PREFIX
 
 _CONFIG = """\
 # Written by `zot-artifacts demo`.

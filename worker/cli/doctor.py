@@ -32,7 +32,8 @@ from worker.cli.session import Session, no_catalogue, open_session
 from worker.cli.stores import bad_copies, unconfigured, way_out_of_unconfigured
 from worker.counted import counted
 from worker.limits.circuit_breaker import OpenBreaker
-from worker.settings.model import Settings, load_settings
+from worker.settings.loading import load_settings
+from worker.settings.model import Settings
 from worker.settings.private_data_directory import (
     is_volume_of_another_user,
     make_room,

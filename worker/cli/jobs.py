@@ -29,7 +29,7 @@ from worker.cli.jobs_selection import (
 from worker.cli.output import AsJson, complain, moment, note, print_json, say
 from worker.cli.session import Session, opened
 from worker.counted import counted
-from worker.settings.model import load_settings
+from worker.settings.loading import load_settings
 from worker.storage.durations_and_sizes import parse_duration
 from zot_artifact_client.contract import BATCH, PAGE, JobState
 

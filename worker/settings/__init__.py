@@ -1,5 +1,6 @@
 """The settings: one frozen model, read from a file and the environment."""
 
-from worker.settings.model import Settings, SettingsError, load_settings
+from worker.settings.loading import load_settings
+from worker.settings.model import Settings, SettingsError
 
 __all__ = ["Settings", "SettingsError", "load_settings"]

@@ -11,7 +11,8 @@ import pytest
 from tests.servers.process import REPOSITORY
 from worker.catalogue import FindingKind
 from worker.settings.alarms import Told
-from worker.settings.model import NoBroker, SettingsError, load_settings
+from worker.settings.loading import load_settings
+from worker.settings.model import NoBroker, SettingsError
 
 
 @pytest.fixture
