@@ -237,6 +237,10 @@ def _allow(catalogue, pages):
             "REPLACE INTO artifacts (bucket, key, version, size, sha256, metadata, created_at)"
             " SELECT bucket, key, version, 1, 'b', metadata, created_at FROM artifacts"
         ),
+        (
+            "REPLACE INTO artifacts (id, bucket, key, version, size, sha256, metadata, created_at)"
+            " SELECT id, bucket, 'other', version, 1, 'b', metadata, created_at FROM artifacts"
+        ),
     ],
 )
 def test_replace_rewrites_nothing_that_is_append_only(tmp_path, statement):
