@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import sys
 from contextlib import suppress
 from typing import Self
 
@@ -15,13 +16,16 @@ from worker.storage.filesystem.open_without_symlinks import translate
 _BLOCK = 4096
 """Address, offset and length of a direct read are multiples of the block size of the disk, which is at most this."""
 
+_O_DIRECT = os.O_DIRECT if sys.platform == "linux" else 0
+
 
 class FilesystemReader:
     """The bytes of an object, or of a range of it. Closes the file of the object that was found.
 
-    With `uncached`, `readinto` reads past the page cache (`O_DIRECT`), which takes less processor time than to fill the
-    cache, copy from it and empty it. `read` does not, and neither does `readinto` where the disk cannot, or into a
-    buffer that does not begin with a page: then the cache is emptied of the file before and after.
+    With `uncached`, the page cache is emptied of the file before and after, and `readinto` reads past it (`O_DIRECT`),
+    which takes less processor time than to fill it and copy from it. `read` does not, and neither does `readinto` where
+    the disk cannot, or into a buffer that does not begin with a page. Some file systems accept `O_DIRECT` and read
+    through the cache, such as ext4 with `data=journal`: so the cache is emptied in each case.
     """
 
     def __init__(
@@ -42,9 +46,11 @@ class FilesystemReader:
         self._uncached = uncached
         self._closed = False
         self._span = (offset, length or 0)  # of the advice; 0 is up to the end
+        if uncached:
+            self._advise("POSIX_FADV_DONTNEED")
         self._direct = uncached and self._set_direct(on=True)
         if not self._direct:
-            self._use_cache()
+            self._advise("POSIX_FADV_SEQUENTIAL")
 
     @property
     def stat(self) -> ObjectStat:
@@ -76,7 +82,7 @@ class FilesystemReader:
         if self._closed:
             return
         self._closed = True
-        if self._uncached and not self._direct:  # a sweep over the whole store must not empty the page cache
+        if self._uncached:  # a sweep over the whole store must not empty the page cache
             self._advise("POSIX_FADV_DONTNEED")
         with suppress(OSError):  # the file is closed, and what was read is read
             os.close(self.found.fd)
@@ -102,21 +108,18 @@ class FilesystemReader:
         return 0
 
     def _use_cache(self) -> None:
-        if self._direct:
-            self._direct = False
-            self._set_direct(on=False)
-        if self._uncached:
-            self._advise("POSIX_FADV_DONTNEED")
+        self._direct = False
+        self._set_direct(on=False)
         self._advise("POSIX_FADV_SEQUENTIAL")
 
     def _set_direct(self, *, on: bool) -> bool:
         """Have the file read past the cache, or through it; return False where the file system cannot do that."""
         try:
-            flags = fcntl.fcntl(self.found.fd, fcntl.F_GETFL) & ~os.O_DIRECT
-            fcntl.fcntl(self.found.fd, fcntl.F_SETFL, flags | os.O_DIRECT if on else flags)
+            flags = fcntl.fcntl(self.found.fd, fcntl.F_GETFL) & ~_O_DIRECT
+            fcntl.fcntl(self.found.fd, fcntl.F_SETFL, flags | _O_DIRECT if on else flags)
         except OSError:
             return False
-        return True
+        return _O_DIRECT != 0
 
     def _advance(self, count: int) -> None:
         self._offset += count

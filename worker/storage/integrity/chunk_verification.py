@@ -3,6 +3,7 @@
 import ctypes
 import hashlib
 import mmap
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -195,9 +196,10 @@ def _buffers(count: int) -> Sequence[memoryview]:
     """
     size = count * BUFFER_SIZE
     memory = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_DONTFORK)
-    with suppress(OSError):  # a system without huge pages
-        memory.madvise(mmap.MADV_HUGEPAGE)
+    if sys.platform == "linux":
+        memory.madvise(mmap.MADV_DONTFORK)
+        with suppress(OSError):  # a system without huge pages
+            memory.madvise(mmap.MADV_HUGEPAGE)
     start = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % _HUGE_PAGE
     return [memoryview(memory)[start + at : start + at + BUFFER_SIZE] for at in range(0, size, BUFFER_SIZE)]
 

@@ -687,9 +687,12 @@ def test_an_uncached_read_comes_from_the_disk(store: Store, driver: FilesystemDr
     content, file = os.urandom(9 * 4096 + 100), root / "b" / "k"
     write(store, "k", content)
     forget(file)
+    file.read_bytes()
+    assert is_cached(file)
     buffer = memoryview(mmap.mmap(-1, 2 * 4096))
     found = b""
     with driver.open("b", "k", uncached=True) as reader:
+        assert not is_cached(file)  # also where the file system reads through the cache after all
         while len(found) < 8 * 4096:
             found += buffer[: reader.readinto(buffer)]
             assert not is_cached(file)
