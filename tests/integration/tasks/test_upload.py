@@ -141,7 +141,7 @@ def test_what_cannot_be_stored_is_refused_before_anything_is_read(run, source_ro
         run(upload, request(absent, key="../etc"))
     with pytest.raises(InvalidKey, match="reserved"):
         run(upload, UploadRequest(bucket="zot-quarantine", key="a", source=absent))
-    with pytest.raises(UnknownStore, match="did you mean 'primary'"):
+    with pytest.raises(UnknownStore, match="did you mean 'primary'.* older settings has to be restarted$"):
         run(upload, request(absent, stores=("primray",)))
     with pytest.raises(NotFound, match="absent"):
         run(upload, request(absent))

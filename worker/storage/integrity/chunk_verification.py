@@ -23,7 +23,7 @@ idle."""
 MIN_PARALLEL_CHUNKS = 4
 """Objects with fewer chunks are read by one thread: a pool costs more than it saves."""
 WINDOW = 64 * 1024 * 1024
-"""Bytes of one request, so that its cost is negligible; a thread reads these chunks one after the other."""
+"""Most bytes of one request, so that its cost is negligible; a thread reads these chunks one after the other."""
 _TOLD = 4 * BUFFER_SIZE
 """Bytes of a thread that the caller is told of at once, unless they take longer than `_POLL`: to be told costs it about
 as much as to hash a twentieth of 1 MiB."""
@@ -106,14 +106,17 @@ class _Reading:
         first_only: bool,
     ) -> None:
         self.bad = BadChunks(manifest)
-        self.threads = THREADS
+        self.threads, per_window = THREADS, max(1, WINDOW // manifest.chunk_size)
+        if driver.capabilities.local:
+            turns = max(1, -(-len(manifest) // (self.threads * per_window)))
+            per_window = max(1, -(-len(manifest) // (self.threads * turns)))  # as many windows for each thread
         self._driver = driver
         self._stat = stat
         self._manifest = manifest
         self._write = write
         self._uncached = uncached
         self._first_only = first_only
-        self._per_window = max(1, WINDOW // manifest.chunk_size)
+        self._per_window = per_window
         self._starts = iter(range(0, len(manifest), self._per_window))  # each is given to one thread
         self._buffers = iter(_buffers(self.threads))
         self._told: Queue[int | BaseException | None] = Queue(self.threads)
