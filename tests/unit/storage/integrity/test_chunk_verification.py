@@ -9,13 +9,14 @@ import re
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.memory_driver import MemoryDriver
 from tests.waiting import WITHIN
-from worker.storage.driver import Digest, ObjectStat, WriteInfo
+from worker.storage.driver import Capabilities, Digest, ObjectStat, WriteInfo
 from worker.storage.errors import AccessDenied, Conflict, DigestMismatch, SizeMismatch, Unavailable
 from worker.storage.integrity import chunk_verification
 from worker.storage.integrity.chunk_verification import THREADS, first_bad_chunk
@@ -38,6 +39,11 @@ class Faulty(MemoryDriver):
         super().__init__("memory")
         self.before: Callable[[int], None] = lambda _offset: None
         self.ending: int | None = None
+        self.local = False
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return replace(super().capabilities, local=self.local)
 
     def open(self, bucket, key, *, offset=0, length=None, uncached=False):
         reader = super().open(bucket, key, offset=offset, length=length)
@@ -262,3 +268,16 @@ def test_a_caller_is_told_of_several_pieces_at_once(driver: Faulty, monkeypatch:
     assert first_bad_chunk(driver, stat, manifest, told.append) is None
     assert sum(told) == SIZE
     assert max(told) <= 100
+
+
+def test_each_thread_has_as_many_windows_of_a_file(driver: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An object of 64 MiB is one window of a cloud, whose requests cost something; all threads read such a file."""
+    monkeypatch.setattr(chunk_verification, "WINDOW", COUNT * CHUNK)
+    stat, manifest = put(driver)
+    begun: set[int] = set()
+    driver.before = begun.add
+    assert first_bad_chunk(driver, stat, manifest) is None
+    assert begun == {0}
+    driver.local = True
+    assert first_bad_chunk(driver, stat, manifest) is None
+    assert begun == {number * COUNT // THREADS * CHUNK for number in range(THREADS)}
