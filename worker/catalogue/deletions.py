@@ -1,6 +1,6 @@
 """Deletions that can be undone for some time: tombstones, their undo and their purge."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -16,7 +16,7 @@ from worker.catalogue.findings import see_lost_among
 from worker.catalogue.holds import OnHold, begun_writer, check_hold
 from worker.catalogue.records import Artifact, Copy, CopyState, artifact_of, copy_of
 from worker.catalogue.rows_fingerprint import fingerprint_of
-from worker.catalogue.tables import artifacts, copies, holds, tombstones
+from worker.catalogue.tables import artifacts, copies, holds, tombstones, undeletes
 from worker.catalogue.types import UtcDateTime, without_nul
 
 _GONE = [CopyState.SUPERSEDED, CopyState.DELETED]
@@ -72,11 +72,10 @@ class Deletions:
         Raises:
             OnHold: one of them is held; nothing was recorded.
         """
-        by, reason = (without_nul(text[:_TEXT]) if text else None for text in (by, reason))
         with self._database.write() as connection:
             for each in (artifact, *companions):
                 check_hold(connection, each.bucket, each.key)
-                made = Tombstone(each.bucket, each.key, each.version, now, until, by, reason, job)
+                made = Tombstone(each.bucket, each.key, each.version, now, until, _text(by), _text(reason), job)
                 record_tombstone(connection, each, made)
         return replace(made, key=artifact.key, version=artifact.version)
 
@@ -125,15 +124,19 @@ class Deletions:
                 return
             after = rows[-1].bucket, rows[-1].key
 
-    def undo(self, bucket: str, key: str, *, now: datetime) -> Artifact:
+    def undo(
+        self, bucket: str, key: str, *, now: datetime, by: str | None = None, reason: str | None = None
+    ) -> Artifact:
         """Undo a delete: the version that was current then is current again, and its companions with it.
 
+        It is recorded, by whom and why, with the delete that it undoes.
         What has no good copy is lost again, which the delete had ended.
         It is refused while a job has begun to delete the bytes or to write others: one of the two has to wait.
 
         Raises:
             UndeleteRefused: it cannot be undone; says why.
         """
+        undone = {"undone_at": now, "by": _text(by), "reason": _text(reason)}
         with self._database.write() as connection:
             row = connection.execute(sa.select(tombstones).where(*_at(bucket, key))).one_or_none()
             if row is None:
@@ -141,10 +144,11 @@ class Deletions:
                     f"{bucket}/{key} has no delete that can be undone: `zot-artifacts deleted` lists them"
                 )
             together = _together(connection, _tombstone_of(row))
-            found = _undo(connection, row)
+            found = _undo(connection, row, undone)
             for each in together:
                 with suppress(UndeleteRefused):  # it was uploaded again, and that is kept
-                    _undo(connection, connection.execute(sa.select(tombstones).where(*_at(bucket, each.key))).one())
+                    of = connection.execute(sa.select(tombstones).where(*_at(bucket, each.key))).one()
+                    _undo(connection, of, undone)
             see_lost_among(connection, {(bucket, key), *((each.bucket, each.key) for each in together)}, now)
             return found
 
@@ -226,7 +230,11 @@ class Deletions:
             return [_tombstone_of(row) for row in connection.execute(query)]
 
 
-def _undo(connection: Connection, row: sa.Row[Any]) -> Artifact:
+def _text(given: str | None) -> str | None:
+    return without_nul(given[:_TEXT]) if given else None
+
+
+def _undo(connection: Connection, row: sa.Row[Any], undone: Mapping[str, Any]) -> Artifact:
     bucket, key = row.bucket, row.key
     if row.purging_at is not None:
         raise UndeleteRefused(f"{bucket}/{key}: its bytes are being purged since {row.purging_at:%Y-%m-%d %H:%M} UTC")
@@ -240,6 +248,8 @@ def _undo(connection: Connection, row: sa.Row[Any]) -> Artifact:
     those = sa.update(artifacts).where(here, artifacts.c.tombstoned_at == row.deleted_at)
     connection.execute(those.values(tombstoned_at=None))
     connection.execute(sa.delete(tombstones).where(*_at(bucket, key)))
+    of = {"deleted_at": row.deleted_at, "deleted_by": row.by, "delete_reason": row.reason, "job": row.job}
+    connection.execute(sa.insert(undeletes), {"bucket": bucket, "key": key, "version": row.version, **of, **undone})
     return artifact_of(connection.execute(versions.where(artifacts.c.version == row.version)).one())
 
 

@@ -9,7 +9,17 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from worker.catalogue.database import Database
-from worker.catalogue.tables import artifacts, copies, evidence_checks, findings, holds, jobs, tombstones, verifications
+from worker.catalogue.tables import (
+    artifacts,
+    copies,
+    evidence_checks,
+    findings,
+    holds,
+    jobs,
+    tombstones,
+    undeletes,
+    verifications,
+)
 from worker.catalogue.verification_log import row_fits
 from worker.storage import Verdict
 
@@ -25,8 +35,8 @@ class Event:
     """Something that was recorded about an artifact.
 
     `what`: `recorded`, `upload`, `replicate`, `repaired`, `delete` and other jobs that write, `read`, `attempt`,
-    `checked`, `finding`, `acted on`, `resolved`, `deleted` or `held`. `details`: what there is to know about it, by
-    name.
+    `checked`, `finding`, `acted on`, `resolved`, `deleted`, `undeleted` or `held`. `details`: what there is to know
+    about it, by name.
     """
 
     at: datetime
@@ -118,6 +128,10 @@ def _decisions(connection: Connection, bucket: str, key: str) -> Iterator[Event]
     for row in _rows(connection, tombstones, bucket, key):
         details = {"by": row.by, "reason": row.reason, "purge_after": row.purge_after}
         yield Event(row.deleted_at, "deleted", None, row.version, row.job, details)
+    for row in _rows(connection, undeletes, bucket, key):
+        deleted = {"by": row.deleted_by, "reason": row.delete_reason}
+        yield Event(row.deleted_at, "deleted", None, row.version, row.job, deleted)
+        yield Event(row.undone_at, "undeleted", None, row.version, None, {"by": row.by, "reason": row.reason})
     for row in _rows(connection, holds, bucket, key):
         yield Event(row.held_at, "held", details={"by": row.by, "reason": row.reason})
 

@@ -485,6 +485,27 @@ tombstones = Table(
 )
 """The deletes whose bytes are still there. `purging_at`: since when they are removed, so that it cannot be undone."""
 
+undeletes = Table(
+    "undeletes",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("bucket", Text(63), nullable=False),
+    Column("key", Text(1024), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("deleted_at", UtcDateTime, nullable=False),
+    Column("deleted_by", Text(500)),
+    Column("delete_reason", Text(500)),
+    Column("job", Text(64), nullable=False),
+    Column("undone_at", UtcDateTime, nullable=False),
+    Column("by", Text(500)),
+    Column("reason", Text(500)),
+    Index("ix_undeletes_key", "bucket", "key"),
+)
+"""The deletes that were undone, by whom and why. `job`: that of the delete, whose tombstone is gone.
+
+Triggers forbid changes.
+"""
+
 _PENDING = text("delivered_at IS NULL")
 
 alarm_digests = Table(

@@ -18,22 +18,34 @@ from worker.cli.user import user_name
 Reason = Annotated[
     str, typer.Option("--reason", metavar="TEXT", help="Why; it is shown to everyone who wants to delete the artifact.")
 ]
+UndeleteReason = Annotated[
+    str | None, typer.Option("--reason", metavar="TEXT", help="Why; it is recorded in the history of the artifact.")
+]
+UndeleteBy = Annotated[
+    str | None, typer.Option("--by", metavar="NAME", help="Who undoes the delete; your user name by default.")
+]
 By = Annotated[str | None, typer.Option("--by", metavar="NAME", help="Who sets the hold; your user name by default.")]
 
 
-def undelete(artifact: ArtifactArgument, as_json: AsJson = False) -> None:
+def undelete(
+    artifact: ArtifactArgument, *, reason: UndeleteReason = None, by: UndeleteBy = None, as_json: AsJson = False
+) -> None:
     """Undo the delete of an artifact within its grace period.
 
     `zot-artifacts deleted` lists the deletes that can be undone, and until when.
+    `zot-artifacts show --proof` shows who undid one, and why.
 
-    Example:
+    Examples:
 
         zot-artifacts undelete releases/app.tgz
+
+        zot-artifacts undelete releases/app.tgz --reason "release 2 needs it"
     """
     at = ArtifactPath.parse(artifact)
     with opened(existing=True) as session:
         before = {each.key for each in session.catalogue.companions.of(at.bucket, at.key)}
-        found = session.catalogue.deletions.undo(at.bucket, at.key, now=clock.now())
+        who = by or user_name()
+        found = session.catalogue.deletions.undo(at.bucket, at.key, now=clock.now(), by=who, reason=reason)
         after = [each.key for each in session.catalogue.companions.of(at.bucket, at.key) if each.key not in before]
     if as_json:
         print_json(

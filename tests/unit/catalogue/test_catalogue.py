@@ -96,13 +96,17 @@ def test_a_catalogue_of_a_newer_version_is_refused(catalogue_url, database):
         "DELETE FROM artifacts",
         "UPDATE verifications SET verdict = 'verified'",
         "DELETE FROM verifications",
+        "UPDATE undeletes SET version = 2",
+        "DELETE FROM undeletes",
     ],
 )
 def test_what_was_recorded_cannot_be_changed(catalogue, database, statement):
-    """Neither a recorded digest nor a verdict can be changed or taken away, not even with SQL."""
-    artifact = stored(catalogue)
+    """No recorded digest, verdict or undelete can be changed or taken away, not even with SQL."""
+    artifact, now = stored(catalogue), clock.now()
     copy = catalogue.artifacts.copies(artifact)["dr"]
-    catalogue.verifications.record(Finding("job-1", "dr", artifact, "corrupt"), copy, tag=None, now=clock.now())
+    catalogue.verifications.record(Finding("job-1", "dr", artifact, "corrupt"), copy, tag=None, now=now)
+    catalogue.deletions.begin(artifact, now=now, until=now, by=None, reason=None, job="job-2")
+    catalogue.deletions.undo(artifact.bucket, artifact.key, now=now)
     with pytest.raises((sqlite3.IntegrityError, psycopg.IntegrityError), match=r"never|append-only"):
         database.execute(statement)
 

@@ -118,7 +118,7 @@ def test_a_server_behind_tls_is_verified_and_a_fault_names_the_way_out(url, tmp_
         Catalogue(f"{url}?sslmode=verify-full&sslrootcert={ours.path}")
 
 
-@pytest.mark.parametrize("table", ["artifacts", "verifications", "manifests"])
+@pytest.mark.parametrize("table", ["artifacts", "verifications", "manifests", "undeletes"])
 def test_what_was_recorded_cannot_be_truncated(catalogue, url, table):
     """Taking all rows away at once is refused like taking away one."""
     with connect(url) as shell, pytest.raises(psycopg.IntegrityError, match=r"never|append-only"):

@@ -41,8 +41,14 @@ def test_a_delete_is_listed_and_undone(
     assert status == 1
     assert "zot-artifacts undelete releases/app.tgz" in document["error"]["message"]
     assert zot("sweep", "purge", "--dry-run") == (0, {"sweep": "purge", "dry_run": True, "due": 0})
-    assert zot("undelete", "releases/app.tgz") == (0, {"bucket": "releases", "key": "app.tgz", "version": 1})
+    told = ("undelete", "releases/app.tgz", "--by", "eva", "--reason", "needed")
+    assert zot(*told) == (0, {"bucket": "releases", "key": "app.tgz", "version": 1})
     assert zot("show", "releases/app.tgz")[0] == 0
+    history = zot("show", "releases/app.tgz", "--proof")[1]["history"]
+    assert [(each["what"], each["job"], each["details"]) for each in history if each["what"].endswith("deleted")] == [
+        ("deleted", "job-1", {"by": "ana", "reason": "old"}),
+        ("undeleted", None, {"by": "eva", "reason": "needed"}),
+    ]
     assert cli.run(["undelete", "releases/app.tgz"]) == 2
 
 

@@ -200,7 +200,9 @@ class Rebuild:
                 self.tally.count(Rebuilt(seen.has[0], bucket, artifact.key, "undecided", told))
                 continue
             try:
-                self._catalogue.deletions.undo(bucket, artifact.key, now=clock.now())
+                self._catalogue.deletions.undo(
+                    bucket, artifact.key, now=clock.now(), by=self._job, reason="undone after the backup"
+                )
             except UndeleteRefused as error:  # such as a companion that came back with its artifact
                 logger.info("the delete of %s is not undone: %s", artifact.path, error)
             else:
