@@ -1,6 +1,5 @@
 """Read an open file, whose bytes stay the same when its name is replaced or deleted."""
 
-import errno
 import fcntl
 import os
 import sys
@@ -94,16 +93,14 @@ class FilesystemReader:
         self.close()
 
     def _read_blocks(self, buffer: memoryview) -> int:
-        """Read whole blocks past the page cache; where that cannot be, return 0 and use the cache from now on."""
+        """Read whole blocks past the page cache; where that fails, return 0 and use the cache from now on."""
         whole = len(buffer) - len(buffer) % _BLOCK
-        try:
-            if whole and self._offset % _BLOCK == 0:
-                count = os.preadv(self.found.fd, [buffer[:whole]], self._offset)
-                if count:
+        if whole and self._offset % _BLOCK == 0:
+            # A disk may not do it (EINVAL), and has an error number for each kind of damage: a bad sector is ENODATA,
+            # and a checksum that differs EILSEQ. Through the cache it is EIO, after the bytes before the damage.
+            with suppress(OSError):
+                if count := os.preadv(self.found.fd, [buffer[:whole]], self._offset):
                     return count
-        except OSError as error:
-            if error.errno not in {errno.EINVAL, errno.EOPNOTSUPP}:
-                raise
         self._use_cache()
         return 0
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import fcntl
 import hashlib
 import io
 import mmap
@@ -722,6 +723,31 @@ def test_an_uncached_read_returns_the_same_bytes(
         while count := reader.readinto(buffer):
             found += buffer[:count]
     assert found == content[offset:][:length]
+
+
+@pytest.mark.parametrize("code", [errno.ENODATA, errno.EILSEQ, errno.ENOLINK, errno.EINVAL])
+def test_a_bad_sector_is_told_as_such(
+    store: Store, driver: FilesystemDriver, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A direct read fails as a whole, with a number for each kind of damage; the page cache says EIO, where it is."""
+    content, bad = os.urandom(4 * 4096), 2 * 4096
+    write(store, "k", content)
+    preadv = os.preadv
+
+    def damaged(file: int, buffers: list[memoryview], offset: int) -> int:
+        if fcntl.fcntl(file, fcntl.F_GETFL) & os.O_DIRECT:
+            raise OSError(code, os.strerror(code))
+        if offset >= bad:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return preadv(file, [buffers[0][: bad - offset]], offset)
+
+    monkeypatch.setattr(os, "preadv", damaged)
+    buffer = memoryview(mmap.mmap(-1, len(content)))
+    with driver.open("b", "k", uncached=True) as reader:
+        assert reader.readinto(buffer) == bad
+        assert buffer[:bad] == content[:bad]
+        with pytest.raises(Unavailable, match="main: b/k: Input/output error"):
+            reader.readinto(buffer)
 
 
 # What dead writers left (that they died is shown in tests/faults)
