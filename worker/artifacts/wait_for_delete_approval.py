@@ -79,11 +79,15 @@ def _check(
     what, found = what[:_WHAT], approvals.get(job.id)
     if found is not None and rules.approval_above is None and _is_earlier(found, job):
         return None
-    # Another attempt may find fewer companions. A different delete under the id means that its job was pruned since.
-    fewer = isinstance(request, DeleteRequest) and found is not None and objects < found.objects
-    if found is not None and (found.what != what or (found.objects != objects and not fewer)):
+    of_one = isinstance(request, DeleteRequest)
+    # A different delete under the id means that the job of that one was pruned since.
+    if found is not None and (found.what != what or (found.objects != objects and not of_one)):
         raise NotApproved(
             f"{what}: nothing was deleted: {job.id} was the id of another delete, {found.what}; use another id"
+        )
+    if found is not None and objects > found.objects:  # another attempt may also find fewer companions
+        raise NotApproved(
+            f"{what}: nothing was deleted: it has more companions than when this delete was requested; send it again"
         )
     if found is None:
         if rules.approval_above is None:

@@ -15,6 +15,7 @@ from tests.integration.tasks.test_batch import Driver, drive, laid  # noqa: F401
 from worker import clock
 from worker.artifacts.wait_for_delete_approval import NotApproved, WaitsForApproval, check_batch, check_delete
 from worker.catalogue import ApprovalState, CannotDecide, FindingKind, tables
+from worker.catalogue.holds import Holds
 from worker.context import Context
 from worker.storage import Digest
 from zot_artifact_client.contract import (
@@ -156,6 +157,23 @@ def test_a_companion_that_comes_while_a_delete_waits_stays(context, limit, laid,
     run(upload, asked.model_copy(update={"source": source(b"another signature")}))
     with pytest.raises(NotApproved, match="releases/a/000.sig was uploaded again"):
         check_delete(wanted, context, job, companions=companions.of("releases", "a/000"))
+
+
+def test_a_companion_that_comes_at_the_last_moment_counts(context, limit, laid, run, source, monkeypatch):  # noqa: F811
+    """One that is uploaded after the companions were counted, and before they are locked, stays with its artifact."""
+    limit(1)
+    laid(1)
+    check = Holds.check
+
+    def late(*args: object) -> None:
+        monkeypatch.setattr(Holds, "check", check)
+        run(upload, UploadRequest(bucket="releases", key="a/000.sig", source=source(b"signature")))
+        check(*args)
+
+    monkeypatch.setattr(Holds, "check", late)
+    with pytest.raises(NotApproved, match="more companions than when this delete was requested; send it again"):
+        run(delete, DeleteRequest(bucket="releases", key="a/000", by="ana"))
+    assert [each.key for each in context.catalogue.artifacts.page("releases", "a/")] == ["a/000", "a/000.sig"]
 
 
 def test_an_approval_is_for_one_delete_only(context, limit):
