@@ -5,6 +5,7 @@ import errno
 import fcntl
 import hashlib
 import io
+import json
 import mmap
 import os
 import shutil
@@ -599,6 +600,22 @@ def test_what_the_original_writes_meanwhile_under_the_name_of_a_sidecar_is_not_h
 
 
 # Copies
+
+
+def test_an_intent_is_of_its_own_file_alone(store: Store, driver: FilesystemDriver, root: Path) -> None:
+    """What a dead writer was about to place gives its digest to no other file, neither to a reader nor for good."""
+    write(store, "k", b"hello")
+    found, intent = (root / "b" / "k").stat(), root / ".zot" / "intents" / ObjectPath("b", "k").intent
+    own = {"inode": found.st_ino, "size": found.st_size, "mtime_ns": found.st_mtime_ns}
+    intent.parent.mkdir(parents=True, exist_ok=True)
+    for other in (*own, None):
+        data = {**own, other: own[other] + 1} if other else own
+        intent.write_text(json.dumps({"bucket": "b", "key": "k", **data, "sha256": "0" * 64}))
+        expected = sha256(b"hello") if other else "0" * 64
+        assert driver.stat("b", "k").sha256 == expected
+        with pytest.raises(PreconditionFailed):  # but it completes the intent first
+            driver.delete("b", "k", condition=Match("another version"))
+        assert (driver.stat("b", "k").sha256, intent.exists()) == (expected, False)
 
 
 def test_a_copy_has_a_life_of_its_own(store: Store, driver: FilesystemDriver) -> None:
