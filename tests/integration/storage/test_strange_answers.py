@@ -653,10 +653,20 @@ class TestDamagedUploads:
         assert list(direct.iter_stale_uploads()) == []
 
     def test_a_store_that_ignores_checksums_is_found_out(
-        self, through: Callable[..., tuple[Store, Store]], cloud: str
+        self, through: Callable[..., tuple[Store, Store]], cloud: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """One wrong checksum tells whether a store refuses damage, and leaves nothing: that of GCS ignores it."""
+        """One wrong checksum tells whether a store refuses damage, and leaves nothing: that of GCS ignores it.
+
+        Until the store answers that, it counts as one that does not, so that what is written is read back.
+        """
         direct, _ = through(lambda _: None, read_back=None)
+
+        def unavailable(*_: str) -> bool:
+            raise Unavailable("it does not answer now")
+
+        with monkeypatch.context() as now:
+            now.setattr(direct._driver, "refuses_damage", unavailable)
+            assert not direct.checks_uploads()
         assert direct.checks_uploads() is (cloud != "gcs")
         assert list(direct.list_objects("zot-probe")) == []
         assert list(direct.iter_stale_uploads()) == []
