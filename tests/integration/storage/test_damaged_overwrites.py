@@ -14,7 +14,7 @@ from tests.servers import RcloneS3
 from tests.servers.proxy import Damage, Fault, FaultyProxy, Request
 from worker.storage import Match, Store
 from worker.storage.configured_stores import open_driver
-from worker.storage.errors import Conflict, PermanentError, Unavailable
+from worker.storage.errors import AlreadyExists, Conflict, PermanentError, PreconditionFailed, Unavailable
 from worker.storage.s3 import driver as s3_driver
 from worker.storage.s3 import upload as s3_upload
 
@@ -94,7 +94,10 @@ def test_a_store_of_plain_files_refuses_what_is_damaged(
 def test_a_store_without_checksums_shows_nothing_that_was_not_read_back(
     line: Callable[..., Line], size: int, before: bytes | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Until its bytes were read back a new object is not there, and one that is replaced is as it was."""
+    """Until its bytes were read back a new object is not there, and one that is replaced is as it was.
+
+    It replaces only what the condition of the write allows.
+    """
     _ignores_checksums(monkeypatch)
     stores = line()
     assert not stores.far.checks_uploads()
@@ -116,6 +119,9 @@ def test_a_store_without_checksums_shows_nothing_that_was_not_read_back(
         stores.bucket, "app", source(some_bytes(size)), condition=condition or "create_only"
     )
     assert set(shown[:3]) == {version}
+    for late in ("create_only", Match("another version")):  # also of what was read back
+        with pytest.raises((AlreadyExists, PreconditionFailed)):
+            stores.far.write_object(stores.bucket, "app", source(b"late"), condition=late)
     assert stores.near.verify_object(stores.bucket, "app").expected == digest_of(some_bytes(size))
     assert stores.near.stat_object(stores.bucket, "app").version == made.version
     assert [*stores.near.iter_stale_uploads(), *stores.near.list_objects("zot-staging")] == []
@@ -142,6 +148,8 @@ def test_what_replaces_the_new_bytes_after_they_were_read_is_not_shown(
     with pytest.raises(Conflict, match="was replaced by another writer"):
         stores.far.write_object(stores.bucket, "app", source(some_bytes(100)), condition=Match(found.version))
     assert stores.near.verify_object(stores.bucket, "app").expected == digest_of(b"before")
+    [kept] = stores.near.list_objects("zot-staging")
+    assert stores.near.delete_object("zot-staging", kept.key), "what is another writer's stays"
 
 
 def test_what_no_single_request_copies_is_kept_too(line: Callable[..., Line], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,4 +183,16 @@ def test_without_a_reserved_bucket_nothing_is_replaced_unread(
     for condition in (None, Match(stores.near.stat_object(stores.bucket, "app").version)):
         with pytest.raises(PermanentError, match=r"far: releases-[0-9a-f]+/app: .* set stores\.far\.reserved_bucket"):
             stores.far.write_object(stores.bucket, "app", source(some_bytes(100)), condition=condition)
+    with pytest.raises(AlreadyExists):
+        stores.far.write_object(stores.bucket, "app", source(some_bytes(100)), condition="create_only")
     assert stores.near.verify_object(stores.bucket, "app").expected == digest_of(b"before")
+
+    def replace(request: Request) -> None:
+        if request.method == "GET" and stores.near.stat_object(stores.bucket, "app2").size == 100:
+            stores.near.delete_object(stores.bucket, "app2")
+            stores.near.write_object(stores.bucket, "app2", source(b"of a later writer"))
+
+    stores.seen = replace
+    with pytest.raises(Unavailable, match="the bytes were damaged"):
+        stores.far.write_object(stores.bucket, "app2", source(some_bytes(100)))
+    assert stores.near.verify_object(stores.bucket, "app2").expected == digest_of(b"of a later writer")

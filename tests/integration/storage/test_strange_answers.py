@@ -26,7 +26,7 @@ from worker.storage import Match, Store, StoreConfig, Verdict
 from worker.storage.cloud import listing
 from worker.storage.cloud.metadata import UNKNOWN_TIME
 from worker.storage.configured_stores import open_driver
-from worker.storage.driver import ObjectProperties, WriteInfo
+from worker.storage.driver import ObjectProperties, StaleUpload, WriteInfo
 from worker.storage.errors import (
     Archived,
     Conflict,
@@ -35,6 +35,7 @@ from worker.storage.errors import (
     InvalidMetadata,
     NotDeleted,
     NotFound,
+    PermanentError,
     PreconditionFailed,
     StorageError,
     TransientError,
@@ -642,15 +643,32 @@ class TestDamagedUploads:
     ) -> None:
         """What was written and not yet swapped in is listed as a stale upload of ours, and removed."""
         direct, _ = through(lambda _: None, read_back=True)
-        body = VerifyingReader(source(b"x"))
-        digest = digest_of(b"x")
-        direct._driver.put("zot-staging", "x/releases/app", body, WriteInfo(digest.size, digest.sha256))
-        (stale,) = direct.iter_stale_uploads()
+
+        def staged(content: bytes) -> StaleUpload:
+            info = WriteInfo(len(content), digest_of(content).sha256)
+            direct._driver.put("zot-staging", "x/releases/app", VerifyingReader(source(content)), info)
+            (stale,) = direct.iter_stale_uploads()
+            return stale
+
+        earlier, stale = staged(b"x"), staged(b"of a later writer")
+        assert not direct.remove_stale_upload(earlier)
         assert stale.ours
         assert "releases/app" in stale.description
         assert direct.remove_stale_upload(stale)
         assert not direct.remove_stale_upload(stale)
         assert list(direct.iter_stale_uploads()) == []
+
+    @pytest.mark.parametrize("cloud", ["azure"], indirect=True)
+    def test_a_store_that_copies_nothing_replaces_nothing_unread(
+        self, through: Callable[..., tuple[Store, Store]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Azure with a signature makes no copy, which what was read back would need to take the place of an object."""
+        direct, _ = through(lambda _: None, read_back=True)
+        monkeypatch.setattr(direct._driver, "_copies", False)
+        direct.write_object(BUCKET, "app", source(b"before"))
+        with pytest.raises(PermanentError, match="delete it first, or write under another key"):
+            direct.write_object(BUCKET, "app", source(b"after"))
+        assert direct.verify_object(BUCKET, "app").expected == digest_of(b"before")
 
     def test_a_store_that_ignores_checksums_is_found_out(
         self, through: Callable[..., tuple[Store, Store]], cloud: str, monkeypatch: pytest.MonkeyPatch

@@ -222,9 +222,8 @@ class ReadBack:
             found = judge(reader, digest, on_bytes)
         if found.verdict is Verdict.VERIFIED:
             return
-        if found.version == written.version:  # not that of a later writer
-            with suppress(PreconditionFailed):
-                self._driver.delete(written.bucket, written.key, condition=Match(written.version))
+        with suppress(PreconditionFailed):  # it is that of a later writer
+            self._driver.delete(written.bucket, written.key, condition=Match(written.version))
         raise Unavailable(
             f"{self._name}: {path}: the bytes were damaged on the way to a store that checks no checksums"
         )
