@@ -135,7 +135,6 @@ def _repairable(store: str, sources: Sequence[str], within: tuple[str | None, st
     """Return the query of the current artifacts with a bad copy in a store and a good one in another of `sources`."""
     good_elsewhere = sa.exists().where(
         _other.c.artifact_id == copies.c.artifact_id,
-        _other.c.store != store,
         _other.c.store.in_(sources),
         _other.c.state.in_(_GOOD),
     )

@@ -7,6 +7,7 @@ import pytest
 from tests.unit.catalogue.test_coverage import judged
 from tests.unit.catalogue.test_recorded_stores import copied
 from worker import clock
+from worker.catalogue import FindingKind, NewFinding
 from worker.storage import Digest
 
 HOUR = timedelta(hours=1)
@@ -51,6 +52,19 @@ def test_only_copies_of_the_current_version_are_claimed(catalogue, claim):
     ).artifact
     catalogue.artifacts.finish_copy(newer, "cold", tag="1", evidence={}, now=clock.now())
     assert claim("primary", "cold") == []
+
+
+def test_wrong_metadata_is_claimed_while_it_is_open_and_of_the_current_version(catalogue):
+    """A finding that was resolved, or is of another version, is no reason to write a good copy again."""
+    now = clock.now()
+    found = {key: copied(catalogue, key, "dr") for key in ("open", "resolved", "older")}
+    versions = {key: artifact.version + (key == "older") for key, artifact in found.items()}
+    wrong = [NewFinding(FindingKind.METADATA, "dr", "releases", key, version) for key, version in versions.items()]
+    catalogue.findings.see(wrong, now=now)
+    resolved = [row.id for row in catalogue.findings.page(limit=9) if row.key == "resolved"]
+    catalogue.findings.resolve(resolved, "by an operator", now=now)
+    asked = {"sources": ["dr"], "now": now, "until": now + HOUR, "limit": 10, "job": "page"}
+    assert [artifact.key for artifact in catalogue.repairs.claim("dr", metadata=True, **asked)] == ["open"]
 
 
 def test_bad_copies_are_counted_once_each_and_by_their_time(catalogue):
