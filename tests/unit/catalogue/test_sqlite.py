@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import io
 import os
 import resource
 import sqlite3
@@ -449,6 +450,8 @@ def test_the_groups_of_a_page_wait_for_the_disk_once_at_its_end(url, monkeypatch
     assert waits == ["no wait", "no wait", "no wait", "flush"]
     assert catalogue.verifications.durable_head().id == 3
     assert waits.count("flush") == 2
+    catalogue.export(io.BytesIO())
+    assert waits.count("flush") == 3, "no export has what a power cut takes from the catalogue"
     catalogue.close()
 
 
