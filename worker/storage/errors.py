@@ -161,7 +161,8 @@ class OutOfSpace(PermanentError):
 class SameStore(PermanentError):
     """Two configured stores are one physical place: a copy in each would be one copy.
 
-    `other`: the one of them that was not asked.
+    `other`: the one of them that was not asked, where both have each object under the same key. None where the root of
+    one is inside that of the other: what is there under the same key is two files.
     """
 
     other: str | None = None

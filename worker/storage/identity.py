@@ -390,11 +390,10 @@ class Identity:
                     raise self._nested(name, directory, self._driver.name)
 
     def _nested(self, other: str, directory: Path, root_of: str) -> SameStore:
-        return _same_store(
-            other,
+        return SameStore(
             f"stores {self._driver.name} and {other} are one physical place: {directory} is the root of "
             f"{root_of}, and one root is inside the other. Remove one of them from the settings, or point it to "
-            f"another place; if {directory} is only a copy of {root_of}, remove {MARKER_BUCKET}/{MARKER_KEY} in it",
+            f"another place; if {directory} is only a copy of {root_of}, remove {MARKER_BUCKET}/{MARKER_KEY} in it"
         )
 
     def _refuse_one_server(self, own: str | None) -> None:

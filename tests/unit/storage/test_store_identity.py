@@ -359,8 +359,9 @@ def test_one_share_that_is_mounted_twice_is_found_inside_the_other(tmp_path: Pat
     inner_store.write_object("b", "k", source(DATA))
     (inner / "zot-store").mkdir()
     (inner / "zot-store" / "identity").write_bytes((other / "zot-store" / "identity").read_bytes())
-    with pytest.raises(SameStore, match="two and one are one physical place"):
+    with pytest.raises(SameStore, match="two and one are one physical place") as caught:
         inner_store.check_identity("write")
+    assert caught.value.other is None  # `b/k` of one and of the other are two files
     with pytest.raises(SameStore, match="one and two are one physical place"):
         _stores(tmp_path / "inner", two=other, one=outer)["one"].check_identity("write")
     shutil.rmtree(inner / "zot-store")
