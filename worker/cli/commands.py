@@ -7,6 +7,7 @@ command names import none of them.
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from shlex import quote
 from typing import Any
 
 import typer
@@ -143,7 +144,7 @@ def _refuse_dropped_options(command: Any) -> None:
                 if options.count(option) > 1 and not (option.multiple or option.count or option.is_flag):
                     raise Failure(f"{name} is given twice, and takes one value", Status.USAGE, type_="UsageError")
                 if swallowed := _swallowed(option, found.get(option.name), args, names):
-                    told = f"{name} needs a value; if {swallowed} is the value, write {name}={swallowed}"
+                    told = f"{name} needs a value; if {swallowed} is the value, write {quote(f'{name}={swallowed}')}"
                     raise Failure(told, Status.USAGE, type_="UsageError")
                 if isinstance(command, TyperGroup) and rest:
                     told = f"{name} has no effect in front of {rest[0]}: write it behind {rest[0]}, if that has it"

@@ -109,6 +109,12 @@ def test_an_option_without_its_value_does_not_take_the_next_option(
             assert told in capsys.readouterr().err, path
 
 
+def test_what_to_write_for_such_a_value_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> None:
+    """A reason has words, and a shell would take each for an argument."""
+    assert run(["hold", "b/k", "--reason", "-- see 7"]) == 2
+    assert "write '--reason=-- see 7'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("value", "status"), [(["--by=--all"], 0), (["--by", "-"], 0), (["--by", "-h"], 2)])
 def test_a_value_may_look_like_an_option_in_one_word_with_its_own(value: list[str], status: int) -> None:
     """What is no option of the command is a value anyway."""
