@@ -241,10 +241,10 @@ def restore(
         print_json(document_of(summary) | {"store": store, "backup": chosen.key, "skipped": skipped})
         return
     say(f"restored {_told(summary)}, as it was at {since}, from {BACKUP_BUCKET}/{chosen.key}")
-    say("before the workers start, record what was written since:")
     ahead = summary.exported_at > clock.now() + clock.SKEW
-    told = f"MOMENT (a clock that was ahead made the backup: {_EARLIER})" if ahead else since
-    say(f"  zot-artifacts catalogue rebuild --newer-since {told}")
+    hint = f"; a clock that was ahead made the backup: {_EARLIER}" if ahead else ""
+    say(f"before the workers start, record what was written since{hint}:")
+    say(f"  zot-artifacts catalogue rebuild --newer-since {'MOMENT' if ahead else since}")
     say("the verification log has no verdict since then, and the stores keep a later head of it; accept that:")
     say("  zot-artifacts log accept --yes")
 
