@@ -118,7 +118,7 @@ def started(stack: Stack, name: str) -> Iterator[None]:
         else:
             stack.processes[name] = subprocess.Popen(
                 command, env=stack.environment(name), cwd=stack.home, stdout=log, stderr=log,
-                preexec_fn=lambda: die_with_parent(signal.SIGKILL),  # noqa: PLW1509 - no lock is held here
+                preexec_fn=die_with_parent,  # noqa: PLW1509 - no lock is held here
             )  # fmt: skip
     try:
         yield

@@ -14,7 +14,7 @@ import pytest
 from tests.servers import RcloneS3, Server, ServerFailed, ServerMissing, Valkey
 from tests.servers.directory_in_memory import directory_in_memory
 from tests.servers.forks import Fork
-from tests.servers.process import REPOSITORY, die_with_parent, free_port
+from tests.servers.process import REPOSITORY, free_port
 from tests.waiting import WITHIN
 
 FOREVER = "import sys, time, tests.servers; from pathlib import Path; kind = getattr(tests.servers, sys.argv[1])\n"
@@ -203,11 +203,6 @@ def test_a_server_that_ends_at_once_is_told_with_its_log(tmp_path: Path) -> None
 
     with pytest.raises(ServerFailed, match="no licence"):
         Broken(tmp_path).start()
-
-
-def test_die_with_parent_knows_its_platform() -> None:
-    """Where the kernel offers it, it is asked for."""
-    assert (die_with_parent() is not None) == (sys.platform == "linux")
 
 
 class TestCommand:

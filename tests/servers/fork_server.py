@@ -68,7 +68,7 @@ import worker.storage.filesystem.driver
 import worker.storage.gcs.driver
 import worker.storage.s3.driver
 import zot_artifact_client
-from tests.servers.process import die_with_parent
+from worker.embedded.parent_death import die_with_parent
 from worker.storage.config import S3Config
 from worker.storage.s3.providers import make_client
 
@@ -84,7 +84,6 @@ def serve(connection: socket.socket) -> None:
     A request has four descriptors: the streams, and a pipe for the process id and, at the end, the wait status.
     """
     started = dict[int, tuple[int, int]]()  # the process id and the pipe for the report, by the process's descriptor
-    with_me = die_with_parent()
     while True:
         ready, _, _ = select.select([connection, *started], [], [])
         for ended in started.keys() & set(ready):
@@ -101,8 +100,7 @@ def serve(connection: socket.socket) -> None:
             os._exit(0)  # the tests have ended
         process = os.fork()
         if not process:
-            if with_me:
-                with_me()
+            die_with_parent()
             connection.detach()
             _become(json.loads(request), *descriptors)
             return

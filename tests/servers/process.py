@@ -1,20 +1,19 @@
 """Start a server on a free loopback port, wait until it answers, and end it even if this process is killed."""
 
-import ctypes
 import os
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol, Self
 
 from tools.environments import InstallFailed, make_server_environment
+from worker.embedded.parent_death import die_with_parent
 
 REPOSITORY = Path(__file__).parents[2]
 READY_WITHIN = 240.0
@@ -22,7 +21,6 @@ READY_WITHIN = 240.0
 STOPPED_WITHIN = 60.0
 POLL = 0.02
 PORTS_TRIED = 3
-_PR_SET_PDEATHSIG = 1
 
 
 class ServerMissing(Exception):
@@ -165,7 +163,7 @@ class Server(ABC):
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=die_with_parent(),  # noqa: PLW1509 - there is no other way to ask for it on behalf of a child
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - there is no other way to ask for it on behalf of a child
         )
 
     def _await_ready(self) -> None:
@@ -238,22 +236,3 @@ def _state(thread: Path) -> str:
         return (thread / "stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
         return "X"
-
-
-def die_with_parent() -> Callable[[], None] | None:
-    """Return what a child runs before its program so that the kernel kills it when our thread ends, even by SIGKILL.
-
-    Linux only; None elsewhere. The setting survives exec. It is tied to the thread that starts the child, which for
-    us is the main one.
-    """
-    if sys.platform != "linux":
-        return None
-    libc = ctypes.CDLL(None, use_errno=True)  # loaded here: after a fork only what is already loaded is safe to call
-    parent = os.getpid()
-
-    def ask_kernel() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the kernel was asked
-            os._exit(1)
-
-    return ask_kernel

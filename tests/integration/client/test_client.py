@@ -16,8 +16,9 @@ from billiard import util
 from celery import Celery
 
 from tests.servers import Valkey
-from tests.servers.process import REPOSITORY, die_with_parent, free_port, freeze, thaw
+from tests.servers.process import REPOSITORY, free_port, freeze, thaw
 from tests.waiting import WITHIN
+from worker.embedded.parent_death import die_with_parent
 from zot_artifact_client import (
     ArtifactClient,
     AsyncArtifactClient,
@@ -60,7 +61,7 @@ def worker(broker: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
         stdout=log,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        preexec_fn=die_with_parent(),  # noqa: PLW1509 - the only way to ask for it on behalf of a child
+        preexec_fn=die_with_parent,  # noqa: PLW1509 - the only way to ask for it on behalf of a child
     )
     yield
     process.send_signal(signal.SIGQUIT)
