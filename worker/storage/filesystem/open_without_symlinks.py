@@ -27,7 +27,7 @@ from worker.storage.errors import (
     StorageError,
     Unavailable,
 )
-from worker.storage.filesystem.layout import LOCKS, OWN, TEMP, folded
+from worker.storage.filesystem.layout import LOCKS, OWN, SIDECAR, TEMP, folded
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +84,8 @@ def translate(error: OSError, what: str) -> StorageError:
         return NotFound(f"{what} does not exist")
     kind = ERRORS.get(error.errno or 0, Unavailable)
     way_out = _READ_ONLY if error.errno == errno.EROFS else _WAYS_OUT.get(kind, "")
+    if str(error.filename).endswith(SIDECAR) and not what.endswith(SIDECAR):  # the data beside it can be read
+        what = f"{what}: its digest in {error.filename}"
     return kind(f"{what}: {error.strerror or error}{way_out}")
 
 

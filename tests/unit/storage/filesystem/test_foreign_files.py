@@ -139,8 +139,8 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
     scan, stat_of, open_ = os.scandir, open_without_symlinks.stat_of, os.open
 
     def opened(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
-        if path in names and flags & os.O_DIRECTORY:
-            raise PermissionError(13, "Permission denied")
+        if path in names and (flags & os.O_DIRECTORY or str(path).endswith(".sha256")):
+            raise PermissionError(13, "Permission denied", path)
         return open_(path, flags, mode, dir_fd=dir_fd)
 
     def scandir(fd: int) -> object:
@@ -170,6 +170,14 @@ def test_an_unreadable_directory_does_not_end_a_listing(store: Store, bucket: Pa
     assert list(store.iter_stale_uploads()) == []
     assert len(store.advice()) == 3
     assert any("b/m/private: Permission denied" in line for line in store.advice())
+
+
+def test_an_unreadable_sidecar_is_named(store: Store, bucket: Path, refused: set[str]) -> None:
+    """The data beside it can be read: the error of the sidecar says which file needs other rights."""
+    store.write_object("b", "x", source(DATA))
+    refused.add("x.sha256")
+    with pytest.raises(AccessDenied, match=r": b/x: its digest in x\.sha256: Permission denied; the worker's user"):
+        store.stat_object("b", "x")
 
 
 def test_an_unreadable_bucket_is_an_error_of_its_listing(store: Store, refused: set[str]) -> None:
