@@ -37,6 +37,23 @@ class StoreIdentities:
                 own = store_identities.c.store == name
                 connection.execute(sa.update(store_identities).where(own).values(marker=store_id))
 
+    def put_place(self, name: str, place: str) -> None:
+        """Record where a store is."""
+        own = store_identities.c.store == name
+        with self._database.read() as connection:
+            recorded = connection.execute(sa.select(store_identities.c.place).where(own)).one_or_none()
+        if recorded is not None and recorded.place != place:
+            with self._database.write() as connection:
+                connection.execute(sa.update(store_identities).where(own).values(place=place))
+
+    def left_at(self, place: str) -> str | None:
+        with self._database.read() as connection:
+            found = connection.execute(sa.select(store_identities).where(*self._left(place))).first()
+        return marker_of(found.marker) if found else None
+
+    def _left(self, place: str) -> tuple[sa.ColumnElement[bool], ...]:
+        return store_identities.c.place == place, store_identities.c.store.not_in(self._names)
+
     def others(self, name: str) -> Mapping[str, str]:
         known = {**self._files.others(name), **self._recorded()}
         return {other: marker for other, marker in known.items() if other != name and other in self._names}
@@ -54,12 +71,17 @@ class StoreIdentities:
     def way_out(self, name: str) -> str:
         return f"`zot-artifacts stores accept {name}`"
 
-    def forget(self, name: str) -> str | None:
-        """Remove the record of a store and return its id, or None if there is none: the next use records a new one."""
+    def forget(self, name: str, place: str | None = None) -> str | None:
+        """Remove the record of a store and return its id, or None if there is none: the next use records a new one.
+
+        So it does where a store was at its place that left the settings.
+        """
         before = self.get(name)
         self._files.forget(name)
         with self._database.write() as connection:
             connection.execute(sa.delete(store_identities).where(store_identities.c.store == name))
+            if place is not None:
+                connection.execute(sa.update(store_identities).where(*self._left(place)).values(place=None))
         return before
 
     def _recorded(self) -> dict[str, str]:

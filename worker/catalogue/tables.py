@@ -351,8 +351,12 @@ store_identities = Table(
     metadata,
     Column("store", Text(128), primary_key=True),
     Column("marker", Text(64), nullable=False),
+    Column("place", Text(16)),
 )
-"""The id in the marker of each store, as it was when the store was first used under its name."""
+"""The id in the marker of each store, as it was when the store was first used under its name.
+
+`place`: the hash of where the store is by its settings; a name that left the settings keeps it.
+"""
 
 store_trust = Table(
     "store_trust",

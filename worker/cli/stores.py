@@ -15,6 +15,7 @@ from worker.cli.service_checks import open_breakers
 from worker.cli.session import Session, opened
 from worker.counted import counted
 from worker.storage.errors import StorageError
+from worker.storage.identity import place_of
 
 _NAMED = 10
 
@@ -110,7 +111,8 @@ def accept(
     with opened(existing=True) as session:
         session.check_store(name)
         settings = session.settings
-        before = session.catalogue.store_identities(settings.stores, settings.broker_file.parent).forget(name)
+        identities = session.catalogue.store_identities(settings.stores, settings.broker_file.parent)
+        before = identities.forget(name, place_of(settings.stores[name]))
     if as_json:
         print_json({"store": name, "before": before})
     else:

@@ -66,6 +66,12 @@ _DEPTH_BELOW = 3
 _MOST_BELOW = 1000
 
 
+def place_of(config: StoreConfig) -> str:
+    """Return the hash of where a store is by its configuration."""
+    where = config.root if isinstance(config, FilesystemConfig) else location_of(config)
+    return _sha256(f"{where}".encode())[:_PLACE_DIGITS]
+
+
 def marker_of(known: str) -> str:
     """Return the id of a record, whether it is the store's own or shared."""
     return known.removeprefix(SHARED).partition(" ")[0]
@@ -80,6 +86,14 @@ class KnownIds(Protocol):
 
     def put(self, name: str, store_id: str) -> None:
         """Record the id of the store of this name; with `SHARED` before it if it is the id of another store."""
+        ...
+
+    def put_place(self, name: str, place: str) -> None:
+        """Record where the store of this name is."""
+        ...
+
+    def left_at(self, place: str) -> str | None:
+        """Return the id of a store that was at this place and is not configured any more, None if there is none."""
         ...
 
     def others(self, name: str) -> Mapping[str, str]:
@@ -108,6 +122,12 @@ class KnownIdFiles:
         temporary = self._directory / f".identity-{name}.{secrets.token_hex(4)}"
         temporary.write_text(f"{store_id}\n")
         temporary.replace(self._file(name))
+
+    def put_place(self, name: str, place: str) -> None:
+        """Record nothing: the files know no place."""
+
+    def left_at(self, _place: str) -> str | None:
+        return None
 
     def others(self, name: str) -> Mapping[str, str]:
         return {other: found for other in self._names if other != name and (found := self.get(other))}
@@ -149,7 +169,9 @@ class Identity:
         self._driver_of = driver_of
         own = self._configs.get(driver.name)
         self._root = own.root if isinstance(own, FilesystemConfig) else None
-        self._place = _sha256(f"{self._root or location_of(own)}".encode())[:_PLACE_DIGITS] if own else ""
+        self._place = place_of(own) if own else ""
+        self._is_placed = False
+        """Its place is recorded."""
         self._checked: dict[Purpose, tuple[object, float]] = {}
         """The mount that was checked, and until when that counts."""
         self._unmarked_until = 0.0
@@ -181,6 +203,7 @@ class Identity:
         self._checked.clear()
         known, here = self._recorded()
         marker = self._read(here)
+        self._refuse_renamed(known or here or marker)
         if marker is None and here is None and purpose == "read":
             self._unmarked_until = time.monotonic() + _UNMARKED_SECONDS
             return
@@ -195,11 +218,22 @@ class Identity:
             self._refuse_nested(marker, below=fresh or not self._looked_below)
             self._refuse_one_server(marker)
             self._looked_below = True
+        self._put_place(marker)
         fulfilled: tuple[Purpose, ...] = ("read",) if purpose == "read" else ("read", "record", "write")
         seconds: float = RECHECK_SECONDS
         if purpose == "record" and marker is None:
             fulfilled, seconds = ("read", "record"), _UNMARKED_SECONDS
         self._checked |= dict.fromkeys(fulfilled, (mount, time.monotonic() + seconds))
+
+    def _refuse_renamed(self, any_id: str | None) -> None:
+        """Raise if this store has no id, and one that is not configured any more was here: its disk is not mounted."""
+        if any_id is None and (left := self._known.left_at(self._place)):
+            self._refuse_other(left, None)
+
+    def _put_place(self, marker: str | None) -> None:
+        if marker is not None and self._place and not self._is_placed:
+            self._known.put_place(self._driver.name, self._place)
+            self._is_placed = True
 
     def _mount(self) -> object:
         if self._root is not None:

@@ -14,7 +14,7 @@ from tests.waiting import WITHIN
 from worker.catalogue import Catalogue
 from worker.storage import Capabilities, FilesystemConfig, Store, Stores, Verdict
 from worker.storage.errors import NotFound, OtherStore, SameStore
-from worker.storage.identity import MARKER_KEY, Identity
+from worker.storage.identity import MARKER_KEY, Identity, place_of
 from worker.storage.keys import MARKER_BUCKET
 
 DATA = b"bytes"
@@ -41,6 +41,30 @@ def test_a_new_machine_writes_nothing_into_an_unmounted_mount_point(catalogue, t
     with pytest.raises(OtherStore, match="its marker is gone.*stores accept disk"):
         store.write_object("b", "k", source(DATA))
     assert list(empty.iterdir()) == []
+
+
+def test_a_store_that_is_renamed_while_its_disk_is_away_is_no_new_one(catalogue, tmp_path, disk):
+    """Its empty mount point gets no marker by the new name either, until the disk is back or a new one is accepted."""
+    run, away = tmp_path / "run", tmp_path / "away"
+    _machine(catalogue, run, old=disk)["old"].write_object("b", "k", source(DATA))
+    disk.rename(away)
+    disk.mkdir()
+    new = _machine(catalogue, tmp_path / "second", new=disk)["new"]
+    for use in (lambda: new.write_object("b", "k", source(DATA)), lambda: new.read_object("b", "k")):
+        with pytest.raises(OtherStore, match="its marker is gone.*stores accept new"):
+            use()
+    assert list(disk.iterdir()) == []
+    disk.rmdir()
+    disk.symlink_to(away)
+    new.write_object("b", "k2", source(DATA))
+    disk.unlink()
+    disk.mkdir()
+    identities = catalogue.store_identities(["newest"], run)
+    newest = _machine(catalogue, run, newest=disk)["newest"]
+    with pytest.raises(OtherStore, match="its marker is gone"):
+        newest.write_object("b", "k", source(DATA))
+    identities.forget("newest", place_of(FilesystemConfig(root=disk)))
+    newest.write_object("b", "k", source(DATA))
 
 
 def test_two_machines_that_begin_at_once_keep_one_of_two_disks(catalogue, tmp_path, disk):
