@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 
 from worker import clock
 from worker.artifacts.artifact_copies import Records, not_configured
@@ -139,18 +138,24 @@ class _Delete:
         done, catalogue = self.delete_copies(None), self.context.catalogue
         artifact = catalogue.artifacts.version(tombstone.bucket, tombstone.key, tombstone.version)
         if artifact and done.not_configured:
-            self._leave_to_purge(artifact, tombstone.deleted_at)
+            self._leave_to_purge(artifact, tombstone)
         elif done.everywhere:
             catalogue.deletions.end_purge([tombstone])
         return done
 
-    def _leave_to_purge(self, artifact: Artifact, deleted_at: datetime) -> None:
-        """Record a delete that cannot be undone any more, for the bytes in stores that are not configured now."""
+    def _leave_to_purge(self, artifact: Artifact, before: Tombstone | None = None) -> None:
+        """Record a delete that cannot be undone any more, for the bytes in stores that are not configured now.
+
+        One that was recorded `before` stays that of its requester.
+        """
         deletions, now, request = self.context.catalogue.deletions, clock.now(), self.request
-        made = deletions.begin(
-            artifact, now=deleted_at, until=now, by=request.by, reason=request.reason, job=self.job.id
+        if before:
+            deleted_at, by, reason, job = before.deleted_at, before.by, before.reason, before.job
+        else:
+            deleted_at, by, reason, job = now, request.by, request.reason, self.job.id
+        deletions.begin_purge(
+            deletions.begin(artifact, now=deleted_at, until=now, by=by, reason=reason, job=job), now=now
         )
-        deletions.begin_purge(made, now=now)
 
     def delete_copies(self, artifact: Artifact | None) -> DeleteResult:
         """Delete what is under the key; `artifact`: its current version, None if there is none."""
@@ -181,7 +186,7 @@ class _Delete:
 
         deleted = for_each_store(stores, delete_from)
         if artifact and beyond:
-            self._leave_to_purge(artifact, clock.now())
+            self._leave_to_purge(artifact)
         elif artifact and not named:
             if records is not None:
                 records.tombstoned.append(artifact)

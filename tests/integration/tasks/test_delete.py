@@ -215,15 +215,20 @@ def test_a_copy_in_a_store_that_left_the_configuration_is_told(run, context, sto
 
     That is a delete on record, so that a rebuild keeps it, until the store is back and the bytes are gone there, too.
     """
+
+    def by(who: str) -> DeleteRequest:
+        return request().model_copy(update={"by": who})
+
     left = without(context, "dr")
-    result = run(lambda r, _c, job: delete(r, left.for_job(job), job), request())
+    result = run(lambda r, _c, job: delete(r, left.for_job(job), job), by("ada"))
     assert [(copy.store, copy.outcome) for copy in result.copies] == [("primary", "deleted")]
     assert result.not_configured == ("dr",)
     assert not stored("primary").exists()
     assert stored("dr").exists()
-    again = run(lambda r, _c, job: delete(r, left.for_job(job), job), request())
+    again = run(lambda r, _c, job: delete(r, left.for_job(job), job), by("bob"))
     assert (again.unchanged, again.not_configured) == (True, ("dr",))
     [kept] = context.catalogue.deletions.kept()
+    assert kept.by == "ada", "who deleted it at that time"
     assert (kept.key, context.catalogue.deletions.is_being_purged(kept)) == ("app.tgz", True)
     if by_sweep:
         purged = run(sweep_purge, SweepPurgeRequest())
