@@ -2,9 +2,11 @@
 
 from datetime import timedelta
 
+from tests.unit.catalogue.test_coverage import judged
 from tests.unit.catalogue.test_recorded_stores import copied
 from worker import clock
 from worker.catalogue import FindingKind, NewFinding, Sighting, reconciliation
+from worker.storage import Digest
 
 HOUR = timedelta(hours=1)
 
@@ -32,6 +34,8 @@ def test_a_difference_counts_when_two_runs_in_a_row_have_seen_it(catalogue):
     assert run_of(catalogue, now + 3 * HOUR, seen("d"), counts=False) == []
     assert run_of(catalogue, now + 4 * HOUR, seen("d")) == []
     assert run_of(catalogue, now + 5 * HOUR, seen("d")) == [("d", "missing")]
+    assert run_of(catalogue, now + 5.5 * HOUR, scope="releases/x") == [], "which says nothing of other keys"
+    assert run_of(catalogue, now + 6 * HOUR, seen("d")) == [("d", "missing")]
 
 
 def test_a_run_is_continued_for_some_time_and_then_begun_anew(catalogue):
@@ -42,30 +46,40 @@ def test_a_run_is_continued_for_some_time_and_then_begun_anew(catalogue):
     records.record(run, [])
     assert records.begin("dr", "", now=now + HOUR / 2, within=HOUR) == run
     assert records.begin("dr", "releases/", now=now + HOUR / 2, within=HOUR).listed == 0
-    assert records.begin("dr", "", now=now + 2 * HOUR, within=HOUR).listed == 0
+    run = records.begin("dr", "", now=now + 2 * HOUR, within=HOUR)
+    assert run.listed == 0
+    run.listed = 7
+    records.record(run, [])
+    assert records.begin("dr", "", now=now, within=HOUR).listed == 0, "that of a clock which was ahead"
 
 
 def test_the_copies_of_a_bucket_are_read_in_pages_by_key(catalogue, monkeypatch):
-    """Every copy that the store should have comes once, in the order of bytes; deleted and other ones do not."""
+    """Every copy that the store should have comes once, in the order of bytes; deleted and other ones do not.
+
+    A page may end between a copy and the one that is being written in its place.
+    """
     monkeypatch.setattr(reconciliation, "_RECORDED", reconciliation._RECORDED.limit(2))
     monkeypatch.setattr(reconciliation, "_PAGE", 2)
     for key in ("b", "Z", "é", "a/1", "a"):
         copied(catalogue, key, "dr")
     catalogue.artifacts.delete_copies([catalogue.artifacts.copies(copied(catalogue, "gone", "dr"))["dr"]])
     copied(catalogue, "elsewhere", "primary")
+    catalogue.artifacts.record("releases", "a", Digest(1, "b" * 64), {}, clock.now(), stores=["dr"])
     read = catalogue.reconciliations.recorded
-    assert [each.key for each in read("dr", "releases", "", "")] == ["Z", "a", "a/1", "b", "é"]
+    assert [each.key for each in read("dr", "releases", "", "")] == ["Z", "a", "a", "a/1", "b", "é"]
     assert [each.key for each in read("dr", "releases", "a", "a")] == ["a/1"]
 
 
 def test_only_what_no_verdict_has_judged_is_settled_by_a_listing(catalogue):
-    """A finding that the run does not see is settled; one that it sees, or of a copy that was read, is not."""
+    """A finding that the run does not see is settled; one that it sees, a later one, or one by a read is not."""
     now = clock.now()
     for key in ("gone", "seen"):
         copied(catalogue, key, "dr")
     found = [NewFinding(FindingKind.MISSING, "dr", "releases", key, 1) for key in ("gone", "seen")]
     catalogue.findings.see([*found, NewFinding(FindingKind.ORPHAN, "dr", "releases", "orphan")], now=now)
+    judged(catalogue, copied(catalogue, "judged", "dr", "primary"), "dr", "missing", now=now)
     run = catalogue.reconciliations.begin("dr", "", now=now, within=HOUR)
+    catalogue.findings.see([NewFinding(FindingKind.ORPHAN, "dr", "releases", "later")], now=now + HOUR)
     catalogue.reconciliations.record(run, [seen("seen")])
     keys = {each.key for each in catalogue.reconciliations.settled(run, None, "")}
     assert keys == {"gone", "orphan"}
