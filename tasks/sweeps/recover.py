@@ -66,7 +66,8 @@ def recover(context: Context, app: Celery) -> SweepRecoverResult:
     RESENT.add("message lost", count=messages)
     RESENT.add("job silent", count=jobs)
     _step("removed webhooks", lambda: _see_removed_webhooks(context))
-    _step("old jobs and findings", lambda: _prune(context))
+    _step("old approvals and webhooks", lambda: _prune(context))
+    _step("old jobs and findings", lambda: _prune_history(context))
     return SweepRecoverResult(messages=messages, jobs=jobs, cancelled=cancelled)
 
 
@@ -141,13 +142,19 @@ def _see_removed_webhooks(context: Context) -> None:
 
 def _prune(context: Context) -> None:
     now = clock.earliest()  # the server of the catalogue may be ahead, or this machine
-    context.catalogue.findings.prune(before=now - context.settings.findings.retention)
     context.catalogue.delete_approvals.close_ended(now=clock.now())
     context.catalogue.delete_approvals.prune(before=now - context.settings.delete.approval_window)
     # The sweep that delivers them does not run where the settings have no webhook, and requests may still name some.
     context.catalogue.job_webhooks.prune(before=now - _WEBHOOKS_KEPT)
     context.catalogue.ledger.prune_sweeps(SWEEP_WEBHOOKS.kind, before=now - _WEBHOOK_RUNS_KEPT, limit=_AT_ONCE)
-    keep = context.settings.jobs.keep
+
+
+def _prune_history(context: Context) -> None:
+    """Remove what is older than the settings say; a clock that is ahead for an hour removes nothing early."""
+    keep, retention = context.settings.jobs.keep, context.settings.findings.retention
+    kept = context.settings.broker_file.with_name("clock-history")
+    now = clock.not_ahead(kept, max(retention, keep or retention))
+    context.catalogue.findings.prune(before=now - retention)
     if keep is not None:
         context.catalogue.ledger.prune(before=now - keep, limit=_AT_ONCE)
 

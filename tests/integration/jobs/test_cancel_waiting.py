@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ import tasks.upload  # noqa: F401 - as in a worker: it says what is done at a jo
 from tasks.sweeps.recover import recover
 from tests.waiting import WITHIN
 from worker import clock
-from worker.catalogue import CatalogueUnavailable, Held, Leased
+from worker.catalogue import CatalogueUnavailable, FindingKind, Held, Leased
 from worker.context import Context
 from worker.jobs.cancel_jobs import request_cancel
 from worker.jobs.outbox import Outbox
@@ -462,3 +463,24 @@ def test_runs_of_the_sweep_of_webhooks_do_not_fill_the_ledger(context, app, monk
     monkeypatch.setattr(clock, "now", lambda: now)
     recover(context, app)
     assert (ledger.get("run"), ledger.get("other").state) == (None, "succeeded")
+
+
+def test_a_clock_that_is_ahead_removes_no_history(context, app, begin, monkeypatch):
+    """Jobs and resolved findings are removed when they are older than the settings say by a time that is certain."""
+    jobs = context.settings.jobs.model_copy(update={"keep": timedelta(days=30)})
+    context = replace(context, settings=context.settings.model_copy(update={"jobs": jobs}))
+    context.catalogue.ledger.finish("old", begin("old").record.fence, "failed", now=clock.now(), error={"type": "X"})
+    context.catalogue.findings.see_store(FindingKind.BACKUP, "dr", {"detail": "it failed"}, now=clock.now())
+    context.catalogue.findings.see_store(FindingKind.BACKUP, "dr", None, now=clock.now())
+
+    def history() -> tuple[bool, int]:
+        return context.catalogue.ledger.get("old") is not None, len(context.catalogue.findings.page(resolved=True))
+
+    recover(context, app)
+    later = clock.now() + timedelta(days=400)
+    monkeypatch.setattr(clock, "now", lambda: later)
+    recover(context, app)
+    assert history() == (True, 1)
+    monkeypatch.setattr(clock, "not_ahead", lambda *_, **__: later)
+    recover(context, app)
+    assert history() == (False, 0)
