@@ -441,9 +441,10 @@ class Pages:
 class VerdictRecorder:
     """Records the verdicts of one page in groups, while the page reads on. A context manager.
 
-    While another transaction writes, groups wait, up to `MOST_WAITING` of them, and one transaction has up to two. None
-    waits for the disk. At the end of the context all groups are recorded and survive a power cut, also where it ends by
-    an error, unless the catalogue itself has failed. A power cut before that costs verdicts, whose copies stay due.
+    While another transaction writes, groups wait, up to `MOST_WAITING` of them, and one transaction has up to two. At
+    the end of the context all groups are recorded, also where it ends by an error, unless the catalogue itself has
+    failed. None waits for the disk: what makes the end of the job, or of its attempt, survive a power cut does so for
+    them. A power cut before that costs verdicts, whose copies stay due.
     """
 
     def __init__(self, database: Database, page: Page) -> None:
@@ -476,7 +477,6 @@ class VerdictRecorder:
             return
         while self._sure and self._waiting:
             self._write(wait=True)
-        self._database.flush()
 
     def _write(self, *, wait: bool) -> None:
         """Write the first groups in one transaction; without `wait`, only if no other transaction writes now."""

@@ -434,8 +434,8 @@ def test_a_claim_waits_for_the_disk_only_where_a_budget_counts_it(url, monkeypat
         assert waits[-1] == "wait"
 
 
-def test_the_groups_of_a_page_wait_for_the_disk_once_at_its_end(url, monkeypatch):
-    """No group waits for the disk, and all survive a power cut when the page ends or the head of the log is kept."""
+def test_the_groups_of_a_page_wait_for_the_disk_with_the_end_of_its_job(url, monkeypatch):
+    """No group waits for the disk; all survive a power cut once the head of the log is kept, or the job has ended."""
     catalogue, found = Catalogue(url), []
     for key in "abc":
         artifact = stored(catalogue, key)
@@ -443,15 +443,19 @@ def test_the_groups_of_a_page_wait_for_the_disk_once_at_its_end(url, monkeypatch
         finding = Finding("page", "dr", artifact, "verified")
         found.append((PageOutcome(copy.id, artifact.path, 11, "verified"), VerdictRow.of(Outcome(finding, copy))))
     page = catalogue.pages.begin("page", [outcome.id for outcome, _ in found])
+    fence = begin(catalogue, "page").record.fence
     waits = waits_of(catalogue, monkeypatch)
     with catalogue.pages.recorder(page) as recorder:
         for outcome, verdict in found:
             recorder.add([outcome], [verdict], now=clock.now())
-    assert waits == ["no wait", "no wait", "no wait", "flush"]
+    assert waits == ["no wait", "no wait", "no wait"]
     assert catalogue.verifications.durable_head().id == 3
-    assert waits.count("flush") == 2
+    assert waits.count("flush") == 1
     catalogue.export(io.BytesIO())
-    assert waits.count("flush") == 3, "no export has what a power cut takes from the catalogue"
+    assert waits.count("flush") == 2, "no export has what a power cut takes from the catalogue"
+    waits.clear()
+    catalogue.ledger.finish("page", fence, JobState.SUCCEEDED, now=clock.now())
+    assert waits == ["no wait", "flush"]
     catalogue.close()
 
 
