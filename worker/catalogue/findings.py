@@ -334,7 +334,8 @@ def note_verdicts(connection: Connection, verdicts: Sequence[VerdictRow], now: d
     `around`: what `ask_around` asked about these keys.
     """
     open_ = _open_at(connection, set(map(_PATH, verdicts)), around)
-    if not open_ and all(each.verdict == Verdict.VERIFIED and not each.has_wrong_metadata for each in verdicts):
+    verified = Verdict.VERIFIED
+    if not open_ and all(each.verdict == verified and not each.has_wrong_metadata for each in verdicts):
         return
     last = {(each.store, each.bucket, each.key, each.version): each for each in verdicts}
     resolved: dict[int, str] = {}

@@ -54,7 +54,7 @@ _UPDATE = Prepared(
 )  # fmt: skip
 _COPIES = (
     sa.select(
-        copies.c.id, copies.c.store, copies.c.state, copies.c.artifact_id,
+        copies.c.id, copies.c.store, copies.c.state, copies.c.artifact_id, copies.c.tag,
         artifacts.c.bucket, artifacts.c.key, artifacts.c.version, artifacts.c.size, artifacts.c.sha256,
     )
     .join(artifacts, artifacts.c.id == copies.c.artifact_id)
@@ -75,6 +75,7 @@ class PageCopy(NamedTuple):
     store: str
     state: str
     artifact_id: int
+    tag: str | None
     bucket: str
     key: str
     version: int
@@ -240,7 +241,7 @@ class Pages:
         with self._database.read() as connection:
             rows = _COPIES_OF.tuples(connection, ids=artifact_ids)
         for row in rows:
-            copy = PageCopy._make((*row[:7], Digest(row[7], row[8])))
+            copy = PageCopy._make((*row[:8], Digest(row[8], row[9])))
             if copy.state in _PRESENT:
                 found.setdefault(copy.artifact_id, []).append(copy)
         return found
@@ -500,7 +501,7 @@ class VerdictRecorder:
 
 def _claimed_copies(connection: Connection, page: Page) -> list[PageCopy]:
     rows = _CLAIMED.tuples(connection, ids=page.open, until=page.claimed_until)
-    found = {row[0]: PageCopy._make((*row[:7], Digest(row[7], row[8]))) for row in rows}
+    found = {row[0]: PageCopy._make((*row[:8], Digest(row[8], row[9]))) for row in rows}
     return [found[id_] for id_ in page.open if id_ in found]
 
 

@@ -213,7 +213,7 @@ class Outcome:
 
 
 class VerdictRow(NamedTuple):
-    """One verdict of a page, as plain values: see `Finding` and `Outcome`."""
+    """One verdict of a page, as plain values: see `Finding` and `Outcome`. After `copy` come the values of the log."""
 
     copy: int
     job: str
@@ -229,6 +229,8 @@ class VerdictRow(NamedTuple):
     tag: str | None = None
     retry_at: datetime | None = None
     stored_sha256: str | None = None
+    same_tag: bool = False
+    """Whether the copy is known to have this tag already."""
 
     @property
     def has_wrong_metadata(self) -> bool:

@@ -36,7 +36,7 @@ LOGGED = (
 )  # fmt: skip
 """Of a row of the log, what a verdict has: all but its moment, which a group has once, and the links of the chain."""
 _values = attrgetter(*LOGGED)
-"""Returns these values of a verdict, or of a row."""
+"""Returns these values of a row."""
 _STORE_AND_VERDICT = attrgetter("store", "verdict")
 _APPENDED = (*LOGGED, "previous", "hash")
 
@@ -209,20 +209,26 @@ class PreparedVerdicts:
     """What is hashed of each row, before and after the hash of the row before it."""
     updates: Mapping[str, Sequence[tuple[Any, ...]]]
     """By verdict, the values of `_GIVEN` for each copy."""
+    unchanged: Sequence[int]
+    """The other copies: they are verified, and have the tag that they had."""
 
 
 def prepare_verdicts(verdicts: Sequence[VerdictRow], now: datetime) -> PreparedVerdicts:
     """Prepare verdicts to be appended to the log."""
-    at, rows, texts = now.isoformat(), [], []
+    at, rows, texts, unchanged = now.isoformat(), [], [], []
+    verified = Verdict.VERIFIED  # Python takes 100 ns to look it up
     updates: dict[str, list[tuple[Any, ...]]] = {}
     for each in verdicts:
-        row = _values(each)
+        row: tuple[Any, ...] = each[1:11]  # the values of `LOGGED`: to name them takes longer
         if each.detail is not None or "\0" in each.job:
             row = _readable(row)
         rows.append(row)
         texts.append(_canonical(at, row))
-        updates.setdefault(each.verdict, []).append((each.copy, each.tag, each.retry_at))
-    return PreparedVerdicts(verdicts, now, rows, texts, updates)
+        if each.same_tag and each.verdict == verified:
+            unchanged.append(each.copy)
+        else:
+            updates.setdefault(each.verdict, []).append((each.copy, each.tag, each.retry_at))
+    return PreparedVerdicts(verdicts, now, rows, texts, updates, unchanged)
 
 
 def _readable(row: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -256,6 +262,8 @@ def append_verdicts(connection: Connection, prepared: PreparedVerdicts) -> None:
         for word, values in prepared.updates.items():
             there = [each for each in values if each[0] not in gone] if gone else values
             _UPDATES[Verdict(word)].execute(connection, there, now=prepared.now)
+        if prepared.unchanged:
+            _VERIFY.ask(connection, ids=[each for each in prepared.unchanged if each not in gone], now=prepared.now)
     note_verdicts(connection, [each for each in prepared.verdicts if each.copy not in gone], prepared.now, around)
 
 
@@ -273,6 +281,10 @@ def _measure(connection: Connection, prepared: PreparedVerdicts) -> None:
 
 def _update(verdict: Verdict, given: Given) -> sa.Update:
     """Return how a verdict updates its copy."""
+    return sa.update(copies).where(copies.c.id == given("copy")).values(_changes(verdict, given))
+
+
+def _changes(verdict: Verdict, given: Given) -> dict[str, Any]:
     now, unread = sa.bindparam("now", type_=UtcDateTime()), verdict in {Verdict.UNREADABLE, Verdict.ARCHIVED}
     values: dict[str, Any] = {
         "last_attempt_at": now,
@@ -289,11 +301,17 @@ def _update(verdict: Verdict, given: Given) -> sa.Update:
         values |= {"last_verified_at": now, "tag": given("tag")}
     if not unread and verdict != Verdict.UNVERIFIABLE:
         values["state"] = constant(CopyState(verdict))
-    return sa.update(copies).where(copies.c.id == given("copy")).values(values)
+    return values
 
 
 _GIVEN = {"copy": copies.c.id.type, "tag": copies.c.tag.type, "retry_at": copies.c.next_due_at.type}
 _UPDATES = {verdict: BulkStatement(partial(_update, verdict), _GIVEN) for verdict in Verdict}
+_VERIFY = Prepared(
+    sa.update(copies)
+    .where(one_of(copies.c.id, sa.bindparam("ids")))
+    .values(_changes(Verdict.VERIFIED, copies.c.__getitem__))
+)
+"""The update of all verified copies whose tag stays: in SQLite it takes two thirds of the time of one for each."""
 
 
 def row_fits(row: Row[Any]) -> bool:

@@ -389,14 +389,12 @@ class Store:
             for each in wanted:
                 yield self.verify_object(*each)
             return
-        local = self.capabilities.local  # read below the store's own directory
+        local, verified = self.capabilities.local, Verdict.VERIFIED  # local: read below the store's own directory
         for each, found in read_ahead(reads, wanted):
             if found is not None and (local or self._is_own(*each[:2])):
                 _, version, stored = found
                 expected = each[2]
-                yield Verification(
-                    Verdict.VERIFIED, expected, expected.size, expected.sha256, version, stored_sha256=stored
-                )
+                yield Verification(verified, expected, expected.size, expected.sha256, version, None, stored)
             else:  # a bad copy gets its verdict from a read of its own
                 yield self.verify_object(*each)
 

@@ -22,6 +22,7 @@ from worker.catalogue import (
     PageOutcome,
     VerdictRow,
 )
+from worker.catalogue.tables import copies
 from worker.storage import Digest
 from zot_artifact_client.contract import JobState
 
@@ -35,11 +36,12 @@ def outcomes(catalogue, keys, *, job="page", verdict="verified"):
     return found
 
 
-def record(catalogue, found, *, job="page"):
-    """Record verdicts as a page does."""
+def record(catalogue, found, *, job="page", same_tag=()):
+    """Record verdicts as a page does; it knows that some of the copies have their tag already."""
     page = catalogue.pages.get(job) or catalogue.pages.begin(job, [each.copy.id for each in found])
     ended = [PageOutcome(each.copy.id, each.finding.artifact.path, 11, each.finding.verdict) for each in found]
-    catalogue.pages.record(page, Group(ended, [VerdictRow.of(each) for each in found]), now=clock.now())
+    verdicts = [VerdictRow.of(each)._replace(same_tag=each in same_tag) for each in found]
+    catalogue.pages.record(page, Group(ended, verdicts), now=clock.now())
 
 
 def test_a_group_of_verdicts_is_chained_and_updates_its_copies(catalogue):
@@ -53,14 +55,33 @@ def test_a_group_of_verdicts_is_chained_and_updates_its_copies(catalogue):
     assert [states[key].attempts for key in "abc"] == [1, 1, 1]
 
 
-@pytest.mark.parametrize("verdict", ["verified", "missing", "unreadable"])
+def test_a_verified_copy_whose_tag_stays_changes_as_one_whose_tag_is_written(catalogue):
+    """Both have the same values after the verdicts of a group, and a tag that was recorded meanwhile stays."""
+    found = outcomes(catalogue, "abc")
+    record(catalogue, found)
+    with catalogue._database.write() as connection:
+        connection.execute(sa.update(copies).where(copies.c.id == found[2].copy.id).values(tag="newer", spread=0))
+        connection.execute(sa.update(copies).values(claimed_until=clock.now(), next_due_at=clock.now()))
+    record(catalogue, found, same_tag=found[1:])
+    with catalogue._database.read() as connection:
+        rows = [dict(row._mapping) for row in connection.execute(sa.select(copies).order_by(copies.c.id))]
+    assert [row["tag"] for row in rows] == ["1", "1", "newer"]
+    assert [row["spread"] for row in rows] == [12 + row["artifact_id"] % 4 for row in rows[:2]] + [16 + 3]
+    of_itself = ("id", "artifact_id", "tag", "spread")
+    written, *others = [{name: value for name, value in row.items() if name not in of_itself} for row in rows]
+    assert others == [written, written]
+    assert (written["attempts"], written["claimed_until"], written["next_due_at"]) == (2, None, None)
+
+
+@pytest.mark.parametrize("verdict", ["verified", "same tag", "missing", "unreadable"])
 def test_a_verdict_changes_no_copy_that_was_deleted_or_superseded_while_it_was_read(catalogue, verdict):
     """The verdict is in the log; the copy stays deleted or superseded, and no finding is opened about it."""
-    read = outcomes(catalogue, ["deleted", "superseded"], verdict=verdict)
+    word = "verified" if verdict == "same tag" else verdict
+    read = outcomes(catalogue, ["deleted", "superseded"], verdict=word)
     catalogue.artifacts.delete_copies([read[0].copy])
     stored(catalogue, "superseded", digest=Digest(11, "b" * 64))
     before = [catalogue.artifacts.copies(each.finding.artifact)["dr"] for each in read]
-    record(catalogue, read)
+    record(catalogue, read, same_tag=read if verdict == "same tag" else ())
     assert [catalogue.artifacts.copies(each.finding.artifact)["dr"] for each in read] == before
     assert [copy.state.value for copy in before] == ["deleted", "superseded"]
     assert catalogue.findings.page() == []
