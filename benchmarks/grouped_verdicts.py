@@ -79,7 +79,7 @@ def _group(job: str, copies: Sequence[PageCopy]) -> tuple[list[PageOutcome], lis
     verdicts = [
         VerdictRow(
             each.id, job, each.store, each.bucket, each.key, each.version, "verified",
-            each.digest.sha256, each.digest.sha256, each.digest.size, None, "1",
+            each.digest.sha256, each.digest.sha256, each.digest.size, None, "1", same_tag=each.tag == "1",
         )
         for each in copies
     ]  # fmt: skip
