@@ -50,4 +50,5 @@ def metrics(
                 say(f"metrics  {shown}")
             signal.sigwait(stop)
     except OSError as error:
-        raise Failure(f"{host}:{port} cannot be used: {error.strerror or error}", Status.USAGE) from error
+        told = f"{host}:{port} cannot be used: {error.strerror or error}; name another --host or --port"
+        raise Failure(told, Status.USAGE, type_="CannotListen") from error

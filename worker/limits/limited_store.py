@@ -23,7 +23,7 @@ from worker.storage import (
     Store,
     Verification,
 )
-from worker.storage.configured_stores import Stores
+from worker.storage.configured_stores import Stores, UnknownStore
 from worker.storage.driver import BUFFER_SIZE, HashedBytes, ObjectProperties, SmallPut
 from worker.storage.errors import REFUSALS, Archived, IntegrityError, NotFound, OutOfSpace, SameStore, StorageError
 from worker.storage.identity import Purpose
@@ -542,9 +542,15 @@ class LimitedStores(Mapping[str, LimitedStore]):
         """Return a store; raise UnknownStore, with the names that are configured, if there is none."""
         found = self._limited.get(name)
         if found is None:
-            made = LimitedStore(self._stores[name], self._admission, self._job, refused_for=self._refused_for)
+            made = LimitedStore(self._store(name), self._admission, self._job, refused_for=self._refused_for)
             found = self._limited.setdefault(name, made)
         return found
+
+    def _store(self, name: str) -> Store:
+        try:
+            return self._stores[name]
+        except UnknownStore as error:  # the command or the service that sent the job may have newer settings
+            raise UnknownStore(f"{error.message}; a worker that has older settings has to be restarted") from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._stores)
