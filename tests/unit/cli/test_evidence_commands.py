@@ -183,6 +183,7 @@ def test_a_key_that_cannot_sign_is_one_line(artifact: Artifact, key: Path, capsy
 
 def test_premis_has_the_digest_the_copies_and_the_reads(
     artifact: Artifact,
+    lay: Lay,
     catalogue: Catalogue,  # noqa: F811
     capfdbinary: pytest.CaptureFixture[bytes],
 ) -> None:
@@ -218,6 +219,12 @@ def test_premis_has_the_digest_the_copies_and_the_reads(
         order = [child.tag.removeprefix(P) for child in event]
         assert order[:3] == ["eventIdentifier", "eventType", "eventDateTime"]
         assert order[-2:] == ["linkingAgentIdentifier", "linkingObjectIdentifier"]
+    newer = lay("app.tgz", b"other bytes")
+    catalogue.artifacts.delete_copies([catalogue.artifacts.copies(newer)["dr"]])
+    assert cli.run(["export", "--premis", "releases/app.tgz"]) == 0
+    root = ET.fromstring(capfdbinary.readouterr().out)
+    assert [each.text for each in root.iter(f"{P}eventType")] == ["ingestion"], "no read is one of another version"
+    assert [each.text for each in root.iter(f"{P}storageMedium")] == ["primary"]
 
 
 def test_a_hostile_key_breaks_no_document(lay: Lay, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
