@@ -141,7 +141,7 @@ def test_groups_wait_for_another_writer_while_the_page_reads_on(catalogue):
 
 def test_the_row_of_a_page_has_what_is_written_and_not_what_waits(catalogue):
     """A transaction has two groups at most, and objects of a group that still waits stay open in the page's row."""
-    found = outcomes(catalogue, "abcd")
+    found = outcomes(catalogue, "abcdef")
     page = catalogue.pages.begin("page", [each.copy.id for each in found])
     recorder = catalogue.pages.recorder(page)
     with catalogue._database.write():
@@ -150,6 +150,12 @@ def test_the_row_of_a_page_has_what_is_written_and_not_what_waits(catalogue):
     recorder._write(wait=True)
     assert catalogue.pages.get("page").open == [each.copy.id for each in found[2:]]
     assert len(verdicts_of_page(catalogue)) == 2
+    with catalogue._database.write():
+        for each in found[3:5]:
+            add(recorder, [each])
+    recorder.__exit__(None, None, None)
+    assert catalogue.pages.get("page").open == [found[5].copy.id], "at the end nothing waits"
+    assert len(verdicts_of_page(catalogue)) == 5
     assert catalogue.verifications.first_broken() is None
 
 
