@@ -43,8 +43,6 @@ app = typer.Typer(add_completion=False, no_args_is_help=True)
 _NAMED = 20
 _SHOW_SECONDS = 5.0
 _GZIP = b"\x1f\x8b"
-
-
 _EARLIER = "name the moment when the backup was really made, or an earlier one"
 
 

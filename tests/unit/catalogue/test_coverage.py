@@ -284,10 +284,14 @@ def sqlite_catalogue(tmp_path, make_tables):
         yield opened
 
 
-def test_no_question_about_a_store_reads_the_whole_table(sqlite_catalogue, monkeypatch):
-    """Every query about one store searches an index: none scans the copies, the artifacts or the log."""
-    catalogue = sqlite_catalogue
-    artifact = copied(catalogue, "app.tgz", "dr")
+@pytest.fixture
+def recorded(sqlite_catalogue):
+    return copied(sqlite_catalogue, "app.tgz", "dr")
+
+
+@pytest.fixture
+def plans(sqlite_catalogue, recorded, monkeypatch):
+    """Return the list to which SQLite's plan of each query is appended, once the artifact is recorded."""
     plans = []
 
     def plan(connection, _cursor, statement, parameters, *_):
@@ -302,59 +306,60 @@ def test_no_question_about_a_store_reads_the_whole_table(sqlite_catalogue, monke
         return unplanned(connection, text, values, **more)
 
     monkeypatch.setattr("worker.catalogue.compiled_statements.execute", execute)
-    catalogue.close()  # so that its next connection has the listener
+    sqlite_catalogue.close()  # so that its next connection has the listener
     sa.event.listen(sa.engine.Engine, "before_cursor_execute", plan)
-    try:
-        found = catalogue.coverage
-        found.of("dr", period=PERIOD, recent=RECENT, now=clock.now())
-        found.overdue("dr", period=PERIOD, now=clock.now(), limit=5)
-        searched = len(plans)
-        found.waiting_jobs_of([f"batch-{number}" for number in range(50)])
-        assert any("ix_jobs_parent" in each for each in plans[searched:]), "not all that wait"
-        catalogue.budgets.copies("dr")
-        catalogue.sweep_claims.needed("dr", period=PERIOD, first_read=PERIOD, now=clock.now())
-        catalogue.sweep_claims.count_due("dr", period=PERIOD, now=clock.now(), limit=5)
-        catalogue.store_records.unconfigured(["primary"])
-        unsorted = len(plans)
-        catalogue.store_records.forget("dr", dry_run=True)
-        catalogue.ledger.prune(before=clock.now())
-        catalogue.pages.read_rate("dr", since=clock.now())
-        sorts = [each for each in plans[unsorted:] if each.startswith("USE TEMP B-TREE")]
-        assert sorts == [], "each group would sort all copies of the store, or all jobs"
-        found.jobs()
-        found.last_runs(["sweep.verify"], now=clock.now())
-        figures = catalogue.figures
-        figures.open_jobs()
-        figures.dead_letters()
-        figures.late_jobs(clock.now())
-        figures.ended_jobs(clock.now(), clock.now(), limit=5)
-        figures.resolved_findings(clock.now(), clock.now(), limit=5)
-        findings = catalogue.findings
-        findings.see_lost(["dr"], now=clock.now(), limit=5)
-        findings.counts()
-        findings.page(kind=FindingKind.CORRUPT, store="dr", limit=5)
-        findings.prune(before=clock.now())
-        catalogue.repairs.claim("dr", sources=["primary"], now=clock.now(), until=clock.now(), limit=5, job="page")
-        catalogue.repairs.count_bad("dr", since=clock.now(), limit=5)
-        for bucket in (None, "releases"):
-            catalogue.sweep_claims.begun(
-                "dr", bucket, "a", wanted=None, now=clock.now(), until=clock.now(), limit=5, late_since=clock.now()
-            )
-            catalogue.sweep_claims.measure_absent("dr", bucket, "a", wanted=None)
-        catalogue.artifacts.record_many(
-            [NewVersion("releases", key, DIGEST, ["dr"]) for key in ("a", "b")], {}, clock.now(), job="upload"
+    yield plans
+    sa.event.remove(sa.engine.Engine, "before_cursor_execute", plan)
+
+
+def test_no_question_about_a_store_reads_the_whole_table(sqlite_catalogue, recorded, plans):
+    """Every query about one store searches an index: none scans the copies, the artifacts or the log."""
+    catalogue, found = sqlite_catalogue, sqlite_catalogue.coverage
+    found.of("dr", period=PERIOD, recent=RECENT, now=clock.now())
+    found.overdue("dr", period=PERIOD, now=clock.now(), limit=5)
+    searched = len(plans)
+    found.waiting_jobs_of([f"batch-{number}" for number in range(50)])
+    assert any("ix_jobs_parent" in each for each in plans[searched:]), "not all that wait"
+    catalogue.budgets.copies("dr")
+    catalogue.sweep_claims.needed("dr", period=PERIOD, first_read=PERIOD, now=clock.now())
+    catalogue.sweep_claims.count_due("dr", period=PERIOD, now=clock.now(), limit=5)
+    catalogue.store_records.unconfigured(["primary"])
+    unsorted = len(plans)
+    catalogue.store_records.forget("dr", dry_run=True)
+    catalogue.ledger.prune(before=clock.now())
+    catalogue.pages.read_rate("dr", since=clock.now())
+    sorts = [each for each in plans[unsorted:] if each.startswith("USE TEMP B-TREE")]
+    assert sorts == [], "each group would sort all copies of the store, or all jobs"
+    found.jobs()
+    found.last_runs(["sweep.verify"], now=clock.now())
+    figures = catalogue.figures
+    figures.open_jobs()
+    figures.dead_letters()
+    figures.late_jobs(clock.now())
+    figures.ended_jobs(clock.now(), clock.now(), limit=5)
+    figures.resolved_findings(clock.now(), clock.now(), limit=5)
+    findings = catalogue.findings
+    findings.see_lost(["dr"], now=clock.now(), limit=5)
+    findings.counts()
+    findings.page(kind=FindingKind.CORRUPT, store="dr", limit=5)
+    findings.prune(before=clock.now())
+    catalogue.repairs.claim("dr", sources=["primary"], now=clock.now(), until=clock.now(), limit=5, job="page")
+    catalogue.repairs.count_bad("dr", since=clock.now(), limit=5)
+    for bucket in (None, "releases"):
+        catalogue.sweep_claims.begun(
+            "dr", bucket, "a", wanted=None, now=clock.now(), until=clock.now(), limit=5, late_since=clock.now()
         )
-        lease = timedelta(seconds=30)
-        catalogue.ledger.acquire("page", "page", {}, owner="me", holds=None, parent=None, now=clock.now(), lease=lease)
-        page = catalogue.pages.claim_due(
-            "page", "dr", period=PERIOD, now=clock.now(), until=clock.now() + lease, limit=5
-        )
-        catalogue.pages.claimed_copies(page)
-        catalogue.pages.release(page, page.open)
-        asked = list(plans)
-        judged(catalogue, artifact, "dr", "verified")
-    finally:
-        sa.event.remove(sa.engine.Engine, "before_cursor_execute", plan)
+        catalogue.sweep_claims.measure_absent("dr", bucket, "a", wanted=None)
+    catalogue.artifacts.record_many(
+        [NewVersion("releases", key, DIGEST, ["dr"]) for key in ("a", "b")], {}, clock.now(), job="upload"
+    )
+    lease = timedelta(seconds=30)
+    catalogue.ledger.acquire("page", "page", {}, owner="me", holds=None, parent=None, now=clock.now(), lease=lease)
+    page = catalogue.pages.claim_due("page", "dr", period=PERIOD, now=clock.now(), until=clock.now() + lease, limit=5)
+    catalogue.pages.claimed_copies(page)
+    catalogue.pages.release(page, page.open)
+    asked = list(plans)
+    judged(catalogue, recorded, "dr", "verified")
     assert [each for each in plans if each.startswith("SEARCH findings USING INDEX uq_findings_open ((bucket,key)>")]
     assert [each for each in plans if "ix_verifications_bad" in each]
     whole_store = "SEARCH copies USING INDEX ix_copies_state (store=?)"
