@@ -170,8 +170,6 @@ class Identity:
         own = self._configs.get(driver.name)
         self._root = own.root if isinstance(own, FilesystemConfig) else None
         self._place = place_of(own) if own else ""
-        self._is_placed = False
-        """Its place is recorded."""
         self._checked: dict[Purpose, tuple[object, float]] = {}
         """The mount that was checked, and until when that counts."""
         self._unmarked_until = 0.0
@@ -231,9 +229,8 @@ class Identity:
             self._refuse_other(left, None)
 
     def _put_place(self, marker: str | None) -> None:
-        if marker is not None and self._place and not self._is_placed:
+        if marker is not None and self._place:  # at each check: `stores accept` removes it while workers run
             self._known.put_place(self._driver.name, self._place)
-            self._is_placed = True
 
     def _mount(self) -> object:
         if self._root is not None:

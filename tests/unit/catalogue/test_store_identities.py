@@ -67,6 +67,22 @@ def test_a_store_that_is_renamed_while_its_disk_is_away_is_no_new_one(catalogue,
     newest.write_object("b", "k", source(DATA))
 
 
+def test_a_new_disk_that_a_running_worker_records_has_its_place(catalogue, tmp_path, disk):
+    """A store whose new disk was accepted while a worker ran is no new one either when it is renamed without it."""
+    run = tmp_path / "run"
+    old = _machine(catalogue, run, old=disk)["old"]
+    old.write_object("b", "k", source(DATA))
+    disk.rename(tmp_path / "broken")
+    disk.mkdir()
+    catalogue.store_identities(["old"], run).forget("old", place_of(FilesystemConfig(root=disk)))
+    old.write_object("b", "k", source(DATA))
+    disk.rename(tmp_path / "away")
+    disk.mkdir()
+    with pytest.raises(OtherStore, match="its marker is gone.*stores accept new"):
+        _machine(catalogue, tmp_path / "second", new=disk)["new"].write_object("b", "k", source(DATA))
+    assert list(disk.iterdir()) == []
+
+
 def test_two_machines_that_begin_at_once_keep_one_of_two_disks(catalogue, tmp_path, disk):
     """The first id that is recorded counts; a machine that made another one at the same moment is refused."""
     other = tmp_path / "other"
