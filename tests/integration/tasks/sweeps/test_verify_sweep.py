@@ -136,6 +136,27 @@ def test_a_sweep_that_died_before_its_messages_sends_them_at_its_next_attempt(sw
     assert found == {("overdue", "primary"), ("overdue", "dr")}
 
 
+def test_a_page_records_the_version_tag_of_the_object_that_it_has_read(sweeper, due, stored, context):
+    """A copy that another program wrote again with the same bytes gets the new tag, and the others keep theirs."""
+    due(2)
+    written = stored("primary", "a/001")
+    again = written.with_name("again")
+    again.write_bytes(written.read_bytes())
+    again.replace(written)
+    artifacts = context.catalogue.artifacts
+
+    def tags() -> list[str | None]:
+        found = [artifacts.current("releases", f"a/{n:03d}") for n in range(2)]
+        return [artifacts.copies(each)["primary"].tag for each in found]
+
+    before = tags()
+    sweeper.plan()
+    assert sweeper.page("sweep-1.00000001").outcomes == {"verified": 2}
+    there = context.stores["primary"].stat_object("releases", "a/001").version
+    assert tags() == [before[0], there]
+    assert there != before[1]
+
+
 def test_bad_copies_are_read_twice_and_named(sweeper, due, stored, context):
     """A corrupt and a missing copy have one bad verdict each, after a second read, and the page names them."""
     due(4)
