@@ -152,11 +152,13 @@ def _prune(context: Context) -> None:
 def _prune_history(context: Context) -> None:
     """Remove what is older than the settings say; a clock that is ahead for an hour removes nothing early."""
     keep, retention = context.settings.jobs.keep, context.settings.findings.retention
-    kept = context.settings.broker_file.with_name("clock-history")
-    now = clock.not_ahead(kept, max(retention, keep or retention))
-    context.catalogue.findings.prune(before=now - retention)
+    context.catalogue.findings.prune(before=_certain(context, "clock-findings", retention) - retention)
     if keep is not None:
-        context.catalogue.ledger.prune(before=now - keep, limit=_AT_ONCE)
+        context.catalogue.ledger.prune(before=_certain(context, "clock-jobs", keep) - keep, limit=_AT_ONCE)
+
+
+def _certain(context: Context, kept: str, hold: timedelta) -> datetime:
+    return clock.not_ahead(context.settings.broker_file.with_name(kept), hold)
 
 
 def _longest_delay(settings: Settings) -> timedelta:

@@ -484,3 +484,17 @@ def test_a_clock_that_is_ahead_removes_no_history(context, app, begin, monkeypat
     monkeypatch.setattr(clock, "not_ahead", lambda *_, **__: later)
     recover(context, app)
     assert history() == (False, 0)
+
+
+def test_a_clock_that_was_behind_holds_jobs_for_as_long_as_they_are_kept(context, app, begin, monkeypatch):
+    """A clock that was set right is believed for jobs after `jobs.keep`, and not after the year that findings stay."""
+    jobs = context.settings.jobs.model_copy(update={"keep": timedelta(days=30)})
+    context = replace(context, settings=context.settings.model_copy(update={"jobs": jobs}))
+    ledger, ended, running = context.catalogue.ledger, clock.now(), clock.uptime()
+    ledger.finish("old", begin("old").record.fence, "failed", now=ended, error={"type": "X"})
+    for now, ran in ((-400, 0), (1, 0), (32, 31)):
+        assert ledger.get("old") is not None
+        monkeypatch.setattr(clock, "now", partial(ended.__add__, timedelta(days=now)))
+        monkeypatch.setattr(clock, "uptime", partial(float, running + timedelta(days=ran).total_seconds()))
+        recover(context, app)
+    assert ledger.get("old") is None
