@@ -444,8 +444,8 @@ class VerdictRecorder:
 
     While another transaction writes, groups wait, up to `MOST_WAITING` of them, and one transaction has up to two. At
     the end of the context all groups are recorded, also where it ends by an error, unless the catalogue itself has
-    failed. None waits for the disk: what makes the end of the job, or of its attempt, survive a power cut does so for
-    them. A power cut before that costs verdicts, whose copies stay due.
+    failed. None waits for the disk: the flush at the end of the job, or of its attempt, makes them durable, too. A
+    power cut before that costs verdicts, whose copies stay due.
     """
 
     def __init__(self, database: Database, page: Page) -> None:

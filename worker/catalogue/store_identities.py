@@ -74,7 +74,7 @@ class StoreIdentities:
     def forget(self, name: str, place: str | None = None) -> str | None:
         """Remove the record of a store and return its id, or None if there is none: the next use records a new one.
 
-        So it does where a store was at its place that left the settings.
+        With `place`, it also forgets that a store that is no longer in the settings was there.
         """
         before = self.get(name)
         self._files.forget(name)

@@ -222,7 +222,7 @@ class ReadBack:
             found = judge(reader, digest, on_bytes)
         if found.verdict is Verdict.VERIFIED:
             return
-        with suppress(PreconditionFailed):  # it is that of a later writer
+        with suppress(PreconditionFailed):  # another writer has replaced the object: it stays
             self._driver.delete(written.bucket, written.key, condition=Match(written.version))
         raise Unavailable(
             f"{self._name}: {path}: the bytes were damaged on the way to a store that checks no checksums"
