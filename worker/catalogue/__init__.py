@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 
 from worker.catalogue.adoptions import Adoption, Adoptions, OtherVersion
-from worker.catalogue.alarm_digests import Alarms, ChannelState, PendingDigest
+from worker.catalogue.alarm_digests import Alarms
 from worker.catalogue.artifact_locks import ArtifactLocks
 from worker.catalogue.artifacts import Artifacts, FinishedCopy, SeenVersions
 from worker.catalogue.backup_times import BackupTimes
@@ -27,11 +27,10 @@ from worker.catalogue.checks_without_reading import (
     EVIDENCE_OUTCOMES,
     EvidenceCheck,
     EvidenceChecks,
-    EvidenceSummary,
     RecordedEvidence,
 )
 from worker.catalogue.companion_artifacts import Companions, NamedCompanion, WrongCompanion
-from worker.catalogue.coverage import Coverage, CoverageQueries, FailedJobs, LastRun, OverdueCopy, WaitingJobs
+from worker.catalogue.coverage import Coverage, CoverageQueries, FailedJobs, LastRun, WaitingJobs
 from worker.catalogue.database import (
     CatalogueError,
     CatalogueUnavailable,
@@ -46,11 +45,11 @@ from worker.catalogue.database import (
 from worker.catalogue.delete_approvals import ApprovalState, CannotDecide, DeleteApproval, DeleteApprovals
 from worker.catalogue.deletions import Deletions, KeptTombstone, Tombstone, UndeleteRefused
 from worker.catalogue.export import ExportSummary, Sink, count_rows, export
-from worker.catalogue.findings import COPY_KINDS, FindingCount, FindingRecord, Findings, NewFinding
-from worker.catalogue.history import Event, History, is_full_read
+from worker.catalogue.findings import FindingCount, FindingRecord, Findings, NewFinding
+from worker.catalogue.history import History, is_full_read
 from worker.catalogue.holds import Hold, Holds, HoldTooLate, OnHold
 from worker.catalogue.job_admin import JobAdmin
-from worker.catalogue.job_webhooks import JobWebhooks, PendingWebhook, ReceiverState
+from worker.catalogue.job_webhooks import JobWebhooks, PendingWebhook
 from worker.catalogue.ledger import EndNotDurable, Finished, Held, Leased, Ledger, OtherRequest, last_cause
 from worker.catalogue.load_export import BadExport, NotEmpty, load_export
 from worker.catalogue.log_archives import BadArchive, LogArchives, check_lines
@@ -61,7 +60,7 @@ from worker.catalogue.pauses import Pause, Pauses, Scope
 from worker.catalogue.rebuilding import FoundKey, FoundObject, KnownKey, Rebuilding, Rebuilt, Rules
 from worker.catalogue.reconciliation import ReconcileRun, Reconciliations, RecordedCopy, SettledFinding, Sighting
 from worker.catalogue.record_versions import NewVersion, Recorded, Superseded
-from worker.catalogue.recorded_stores import ForgottenStore, StoreRecords
+from worker.catalogue.recorded_stores import StoreRecords
 from worker.catalogue.records import (
     BAD,
     Artifact,
@@ -77,7 +76,7 @@ from worker.catalogue.records import (
     Outcome,
     VerdictRow,
 )
-from worker.catalogue.repairable_copies import Repairs, UntrustedStore
+from worker.catalogue.repairable_copies import Repairs
 from worker.catalogue.store_identities import StoreIdentities
 from worker.catalogue.sweep_claims import AHEAD, GRACE, SHORTEST_HORIZON, NeededReads, SweepClaims
 from worker.catalogue.tokens import AccessToken, AccessTokens
@@ -88,7 +87,6 @@ __all__ = [
     "AHEAD",
     "BAD",
     "CANARY_TIMES",
-    "COPY_KINDS",
     "EVIDENCE_OUTCOMES",
     "GRACE",
     "SHORTEST_HORIZON",
@@ -111,16 +109,13 @@ __all__ = [
     "Catalogue",
     "CatalogueError",
     "CatalogueUnavailable",
-    "ChannelState",
     "Copy",
     "CopyState",
     "Coverage",
     "DeleteApproval",
     "EndNotDurable",
     "EndedJob",
-    "Event",
     "EvidenceCheck",
-    "EvidenceSummary",
     "ExportSummary",
     "FailedBatchItem",
     "FailedJobs",
@@ -131,7 +126,6 @@ __all__ = [
     "Findings",
     "Finished",
     "FinishedCopy",
-    "ForgottenStore",
     "FoundKey",
     "FoundObject",
     "Group",
@@ -147,7 +141,6 @@ __all__ = [
     "Ledger",
     "ListedArtifact",
     "LogArchive",
-    "LogArchives",
     "LogHead",
     "LogMonth",
     "LostLease",
@@ -164,18 +157,15 @@ __all__ = [
     "OtherRequest",
     "OtherVersion",
     "Outcome",
-    "OverdueCopy",
     "Page",
     "PageCopy",
     "PageCounts",
     "PageOutcome",
     "Pause",
     "Pauses",
-    "PendingDigest",
     "PendingWebhook",
     "PlannedPage",
     "Rebuilt",
-    "ReceiverState",
     "ReconcileRun",
     "Recorded",
     "RecordedCopy",
@@ -187,11 +177,9 @@ __all__ = [
     "SettledFinding",
     "Share",
     "Sighting",
-    "StoreIdentities",
     "Superseded",
     "Tombstone",
     "UndeleteRefused",
-    "UntrustedStore",
     "UploadIntent",
     "VerdictRow",
     "WaitingJobs",
@@ -243,139 +231,43 @@ class Catalogue:
         return count_rows(self._database)
 
     # Each is made when it is first used: no job needs them all.
-
-    @cached_property
-    def access_tokens(self) -> AccessTokens:
-        return AccessTokens(self._database)
-
-    @cached_property
-    def artifacts(self) -> Artifacts:
-        return Artifacts(self._database)
-
-    @cached_property
-    def alarms(self) -> Alarms:
-        return Alarms(self._database)
-
-    @cached_property
-    def job_webhooks(self) -> JobWebhooks:
-        return JobWebhooks(self._database)
-
-    @cached_property
-    def budgets(self) -> Budgets:
-        return Budgets(self._database)
-
-    @cached_property
-    def canaries(self) -> Canaries:
-        return Canaries(self._database)
-
-    @cached_property
-    def artifact_locks(self) -> ArtifactLocks:
-        return ArtifactLocks(self._database)
-
-    @cached_property
-    def sweep_claims(self) -> SweepClaims:
-        return SweepClaims(self._database)
-
-    @cached_property
-    def backup_times(self) -> BackupTimes:
-        return BackupTimes(self._database)
-
-    @cached_property
-    def batches(self) -> Batches:
-        return Batches(self._database)
-
-    @cached_property
-    def job_admin(self) -> JobAdmin:
-        return JobAdmin(self._database)
-
-    @cached_property
-    def ledger(self) -> Ledger:
-        return Ledger(self._database)
-
-    @cached_property
-    def companions(self) -> Companions:
-        return Companions(self._database)
-
-    @cached_property
-    def coverage(self) -> CoverageQueries:
-        return CoverageQueries(self._database)
-
-    @cached_property
-    def delete_approvals(self) -> DeleteApprovals:
-        return DeleteApprovals(self._database)
-
-    @cached_property
-    def deletions(self) -> Deletions:
-        return Deletions(self._database)
-
-    @cached_property
-    def evidence_checks(self) -> EvidenceChecks:
-        return EvidenceChecks(self._database)
-
-    @cached_property
-    def history(self) -> History:
-        return History(self._database)
-
-    @cached_property
-    def holds(self) -> Holds:
-        return Holds(self._database)
-
-    @cached_property
-    def figures(self) -> Figures:
-        return Figures(self._database)
-
-    @cached_property
-    def findings(self) -> Findings:
-        return Findings(self._database)
-
-    @cached_property
-    def log_archives(self) -> LogArchives:
-        return LogArchives(self._database)
-
-    @cached_property
-    def pages(self) -> Pages:
-        return Pages(self._database)
-
-    @cached_property
-    def pauses(self) -> Pauses:
-        return Pauses(self._database)
-
-    @cached_property
-    def rebuilding(self) -> Rebuilding:
-        return Rebuilding(self._database)
-
-    @cached_property
-    def reconciliations(self) -> Reconciliations:
-        return Reconciliations(self._database)
-
-    @cached_property
-    def repairs(self) -> Repairs:
-        return Repairs(self._database)
+    access_tokens = cached_property(lambda self: AccessTokens(self._database))
+    adoptions = cached_property(lambda self: Adoptions(self._database))
+    alarms = cached_property(lambda self: Alarms(self._database))
+    artifact_locks = cached_property(lambda self: ArtifactLocks(self._database))
+    artifacts = cached_property(lambda self: Artifacts(self._database))
+    backup_times = cached_property(lambda self: BackupTimes(self._database))
+    batch_lists = cached_property(lambda self: BatchLists(self._database))
+    batches = cached_property(lambda self: Batches(self._database))
+    budgets = cached_property(lambda self: Budgets(self._database))
+    canaries = cached_property(lambda self: Canaries(self._database))
+    companions = cached_property(lambda self: Companions(self._database))
+    coverage = cached_property(lambda self: CoverageQueries(self._database))
+    delete_approvals = cached_property(lambda self: DeleteApprovals(self._database))
+    deletions = cached_property(lambda self: Deletions(self._database))
+    evidence_checks = cached_property(lambda self: EvidenceChecks(self._database))
+    figures = cached_property(lambda self: Figures(self._database))
+    findings = cached_property(lambda self: Findings(self._database))
+    history = cached_property(lambda self: History(self._database))
+    holds = cached_property(lambda self: Holds(self._database))
+    job_admin = cached_property(lambda self: JobAdmin(self._database))
+    job_webhooks = cached_property(lambda self: JobWebhooks(self._database))
+    ledger = cached_property(lambda self: Ledger(self._database))
+    log_archives = cached_property(lambda self: LogArchives(self._database))
+    pages = cached_property(lambda self: Pages(self._database))
+    pauses = cached_property(lambda self: Pauses(self._database))
+    rebuilding = cached_property(lambda self: Rebuilding(self._database))
+    reconciliations = cached_property(lambda self: Reconciliations(self._database))
+    repairs = cached_property(lambda self: Repairs(self._database))
+    store_records = cached_property(lambda self: StoreRecords(self._database))
+    sweep_claims = cached_property(lambda self: SweepClaims(self._database))
+    transfers = cached_property(lambda self: Transfers(self._database))
+    verifications = cached_property(lambda self: Verifications(self._database))
 
     def store_identities(self, names: Iterable[str], run: Path) -> StoreIdentities:
         """Return the recorded ids of these stores; `run` is the directory where earlier versions kept them in files."""
         known = tuple(names)
         return StoreIdentities(self._database, known, KnownIdFiles(run, known))
-
-    @cached_property
-    def store_records(self) -> StoreRecords:
-        return StoreRecords(self._database)
-
-    @cached_property
-    def transfers(self) -> Transfers:
-        return Transfers(self._database)
-
-    @cached_property
-    def adoptions(self) -> Adoptions:
-        return Adoptions(self._database)
-
-    @cached_property
-    def batch_lists(self) -> BatchLists:
-        return BatchLists(self._database)
-
-    @cached_property
-    def verifications(self) -> Verifications:
-        return Verifications(self._database)
 
     def close(self) -> None:
         """Close the connections."""
