@@ -12,13 +12,11 @@ from worker.context import JobContext
 from worker.counted import counted
 from worker.jobs.outbox import Outbox
 from worker.jobs.running_job import RunningJob
-from worker.jobs.send_sweep_pages import Claimed, Messages, page_id, plan, resume
+from worker.jobs.send_sweep_pages import Messages, PlanOfClaims, resume
 from worker.jobs.task import artifact_task
 from worker.storage.durations_and_sizes import duration_text
 from zot_artifact_client.contract import (
     SWEEP_REPAIR,
-    ClaimSelection,
-    PageRequest,
     SweepRepairRequest,
     SweepRepairResult,
 )
@@ -62,7 +60,7 @@ def _plan(
 ) -> Counter[str]:
     """Claim copies for pages, bad ones first, and send the pages; return how many copies of each store that is."""
     sweep, most, count = context.settings.sweep.repair, context.settings.page.objects, Counter[str]()
-    requests, claimed = list[PageRequest](), list[Claimed]()
+    plan = PlanOfClaims(context.catalogue, job.id, messages)
     open_ = context.catalogue.pages.open_by_store(SWEEP_REPAIR.kind)
     for store in stores:
         if store in sweep.off or not _is_trusted(context, store):
@@ -73,16 +71,15 @@ def _plan(
                 now = clock.now()
                 found = context.catalogue.repairs.claim(
                     store, sources=list(context.stores), now=now, until=now + sweep.claim, limit=room,
-                    job=page_id(job.id, len(requests) + 1), within=(request.bucket, request.prefix), metadata=metadata,
+                    job=plan.next_id, within=(request.bucket, request.prefix), metadata=metadata,
+                    plan=plan.pages_of(store, objects=most, now=now, until=now + sweep.claim),
                 )  # fmt: skip
                 if found:
-                    requests.append(PageRequest(verb="replicate", claim=ClaimSelection(store=store), to=(store,)))
-                    claimed.append(Claimed([artifact.id for artifact in found], now + sweep.claim))
                     count[store] += len(found)
                     open_[store] += 1
                 if len(found) < room:
                     break
-    plan(context.catalogue, job.id, requests, messages, claimed)
+    plan.send()
     return count
 
 

@@ -1,23 +1,19 @@
 """Sweep replicate: send pages for the copies that jobs have begun and left, and those that placement wants."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from datetime import datetime
-from itertools import islice
+from collections.abc import Sequence
+from math import ceil
 
 from celery import current_app
 
 from worker import clock
-from worker.catalogue import Artifact
 from worker.context import JobContext
 from worker.jobs.outbox import Outbox
 from worker.jobs.running_job import RunningJob
-from worker.jobs.send_sweep_pages import Claimed, Messages, plan, resume
+from worker.jobs.send_sweep_pages import Messages, PlanOfClaims, resume
 from worker.jobs.task import artifact_task
 from zot_artifact_client.contract import (
     SWEEP_REPLICATE,
-    ClaimSelection,
-    PageRequest,
     SweepReplicateRequest,
     SweepReplicateResult,
 )
@@ -49,60 +45,46 @@ def _plan(
     request: SweepReplicateRequest, stores: Sequence[str], context: JobContext, job: RunningJob, messages: Messages
 ) -> Counter[str]:
     """Claim copies for pages, and send the pages; return how many copies of each store that is."""
-    count = Counter[str]()
-    requests, claimed = list[PageRequest](), list[Claimed]()
+    plan, count = PlanOfClaims(context.catalogue, job.id, messages), Counter[str]()
     open_ = context.catalogue.pages.open_by_store(SWEEP_REPLICATE.kind)
     for store in stores:
-        most = max(0, context.settings.page.in_flight - open_[store])
-        for found, until in islice(_claims(context, request, store, job, most), most):
-            requests.append(PageRequest(verb="replicate", claim=ClaimSelection(store=store), to=(store,)))
-            since = _late_since(context)
-            late = [(store, of.bucket, of.key) for of in found if (of.committed_at or until) <= since]
-            claimed.append(Claimed([artifact.id for artifact in found], until, late))
-            count[store] += len(found)
-    plan(context.catalogue, job.id, requests, messages, claimed)
+        pages = context.settings.page.in_flight - open_[store]
+        if pages > 0 and (claimed := _claim(context, request, store, job, plan, pages=pages)):
+            count[store] = claimed
+    plan.send()
     return count
 
 
-def _claims(
-    context: JobContext, request: SweepReplicateRequest, store: str, job: RunningJob, pages: int
-) -> Iterator[tuple[Sequence[Artifact], datetime]]:
-    """Claim the copies of a store for about so many pages, and yield those of each, with the end of their claim.
+def _claim(
+    context: JobContext, request: SweepReplicateRequest, store: str, job: RunningJob, plan: PlanOfClaims, *, pages: int
+) -> int:
+    """Claim the copies of a store for up to so many pages, which are planned with them; return how many copies.
 
     First are those that a job has begun and left, which one search finds; then those that placement wants.
     """
     settings, claims, wanted = context.settings, context.catalogue.sweep_claims, context.settings.wanted_in(store)
-    most = settings.page.objects
-    room = min(settings.sweep.replicate.batch, pages * most)
-    now = clock.now()
-    until = now + settings.sweep.replicate.claim
+    sweep, most, now = settings.sweep.replicate, settings.page.objects, clock.now()
+    until, late_since = now + sweep.claim, now - sweep.late
+    accept = plan.pages_of(store, objects=most, now=now, until=until, late_since=late_since)
+    limit = min(sweep.batch, pages * most)
     job.check()
-    begun = claims.begun(
-        store, request.bucket, request.prefix, wanted=wanted, now=now, until=until, limit=room,
-        late_since=_late_since(context),
-    )  # fmt: skip
-    for first in range(0, len(begun), most):
-        yield begun[first : first + most], until
-    room -= len(begun)
-    while wanted is not None and room:
-        job.check()
-        now = clock.now()
-        until = now + settings.sweep.replicate.claim
-        limit = min(most, room)
-        found = claims.absent(
+    claimed = len(
+        claims.begun(
             store, request.bucket, request.prefix, wanted=wanted, now=now, until=until, limit=limit,
-            late_since=_late_since(context),
+            late_since=late_since, plan=accept,
+        )
+    )  # fmt: skip
+    pages -= ceil(claimed / most)
+    while wanted is not None and pages > 0 and (room := min(most, limit - claimed)):
+        job.check()
+        found = claims.absent(
+            store, request.bucket, request.prefix, wanted=wanted, now=now, until=until, limit=room,
+            late_since=late_since, plan=accept,
         )  # fmt: skip
-        if found:
-            yield found, until
-        if len(found) < limit:
-            return
-        room -= len(found)
-
-
-def _late_since(context: JobContext) -> datetime:
-    """Return the moment before which an artifact was committed whose absent copy is a finding."""
-    return clock.now() - context.settings.sweep.replicate.late
+        claimed, pages = claimed + len(found), pages - 1
+        if len(found) < room:
+            break
+    return claimed
 
 
 sweep_replicate_task = artifact_task(SWEEP_REPLICATE, writes=False)(sweep_replicate)

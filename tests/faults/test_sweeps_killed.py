@@ -199,10 +199,9 @@ class Fleet:
             self.drain(context)
 
     def repair_again(self, number: int) -> None:
-        """Deliver a repair sweep that was killed again, and the next one after its claims have ended."""
+        """Deliver a repair sweep that was killed again, and the next one."""
         self.later(HOUR)
         self.repair(f"sweep-{number}")
-        self.later(self.settings.sweep.repair.claim)  # that of a message which was never sent
         self.repair(f"next-{number}")
 
     def is_at_rest(self, context: Context, bucket: str, *keys: str) -> bool:

@@ -78,7 +78,7 @@ from worker.catalogue.records import (
 )
 from worker.catalogue.repairable_copies import Repairs
 from worker.catalogue.store_identities import StoreIdentities
-from worker.catalogue.sweep_claims import AHEAD, GRACE, SHORTEST_HORIZON, NeededReads, SweepClaims
+from worker.catalogue.sweep_claims import AHEAD, GRACE, SHORTEST_HORIZON, NeededReads, Plan, SweepClaims
 from worker.catalogue.tokens import AccessToken, AccessTokens
 from worker.catalogue.verification_log import Verifications
 from worker.storage.identity import KnownIdFiles
@@ -164,6 +164,7 @@ __all__ = [
     "Pause",
     "Pauses",
     "PendingWebhook",
+    "Plan",
     "PlannedPage",
     "Rebuilt",
     "ReconcileRun",

@@ -367,18 +367,26 @@ class Pages:
         self, parent: str, planned: Sequence[PlannedPage], *, queue: str, due: datetime | None, now: datetime
     ) -> None:
         """Accept the jobs of pages into the ledger, in one transaction. `due`: see `BatchItemKind`."""
+        if planned:
+            with self._database.write() as connection:
+                self.accept(connection, parent, planned, queue=queue, due=due, now=now)
+
+    @staticmethod
+    def accept(
+        connection: Connection, parent: str, planned: Sequence[PlannedPage], *, queue: str, due: datetime | None,
+        now: datetime,
+    ) -> None:  # fmt: skip
+        """Do as `plan`, in the transaction that claims what the pages work on: no death leaves a claim without one."""
         accepted = {
             "kind": "page", "state": JobState.QUEUED, "attempts": 0, "fence": 0, "crashes": 0, "parent": parent,
             "created_at": now, "queue": queue, "due_at": due,
         }  # fmt: skip
-        if planned:
-            with self._database.write() as connection:
-                rows = [accepted | {"id": page.job, "request": dict(page.request)} for page in planned]
-                connection.execute(sa.insert(jobs), rows)
-                for page in planned:
-                    if page.objects is not None:
-                        _insert(connection, Page(page.job, page.claimed_until, list(page.objects)))
-                    note_action(connection, dict.fromkeys(page.findings, page.job), page.request["verb"], now)
+        rows = [accepted | {"id": page.job, "request": dict(page.request)} for page in planned]
+        connection.execute(sa.insert(jobs), rows)
+        for page in planned:
+            if page.objects is not None:
+                _insert(connection, Page(page.job, page.claimed_until, list(page.objects)))
+            note_action(connection, dict.fromkeys(page.findings, page.job), page.request["verb"], now)
 
     def planned_by(self, parent: str) -> list[PlannedPage]:
         """Return the pages that a job has planned, in the order of their ids."""

@@ -11,7 +11,7 @@ from worker.catalogue.database import Database
 from worker.catalogue.findings import NewFinding, note_action, resolve_store, see
 from worker.catalogue.key_ranges import begins_with
 from worker.catalogue.records import BAD, Artifact, CopyState, FindingKind, artifact_of
-from worker.catalogue.sweep_claims import claim_copies, unclaimed
+from worker.catalogue.sweep_claims import Plan, claim_copies, unclaimed
 from worker.catalogue.tables import BAD_VERDICT, CURRENT, artifacts, copies, findings, store_trust, verifications
 from worker.storage.keys import CANARY_BUCKET
 
@@ -45,6 +45,7 @@ class Repairs:
         job: str,
         within: tuple[str | None, str] = (None, ""),
         metadata: bool = False,
+        plan: Plan | None = None,
     ) -> list[Artifact]:
         """Claim bad copies of a store whose artifact has a good copy in another of `sources`.
 
@@ -68,6 +69,8 @@ class Repairs:
             claimed = claim_copies(connection, list(found), still, now=now, until=until)
             repaired = [found[copy] for copy in claimed]
             note_action(connection, {(store, of.bucket, of.key): job for of in repaired}, action, now)
+            if plan and repaired:
+                plan(connection, repaired)
         return repaired
 
     def count_wrong_metadata(self, store: str, *, within: tuple[str | None, str] = (None, "")) -> int:

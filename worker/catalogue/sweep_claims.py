@@ -70,6 +70,9 @@ class NeededReads(NamedTuple):
     again: float = 0.0
 
 
+Plan = Callable[[Connection, Sequence[Artifact]], None]
+"""Accepts the pages of what was claimed into the ledger, in the transaction of the claims: see `Pages.accept`."""
+
 NOT_ARCHIVED = copies.c.last_verdict.is_distinct_from(Verdict.ARCHIVED.value)
 """The condition of copies that can be read now, as far as is known; an archived one has a `next_due_at`."""
 
@@ -198,6 +201,7 @@ class SweepClaims:
         until: datetime,
         limit: int,
         late_since: datetime,
+        plan: Plan | None = None,
     ) -> list[Artifact]:
         """Claim current artifacts whose copy in a store a job has begun and left, and open a finding on each.
 
@@ -222,6 +226,8 @@ class SweepClaims:
             still = copies.c.state == CopyState.WRITING
             claimed = [found[id_] for id_ in claim_copies(connection, list(found), still, now=now, until=until)]
             _see_under_replicated(connection, store, claimed, now)
+            if plan and claimed:
+                plan(connection, claimed)
         return claimed
 
     def absent(
@@ -236,6 +242,7 @@ class SweepClaims:
         limit: int,
         scan: int = 10_000,
         late_since: datetime | None = None,
+        plan: Plan | None = None,
     ) -> list[Artifact]:
         """Claim current artifacts that a store should have and of which no copy was begun there, the oldest first.
 
@@ -280,6 +287,8 @@ class SweepClaims:
             connection.execute(begun.values(claimed_until=until, evidence=BEGUN_FOR_PLACEMENT))
             old_ones = [of for of in absent if late_since and of.committed_at and of.committed_at <= late_since]
             _see_under_replicated(connection, store, old_ones, now)
+            if plan and absent:
+                plan(connection, absent)
             if old:
                 connection.execute(sa.delete(sweep_cursors).where(sweep_cursors.c.name == cursor))
                 connection.execute(sa.insert(sweep_cursors), {"name": cursor, "after": last})

@@ -5,16 +5,15 @@ A batch sends its jobs in the same way, step by step: see `tasks.batch`.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 import redis
 from kombu.exceptions import OperationalError
 
 from worker import clock
-from worker.catalogue import Catalogue, PlannedPage
-from zot_artifact_client.contract import PAGE, PageRequest, batch_stem
+from worker.catalogue import Artifact, Catalogue, Plan, PlannedPage
+from zot_artifact_client.contract import PAGE, ClaimSelection, PageRequest, batch_stem
 from zot_artifact_client.outgoing_messages import Outgoing
 
 logger = logging.getLogger(__name__)
@@ -36,47 +35,67 @@ class Messages(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Claimed:
-    """The artifacts that the planner has claimed for a page until this moment.
-
-    `findings`: the copies whose findings the page is about, by store, bucket and key.
-    """
-
-    artifacts: Sequence[int]
-    until: datetime
-    findings: Sequence[tuple[str, str, str]] = ()
-
-
 def page_id(parent: str, number: int) -> str:
     """Return the id of a job of a sweep or batch, by its number in it, from 1 on: ids sort in planning order."""
     return f"{batch_stem(parent)}.{number:08d}"
 
 
-def plan(
-    catalogue: Catalogue,
-    sweep: str,
-    requests: Sequence[PageRequest],
-    messages: Messages,
-    claimed: Sequence[Claimed] | None = None,
-) -> None:
-    """Accept the pages of a sweep into the ledger, with what they act on, and send their messages.
-
-    `claimed`: what each of them works on.
-    """
+def plan(catalogue: Catalogue, sweep: str, requests: Sequence[PageRequest], messages: Messages) -> None:
+    """Accept the pages of a sweep into the ledger, each of which claims what it works on, and send their messages."""
     now = clock.now()
     planned = [PlannedPage(page_id(sweep, number), each.payload()) for number, each in enumerate(requests, 1)]
-    if claimed is not None:
-        planned = [
-            replace(page, objects=of.artifacts, claimed_until=of.until, findings=of.findings)
-            for page, of in zip(planned, claimed, strict=True)
-        ]
-    try:
-        told = messages.lost([]) is not None
-    except BROKER_ERRORS:
-        told = False
-    catalogue.pages.plan(sweep, planned, queue=PAGE.queue.value, due=None if told else now + UNSEEN, now=now)
+    catalogue.pages.plan(sweep, planned, queue=PAGE.queue.value, due=_due(messages, now), now=now)
     _send(sweep, planned, messages)
+
+
+class PlanOfClaims:
+    """The pages of one run of a sweep that claims for them: those of some claims are accepted together with them.
+
+    So no death leaves a claim without a page, which would keep other runs away until it ends.
+    """
+
+    def __init__(self, catalogue: Catalogue, sweep: str, messages: Messages) -> None:
+        self._catalogue = catalogue
+        self._sweep = sweep
+        self._messages = messages
+        self._planned: list[PlannedPage] = []
+        self._due = _due(messages, clock.now())
+
+    @property
+    def next_id(self) -> str:
+        """Return the id of the job of the next page."""
+        return page_id(self._sweep, len(self._planned) + 1)
+
+    def pages_of(
+        self, store: str, *, objects: int, now: datetime, until: datetime, late_since: datetime | None = None
+    ) -> Plan:
+        """Return what accepts the pages that replicate what was claimed to a store, up to `objects` in each.
+
+        `until`: the end of the claims. The pages are about the findings of artifacts committed before `late_since`.
+        """
+        request = PageRequest(verb="replicate", claim=ClaimSelection(store=store), to=(store,)).payload()
+
+        def late(found: Sequence[Artifact]) -> list[tuple[str, str, str]]:
+            if late_since is None:
+                return []
+            return [(store, of.bucket, of.key) for of in found if (of.committed_at or until) <= late_since]
+
+        def accept(connection: Any, claimed: Sequence[Artifact]) -> None:
+            for start in range(0, len(claimed), objects):
+                some = claimed[start : start + objects]
+                page = PlannedPage(
+                    self.next_id, request, objects=[of.id for of in some], claimed_until=until, findings=late(some)
+                )
+                self._planned.append(page)
+                self._catalogue.pages.accept(
+                    connection, self._sweep, [page], queue=PAGE.queue.value, due=self._due, now=now
+                )
+
+        return accept
+
+    def send(self) -> None:
+        """Send the messages of all pages."""
+        _send(self._sweep, self._planned, self._messages)
 
 
 def resume(sweep: str, planned: Sequence[PlannedPage], messages: Messages) -> int:
@@ -92,3 +111,11 @@ def _send(sweep: str, planned: Sequence[PlannedPage], messages: Messages) -> Non
     queue = PAGE.queue.value
     if planned:
         messages.send([Outgoing(PAGE.name, each.job, queue, dict(each.request), parent=sweep) for each in planned])
+
+
+def _due(messages: Messages, now: datetime) -> datetime | None:
+    """Return when to send jobs again that no worker has taken, None where the broker tells whether they are lost."""
+    try:
+        return None if messages.lost([]) is not None else now + UNSEEN
+    except BROKER_ERRORS:
+        return now + UNSEEN

@@ -456,6 +456,30 @@ def test_what_lacks_a_copy_for_long_is_a_finding_until_it_has_one(context: Conte
     assert context.catalogue.findings.page() == []
 
 
+def test_what_a_sweep_has_claimed_before_its_death_is_in_its_pages(context: Context, run, put, sent, monkeypatch):
+    """A claim without a page would keep other sweeps away until it ends, 6 hours later by default."""
+    monkeypatch.setitem(context.settings.page.__dict__, "objects", 1)
+    for key in ("first", "second"):
+        put("models-en", key, "primary")
+    checks = iter([None, None, SystemExit()])  # those of copies that were begun, and of two pages
+
+    def check(job: RunningJob) -> None:
+        if error := next(checks, None):
+            raise error
+
+    def deliver() -> None:
+        job = sent.take("sweep-1", SWEEP_REPLICATE.kind, {})
+        replicate_sweep.sweep(SweepReplicateRequest(store="dr"), context.for_job(job), job, sent.messages)
+
+    with monkeypatch.context() as dying:
+        dying.setattr(RunningJob, "check", check)
+        with pytest.raises(SystemExit):
+            deliver()
+    deliver()
+    assert run(sweep_replicate, SweepReplicateRequest(store="dr")).claimed == {"dr": 1}
+    assert [sent.page(id_).outcomes for id_ in sent.messages.sent] == [{"stored": 1}] * 2
+
+
 def test_an_absent_copy_that_no_rule_wants_any_more_is_no_finding(context: Context, run, put, sent, monkeypatch):
     """A rule that was removed leaves no open finding behind."""
     put("models-en", "old", "cold")
