@@ -18,10 +18,9 @@ from worker.cli.arguments import ArtifactPath, IdempotencyKey, NoWait, Timeout
 from worker.cli.errors import Failure, Status
 from worker.cli.job_outcome import Outcome, finish, print_unnamed_failures
 from worker.cli.output import AsJson, complain, note, print_json, say
-from worker.cli.send_and_wait import request_of, sender
+from worker.cli.send_and_wait import WaitOptions, request_of, sender
 from worker.cli.session import Session, opened
 from worker.cli.stage_file import stage
-from worker.cli.upload_directory import WaitOptions
 from worker.storage.driver import ListedObject
 from worker.storage.errors import InvalidKey, StorageError
 from worker.storage.keys import check_bucket, check_existing_key
@@ -117,16 +116,15 @@ def _list_beside(store: Store, bucket: str, key: str) -> str | None:
 def _adopt_one(session: Session, at: ArtifactPath, fields: dict[str, Any], waiting: WaitOptions) -> Outcome:
     request = request_of(ADOPT, bucket=at.bucket, key=at.key, **fields)
     job_id = choose_id(ADOPT, idempotency_key=waiting.key)
-    with sender(session, "adopt: waiting for a worker", waiting.key) as way:
-        job = way.send_once(ADOPT, job_id, request)
-        return way.wait(job, waiting.timeout) if waiting.wait else Outcome(job_id, ADOPT.kind)
+    with sender(session, "adopt: waiting for a worker", waiting) as way:
+        return way.wait(way.send_once(ADOPT, job_id, request))
 
 
 def _adopt_all(session: Session, place: Place, waiting: WaitOptions, *, first_read: bool, sums: bool) -> Outcome:
     """Send one batch for all objects below a prefix. With `sums`, its list has the digests that the lists name."""
     fields: dict[str, object] = {"verb": ADOPT.kind, "stores": (place.store,), "first_read": first_read or None}
     job_id = choose_id(BATCH, idempotency_key=waiting.key)
-    with sender(session, f"adopting {place.bucket}/{place.prefix}", waiting.key) as way:
+    with sender(session, f"adopting {place.bucket}/{place.prefix}", waiting) as way:
         if sums:
             with tempfile.NamedTemporaryFile(dir=session.settings.spool_dir) as file:
                 _write_list(session, place, file, first_read=first_read)
@@ -136,7 +134,7 @@ def _adopt_all(session: Session, place: Place, waiting: WaitOptions, *, first_re
         else:
             request = request_of(BATCH, bucket=place.bucket, prefix=place.prefix or None, **fields)
             job = way.send_once(BATCH, job_id, request)
-        return way.wait(job, waiting.timeout) if waiting.wait else Outcome(job_id, BATCH.kind)
+        return way.wait(job)
 
 
 def _write_list(session: Session, place: Place, file: IO[bytes], *, first_read: bool) -> None:

@@ -20,6 +20,7 @@ from worker.cli.errors import Failure, Status
 from worker.cli.job_outcome import finish
 from worker.cli.output import AsJson, note
 from worker.cli.replicate_verify_delete import Selection, run_verb
+from worker.cli.send_and_wait import WaitOptions
 from worker.cli.session import Session, opened
 from worker.cli.user import user_name
 from worker.storage.durations_and_sizes import duration_text
@@ -68,11 +69,11 @@ def delete(
         zot-artifacts delete releases/app.tgz --store dr
         zot-artifacts delete releases/2019/ --all
     """
+    waiting = WaitOptions(not no_wait, timeout, idempotency_key, tuple(notify or ()))
     with opened(existing=True) as session:
         fields: dict[str, object] = {
             "stores": session.store_names(store),
             "allow_last": allow_last or None,
-            "notify": notify or None,
         }
         selection = Selection(artifact, all_below, keys_from, in_flight)
         many = selection.many
@@ -89,11 +90,11 @@ def delete(
             fields["by"] = by
         if not many:
             _require_known(session, ArtifactPath.parse(artifact))
-        outcome = run_verb(session, DELETE, selection, fields, key=idempotency_key, wait=not no_wait, timeout=timeout)
+        outcome = run_verb(session, DELETE, selection, fields, waiting)
         grace = session.settings.delete.grace
     if many and not store and grace:
         note(f"for {duration_text(grace)} after the delete `zot-artifacts undelete` brings each back")
-    finish(outcome, waited=not no_wait, as_json=as_json)
+    finish(outcome, waited=waiting.wait, as_json=as_json)
 
 
 def _require_known(session: Session, at: ArtifactPath) -> None:

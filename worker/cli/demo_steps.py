@@ -21,7 +21,7 @@ from worker.cli.errors import Failure
 from worker.cli.fetch_artifact import fetch
 from worker.cli.job_outcome import Outcome
 from worker.cli.output import size, word
-from worker.cli.send_and_wait import request_of, sender
+from worker.cli.send_and_wait import WaitOptions, request_of, sender
 from worker.cli.session import Session, opened
 from worker.cli.upload import upload_one
 from worker.counted import counted
@@ -98,12 +98,12 @@ class Stage:
         """Send a job as other services do, wait for it, and return its outcome and how many seconds it took."""
         request = request_of(spec, bucket=BUCKET, key=sample.key, **fields)
         began = time.monotonic()
-        with sender(self.session, f"{spec.kind} {sample.key}") as way:
+        with sender(self.session, f"{spec.kind} {sample.key}", WaitOptions(timeout=_JOB_WITHIN)) as way:
             job_id = choose_id(spec)
             if spec is UPLOAD:
-                outcome = upload_one(way, job_id, request, sample.path, wait=True, timeout=_JOB_WITHIN)
+                outcome = upload_one(way, job_id, request, sample.path)
             else:
-                outcome = way.wait(way.send(spec, job_id, request), _JOB_WITHIN)
+                outcome = way.wait(way.send(spec, job_id, request))
         if outcome.result is None:
             cause = outcome.error["message"] if outcome.error else "no cause is known"
             raise CheckFailed(self.title, f"{spec.kind} of {BUCKET}/{sample.key} is {outcome.state}: {cause}")

@@ -1,7 +1,7 @@
 """Show the outcome of a job: its state, the lines of its result, and the exit status of the command."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from shlex import quote
 from types import MappingProxyType
@@ -25,7 +25,7 @@ _ALREADY_GONE = "{path} is gone already, nothing was deleted"
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The state, result and error of a job."""
+    """The state, result and error of a job; its fields are the JSON document that every job command prints."""
 
     job: str
     kind: str
@@ -33,17 +33,6 @@ class Outcome:
     attempts: int = 0
     error: dict[str, str] | None = None
     result: dict[str, Any] | None = None
-
-    def document(self) -> dict[str, Any]:
-        """Return it as the JSON document that every job command prints."""
-        return {
-            "job": self.job,
-            "kind": self.kind,
-            "state": self.state,
-            "attempts": self.attempts,
-            "error": self.error,
-            "result": self.result,
-        }
 
     @property
     def ended(self) -> bool:
@@ -79,7 +68,7 @@ def outcome_from_client(job_id: str, kind: str, told: JobNotDone) -> Outcome:
 def finish(outcome: Outcome, *, waited: bool, as_json: bool, more: Mapping[str, object] = MappingProxyType({})) -> None:
     """Print the outcome and end the command with its exit status; the JSON document has `more` too."""
     if as_json:
-        print_json({**outcome.document(), **more})
+        print_json({**asdict(outcome), **more})
     if waited and not (as_json and outcome.result is not None):
         print_outcome(outcome)
     elif not waited and not as_json:

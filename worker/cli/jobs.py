@@ -287,14 +287,14 @@ def _cancel(session: Session, client: Any, id_: str) -> str:
 
 def _wait(session: Session, id_: str, timeout: float | None, *, as_json: bool) -> None:
     """Wait for the end of a job, print its outcome and end the command with its exit status."""
-    from worker.cli.send_and_wait import sender
+    from worker.cli.send_and_wait import WaitOptions, sender
 
     id_ = _full_id(session, id_)
     if record := _ended(session, id_):
         finish(outcome_of(record), waited=True, as_json=as_json)
     record = session.recorded_job(id_)
-    with sender(session, f"{record.kind if record else 'job'}: waiting") as way:
-        outcome = way.wait(way.client.job(id_, record.kind if record else None), timeout)
+    with sender(session, f"{record.kind if record else 'job'}: waiting", WaitOptions(timeout=timeout)) as way:
+        outcome = way.wait(way.client.job(id_, record.kind if record else None))
     finish(outcome, waited=True, as_json=as_json)
 
 

@@ -19,7 +19,7 @@ def _document(record: JobRecord) -> dict[str, Any]:
     """Return a job as JSON, without its traceback."""
     times = {"created_at": record.created_at, "started_at": record.started_at, "finished_at": record.finished_at}
     about = {"request": _shown_request(record), "progress": record.progress and dict(record.progress)}
-    return {**outcome_of(record).document(), **about, **times}
+    return {**asdict(outcome_of(record)), **about, **times}
 
 
 def _short_id(id_: str) -> str:

@@ -18,7 +18,7 @@ from worker.cli.errors import Failure, Status, failure_of
 from worker.cli.get import check_output, file_at
 from worker.cli.job_outcome import finish
 from worker.cli.output import AsJson, note, print_json, print_table, say, size
-from worker.cli.send_and_wait import request_of, sender
+from worker.cli.send_and_wait import WaitOptions, request_of, sender
 from worker.cli.session import Session, opened
 from worker.cli.upload import upload_one
 from worker.counted import counted
@@ -156,8 +156,8 @@ def restore(
             if as_ is None:
                 _check_wanted(session, found, sha256)
             request = request_of(UPLOAD, bucket=at.bucket, key=at.key, source=str(path), sha256=sha256)
-            with sender(session, "restoring") as way:
-                outcome = upload_one(way, choose_id(UPLOAD), request, path, wait=True)
+            with sender(session, "restoring", WaitOptions()) as way:
+                outcome = upload_one(way, choose_id(UPLOAD), request, path)
         finally:
             path.unlink(missing_ok=True)
     finish(outcome, waited=True, as_json=as_json)

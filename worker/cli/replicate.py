@@ -8,6 +8,7 @@ from worker.cli.arguments import All, ArtifactsArgument, IdempotencyKey, InFligh
 from worker.cli.job_outcome import finish
 from worker.cli.output import AsJson
 from worker.cli.replicate_verify_delete import Selection, run_verb
+from worker.cli.send_and_wait import WaitOptions
 from worker.cli.session import opened
 from zot_artifact_client.contract import REPLICATE
 
@@ -40,10 +41,9 @@ def replicate(
         zot-artifacts replicate releases/2026/ --all --to dr --to cloud
         zot-artifacts replicate --keys-from list.txt --to cloud
     """
+    waiting = WaitOptions(not no_wait, timeout, idempotency_key, tuple(notify or ()))
     with opened(existing=True) as session:
-        fields = {"to": session.store_names(to), "notify": notify or None}
+        fields = {"to": session.store_names(to)}
         selection = Selection(artifact, all_below, keys_from, in_flight)
-        outcome = run_verb(
-            session, REPLICATE, selection, fields, key=idempotency_key, wait=not no_wait, timeout=timeout
-        )
-    finish(outcome, waited=not no_wait, as_json=as_json)
+        outcome = run_verb(session, REPLICATE, selection, fields, waiting)
+    finish(outcome, waited=waiting.wait, as_json=as_json)

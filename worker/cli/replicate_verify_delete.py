@@ -8,7 +8,7 @@ from typing import Any
 from worker.cli.arguments import STREAM, ArtifactPath, input_file, local_path
 from worker.cli.errors import Failure, Status
 from worker.cli.job_outcome import Outcome
-from worker.cli.send_and_wait import Sender, request_of, sender
+from worker.cli.send_and_wait import WaitOptions, request_of, sender
 from worker.cli.session import Session
 from worker.cli.stage_file import check_file, stage, within_roots
 from zot_artifact_client.contract import BATCH, BatchRequest, TaskSpec
@@ -48,37 +48,32 @@ def run_verb(
     spec: TaskSpec[Any, Any],
     selection: Selection,
     fields: Mapping[str, object],
-    *,
-    key: str | None,
-    wait: bool,
-    timeout: float | None,
+    waiting: WaitOptions,
 ) -> Outcome:
-    """Send one job, or one batch for a selection of many artifacts, and wait for its end unless --no-wait is given."""
-    if selection.many:
-        return _run_batch(session, spec.kind, selection, fields, key=key, wait=wait, timeout=timeout)
-    at = ArtifactPath.parse(selection.path)
-    request = request_of(spec, bucket=at.bucket, key=at.key, **fields)
-    job_id = choose_id(spec, idempotency_key=key)
-    with sender(session, f"{spec.kind}: waiting for a worker", key) as way:
-        job = way.send_once(spec, job_id, request)
-        return way.wait(job, timeout) if wait else Outcome(job_id, spec.kind)
-
-
-def _run_batch(
-    session: Session,
-    verb: str,
-    selection: Selection,
-    fields: Mapping[str, object],
-    *,
-    key: str | None,
-    wait: bool,
-    timeout: float | None,
-) -> Outcome:
-    """Send a batch and wait until it has ended.
+    """Send one job, or one batch for a selection of many artifacts, and wait for its end unless --no-wait is given.
 
     Raises:
-        Failure: the list cannot be read or staged; nothing was sent.
+        Failure: the request is not valid, or its list cannot be read or staged; nothing was sent.
     """
+    verb, fields = spec.kind, {**fields, "notify": waiting.notify or None}
+    if selection.many:
+        spec, request = BATCH, _batch_request(verb, selection, fields)
+    else:
+        at = ArtifactPath.parse(selection.path)
+        request = request_of(spec, bucket=at.bucket, key=at.key, **fields)
+    job_id = choose_id(spec, idempotency_key=waiting.key)
+    with sender(session, f"{verb}: waiting for a worker", waiting) as way:
+        keys_from = Path(request.keys_from) if selection.many and request.keys_from else None
+        if keys_from is None or within_roots(keys_from, session.settings):
+            job = way.send_once(spec, job_id, request)
+        else:
+            staged = stage(keys_from, session.settings, job_id, named_by_digest=True)
+            update = {"keys_from": str(staged.path), "staged": True}
+            job = way.send_staged(spec, job_id, request.model_copy(update=update), staged)
+        return way.wait(job)
+
+
+def _batch_request(verb: str, selection: Selection, fields: Mapping[str, object]) -> BatchRequest:
     where: dict[str, object] = {"in_flight": selection.in_flight}
     if selection.keys_from is None:
         bucket, _, prefix = selection.path.partition("/")
@@ -86,19 +81,7 @@ def _run_batch(
     else:
         where |= {"keys_from": str(_list(selection.keys_from))}
     request: BatchRequest = request_of(BATCH, verb=verb, **fields, **where)
-    job_id = choose_id(BATCH, idempotency_key=key)
-    with sender(session, f"{verb}: waiting for a worker", key) as way:
-        job = _send(way, job_id, request)
-        return way.wait(job, timeout) if wait else Outcome(job_id, BATCH.kind)
-
-
-def _send(way: Sender, job_id: str, request: BatchRequest) -> Any:
-    settings, path = way.session.settings, Path(request.keys_from or "")
-    if request.keys_from is None or within_roots(path, settings):
-        return way.send_once(BATCH, job_id, request)
-    staged = stage(path, settings, job_id, named_by_digest=True)
-    update = {"keys_from": str(staged.path), "staged": True}
-    return way.send_staged(BATCH, job_id, request.model_copy(update=update), staged)
+    return request
 
 
 def _list(name: str) -> Path:

@@ -24,13 +24,23 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class WaitOptions:
+    """Whether a command waits for the end of its job, and how long; its idempotency key, and who else gets its end."""
+
+    wait: bool = True
+    timeout: float | None = None
+    key: str | None = None
+    notify: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Sender:
-    """The connection to the broker, with the progress bar and the idempotency key of the command."""
+    """The connection to the broker, with the progress bar of the command."""
 
     session: Session
     client: "ArtifactClient"
     shown: Bar
-    key: str | None
+    waiting: WaitOptions
 
     def known(self, spec: TaskSpec[Any, Any], job_id: str, request: Message) -> bool:
         """Return whether the ledger has this job already, because its idempotency key is used again.
@@ -59,8 +69,8 @@ class Sender:
             IdempotencyMismatch: the key was used for another request, which may wait; nothing was sent.
         """
         try:
-            if self.key is not None:  # `job_id` was made from it
-                return self.client.submit(spec, request, idempotency_key=self.key)
+            if self.waiting.key is not None:  # `job_id` was made from it
+                return self.client.submit(spec, request, idempotency_key=self.waiting.key)
             return self.client.submit(spec, request, job_id=job_id)
         except BrokerUnavailable as error:
             from zot_artifact_client.connection import broker_fault, passing_fault  # it imports Celery
@@ -95,15 +105,17 @@ class Sender:
             staged.drop()
             raise
 
-    def wait(self, job: "Job[Any]", timeout: float | None) -> Outcome:
-        """Wait until the job has ended or the time is up, and return its state then.
+    def wait(self, job: "Job[Any]") -> Outcome:
+        """Wait until the job has ended or the time is up, and return its state then; with --no-wait at once.
 
         Raises:
             Failure: the broker or the catalogue has gone away, and the ledger does not show the end of the job.
         """
         kind = job.kind or "job"
+        if not self.waiting.wait:
+            return Outcome(job.id, kind)
         with continuing(f"job {job.id}", f"`zot-artifacts jobs {job.id} --wait` waits for its end"):
-            told = await_end(job, self.session.catalogue, self.session.settings, self.shown, timeout)
+            told = await_end(job, self.session.catalogue, self.session.settings, self.shown, self.waiting.timeout)
             record = self.session.catalogue.ledger.get(job.id)
         if record is None or record.state == JobState.REFUSED:  # the result backend tells it from a corrected request
             return outcome_from_client(job.id, kind, told) if told else Outcome(job.id, kind)
@@ -129,8 +141,8 @@ def continuing(what: str, way_to_see: str) -> Iterator[None]:
 
 
 @contextmanager
-def sender(session: Session, step: str, key: str | None = None) -> Iterator[Sender]:
-    """Open the connection to the broker. `key` is the idempotency key of the job that will be sent.
+def sender(session: Session, step: str, waiting: WaitOptions) -> Iterator[Sender]:
+    """Open the connection to the broker, to send a job and wait for its end.
 
     Raises:
         NoBroker: none is configured, and none runs on the data directory.
@@ -139,7 +151,7 @@ def sender(session: Session, step: str, key: str | None = None) -> Iterator[Send
 
     settings = session.settings
     with ArtifactClient(settings.broker_url, settings.results_url) as client, bar(step) as shown:
-        yield Sender(session, client, shown, key)
+        yield Sender(session, client, shown, waiting)
 
 
 def request_of(spec: TaskSpec[Any, Any], **fields: object) -> Any:

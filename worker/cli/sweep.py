@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from shlex import quote
 from typing import Annotated, Any
@@ -16,7 +16,7 @@ from worker.cli.arguments import NoWait, Timeout, no_stream
 from worker.cli.errors import Failure, Status, suggestion
 from worker.cli.job_outcome import Outcome, print_outcome
 from worker.cli.output import AsJson, complain, note, print_json, print_table, say
-from worker.cli.send_and_wait import Sender, continuing, request_of, sender
+from worker.cli.send_and_wait import Sender, WaitOptions, continuing, request_of, sender
 from worker.cli.session import Session, opened
 from worker.cli.sweep_plans import PLANS, whole_pass
 from worker.counted import counted
@@ -158,14 +158,14 @@ def sweep(
             fields["inventory"] = _inventory(name, inventory, store, dry_run=dry_run)
         request = request_of(spec, **fields)
         job_id = choose_id(spec)
-        with sender(session, f"sweep {name}: waiting for a worker") as way:
+        with sender(session, f"sweep {name}: waiting for a worker", WaitOptions(timeout=timeout)) as way:
             job = way.send(spec, job_id, request)
             if no_wait or spec is SWEEP_RECOVER:
                 if not no_wait:
                     note("`sweep recover` is not in the ledger: the log of its worker says what it did")
                 _sent(name, job_id, as_json=as_json)
             deadline = None if timeout is None else time.monotonic() + timeout
-            outcome = way.wait(job, timeout)
+            outcome = way.wait(job)
             jobs = _Jobs.none()
             with continuing(f"sweep {name}", f"`zot-artifacts jobs --parent {job_id}` lists its jobs"):
                 left_out = _paused(session, store) if spec in _LEAVES_OUT_PAUSED else []
@@ -318,7 +318,7 @@ def _sent_by(outcome: Outcome) -> int:
 
 
 def _print(outcome: Outcome, jobs: _Jobs, *, as_json: bool) -> None:
-    document = outcome.document() | {"open_jobs": jobs.open, "outcomes": jobs.outcomes, "failures": jobs.failed}
+    document = asdict(outcome) | {"open_jobs": jobs.open, "outcomes": jobs.outcomes, "failures": jobs.failed}
     if as_json:
         print_json(document)
     else:

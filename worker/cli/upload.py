@@ -24,10 +24,10 @@ from worker.cli.arguments import (
 from worker.cli.errors import Failure, Status
 from worker.cli.job_outcome import Outcome, finish
 from worker.cli.output import AsJson
-from worker.cli.send_and_wait import Sender, request_of, sender
+from worker.cli.send_and_wait import Sender, WaitOptions, request_of, sender
 from worker.cli.session import opened
 from worker.cli.stage_file import Staged, check_file, stage, stage_stream, within_roots
-from worker.cli.upload_directory import WaitOptions, count_refused, listing_of, not_sent, report, upload_directory
+from worker.cli.upload_directory import count_refused, listing_of, not_sent, report, upload_directory
 from worker.cli.upload_directory import dry_run as print_dry_run
 from worker.storage.keys import check_key
 from zot_artifact_client.contract import PROPERTIES, UPLOAD, UploadRequest
@@ -176,11 +176,11 @@ def _upload_file(
             notify=waiting.notify or None, **fields,
         )  # fmt: skip
         job_id = choose_id(UPLOAD, idempotency_key=waiting.key)
-        with sender(session, "uploading", waiting.key) as way:
+        with sender(session, "uploading", waiting) as way:
             if source == STREAM:
-                outcome = _upload_stdin(way, job_id, request, wait=waiting.wait, timeout=waiting.timeout)
+                outcome = _upload_stdin(way, job_id, request)
             else:
-                outcome = upload_one(way, job_id, request, path, wait=waiting.wait, timeout=waiting.timeout)
+                outcome = upload_one(way, job_id, request, path)
     finish(outcome, waited=waiting.wait, as_json=as_json)
 
 
@@ -207,9 +207,7 @@ def _upload_directory(
         raise typer.Exit(end.exit_code or left_out) from None
 
 
-def upload_one(
-    way: Sender, job_id: str, request: UploadRequest, path: Path | None, *, wait: bool, timeout: float | None = None
-) -> Outcome:
+def upload_one(way: Sender, job_id: str, request: UploadRequest, path: Path | None) -> Outcome:
     """Send an upload; a file outside sources.roots is copied into the staging directory first.
 
     Raises:
@@ -223,16 +221,16 @@ def upload_one(
         way.shown.start(path.stat().st_size, "staging")
         staged = stage(path, settings, job_id, request.sha256, way.shown.advance)
         job = way.send_staged(UPLOAD, job_id, _staged_request(request, staged), staged)
-    return way.wait(job, timeout) if wait else Outcome(job_id, UPLOAD.kind)
+    return way.wait(job)
 
 
-def _upload_stdin(way: Sender, job_id: str, request: UploadRequest, *, wait: bool, timeout: float | None) -> Outcome:
+def _upload_stdin(way: Sender, job_id: str, request: UploadRequest) -> Outcome:
     if sys.stdin.isatty():
         raise Failure("standard input is a terminal: pipe the bytes into `zot-artifacts upload -`", Status.USAGE)
     way.shown.start(None, "reading standard input")
     staged = stage_stream(sys.stdin.buffer, way.session.settings, job_id, request.sha256, way.shown.advance)
     job = way.send_staged(UPLOAD, job_id, _staged_request(request, staged), staged)
-    return way.wait(job, timeout) if wait else Outcome(job_id, UPLOAD.kind)
+    return way.wait(job)
 
 
 def _staged_request(request: UploadRequest, staged: Staged) -> UploadRequest:

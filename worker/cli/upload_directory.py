@@ -6,7 +6,6 @@ import secrets
 import shutil
 import stat
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,7 +15,7 @@ from worker.cli.arguments import no_stream
 from worker.cli.errors import Failure, Status
 from worker.cli.job_outcome import Outcome
 from worker.cli.output import complain, note, print_json, say, size
-from worker.cli.send_and_wait import Sender, request_of, sender
+from worker.cli.send_and_wait import Sender, WaitOptions, request_of, sender
 from worker.cli.session import Session
 from worker.cli.stage_file import has_changed, within_roots
 from worker.counted import counted
@@ -31,16 +30,6 @@ _COPY = 1 << 26
 _PIECE = 1 << 20
 _OF_THE_STAGING_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _NO_FILE = "it is no regular file any more"
-
-
-@dataclass(frozen=True, slots=True)
-class WaitOptions:
-    """Whether a command waits for the end of its job, how long, and which webhooks get that end too."""
-
-    wait: bool
-    timeout: float | None
-    key: str | None
-    notify: tuple[str, ...] = ()
 
 
 def listing_of(source: str, target: str, filters: Filters) -> DirectoryListing:
@@ -123,10 +112,10 @@ def upload_directory(
     fields: dict[str, object] = {"verb": "upload", "keys_from": str(path), "staged": True, "stores": stores}
     fields |= {"notify": waiting.notify or None, **beside}
     request: BatchRequest = request_of(BATCH, **fields)
-    with sender(session, "listing", waiting.key) as way:
+    with sender(session, "listing", waiting) as way:
         known = way.known(BATCH, job_id, request)
         job = way.client.job(job_id, BATCH) if known else _send(way, job_id, request, listing, path)
-        return way.wait(job, waiting.timeout) if waiting.wait else Outcome(job_id, BATCH.kind)
+        return way.wait(job)
 
 
 def _send(way: Sender, job_id: str, request: BatchRequest, listing: DirectoryListing, path: Path) -> Any:

@@ -19,6 +19,7 @@ from worker.cli.errors import Failure, Status
 from worker.cli.job_outcome import finish
 from worker.cli.output import AsJson
 from worker.cli.replicate_verify_delete import Selection, run_verb
+from worker.cli.send_and_wait import WaitOptions
 from worker.cli.session import opened
 from zot_artifact_client.contract import EVIDENCE, VERIFY, TaskSpec
 
@@ -63,11 +64,12 @@ def verify(
     """
     if by not in {"read", "provider"}:
         raise Failure(f"--by {by}: write `read` or `provider`", Status.USAGE, type_="UsageError")
+    waiting = WaitOptions(not no_wait, timeout, idempotency_key, tuple(notify or ()))
     with opened(existing=True) as session:
-        fields = {"stores": session.store_names(store), "notify": notify or None}
+        fields = {"stores": session.store_names(store)}
         selection = Selection(artifact, all_below, keys_from, in_flight)
         if by == "provider" and selection.many:
             raise Failure("for many artifacts: `zot-artifacts sweep evidence --prefix BUCKET/PREFIX`", Status.USAGE)
         spec: TaskSpec[Any, Any] = EVIDENCE if by == "provider" else VERIFY
-        outcome = run_verb(session, spec, selection, fields, key=idempotency_key, wait=not no_wait, timeout=timeout)
-    finish(outcome, waited=not no_wait, as_json=as_json)
+        outcome = run_verb(session, spec, selection, fields, waiting)
+    finish(outcome, waited=waiting.wait, as_json=as_json)

@@ -13,7 +13,7 @@ import redis
 from worker import cli, clock
 from worker.catalogue import Catalogue, Leased
 from worker.cli.errors import Failure, Status
-from worker.cli.send_and_wait import sender
+from worker.cli.send_and_wait import WaitOptions, sender
 from worker.cli.session import opened
 from worker.jobs.cancel_jobs import cause
 from worker.jobs.result_backend import fenced_request, use_atomic_result_backend
@@ -95,10 +95,10 @@ def test_a_command_whose_catalogue_goes_away_tells_that_its_job_continues(client
     """A wait ends with the catalogue or the broker, and the job does not: the error says how to wait for it again."""
     settings = load_settings()
     job = client.verify("releases", "app.tgz")
-    with opened() as session, sender(session, "waiting") as way:
+    with opened() as session, sender(session, "waiting", WaitOptions()) as way:
         settings.catalogue_file.rename(settings.home / "away")
         with pytest.raises(Failure, match="the file was deleted") as told:
-            way.wait(job, None)
+            way.wait(job)
         (settings.home / "away").rename(settings.catalogue_file)
     assert told.value.status == Status.UNKNOWN
     assert f"job {job.id} may continue: `zot-artifacts jobs {job.id} --wait`" in told.value.message

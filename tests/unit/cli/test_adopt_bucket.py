@@ -15,15 +15,15 @@ from worker.artifacts.batch_lists import ListedAdoption
 from worker.cli import adopt as cli
 from worker.cli.errors import Failure
 from worker.cli.job_outcome import Outcome
+from worker.cli.send_and_wait import WaitOptions
 from worker.cli.session import Session, open_session
 from worker.cli.stage_file import Staged
-from worker.cli.upload_directory import WaitOptions
 from worker.settings import Settings
 from worker.storage.config import FilesystemConfig
 from zot_artifact_client import JobState
 from zot_artifact_client.contract import BatchRequest
 
-WAITING = WaitOptions(wait=True, timeout=None, key=None)
+WAITING = WaitOptions()
 X, OTHER = hashlib.sha256(b"x").hexdigest(), "1" * 64
 
 
@@ -43,7 +43,7 @@ class Way:
         self.listed = [ListedAdoption.parse(line) for line in staged.path.read_bytes().splitlines()]
         return self.send_once(spec, job_id, request)
 
-    def wait(self, job: str, _timeout: float | None) -> Outcome:
+    def wait(self, job: str) -> Outcome:
         return Outcome(job, "batch", JobState.SUCCEEDED)
 
 
