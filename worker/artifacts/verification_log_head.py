@@ -41,7 +41,8 @@ def keep_head(store: Store, catalogue: Catalogue, keys: LogKeys = _NO_KEYS) -> s
     """Compare the log with the head that a store keeps, then keep the present head there.
 
     Return what is wrong with the log, or None. A head that does not fit the log is not changed, because it is the
-    evidence. A store without a bucket for the worker's own objects keeps no head.
+    evidence. A log that was restored fits none until `log accept`, also if no verdict was lost: what else the store
+    keeps may be later than the catalogue. A store without a bucket for the worker's own objects keeps no head.
 
     Raises:
         StorageError: the store cannot be reached, or does not allow it.
@@ -50,7 +51,7 @@ def keep_head(store: Store, catalogue: Catalogue, keys: LogKeys = _NO_KEYS) -> s
     if not store.capabilities.reserved_buckets:
         return None
     kept = _read(store, catalogue)
-    fault = _fault(store, catalogue, kept, keys)
+    fault = _unaccepted_restore(catalogue) or _fault(store, catalogue, kept, keys)
     head = catalogue.verifications.durable_head()
     if fault or head is None or (kept is not None and kept.head == head):
         return fault
@@ -76,7 +77,7 @@ def check_kept_head(store: Store, catalogue: Catalogue, keys: LogKeys = _NO_KEYS
     """
     if not store.capabilities.reserved_buckets:
         return None
-    return _fault(store, catalogue, _read(store, catalogue), keys)
+    return _unaccepted_restore(catalogue) or _fault(store, catalogue, _read(store, catalogue), keys)
 
 
 def accept_head(store: Store, catalogue: Catalogue, keys: LogKeys = _NO_KEYS) -> str | None:
@@ -136,7 +137,8 @@ def log_faults(
     cut = catalogue.verifications.check_head(checked) if checked else None
     cut = cut or (catalogue.verifications.check_head(written) if written else None)
     broken = None if cut else catalogue.verifications.first_broken(checked)
-    faults = [cut] if cut else []
+    restored = _unaccepted_restore(catalogue)
+    faults = [fault for fault in (restored, cut) if fault]
     faults += [] if broken is None else [f"the verification log was changed at row {broken}"]
     faults += archive_faults(stores, catalogue, read=read_archives)
     for store in stores:
@@ -145,7 +147,7 @@ def log_faults(
         except StorageError as error:
             logger.warning("the head of the verification log that %s keeps was not compared: %s", store.name, error)
         else:
-            faults += [fault] if fault else []
+            faults += [fault] if fault and fault != restored else []
     return faults
 
 
@@ -194,6 +196,15 @@ class WrittenLog(_HeadFile):
                 cls(directory, catalogue).put(head)
             except OSError as error:
                 logger.warning("the head of the verification log is not written to %s: %s", directory, error.strerror)
+
+
+def _unaccepted_restore(catalogue: Catalogue) -> str | None:
+    if (at := catalogue.backup_times.restored()) is None:
+        return None
+    return (
+        f"the catalogue was restored from its backup of {at:%Y-%m-%d %H:%M:%S} UTC: record what was written since with "
+        "`zot-artifacts catalogue rebuild --newer-since MOMENT`, then run `zot-artifacts log accept --yes`"
+    )
 
 
 def _fault(store: Store, catalogue: Catalogue, kept: KeptHead | None, keys: LogKeys) -> str | None:

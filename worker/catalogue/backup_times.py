@@ -1,13 +1,14 @@
-"""When each store last got a backup of the catalogue, and when one from it was last rehearsed."""
+"""When each store last got a backup of the catalogue, when one was rehearsed, and which one the catalogue is of."""
 
 from datetime import UTC, datetime
 
 import sqlalchemy as sa
+from sqlalchemy import Connection
 
 from worker.catalogue.database import Database
 from worker.catalogue.tables import sweep_cursors
 
-_WRITTEN, _REHEARSED = "backup.written", "backup.rehearsed"
+_WRITTEN, _REHEARSED, _RESTORED = "backup.written", "backup.rehearsed", "backup.restored"
 
 
 class BackupTimes:
@@ -32,6 +33,15 @@ class BackupTimes:
         """Record that a backup of a store was restored for trial."""
         self._set(f"{_REHEARSED} {store}", at)
 
+    def restored(self) -> datetime | None:
+        """Return when the backup was made that the catalogue was restored from, until `accept_restored`; or None."""
+        return self._get(_RESTORED)
+
+    def accept_restored(self) -> None:
+        """Record that what was lost with a restore is accepted: what the stores keep may be replaced from now on."""
+        with self._database.write() as connection:
+            connection.execute(sa.delete(sweep_cursors).where(sweep_cursors.c.name == _RESTORED))
+
     def _get(self, name: str) -> datetime | None:
         query = sa.select(sweep_cursors.c.after).where(sweep_cursors.c.name == name)
         with self._database.read() as connection:
@@ -40,5 +50,14 @@ class BackupTimes:
 
     def _set(self, name: str, at: datetime) -> None:
         with self._database.write() as connection:
-            connection.execute(sa.delete(sweep_cursors).where(sweep_cursors.c.name == name))
-            connection.execute(sa.insert(sweep_cursors), {"name": name, "after": int(at.timestamp())})
+            _put(connection, name, at)
+
+
+def record_restore(connection: Connection, at: datetime) -> None:
+    """Record that the catalogue is what it was when this backup was made."""
+    _put(connection, _RESTORED, at)
+
+
+def _put(connection: Connection, name: str, at: datetime) -> None:
+    connection.execute(sa.delete(sweep_cursors).where(sweep_cursors.c.name == name))
+    connection.execute(sa.insert(sweep_cursors), {"name": name, "after": int(at.timestamp())})

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Engine
 
 from worker import clock
 from worker.catalogue import database, sqlite
+from worker.catalogue.backup_times import record_restore
 from worker.catalogue.database import CatalogueError
 from worker.catalogue.export import FORMAT, KINDS, VERSION, ColumnKind, ExportSummary
 from worker.catalogue.records import OPEN_STATES, LogHead
@@ -68,7 +69,8 @@ def load_export(url: str, file: Lines, *, restore: bool = False) -> ExportSummar
         file: the export, read once.
         restore: the export is a backup, and what happened after it is unknown: claims and leases are removed, and
             jobs that were open end, those of sweeps as cancelled and all others as dead letters. The grace period of
-            each delete begins anew, because the delete may have been undone since.
+            each delete begins anew, because the delete may have been undone since. The stores keep their lists and
+            heads, which may be later, until `BackupTimes.accept_restored`.
 
     Raises:
         NotEmpty: the catalogue has rows.
@@ -121,6 +123,7 @@ class _Load:
         if restore:
             _end_open_jobs(self._connection, header.exported_at)
             _restart_grace(self._connection, clock.now())
+            record_restore(self._connection, header.exported_at)
         self._count_ids()
         return ExportSummary(header.identity, header.exported_at, self._rows, sha256, header.log_head)
 

@@ -243,7 +243,7 @@ def restore(
     hint = f"; a clock that was ahead made the backup: {_EARLIER}" if ahead else ""
     say(f"before the workers start, record what was written since{hint}:")
     say(f"  zot-artifacts catalogue rebuild --newer-since {'MOMENT' if ahead else since}")
-    say("the verification log has no verdict since then, and the stores keep a later head of it; accept that:")
+    say("the verification log has no verdict since then, and the stores may keep a later head of it; accept that:")
     say("  zot-artifacts log accept --yes")
 
 

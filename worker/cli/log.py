@@ -79,7 +79,8 @@ def accept(
 ) -> None:
     """Record the present head of the log in every store, in place of the head that it keeps.
 
-    After a restore the rows since that backup are lost, and `log verify` reports them until `log accept` is run.
+    After a restore the rows since that backup are lost, and `log verify` reports that until `log accept` is run.
+    Until then the stores keep their lists of deletes and companions, which `catalogue rebuild` needs.
     `log verify` also reports heads that were written before `verification_log.signing_key` was set.
     The heads that are replaced stay in the stores beside the new ones.
     The chain itself must be unbroken.
@@ -102,6 +103,7 @@ def accept(
                 kept[store.name] = accept_head(store, catalogue, keys)
             except StorageError as error:
                 failed[store.name] = error.message
+        catalogue.backup_times.accept_restored()
         CheckedLog(session.settings.broker_file.parent, catalogue).forget()
         _written(session).forget()
     if as_json:

@@ -202,6 +202,10 @@ def test_a_lost_catalogue_comes_back_from_a_store(tmp_path, monkeypatch, capsys,
     restored = Catalogue(f"sqlite:///{home / 'catalogue.sqlite3'}")
     assert (restored.identity, restored.verifications.head()) == (identity, head)
     restored.close()
+    assert cli.run(["log", "verify"]) == 1
+    assert "the catalogue was restored from its backup of" in capsys.readouterr().err
+    assert cli.run(["log", "accept", "--yes"]) == 0
+    assert cli.run(["log", "verify"]) == 0
     assert cli.run(["catalogue", "restore", "dr"]) == 2
     assert "is not empty" in capsys.readouterr().err
 
