@@ -70,7 +70,7 @@ def catalogue_lock(catalogue: Catalogue) -> Iterator[Check]:
     try:
         locked = catalogue.ledger.is_locked(within=_LOCKED_FOR)
     except CatalogueError as error:  # its disk is full, or it is read only; the error names the way out
-        yield Check("catalogue", "bad", str(error))
+        yield Check("catalogue writes", "bad", str(error))
         return
     if locked:
         detail = (

@@ -98,7 +98,7 @@ def test_a_catalogue_that_can_only_be_read_is_shown(zot: Zot, monkeypatch: pytes
     )
     status, document = zot("status")
     assert (status, [store["copies"] for store in document["stores"]]) == (1, [1, 1])
-    [check] = [each for each in document["checks"] if each["name"] == "catalogue"]
+    [check] = [each for each in document["checks"] if each["name"] == "catalogue writes"]
     assert "readonly database; make the file and its directory writable" in check["detail"]
 
 
