@@ -125,6 +125,13 @@ class _Delete:
     def purge_now(self, tombstone: Tombstone) -> DeleteResult:
         """Delete the bytes of an artifact that was deleted before, and of the companions that were deleted with it."""
         context = self.context
+        held = context.catalogue.artifacts.copies_by_store(tombstone.bucket, tombstone.key)
+        if (
+            held
+            and held.keys().isdisjoint(context.stores)
+            and not context.catalogue.deletions.is_being_purged(tombstone)
+        ):
+            raise _nothing_deleted(f"{tombstone.bucket}/{tombstone.key}", next(iter(held)))
         with locked_deleted_companions(context, self.job, tombstone, of_page=self.records is not None) as together:
             for each in together:
                 context.catalogue.holds.check(each.bucket, each.key)
@@ -153,9 +160,7 @@ class _Delete:
             deleted_at, by, reason, job = before.deleted_at, before.by, before.reason, before.job
         else:
             deleted_at, by, reason, job = now, request.by, request.reason, self.job.id
-        deletions.begin_purge(
-            deletions.begin(artifact, now=deleted_at, until=now, by=by, reason=reason, job=job), now=now
-        )
+        deletions.begin(artifact, now=deleted_at, until=now, by=by, reason=reason, job=job, purging=True)
 
     def delete_copies(self, artifact: Artifact | None) -> DeleteResult:
         """Delete what is under the key; `artifact`: its current version, None if there is none."""
@@ -168,7 +173,7 @@ class _Delete:
         stores = _resolve(context, named, held) if named else [name for name in held if name in context.stores]
         beyond = [name for name in held if name not in context.stores] if not named else []
         if artifact and beyond and not stores:
-            raise UnknownStore(f"{artifact.path}: nothing was deleted: {not_configured(beyond[0])}")
+            raise _nothing_deleted(artifact.path, beyond[0])
         if artifact and named and not request.allow_last:
             _check_no_replication(context, artifact)
             _check_good_copy_remains(context, artifact, stores)
@@ -231,6 +236,10 @@ def _recorded(
         bucket=request.bucket, key=request.key, everywhere=True, unchanged=unchanged, copies=(),
         purge_after=tombstone.purge_after, companions=tuple(each.key for each in companions),
     )  # fmt: skip
+
+
+def _nothing_deleted(path: str, store: str) -> UnknownStore:
+    return UnknownStore(f"{path}: nothing was deleted: {not_configured(store)}")
 
 
 def _resolve(context: JobContext, named: Sequence[str], held: Mapping[str, object]) -> list[str]:

@@ -63,11 +63,11 @@ class Deletions:
 
     def begin(
         self, artifact: Artifact, *, now: datetime, until: datetime, by: str | None, reason: str | None, job: str,
-        companions: Sequence[Artifact] = (),
+        companions: Sequence[Artifact] = (), purging: bool = False,
     ) -> Tombstone:  # fmt: skip
         """Record that an artifact was deleted with its companions; their copies stay until they are purged.
 
-        That is after `until`.
+        That is after `until`. With `purging` some bytes have gone already, and the delete cannot be undone.
 
         Raises:
             OnHold: one of them is held; nothing was recorded.
@@ -77,6 +77,8 @@ class Deletions:
                 check_hold(connection, each.bucket, each.key)
                 made = Tombstone(each.bucket, each.key, each.version, now, until, _text(by), _text(reason), job)
                 record_tombstone(connection, each, made)
+                if purging:
+                    _begin_purge(connection, made.bucket, made.key, now)
         return replace(made, key=artifact.key, version=artifact.version)
 
     def of_companions(self, of: Tombstone) -> list[Tombstone]:
@@ -200,7 +202,7 @@ class Deletions:
                 check_hold(connection, of.bucket, of.key)  # that of its artifact holds a companion too
             except OnHold:
                 return None
-            connection.execute(sa.update(tombstones).where(*_at(of.bucket, of.key)).values(purging_at=now))
+            _begin_purge(connection, of.bucket, of.key, now)
             query = (
                 sa.select(artifacts, copies.c.id.label("copy_id"))
                 .join(copies, copies.c.artifact_id == artifacts.c.id)
@@ -265,6 +267,10 @@ def record_tombstone(connection: Connection, artifact: Artifact, tombstone: Tomb
     tombstone_all(connection, [artifact], tombstone.deleted_at)
     connection.execute(sa.delete(tombstones).where(*_at(tombstone.bucket, tombstone.key)))
     connection.execute(sa.insert(tombstones), asdict(tombstone))
+
+
+def _begin_purge(connection: Connection, bucket: str, key: str, now: datetime) -> None:
+    connection.execute(sa.update(tombstones).where(*_at(bucket, key)).values(purging_at=now))
 
 
 def _at(bucket: str, key: str) -> tuple[sa.ColumnElement[bool], ...]:

@@ -30,6 +30,7 @@ from worker.cli.errors import Failure, Status
 from worker.cli.open_limited_stores import stores_within_limits
 from worker.cli.output import AsJson, complain, flat, note, print_json, print_table, say, size
 from worker.cli.session import opened
+from worker.cli.user import user_name
 from worker.counted import counted
 from worker.input_files import open_input
 from worker.settings import Settings, load_settings
@@ -306,7 +307,7 @@ def rebuild(
         ):
             run = Rebuild(
                 session.catalogue, stores, Rules(first_read, newer_since, session.settings.delete.grace),
-                session.settings.page, job=job, tombstones=tombstones, believe_digests=believe_digests,
+                session.settings.page, job=job, by=user_name(), tombstones=tombstones, believe_digests=believe_digests,
                 dry_run=dry_run, on_page=_Shown().show,
             )  # fmt: skip
             tally = run.run(buckets)

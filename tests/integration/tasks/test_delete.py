@@ -12,7 +12,8 @@ from tasks.sweeps.purge import sweep_purge
 from tasks.upload import upload
 from tasks.verify import verify
 from worker import clock
-from worker.catalogue import Scope
+from worker.catalogue import Scope, UndeleteRefused
+from worker.catalogue.deletions import Deletions
 from worker.context import Context
 from worker.jobs.running_job import RunningJob
 from worker.limits.snooze import Paused
@@ -210,21 +211,26 @@ def without(context: Context, *names: str) -> Context:
 
 
 @pytest.mark.parametrize("by_sweep", [True, False])
-def test_a_copy_in_a_store_that_left_the_configuration_is_told(run, context, stored, by_sweep):
+def test_a_copy_in_a_store_that_left_the_configuration_is_told(run, context, stored, by_sweep, monkeypatch):
     """The copies that can be reached are deleted, and the result names the store whose copy stays.
 
     That is a delete on record, so that a rebuild keeps it, until the store is back and the bytes are gone there, too.
+    It cannot be undone from the moment on at which it is recorded.
     """
 
     def by(who: str) -> DeleteRequest:
         return request().model_copy(update={"by": who})
 
     left = without(context, "dr")
-    result = run(lambda r, _c, job: delete(r, left.for_job(job), job), by("ada"))
+    with monkeypatch.context() as dying:
+        dying.setattr(Deletions, "begin_purge", None)  # no transaction follows the one that records it
+        result = run(lambda r, _c, job: delete(r, left.for_job(job), job), by("ada"))
     assert [(copy.store, copy.outcome) for copy in result.copies] == [("primary", "deleted")]
     assert result.not_configured == ("dr",)
     assert not stored("primary").exists()
     assert stored("dr").exists()
+    with pytest.raises(UndeleteRefused):
+        context.catalogue.deletions.undo("releases", "app.tgz", now=clock.now())
     again = run(lambda r, _c, job: delete(r, left.for_job(job), job), by("bob"))
     assert (again.unchanged, again.not_configured) == (True, ("dr",))
     [kept] = context.catalogue.deletions.kept()

@@ -20,6 +20,7 @@ from tasks.replicate import replicate
 from tasks.sweeps.purge import sweep_purge
 from tasks.upload import upload
 from tasks.verify import verify
+from tests.integration.tasks.test_delete import without
 from worker import clock
 from worker.catalogue import CopyState, Leased, LostLease, OnHold, Scope, Tombstone, UndeleteRefused
 from worker.catalogue.deletions import Deletions
@@ -30,6 +31,7 @@ from worker.limits.limited_store import LimitedStore
 from worker.settings import Settings
 from worker.settings.section_models import DeleteSettings
 from worker.storage import Digest, Verification
+from worker.storage.configured_stores import UnknownStore
 from worker.storage.errors import AccessDenied, NotFound, PreconditionFailed
 from worker.storage.filesystem import atomic_write
 from zot_artifact_client.contract import (
@@ -162,8 +164,19 @@ def test_purge_removes_the_bytes_after_the_grace_period(context: Context, remove
         context.catalogue.deletions.undo("releases", "app.tgz", now=clock.now())
 
 
-def test_a_delete_at_once_removes_the_bytes(context: Context, remove, stored) -> None:
-    """`now` leaves nothing to undo, also after a delete that could be; from one store alone it leaves the others."""
+def test_a_delete_at_once_removes_the_bytes(context: Context, run, remove, stored) -> None:
+    """`now` leaves nothing to undo, also after a delete that could be; from one store alone it leaves the others.
+
+    Where no store with a copy is configured it changes nothing: the delete can still be undone.
+    """
+    remove()
+    left = without(context, "primary", "dr")
+    with pytest.raises(UnknownStore, match="nothing was deleted: .*stores forget"):
+        run(
+            lambda r, _, job: delete(r, left.for_job(job), job),
+            DeleteRequest(bucket="releases", key="app.tgz", now=True),
+        )
+    context.catalogue.deletions.undo("releases", "app.tgz", now=clock.now())
     remove()
     assert [copy.store for copy in remove(now=True, stores=("primary",)).copies] == ["primary"]
     assert context.catalogue.deletions.get("releases", "app.tgz") is not None

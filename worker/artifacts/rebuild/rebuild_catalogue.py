@@ -99,6 +99,7 @@ class Rebuild:
         page: PageSettings,
         *,
         job: str,
+        by: str | None = None,
         tombstones: KeptTombstones | None = None,
         believe_digests: bool = False,
         dry_run: bool = False,
@@ -112,6 +113,7 @@ class Rebuild:
             rules: what may become a record.
             page: how many objects or bytes are recorded in one transaction, and how many threads read them.
             job: the id that the verdicts get as their job.
+            by: who asks for it: deletes that it undoes are undone by them.
             tombstones: the deletes that the stores keep: an artifact that was deleted does not become current again.
             believe_digests: record the digest that a store keeps, and do not read the bytes.
             dry_run: only list and count.
@@ -122,6 +124,7 @@ class Rebuild:
         self._rules = rules
         self._page = page
         self._job = job
+        self._by = by
         self._tombstones = tombstones
         self._believe = believe_digests
         self._dry_run = dry_run
@@ -201,7 +204,7 @@ class Rebuild:
                 continue
             try:
                 self._catalogue.deletions.undo(
-                    bucket, artifact.key, now=clock.now(), by=self._job, reason="undone after the backup"
+                    bucket, artifact.key, now=clock.now(), by=self._by, reason=f"undone after the backup: {self._job}"
                 )
             except UndeleteRefused as error:  # such as a companion that came back with its artifact
                 logger.info("the delete of %s is not undone: %s", artifact.path, error)

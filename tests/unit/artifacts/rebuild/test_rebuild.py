@@ -60,7 +60,7 @@ def rebuild(catalogue: Catalogue, stores: Stores, **options: object) -> Tally:
     rules = Rules(bool(options.pop("first_read", False)), options.pop("newer_since", None))  # type: ignore[arg-type]
     page = options.pop("page", PageSettings(objects=2, threads=2))
     buckets = options.pop("buckets", ())
-    run = Rebuild(catalogue, list(stores.values()), rules, page, job="rebuild-1", **options)  # type: ignore[arg-type]
+    run = Rebuild(catalogue, list(stores.values()), rules, page, job="rebuild-1", by="ada", **options)  # type: ignore[arg-type]
     return run.run(buckets)  # type: ignore[arg-type]
 
 
@@ -468,6 +468,8 @@ def test_deletes_and_undeletes_after_a_backup_are_done_again(catalogue, stores, 
     for done in (1, 0):
         tally = kept_rebuild(restored, stores, tmp_path, newer_since=since)
         assert (tally.deletes_redone, tally.deletes_undone) == (done, done)
+        [undone] = [each for each in restored.history.of("b", "undone") if each.what == "undeleted"]
+        assert (undone.details["by"], undone.details["reason"]) == ("ada", "undone after the backup: rebuild-1")
         [asked] = [each for each in tally.named if each.outcome == "undecided"]
         assert (asked.store, asked.key) == ("dr", "away")
         assert "dr has its bytes, primary does not have them" in str(asked.detail)
