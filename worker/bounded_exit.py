@@ -5,6 +5,7 @@ also one of a library, would keep a process that does nothing any more.
 """
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -24,10 +25,13 @@ _LOG_WITHIN = 1.0
 def end_within(seconds: float = SECONDS, status: int = 0) -> None:
     """Return at once; end this process with `status` after `seconds`, if it has not ended by then.
 
-    The log then names the threads that have not ended.
+    The log then names the threads that have not ended. Where no thread can be started, the process ends by SIGALRM.
     """
-    threading.Thread(target=_log_threads, args=(seconds,), name="bounded-exit-log", daemon=True).start()
-    threading.Thread(target=_end, args=(seconds + _LOG_WITHIN, status), name="bounded-exit", daemon=True).start()
+    try:
+        threading.Thread(target=_log_threads, args=(seconds,), name="bounded-exit-log", daemon=True).start()
+        threading.Thread(target=_end, args=(seconds + _LOG_WITHIN, status), name="bounded-exit", daemon=True).start()
+    except RuntimeError:  # at the limit of processes, which may be why it ends
+        signal.alarm(math.ceil(seconds + _LOG_WITHIN))
 
 
 def end_after(seconds: float, reason: Callable[[], str]) -> None:

@@ -15,12 +15,18 @@ threading.Thread(target=threading.Event().wait, name="hung-disk").start()
 
 
 def test_a_thread_that_does_not_end_keeps_no_process() -> None:
-    """The process ends in time with its status, and the log names the thread and where it is."""
+    """The process ends in time with its status, and the log names the thread; also where no thread can be started."""
     script = f"{_HUNG}\nend_within(0.1, 3)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 3
     assert "hung-disk in wait (" in done.stderr
     assert done.stderr.count("\n") == 1
+    script = (
+        f"{_HUNG}\nimport resource\nresource.setrlimit(resource.RLIMIT_AS, (2**32, 2**32))\n"
+        "threading.stack_size(2**33)\nend_within(0.1, 3)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (-signal.SIGALRM, "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
