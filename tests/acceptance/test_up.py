@@ -20,7 +20,7 @@ from tests.servers import Valkey
 from tests.servers.process import REPOSITORY, freeze
 from tests.waiting import WITHIN, until
 from worker.embedded import up_subprocess, valkey
-from worker.embedded.processes import Children, Program
+from worker.embedded.processes import CannotStart, Children, Program
 from worker.embedded.up_subprocess import Up, UpFailed, still_there
 from zot_artifact_client import ArtifactClient
 
@@ -160,13 +160,25 @@ def test_sigterm_lets_running_jobs_end(zot: Zot) -> None:
 
 
 def test_a_child_that_ends_is_started_again(tmp_path: Path) -> None:
-    """A program that ends by itself is told and started again after a delay; at the end it is gone."""
+    """A program that ends by itself is told and started again, also when the system did not start it at first."""
     said: list[str] = []
+    program, aside = tmp_path / "program", tmp_path / "aside"
+    program.write_text("#!/bin/sh\necho started; exit 7\n")
+    program.chmod(0o700)
     with Children(tmp_path, said.append) as children:
-        children.start(Program("short", ("sh", "-c", "echo started; exit 7")))
+        children.start(Program("short", (str(program),)))
+        while not said:
+            children.wait(0.05)
+        program.rename(aside)
+        with pytest.raises(CannotStart, match=f"^other cannot be started: {program}: No such file or directory$"):
+            children.start(Program("other", (str(program),)))
+        while len(said) < 2:
+            children.wait(0.05)
+        aside.rename(program)
         while (tmp_path / "short.log").read_text().count("started") < 2:
             children.wait(0.05)
-        assert "short ended by itself (status 7) and is restarted in 1 s" in said[0]
+    assert "short ended by itself (status 7) and is restarted in 1 s" in said[0]
+    assert said[1] == f"short cannot be started: {program}: No such file or directory; tried again in 2 s"
 
 
 def test_a_stubborn_child_is_killed_after_its_grace(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import typer
 from worker.cli.errors import Failure, Status
 from worker.cli.output import AsJson, note, out, print_json, say
 from worker.embedded.append_only_file import DamagedBroker
+from worker.embedded.processes import CannotStart
 from worker.embedded.supervisor import FLOWER_USER, NotReady, Running, UpOptions, run
 from worker.settings import load_settings
 from worker.settings.private_data_directory import way_out_of_home
@@ -59,7 +60,7 @@ def up(
     )
     try:
         run(settings, options, ready=ready, say=note)
-    except (NotReady, DamagedBroker) as error:
+    except (NotReady, CannotStart, DamagedBroker) as error:
         raise Failure(str(error), Status.BAD, type_=type(error).__name__) from error
     except OSError as error:
         way_out = way_out_of_home(settings.home, error)

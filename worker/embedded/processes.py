@@ -1,5 +1,6 @@
 """Child processes that never outlive this one, and that are restarted when they end by themselves."""
 
+import errno
 import os
 import shutil
 import signal
@@ -18,6 +19,16 @@ _FIRST_DELAY = 1.0
 _LONGEST_DELAY = 60.0
 _SETTLED = 60.0
 """Seconds after which a start counts as successful."""
+
+
+_WAYS_OUT = {
+    errno.EAGAIN: "; raise the limit of processes (`ulimit -u`, or that of the container)",
+    errno.ENOMEM: "; free memory",
+}
+
+
+class CannotStart(Exception):
+    """The system does not start a program; the message names it and says why."""
 
 
 class StopRequested(Exception):
@@ -59,22 +70,33 @@ class _Child:
         self.start()
 
     def start(self) -> None:
-        self.program.prepare()
-        self.due = None
+        """Start the program.
+
+        Raises:
+            CannotStart: the system does not start it.
+            OSError: its log cannot be opened, or what `prepare` does fails.
+        """
         self.started = time.monotonic()
+        self.program.prepare()
         with self.log.open("ab") as log:
-            # A session of its own: Ctrl-C in the terminal reaches only this process, which stops the programs in order.
-            self.process = subprocess.Popen(
-                self.program.command,
-                cwd=self.log.parent,  # elsewhere, Celery would import a package `worker` or `tasks` from there
-                env={**os.environ, **self.program.environment},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                pass_fds=self.program.keep,
-                preexec_fn=_bound_to_parent(self.program.orphaned),  # noqa: PLW1509 - there is no other thread
-            )
+            try:
+                # A session of its own: Ctrl-C in the terminal reaches only this process, which stops them in order.
+                self.process = subprocess.Popen(
+                    self.program.command,
+                    cwd=self.log.parent,  # elsewhere, Celery would import a package `worker` or `tasks` from there
+                    env={**os.environ, **self.program.environment},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    pass_fds=self.program.keep,
+                    preexec_fn=_bound_to_parent(self.program.orphaned),  # noqa: PLW1509 - there is no other thread
+                )
+            except OSError as error:
+                of = f"{error.filename}: " if error.filename is not None else ""
+                way_out = _WAYS_OUT.get(error.errno or 0, "")
+                raise CannotStart(f"{self.program.name} cannot be started: {of}{error.strerror}{way_out}") from error
+        self.due = None
 
     def fail(self) -> float:
         """Record that it has ended, and return the seconds until it is restarted."""
@@ -110,11 +132,16 @@ class Children:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
     def start(self, program: Program) -> None:
-        """Start a program; its output goes to the end of its log."""
+        """Start a program; its output goes to the end of its log.
+
+        Raises:
+            CannotStart: the system does not start it.
+            OSError: its log cannot be opened, or what `prepare` does fails.
+        """
         self._children[program.name] = _Child(program, self._logs / f"{program.name}.log")
 
     def wait(self, seconds: float) -> None:
-        """Wait this long; a program that ends meanwhile is restarted with exponential backoff.
+        """Wait this long; a program that ends meanwhile is restarted with exponential backoff, until it starts.
 
         Raises:
             StopRequested: SIGINT, SIGTERM or SIGHUP arrived.
@@ -176,7 +203,11 @@ class Children:
                     f"{child.program.name} ended by itself ({how}) and is restarted in {delay:.0f} s; see {child.log}"
                 )
             elif child.due is not None and time.monotonic() >= child.due:
-                child.start()
+                try:
+                    child.start()
+                except (CannotStart, OSError) as error:  # it may pass, and the other programs are well
+                    told = str(error) if isinstance(error, CannotStart) else f"{child.program.name}: {error}"
+                    self._say(f"{told}; tried again in {child.fail():.0f} s")
 
 
 def _alive(children: Iterable[_Child]) -> list[_Child]:

@@ -79,7 +79,7 @@ def run(
 
     Raises:
         AlreadyRunning: another `up` runs on the data directory; names its process.
-        NotReady: a program does not answer in time; all have been stopped.
+        NotReady, CannotStart: a program does not answer in time, or is not started; all have been stopped.
         BrokerUnavailable: the broker refuses this user, or what a worker does; all have been stopped.
         CatalogueError: something else is where the file of the catalogue belongs; nothing was started.
         OtherCatalogue: the broker belongs to another catalogue; no worker was started.
