@@ -21,7 +21,7 @@ from worker.storage.driver import (
     VersionReader,
     WriteInfo,
 )
-from worker.storage.errors import AlreadyExists, BucketNotEmpty, NotFound, PreconditionFailed
+from worker.storage.errors import AlreadyExists, NotFound, PreconditionFailed
 from worker.storage.exception_boundary import exception_boundary
 
 _CAPABILITIES = Capabilities(
@@ -161,12 +161,6 @@ class MemoryDriver:
             made = bucket not in self._buckets
             self._buckets.setdefault(bucket, {})
         return made
-
-    def delete_bucket(self, bucket: str) -> bool:
-        with self._lock:
-            if self._buckets.get(bucket):
-                raise BucketNotEmpty(f"{self._name}: bucket {bucket} still holds objects: delete them first")
-            return self._buckets.pop(bucket, None) is not None
 
     def list_buckets(self) -> list[str]:
         with self._lock:

@@ -54,7 +54,7 @@ class Target:
         path_of: where an object's bytes lie as a file, where they do.
         stale_files: finds what should not be there, without asking the driver.
         open_upload: begins a multipart upload beside the driver's back, where the store has those.
-        forgets: whether a bucket that was emptied is as a new one.
+        drop: deletes a bucket without asking the driver, where one that was emptied is not as a new one.
         part: bytes of a part, as the store is configured.
     """
 
@@ -63,7 +63,7 @@ class Target:
     path_of: Callable[[str, str], Path] | None = None
     stale_files: Callable[[str], Iterable[str]] = lambda _bucket: ()
     open_upload: Callable[[str, str], None] | None = None
-    forgets: bool = True
+    drop: Callable[[str], None] | None = None
     part: int = PART
 
 
@@ -254,10 +254,14 @@ def _azure(name: str, server: Azurite, spool: Path, **changes: object) -> Target
     def open_upload(bucket: str, key: str) -> None:
         service.get_blob_client(*named(bucket, key)).stage_block("another-program", b"x")
 
+    def drop(bucket: str) -> None:
+        if not config.container:
+            service.delete_container(bucket)
+
     store = Store(open_driver(name, config), spool_dir=spool)
-    forgets = False  # azurite keeps blocks of a blob that was deleted, and lists them when new ones were discarded
+    # azurite keeps blocks of a blob that was deleted, and lists them when new ones were discarded
     part = config.part_size
-    return Target(name, store, stale_files=stale_files, open_upload=open_upload, forgets=forgets, part=part)
+    return Target(name, store, stale_files=stale_files, open_upload=open_upload, drop=drop, part=part)
 
 
 def azure_config(server: Azurite, **changes: object) -> AzureConfig:

@@ -25,8 +25,8 @@ class TestRoundTrip:
     def test_digest_is_kept_beside_it(self, bucket: BucketUnderTest) -> None:
         """A later stat returns the size and the digest that were stored at the write."""
         bucket.write("app", b"hello")
-        assert bucket.store.get_object_size(bucket.name, "app") == 5
-        assert bucket.store.get_object_hash(bucket.name, "app") == digest_of(b"hello").sha256
+        assert bucket.store.stat_object(bucket.name, "app").size == 5
+        assert bucket.store.stat_object(bucket.name, "app").sha256 == digest_of(b"hello").sha256
 
     @pytest.mark.reads
     @sizes((0, 5), (1, 1))
@@ -94,7 +94,7 @@ class TestRoundTrip:
 class TestMissing:
     def test_everything_says_not_found(self, bucket: BucketUnderTest) -> None:
         """Every question about an object that is not there raises NotFound, which is also a FileNotFoundError."""
-        for ask in (bucket.read, bucket.stat, lambda key: bucket.store.get_object_hash(bucket.name, key)):
+        for ask in (bucket.read, bucket.stat, lambda key: bucket.store.stat_object(bucket.name, key).sha256):
             with pytest.raises(NotFound, match="nothing-here"):
                 ask("nothing-here")
             with pytest.raises(FileNotFoundError):

@@ -29,7 +29,6 @@ from tests.faults.filesystem_crashes import (
     OLD,
     SCENES,
     THIRD,
-    buckets_of_dead_writers,
     content_of,
     contents_after_a_death,
     end,
@@ -75,12 +74,6 @@ def test_death_at_any_call_leaves_one_of_the_two_whole(quick: Path, small_proces
     """Wherever a writer dies, each key holds the old or the new content with its own digest; the next write heals."""
     seen = small_process.submit(contents_after_a_death, quick / "root", name).result()
     assert seen == SCENES[name].may_be
-
-
-def test_a_bucket_that_a_dead_writer_left_can_be_deleted(quick: Path, small_process: Executor) -> None:
-    """What dead writers leave counts as no object: their bucket is empty, at whatever call they died."""
-    kept = small_process.submit(buckets_of_dead_writers, quick / "root").result()
-    assert set(kept) == {False}
 
 
 def test_a_key_can_be_written_where_a_dead_writer_left_a_directory(quick: Path, small_process: Executor) -> None:
@@ -542,15 +535,3 @@ def test_an_error_at_any_call_of_a_reader_is_no_finding(quick: Path, name: str, 
         if not reached:
             break
     assert count > 5
-
-
-def test_a_delete_of_a_bucket_tells_the_error_of_its_disk(quick: Path) -> None:
-    """An empty bucket that the disk does not remove is not told as one that has objects."""
-    store = store_at(quick)
-    for count in itertools.count():
-        store.create_bucket("b")
-        with failing_at(count, errno.EIO, ["rmdir"]) as reached, suppress(Unavailable):
-            assert store.delete_bucket("b"), count
-        if not reached:
-            break
-    assert count > 1

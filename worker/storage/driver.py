@@ -417,14 +417,6 @@ class Driver(Protocol):
         """Make a bucket; return False if it was there already."""
         ...
 
-    def delete_bucket(self, bucket: str) -> bool:
-        """Delete an empty bucket; return False if it was not there.
-
-        Raises:
-            BucketNotEmpty: it holds objects.
-        """
-        ...
-
     def bucket_exists(self, bucket: str) -> bool: ...
 
     def list_buckets(self) -> list[str]:

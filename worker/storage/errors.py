@@ -19,7 +19,6 @@ StorageError
     ├── Archived              the object has to be restored before it can be read
     ├── UnexpectedAnswer      the store answered about the object in a way that is not understood
     ├── InvalidRange          a range is negative or absurdly large
-    ├── BucketNotEmpty        a bucket that holds objects cannot be deleted
     ├── HoldNotOffered        the store ignores a hold on an object
     ├── SameStore             another configured store is the same physical place
     ├── OutOfSpace            the store, or the disk under it, is full
@@ -144,10 +143,6 @@ class UploadEnded(NotFound):
 
 class InvalidRange(PermanentError):
     """A range has an offset or a length that no object can have."""
-
-
-class BucketNotEmpty(PermanentError):
-    """The bucket still holds objects."""
 
 
 class HoldNotOffered(PermanentError):

@@ -448,10 +448,6 @@ class Store:
             return False
         return True
 
-    def get_object_size(self, bucket: str, key: str) -> int:
-        """Return the size in bytes that the store gives."""
-        return self.stat_object(bucket, key).size
-
     def get_object_version(self, bucket: str, key: str) -> str:
         """Return the version tag of an object, also of one that cannot be read: a delete names it.
 
@@ -465,10 +461,6 @@ class Store:
             if (version := self._driver.find_version(bucket, key)) is None:
                 raise
             return version
-
-    def get_object_hash(self, bucket: str, key: str) -> str | None:
-        """Return the SHA-256 kept beside the object, or None. It is evidence; `verify_object` reads the bytes."""
-        return self.stat_object(bucket, key).sha256
 
     def delete_object(self, bucket: str, key: str, *, condition: Match | None = None) -> bool:
         """Delete an object and return whether there was one; see `Driver.delete`.
@@ -641,11 +633,6 @@ class Store:
         """Make a bucket; return False if it was there already."""
         self._check_identity("write")
         return self._driver.create_bucket(check_bucket(bucket, reserved=True))
-
-    def delete_bucket(self, bucket: str) -> bool:
-        """Delete an empty bucket; return False if it was not there, raise BucketNotEmpty if it holds objects."""
-        self._check_identity("write", bucket)
-        return self._driver.delete_bucket(check_bucket(bucket, reserved=True))
 
     def bucket_exists(self, bucket: str) -> bool:
         return self._driver.bucket_exists(check_bucket(bucket, reserved=True))

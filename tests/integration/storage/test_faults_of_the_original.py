@@ -28,7 +28,7 @@ from worker.context import Context
 from worker.settings import Settings
 from worker.storage import FilesystemConfig, S3Config, Store, Verdict
 from worker.storage.configured_stores import open_driver
-from worker.storage.errors import BucketNotEmpty, DigestMismatch, NotFound, PermanentError, TransientError
+from worker.storage.errors import DigestMismatch, NotFound, PermanentError, TransientError
 from worker.storage.integrity.manifest import CHUNK_SIZE, compute_digests
 
 MIB = 1024 * 1024
@@ -175,7 +175,7 @@ def test_4_the_stored_digest_is_no_verification(s3: Store, files: Store, tmp_pat
     (tmp_path / "root" / "releases" / "app").write_bytes(b"wrong bytes")
     for store in (s3, files):
         seen: list[int] = []
-        assert store.get_object_hash("releases", "app") == digest_of(b"right bytes").sha256
+        assert store.stat_object("releases", "app").sha256 == digest_of(b"right bytes").sha256
         found = store.verify_object("releases", "app", on_bytes=seen.append)
         assert found.verdict is Verdict.CORRUPT
         assert found.sha256 != digest_of(b"right bytes").sha256
@@ -252,21 +252,15 @@ def test_8_static_keys_are_not_needed(rclone: RcloneS3, tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("kind", ["s3", "files"])
-def test_9_buckets_are_made_and_deleted(request: pytest.FixtureRequest, kind: str) -> None:
-    """Fault: creating and deleting a bucket did nothing, and said that it had. Here both do, and say what was there."""
+def test_9_buckets_are_made(request: pytest.FixtureRequest, kind: str) -> None:
+    """Fault: creating a bucket did nothing, and said that it had. Here it does, and says whether it was there."""
     store: Store = request.getfixturevalue(kind)
     assert not store.bucket_exists("nightly")
-    assert not store.delete_bucket("nightly")
     assert store.create_bucket("nightly")
     assert not store.create_bucket("nightly")
     assert store.bucket_exists("nightly")
     write(store, b"in it", "nightly")
-    with pytest.raises(BucketNotEmpty):
-        store.delete_bucket("nightly")
     assert read(store, "nightly") == b"in it"
-    store.delete_object("nightly", "app")
-    assert store.delete_bucket("nightly")
-    assert not store.bucket_exists("nightly")
 
 
 class TestFilesystemWrites:

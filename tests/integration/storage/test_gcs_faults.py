@@ -506,7 +506,7 @@ class TestRot:
         data = path.read_bytes()
         path.write_bytes(data[:5] + bytes([data[5] ^ 1]) + data[6:])
         assert store.verify_object(BUCKET, "app").verdict is Verdict.CORRUPT
-        assert store.get_object_hash(BUCKET, "app") == digest_of(data).sha256
+        assert store.stat_object(BUCKET, "app").sha256 == digest_of(data).sha256
         store.close()
 
     def test_truncated(self, fake_gcs_disk: FakeGcs, tmp_path: Path) -> None:

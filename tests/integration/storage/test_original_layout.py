@@ -63,7 +63,7 @@ class TestFilesystem:
         path = original.write("releases", "v1/app.tgz", BODY, written(how, BODY))
         with files.read_object("releases", "v1/app.tgz") as reader:
             assert (reader.verified, b"".join(reader)) == (True, BODY)
-        assert files.get_object_hash("releases", "v1/app.tgz") == sha256(BODY)
+        assert files.stat_object("releases", "v1/app.tgz").sha256 == sha256(BODY)
         assert files.verify_object("releases", "v1/app.tgz").verdict is Verdict.VERIFIED
         path.write_bytes(BODY.swapcase())
         assert files.verify_object("releases", "v1/app.tgz").verdict is Verdict.CORRUPT
@@ -78,7 +78,7 @@ class TestFilesystem:
         original.write("releases", "app.tgz", BODY, sidecar)
         with files.read_object("releases", "app.tgz") as reader:
             assert (reader.verified, b"".join(reader)) == (False, BODY)
-        assert files.get_object_hash("releases", "app.tgz") is None
+        assert files.stat_object("releases", "app.tgz").sha256 is None
         assert files.verify_object("releases", "app.tgz").verdict is Verdict.UNVERIFIABLE
 
     def test_it_is_listed(self, original: OriginalFiles, files: Store) -> None:
@@ -119,7 +119,7 @@ class TestClouds:
             cloud.write(ours.before + key, BODY, {name: written(how, BODY)})
             with ours.store.read_object(ours.bucket, key) as reader:
                 assert (name, reader.verified, b"".join(reader)) == (name, True, BODY)
-            assert (name, ours.store.get_object_hash(ours.bucket, key)) == (name, sha256(BODY))
+            assert (name, ours.store.stat_object(ours.bucket, key).sha256) == (name, sha256(BODY))
             assert (name, ours.store.verify_object(ours.bucket, key).verdict) == (name, Verdict.VERIFIED)
             cloud.write(ours.before + key, BODY.swapcase(), {name: written(how, BODY)})
             assert (name, ours.store.verify_object(ours.bucket, key).verdict) == (name, Verdict.CORRUPT)

@@ -92,7 +92,7 @@ def test_a_delete_spares_what_came_after_the_look(through: Callable[..., Line], 
     with pytest.raises(PreconditionFailed):
         line.faulty.delete_object(BUCKET, "app", condition=Match(seen.version))
     assert replaced == [f'"{seen.version}"']
-    assert line.direct.get_object_size(BUCKET, "app") == 5
+    assert line.direct.stat_object(BUCKET, "app").size == 5
     assert line.faulty.capabilities.conditional_deletes == (provider == "aws")
 
 

@@ -123,9 +123,7 @@ class AzureDriver(CloudDriver):
 
     The digest is the metadata `sha256`. Memory: one block of an upload for each thread.
 
-    Two limits of Azure remain. The end of a write of a key drops all blocks that other writers have staged for it
-    (`PartLimits.exclusive`). And to delete a container deletes its blobs: those that other writers add between the
-    listing and the deletion are lost, unless the account keeps deleted containers.
+    The end of a write of a key drops all blocks that other writers have staged for it (`PartLimits.exclusive`).
     """
 
     def __init__(self, name: str, config: AzureConfig) -> None:
@@ -552,16 +550,13 @@ class AzureDriver(CloudDriver):
         return [each for each in found if each.name == start + key and each.version_id]
 
     def _rows(self, bucket: str, prefix: str, start: str) -> Iterator[ListedObject]:
-        return (row for row in self._all_rows(bucket, prefix, start) if not is_reserved(row.key))
-
-    def _all_rows(self, bucket: str, prefix: str, start: str) -> Iterator[ListedObject]:
-        """Yield the objects of a bucket as Azure lists them, our own included, from `start` on if it is given."""
+        """Yield the objects of a bucket as Azure lists them, from `start` on if it is given."""
         container, begin = self._real(bucket)
         seek = {"start_from": begin + start} if start and self._config.api_version >= _SINCE_START_FROM else {}
         wanted = {"name_starts_with": begin + prefix, "include": ["metadata", "copy"], **seek}
         for blob in self._blobs(container, bucket, **wanted):
-            if is_object(blob):
-                key = str(blob.name).removeprefix(begin)
+            key = str(blob.name).removeprefix(begin)
+            if is_object(blob) and not is_reserved(key):
                 yield ListedObject(key, blob.size, version_of(blob.etag), _modified(blob))
 
     def _blobs(self, container: str, what: str, **wanted: Any) -> Iterator[BlobProperties]:
@@ -605,15 +600,6 @@ class AzureDriver(CloudDriver):
                 return False
         return True
 
-    def _delete_real_bucket(self, real: str) -> bool:
-        if not self._real_bucket_exists(real):
-            return False
-        if next(self._all_rows(real, "", ""), None) is not None:
-            raise self._not_empty(real)
-        with suppress(NotFound), translated(self._origin, real):
-            self._service().delete_container(real)
-        return True
-
     def _first_names(self, real: str, prefix: str) -> set[str] | None:
         """Return the first two names of objects: folders and blobs that are no objects are skipped."""
         wanted: dict[str, Any] = {"name_starts_with": prefix, "include": ["metadata", "copy"]}
@@ -646,10 +632,6 @@ class AzureDriver(CloudDriver):
     def _write_marker(self, bucket: str) -> None:
         with translated(self._origin, bucket):
             self._blob(bucket, MARKER).upload_blob(b"", length=0, overwrite=True, **self._scope)
-
-    def _delete_marker(self, bucket: str) -> None:
-        with suppress(NotFound), translated(self._origin, bucket):
-            self._blob(bucket, MARKER).delete_blob()
 
     def _copy_through_us(self, source: ObjectStat, to_bucket: str, to_key: str) -> ObjectStat:
         """Copy an object with one request; `capabilities` allow that for empty objects only."""

@@ -29,7 +29,6 @@ from worker.storage.errors import (
     AccessDenied,
     AlreadyExists,
     Archived,
-    BucketNotEmpty,
     Conflict,
     InvalidKey,
     InvalidMetadata,
@@ -68,7 +67,7 @@ _CODES: tuple[CodeRow, ...] = (
         QUOTE,
         "BlobAlreadyExists ContainerAlreadyExists ResourceAlreadyExists PathAlreadyExists FilesystemAlreadyExists",
     ),
-    (BucketNotEmpty, QUOTE, "DirectoryNotEmpty"),
+    (PermanentError, QUOTE, "DirectoryNotEmpty"),
     (InvalidKey, f"the store does not allow the name; {_CONTAINER_RULE}", "InvalidResourceName OutOfRangeInput"),
     (
         InvalidKey,

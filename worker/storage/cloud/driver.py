@@ -9,7 +9,7 @@ from worker.storage.cloud.plain_requests import RealObject
 from worker.storage.cloud.small_reads import PlainReads, PlainReadsAhead
 from worker.storage.config import CloudConfig
 from worker.storage.driver import ObjectStat, WholeObject
-from worker.storage.errors import BucketNotEmpty, NotFound, PermanentError, StorageError
+from worker.storage.errors import NotFound, PermanentError, StorageError
 from worker.storage.keys import RESERVED_BUCKET, RESERVED_PREFIX, RESERVED_SEGMENT
 
 MARKER = f"{RESERVED_SEGMENT}bucket"
@@ -128,21 +128,14 @@ class CloudDriver(ABC):
         self._write_marker(bucket)  # also if the bucket has objects, so that it outlives the last of them
         return not existed
 
-    def delete_bucket(self, bucket: str) -> bool:
-        if self._is_real(bucket):
-            return self._delete_real_bucket(bucket)
-        keys = self._first_keys(bucket)
-        if keys is None or not keys:
-            return False
-        if keys - {MARKER}:
-            raise self._not_empty(bucket)
-        self._delete_marker(bucket)
-        return True
-
     def bucket_exists(self, bucket: str) -> bool:
         if self._is_real(bucket):
             return self._real_bucket_exists(bucket)
-        return bool(self._first_keys(bucket))
+        real, start = self._real(bucket)
+        names = self._first_names(real, start)
+        if names is None and self._prefixed:
+            raise missing_bucket(self._origin, real)
+        return bool(names)
 
     def list_buckets(self) -> list[str]:
         if self._prefixed:
@@ -160,17 +153,6 @@ class CloudDriver(ABC):
     def _is_real(self, bucket: str) -> bool:
         return not self._prefixed and not bucket.startswith(RESERVED_BUCKET)
 
-    def _first_keys(self, bucket: str) -> set[str] | None:
-        """Return the first two keys of a logical bucket, with the marker; None if its real bucket does not exist."""
-        real, start = self._real(bucket)
-        names = self._first_names(real, start)
-        if names is None and self._prefixed:
-            raise missing_bucket(self._origin, real)
-        return names and {name.removeprefix(start) for name in names}
-
-    def _not_empty(self, bucket: str) -> BucketNotEmpty:
-        return BucketNotEmpty(f"{self._name}: bucket {bucket!r} still holds objects")
-
     def _missing(self, bucket: str, key: str) -> StorageError:
         """Return the error for a missing object or bucket, which most answers do not tell apart."""
         real, _ = self._real(bucket)
@@ -185,8 +167,6 @@ class CloudDriver(ABC):
     @abstractmethod
     def _create_real_bucket(self, real: str) -> bool: ...
     @abstractmethod
-    def _delete_real_bucket(self, real: str) -> bool: ...
-    @abstractmethod
     def _first_names(self, real: str, prefix: str) -> set[str] | None:
         """Return the first two real names that start with `prefix`, or None where there is no such real bucket."""
 
@@ -196,5 +176,3 @@ class CloudDriver(ABC):
 
     @abstractmethod
     def _write_marker(self, bucket: str) -> None: ...
-    @abstractmethod
-    def _delete_marker(self, bucket: str) -> None: ...

@@ -28,7 +28,6 @@ from worker.storage.driver import (
 )
 from worker.storage.errors import (
     AlreadyExists,
-    BucketNotEmpty,
     Conflict,
     InvalidKey,
     NotFound,
@@ -171,25 +170,6 @@ class FilesystemDriver:
 
     def create_bucket(self, bucket: str) -> bool:
         return self._tree.make((bucket,))
-
-    def delete_bucket(self, bucket: str) -> bool:
-        if not self.bucket_exists(bucket):
-            return False
-        if next(self.iter_objects(bucket), None) is not None:
-            raise BucketNotEmpty(f"{self.name}: bucket {bucket} still holds objects: delete them first")
-        self._stale.clear((bucket,))
-        with self._tree.directory(()) as root:
-            try:
-                os.rmdir(bucket, dir_fd=root)
-            except FileNotFoundError:  # with what dead writers left
-                return True
-            except OSError as error:
-                if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
-                    raise
-                raise BucketNotEmpty(
-                    f"{self.name}: bucket {bucket} is being written to, or contains files that are no objects"
-                ) from error
-        return True
 
     def list_buckets(self) -> list[str]:
         self.check()  # a root that is missing is no store without buckets

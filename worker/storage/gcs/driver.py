@@ -397,20 +397,6 @@ class GcsDriver(CloudDriver):
             raise AlreadyExists(f"{self._name}: bucket {real!r} is taken, perhaps by another project") from error
         return False
 
-    def _delete_real_bucket(self, real: str) -> bool:
-        if self._first_names(real, ""):
-            raise self._not_empty(real)
-        with self._errors(real):
-            try:
-                self._connected().client.bucket(real).delete(retry=retry(), timeout=TIMEOUT)
-            except SDK_ERRORS as error:
-                if status_of(error) in REFUSED:
-                    raise self._not_empty(real) from None
-                if status_of(error) != requests.codes.not_found:
-                    raise
-                return False
-        return True
-
     def _first_names(self, real: str, prefix: str) -> set[str] | None:
         try:
             with self._errors(real):
@@ -432,13 +418,6 @@ class GcsDriver(CloudDriver):
             except SDK_ERRORS as error:
                 if status_of(error) not in REFUSED:
                     raise
-
-    def _delete_marker(self, bucket: str) -> None:
-        marker = self._object(bucket, MARKER)
-        with self._errors(bucket):
-            found = find_blob(self._connected(), marker)
-            if found is not None:
-                delete(self._connected(), marker, found.generation)
 
     # Requests
 

@@ -488,16 +488,6 @@ class S3Driver(CloudDriver):
                 return False
         return True
 
-    def _delete_real_bucket(self, real: str) -> bool:
-        with self._errors(real):
-            try:
-                self._client().delete_bucket(**self._owned(real))
-            except ClientError as error:
-                if not is_missing(error):
-                    raise
-                return False
-        return True
-
     def _first_names(self, real: str, prefix: str) -> set[str] | None:
         try:
             with self._errors(real):
@@ -526,10 +516,6 @@ class S3Driver(CloudDriver):
     def _write_marker(self, bucket: str) -> None:
         with self._errors(bucket):
             self._client().put_object(**self._address(bucket, MARKER), Body=b"")
-
-    def _delete_marker(self, bucket: str) -> None:
-        with self._errors(bucket):
-            self._client().delete_object(**self._address(bucket, MARKER))
 
     def _keeps_stale_uploads(self, real: str) -> bool:
         """Return whether the bucket is known to have no rule of its own that aborts multipart uploads."""

@@ -501,4 +501,4 @@ def test_a_part_that_is_sent_again_while_its_upload_is_removed_stays(run, cloud,
     monkeypatch.setattr(clock, "earliest", lambda: clock.now() + timedelta(hours=1))  # the server's seconds are whole
     result = run(lambda request, _, job: sweep_cleanup(request, cloud.for_job(job), job), EVERYTHING)
     assert result.removed == {"cloud": 1}
-    assert store.get_object_size(UPLOADS_BUCKET, part) == 6
+    assert store.stat_object(UPLOADS_BUCKET, part).size == 6

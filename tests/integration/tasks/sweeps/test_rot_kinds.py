@@ -204,7 +204,7 @@ def test_rot_of_every_kind_ends_in_its_verdict_its_finding_and_its_action(
     }
     assert sorted(scene.quarantined()) == sorted(bad)
     digests = {key: hashlib.sha256(right[key]).hexdigest() for key in repaired}
-    assert {key: context.stores["dr"].get_object_hash(BUCKET, key) for key in repaired} == digests
+    assert {key: context.stores["dr"].stat_object(BUCKET, key).sha256 for key in repaired} == digests
     assert scene.status() == 1  # what could not be read is open
 
     for key in waiting:
@@ -253,7 +253,7 @@ def test_wrong_metadata_of_a_copy_without_another_is_rewritten_from_its_own_byte
 
     assert store.bytes_of("rotten") == flipped(content_of("rotten"))
     right = hashlib.sha256(content_of("only")).hexdigest()
-    assert context.stores["dr"].get_object_hash(BUCKET, "only") == right
+    assert context.stores["dr"].stat_object(BUCKET, "only").sha256 == right
     assert context.catalogue.artifacts.copies(context.artifact(BUCKET, "only"))["dr"].state == "verified"
     kinds = {(each.key, each.kind.value) for each in context.catalogue.findings.page()}
     assert kinds == {("rotten", "corrupt"), ("rotten", "lost")}

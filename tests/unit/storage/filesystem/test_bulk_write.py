@@ -151,7 +151,7 @@ def test_both_forms_of_digest_are_read_whatever_is_written(tmp_path: Path) -> No
         writer.write_object("b", "k", source(data))
         assert (tmp_path / "b" / "k.sha256").exists() == (writer is sidecar)
         for reader in (sidecar, xattr):
-            assert reader.get_object_hash("b", "k") == hashlib.sha256(data).hexdigest()
+            assert reader.stat_object("b", "k").sha256 == hashlib.sha256(data).hexdigest()
             assert reader.verify_object("b", "k").verdict == Verdict.VERIFIED
     assert xattr.delete_object("b", "k")
     assert list((tmp_path / "b").iterdir()) == []
@@ -163,5 +163,5 @@ def test_an_attribute_counts_no_more_after_a_write_by_another_program(tmp_path: 
     store.write_object("b", "k", source(OLD))
     (tmp_path / "b" / "k").write_bytes(NEW)
     (tmp_path / "b" / "k.sha256").write_text(hashlib.sha256(NEW).hexdigest())
-    assert store.get_object_hash("b", "k") == hashlib.sha256(NEW).hexdigest()
+    assert store.stat_object("b", "k").sha256 == hashlib.sha256(NEW).hexdigest()
     assert store.verify_object("b", "k").verdict == Verdict.VERIFIED

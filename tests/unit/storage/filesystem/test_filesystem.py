@@ -25,7 +25,6 @@ from worker.storage.config import FilesystemConfig
 from worker.storage.driver import Digest, Match, WriteInfo
 from worker.storage.errors import (
     AlreadyExists,
-    BucketNotEmpty,
     DigestMismatch,
     InvalidKey,
     NotFound,
@@ -101,7 +100,7 @@ def test_the_original_store_can_read_what_is_written(store: Store, root: Path) -
 def test_what_the_original_wrote_is_read(store: Store, root: Path, form: str, case: Callable[[str], str]) -> None:
     """A sidecar counts with or without a newline, in any case."""
     as_the_original(root, "k", b"content", form.format(case(sha256(b"content"))))
-    assert store.get_object_hash("b", "k") == sha256(b"content")
+    assert store.stat_object("b", "k").sha256 == sha256(b"content")
     assert read(store, "k") == b"content"
 
 
@@ -109,7 +108,7 @@ def test_what_the_original_wrote_is_read(store: Store, root: Path, form: str, ca
 def test_without_a_digest_nothing_is_claimed(store: Store, root: Path, sidecar: str | None) -> None:
     """An object without a sidecar, or with something else in it, is there and has no digest."""
     as_the_original(root, "k", b"content", sidecar)
-    assert store.get_object_hash("b", "k") is None
+    assert store.stat_object("b", "k").sha256 is None
     assert store.verify_object("b", "k").verdict is Verdict.UNVERIFIABLE
     write(store, "k", b"new")
     assert store.verify_object("b", "k").verdict is Verdict.VERIFIED
@@ -123,7 +122,7 @@ def test_a_key_that_looks_like_a_sidecar_is_none(store: Store, root: Path) -> No
     assert keys(store) == sorted(names)
     for key in names:
         assert read(store, key) == key.encode()
-        assert store.get_object_hash("b", key) == sha256(key.encode())
+        assert store.stat_object("b", key).sha256 == sha256(key.encode())
     for key in names:
         assert store.delete_object("b", key)
         assert not store.object_exists("b", key)
@@ -153,7 +152,7 @@ def test_an_object_of_the_original_that_looks_like_a_sidecar_survives(store: Sto
 
     assert keys(store) == ["x", "x.sha256"]
     assert (read(store, "x"), read(store, "x.sha256")) == (b"data", content)
-    assert store.get_object_hash("b", "x.sha256") == sha256(content)
+    assert store.stat_object("b", "x.sha256").sha256 == sha256(content)
     assert store.delete_object("b", "x.sha256")
     assert read(store, "x") == b"data"
 
@@ -253,7 +252,7 @@ def test_a_store_holds_what_was_put_and_nothing_else(
     ordered = sorted(held, key=str.encode)
     assert keys(store) == ordered
     assert {key: read(store, key) for key in ordered} == held
-    assert {key: store.get_object_hash("b", key) for key in ordered} == {k: sha256(held[k]) for k in ordered}
+    assert {key: store.stat_object("b", key).sha256 for key in ordered} == {k: sha256(held[k]) for k in ordered}
     assert keys(store, prefix=prefix) == [key for key in ordered if key.startswith(prefix)]
     assert keys(store, prefix=prefix[:1]) == [key for key in ordered if key.startswith(prefix[:1])]
     assert [keys(store, after=key) for key in ordered] == [ordered[at + 1 :] for at in range(len(ordered))]
@@ -348,7 +347,7 @@ def test_a_linked_sidecar_claims_nothing(store: Store, root: Path, tmp_path: Pat
     outside.write_text(sha256(b"content"))
     as_the_original(root, "k", b"content", None)
     (root / "b/k.sha256").symlink_to(outside)
-    assert store.get_object_hash("b", "k") is None
+    assert store.stat_object("b", "k").sha256 is None
     with pytest.raises(PermanentError, match=r"'k.sha256' is a link"):
         write(store, "k", b"new")
     assert outside.read_text() == sha256(b"content")
@@ -393,7 +392,7 @@ def test_a_special_file_blocks_no_verb(store: Store, root: Path, where: str, kin
     expected = Digest(7, sha256(b"content"))
     verbs: dict[str, Callable[[], object]] = {
         "stat": lambda: store.stat_object("b", "k"),
-        "digest": lambda: store.get_object_hash("b", "k"),
+        "digest": lambda: store.stat_object("b", "k").sha256,
         "read": lambda: read(store, "k"),
         "verify": lambda: store.verify_object("b", "k", expected),
         "list": lambda: keys(store),
@@ -402,7 +401,6 @@ def test_a_special_file_blocks_no_verb(store: Store, root: Path, where: str, kin
         "health": store.health_check,
         "write": lambda: write(store, "k", b"content"),
         "delete": lambda: store.delete_object("b", "k"),
-        "delete bucket": lambda: store.delete_bucket("b"),
     }
     for verb in verbs.values():
         with suppress(StorageError):
@@ -420,15 +418,13 @@ def test_the_root_may_be_a_link(root: Path, tmp_path: Path) -> None:
 
 
 def test_names_that_are_not_utf8_are_passed_over(store: Store, root: Path) -> None:
-    """A foreign name that no key can be is not listed and stops nothing, but a bucket that holds it is not empty."""
+    """A foreign name that no key can be is not listed and stops nothing."""
     write(store, "k", b"content")
     (root / "b" / os.fsdecode(b"\xff")).write_bytes(b"foreign")
     (root / "b" / os.fsdecode(b"\xfe")).mkdir()
     assert keys(store) == ["k"]
     assert list(store.iter_stale_uploads()) == []
     store.delete_object("b", "k")
-    with pytest.raises(BucketNotEmpty, match="files that are no objects"):
-        store.delete_bucket("b")
     assert (root / "b" / os.fsdecode(b"\xff")).exists()
 
 
@@ -445,7 +441,6 @@ def test_names_that_are_not_utf8_are_passed_over(store: Store, root: Path) -> No
         lambda s: s.delete_object("b", "k"),
         lambda s: list(s.list_objects("b")),
         lambda s: s.create_bucket("b"),
-        lambda s: s.delete_bucket("b"),
         lambda s: s.bucket_exists("b"),
         lambda s: s.health_check(),
         lambda s: list(s.iter_stale_uploads()),
@@ -790,37 +785,6 @@ def test_a_living_writers_file_is_not_discarded(store: Store, driver: Filesystem
     assert store.remove_stale_upload(left)
     assert not store.remove_stale_upload(left)
     assert not (root / "b/e").exists()
-
-
-def test_only_objects_keep_a_bucket(store: Store, root: Path) -> None:
-    """A bucket with what dead writers left is empty and can be deleted; one with an object cannot, and keeps it."""
-    write(store, "d/k", b"content")
-    (root / "b/.zot-tmp-1").write_bytes(b"left")
-    (root / "b/e/f").mkdir(parents=True)
-    for key in ("e/x", "e/y.sha256"):
-        write(store, key, b"gone")
-    for name in ("e/x", "e/y.%sha256"):
-        (root / "b" / name).unlink()
-    with pytest.raises(BucketNotEmpty, match="main: bucket b still holds objects"):
-        store.delete_bucket("b")
-    assert read(store, "d/k") == b"content"
-    store.delete_object("b", "d/k")
-    assert store.delete_bucket("b")
-    assert not store.delete_bucket("b")
-    assert not (root / "b").exists()
-
-
-def test_a_bucket_that_is_being_written_to_is_not_deleted(store: Store) -> None:
-    """A write that has begun keeps its bucket, and succeeds."""
-
-    class Deleting(io.BytesIO):
-        def read(self, size: int | None = -1, /) -> bytes:
-            with pytest.raises(BucketNotEmpty, match="is being written to"):
-                store.delete_bucket("b")
-            return super().read(size)
-
-    store.write_object("b", "d/k", Deleting(b"content"))
-    assert read(store, "d/k") == b"content"
 
 
 def test_places_of_one_family_share_a_lock() -> None:

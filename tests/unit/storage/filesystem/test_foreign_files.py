@@ -56,7 +56,7 @@ def test_a_foreign_checksum_file_is_an_object(store: Store, bucket: Path, conten
     assert _keys(store) == ["x.sha256"]
     for data in (DATA, OTHER):
         store.write_object("b", "x", source(data))
-        assert store.get_object_hash("b", "x") == hashlib.sha256(data).hexdigest()
+        assert store.stat_object("b", "x").sha256 == hashlib.sha256(data).hexdigest()
         assert store.verify_object("b", "x").verdict == Verdict.VERIFIED
     assert _keys(store) == ["x", "x.sha256"]
     assert store.delete_object("b", "x")
@@ -70,12 +70,12 @@ def test_a_checksum_file_is_evidence_until_we_write(store: Store, bucket: Path) 
     """The digest that `sha256sum` published is that of its file, so that other bytes do not verify."""
     (bucket / "x").write_bytes(DATA)
     (bucket / "x.sha256").write_bytes(_published())
-    assert store.get_object_hash("b", "x") == hashlib.sha256(DATA).hexdigest()
+    assert store.stat_object("b", "x").sha256 == hashlib.sha256(DATA).hexdigest()
     (bucket / "x").write_bytes(OTHER)
     assert store.verify_object("b", "x").verdict == Verdict.CORRUPT
     (bucket / "y").write_bytes(DATA)
     (bucket / "y.sha256").write_bytes(_published())
-    assert store.get_object_hash("b", "y") is None, "the line names another file"
+    assert store.stat_object("b", "y").sha256 is None, "the line names another file"
 
 
 @pytest.mark.parametrize(
@@ -111,12 +111,12 @@ def test_a_program_that_replaces_a_sidecar_keeps_its_file(store: Store, bucket: 
     (bucket / "x.sha256").write_bytes(_published())
     store.write_object("b", "x", source(OTHER))
     assert (bucket / "x.sha256").read_bytes() == _published()
-    assert store.get_object_hash("b", "x") == hashlib.sha256(OTHER).hexdigest()
+    assert store.stat_object("b", "x").sha256 == hashlib.sha256(OTHER).hexdigest()
     (bucket / "x.sha256").unlink()
-    assert store.get_object_hash("b", "x") == hashlib.sha256(OTHER).hexdigest()
+    assert store.stat_object("b", "x").sha256 == hashlib.sha256(OTHER).hexdigest()
     store.write_object("b", "x", source(DATA))
     assert sorted(path.name for path in bucket.iterdir()) == ["x", "x.sha256"]
-    assert store.get_object_hash("b", "x") == hashlib.sha256(DATA).hexdigest()
+    assert store.stat_object("b", "x").sha256 == hashlib.sha256(DATA).hexdigest()
 
 
 def test_a_foreign_checksum_file_is_replaced_and_deleted_under_its_own_key(store: Store, bucket: Path) -> None:
@@ -242,7 +242,7 @@ def test_bare_hex_without_its_object_belongs_to_another_program(any_store: Store
             _put_many(store, "x", data)
         else:
             store.write_object("b", "x", source(data))
-        assert store.get_object_hash("b", "x") == hashlib.sha256(data).hexdigest()
+        assert store.stat_object("b", "x").sha256 == hashlib.sha256(data).hexdigest()
         assert _keys(store) == ["x", "x.sha256"]
         assert published.read_bytes() == HEX
     assert store.delete_object("b", "x")

@@ -83,7 +83,6 @@ def test_every_documented_code_is_mapped() -> None:
         ("XMinioStorageFull", 507, errors.OutOfSpace),
         ("NoSuchKey", 404, errors.NotFound),
         ("404", 404, errors.NotFound),
-        ("BucketNotEmpty", 409, errors.BucketNotEmpty),
         ("EntityTooLarge", 400, errors.SizeMismatch),
         ("KeyTooLongError", 400, errors.InvalidKey),
     ],
