@@ -141,7 +141,7 @@ _CODES: tuple[CodeRow, ...] = (
     (
         PermanentError,
         QUOTE,
-        """AmbiguousGrantByEmailAddress CrossLocationLoggingProhibited InlineDataTooLarge
+        """AmbiguousGrantByEmailAddress BucketNotEmpty CrossLocationLoggingProhibited InlineDataTooLarge
         IllegalVersioningConfigurationException IncorrectNumberOfFilesInPostRequest InvalidArgument
         InvalidAddressingHeader InvalidBucketState InvalidEncryptionAlgorithmError
         InvalidPolicyDocument InvalidRange InvalidRequest
