@@ -48,8 +48,7 @@ from worker.storage.azure.object_stat import (
     writer_of,
 )
 from worker.storage.azure.parts import MAX_PART, MAX_PARTS, Parts, Target, limits
-from worker.storage.azure.small_reads import plain_reads
-from worker.storage.azure.small_writes import headers_of, small_writes
+from worker.storage.azure.requests_without_sdk import headers_of, plain_reads, small_writes
 from worker.storage.azure.sorted_listing import ByteOrder, safe_start
 from worker.storage.azure.upload import Upload
 from worker.storage.cloud.conditional_write import Write, check_copied, other_version

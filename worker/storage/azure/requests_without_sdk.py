@@ -1,20 +1,86 @@
-"""Tell how a container of Azure Blob Storage is reached without the SDK, and sign the requests."""
+"""Read and write small objects in Azure Blob Storage without the SDK, where the settings allow it."""
 
+import base64
 import time
 from collections.abc import Callable
-from email.utils import formatdate
-from typing import Any
+from email.utils import formatdate, parsedate_to_datetime
+from http import HTTPStatus
+from typing import Any, cast
 
+from azure.core.exceptions import HttpResponseError
 from azure.core.pipeline import PipelineContext, PipelineRequest
 from azure.core.pipeline.transport import HttpRequest
 from azure.storage.blob import BlobServiceClient
 
-from worker.storage.cloud.plain_requests import BucketEndpoint, Headers
+from worker.storage.azure.errors import SDK_ERRORS, translate
+from worker.storage.azure.object_stat import version_of
+from worker.storage.cloud.conditional_write import Write
+from worker.storage.cloud.error_mapping import Origin
+from worker.storage.cloud.metadata import SHA256
+from worker.storage.cloud.plain_requests import Answer, BucketEndpoint, Headers, PlainAnswer
+from worker.storage.cloud.small_reads import PlainReads, whole_object
+from worker.storage.cloud.small_writes import Provider, SmallWrites
 from worker.storage.config import AzureConfig
+from worker.storage.driver import Match, WholeObject
 
 _SCOPE = "https://storage.azure.com/.default"
 _KEPT_FOR = 300
 """Seconds for which a token is used before the credential is asked again."""
+_DIGEST = f"x-ms-meta-{SHA256}"
+_OPTIONS = {"encryption_scope": "x-ms-encryption-scope", "standard_blob_tier": "x-ms-access-tier"}
+_PROPERTIES = ("content_type", "content_encoding", "content_language", "content_disposition", "cache_control")
+
+
+def plain_reads(config: AzureConfig, service: Callable[[], BlobServiceClient]) -> PlainReads:
+    """Return the plain reads of a store."""
+    return PlainReads(locator(config, service), _read_answer, SDK_ERRORS)
+
+
+def _read_answer(answer: PlainAnswer) -> WholeObject | None:
+    # Folders, unfinished copies and blobs that drop blocks are empty blobs, and no objects.
+    return whole_object(answer, _DIGEST, version_of(answer.headers.get("etag"))) if answer.body else None
+
+
+def small_writes(config: AzureConfig, origin: Origin, service: Callable[[], BlobServiceClient]) -> SmallWrites:
+    """Return the small writes of a store."""
+    return SmallWrites(origin, Provider(locator(config, service), _reply, _refusal, SDK_ERRORS, translate))
+
+
+def headers_of(write: Write, md5: bytes) -> Headers | None:
+    """Return the headers of a write; None if it has tags, which need the SDK."""
+    options = dict(write.options)
+    settings = options.pop("content_settings", None)
+    if options.keys() - _OPTIONS.keys():
+        return None
+    found = {_OPTIONS[name]: str(getattr(value, "value", value)) for name, value in options.items()}
+    for name in _PROPERTIES:
+        if value := getattr(settings, name, None):
+            found[f"x-ms-blob-{name.replace('_', '-')}"] = value
+    if isinstance(write.condition, Match):
+        found["If-Match"] = f'"{write.condition.version}"'
+    elif write.condition == "create_only":
+        found["If-None-Match"] = "*"
+    metadata = {f"x-ms-meta-{name}": value for name, value in write.metadata.items()}
+    return {
+        **found,
+        **metadata,
+        "Content-MD5": base64.b64encode(md5).decode(),
+        "Content-Type": "application/octet-stream",
+        "x-ms-blob-type": "BlockBlob",
+    }
+
+
+def _reply(answer: Answer) -> dict[str, Any]:
+    modified = answer.headers.get("last-modified")
+    return {"etag": answer.headers.get("etag"), "last_modified": parsedate_to_datetime(modified) if modified else None}
+
+
+def _refusal(answer: Answer) -> HttpResponseError | None:
+    if answer.status == HTTPStatus.UNAUTHORIZED:
+        return None  # the SDK gets another token
+    error: Any = HttpResponseError(f"the store answers {answer.status}")
+    error.status_code, error.error_code = answer.status, answer.headers.get("x-ms-error-code")
+    return cast("HttpResponseError", error)
 
 
 def locator(config: AzureConfig, service: Callable[[], BlobServiceClient]) -> Callable[[str], BucketEndpoint | None]:

@@ -60,8 +60,8 @@ from worker.storage.gcs.client import (
 from worker.storage.gcs.errors import SDK_ERRORS, status_of, translate, translated
 from worker.storage.gcs.object_stat import METADATA, generation_of, to_stat, updated
 from worker.storage.gcs.parts import MultipartWrite, iter_blobs, iter_stale_uploads
+from worker.storage.gcs.requests_without_sdk import plain_reads
 from worker.storage.gcs.resumable import CHUNK_UNIT, ResumableUpload
-from worker.storage.gcs.small_reads import plain_reads
 from worker.storage.gcs.upload import (
     REFUSED,
     TRIES,

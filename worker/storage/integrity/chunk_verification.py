@@ -42,13 +42,12 @@ def first_bad_chunk(
     on_bytes: OnBytes | None = None,
     *,
     write: Write | None = None,
-    uncached: bool = False,
 ) -> Chunk | None:
     """Read bytes until a chunk does not match; return the first such chunk, or None after all bytes were right.
 
     See `bad_chunks`.
     """
-    found = bad_chunks(driver, stat, manifest, on_bytes, write=write, uncached=uncached, first_only=True)
+    found = bad_chunks(driver, stat, manifest, on_bytes, write=write, first_only=True)
     return found[0] if found else None
 
 

@@ -61,9 +61,7 @@ from worker.storage.s3.providers import (
     profile_of,
     realm_of,
 )
-from worker.storage.s3.requests_without_sdk import is_reachable
-from worker.storage.s3.small_reads import DIGESTS, parse_head, plain_reads
-from worker.storage.s3.small_writes import small_writes
+from worker.storage.s3.requests_without_sdk import DIGESTS, is_reachable, parse_head, plain_reads, small_writes
 from worker.storage.s3.upload import (
     COPY_PART,
     DAMAGED,

@@ -31,8 +31,8 @@ from worker.storage.integrity.verifying_reader import drain
 from worker.storage.s3.errors import SDK_ERRORS, code_of, translate, translated
 from worker.storage.s3.object_stat import to_found, version_of, written_stat
 from worker.storage.s3.providers import GIB
+from worker.storage.s3.requests_without_sdk import HEADERS, headers_of
 from worker.storage.s3.signature import PAYLOAD
-from worker.storage.s3.small_writes import HEADERS, headers_of
 from worker.storage.transfer.server_copy import Between, OnUpload
 from worker.storage.transfer.split_into_parts import MIB, md5_of, next_part, plan_parts, rewound
 

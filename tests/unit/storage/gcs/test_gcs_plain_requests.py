@@ -9,7 +9,7 @@ from google.auth.transport.requests import AuthorizedSession
 from worker.storage.cloud.plain_requests import BucketEndpoint
 from worker.storage.config import GcsConfig
 from worker.storage.gcs.client import Connection
-from worker.storage.gcs.small_reads import plain_reads
+from worker.storage.gcs.requests_without_sdk import plain_reads
 
 ENDPOINT = "https://storage.example.com"
 
