@@ -6,8 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from worker.alarms import mail, webhook
-from worker.alarms.backoff import backoff
-from worker.alarms.errors import AlarmUndelivered
+from worker.alarms.attempts import AlarmUndelivered, backoff
 from worker.alarms.message_text import text_of
 from worker.catalogue import Alarms, FindingKind, Findings
 from worker.settings.alarms import AlarmSettings

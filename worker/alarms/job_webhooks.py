@@ -7,8 +7,7 @@ from datetime import datetime, timedelta
 
 from worker import clock
 from worker.alarms import webhook
-from worker.alarms.backoff import backoff
-from worker.alarms.errors import AlarmUndelivered
+from worker.alarms.attempts import AlarmUndelivered, backoff
 from worker.catalogue import JobWebhooks, PendingWebhook
 from worker.settings.alarms import JobReceiverSettings, JobWebhookSettings, WebhookSettings
 

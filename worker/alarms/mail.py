@@ -10,8 +10,7 @@ from email.message import EmailMessage
 from email.utils import format_datetime
 from typing import Any, BinaryIO
 
-from worker.alarms.attempt_time import AttemptTime
-from worker.alarms.errors import AlarmUndelivered
+from worker.alarms.attempts import AlarmUndelivered, AttemptTime
 from worker.alarms.message_text import subject_of, text_of
 from worker.settings.alarms import EmailSettings
 from zot_artifact_client.text_escaping import bounded

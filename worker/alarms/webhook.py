@@ -10,8 +10,7 @@ from datetime import datetime
 from importlib.metadata import version
 from typing import Any
 
-from worker.alarms.attempt_time import AttemptTime
-from worker.alarms.errors import AlarmUndelivered
+from worker.alarms.attempts import AlarmUndelivered, AttemptTime
 from worker.settings.alarms import WebhookSettings, key_of
 from worker.storage.cloud.proxies import proxies_for, proxy_for
 from zot_artifact_client.tls_faults import tls_fault

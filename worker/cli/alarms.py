@@ -6,8 +6,8 @@ from typing import Any
 import typer
 
 from worker import clock
+from worker.alarms.attempts import AlarmUndelivered
 from worker.alarms.delivery import deliver
-from worker.alarms.errors import AlarmUndelivered
 from worker.alarms.message_text import test_digest
 from worker.cli.errors import Failure, Status
 from worker.cli.output import AsJson, complain, print_json, print_table, say

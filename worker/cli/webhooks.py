@@ -8,7 +8,7 @@ import typer
 
 from worker import clock
 from worker.alarms import webhook
-from worker.alarms.errors import AlarmUndelivered
+from worker.alarms.attempts import AlarmUndelivered
 from worker.cli.errors import Failure, Status, suggestion
 from worker.cli.output import AsJson, print_json, print_table, say
 from worker.cli.session import opened

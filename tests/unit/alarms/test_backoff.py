@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from worker.alarms.backoff import backoff
+from worker.alarms.attempts import backoff
 
 
 @pytest.mark.parametrize(("attempts", "longest"), [(0, 5), (1, 10), (4, 80), (9, 2560), (10, 3600), (500, 3600)])

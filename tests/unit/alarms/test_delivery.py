@@ -20,8 +20,8 @@ from pydantic import SecretStr
 from tests.servers.tls import Authority, TlsProxy
 from tests.unit.alarms.receivers import Mailbox, http_receiver, raw_receiver, smtp_receiver
 from worker import clock
+from worker.alarms.attempts import AlarmUndelivered
 from worker.alarms.delivery import deliver, deliver_pending
-from worker.alarms.errors import AlarmUndelivered
 from worker.alarms.webhook import signed
 from worker.catalogue import Catalogue, FindingKind, NewFinding
 from worker.settings.alarms import AlarmSettings, EmailSettings, WebhookSettings

@@ -1,9 +1,18 @@
-"""The time of one attempt to deliver, whatever a receiver sends meanwhile."""
+"""An attempt to deliver an alarm: its failure, its time limit, and the delay before the next one."""
 
+import random
 import socket
 import threading
 from contextlib import suppress
+from datetime import timedelta
 from typing import Self
+
+_LONGEST = 3600.0
+_MOST_DOUBLINGS = 20
+
+
+class AlarmUndelivered(Exception):
+    """A channel did not accept a digest. The message holds no secret."""
 
 
 class AttemptTime:
@@ -40,3 +49,13 @@ class AttemptTime:
         for each in self._sockets:
             with suppress(OSError):  # closed meanwhile
                 each.shutdown(socket.SHUT_RDWR)
+
+
+def backoff(attempts: int, first: float) -> timedelta:
+    """Return the time until the next attempt, between half and all of the backoff.
+
+    `first`: the seconds of the backoff after the first attempt, which double with each of `attempts` further ones, up
+    to an hour.
+    """
+    most = min(first * 2 ** min(attempts, _MOST_DOUBLINGS), _LONGEST)
+    return timedelta(seconds=most * random.uniform(0.5, 1))  # noqa: S311 - it spreads load and protects nothing
