@@ -47,11 +47,7 @@ def _result(
     artifact: Artifact, store: str, evidence: str, *, unchanged: bool = False, not_recorded: tuple[str, ...] = ()
 ) -> AdoptResult:
     return AdoptResult(
-        bucket=artifact.bucket,
-        key=artifact.key,
-        version=artifact.version,
-        size=artifact.digest.size,
-        sha256=artifact.digest.sha256,
+        **artifact.facts,
         store=store,
         evidence=evidence,
         unchanged=unchanged,

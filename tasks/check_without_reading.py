@@ -55,11 +55,7 @@ def evidence(request: EvidenceRequest, context: JobContext, job: RunningJob) -> 
         return CopyEvidence(store=name, outcome=found.outcome, compared=found.compared, detail=found.detail, job=sent)
 
     return EvidenceResult(
-        bucket=artifact.bucket,
-        key=artifact.key,
-        version=artifact.version,
-        size=artifact.digest.size,
-        sha256=artifact.digest.sha256,
+        **artifact.facts,
         copies=tuple(for_each_store(names, check)),
     )
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from worker import clock
 from worker.artifacts.artifact_copies import Records, not_configured
-from worker.artifacts.lock_artifacts_for_job import locked_companions, locked_deleted_companions
+from worker.artifacts.lock_artifacts_for_job import locked_companions
 from worker.artifacts.page_selection import seen_by
 from worker.artifacts.per_store import for_each_store
 from worker.artifacts.wait_for_delete_approval import check_delete
@@ -106,7 +107,11 @@ class _Delete:
         request, context, job, of_page = self.request, self.context, self.job, self.records is not None
         # Where deletes need an approval, a batch deletes only what it names.
         alone = context.settings.delete.approval_above is not None and (of_page or is_batch_job(job.id, job.parent))
-        with locked_companions(context, job, artifact.bucket, artifact.key, of_page=of_page, none=alone) as companions:
+
+        def find() -> Sequence[Artifact]:
+            return [] if alone else context.catalogue.companions.of(artifact.bucket, artifact.key)
+
+        with locked_companions(find, context, job, artifact.path, of_page=of_page) as companions:
             check(companions)
             for each in companions:
                 context.catalogue.holds.check(each.bucket, each.key)
@@ -125,14 +130,16 @@ class _Delete:
     def purge_now(self, tombstone: Tombstone) -> DeleteResult:
         """Delete the bytes of an artifact that was deleted before, and of the companions that were deleted with it."""
         context = self.context
+        path = f"{tombstone.bucket}/{tombstone.key}"
         held = context.catalogue.artifacts.copies_by_store(tombstone.bucket, tombstone.key)
         if (
             held
             and held.keys().isdisjoint(context.stores)
             and not context.catalogue.deletions.is_being_purged(tombstone)
         ):
-            raise _nothing_deleted(f"{tombstone.bucket}/{tombstone.key}", next(iter(held)))
-        with locked_deleted_companions(context, self.job, tombstone, of_page=self.records is not None) as together:
+            raise _nothing_deleted(path, next(iter(held)))
+        find = partial(context.catalogue.deletions.of_companions, tombstone)
+        with locked_companions(find, context, self.job, path, of_page=self.records is not None) as together:
             for each in together:
                 context.catalogue.holds.check(each.bucket, each.key)
             for each in together:

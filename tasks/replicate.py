@@ -38,8 +38,12 @@ def replicate(request: ReplicateRequest, context: JobContext, job: RunningJob) -
         StorageError, Snooze: a store did not take its copy; the other stores have theirs.
     """
     artifact = context.artifact(request.bucket, request.key)
-    alone = names_companions_itself(context, job)
-    with locked_companions(context, job, request.bucket, request.key, none=alone) as others:
+    alone, companions = names_companions_itself(context, job), context.catalogue.companions
+
+    def find() -> Sequence[Artifact]:
+        return [] if alone else companions.of(request.bucket, request.key)
+
+    with locked_companions(find, context, job, artifact.path) as others:
         wanted = [artifact, *others]
         job.start(sum(each.digest.size for each in wanted) * len(request.to), "replicating")
         stores = _still_wanted(context, job, artifact, request.to)

@@ -55,11 +55,7 @@ def _verify(context: JobContext, job: RunningJob, artifact: Artifact, copies: li
 
     verdicts = for_each_store(copies, verify_copy)
     return VerifyResult(
-        bucket=artifact.bucket,
-        key=artifact.key,
-        version=artifact.version,
-        size=artifact.digest.size,
-        sha256=artifact.digest.sha256,
+        **artifact.facts,
         copies=tuple(verdict for verdict in verdicts if verdict is not None),
     )
 

@@ -149,9 +149,6 @@ def configured() -> Settings:
 def current() -> Context:
     """Return this process's context, opened at the first use: nothing in it survives a fork."""
     global _context  # noqa: PLW0603
-    if _settings is None:
-        msg = "the worker's settings have not been configured"
-        raise RuntimeError(msg)
     if _context is None or _context[0] != os.getpid():
-        _context = (os.getpid(), Context.open(_settings))
+        _context = (os.getpid(), Context.open(configured()))
     return _context[1]

@@ -474,13 +474,8 @@ class ArtifactJob:
 
     def result(self, model: type[PlacedT], placed: Sequence[PlacedCopy]) -> PlacedT:
         """Return the result of a job that has placed these copies."""
-        artifact = self.artifact
         return model(
-            bucket=artifact.bucket,
-            key=artifact.key,
-            version=artifact.version,
-            size=artifact.digest.size,
-            sha256=artifact.digest.sha256,
+            **self.artifact.facts,
             unchanged=all(copy.outcome == "already_there" for copy in placed),
             copies=tuple(placed),
         )

@@ -1,7 +1,7 @@
 """Lock artifacts, or the companions of one, for the job that writes to them."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import TypeVar
 
 from worker import clock
@@ -31,32 +31,6 @@ def locked(
             locks.release(job.id, job.fence)
 
 
-def locked_companions(
-    context: JobContext, job: RunningJob, bucket: str, key: str, *, of_page: bool = False, none: bool = False
-) -> AbstractContextManager[Sequence[Artifact]]:
-    """Return the companions of an artifact, to which no other job writes meanwhile; a page keeps the locks to its end.
-
-    With `none`, return none.
-
-    Raises:
-        Snooze: another job writes to one of them.
-    """
-
-    def find() -> Sequence[Artifact]:
-        return [] if none else context.catalogue.companions.of(bucket, key)
-
-    return _locked(find, context, job, f"{bucket}/{key}", of_page=of_page)
-
-
-def locked_deleted_companions(
-    context: JobContext, job: RunningJob, of: Tombstone, *, of_page: bool = False
-) -> AbstractContextManager[Sequence[Tombstone]]:
-    """Do as `locked_companions` for the companions that were deleted with an artifact and are still so."""
-    return _locked(
-        lambda: context.catalogue.deletions.of_companions(of), context, job, f"{of.bucket}/{of.key}", of_page=of_page
-    )
-
-
 def names_companions_itself(context: JobContext, job: RunningJob) -> bool:
     """Return whether a batch or sweep has sent a job, which has jobs for the companions, too.
 
@@ -69,9 +43,16 @@ def names_companions_itself(context: JobContext, job: RunningJob) -> bool:
 
 
 @contextmanager
-def _locked(
-    find: Callable[[], Sequence[_Companion]], context: JobContext, job: RunningJob, path: str, *, of_page: bool
+def locked_companions(
+    find: Callable[[], Sequence[_Companion]], context: JobContext, job: RunningJob, path: str, *, of_page: bool = False
 ) -> Iterator[Sequence[_Companion]]:
+    """Return the companions of an artifact that `find` returns, to which no other job writes meanwhile.
+
+    A page keeps the locks to its end.
+
+    Raises:
+        Snooze: another job writes to one of them.
+    """
     paths = [(each.bucket, each.key) for each in find()]
     if not paths:
         yield []

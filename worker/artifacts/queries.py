@@ -97,11 +97,7 @@ def status_of(job: JobRecord) -> StatusResult:
 
 def _info(artifact: Artifact) -> ArtifactInfo:
     return ArtifactInfo(
-        bucket=artifact.bucket,
-        key=artifact.key,
-        version=artifact.version,
-        size=artifact.digest.size,
-        sha256=artifact.digest.sha256,
+        **artifact.facts,
         created_at=artifact.created_at,
     )
 

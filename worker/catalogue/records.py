@@ -118,6 +118,13 @@ class Artifact:
         """Return `bucket/key`, as users name it."""
         return f"{self.bucket}/{self.key}"
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Return what every result tells of a version: the fields of the contract's `ArtifactResult`."""
+        digest = self.digest
+        where = {"bucket": self.bucket, "key": self.key, "version": self.version}
+        return where | {"size": digest.size, "sha256": digest.sha256}
+
 
 class ListedArtifact(NamedTuple):
     """A version of an artifact, with as much of it as planning needs."""
