@@ -16,9 +16,10 @@ from worker.limits.limited_store import AnyStore
 from worker.limits.snooze import Snooze
 from worker.settings.section_models import BackupSweepSettings
 from worker.storage import Verdict
-from worker.storage.errors import IntegrityError, PermanentError, StorageError
+from worker.storage.errors import IntegrityError, OutOfSpace, PermanentError, StorageError
 from worker.storage.integrity.verifying_reader import OnBytes
 from worker.storage.keys import BACKUP_BUCKET
+from worker.storage.spooling import spooling_in
 
 _TIME = "%Y%m%dT%H%M%S.%fZ"
 _KEY = re.compile(
@@ -226,6 +227,14 @@ class _Run:
         failures: dict[str, StorageError | Snooze] = {}
         if not stores:
             return failures
+        try:
+            with spooling_in(self._spool_dir):
+                self._write(stores, failures)
+        except OutOfSpace as error:  # of the disk of this machine
+            return {store.name: error for store in stores}
+        return failures
+
+    def _write(self, stores: Sequence[AnyStore], failures: dict[str, StorageError | Snooze]) -> None:
         with tempfile.TemporaryFile(dir=self._spool_dir, prefix="zot-backup-") as spool:
             digest, summary = pack(spool, self._catalogue.export, self._on_bytes)
             key = f"{self._catalogue.identity}/{summary.exported_at:{_TIME}}.{self._job}.jsonl.gz"
@@ -236,7 +245,6 @@ class _Run:
                     failures[store.name] = error
                 else:
                     self.written[store.name] = key
-        return failures
 
     def is_rehearsal_due(self, store: AnyStore, settings: BackupSweepSettings) -> bool:
         last = self._catalogue.backup_times.rehearsed(store.name)

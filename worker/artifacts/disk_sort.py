@@ -4,9 +4,11 @@ import heapq
 import json
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any, Self
+
+from worker.storage.spooling import spooling_in
 
 _RUN = 100_000
 """Rows that are sorted in memory at a time."""
@@ -42,7 +44,8 @@ class DiskSort:
 
     def close(self) -> None:
         """Remove the files."""
-        self._files.close()
+        with suppress(OSError):  # of bytes that had no room, which the file writes once more
+            self._files.close()
 
     def __enter__(self) -> Self:
         return self
@@ -65,8 +68,10 @@ class DiskSort:
             "w+", encoding="utf-8", dir=self._directory, prefix="zot-sort-"
         )
         self._files.callback(file.close)
-        for row in rows:
-            file.write(json.dumps(row, separators=(",", ":")) + "\n")
+        with spooling_in(self._directory):
+            for row in rows:
+                file.write(json.dumps(row, separators=(",", ":")) + "\n")
+            file.flush()
         return file
 
 

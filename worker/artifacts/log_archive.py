@@ -17,6 +17,7 @@ from worker.catalogue.verification_log import FIRST_PREVIOUS
 from worker.storage.errors import IntegrityError, NotFound, StorageError
 from worker.storage.integrity.verifying_reader import OnBytes
 from worker.storage.keys import BACKUP_BUCKET
+from worker.storage.spooling import spooling_in
 
 if TYPE_CHECKING:
     from worker.limits.limited_store import AnyStore  # it imports the clients of the broker
@@ -49,6 +50,7 @@ def archive_log(
 
     Raises:
         CatalogueError: the log was changed.
+        OutOfSpace: the disk of this machine is full.
         StorageError, Snooze: a store does not take an archive, or lacks one and no other store has it.
     """
     if catalogue.findings.page(kind=FindingKind.LOG_CHANGED, limit=1):
@@ -59,7 +61,7 @@ def archive_log(
     catalogue.log_archives.remove_rows(check)
     done: list[str] = []
     while True:
-        with tempfile.TemporaryFile(dir=spool_dir, prefix="zot-log-") as spool:
+        with spooling_in(spool_dir), tempfile.TemporaryFile(dir=spool_dir, prefix="zot-log-") as spool:
             digest, month = pack(spool, partial(catalogue.log_archives.write_month, before=before), on_bytes)
             if month is None:
                 return done
@@ -132,7 +134,7 @@ def _copy_where_it_is_absent(
         if source is None:
             raise NotFound(f"no store has {BACKUP_BUCKET}/{key}, an archive of the verification log")
         logger.warning("%s lacks %s/%s: it is copied from %s", store.name, BACKUP_BUCKET, key, source.name)
-        with tempfile.TemporaryFile(dir=spool_dir, prefix="zot-log-") as spool:
+        with spooling_in(spool_dir), tempfile.TemporaryFile(dir=spool_dir, prefix="zot-log-") as spool:
             with source.read_object(BACKUP_BUCKET, key, expected=archive.digest, on_bytes=on_bytes) as reader:
                 while data := reader.read():
                     spool.write(data)

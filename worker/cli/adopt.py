@@ -24,6 +24,7 @@ from worker.cli.stage_file import stage
 from worker.storage.driver import ListedObject
 from worker.storage.errors import InvalidKey, StorageError
 from worker.storage.keys import check_bucket, check_existing_key
+from worker.storage.spooling import spooling_in
 from worker.storage.store import Store
 from zot_artifact_client.contract import ADOPT, BATCH
 from zot_artifact_client.job_ids import choose_id
@@ -126,7 +127,8 @@ def _adopt_all(session: Session, place: Place, waiting: WaitOptions, *, first_re
     job_id = choose_id(BATCH, idempotency_key=waiting.key)
     with sender(session, f"adopting {place.bucket}/{place.prefix}", waiting) as way:
         if sums:
-            with tempfile.NamedTemporaryFile(dir=session.settings.spool_dir) as file:
+            spool_dir = session.settings.spool_dir
+            with spooling_in(spool_dir), tempfile.NamedTemporaryFile(dir=spool_dir) as file:
                 _write_list(session, place, file, first_read=first_read)
                 staged = stage(Path(file.name), session.settings, job_id, named_by_digest=True)
             request = request_of(BATCH, keys_from=str(staged.path), staged=True, **fields)

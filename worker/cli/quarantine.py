@@ -25,6 +25,7 @@ from worker.counted import counted
 from worker.storage.durations_and_sizes import parse_duration
 from worker.storage.errors import StorageError
 from worker.storage.keys import QUARANTINE_BUCKET
+from worker.storage.spooling import spooling_in
 from zot_artifact_client.contract import UPLOAD
 from zot_artifact_client.job_ids import choose_id
 
@@ -151,7 +152,7 @@ def restore(
         at = ArtifactPath.parse(as_ or f"{found.bucket}/{found.key}")
         path = session.settings.spool_dir / f"zot-restore-{choose_id(UPLOAD)}"
         try:
-            with path.open("xb") as file:
+            with spooling_in(session.settings.spool_dir), path.open("xb") as file:
                 sha256 = _copy(session, found, file)
             if as_ is None:
                 _check_wanted(session, found, sha256)

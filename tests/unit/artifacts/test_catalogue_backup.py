@@ -2,10 +2,12 @@
 
 import json
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
+from typing import IO, Any
 from uuid import uuid4
 
 import pytest
@@ -13,13 +15,15 @@ import pytest
 from tests.unit.catalogue.test_export import content, exported, fill
 from worker import cli, clock
 from worker.artifacts.catalogue_backup import NoBackup, back_up, backups, rehearse, restore, restore_newest
+from worker.artifacts.disk_sort import DiskSort
 from worker.artifacts.overdue_and_unconfigured_findings import see_stores
+from worker.artifacts.rebuild.kept_list_files import keep_list
 from worker.catalogue import BadExport, Catalogue, FindingKind
 from worker.settings import Settings
 from worker.settings.section_models import BackupSweepSettings, SweepSettings
 from worker.storage import Stores
 from worker.storage.config import FilesystemConfig
-from worker.storage.errors import IntegrityError
+from worker.storage.errors import IntegrityError, OutOfSpace
 from worker.storage.keys import BACKUP_BUCKET
 
 NAMES = ("primary", "dr")
@@ -245,3 +249,33 @@ def test_the_newest_whole_backup_is_restored(kept, stores, tmp_path, monkeypatch
     with pytest.raises(NoBackup, match="no backup that is whole"):
         restore_newest(list(found.values()), stores["dr"], f"sqlite:///{tmp_path / 'none.sqlite3'}")
     assert not (tmp_path / "none.sqlite3").exists()
+
+
+def test_a_full_disk_of_this_machine_is_named_and_found(kept, stores, tmp_path, monkeypatch):
+    """Each store has a finding until the next good backup; what else waits on that disk names the directory too."""
+    told = f"no room to spool to in {tmp_path}: No space left on device; make room there"
+    with monkeypatch.context() as patched:
+        patched.setattr(tempfile, "TemporaryFile", _full_file)
+        done = run(kept, stores, tmp_path)
+        for spool in (lambda: keep_list(stores["dr"], "list", "id", _Rows(), tmp_path), lambda: _sort(tmp_path)):
+            with pytest.raises(OutOfSpace, match=told):
+                spool()
+    assert (done.written, faults(kept)) == ({}, dict.fromkeys(NAMES, told))
+    assert run(kept, stores, tmp_path).faults == faults(kept) == {}
+
+
+def _full_file(mode: str = "w+b", **_: object) -> IO[Any]:
+    return Path("/dev/full").open(mode)
+
+
+def _sort(directory: Path) -> None:
+    with DiskSort(directory, run=1) as rows:
+        rows.add(("a",))
+
+
+class _Rows:
+    def fingerprint(self) -> list[int]:
+        return [1]
+
+    def kept(self) -> Iterator[object]:
+        return iter(())

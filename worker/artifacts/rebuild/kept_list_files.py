@@ -17,6 +17,7 @@ from worker.limits.waiting_store import WaitingStore
 from worker.storage import Store
 from worker.storage.errors import IntegrityError, NotFound, StorageError
 from worker.storage.keys import PROBE_BUCKET
+from worker.storage.spooling import spooling_in
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ def keep_list(store: Store, name: str, catalogue: str, rows: Rows, spool_dir: Pa
     An empty list is not begun. `catalogue` is the id of the catalogue.
 
     Raises:
+        OutOfSpace: the disk of this machine, or the store, is full.
         StorageError: the store cannot be reached, or does not allow it.
     """
     if not store.capabilities.reserved_buckets:
@@ -70,7 +72,7 @@ def keep_list(store: Store, name: str, catalogue: str, rows: Rows, spool_dir: Pa
     kept = _header(store, key)
     if (kept or {}).get("extent") == fingerprint or (kept is None and not fingerprint[0]):
         return False
-    with tempfile.TemporaryFile(dir=spool_dir, prefix=f"zot-{name}-") as spool:
+    with spooling_in(spool_dir), tempfile.TemporaryFile(dir=spool_dir, prefix=f"zot-{name}-") as spool:
         with gzip.GzipFile(filename="", fileobj=spool, mode="wb", mtime=0) as packed:
             header = {"catalogue": catalogue, "at": clock.now().isoformat(), "extent": fingerprint}
             packed.write(json.dumps(header).encode() + b"\n")
