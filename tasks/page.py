@@ -107,7 +107,7 @@ def page(request: PageRequest, context: JobContext, job: RunningJob) -> PageResu
     else:
         done = _write_selected(request, context, job)
     if request.verb in {VERIFY.kind, ADOPT.kind}:
-        WrittenLog.note(context.settings.broker_file.parent, context.catalogue)
+        job.after_end.append(WrittenLog(context.settings.broker_file.parent, context.catalogue).note_later())
     return _result(request, done)
 
 

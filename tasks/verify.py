@@ -33,7 +33,7 @@ def verify(request: VerifyRequest, context: JobContext, job: RunningJob) -> Veri
         # Each is read, also after one that a store could not be asked about.
         first, *others = for_each_store(examined, lambda each: _verify(context, job, *each))
     finally:
-        WrittenLog.note(context.settings.broker_file.parent, context.catalogue)
+        job.after_end.append(WrittenLog(context.settings.broker_file.parent, context.catalogue).note_later())
     return first.model_copy(update={"companions": tuple(each for each in others if each.copies)})
 
 

@@ -82,6 +82,8 @@ class RunningJob:
         self.snoozed_since = record.put_off_since
         self.finished: list[FinishedCopy] = []
         """Complete copies that are recorded together with the end of the job, or of the attempt."""
+        self.after_end: list[Callable[[], object]] = []
+        """Called once the end of the job is durable."""
         self._ledger = ledger
         self._lease = settings.lease
         self._reporter = reporter

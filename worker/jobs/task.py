@@ -440,6 +440,8 @@ class Delivery(Generic[RequestT, ResultT]):
         error: Mapping[str, Any] | None = None,
     ) -> None:
         self._ledger.finish(job.id, job.fence, state, now=clock.now(), result=result, error=error, copies=job.finished)
+        for call in job.after_end:
+            call()
         if state != JobState.DEAD and self._at_end is not None:  # a dead job needs its source when it is redriven
             with _cleaning_up(self._id):
                 self._at_end(self._request, self._context, self._id)

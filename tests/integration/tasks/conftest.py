@@ -122,6 +122,8 @@ def run(context: Context) -> Run:
                 return work(request, context.for_job(job), job)
             finally:  # the ledger records them with the end of the job
                 context.catalogue.artifacts.finish_copies(job.finished, now=clock.now())
+                for call in job.after_end:
+                    call()
 
     return run
 

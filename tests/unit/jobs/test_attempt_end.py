@@ -70,12 +70,16 @@ def test_a_job_whose_end_the_disk_did_not_confirm_is_delivered_again(context, ta
     delivery = Delivery(task, VERIFY, context, writes=False, at_end=lambda _request, _context, job: ended.append(job))
     sync = os.fdatasync
 
+    def work_and_note(request: VerifyRequest, of: JobContext, job: RunningJob) -> VerifyResult:
+        job.after_end.append(lambda: ended.append("noted"))
+        return work(request, of, job)
+
     def fail(_: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(os, "fdatasync", fail)
     with pytest.raises(Retry):
-        delivery.handle(work, (), FIELDS)
+        delivery.handle(work_and_note, (), FIELDS)
     assert ended == []
     monkeypatch.setattr(os, "fdatasync", sync)
     record = context.catalogue.ledger.get("job-1")
@@ -87,7 +91,11 @@ def test_a_job_whose_end_the_disk_did_not_confirm_is_delivered_again(context, ta
 
 def test_a_job_that_cannot_be_cleaned_up_now_is_delivered_again(context, task):
     """It has succeeded, and must not be told as failed: the next delivery cleans up and answers with the end."""
-    tries = iter([CatalogueUnavailable("locked")])
+    tries, states = iter([CatalogueUnavailable("locked")]), list[str]()
+
+    def work_and_note(request: VerifyRequest, of: JobContext, job: RunningJob) -> VerifyResult:
+        job.after_end.append(lambda: states.append(of.catalogue.ledger.get("job-1").state))
+        return work(request, of, job)
 
     def clean_up(*_: object) -> None:
         for error in tries:
@@ -96,7 +104,8 @@ def test_a_job_that_cannot_be_cleaned_up_now_is_delivered_again(context, task):
     for outcome in (pytest.raises(Retry), nullcontext()):
         delivery = Delivery(task, VERIFY, context, writes=False, at_end=clean_up)
         with outcome:
-            assert delivery.handle(work, (), FIELDS)["version"] == 1
+            assert delivery.handle(work_and_note, (), FIELDS)["version"] == 1
+    assert states == [JobState.SUCCEEDED], "what waits for the end of a job is called once, after it is recorded"
     assert context.catalogue.ledger.get("job-1").state == JobState.SUCCEEDED
 
 
