@@ -15,9 +15,10 @@ class _Compiled:
     """A statement in one dialect."""
 
     text: str
-    values: Sequence[tuple[str, Callable[[Any], Any] | None, Any]]
-    """In the order of the text: the name of each value and what turns it into one of the driver; `""` and the value of
-    the driver itself, where the statement has it."""
+    values: Sequence[tuple[str, Any]]
+    """In the order of the text: the name of each value; `""` with the value of the driver where the text has it."""
+    converts: Mapping[str, Callable[[Any], Any]]
+    """By name, what turns a value into one of the driver, where it is another one."""
     names: Sequence[str] | None
     """Of all values, if the driver takes them by name."""
     row: Callable[[Iterable[Any]], Any]
@@ -85,13 +86,13 @@ class Prepared:
         """Run the statement, which is compiled once, for one row of values or for many."""
         key = (connection.dialect.name, *rows[0])
         compiled = self._compiled.get(key) or self._compiled.setdefault(key, self._compile(connection.dialect, rows[0]))
-        bound: list[Any] = [
-            [
-                constant if not name else row[name] if convert is None else convert(row[name])
-                for name, convert, constant in compiled.values
-            ]
-            for row in rows
-        ]
+        bound: list[Any] = []
+        for row in rows:  # each value is converted once, however often the text has it
+            made = {
+                name: value if (convert := compiled.converts.get(name)) is None else convert(value)
+                for name, value in row.items()
+            }
+            bound.append([made[name] if name else constant for name, constant in compiled.values])
         if compiled.names is not None:
             bound = [dict(zip(compiled.names, values, strict=True)) for values in bound]
         return Asked(compiled, execute(connection, compiled.text, bound if many else bound[0], many=many))
@@ -106,11 +107,11 @@ class Prepared:
             name: bind.type.dialect_impl(dialect).bind_processor(dialect) for bind, name in made.bind_names.items()
         }
 
-        def value(name: str) -> tuple[str, Callable[[Any], Any] | None, Any]:
-            convert = binds.get(name)
+        def value(name: str) -> tuple[str, Any]:
             if name in values:
-                return name, convert, None
-            return "", None, convert(made.params[name]) if convert else made.params[name]
+                return name, None
+            convert = binds.get(name)
+            return "", convert(made.params[name]) if convert else made.params[name]
 
         columns = list(self._statement.exported_columns)
         results = [column.type.dialect_impl(dialect).result_processor(dialect, None) for column in columns]
@@ -120,6 +121,7 @@ class Prepared:
         return _Compiled(
             text=str(made),
             values=[value(name) for name in names],
+            converts={name: convert for name, convert in binds.items() if convert is not None},
             names=None if dialect.positional else names,
             row=row._make,
             results=[(number, convert) for number, convert in enumerate(results) if convert is not None],

@@ -24,7 +24,7 @@ from worker.catalogue.database import CatalogueError, Database
 from worker.catalogue.findings import note_action
 from worker.catalogue.holds import OnHold
 from worker.catalogue.records import OPEN_STATES, Artifact, Copy, CopyState, VerdictRow
-from worker.catalogue.sweep_claims import claim_copies, due_copies, still_due
+from worker.catalogue.sweep_claims import claim_due_copies, due_copies
 from worker.catalogue.tables import artifacts, batches, copies, jobs, pages, verifications
 from worker.catalogue.verification_log import PreparedVerdicts, append_verdicts, prepare_verdicts
 from worker.storage import Digest
@@ -220,8 +220,9 @@ class Pages:
                     ahead=ahead,
                 )  # fmt: skip
             with self._database.write(durable=share is not None) as connection:
-                still = still_due(period, now, ahead, first_read=first_read)
-                got = claim_copies(connection, wanted, still, now=now, until=until)
+                got = claim_due_copies(
+                    connection, wanted, period=period, first_read=first_read, now=now, until=until, ahead=ahead
+                )
                 claimed += got
                 if len(got) == len(wanted) or len(claimed) >= limit:  # no other page has claimed it meanwhile
                     page = Page(job, until, claimed)

@@ -431,18 +431,25 @@ def unclaimed(now: datetime, until: datetime) -> sa.ColumnElement[bool]:
     return _unclaimed(sa.literal(now), sa.literal(_far(until)))
 
 
-def still_due(
-    period: timedelta, now: datetime, ahead: float = 1, *, first_read: timedelta | None = None
-) -> sa.ColumnElement[bool]:
-    """Return the condition that no copy meets that was read just now, whatever its `spread`."""
-    read, retry, waits = copies.c.read_at, copies.c.next_due_at, _waits(period, first_read)
-    unread = copies.c.spread < FIRST_READS
-    earliest = sa.case(
-        (unread, sa.literal(now - min(waits[:FIRST_READS]))),
-        else_=sa.literal(now - min(waits[FIRST_READS:]) * ahead),
-    )
-    by_period = sa.and_(retry.is_(None), sa.or_(read <= earliest, read > now + clock.SKEW))
-    return sa.or_(by_period, retry <= now, retry > now + period)
+def claim_due_copies(
+    connection: Connection,
+    ids: Sequence[int],
+    *,
+    period: timedelta,
+    first_read: timedelta | None = None,
+    now: datetime,
+    until: datetime,
+    ahead: float = 1,
+) -> list[int]:
+    """Do as `claim_copies` with those copies that are still due: one that was read just now is not, in any `spread`."""
+    waits = _waits(period, first_read)
+    claimed = _CLAIM_DUE.tuples(
+        connection, ids=ids, now=now, claimed_far=_far(until), until=until,
+        unread_before=now - min(waits[:FIRST_READS]), read_before=now - min(waits[FIRST_READS:]) * ahead,
+        latest_read=now + clock.SKEW, latest_retry=now + period,
+    )  # fmt: skip
+    found = {id_ for (id_,) in claimed}
+    return [id_ for id_ in ids if id_ in found]
 
 
 def _far(until: datetime) -> datetime:
@@ -474,6 +481,18 @@ def _due() -> sa.CompoundSelect[Any]:
     ]
     parts = [query.limit(sa.bindparam("most")).subquery() for query in found]
     return sa.union_all(*(sa.select(part) for part in parts))
+
+
+def _claim_due() -> sa.Update:
+    """Return the claim of copies that are still due."""
+    read, retry, unread = copies.c.read_at, copies.c.next_due_at, copies.c.spread < FIRST_READS
+    before, unread_before = (sa.bindparam(name, type_=read.type) for name in ("read_before", "unread_before"))
+    earliest = sa.case((unread, unread_before), else_=before)
+    by_period = sa.and_(retry.is_(None), sa.or_(read <= earliest, read > sa.bindparam("latest_read")))
+    still = sa.or_(by_period, retry <= sa.bindparam("now"), retry > sa.bindparam("latest_retry"))
+    of = one_of(copies.c.id, sa.bindparam("ids"))
+    claim = sa.update(copies).where(of, _unclaimed(sa.bindparam("now"), sa.bindparam("claimed_far")), still)
+    return claim.values(claimed_until=sa.bindparam("until")).returning(copies.c.id)
 
 
 def _count_due() -> sa.Select[Any]:
@@ -540,6 +559,7 @@ def _needed() -> sa.Select[Any]:
 
 
 _DUE = Prepared(_due())
+_CLAIM_DUE = Prepared(_claim_due())
 _COUNT_DUE = _count_due()
 _OVERDUE = _overdue()
 _FIRST_READS_LATE = _first_reads_late()
