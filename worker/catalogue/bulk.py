@@ -8,6 +8,8 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
+from itertools import chain
 from operator import itemgetter
 from typing import Any
 
@@ -23,6 +25,8 @@ from worker.catalogue.compiled_statements import execute
 from worker.catalogue.types import UtcDateTime, without_nul
 
 _MOMENT = UtcDateTime()
+_ROWS = 25
+"""Rows of one INSERT in SQLite: one for each row takes half as long again, and more in one save nothing."""
 
 Given = Callable[[str], ColumnElement[Any]]
 """Returns a value of a row, by its name, as a part of a statement."""
@@ -78,11 +82,26 @@ class BulkStatement:
             execute(connection, found.text, {**same, **dict(zip(self._types, map(_array, columns), strict=True))})
             return
         names = [*self._types, *same]
+        moments = [at for at in self._moments if names[at] in found.names]
+        bound = [_with_moments(row, moments, dialect) for row in rows] if moments else rows
+        into, is_insert, _ = found.text.partition(" VALUES (")
+        if is_insert:
+            for start in range(0, len(bound), _ROWS):
+                execute(connection, *self._insert(into, found.names, bound[start : start + _ROWS], same))
+            return
         take = itemgetter(*(names.index(name) for name in found.names))
         last = tuple(same.values())
-        moments = [at for at in self._moments if names[at] in found.names]
-        bound = (_with_moments(row, moments, dialect) for row in rows) if moments else rows
         execute(connection, found.text, [take((*row, *last)) for row in bound], many=True)
+
+    def _insert(
+        self, into: str, names: Sequence[str], rows: Sequence[Sequence[Any]], same: Mapping[str, Any]
+    ) -> tuple[str, Sequence[Any]]:
+        """Return the INSERT of some rows and its values: one that all of these rows have is bound once."""
+        columns = dict(zip(self._types, zip(*rows, strict=True), strict=True))
+        differing = {name: column for name, column in columns.items() if column.count(column[0]) < len(column)}
+        once = {**same, **{name: column[0] for name, column in columns.items() if name not in differing}}
+        text = _insert_text(into, tuple(names), tuple(once), tuple(differing), len(rows))
+        return text, [*once.values(), *chain.from_iterable(zip(*differing.values(), strict=True))]
 
     def _compile(self, dialect: Dialect) -> _Text:
         if dialect.positional:
@@ -99,6 +118,18 @@ class BulkStatement:
         names = list(getattr(compiled, "positiontup", None) or compiled.params)
         self._texts[dialect.name] = _Text(str(compiled), names)
         return self._texts[dialect.name]
+
+
+@lru_cache(maxsize=128)
+def _insert_text(into: str, names: Sequence[str], once: Sequence[str], differing: Sequence[str], rows: int) -> str:
+    """Return an INSERT of SQLite: the values that are bound once come first, then those of each row."""
+    numbers = {name: number for number, name in enumerate(once, 1)}
+    given = []
+    for row in range(rows):
+        first = 1 + len(once) + row * len(differing)
+        numbers |= {name: number for number, name in enumerate(differing, first)}
+        given.append(", ".join(f"?{numbers[name]}" for name in names))
+    return f"{into} VALUES ({'), ('.join(given)})"
 
 
 def _with_moments(row: Sequence[Any], moments: Sequence[int], dialect: Dialect) -> Sequence[Any]:
