@@ -27,9 +27,6 @@ from zot_artifact_client.contract import (
     ADOPT,
     BATCH,
     DELETE,
-    MAX_LISTED,
-    QUERY_LIST,
-    QUERY_SHOW,
     QUERY_STATUS,
     REPLICATE,
     UPLOAD,
@@ -71,6 +68,8 @@ class AsyncArtifacts(
         Awaited[AsyncJob[AdoptResult]],
         Awaited[AsyncJob[BatchResult]],
         Awaited[AsyncJob[SweepVerifyResult]],
+        Awaited[ShowResult],
+        Awaited[ListResult],
     ]
 ):
     """The requests that an asynchronous service can send; annotate with this type where tests use the in-memory client.
@@ -84,6 +83,9 @@ class AsyncArtifacts(
 
     def _send(self, spec: TaskSpec[Any, Any], request: Message, idempotency_key: str | None) -> Any:
         return self.submit(spec, request, idempotency_key=idempotency_key)
+
+    def _ask(self, spec: TaskSpec[Any, Any], request: Message, timeout: float) -> Any:
+        return self.query(spec, request, timeout=timeout)
 
     @abstractmethod
     async def submit(
@@ -135,36 +137,6 @@ class AsyncArtifacts(
     def batch_job(self, job_id: str) -> AsyncJob[BatchResult]:
         """Return the batch job with an id."""
         return self.job(job_id, BATCH)
-
-    async def show(self, bucket: str, key: str, *, timeout: float = QUERY_TIMEOUT) -> ShowResult:  # noqa: ASYNC109 - the same as of the other client
-        """Return the current version of an artifact and the state of each copy, as the catalogue has them.
-
-        No job is made: a worker answers from the catalogue, and no store is asked.
-
-        Raises:
-            ArtifactNotFound: the catalogue has no artifact under this key.
-            WaitTimeout: no worker has answered within `timeout` seconds.
-            InvalidRequest, BrokerUnavailable: the query cannot be sent.
-            JobFailed: the worker cannot answer it, for example without its catalogue.
-        """
-        return await self.query(QUERY_SHOW, request_of(QUERY_SHOW, bucket=bucket, key=key), timeout=timeout)
-
-    async def list(
-        self,
-        bucket: str,
-        prefix: str = "",
-        *,
-        after: str = "",
-        limit: int = MAX_LISTED,
-        timeout: float = QUERY_TIMEOUT,  # noqa: ASYNC109 - as above
-    ) -> ListResult:
-        """Return a page of the artifacts of a bucket whose keys begin with a prefix, by key.
-
-        The page begins after the key `after` and has at most `limit` artifacts, fewer where keys are long. `next` of
-        the result is the `after` of the next page, None at the end. Raise as `show`, but for ArtifactNotFound.
-        """
-        request = request_of(QUERY_LIST, bucket=bucket, prefix=prefix, after=after, limit=limit)
-        return await self.query(QUERY_LIST, request, timeout=timeout)
 
     async def status(self, job_id: str, *, timeout: float = QUERY_TIMEOUT) -> JobStatus:  # noqa: ASYNC109 - as above
         """Return the state of a job, of any kind and sent by any process, with its progress, result or error.

@@ -3,13 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol
+from typing import Any, Protocol
 
 from zot_artifact_client.bound_to_process import BoundToProcess
-from zot_artifact_client.contract import JobState, Progress, ResultT, TaskSpec
+from zot_artifact_client.contract import JobState, Progress, ResultT
 from zot_artifact_client.errors import IdempotencyMismatch, UnknownJob, WaitTimeout
-from zot_artifact_client.idempotency_conflicts import check_same
-from zot_artifact_client.job import LOOKED_UP, Poll, wait_timeout
+from zot_artifact_client.job import LOOKED_UP, JobHandle, Poll, wait_timeout
 from zot_artifact_client.snapshot import Snapshot, result_of, unknown_job
 
 OnAsyncProgress = Callable[[Progress], object]
@@ -65,7 +64,7 @@ async def end_before_timeout(
 
 
 @dataclass(frozen=True, slots=True)
-class AsyncJob(BoundToProcess, Generic[ResultT]):
+class AsyncJob(JobHandle[ResultT]):
     """A job by its id. Any process can make one from an id: see `AsyncArtifactClient.job`.
 
     Each method raises BrokerUnavailable; where jobs go over the gateway, also GatewayUnavailable and NotAllowed. If the
@@ -73,16 +72,7 @@ class AsyncJob(BoundToProcess, Generic[ResultT]):
     another request: the worker may know that when the broker no longer does.
     """
 
-    id: str
-    spec: TaskSpec[Any, ResultT] | None = field(default=None, repr=False)
-    request_sha256: str | None = field(default=None, repr=False, compare=False)
-    """The SHA-256 of the request that was sent, if the caller chose its id; `results` may have another one's."""
     results: AsyncResults = field(kw_only=True, repr=False, compare=False)
-
-    @property
-    def kind(self) -> str | None:
-        """Return `upload`, `verify`, …; None if the job was made from an id without a kind."""
-        return self.spec.kind if self.spec else None
 
     async def state(self) -> JobState:
         """Return the state of the job: `unknown` for an id that is wrong, or whose result has expired.
@@ -142,11 +132,6 @@ class AsyncJob(BoundToProcess, Generic[ResultT]):
         if self.request_sha256 is not None:
             self._checked(await self.results.snapshot(self.id))
         return await self.results.cancel(self.id)
-
-    def _checked(self, found: Snapshot) -> Snapshot:
-        """Return a snapshot of this job. Raise IdempotencyMismatch if it is that of another request with this id."""
-        check_same(self.id, self.request_sha256, found.request_sha256)
-        return found
 
 
 class AsyncJobs(BoundToProcess, list[AsyncJob[Any]]):

@@ -14,8 +14,11 @@ from zot_artifact_client.contract import (
     ADOPT,
     BATCH,
     DELETE,
+    MAX_LISTED,
     MAX_MESSAGE,
     PROPERTIES,
+    QUERY_LIST,
+    QUERY_SHOW,
     REPLICATE,
     SWEEP_VERIFY,
     TASKS,
@@ -33,6 +36,7 @@ from zot_artifact_client.errors import InvalidRequest
 from zot_artifact_client.idempotency_conflicts import digest_of
 from zot_artifact_client.job_ids import choose_ids
 from zot_artifact_client.outgoing_messages import Outgoing
+from zot_artifact_client.query_messages import QUERY_TIMEOUT
 from zot_artifact_client.request_faults import faults_of
 
 UploadT = TypeVar("UploadT")
@@ -42,6 +46,8 @@ DeleteT = TypeVar("DeleteT")
 AdoptT = TypeVar("AdoptT")
 BatchT = TypeVar("BatchT")
 SweepT = TypeVar("SweepT")
+ShowT = TypeVar("ShowT")
+ListT = TypeVar("ListT")
 
 _SERVICE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ENVELOPE_SIZE = 16 * 1024
@@ -72,14 +78,15 @@ class SentJob(NamedTuple):
     """The digest of its request, if the id is not a new one, so that it may be that of another request."""
 
 
-class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, SweepT]):
-    """The verbs of every client. The type parameters are what each verb returns: a job, or a coroutine of a job.
+class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, SweepT, ShowT, ListT]):
+    """The verbs of every client. The type parameters are what each returns: a job or an answer, or a coroutine of it.
 
-    Every verb sends one job and returns it without waiting. The same request sent again with the same `idempotency_key`
-    returns the same job; a different request with that key raises IdempotencyMismatch, here or from the job. `stores`
-    is one name or several. `notify` names receivers of the worker's settings, which get the end of the job as a signed
-    webhook. Every verb raises InvalidRequest, which names the field and the rule, and BrokerUnavailable; where jobs go
-    over the gateway, also GatewayUnavailable and NotAllowed.
+    Every verb sends one job and returns it without waiting; `show` and `list` send none, and wait for the answer. The
+    same request sent again with the same `idempotency_key` returns the same job; a different request with that key
+    raises IdempotencyMismatch, here or from the job. `stores` is one name or several. `notify` names receivers of the
+    worker's settings, which get the end of the job as a signed webhook. Every verb raises InvalidRequest, which names
+    the field and the rule, and BrokerUnavailable; where jobs go over the gateway, also GatewayUnavailable and
+    NotAllowed.
     """
 
     def upload(
@@ -295,9 +302,37 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
         """Verify the copies of one store, or of all, that are due; beat also starts this sweep on a schedule."""
         return cast("SweepT", self._send(SWEEP_VERIFY, request_of(SWEEP_VERIFY, store=store), idempotency_key))
 
+    def show(self, bucket: str, key: str, *, timeout: float = QUERY_TIMEOUT) -> ShowT:
+        """Return the current version of an artifact and the state of each copy, as the catalogue has them.
+
+        No job is made: a worker answers from the catalogue, and no store is asked.
+
+        Raises:
+            ArtifactNotFound: the catalogue has no artifact under this key.
+            WaitTimeout: no worker has answered within `timeout` seconds.
+            InvalidRequest, BrokerUnavailable: the query cannot be sent.
+            JobFailed: the worker cannot answer it, for example without its catalogue.
+        """
+        return cast("ShowT", self._ask(QUERY_SHOW, request_of(QUERY_SHOW, bucket=bucket, key=key), timeout))
+
+    def list(
+        self, bucket: str, prefix: str = "", *, after: str = "", limit: int = MAX_LISTED, timeout: float = QUERY_TIMEOUT
+    ) -> ListT:
+        """Return a page of the artifacts of a bucket whose keys begin with a prefix, by key.
+
+        The page begins after the key `after` and has at most `limit` artifacts, fewer where keys are long. `next` of
+        the result is the `after` of the next page, None at the end. Raise as `show`, but for ArtifactNotFound.
+        """
+        request = request_of(QUERY_LIST, bucket=bucket, prefix=prefix, after=after, limit=limit)
+        return cast("ListT", self._ask(QUERY_LIST, request, timeout))
+
     @abstractmethod
     def _send(self, spec: TaskSpec[Any, Any], request: Message, idempotency_key: str | None) -> Any:
         """Send a request, and return what the verbs of this client return."""
+
+    @abstractmethod
+    def _ask(self, spec: TaskSpec[Any, Any], request: Message, timeout: float) -> Any:
+        """Send a query, and return its answer as this client returns it."""
 
 
 def check_service(service: object) -> str | None:

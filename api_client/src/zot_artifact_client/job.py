@@ -12,15 +12,6 @@ from zot_artifact_client.errors import IdempotencyMismatch, UnknownJob, WaitTime
 from zot_artifact_client.idempotency_conflicts import check_same
 from zot_artifact_client.snapshot import Snapshot, result_of
 
-
-class HasId(Protocol):
-    """A job of either client."""
-
-    @property
-    def id(self) -> str: ...
-
-
-JobT = TypeVar("JobT", bound=HasId)
 OnProgress = Callable[[Progress], object]
 
 _SHORTEST_PAUSE = 0.02
@@ -63,7 +54,30 @@ class ResultBackend(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Job(BoundToProcess, Generic[ResultT]):
+class JobHandle(BoundToProcess, Generic[ResultT]):
+    """A job of either client."""
+
+    id: str
+    spec: TaskSpec[Any, ResultT] | None = field(default=None, repr=False)
+    request_sha256: str | None = field(default=None, repr=False, compare=False)
+    """The SHA-256 of the request that was sent, if the caller chose its id; `results` may have another one's."""
+
+    @property
+    def kind(self) -> str | None:
+        """Return `upload`, `verify`, …; None if the job was made from an id without a kind."""
+        return self.spec.kind if self.spec else None
+
+    def _checked(self, found: Snapshot) -> Snapshot:
+        """Return a snapshot of this job. Raise IdempotencyMismatch if it is that of another request with this id."""
+        check_same(self.id, self.request_sha256, found.request_sha256)
+        return found
+
+
+JobT = TypeVar("JobT", bound=JobHandle[Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Job(JobHandle[ResultT]):
     """A job by its id. Any process can make one from an id: see `ArtifactClient.job`.
 
     Each method raises BrokerUnavailable; where jobs go over the gateway, also GatewayUnavailable and NotAllowed. If the
@@ -71,16 +85,7 @@ class Job(BoundToProcess, Generic[ResultT]):
     another request: the worker may know that when the broker no longer does.
     """
 
-    id: str
-    spec: TaskSpec[Any, ResultT] | None = field(default=None, repr=False)
-    request_sha256: str | None = field(default=None, repr=False, compare=False)
-    """The SHA-256 of the request that was sent, if the caller chose its id; `results` may have another one's."""
     results: ResultBackend = field(kw_only=True, repr=False, compare=False)
-
-    @property
-    def kind(self) -> str | None:
-        """Return `upload`, `verify`, …; None if the job was made from an id without a kind."""
-        return self.spec.kind if self.spec else None
 
     @property
     def state(self) -> JobState:
@@ -141,11 +146,6 @@ class Job(BoundToProcess, Generic[ResultT]):
         if self.request_sha256 is not None:
             self._checked(self.results.snapshot(self.id))
         return self.results.cancel(self.id)
-
-    def _checked(self, found: Snapshot) -> Snapshot:
-        """Return a snapshot of this job. Raise IdempotencyMismatch if it is that of another request with this id."""
-        check_same(self.id, self.request_sha256, found.request_sha256)
-        return found
 
 
 class Jobs(BoundToProcess, list[Job[Any]]):
