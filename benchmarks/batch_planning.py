@@ -22,7 +22,7 @@ from celery import Celery
 
 from benchmarks.harness.result_rows import NotMeasured, Row, Samples, Target
 from benchmarks.harness.testbed import GIB, MIB, Testbed
-from tasks.batch import _PAGES_AT_ONCE, step
+from tasks.batch import _PAGES_AT_ONCE, batch
 from worker import clock
 from worker.catalogue import Catalogue, Leased
 from worker.catalogue.tables import artifacts, batches, jobs
@@ -131,7 +131,7 @@ class _Side:
         assert isinstance(begun, Leased)
         job = RunningJob(begun.record, ledger, self.context.settings.jobs, _NullReporter())
         try:
-            return step(request, self.context.for_job(job), job, self.messages)
+            return batch(request, self.context.for_job(job), job, self.messages)
         except Continue:
             ledger.continue_later(job.id, job.fence, progress=job.progress.model_dump(mode="json"), due=clock.now())
             return None

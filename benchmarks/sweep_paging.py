@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from benchmarks.harness.result_rows import NotMeasured, Row, Samples, Target
 from benchmarks.harness.testbed import GIB, MIB, Testbed
 from tasks.page import page
-from tasks.sweeps.verify import sweep
+from tasks.sweeps.verify import sweep_verify
 from worker import clock
 from worker.catalogue import Catalogue, Leased
 from worker.catalogue.tables import artifacts, copies
@@ -97,7 +97,7 @@ def run(home: Path, count: int) -> Paged:
     outside, resident = _Null(), []
     used = time.process_time()
     job = _take(context, "sweep", "sweep.verify", {}, outside)
-    sweep(SweepVerifyRequest(store="primary"), context.for_job(job), job, outside)
+    sweep_verify(SweepVerifyRequest(store="primary"), context.for_job(job), job, outside)
     done = 0
     for sent in outside.sent:
         job = _take(context, sent.job_id, "page", sent.payload, outside)

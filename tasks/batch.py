@@ -144,8 +144,8 @@ class EndedItem:
     left: Sequence[ObjectJob] = ()
 
 
-def batch(request: BatchRequest, context: JobContext, job: RunningJob) -> BatchResult:
-    """Run the next step of a batch.
+def batch(request: BatchRequest, context: JobContext, job: RunningJob, messages: Messages | None = None) -> BatchResult:
+    """Run the next step of a batch: count outcomes, plan as many jobs as may be in flight, end if nothing is left.
 
     Raises:
         Continue: the batch has not ended.
@@ -155,14 +155,10 @@ def batch(request: BatchRequest, context: JobContext, job: RunningJob) -> BatchR
         StorageError, Snooze: the store with the objects to adopt could not be listed; nothing was done.
         NotApproved, WaitsForApproval: a second person has not approved the delete; nothing was done.
     """
-    return step(request, context, job, Outbox(current_app))
-
-
-def step(request: BatchRequest, context: JobContext, job: RunningJob, messages: Messages) -> BatchResult:
-    """Count the outcomes, plan as many jobs as may be in flight, and return the summary if nothing is left."""
     if request.dry_run:
         _check(request, context)
         return count_upload(request, context, job)
+    messages = messages or Outbox(current_app)
     before = _open_batch(request, context, job)
     items = context.catalogue.batches.in_flight(job.id)
     running = [item for item in items if not item.state.terminal]

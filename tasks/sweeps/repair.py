@@ -39,11 +39,7 @@ def sweep_repair(request: SweepRepairRequest, context: JobContext, job: RunningJ
     Raises:
         UnknownStore: naming the stores there are.
     """
-    return sweep(request, context, job, Outbox(current_app))
-
-
-def sweep(request: SweepRepairRequest, context: JobContext, job: RunningJob, messages: Messages) -> SweepRepairResult:
-    """Do as `sweep_repair`, with these messages."""
+    messages = Outbox(current_app)
     stores, claimed = context.unpaused_stores(request.store), Counter[str]()
     if planned := context.catalogue.pages.planned_by(job.id):  # at an attempt whose worker died
         resume(job.id, planned, messages)

@@ -27,13 +27,7 @@ def sweep_replicate(request: SweepReplicateRequest, context: JobContext, job: Ru
     Raises:
         UnknownStore: naming the stores there are.
     """
-    return sweep(request, context, job, Outbox(current_app))
-
-
-def sweep(
-    request: SweepReplicateRequest, context: JobContext, job: RunningJob, messages: Messages
-) -> SweepReplicateResult:
-    """Do as `sweep_replicate`, with these messages."""
+    messages = Outbox(current_app)
     stores = context.unpaused_stores(request.store)
     if planned := context.catalogue.pages.planned_by(job.id):  # at an attempt whose worker died
         resume(job.id, planned, messages)

@@ -32,7 +32,9 @@ _OPEN = 4
 """The most pages of a store that may be open when the next ones of an even pace are sent."""
 
 
-def sweep_verify(request: SweepVerifyRequest, context: JobContext, job: RunningJob) -> SweepVerifyResult:
+def sweep_verify(
+    request: SweepVerifyRequest, context: JobContext, job: RunningJob, messages: Messages | None = None
+) -> SweepVerifyResult:
     """Send pages for the copies of each store that are to be read until the next run; each claims its copies.
 
     Stores that are paused are left out.
@@ -40,11 +42,7 @@ def sweep_verify(request: SweepVerifyRequest, context: JobContext, job: RunningJ
     Raises:
         UnknownStore: naming the stores there are.
     """
-    return sweep(request, context, job, Outbox(current_app))
-
-
-def sweep(request: SweepVerifyRequest, context: JobContext, job: RunningJob, messages: Messages) -> SweepVerifyResult:
-    """Do as `sweep_verify`, with these messages."""
+    messages = messages or Outbox(current_app)
     stores = context.unpaused_stores(request.store)
     due = dict.fromkeys(stores, 0)
     if planned := context.catalogue.pages.planned_by(job.id):  # by an attempt whose worker died

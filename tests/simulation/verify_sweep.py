@@ -208,7 +208,7 @@ class Simulation:
     def _plan(self) -> None:
         self._sweep += 1
         job = self._take(f"sweep-{self._sweep}", "sweep.verify", {})
-        tasks.sweeps.verify.sweep(SweepVerifyRequest(), self._context.for_job(job), job, self._messages)
+        tasks.sweeps.verify.sweep_verify(SweepVerifyRequest(), self._context.for_job(job), job, self._messages)
         self.catalogue.ledger.finish(job.id, job.fence, JobState.SUCCEEDED, now=self.now, result={})
 
     def _read(self, id_: str, request: PageRequest) -> None:

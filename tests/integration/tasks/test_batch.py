@@ -105,7 +105,7 @@ class Driver:
         job = self._take(self.id, "batch", {})
         with job:
             try:
-                return batches.step(request or self.request, self._fenced(job), job, self.queue)
+                return batches.batch(request or self.request, self._fenced(job), job, self.queue)
             except Continue as step:
                 progress = job.progress.model_dump() if step.seconds else None
                 self.context.catalogue.ledger.continue_later(job.id, job.fence, progress=progress, due=clock.now())
@@ -442,7 +442,7 @@ def test_a_second_message_for_a_step_ends_there(laid, drive, context):
     progress = context.catalogue.ledger.get("batch-1").progress
     job = driver._take("batch-1", "batch", {})
     with pytest.raises(Continue) as step:
-        batches.step(ALL, context, job, driver.queue)
+        batches.batch(ALL, context, job, driver.queue)
     assert step.value.seconds is None
     assert len(driver.queue.sent) == 3
     assert progress["objects_total"] == 3

@@ -10,7 +10,6 @@ import sqlalchemy as sa
 
 from tasks.page import split_dead_pages
 from tasks.replicate import replicate
-from tasks.sweeps.repair import sweep as sweep_once
 from tasks.sweeps.repair import sweep_repair
 from tasks.upload import upload
 from tasks.verify import verify
@@ -152,7 +151,7 @@ def test_many_bad_copies_are_repaired_in_pages(
 
     def attempt(id_: str) -> dict[str, int]:
         job = sent.take(id_, "sweep.repair", {})
-        return sweep_once(SweepRepairRequest(), context.for_job(job), job, sent.messages).claimed
+        return sweep_repair(SweepRepairRequest(), context.for_job(job), job).claimed
 
     with monkeypatch.context() as lost:
         lost.setattr(sent.messages, "send", lambda _: None)

@@ -11,7 +11,6 @@ import sqlalchemy as sa
 from tasks.delete import delete
 from tasks.replicate import replicate
 from tasks.sweeps import repair as repair_sweep
-from tasks.sweeps import replicate as replicate_sweep
 from tasks.sweeps.replicate import sweep_replicate
 from tasks.upload import upload
 from tasks.verify import verify
@@ -101,6 +100,7 @@ def test_no_sweep_lets_more_pages_wait_than_may_be_in_flight(context, run, put, 
     """A store may refuse all for longer than claims last; each sweep has the limit for itself, so that none starves."""
     monkeypatch.setitem(context.settings.page.__dict__, "objects", 1)
     monkeypatch.setitem(context.settings.page.__dict__, "in_flight", 2)
+    monkeypatch.setattr(repair_sweep, "Outbox", lambda _: sent.messages)
     for n in range(3):
         put("models-en", f"absent {n}", "primary")
         put("models-en", f"bad {n}")
@@ -111,8 +111,8 @@ def test_no_sweep_lets_more_pages_wait_than_may_be_in_flight(context, run, put, 
         job = sent.take(str(uuid4()), kind, {})
         of = context.for_job(job)
         if kind == SWEEP_REPAIR.kind:
-            return repair_sweep.sweep(SweepRepairRequest(), of, job, sent.messages).claimed
-        return replicate_sweep.sweep(SweepReplicateRequest(), of, job, sent.messages).claimed
+            return repair_sweep.sweep_repair(SweepRepairRequest(), of, job).claimed
+        return sweep_replicate(SweepReplicateRequest(), of, job).claimed
 
     for kind in (SWEEP_REPLICATE.kind, SWEEP_REPAIR.kind):
         before = len(sent.messages.sent)
@@ -469,7 +469,7 @@ def test_what_a_sweep_has_claimed_before_its_death_is_in_its_pages(context: Cont
 
     def deliver() -> None:
         job = sent.take("sweep-1", SWEEP_REPLICATE.kind, {})
-        replicate_sweep.sweep(SweepReplicateRequest(store="dr"), context.for_job(job), job, sent.messages)
+        sweep_replicate(SweepReplicateRequest(store="dr"), context.for_job(job), job)
 
     with monkeypatch.context() as dying:
         dying.setattr(RunningJob, "check", check)

@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from tasks.page import page
-from tasks.sweeps.verify import sweep
+from tasks.sweeps.verify import sweep_verify
 from tasks.upload import upload
 from tests.integration.tasks.conftest import NullReporter
 from worker import clock
@@ -53,7 +53,7 @@ class Sweeper:
 
     def plan(self, id_: str = "sweep-1") -> Any:
         job = self.take(id_, "sweep.verify", {})
-        return sweep(SweepVerifyRequest(), self.context.for_job(job), job, self.messages)
+        return sweep_verify(SweepVerifyRequest(), self.context.for_job(job), job, self.messages)
 
     def page(self, id_: str, *, ends: bool = True) -> PageResult:
         request = self.messages.sent[id_].payload
