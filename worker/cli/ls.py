@@ -1,7 +1,7 @@
 """The command `ls`."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -35,22 +35,11 @@ def ls(
     with opened(existing=True) as session:
         found = _pages(session, bucket or None, start)
         if as_json:
-            print_json({"artifacts": [brief(artifact) for artifact in found]})
+            print_json({"artifacts": [artifact.facts for artifact in found]})
             return
         rows = [(a.path, size(a.digest.size), a.version, a.digest.sha256[:16], a.created_at) for a in found]
     empty = f"no artifacts below {prefix}" if prefix else "no artifacts"
     print_table(("artifact", "size", "version", "sha256", "created"), rows, empty=empty, flexible=("artifact",))
-
-
-def brief(artifact: Artifact) -> dict[str, Any]:
-    """Return an artifact as JSON."""
-    return {
-        "bucket": artifact.bucket,
-        "key": artifact.key,
-        "version": artifact.version,
-        "size": artifact.digest.size,
-        "sha256": artifact.digest.sha256,
-    }
 
 
 def _pages(session: Session, bucket: str | None, prefix: str) -> Iterator[Artifact]:

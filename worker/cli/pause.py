@@ -1,12 +1,13 @@
 """The commands `pause`, `resume` and `pauses`."""
 
+from dataclasses import asdict
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from worker import clock
-from worker.catalogue import Pause, Scope
+from worker.catalogue import Scope
 from worker.cli.errors import Failure, Status, suggestion
 from worker.cli.output import AsJson, moment, note, print_json, print_table, say
 from worker.cli.session import Session, opened
@@ -43,7 +44,7 @@ def pause(
         if what is Scope.QUEUE:
             _tell_workers(session)
     if as_json:
-        print_json(_document(begun))
+        print_json(asdict(begun))
     else:
         say(f"{what} {name} is paused; `zot-artifacts resume {what} {name}` ends it")
 
@@ -82,7 +83,7 @@ def pauses(as_json: AsJson = False) -> None:
     with opened(existing=True) as session:
         found = session.catalogue.pauses.all()
     if as_json:
-        print_json({"pauses": [_document(each) for each in found]})
+        print_json({"pauses": [asdict(each) for each in found]})
         return
     rows = [(each.scope.value, each.name, each.since, each.reason) for each in found]
     print_table(("paused", "name", "since", "reason"), rows, empty="nothing is paused", flexible=("name", "reason"))
@@ -91,10 +92,6 @@ def pauses(as_json: AsJson = False) -> None:
 def describe_pause(since: datetime, reason: str | None) -> str:
     """Return the start and the reason of a pause, as text."""
     return f"since {moment(since)}" + (f": {reason}" if reason else "")
-
-
-def _document(found: Pause) -> dict[str, Any]:
-    return {"scope": found.scope, "name": found.name, "since": found.since, "reason": found.reason}
 
 
 def _checked(session: Session, what: Scope, name: str) -> str:

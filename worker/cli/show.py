@@ -12,7 +12,6 @@ from worker.artifacts.verification_log_head import signed_head
 from worker.catalogue import BAD, Copy, CopyState, EvidenceCheck
 from worker.cli.arguments import ArtifactArgument, ArtifactPath
 from worker.cli.jobs_retry import adds_copies
-from worker.cli.ls import brief
 from worker.cli.output import AsJson, flat, print_json, print_table, say, size
 from worker.cli.session import Session, opened
 from worker.counted import counted
@@ -65,7 +64,7 @@ def show(
     if as_json:
         hold = asdict(held) if held else None
         print_json({
-            **brief(found), "metadata": dict(found.metadata), "properties": headers, "tags": tags,
+            **found.facts, "metadata": dict(found.metadata), "properties": headers, "tags": tags,
             "hold": hold, "companions": companions, "companion_of": owner,
             "copies": [_copy(copy, checks.get(copy.id)) for copy in copies],
         })  # fmt: skip
@@ -137,7 +136,7 @@ def _prove(session: Session, at: ArtifactPath, *, as_json: bool) -> None:
             for each in copies
         ]  # fmt: skip
         print_json({
-            "bucket": at.bucket, "key": at.key, "current": brief(current) if current else None, "copies": shown,
+            "bucket": at.bucket, "key": at.key, "current": current.facts if current else None, "copies": shown,
             "history": [asdict(event) for event in events], "log_head": head,
             "archives": [{**asdict(each), "object": key} for each, key in zip(archives, keys, strict=True)],
         })  # fmt: skip

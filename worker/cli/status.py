@@ -151,7 +151,7 @@ def document_of(session: Session) -> dict[str, Any]:
         "repairs": repairs,
         "dead_letters": dead,
         "failed_jobs": [asdict(each) for each in failed],
-        "paused": [{"scope": each.scope, "name": each.name, **_paused(each)} for each in pauses],
+        "paused": [asdict(each) for each in pauses],
         "sweeps": [_run(kind, run) for kind, run in runs.items()],
         "checks": [asdict(check) for check in checks],
         "canaries": [asdict(each) for each in catalogue.canaries.times(since=now - CANARY_TIMES)],
@@ -200,7 +200,7 @@ def _store(
         "pass": _pass(pass_ if usage else None),
         "due": claims.count_due(name, period=period, first_read=first_read, now=now, limit=_MOST_DUE),
         "too_slow": pace.warning,
-        "paused": None if pause is None else _paused(pause),
+        "paused": None if pause is None else {"since": pause.since, "reason": pause.reason},
         "budget": _budget(session, name, now),
     }
 
@@ -435,7 +435,3 @@ def _status(findings: list[Open], dead: int, checks: list[Check]) -> Status:
     if any(each.count > each.acknowledged for each in findings) or dead or "bad" in outcomes:
         return Status.BAD
     return Status.UNKNOWN if "unknown" in outcomes else Status.GOOD
-
-
-def _paused(pause: Pause) -> dict[str, Any]:
-    return {"since": pause.since, "reason": pause.reason}

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
@@ -12,7 +12,7 @@ import redis
 from celery import Celery
 from kombu.transport.redis import Channel
 
-from worker.intake.message_rules import Reason, Rejection
+from worker.intake.message_rules import Rejection
 
 LATEST = "zot-artifacts:refused"
 """The Redis list, in the broker, of the rejected messages, the latest first."""
@@ -46,11 +46,6 @@ class RejectedMessage:
         return cls(now, queue, rejection.reason, rejection.message, len(raw), digest, rejection.id, rejection.task)
 
     @classmethod
-    def of_entry(cls, raw: bytes, queue: str, reason: Reason, message: str, now: datetime) -> "RejectedMessage":
-        """Return the record of an entry in Redis that is no message."""
-        return cls(now, queue, reason, message, len(raw), hashlib.sha256(raw).hexdigest(), None, None)
-
-    @classmethod
     def read(cls, entry: bytes) -> "RejectedMessage":
         """Return the message that an entry of the list describes."""
         fields = json.loads(entry)
@@ -62,10 +57,7 @@ class RejectedMessage:
 
     def document(self) -> dict[str, object]:
         """Return the record as plain JSON."""
-        return {
-            "at": self.at.isoformat(), "queue": self.queue, "reason": self.reason, "message": self.message,
-            "size": self.size, "sha256": self.sha256, "id": self.id, "task": self.task,
-        }  # fmt: skip
+        return asdict(self) | {"at": self.at.isoformat()}
 
 
 class RejectedMessages:

@@ -16,7 +16,7 @@ from celery import Celery
 
 from worker import clock
 from worker.intake.delayed import WAITS
-from worker.intake.message_rules import Reason
+from worker.intake.message_rules import Reason, Rejection
 from worker.intake.rejected import RejectedMessage, RejectedMessages
 from worker.jobs.unacked import UNACKED_INDEX, correct_times, give_back, lost_messages
 from zot_artifact_client.contract import JOB_ID, Queue
@@ -310,7 +310,7 @@ def _reject(client: Any, queue: str, name: bytes, message: bytes) -> None:
     shown = bounded(name.decode(errors="replace"), 128)
     logger.error("outbox of %s: the entry %s is no message: removed", queue, shown)
     what = "an entry of the outbox is no message"
-    RejectedMessages(client).add(RejectedMessage.of_entry(message, queue, Reason.OUTBOX, what, clock.now()))
+    RejectedMessages(client).add(RejectedMessage.of(Rejection(Reason.OUTBOX, what), message, queue, clock.now()))
 
 
 def _next_in(client: Any, queue: str) -> float:
