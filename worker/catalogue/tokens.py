@@ -1,7 +1,7 @@
 """Access tokens of the gateway: who they are for, what they allow, and the hash of each secret."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 
 import sqlalchemy as sa
@@ -64,7 +64,7 @@ class AccessTokens:
             rows = connection.execute(sa.select(access_tokens).where(access_tokens.c.name == token.name))
             if any(_token(row).valid(token.created_at) for row in rows):
                 return False
-            connection.execute(sa.insert(access_tokens), _values(token))
+            connection.execute(sa.insert(access_tokens), asdict(token))
             return True
 
     def rotate(self, name: str, fresh: AccessToken, *, old_until: datetime) -> Sequence[AccessToken]:
@@ -81,7 +81,7 @@ class AccessTokens:
             newest = valid[-1]
             connection.execute(
                 sa.insert(access_tokens),
-                _values(fresh) | {"buckets": newest.buckets, "verbs": newest.verbs, "expires_at": newest.expires_at},
+                asdict(fresh) | {"buckets": newest.buckets, "verbs": newest.verbs, "expires_at": newest.expires_at},
             )
             sooner = sa.or_(access_tokens.c.expires_at.is_(None), access_tokens.c.expires_at > old_until)
             ids = access_tokens.c.id.in_([token.id for token in valid])
@@ -96,13 +96,6 @@ class AccessTokens:
             ids = [token.id for row in rows if (token := _token(row)).valid(now)]
             changed = sa.update(access_tokens).where(access_tokens.c.id.in_(ids)).values(revoked_at=now)
             return connection.execute(changed).rowcount
-
-
-def _values(token: AccessToken) -> dict[str, object]:
-    return {
-        "id": token.id, "name": token.name, "sha256": token.sha256, "buckets": token.buckets, "verbs": token.verbs,
-        "created_at": token.created_at, "expires_at": token.expires_at, "revoked_at": token.revoked_at,
-    }  # fmt: skip
 
 
 def _token(row: Row[tuple[object, ...]]) -> AccessToken:
