@@ -269,6 +269,8 @@ def _store(session: Session, name: str, breaker: OpenBreaker | None) -> Check:
         advice = [*store.advice(), *_open_root(session.settings, name)]
     except (SameStore, OtherStore) as error:
         return _wrong_store(session, name, error)
+    except CatalogueError as error:  # the id of the store cannot be recorded: its disk is full, or it is read only
+        return Check(title, "unknown", str(error))
     except StorageError as error:
         detail = error.message.removeprefix(f"{name}: ").removesuffix(MAKE_ROOM)  # the way out names the disk
         if breaker:

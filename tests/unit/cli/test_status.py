@@ -100,6 +100,9 @@ def test_a_catalogue_that_can_only_be_read_is_shown(zot: Zot, monkeypatch: pytes
     assert (status, [store["copies"] for store in document["stores"]]) == (1, [1, 1])
     [check] = [each for each in document["checks"] if each["name"] == "catalogue writes"]
     assert "readonly database; make the file and its directory writable" in check["detail"]
+    names = [each["name"] for each in zot("doctor")[1]["checks"]]
+    assert {"catalogue", "catalogue writes"} <= set(names)
+    assert len(names) == len(set(names)), "a good and a bad line of one name contradict each other"
 
 
 def test_wrong_metadata_waits_for_its_repair(catalogue: Catalogue, artifact: Artifact, zot: Zot) -> None:
