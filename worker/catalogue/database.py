@@ -103,12 +103,19 @@ def migrate(engine: Engine) -> None:
         NewerCatalogue: the catalogue is newer than this program.
         CatalogueError: the database is not fit for one.
     """
+    with _opening(engine):
+        if _revision(engine) != _REVISION:
+            _upgrade(engine)
+
+
+@contextmanager
+def _opening(engine: Engine) -> Iterator[None]:
+    """Raise the errors of the database as CatalogueError, each with a way out; after one the engine is not used."""
     try:
         with _with_way_out(), translated(engine):
-            if _revision(engine) != _REVISION:
-                _upgrade(engine)
+            yield
     except CatalogueError as error:
-        engine.dispose()  # the engine is not used any more
+        engine.dispose()
         if isinstance(error, CatalogueUnavailable) and not _way_out(engine, error.__cause__):
             tls = postgresql.tls_way_out(str(error)) if engine.dialect.name == "postgresql" else None
             way_out = tls or "check that ZOT_CATALOGUE names a database that answers"
@@ -139,7 +146,7 @@ def _way_out(engine: Engine, error: BaseException | None) -> str | None:
 @contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
     """Begin a transaction that commits at the end, or not at all; only one at a time is open."""
-    with translated(engine), engine.begin() as connection:
+    with _opening(engine), engine.begin() as connection:
         _dialect(engine).begin_write(connection)
         yield connection
 
@@ -483,16 +490,12 @@ def marker_of(path: Path) -> Path:
 
 def _check_there(engine: Engine) -> None:
     path = _file_of(engine)
-    try:
-        with translated(engine):
-            there = path is None or _device_and_inode(path) is not None
-            if there and _revision(engine) is None:
-                with _reading(engine) as connection:
-                    _check_fit(connection)
-                there = False
-    except CatalogueError:
-        engine.dispose()
-        raise
+    with _opening(engine):
+        there = path is None or _device_and_inode(path) is not None
+        if there and _revision(engine) is None:
+            with _reading(engine) as connection:
+                _check_fit(connection)
+            there = False
     if not there:
         engine.dispose()
         way_out = "a worker or `zot-artifacts up` makes one; ZOT_CATALOGUE or ZOT_HOME says where it is"
