@@ -267,10 +267,8 @@ def _store(session: Session, name: str, breaker: OpenBreaker | None) -> Check:
         store.check_identity("write")
         fault = probe(store)
         advice = [*store.advice(), *_open_root(session.settings, name)]
-    except (SameStore, OtherStore) as error:
+    except (SameStore, OtherStore, CatalogueError) as error:
         return _wrong_store(session, name, error)
-    except CatalogueError as error:  # the id of the store cannot be recorded: its disk is full, or it is read only
-        return Check(title, "unknown", str(error))
     except StorageError as error:
         detail = error.message.removeprefix(f"{name}: ").removesuffix(MAKE_ROOM)  # the way out names the disk
         if breaker:
@@ -285,8 +283,13 @@ def _store(session: Session, name: str, breaker: OpenBreaker | None) -> Check:
     return Check(title, "good", detail, "; ".join(advice) or None)
 
 
-def _wrong_store(session: Session, name: str, error: SameStore | OtherStore) -> Check:
-    """Tell what is there, and how many copies count twice: earlier versions recorded them in both names of a place."""
+def _wrong_store(session: Session, name: str, error: SameStore | OtherStore | CatalogueError) -> Check:
+    """Tell what is there, and how many copies count twice: earlier versions recorded them in both names of a place.
+
+    Or tell that the catalogue cannot record the id of the store, because its disk is full or it is read only.
+    """
+    if isinstance(error, CatalogueError):
+        return Check(f"store {name}", "unknown", str(error))
     other = error.other if isinstance(error, SameStore) else None
     twice = session.catalogue.store_records.count_in_both(name, other) if other else 0
     if not twice:
