@@ -115,8 +115,7 @@ class StrictGcs(FaultyProxy):
             yield source, asked["ifSourceGenerationMatch"]
         if path.endswith("/compose"):
             for named in json.loads(body)["sourceObjects"]:
-                pin = named.get("objectPreconditions", {}).get("ifGenerationMatch", named.get("generation"))
-                yield f"{path.rpartition('/o/')[0]}/o/{quote(named['name'], safe='')}", str(pin)
+                yield f"{path.rpartition('/o/')[0]}/o/{quote(named['name'], safe='')}", str(named.get("generation"))
 
     def _generation(self, place: str) -> str:
         answer = super().forward(Request("GET", place, {}), b"")

@@ -176,12 +176,7 @@ class MultipartWrite:
     def _compose(self, target: ObjectName, sources: Sequence[tuple[str, int]], pin: int, destination: Any) -> Any:
         """Compose an object of exactly these generations. The library's own call does not pass the encryption key."""
         pinned: Any = [
-            {
-                "name": self._name_of(name).name,
-                "generation": str(generation),
-                "objectPreconditions": {"ifGenerationMatch": str(generation)},
-            }
-            for name, generation in sources
+            {"name": self._name_of(name).name, "generation": str(generation)} for name, generation in sources
         ]
 
         def ask() -> Any:
