@@ -529,8 +529,8 @@ class ArtifactJob:
     def _replaced(self, copy: Copy) -> bool:
         """Return whether another version was written over the copy, by a job that has not recorded it yet."""
         artifacts = self.context.catalogue.artifacts
-        known = artifacts.copies(self.artifact).get(copy.store)
-        return known is None or not known.state.present or self._is_overwritten(self.context.stores[copy.store])
+        known = artifacts.copies(self.artifact)[copy.store]
+        return not known.state.present or self._is_overwritten(self.context.stores[copy.store])
 
     def _is_overwritten(self, store: LimitedStore) -> bool:
         """Return whether under the key are the bytes of a version that a job writes and has not recorded yet."""

@@ -140,9 +140,8 @@ class VerifyPage:
         """Read a suspect copy a second time; None if it was replaced meanwhile."""
         artifacts = self._context.catalogue.artifacts
         artifact = artifacts.version(copy.bucket, copy.key, copy.version)
-        known = artifacts.copies(artifact).get(copy.store) if artifact else None
-        if artifact is None or known is None:
-            return None
+        assert artifact is not None  # the catalogue keeps every version, and every copy
+        known = artifacts.copies(artifact)[copy.store]
         seen = ArtifactJob(self._context, self._job, artifact).confirm(known)
         if seen is not None and seen.verdict not in BAD:
             what = "%s: %s is %s at the second read, and was bad at the first one"
