@@ -457,6 +457,19 @@ class TestOtherAnswers:
         assert stat == line.direct.stat_object(BUCKET, "app")
         assert (stat.size, stat.sha256) == (digest.size, digest.sha256)
 
+    def test_an_object_whose_checksum_is_another_one_is_taken_back(self, through: Callable[..., Line]) -> None:
+        """A store that does not compare the checksum returns that of other bytes: the write has failed."""
+        line = through(
+            lambda request: (
+                Rewrite(lambda body: json.dumps(json.loads(body) | {"crc32c": "AAAAAA=="}).encode())
+                if request.method == "POST"
+                else None
+            )
+        )
+        with pytest.raises(Unavailable):
+            line.faulty.write_object(BUCKET, "app", source(b"hello"))
+        assert not line.direct.object_exists(BUCKET, "app")
+
 
 class TestForeignObjects:
     def test_compressed_object(self, through: Callable[..., Line]) -> None:

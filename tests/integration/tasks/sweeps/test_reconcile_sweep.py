@@ -239,9 +239,9 @@ def _digest(context: Context) -> Any:
 
 @pytest.mark.parametrize("lost", ["half a page", "everything"])
 def test_a_listing_that_lacks_too_much_stops_the_run_and_changes_nothing(
-    context: Context, put, sweep: Sweep, monkeypatch, sent, lost: str
+    context: Context, put, sweep: Sweep, stored, monkeypatch, sent, lost: str
 ) -> None:
-    """An empty or incomplete listing is a finding on the store, and no copy is missing because of it, ever so often."""
+    """An empty or incomplete listing is a finding on the store, and counts for no copy that it lacks, ever so often."""
     for number in range(50):
         put(f"k{number:02d}")
     later = clock.now() + timedelta(hours=1)
@@ -259,7 +259,9 @@ def test_a_listing_that_lacks_too_much_stops_the_run_and_changes_nothing(
             assert (found.findings, found.stopped is not None) == ({}, True)
     assert kinds(context) == {("listing_suspect", "")}
     assert sent == []
-    assert sweep().seen == {}
+    monkeypatch.setattr(clock, "now", lambda: later + timedelta(hours=1))
+    stored("dr", "k49").unlink()
+    assert sweep().seen == {"missing": 1}
     assert kinds(context) == set()
 
 

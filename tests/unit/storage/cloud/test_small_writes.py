@@ -132,9 +132,10 @@ def test_a_request_is_what_its_headers_say(listening: socket.socket, size: int) 
 
 @pytest.mark.parametrize("value", ["a\r\nX-Other: b", "a\nb", "ä", "a\x7f"])
 def test_a_header_that_the_store_would_read_otherwise_is_not_sent(listening: socket.socket, value: str) -> None:
-    """No value ends its line and begins another header; the SDK writes the object then."""
+    """No value ends its line and begins another header, and no key is normalised; the SDK writes the object then."""
     writes = _writes(listening)
     assert writes.put(RealObject("one", "key", "one/key"), b"", {"x-amz-meta-a": value}) is None
+    assert writes.put(RealObject("one", "a/../key", "one/a/../key"), b"", {}) is None
     listening.settimeout(0)
     with pytest.raises(BlockingIOError):
         listening.accept()
