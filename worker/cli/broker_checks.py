@@ -94,7 +94,8 @@ def _unreachable(title: str, url: str, error: Exception, setting: str) -> Check:
     if passing := passing_fault(error):  # it names its own way out
         return Check(title, "unknown", f"{name}: {passing}")
     if fault := broker_fault(error, url):
-        return Check(title, "unknown", f"{name}: {fault}", f"correct {setting}" if setting else None)
+        has_way_out = "; " in fault or not setting  # such as an expired certificate, with a right setting
+        return Check(title, "unknown", f"{name}: {fault}", None if has_way_out else f"correct {setting}")
     way_out = f"start it, or correct {setting}" if setting else "start `zot-artifacts up`"
     if takes_no_writes(error):
         way_out = FULL_BROKER

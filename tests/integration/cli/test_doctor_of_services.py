@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.servers import Valkey
+from tests.servers.tls import Authority, TlsProxy
 from tests.servers.worker import Beat, Worker
 from tests.waiting import until
 from worker import cli, clock
@@ -108,14 +109,22 @@ def test_a_catalogue_that_another_program_keeps_locked_is_bad(
 
 @pytest.mark.parametrize("there", [True, False])
 def test_a_result_backend_of_its_own_is_checked(
-    doctor: Doctor, broker: Valkey, monkeypatch: pytest.MonkeyPatch, there: bool
+    doctor: Doctor, broker: Valkey, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, there: bool
 ) -> None:
-    """It has a line of its own, and the broker stays good when only the result backend does not answer."""
+    """It has a line of its own, with the way out, and the broker stays good when only it does not answer."""
     monkeypatch.setenv("ZOT_RESULTS", broker.url.removesuffix("/0") + "/1" if there else "redis://127.0.0.1:1/1")
     found = doctor()
     assert found["broker"]["outcome"] == "good"
     assert found["result backend"]["outcome"] == ("good" if there else "unknown")
     assert there or "ZOT_RESULTS" in found["result backend"]["way_out"]
+    if there:
+        authority = Authority(tmp_path, "authority")
+        with TlsProxy(broker.port, authority.context(expired=True)) as proxy:
+            url = f"rediss://127.0.0.1:{proxy.port}/1?ssl_ca_certs={authority.path}"
+            monkeypatch.setenv("ZOT_RESULTS", url)
+            found = doctor()
+        assert found["result backend"]["detail"].endswith("has expired; renew it on the server")
+        assert found["result backend"]["way_out"] is None, "the setting is right"
 
 
 def test_beat_is_good_while_it_ticks(doctor: Doctor, broker: Valkey, tmp_path: Path) -> None:
