@@ -523,6 +523,16 @@ class Delivery(Generic[RequestT, ResultT]):
         return seconds
 
 
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Let Celery's line about a message that is given back to the broker pass, without its traceback."""
+    if record.exc_info and isinstance(record.exc_info[1], Reject):
+        record.exc_info = None
+    return True
+
+
+logging.getLogger("celery.app.trace").addFilter(_without_traceback)
+
+
 def sent_again(task: Task, seconds: float, error: Exception | None, *, has_due: bool) -> Exception:
     """Send the message of a job again, due in so many seconds; return the exception that ends this delivery.
 

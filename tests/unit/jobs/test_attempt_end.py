@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 import redis
 from celery import Celery, Signature
+from celery.app.trace import TraceInfo
 from celery.exceptions import Ignore, Reject, Retry
+from celery.states import REJECTED
 from kombu.exceptions import OperationalError
 
 import tasks.record_rejected
@@ -128,11 +130,11 @@ def test_a_job_is_never_tried_again_at_once(context, task, retry):
     [(Unavailable("away"), Ignore), (Snooze("closed", 5), Ignore), (CatalogueUnavailable("x"), Reject)],
 )
 def test_a_job_whose_next_message_the_broker_does_not_take_is_not_told_as_failed(
-    context, task, monkeypatch, error, ends
+    context, task, monkeypatch, caplog, error, ends
 ):
     """Celery would store a failure, and clients would believe it: the recovery sends a job that the ledger has.
 
-    A message whose job is not in the ledger is not acknowledged.
+    A message whose job is not in the ledger is not acknowledged, which Celery logs without a traceback.
     """
 
     def refuse(*_: object, **__: object) -> None:
@@ -149,6 +151,13 @@ def test_a_job_whose_next_message_the_broker_does_not_take_is_not_told_as_failed
     assert ends is Ignore or told.value.requeue
     record = context.catalogue.ledger.get("job-1")
     assert (record is None) if ends is Reject else record.due_at
+    if ends is Reject:
+        try:
+            raise told.value
+        except Reject:
+            TraceInfo(REJECTED).handle_reject(task, task.request)
+        assert "reject requeue=True: the broker is away" in caplog.text
+        assert "Traceback" not in caplog.text
 
 
 def test_a_job_that_waited_for_the_catalogue_is_not_its_own_parent(context, task):
