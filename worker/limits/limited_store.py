@@ -1,5 +1,7 @@
 """A store as a running job uses it: admission control for every call, and each error counts against its store."""
 
+import os
+import socket
 import threading
 import time
 from collections import Counter
@@ -14,6 +16,7 @@ from worker.limits.admission import Admission
 from worker.limits.concurrency import Slot
 from worker.limits.snooze import Snooze, StoreRefuses
 from worker.metric_counters import STORE_BYTES, STORE_ERRORS, STORE_OBJECTS, STORE_SECONDS
+from worker.settings import SettingsError, load_settings
 from worker.storage import (
     Digest,
     ListedObject,
@@ -33,6 +36,8 @@ from worker.storage.probe import probe
 from worker.storage.store import WriteOptions
 from worker.storage.transfer.multipart import Checkpoint
 
+_RESTARTED_WITHIN = 15.0
+"""Seconds after which a job asks again for a worker with newer settings."""
 _ADMITTED_FOR = 1.0
 """Seconds for which a job that was admitted to a store is not checked again, unless the store fails it."""
 REFUSED = 10
@@ -539,7 +544,12 @@ class LimitedStores(Mapping[str, LimitedStore]):
         self._refused_for: float | None = None
 
     def __getitem__(self, name: str) -> LimitedStore:
-        """Return a store; raise UnknownStore, with the names that are configured, if there is none."""
+        """Return a store.
+
+        Raises:
+            UnknownStore: there is none; names those that are configured.
+            Snooze: this worker has older settings: the file of its settings has the store by now.
+        """
         found = self._limited.get(name)
         if found is None:
             made = LimitedStore(self._store(name), self._admission, self._job, refused_for=self._refused_for)
@@ -550,7 +560,15 @@ class LimitedStores(Mapping[str, LimitedStore]):
         try:
             return self._stores[name]
         except UnknownStore as error:  # the command or the service that sent the job may have newer settings
+            if _is_configured_now(name):
+                told = (
+                    f"the worker on {socket.gethostname()} has older settings, without the store {name!r}: restart it"
+                )
+                raise Snooze(told, _RESTARTED_WITHIN) from None
             raise UnknownStore(f"{error.message}; a worker that has older settings has to be restarted") from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._stores
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._stores)
@@ -590,6 +608,16 @@ class LimitedStores(Mapping[str, LimitedStore]):
         if closed:
             raise min(closed, key=lambda error: error.seconds)
         return stores
+
+
+def _is_configured_now(name: str) -> bool:
+    """Return whether the file of the settings, as it is now, has a store of this name."""
+    if "ZOT_CONFIG" not in os.environ:
+        return False
+    try:
+        return name in load_settings().stores
+    except (SettingsError, OSError):  # it is being edited
+        return False
 
 
 class _SourceError(Exception):

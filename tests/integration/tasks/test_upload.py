@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -145,6 +146,18 @@ def test_what_cannot_be_stored_is_refused_before_anything_is_read(run, source_ro
         run(upload, request(absent, stores=("primray",)))
     with pytest.raises(NotFound, match="absent"):
         run(upload, request(absent))
+
+
+def test_a_store_that_is_newer_than_the_worker_is_waited_for(run, source_root, tmp_path, monkeypatch):
+    """The job goes on once the worker is restarted, or another one takes it; a misspelt name fails at once."""
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"stores": {"new": {"type": "filesystem", "root": str(tmp_path / "new")}}}))
+    monkeypatch.setenv("ZOT_CONFIG", str(config))
+    absent = str(source_root / "absent")
+    with pytest.raises(Snooze, match="has older settings, without the store 'new': restart it"):
+        run(upload, request(absent, stores=("new",)))
+    with pytest.raises(UnknownStore, match="no store is named 'newer'"):
+        run(upload, request(absent, stores=("newer",)))
 
 
 def test_a_store_that_is_down_does_not_keep_the_others_from_their_copies(run, source, stored, settings):
