@@ -67,7 +67,8 @@ class Source:
 
     Attributes:
         docstring: of the module.
-        prose: each comment and string with its line; of tests no string but docstrings, because the others are data.
+        prose: each string with its line, and each comment of a file where one may hold a banned word; of tests no
+            string but docstrings, because the others are data.
         tests: the name and the docstring of each test.
     """
 
@@ -92,8 +93,8 @@ def _source(path: Path) -> Source:
             strings.append(node)
     data = path.is_relative_to(ROOT / "tests")
     prose = [(each.lineno, str(each.value)) for each in strings if id(each) in docstrings or not data]
-    if "#" in source:
-        tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    if any(BANNED.search(line.partition("#")[2]) for line in source.splitlines() if "#" in line):
+        tokens = tokenize.generate_tokens(io.StringIO(source).readline)  # it is slow, and few files may have a hit
         prose += [(token.start[0], token.string) for token in tokens if token.type == tokenize.COMMENT]
     return Source(ast.get_docstring(tree) or "", tuple(prose), tuple(tests))
 
