@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, Self, Unpack
+from typing import Protocol, Unpack
 
 from worker import tracing
 from worker.limits.admission import Admission
@@ -27,7 +27,7 @@ from worker.storage import (
     Verification,
 )
 from worker.storage.configured_stores import Stores, UnknownStore
-from worker.storage.driver import BUFFER_SIZE, HashedBytes, ObjectProperties, SmallPut
+from worker.storage.driver import BUFFER_SIZE, HashedBytes, ObjectProperties, ObjectReader, SmallPut
 from worker.storage.errors import REFUSALS, Archived, IntegrityError, NotFound, OutOfSpace, SameStore, StorageError
 from worker.storage.identity import Purpose
 from worker.storage.integrity.manifest import Chunk, Manifest
@@ -494,7 +494,7 @@ class LimitedStore:
             self._admission.record_success(self.name)
 
 
-class LimitedReader:
+class LimitedReader(ObjectReader):
     """An object's bytes; see `VerifiedReader`. It has the store's concurrency slot until it is closed."""
 
     def __init__(self, store: LimitedStore, reader: VerifiedReader, held: ExitStack) -> None:
@@ -521,12 +521,6 @@ class LimitedReader:
 
     def close(self) -> None:
         self._held.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
 
 AnyStore = Store | LimitedStore

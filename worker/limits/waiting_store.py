@@ -3,12 +3,12 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from worker.limits.limited_store import LimitedReader, LimitedStore
 from worker.limits.snooze import Paused, Snooze
 from worker.storage import Digest, ListedObject, ObjectStat, Verification
-from worker.storage.driver import BUFFER_SIZE
+from worker.storage.driver import BUFFER_SIZE, ObjectReader
 from worker.storage.errors import StorageError, Unavailable
 from worker.storage.identity import Purpose
 
@@ -91,7 +91,7 @@ class WaitingStore:
         time.sleep(min(error.seconds, _ASK_AGAIN))
 
 
-class WaitingReader:
+class WaitingReader(ObjectReader):
     """An object's bytes; see `LimitedReader`. A slot that is lost while they are read is a StorageError."""
 
     def __init__(self, store: str, reader: LimitedReader) -> None:
@@ -114,9 +114,3 @@ class WaitingReader:
 
     def close(self) -> None:
         self._reader.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()

@@ -1,10 +1,10 @@
 """The reader that all clouds share."""
 
 from collections.abc import Callable
-from typing import Protocol, Self, TypeVar
+from typing import Protocol, TypeVar
 
 from worker.storage.cloud.error_mapping import Origin, Translate
-from worker.storage.driver import ObjectStat
+from worker.storage.driver import ObjectStat, VersionReader
 from worker.storage.errors import StorageError, Unavailable, UnexpectedAnswer
 
 _Answer = TypeVar("_Answer", bytes, int)
@@ -18,7 +18,7 @@ class Received(Protocol):
     def close(self) -> None: ...
 
 
-class CloudReader:
+class CloudReader(VersionReader):
     """The bytes of one version of an object, or of a range of it; see `ObjectReader`."""
 
     def __init__(self, stat: ObjectStat, length: int, body: Received, *, origin: Origin, translate: Translate) -> None:
@@ -69,12 +69,6 @@ class CloudReader:
 
     def close(self) -> None:
         self._body.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
 
 class _Nothing:

@@ -4,9 +4,8 @@ import fcntl
 import os
 import sys
 from contextlib import suppress
-from typing import Self
 
-from worker.storage.driver import ObjectStat
+from worker.storage.driver import ObjectStat, VersionReader
 from worker.storage.errors import StorageError
 from worker.storage.filesystem.atomic_write import OpenObject
 from worker.storage.filesystem.layout import ObjectPath, object_stat
@@ -18,7 +17,7 @@ _BLOCK = 4096
 _O_DIRECT = os.O_DIRECT if sys.platform == "linux" else 0
 
 
-class FilesystemReader:
+class FilesystemReader(VersionReader):
     """The bytes of an object, or of a range of it. Closes the file of the object that was found.
 
     With `uncached`, the page cache is emptied of the file before and after, and `readinto` reads past it (`O_DIRECT`),
@@ -85,12 +84,6 @@ class FilesystemReader:
             self._advise("POSIX_FADV_DONTNEED")
         with suppress(OSError):  # the file is closed, and what was read is read
             os.close(self.found.fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
     def _read_blocks(self, buffer: memoryview) -> int:
         """Read whole blocks past the page cache; where that fails, return 0 and use the cache from now on."""

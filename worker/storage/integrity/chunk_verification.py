@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from queue import Full, Queue
-from typing import Self
 
-from worker.storage.driver import BUFFER_SIZE, Driver, ObjectStat
+from worker.storage.driver import BUFFER_SIZE, Driver, ObjectReader, ObjectStat
 from worker.storage.errors import DigestMismatch
 from worker.storage.integrity.manifest import BadChunks, Chunk, Manifest
 from worker.storage.integrity.verifying_reader import OnBytes
@@ -206,7 +205,7 @@ def _buffers(count: int) -> Sequence[memoryview]:
     return [memoryview(memory)[start + at : start + at + BUFFER_SIZE] for at in range(0, size, BUFFER_SIZE)]
 
 
-class VerifiedRange:
+class VerifiedRange(ObjectReader):
     """A range of an object whose every byte is compared with the manifest before it is returned.
 
     Whole chunks are read, so up to one chunk more at either end of the range; one chunk is in memory at a time.
@@ -241,12 +240,6 @@ class VerifiedRange:
 
     def close(self) -> None:
         pass
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
     def _prove(self, chunk: Chunk) -> bytes:
         data = read_range(self._driver, self._stat, chunk.offset, chunk.size)

@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol, Self
+from typing import Protocol
 
 from worker.storage.driver import BUFFER_SIZE, WRITE_SIZE, Digest, ObjectReader, ObjectStat
 from worker.storage.errors import DigestMismatch, SizeMismatch
@@ -118,7 +118,7 @@ class VerifyingReader:
         self._digest = Digest(self._count, found)
 
 
-class VerifiedReader:
+class VerifiedReader(ObjectReader):
     """An object's bytes, which raise at their end when they are not what was recorded.
 
     A context manager. `verified` tells whether a digest is known to compare the bytes with.
@@ -149,12 +149,6 @@ class VerifiedReader:
 
     def close(self) -> None:
         self._reader.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
 
 def read_up_to(reader: Readable, limit: int) -> bytes:

@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from queue import SimpleQueue
-from typing import Self
 
-from worker.storage.driver import BUFFER_SIZE, Driver, ObjectReader, ObjectStat
+from worker.storage.driver import BUFFER_SIZE, Driver, ObjectReader, ObjectStat, VersionReader
 from worker.storage.errors import Conflict, TransientError, Unavailable
 
 TRIES = 4
@@ -21,7 +20,7 @@ AHEAD = 2
 """Ranges that are read at once: at most this many windows, 32 MiB, are in memory."""
 
 
-class ResumableReader:
+class ResumableReader(VersionReader):
     """Reads one version of an object, or a range of it, and resumes where the connection broke."""
 
     def __init__(
@@ -83,12 +82,6 @@ class ResumableReader:
     def close(self) -> None:
         self._reader.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
     def _advance(self, count: int) -> None:
         self._since += count
         self._offset += count
@@ -139,7 +132,7 @@ class Window:
         self._stopped = True
 
 
-class ParallelReader:
+class ParallelReader(ObjectReader):
     """Reads an object that is larger than one window in several ranges at once; `first` is the first of them."""
 
     def __init__(self, driver: Driver, first: ResumableReader) -> None:
@@ -171,12 +164,6 @@ class ParallelReader:
             window.stop()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._first.close()  # also when its thread never started
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
     def _next(self) -> bytes:
         while self._ahead:
