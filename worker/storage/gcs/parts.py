@@ -146,7 +146,7 @@ class MultipartWrite:
 
     def _composing(self, parts: Iterable[Part], write: GcsWrite) -> Callable[[int], Any]:
         """Return the function that composes the object; intermediate compositions are made at its first call only."""
-        sources = [(f"{part.number:05}", int(part.tag)) for part in sorted(parts, key=lambda part: part.number)]
+        sources = [(f"{part.number:05}", int(part.tag)) for part in parts]
         joined: list[list[tuple[str, int]]] = []
 
         def compose(pin: int) -> Any:
