@@ -148,13 +148,18 @@ def _state(context: Context, key: str) -> str:
 def test_one_object_that_the_store_does_not_tell_about_stops_no_other(
     context: Context, sweep: Sweep, stored, foreign, monkeypatch, failure
 ) -> None:
-    """It is not confirmed; the other differences are findings."""
+    """It is not confirmed, nor is what a job writes, or has written, since the listing; the others are findings."""
     stored("dr", "b/1").unlink()
-    foreign("aa")
-    stat = Store.stat_object
+    for orphan in ("aa", "written", "writing"):
+        foreign(orphan)
+    stat, artifacts = Store.stat_object, context.catalogue.artifacts
 
     def failing(store: Store, bucket: str, key: str, **options: bool) -> Any:
         if key == "aa":
+            for late in ("written", "writing"):
+                made = artifacts.record(bucket, late, _digest(context), {}, clock.now(), stores=["dr"]).artifact
+                if late == "written":
+                    artifacts.finish_copy(made, "dr", tag="1", evidence={}, now=clock.now())
             raise failure
         return stat(store, bucket, key, **options)
 
