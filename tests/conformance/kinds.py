@@ -59,7 +59,7 @@ CHUNKS = PARTS | COPIES | PATCHES
 KINDS = {
     "memory": Kind(lambda _server, _directory: targets.memory(), offers=frozenset()),
     "filesystem": Kind(_filesystem, offers=FILES),
-    "s3-ministack": Kind(targets.s3_ministack, "ministack", CHUNKS),
+    "s3-ministack": Kind(partial(targets.s3_ministack, part=SMALL_PART), "ministack", CHUNKS),
     "s3-aws": Kind(targets.s3_aws, "ministack", CHUNKS, excludes=dict.fromkeys(("pages", "names"), _OF_ANOTHER)),
     "s3-native": Kind(targets.s3_native, "ministack", CHUNKS, excludes=NATIVE),
     "s3-rclone": Kind(targets.s3_rclone, "rclone", PARTS | FILES, RCLONE),

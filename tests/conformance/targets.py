@@ -85,8 +85,8 @@ def filesystem(root: Path) -> Target:
     return Target("filesystem", store, lambda b, k: root / b / k, stale_files, part=SMALL_PART)
 
 
-def s3_ministack(server: Ministack, spool: Path) -> Target:
-    return _s3("s3-ministack", server, spool)
+def s3_ministack(server: Ministack, spool: Path, *, part: int = PART) -> Target:
+    return _s3("s3-ministack", server, spool, part=part)
 
 
 def s3_aws(server: Ministack, spool: Path) -> Target:
