@@ -210,6 +210,26 @@ def test_waiting_is_ended_by_a_signal(tmp_path: Path, name: str) -> None:
     assert (done.returncode, done.stdout.splitlines()) == (0, ["stop"]), done.stderr
 
 
+def test_the_first_process_of_a_container_reaps_orphans(tmp_path: Path) -> None:
+    """A process whose parent has died stays no zombie where nothing else is there to reap it."""
+    apart = ("unshare", "--user", "--map-root-user", "--pid", "--fork")
+    if subprocess.run([*apart, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no namespace of processes can be made here")
+    script = (
+        "import os, sys; from pathlib import Path\n"
+        "from worker.embedded.processes import Children, Program\n"
+        "with Children(Path(sys.argv[1]), str) as children:\n"
+        "    children.start(Program('parent', ('sh', '-c', 'sleep 0.1 & echo $!')))\n"
+        "    while not (told := Path(sys.argv[1], 'parent.log').read_text()): children.wait(0.05)\n"
+        "    try:\n"
+        "        for _ in range(400): os.kill(int(told.split()[0]), 0); children.wait(0.05)\n"
+        "    except ProcessLookupError: print('reaped')\n"
+    )
+    command = [*apart, sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=WITHIN, check=False)
+    assert (done.stdout, done.stderr) == ("reaped\n", "")
+
+
 def test_a_port_that_is_taken_is_not_insisted_on(tmp_path: Path) -> None:
     """The port of last time is taken again if it is free, else another one."""
     import socket

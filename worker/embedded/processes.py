@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -17,6 +18,8 @@ from worker.embedded.parent_death import die_with_parent
 _STOP = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 _FIRST_DELAY = 1.0
 _LONGEST_DELAY = 60.0
+_FIRST = 1
+"""The id of the first process of a container."""
 _SETTLED = 60.0
 """Seconds after which a start counts as successful."""
 
@@ -208,6 +211,16 @@ class Children:
                 except (CannotStart, OSError) as error:  # it may pass, and the other programs are well
                     told = str(error) if isinstance(error, CannotStart) else f"{child.program.name}: {error}"
                     self._say(f"{told}; tried again in {child.fail():.0f} s")
+        if os.getpid() == _FIRST:
+            self._reap_orphans()
+
+    def _reap_orphans(self) -> None:
+        """Reap what the kernel gives to the first process of a container: others' children, whose parents died."""
+        ours = {child.process.pid for child in self._children.values()}
+        options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        with suppress(ChildProcessError):
+            while (ended := os.waitid(os.P_ALL, 0, options)) is not None and ended.si_pid not in ours:
+                os.waitpid(ended.si_pid, 0)
 
 
 def _alive(children: Iterable[_Child]) -> list[_Child]:
