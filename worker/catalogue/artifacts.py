@@ -492,10 +492,19 @@ class Artifacts:
         return {store: {state: n for state, n in states.items() if n} for store, states in counts.items()}
 
     def oldest_verified(self, store: str) -> datetime | None:
-        """Return the oldest last full read among the good copies of a store that were read, None if none was."""
-        oldest = sa.select(sa.func.min(copies.c.last_verified_at)).where(copies.c.store == store)
+        """Return the oldest last full read among the good copies of a store that were read, None if none was.
+
+        Those that wait for a retry are read one by one, the others in the order of their reads up to a good one.
+        """
+        # concat: not by the index of states, which does not have that moment
+        good = (copies.c.store == store, copies.c.state.concat("").in_(GOOD), copies.c.last_verified_at.is_not(None))
+        due = sa.select(copies.c.last_verified_at).where(*good, copies.c.next_due_at.is_(None))
+        waits = sa.select(sa.func.min(copies.c.last_verified_at)).where(*good, copies.c.next_due_at.is_not(None))
         with self._database.read() as connection:
-            found = [connection.execute(oldest.where(copies.c.state == state)).scalar() for state in GOOD]
+            found = [connection.execute(waits).scalar()]
+            for spread in range(FIRST_READS, SPREADS):
+                first = due.where(copies.c.spread == spread).order_by(copies.c.read_at).limit(1)
+                found.append(connection.execute(first).scalar())
         return min((moment for moment in found if moment), default=None)
 
     def never_verified(self, store: str) -> int:

@@ -28,7 +28,7 @@ from zot_artifact_client.contract import JobState
 logger = logging.getLogger(__name__)
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
-_REVISION = "0039"
+_REVISION = "0040"
 _DIALECTS: Mapping[str, ModuleType] = {"sqlite": sqlite, "postgresql": postgresql}
 _KINDS = "sqlite:///PATH or postgresql+psycopg://USER:PASSWORD@HOST/DATABASE"
 

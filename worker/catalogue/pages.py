@@ -42,8 +42,8 @@ _RECENT_PAGES = 200
 _run = jobs.alias("run")
 _WAITS = sa.and_(jobs.c.state == JobState.QUEUED, jobs.c.started_at.is_(None))
 _OF_SWEEP = jobs.c.request["claim"].as_string().is_not(None)
-_FIND = sa.select(pages).where(pages.c.job == sa.bindparam("of"))
-_INSERT = sa.insert(pages)
+_FIND = Prepared(sa.select(pages).where(pages.c.job == sa.bindparam("of")))
+_INSERT = Prepared(sa.insert(pages))
 _UPDATE = Prepared(
     sa.update(pages)
     .where(pages.c.job == sa.bindparam("of"))
@@ -182,7 +182,7 @@ class Pages:
     def get(self, job: str) -> Page | None:
         """Return the progress of a page, or None if it has not begun."""
         with self._database.read() as connection:
-            row = connection.execute(_FIND, {"of": job}).one_or_none()
+            row = _FIND.first(connection, of=job)
         return Page(*row) if row else None
 
     def begin(self, job: str, objects: Sequence[int]) -> Page:
@@ -557,12 +557,10 @@ def _progress(page: Page) -> dict[str, Any]:
 
 
 def _insert(connection: Connection, page: Page) -> None:
-    row: dict[str, Any] = {
-        "job": page.job, "claimed_until": page.claimed_until, "open": page.open, "bytes": page.bytes,
-        "outcomes": page.outcomes, "failures": page.failures, "left": page.left,
-        "not_kept": page.not_kept,
-    }  # fmt: skip
-    connection.execute(_INSERT, row)
+    _INSERT.run(
+        connection, job=page.job, claimed_until=page.claimed_until, open=page.open, bytes=page.bytes,
+        outcomes=page.outcomes, failures=page.failures, left=page.left, not_kept=page.not_kept,
+    )  # fmt: skip
 
 
 def _after(page: Page, outcomes: Sequence[PageOutcome], not_kept: Mapping[str, Sequence[str]] | None = None) -> Page:

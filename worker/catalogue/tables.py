@@ -75,6 +75,7 @@ CURRENT = (
 
 _NO_RETRY = text("next_due_at IS NULL")
 _HAS_RETRY = text("next_due_at IS NOT NULL")
+_NEVER = text("last_verified_at IS NULL")
 
 copies = Table(
     "copies",
@@ -96,7 +97,8 @@ copies = Table(
     UniqueConstraint("artifact_id", "store"),
     Index("ix_copies_due", "store", "spread", "read_at", sqlite_where=_NO_RETRY, postgresql_where=_NO_RETRY),
     Index("ix_copies_retry", "store", "next_due_at", sqlite_where=_HAS_RETRY, postgresql_where=_HAS_RETRY),
-    Index("ix_copies_state", "store", "state", "last_verified_at"),
+    Index("ix_copies_state", "store", "state"),
+    Index("ix_copies_never_verified", "store", "state", sqlite_where=_NEVER, postgresql_where=_NEVER),
 )
 """One row for a version in a store. `tag` is the store's own version tag of the bytes we wrote or saw.
 

@@ -48,13 +48,12 @@ def _append(given: Given) -> sa.Insert:
 
 _APPEND = BulkStatement(_append, {name: verifications.c[name].type for name in _APPENDED})
 _LAST_HASH = Prepared(sa.select(verifications.c.hash).order_by(verifications.c.id.desc()).limit(1))
-_NOT_PRESENT = Prepared(
-    sa.select(copies.c.id).where(
-        one_of(copies.c.id, sa.bindparam("ids")),
-        sa.or_(*(copies.c.state == state for state in CopyState if not state.present)),
+_OTHER_STATES = Prepared(
+    sa.select(copies.c.id, copies.c.state).where(
+        one_of(copies.c.id, sa.bindparam("ids")), copies.c.state != CopyState.VERIFIED
     )
 )
-_HEAD = (
+_HEAD = Prepared(
     sa.select(verifications.c.id, verifications.c.hash, verifications.c.at).order_by(verifications.c.id.desc()).limit(1)
 )
 
@@ -187,7 +186,7 @@ def _walk(connection: Connection, which: sa.ColumnElement[bool], previous: str |
 
 def head_of(connection: Connection) -> LogHead | None:
     """Return the last row of the log, or None if it is empty."""
-    row = connection.execute(_HEAD).one_or_none()
+    row = _HEAD.first(connection)
     return LogHead(row.id, row.hash, row.at) if row else None
 
 
@@ -246,11 +245,12 @@ def append_verdicts(connection: Connection, prepared: PreparedVerdicts) -> None:
         return
     with in_one_request(connection):
         asked_last = _LAST_HASH.ask(connection)
-        asked_gone = _NOT_PRESENT.ask(connection, ids=[each.copy for each in prepared.verdicts])
+        asked_others = _OTHER_STATES.ask(connection, ids=[each.copy for each in prepared.verdicts])
         around = ask_around(connection, {(each.bucket, each.key) for each in prepared.verdicts})
     last = asked_last.all()
     previous = last[0].hash if last else FIRST_PREVIOUS
-    gone = {row.id for row in asked_gone.all()}
+    others = {row.id: row.state for row in asked_others.all()}
+    gone = {id_ for id_, state in others.items() if not CopyState(state).present}
     _measure(connection, prepared)
     rows = []
     for row, text in zip(prepared.rows, prepared.texts, strict=True):
@@ -262,8 +262,10 @@ def append_verdicts(connection: Connection, prepared: PreparedVerdicts) -> None:
         for word, values in prepared.updates.items():
             there = [each for each in values if each[0] not in gone] if gone else values
             _UPDATES[Verdict(word)].execute(connection, there, now=prepared.now)
-        if prepared.unchanged:
-            _VERIFY.ask(connection, ids=[each for each in prepared.unchanged if each not in gone], now=prepared.now)
+        if again := [each for each in prepared.unchanged if each not in others]:
+            _VERIFY_AGAIN.ask(connection, ids=again, now=prepared.now)
+        if first := [each for each in prepared.unchanged if each in others and each not in gone]:
+            _VERIFY.ask(connection, ids=first, now=prepared.now)
     note_verdicts(connection, [each for each in prepared.verdicts if each.copy not in gone], prepared.now, around)
 
 
@@ -306,12 +308,17 @@ def _changes(verdict: Verdict, given: Given) -> dict[str, Any]:
 
 _GIVEN = {"copy": copies.c.id.type, "tag": copies.c.tag.type, "retry_at": copies.c.next_due_at.type}
 _UPDATES = {verdict: BulkStatement(partial(_update, verdict), _GIVEN) for verdict in Verdict}
-_VERIFY = Prepared(
-    sa.update(copies)
-    .where(one_of(copies.c.id, sa.bindparam("ids")))
-    .values(_changes(Verdict.VERIFIED, copies.c.__getitem__))
-)
-"""The update of all verified copies whose tag stays: in SQLite it takes two thirds of the time of one for each."""
+_VERIFIED = _changes(Verdict.VERIFIED, copies.c.__getitem__)
+
+
+def _verify(changes: Mapping[str, Any]) -> Prepared:
+    """Return the update of all verified copies whose tag stays: SQLite takes two thirds of the time of one for each."""
+    return Prepared(sa.update(copies).where(one_of(copies.c.id, sa.bindparam("ids"))).values(dict(changes)))
+
+
+_VERIFY = _verify(_VERIFIED)
+_VERIFY_AGAIN = _verify({name: value for name, value in _VERIFIED.items() if name not in {"state", "tag"}})
+"""That of copies which were verified before: to set the state that they have would change its index."""
 
 
 def row_fits(row: Row[Any]) -> bool:

@@ -314,11 +314,21 @@ def test_a_read_of_a_clock_that_was_ahead_is_repeated_before_others_are_read_ear
 
 
 def test_the_oldest_verification_and_the_copies_never_verified_are_told_apart(catalogue):
-    """A copy that is new hides no oldest verification; how many were never read is a number of its own."""
+    """A copy that is new hides no oldest verification; how many were never read is a number of its own.
+
+    A bad copy has none that counts, and one that waits for a retry has the one of before.
+    """
     now = clock.now()
-    for key, days in (("old", 20), ("new", 1)):
-        verified(catalogue, stored(catalogue, key), now=now - timedelta(days=days))
-    stored(catalogue, "unread")
+    made = {key: stored(catalogue, key) for key in ("bad", "silent", "old", "new", "unread")}
+    for key, days in (("bad", 40), ("silent", 30), ("old", 20), ("new", 1)):
+        verified(catalogue, made[key], now=now - timedelta(days=days))
+    assert catalogue.artifacts.oldest_verified("dr") == now - timedelta(days=40)
+    for key, verdict, at in (("bad", "corrupt", now - timedelta(days=35)), ("silent", "unreadable", now)):
+        finding = Finding("job-2", "dr", made[key], verdict)
+        copy = catalogue.artifacts.copies(made[key])["dr"]
+        catalogue.verifications.record(finding, copy, tag=None, now=at, retry_at=now + timedelta(hours=1))
+    assert catalogue.artifacts.oldest_verified("dr") == now - timedelta(days=30)
+    read_twice(catalogue, made["silent"], now=now)
     assert catalogue.artifacts.oldest_verified("dr") == now - timedelta(days=20)
     assert catalogue.artifacts.never_verified("dr") == 1
     assert (catalogue.artifacts.oldest_verified("cold"), catalogue.artifacts.never_verified("cold")) == (None, 0)

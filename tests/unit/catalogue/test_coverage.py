@@ -320,6 +320,10 @@ def test_no_question_about_a_store_reads_the_whole_table(sqlite_catalogue, recor
     searched = len(plans)
     found.waiting_jobs_of([f"batch-{number}" for number in range(50)])
     assert any("ix_jobs_parent" in each for each in plans[searched:]), "not all that wait"
+    searched = len(plans)
+    assert (catalogue.artifacts.oldest_verified("dr"), catalogue.artifacts.never_verified("dr")) == (None, 1)
+    indexes = {each.split("ix_copies_")[1].split()[0] for each in plans[searched:] if "ix_copies_" in each}
+    assert indexes == {"due", "retry", "never_verified"}, "no other index has that moment"
     catalogue.budgets.copies("dr")
     catalogue.sweep_claims.needed("dr", period=PERIOD, first_read=PERIOD, now=clock.now())
     catalogue.sweep_claims.count_due("dr", period=PERIOD, now=clock.now(), limit=5)

@@ -302,6 +302,10 @@ def test_garbage_in_the_place_of_a_head_is_told(path: Path, tmp_path: Path, body
     store.write_object("zot-probe", key, io.BytesIO(body))
     with pytest.raises(StorageError, match="is not a head"):
         check_kept_head(store, catalogue)
-    CheckedLog(tmp_path, catalogue)._file.write_bytes(body)
-    assert CheckedLog(tmp_path, catalogue).get() is None
+    checked, head = CheckedLog(tmp_path, catalogue), catalogue.verifications.head()
+    checked._file.write_bytes(body)
+    assert checked.get() is None
+    assert head is not None
+    checked.put(head)
+    assert checked.get() == head, "the next record replaces all of it"
     catalogue.close()
