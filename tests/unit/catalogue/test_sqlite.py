@@ -197,7 +197,7 @@ def test_that_nothing_can_be_written_is_noticed_without_a_job(url):
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (least, most))
         catalogue.ledger.check_writable()
-    assert (told.name, told.outcome) == ("catalogue", "bad")
+    assert (told.name, told.outcome) == ("catalogue writes", "bad")
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, most))
     try:
         with pytest.raises(CatalogueUnavailable, match="make room on its disk"):
