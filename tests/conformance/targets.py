@@ -90,7 +90,7 @@ def s3_ministack(server: Ministack, spool: Path, *, part: int = PART) -> Target:
 
 
 def s3_aws(server: Ministack, spool: Path) -> Target:
-    """Return the dialect that Amazon is spoken to in: the SDK's own checksums on every request and part."""
+    """Return the dialect that Amazon is spoken to in: a SHA-256 as a checksum of every object and part."""
     return _s3("s3-aws", server, spool, part=SMALL_PART, provider="aws")
 
 

@@ -152,7 +152,9 @@ class PartLimits:
 
     `exclusive`: another write of the key that completes meanwhile ends the multipart upload; continuing it raises
     NotFound, and a new upload must begin. `above`: objects up to this size are sent in one request, which needs no
-    more memory than a part. `md5`: a part is compared with its MD5, which `upload_part` takes where it is known.
+    more memory than a part. `compared_with`: with "sha256" the store refuses a part whose bytes have another SHA-256
+    than `upload_part` is given; with "md5" a part is compared with its MD5, which `upload_part` takes where it is
+    known; with None the driver has another checksum.
     """
 
     min_size: int
@@ -160,7 +162,7 @@ class PartLimits:
     max_parts: int
     exclusive: bool = False
     above: int = 0
-    md5: bool = False
+    compared_with: Literal["sha256", "md5"] | None = None
 
 
 class MetadataRules(Protocol):

@@ -138,7 +138,7 @@ class UnexpectedAnswer(PermanentError):
 
 
 class UploadEnded(NotFound):
-    """The multipart upload is not open any more, or lacks parts that the store had confirmed. A new one must begin."""
+    """The multipart upload is not open any more, lacks confirmed parts, or takes no more: a new one must begin."""
 
 
 class InvalidRange(PermanentError):

@@ -1,5 +1,6 @@
 """The s3 driver with a bad network, a wrong configuration and an ill-behaved server."""
 
+import base64
 import re
 import tracemalloc
 import uuid
@@ -19,6 +20,7 @@ from worker.storage.driver import ObjectProperties, WriteInfo
 from worker.storage.errors import (
     AccessDenied,
     AlreadyExists,
+    DigestMismatch,
     NotFound,
     PermanentError,
     PreconditionFailed,
@@ -27,7 +29,10 @@ from worker.storage.errors import (
     Unavailable,
     UploadEnded,
 )
+from worker.storage.integrity.manifest import Manifest
 from worker.storage.s3 import driver as s3_driver
+from worker.storage.store import WriteOptions
+from worker.storage.transfer.multipart import NoCheckpoint, OpenUpload
 from worker.storage.transfer.resumable_read import AHEAD, WINDOW
 
 BUCKET = "releases"
@@ -273,6 +278,47 @@ class TestDialects:
         with pytest.raises(TransientError, match=r"releases/app: .*damaged on the way"):
             line.write(some_bytes(size))
         assert not line.direct.object_exists(BUCKET, "app")
+
+    @pytest.mark.parametrize("data_path", ["auto", "sdk"])
+    def test_amazon_compares_parts_with_the_recorded_digests(
+        self, through: Callable[..., Line], data_path: str
+    ) -> None:
+        """A part has the SHA-256 that is recorded, so that the store refuses what a source has become since."""
+        line = through(lambda _: None, provider="aws", data_path=data_path)
+        recorded = some_bytes(PART + 1)
+        changed = recorded[:-1] + bytes([recorded[-1] ^ 1])
+        digests = b"".join(bytes.fromhex(digest_of(chunk).sha256) for chunk in (recorded[:PART], recorded[PART:]))
+        manifest = Manifest(PART + 1, PART, digests)
+        known = WriteOptions(size=PART + 1, sha256=digest_of(recorded).sha256, manifest=manifest)
+        with pytest.raises(DigestMismatch, match="in part 2, not the announced"):
+            line.faulty.write_object(BUCKET, "app", source(changed), **known)
+        assert not line.direct.object_exists(BUCKET, "app")
+        line.proxy.requests.clear()
+        line.faulty.write_object(BUCKET, "app", source(recorded), **known)
+        parts = [request for request in line.proxy.requests if "partNumber=" in request.path]
+        sent = {request.headers["x-amz-checksum-sha256"] for request in parts}
+        assert sent == {base64.b64encode(bytes.fromhex(chunk.sha256)).decode() for chunk in manifest}
+        assert line.read_directly() == recorded
+
+    def test_an_upload_with_other_checksums_begins_anew(self, through: Callable[..., Line]) -> None:
+        """Amazon refuses a part with a SHA-256 in an upload that an earlier version has begun with CRC32."""
+        algorithm = b"<ChecksumAlgorithm>CRC32</ChecksumAlgorithm><Bucket>"
+
+        def fault(request: Request) -> Fault:
+            lists_parts = request.method == "GET" and "uploadId=" in request.path
+            return Rewrite(lambda body: body.replace(b"<Bucket>", algorithm)) if lists_parts else None
+
+        line = through(fault, provider="aws")
+        token = line.faulty._driver.begin_upload(BUCKET, "app", WriteInfo(size=PART + 1))  # type: ignore[attr-defined]
+
+        class Begun(NoCheckpoint):
+            def resume(self) -> OpenUpload:
+                return OpenUpload(token, PART, {})
+
+        line.faulty.write_object(BUCKET, "app", source(some_bytes(PART + 1)), checkpoint=Begun())
+        assert line.read_directly() == some_bytes(PART + 1)
+        parts = [request.path for request in line.proxy.requests if "partNumber=" in request.path]
+        assert not [path for path in parts if token.partition(":")[2] in path]
 
 
 class TestTagsOfParts:

@@ -42,7 +42,7 @@ class Target:
 def limits(part_size: int) -> PartLimits:
     """Return Azure's limits for blocks; a commit of the same key drops all blocks that it does not use."""
     smallest = min(part_size, MAX_PART)
-    return PartLimits(smallest, max_size=MAX_PART, max_parts=MAX_PARTS, exclusive=True, md5=True)
+    return PartLimits(smallest, max_size=MAX_PART, max_parts=MAX_PARTS, exclusive=True, compared_with="md5")
 
 
 class Parts:

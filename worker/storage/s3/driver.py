@@ -119,7 +119,12 @@ class S3Driver(CloudDriver):
             metadata=METADATA,
             max_object_size=self._profile.max_object_size,
             max_copy_size=self._profile.max_object_size,
-            parts=PartLimits(self._part_size, MAX_PART, MAX_PARTS, md5=self._profile.checksums == "when_required"),
+            parts=PartLimits(
+                self._part_size,
+                MAX_PART,
+                MAX_PARTS,
+                compared_with="sha256" if self._profile.checksums == "when_supported" else "md5",
+            ),
             patches=MIN_PART if self._profile.conditional_writes else 0,
             parallel_reads=True,
             whole_reads=SMALL if is_reachable(self._config) else 0,

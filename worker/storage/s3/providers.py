@@ -58,9 +58,9 @@ class Profile:
     """The differences of one provider.
 
     Attributes:
-        checksums: `when_supported` lets the SDK send its own CRC32 with every write, which Amazon checks. Stores that
-            do not know the header refuse the request or ignore the checksum. For them the body's SHA-256 is signed
-            instead, so that every store that checks signatures refuses a damaged body.
+        checksums: with `when_supported` every write has its SHA-256 in a header, with which Amazon compares the bytes
+            that arrive. Stores that do not know the header refuse the request or ignore the checksum. For them the
+            body's SHA-256 is signed instead, so that every store that checks signatures refuses a damaged body.
         conditional_writes: whether If-None-Match and If-Match on writes are honoured.
         conditional_deletes: whether If-Match on deletes is, too, by all versions of the provider's server: MinIO and
             others delete whatever is there.

@@ -47,7 +47,6 @@ HEADERS = {
     "ServerSideEncryption": "x-amz-server-side-encryption",
     "SSEKMSKeyId": "x-amz-server-side-encryption-aws-kms-key-id",
     "ContentMD5": "Content-MD5",
-    "ChecksumCRC32": "x-amz-checksum-crc32",
     "ChecksumSHA256": "x-amz-checksum-sha256",
     "IfMatch": "If-Match",
     "IfNoneMatch": "If-None-Match",
@@ -100,7 +99,7 @@ def headers_of(write: Write, arguments: Mapping[str, Any]) -> Headers | None:
 
 def _reply(answer: Answer) -> dict[str, Any]:
     said = {"HTTPStatusCode": answer.status, "HTTPHeaders": answer.headers}
-    found = {"ETag": answer.headers.get("etag"), "ChecksumCRC32": answer.headers.get("x-amz-checksum-crc32")}
+    found = {"ETag": answer.headers.get("etag"), "ChecksumSHA256": answer.headers.get("x-amz-checksum-sha256")}
     return {**found, "ResponseMetadata": said}
 
 

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, Final, NotRequired, TypedDict
 from urllib.parse import quote
-from zlib import crc32
 
 from botocore.exceptions import ClientError
 
@@ -34,7 +33,7 @@ from worker.storage.s3.providers import GIB
 from worker.storage.s3.requests_without_sdk import HEADERS, headers_of
 from worker.storage.s3.signature import PAYLOAD
 from worker.storage.transfer.server_copy import Between, OnUpload
-from worker.storage.transfer.split_into_parts import MIB, md5_of, next_part, plan_parts, rewound
+from worker.storage.transfer.split_into_parts import MIB, md5_of, next_part, plan_parts, rewound, sha256_of
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -47,7 +46,8 @@ COPY_PART = GIB
 """Bytes that one request copies, because a job can be stopped only between two requests."""
 DAMAGED = b"these bytes are damaged on their way to the store"
 """The bytes that are sent to find out whether a store checks checksums."""
-CRC32_OF_DAMAGED = base64.b64encode(crc32(DAMAGED).to_bytes(4, "big")).decode()
+_ALGORITHM: Final = "SHA256"
+"""S3's name of the checksum of parts. It compares a part with the recorded digest of a chunk."""
 _DAMAGE_CODES = {
     *("BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch", "IncompleteBody"),
     *("SignatureDoesNotMatch", "InvalidRequest", "400"),
@@ -151,7 +151,7 @@ class Upload:
 
     def begin(self) -> str:
         """Begin a multipart upload and return its id."""
-        algorithm: dict[str, Any] = {"ChecksumAlgorithm": "CRC32"} if self._write.checksums else {}
+        algorithm: dict[str, Any] = {"ChecksumAlgorithm": _ALGORITHM} if self._write.checksums else {}
         with self._errors():
             begun = self._with_tags(
                 lambda options: self._client.create_multipart_upload(
@@ -179,7 +179,7 @@ class Upload:
         """
         send = partial(self._send_part, upload_id, number, data, sha256=sha256, small=small)
         if self._write.checksums:
-            return send(_crc32(data))
+            return send(_checksum_sha256(sha256 or sha256_of(data)))
         try:
             return self._send_compared(send, md5 or md5_of(data))
         except PermanentError as error:
@@ -218,18 +218,25 @@ class Upload:
                 address = self._write.address
                 target = RealObject(address["Bucket"], address["Key"], self._write.what)
                 reply = small.put(target, data, headers, part=f"partNumber={number}&uploadId={quote(upload_id, '')}")
-            md5 = {name: value for name, value in checksum.items() if name == "ContentMD5"}  # the SDK adds any other
             reply = reply or self._client.upload_part(
-                **self._write.address, **md5, UploadId=upload_id, PartNumber=number, Body=body
+                **self._write.address, **checksum, UploadId=upload_id, PartNumber=number, Body=body
             )
         self._required(reply, "ETag")
         return Part(number, len(data), _tag(reply))
 
     def list_parts(self, upload_id: str) -> list[Part]:
-        """Return the parts that the store has, by number."""
-        pages = self._client.get_paginator("list_parts").paginate(**self._write.address, UploadId=upload_id)
+        """Return the parts that the store has, by number.
+
+        Raises:
+            UploadEnded: the upload was begun with another checksum, as by an earlier version, and takes no SHA-256.
+        """
         with self._errors():
-            return [Part(row["PartNumber"], row["Size"], _tag(row)) for page in pages for row in page.get("Parts", [])]
+            found = self._client.get_paginator("list_parts").paginate(**self._write.address, UploadId=upload_id)
+            pages = list(found)
+        if self._write.checksums and any(page.get("ChecksumAlgorithm", _ALGORITHM) != _ALGORITHM for page in pages):
+            what = f"{self._origin.store}: {self._write.what}"
+            raise UploadEnded(f"{what}: the multipart upload was begun with other checksums; a new one begins")
+        return [Part(row["PartNumber"], row["Size"], _tag(row)) for page in pages for row in page.get("Parts", [])]
 
     def complete(self, upload_id: str, parts: list[Part]) -> ObjectStat:
         """Make the object of these parts; its stat has the size that the store says."""
@@ -370,13 +377,10 @@ class Upload:
             with self._errors():
                 self._client.delete_object(**address)
         upload_id = self.begin()
-        part: dict[str, Any] = (
-            {"ChecksumCRC32": CRC32_OF_DAMAGED} if self._write.checksums else _content_md5(md5_of(DAMAGED))
-        )
         try:
             return (
                 self._refused(
-                    lambda: damaging.upload_part(**address, UploadId=upload_id, PartNumber=1, Body=DAMAGED, **part)
+                    lambda: damaging.upload_part(**address, **checksum, UploadId=upload_id, PartNumber=1, Body=DAMAGED)
                 )
                 and whole
             )
@@ -422,7 +426,7 @@ class Upload:
         """
         if not self._write.checksums:
             return _content_md5(md5_of(data))
-        return {"ChecksumSHA256": base64.b64encode(bytes.fromhex(self._write.sha256)).decode()}
+        return _checksum_sha256(self._write.sha256)
 
     def _commit(self, send: Callable[[], Any]) -> ObjectStat:
         write = self._write
@@ -474,11 +478,8 @@ def _content_md5(md5: bytes) -> dict[str, Any]:
     return {"ContentMD5": base64.b64encode(md5).decode()}
 
 
-def _crc32(data: PartData) -> dict[str, Any]:
-    """Return the checksum of a part in memory; that of a file is computed while it is sent."""
-    if not isinstance(data, bytes | bytearray):
-        return {}
-    return {"ChecksumCRC32": base64.b64encode(crc32(data).to_bytes(4, "big")).decode()}
+def _checksum_sha256(digest: str) -> dict[str, Any]:
+    return {"ChecksumSHA256": base64.b64encode(bytes.fromhex(digest)).decode()}
 
 
 def _is_md5(part: Part, md5: bytes) -> bool:
@@ -486,12 +487,12 @@ def _is_md5(part: Part, md5: bytes) -> bool:
 
 
 def _tag(facts: Mapping[str, Any]) -> str:
-    return ":".join((version_of(facts["ETag"]), *filter(None, [facts.get("ChecksumCRC32")])))
+    return ":".join((version_of(facts["ETag"]), *filter(None, [facts.get("ChecksumSHA256")])))
 
 
 def _completed(part: Part) -> "CompletedPartTypeDef":
-    etag, _, crc32 = part.tag.partition(":")
+    etag, _, digest = part.tag.partition(":")
     completed: CompletedPartTypeDef = {"ETag": f'"{etag}"', "PartNumber": part.number}
-    if crc32:
-        completed["ChecksumCRC32"] = crc32
+    if digest:
+        completed["ChecksumSHA256"] = digest
     return completed

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from threading import Semaphore
 from typing import Protocol
@@ -21,7 +20,7 @@ from worker.storage.driver import (
     WriteInfo,
 )
 from worker.storage.errors import Conflict, DigestMismatch, NotFound, PermanentError, StorageError, Unavailable
-from worker.storage.transfer.split_into_parts import md5_of, next_part, plan_parts, spool_part
+from worker.storage.transfer.split_into_parts import md5_of, next_part, plan_parts, sha256_of, spool_part
 from worker.storage.transfer.upload_intents import announced
 
 MEMORY = 64 * 1024 * 1024
@@ -165,7 +164,8 @@ class MultipartWrite:
             info: size, digest and metadata of the object.
             checkpoint: records the progress.
             manifest: the digests of the chunks, recorded with the digest of the whole. Where parts are as large as
-                chunks, each part is compared with its chunk before it is sent, and the whole is not hashed once more.
+                chunks, each part is compared with its chunk, and the whole is not hashed once more. A store that
+                compares a part with its SHA-256 does that itself; elsewhere the part is hashed before it is sent.
             other_place: bucket and key at which an earlier attempt may have begun the upload; it is aborted there.
             memory: most bytes of parts to keep in memory.
             spool_dir: where parts wait that are too large for that; the system's temporary directory by default.
@@ -179,14 +179,15 @@ class MultipartWrite:
         self._checkpoint = checkpoint
         self._manifest = manifest
         limits = driver.capabilities.parts
-        self._sends_md5 = limits is not None and limits.md5
+        self._compared_with = limits.compared_with if limits is not None else None
         self._stopped = False
 
     def run(self, body: ComparedBody, condition: Condition) -> ObjectStat:
         """Send the parts that the store does not have yet, and make the object of them.
 
-        A part counts as sent only if the store still has it with the confirmed tag, and the bytes read now are the
-        bytes sent then. `body` is read to its end, and checked there, before the object is made.
+        A part counts as sent only if the store still has it with the confirmed tag, and the bytes sent then are the
+        recorded ones, or those that are read now. `body` is read to its end, and checked there, before the object is
+        made.
 
         Raises:
             Unavailable: also if the store made an object of another size. It stays: the next attempt reads it.
@@ -220,9 +221,9 @@ class MultipartWrite:
         try:
             there = {part.number: part for part in self._driver.list_parts(*self._place, begun.token)}
         except NotFound:
-            if self._other_place is not None:
+            for place in filter(None, (self._place, self._other_place)):  # here if it is open and takes no more parts
                 with suppress(PermanentError):  # a store that forbids the abort may take the write
-                    self._driver.abort_upload(*self._other_place, begun.token)
+                    self._driver.abort_upload(*place, begun.token)
             self._checkpoint.ended()
             return None
         sent = {number: sent for number, sent in begun.sent.items() if there.get(number) == sent.part}
@@ -270,22 +271,38 @@ class MultipartWrite:
         return part
 
     def _send_part(self, begun: OpenUpload, number: int, data: PartData, sending: Semaphore) -> Part:
-        digest = sha256(data).hexdigest() if isinstance(data, bytes | bytearray) else data.sha256
+        if self._manifest is not None and self._compared_with == "sha256":
+            digest = self._manifest.sha256_of(number - 1)
+        else:
+            digest = self._digest_of(number, data)
+        known = begun.sent.get(number)
+        if known and known.sha256 == digest:
+            return known.part
+        md5 = md5_of(data) if self._compared_with == "md5" else None
+        with sending:
+            if self._stopped:
+                raise CancelledError
+            try:
+                part = self._driver.upload_part(*self._place, begun.token, number, data, sha256=digest, md5=md5)
+            except StorageError:
+                self._digest_of(number, data)  # the store is right to refuse a part if the source has changed
+                raise
+            self._checkpoint.sent(SentPart(part, digest))
+        return part
+
+    def _digest_of(self, number: int, data: PartData) -> str:
+        """Return the SHA-256 of a part.
+
+        Raises:
+            DigestMismatch: another one is recorded.
+        """
+        digest = sha256_of(data)
         if self._manifest is not None and digest != (recorded := self._manifest.sha256_of(number - 1)):
             what = "{}/{}".format(*self._place)
             raise DigestMismatch(
                 f"the source of {what} has SHA-256 {digest} in part {number}, not the announced {recorded}"
             )
-        known = begun.sent.get(number)
-        if known and known.sha256 == digest:
-            return known.part
-        md5 = md5_of(data) if self._sends_md5 else None
-        with sending:
-            if self._stopped:
-                raise CancelledError
-            part = self._driver.upload_part(*self._place, begun.token, number, data, sha256=digest, md5=md5)
-            self._checkpoint.sent(SentPart(part, digest))
-        return part
+        return digest
 
     def _abort(self, token: str) -> None:
         """Abort the upload. Only then is its record removed: without it, cleanup takes the upload for another's."""

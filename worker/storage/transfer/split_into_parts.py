@@ -157,6 +157,11 @@ def md5_of(data: PartData) -> bytes:
     return digest.digest()
 
 
+def sha256_of(data: PartData) -> str:
+    """Return the SHA-256 of a part as 64 lower-case hex digits."""
+    return sha256(data).hexdigest() if isinstance(data, bytes | bytearray) else data.sha256
+
+
 def rewound(part: PartData) -> PartData:
     """Return a part, rewound if it is a file: libraries send a file from its current position."""
     if not isinstance(part, bytes | bytearray):

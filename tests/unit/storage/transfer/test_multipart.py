@@ -4,6 +4,7 @@ import hashlib
 import io
 import uuid
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from threading import Barrier, Lock
 
@@ -15,6 +16,7 @@ from worker.storage.driver import Capabilities, Digest, ObjectStat, Part, PartLi
 from worker.storage.errors import AccessDenied, DigestMismatch, NotFound, SizeMismatch, Unavailable
 from worker.storage.integrity.manifest import Manifest
 from worker.storage.integrity.verifying_reader import VerifyingReader
+from worker.storage.transfer import multipart
 from worker.storage.transfer.multipart import MultipartWrite, OpenUpload, SentPart
 
 PART = 1024 * 1024
@@ -31,13 +33,14 @@ class PartsInMemory(MemoryDriver):
         self.sent: list[int] = []
         self.files = 0
         self.fail_from: int | None = None
+        self.limits = LIMITS
         self.abort_fails: BaseException | None = None
 
     @property
     def capabilities(self) -> Capabilities:
         return Capabilities(
             needs_digest_first=True, conditional_writes=True, implicit_buckets=True, prefix_keys=True,
-            user_metadata=True, max_object_size=None, max_copy_size=None, parts=LIMITS,
+            user_metadata=True, max_object_size=None, max_copy_size=None, parts=self.limits,
         )  # fmt: skip
 
     def begin_upload(self, bucket, key, info) -> str:
@@ -51,6 +54,8 @@ class PartsInMemory(MemoryDriver):
         self.sent.append(number)
         self.files += not isinstance(data, bytes | bytearray)
         held = bytes(data) if isinstance(data, bytes | bytearray) else data.read()
+        if self.limits.compared_with == "sha256" and hashlib.sha256(held).hexdigest() != sha256:
+            raise Unavailable("memory: the bytes were damaged")
         self._parts(token)[number] = held
         return self._part(number, held)
 
@@ -263,6 +268,21 @@ def test_parts_that_are_chunks_are_compared_before_they_are_sent(driver):
     with pytest.raises(SizeMismatch):
         write(driver, Notes(), CONTENT + b"!", manifest=manifest)
     assert digest.size == driver.stat("releases", "app.tgz").size
+
+
+def test_a_store_that_compares_parts_gets_their_recorded_digests(driver, monkeypatch):
+    """Such a store refuses what is not recorded, and nothing is hashed here; only a refused part is compared."""
+    driver.limits, (_, manifest), notes = replace(LIMITS, compared_with="sha256"), _manifest(PART), Notes()
+    with monkeypatch.context() as patch:
+        patch.delattr(multipart, "sha256_of")
+        assert write(driver, Notes(), manifest=manifest).size == len(CONTENT)
+    assert stored(driver) == CONTENT
+    broken_off(driver, notes, manifest=manifest)
+    write(driver, notes, manifest=manifest)
+    assert sorted(driver.sent) == [6, 7, 8, 9]
+    with pytest.raises(DigestMismatch, match=f"in part 4, not the announced {manifest.chunk(3).sha256}"):
+        write(driver, notes, CONTENT[: 3 * PART] + b"!" + CONTENT[3 * PART + 1 :], manifest=manifest)
+    assert not driver.begun
 
 
 def test_two_parts_are_in_flight_and_a_third_is_ready(driver, monkeypatch):
