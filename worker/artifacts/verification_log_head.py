@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 _LARGEST = 4096
 _NOTED = 512
 """Bytes of a head in a file, spaces at its end included: so a write replaces all of the one before."""
+_READS = 3
+"""How often a file is read that another process is writing just then."""
 _LAST_ROW = (1 << 63) - 1
 _NO_HEAD = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 """The errors of reading a head from what another program has written."""
@@ -165,20 +168,38 @@ class _HeadFile:
 
     def get(self) -> LogHead | None:
         """Return the row, or None if there is none."""
-        try:
-            return _kept_of(self._file.read_bytes()).head
-        except (OSError, *_NO_HEAD):
-            return None
+        for _ in range(_READS):
+            try:
+                body = self._file.read_bytes()
+                head = _kept_of(body).head
+                if len(body) < _NOTED or json.loads(body)["checksum"] == _checksum(head):  # earlier versions wrote none
+                    return head
+            except FileNotFoundError:
+                return None
+            except (OSError, *_NO_HEAD):
+                continue
+        return None
 
     def put(self, head: LogHead) -> None:
-        """Record a row in place: one write within a block is whole, and a new file for each page took 2 ms longer."""
-        body = json.dumps(_facts(KeptHead(head, None))).encode().ljust(_NOTED)
-        file = os.open(self._file, os.O_WRONLY | os.O_CREAT, 0o666)
+        """Record a row in place, because a new file for each page took 2 ms longer.
+
+        A reader may see parts of two writes, also within one block, and so may the next start after a power cut. The
+        checksum tells.
+        """
+        facts = _facts(KeptHead(head, None)) | {"checksum": _checksum(head)}
         try:
-            os.pwrite(file, body, 0)
-            os.ftruncate(file, len(body))
+            file = self._open()
+        except OSError:  # it belongs to another user, such as root: what is in a directory of ours can be replaced
+            self.forget()
+            file = self._open()
+        try:
+            os.pwrite(file, json.dumps(facts).encode().ljust(_NOTED), 0)
+            os.ftruncate(file, _NOTED)
         finally:
             os.close(file)
+
+    def _open(self) -> int:
+        return os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
 
     def forget(self) -> None:
         """Remove the record."""
@@ -285,6 +306,10 @@ def _kept_of(body: bytes) -> KeptHead:
 
 def _facts(kept: KeptHead) -> dict[str, object]:
     return {"id": kept.head.id, "hash": kept.head.hash, "at": kept.head.at.isoformat(), "count": kept.count}
+
+
+def _checksum(head: LogHead) -> int:
+    return zlib.crc32(json.dumps(_facts(KeptHead(head, None))).encode())
 
 
 def _signed(catalogue: Catalogue, kept: KeptHead) -> bytes:

@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -24,7 +27,7 @@ from worker.artifacts.verification_log_head import (
     log_faults,
     signed_head,
 )
-from worker.catalogue import Catalogue, Finding
+from worker.catalogue import Catalogue, Finding, LogHead
 from worker.storage import Store
 from worker.storage.errors import StorageError
 
@@ -290,6 +293,52 @@ def test_rows_that_were_cut_off_before_a_store_kept_the_head_show(path: Path, tm
         cut = tampered(path, statement)
         assert "lost rows: row 2" in log_faults([], cut, written=WrittenLog(tmp_path, cut).get())[0]
         cut.close()
+
+
+def test_a_note_of_the_head_that_is_written_just_then_is_no_lost_row(path: Path, tmp_path: Path) -> None:
+    """A reader gets the start of one write and the end of another: that is no row which the log has lost."""
+    catalogue = Catalogue(f"sqlite:///{path}")
+    append(catalogue, *["verified"] * 9)
+    note, bodies, heads = WrittenLog(tmp_path, catalogue), list[bytes](), list[LogHead | None]()
+    for _ in range(2):  # row 9, and 10, which makes all that follows one byte longer
+        head = catalogue.verifications.head()
+        assert head is not None
+        note.put(head)
+        assert note.get() == head
+        bodies.append(note._file.read_bytes())
+        heads.append(head)
+        append(catalogue, "verified")
+    for first, last in (bodies, reversed(bodies)):
+        for cut in range(200):  # spaces follow
+            note._file.write_bytes(first[:cut] + last[cut:])
+            assert note.get() in {*heads, None}
+    catalogue.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root writes a file of another user")
+def test_a_note_of_the_head_that_root_has_made_is_replaced(path: Path, tmp_path: Path) -> None:
+    """`doctor` was run as root once: the user of the worker, who has the directory, notes the head all the same."""
+    catalogue = Catalogue(f"sqlite:///{path}")
+    append(catalogue, "verified")
+    head, directory = catalogue.verifications.head(), Path(tempfile.mkdtemp(dir="/tmp"))
+    assert head is not None
+    note = CheckedLog(directory, catalogue)
+    try:
+        note.put(head)
+        note._file.chmod(0o644)
+        os.chown(directory, 65534, 65534)
+        append(catalogue, "verified")
+        later = catalogue.verifications.head()
+        assert later is not None
+        os.seteuid(65534)
+        try:
+            note.put(later)
+        finally:
+            os.seteuid(0)
+        assert note.get() == later
+    finally:
+        shutil.rmtree(directory)
+    catalogue.close()
 
 
 @pytest.mark.parametrize("body", [b"[]", b"null", b"5", b"[" * 4000, b'{"id": 1e999}', b'{"id": %d}' % 10**30, b"\xff"])
