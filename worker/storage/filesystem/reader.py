@@ -1,5 +1,6 @@
 """Read an open file, whose bytes stay the same when its name is replaced or deleted."""
 
+import errno
 import fcntl
 import os
 import sys
@@ -17,13 +18,18 @@ _BLOCK = 4096
 _O_DIRECT = os.O_DIRECT if sys.platform == "linux" else 0
 
 
+_CANNOT = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOMEM, errno.EAGAIN, errno.EINTR}
+"""Errors of a direct read that say nothing about the disk."""
+
+
 class FilesystemReader(VersionReader):
     """The bytes of an object, or of a range of it. Closes the file of the object that was found.
 
     With `uncached`, the page cache is emptied of the file before and after, and `readinto` reads past it (`O_DIRECT`),
     which takes less processor time than to fill it and copy from it. `read` does not, and neither does `readinto` where
     the disk cannot, or into a buffer that does not begin with a page. Some file systems accept `O_DIRECT` and read
-    through the cache, such as ext4 with `data=journal`: so the cache is emptied in each case.
+    through the cache, such as ext4 with `data=journal`: so the cache is emptied in each case. What the disk has failed
+    to give is an error, also where the cache has it because another program has mapped the file.
     """
 
     def __init__(
@@ -43,6 +49,8 @@ class FilesystemReader(VersionReader):
         self._left = length
         self._uncached = uncached
         self._closed = False
+        self._damaged_before = -1
+        """The end of what the disk has failed to give; -1 where it has given all."""
         self._span = (offset, length or 0)  # of the advice; 0 is up to the end
         if uncached:
             self._advise("POSIX_FADV_DONTNEED")
@@ -60,6 +68,7 @@ class FilesystemReader(VersionReader):
             self._use_cache()
         try:
             data = os.pread(self.found.fd, size, self._offset)
+            self._check_damage(self._offset + len(data))
         except OSError as error:
             raise self._error(error) from error
         self._advance(len(data))
@@ -71,6 +80,7 @@ class FilesystemReader(VersionReader):
             count = self._read_blocks(buffer[:size]) if self._direct else 0
             if not count:
                 count = os.preadv(self.found.fd, [buffer[:size]], self._offset)
+                self._check_damage(self._offset + count)
         except OSError as error:
             raise self._error(error) from error
         self._advance(count)
@@ -91,11 +101,19 @@ class FilesystemReader(VersionReader):
         if whole and self._offset % _BLOCK == 0:
             # A disk may not do it (EINVAL), and has an error number for each kind of damage: a bad sector is ENODATA,
             # and a checksum that differs EILSEQ. Through the cache it is EIO, after the bytes before the damage.
-            with suppress(OSError):
+            try:
                 if count := os.preadv(self.found.fd, [buffer[:whole]], self._offset):
                     return count
+            except OSError as error:
+                if error.errno not in _CANNOT:
+                    self._damaged_before = self._offset + whole
         self._use_cache()
         return 0
+
+    def _check_damage(self, end: int) -> None:
+        """Raise OSError where the cache gave all that the disk has failed to give: another program has it in memory."""
+        if 0 <= self._damaged_before <= end:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     def _use_cache(self) -> None:
         self._direct = False
