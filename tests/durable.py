@@ -26,6 +26,11 @@ class Synced:
             and str(path) not in self._replaced_early
         )
 
+    def has_content(self, path: Path) -> bool:
+        """Return whether a file has its content after a power cut, under whatever name it has then."""
+        found = path.stat()
+        return self._contents.get(_identity(found)) == _content(found)
+
     def has_name(self, path: Path) -> bool:
         """Return whether a file or directory has its name after a power cut."""
         return self._names.get(_identity(path.parent.stat()), {}).get(path.name) == path.stat().st_ino

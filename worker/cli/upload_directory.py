@@ -216,6 +216,8 @@ def _copy(source: str, path: Path) -> None:
         try:
             with path.open("xb") as copy:
                 _copy_bytes(original, copy, before)
+                copy.flush()
+                os.fsync(copy.fileno())  # a power cut may leave its size without its bytes
             if has_changed(original, before):
                 raise _NotStaged("it has changed while it was copied")
         except _NotStaged:

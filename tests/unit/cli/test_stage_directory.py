@@ -36,11 +36,12 @@ def staging(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_files_are_staged_whole(staging: Path, tmp_path: Path) -> None:
-    """The staged file has the bytes, the list its size and time, and a power cut takes neither of its names."""
+    """The staged file has the bytes, the list its size and time, and a power cut takes neither its names nor a copy."""
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree" / "f").write_bytes(b"bytes" * 100_000)
     (listed,) = DirectoryListing(tmp_path / "tree", "b", "").files()
-    staged = _staged(listed, staging / "1", tmp_path / "job")
+    with synced() as copied:
+        staged = _staged(listed, staging / "1", tmp_path / "job")
     found = (staging / "1").stat()
     assert (staged.path, staged.size, staged.mtime_ns) == (str(tmp_path / "job" / "1"), 500_000, found.st_mtime_ns)
     assert (staging / "1").read_bytes() == b"bytes" * 100_000
@@ -48,6 +49,7 @@ def test_files_are_staged_whole(staging: Path, tmp_path: Path) -> None:
         assert _placed(staging, tmp_path / "job" / "list")
     assert disk.has_name(tmp_path / "job")
     assert disk.has_name(tmp_path / "job" / "1")
+    assert found.st_nlink > 1 or copied.has_content(tmp_path / "job" / "1")
 
 
 @pytest.mark.parametrize("fault", FAULTS)
