@@ -32,7 +32,7 @@ class Repair:
     def __str__(self) -> str:
         return (
             f"the broker's files were damaged: {'; '.join(self.damage)}. The damaged files are kept in {self.copy}; "
-            "jobs in the ledger whose messages were lost are sent again"
+            "jobs in the ledger whose messages were lost are sent again, jobs that no worker had taken may be lost"
         )
 
 
