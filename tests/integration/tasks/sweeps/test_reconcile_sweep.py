@@ -148,8 +148,10 @@ def _state(context: Context, key: str) -> str:
 def test_one_object_that_the_store_does_not_tell_about_stops_no_other(
     context: Context, sweep: Sweep, stored, foreign, monkeypatch, failure
 ) -> None:
-    """It is not confirmed, nor is what a job writes, or has written, since the listing; the others are findings."""
+    """It is not confirmed, nor is what was written since the listing, or is being written; the others are findings."""
     stored("dr", "b/1").unlink()
+    stored("dr", "c").write_bytes(b"another size")
+    age(stored, "c")
     for orphan in ("aa", "written", "writing"):
         foreign(orphan)
     stat, artifacts = Store.stat_object, context.catalogue.artifacts
@@ -161,6 +163,8 @@ def test_one_object_that_the_store_does_not_tell_about_stops_no_other(
                 if late == "written":
                     artifacts.finish_copy(made, "dr", tag="1", evidence={}, now=clock.now())
             raise failure
+        if key == "c":
+            stored("dr", "c").write_bytes(b"c")
         return stat(store, bucket, key, **options)
 
     monkeypatch.setattr(Store, "stat_object", failing)

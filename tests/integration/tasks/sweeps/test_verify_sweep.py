@@ -134,6 +134,11 @@ def test_a_sweep_that_died_before_its_messages_sends_them_at_its_next_attempt(sw
     assert sorted(sweeper.messages.sent) == ["sweep-1.00000001", "sweep-1.00000002"]
     found = {(each.kind, each.store) for each in context.catalogue.findings.page()}
     assert found == {("overdue", "primary"), ("overdue", "dr")}
+    sweeper.page("sweep-1.00000001")
+    sweeper.messages.sent.clear()
+    monkeypatch.setattr(sweeper.messages, "lost", lambda _: None)  # a broker that cannot tell
+    sweeper.plan()
+    assert list(sweeper.messages.sent) == ["sweep-1.00000002"]
 
 
 def test_a_page_records_the_version_tag_of_the_object_that_it_has_read(sweeper, due, stored, context):
