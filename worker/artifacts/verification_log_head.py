@@ -57,7 +57,7 @@ def keep_head(store: Store, catalogue: Catalogue, keys: LogKeys = _NO_KEYS) -> s
     if not store.capabilities.reserved_buckets:
         return None
     kept = _read(store, catalogue)
-    fault = _unaccepted_restore(catalogue) or _fault(store, catalogue, kept, keys)
+    fault = unaccepted_restore(catalogue) or _fault(store, catalogue, kept, keys)
     head = catalogue.verifications.durable_head()
     if fault or head is None or (kept is not None and kept.head == head):
         return fault
@@ -83,7 +83,7 @@ def check_kept_head(store: Store, catalogue: Catalogue, keys: LogKeys = _NO_KEYS
     """
     if not store.capabilities.reserved_buckets:
         return None
-    return _unaccepted_restore(catalogue) or _fault(store, catalogue, _read(store, catalogue), keys)
+    return unaccepted_restore(catalogue) or _fault(store, catalogue, _read(store, catalogue), keys)
 
 
 def accept_head(store: Store, catalogue: Catalogue, keys: LogKeys = _NO_KEYS) -> str | None:
@@ -143,7 +143,7 @@ def log_faults(
     cut = catalogue.verifications.check_head(checked) if checked else None
     cut = cut or (catalogue.verifications.check_head(written) if written else None)
     broken = None if cut else catalogue.verifications.first_broken(checked)
-    restored = _unaccepted_restore(catalogue)
+    restored = unaccepted_restore(catalogue)
     faults = [fault for fault in (restored, cut) if fault]
     faults += [] if broken is None else [f"the verification log was changed at row {broken}"]
     faults += archive_faults(stores, catalogue, read=read_archives)
@@ -232,7 +232,8 @@ class WrittenLog(_HeadFile):
             logger.warning("the head of the verification log is not written to %s: %s", self._file, error.strerror)
 
 
-def _unaccepted_restore(catalogue: Catalogue) -> str | None:
+def unaccepted_restore(catalogue: Catalogue) -> str | None:
+    """Return that the catalogue was restored, and what to do, until that is accepted; None after that."""
     if (at := catalogue.backup_times.restored()) is None:
         return None
     return (

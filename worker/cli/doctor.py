@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from worker.artifacts.log_signature import BadKeyFile, LogKeys
 from worker.artifacts.store_holds import tries_to_delete_held
-from worker.artifacts.verification_log_head import CheckedLog, WrittenLog, log_faults
+from worker.artifacts.verification_log_head import CheckedLog, WrittenLog, log_faults, unaccepted_restore
 from worker.catalogue import CatalogueError, CatalogueUnavailable, NewerCatalogue
 from worker.cli.check import Check
 from worker.cli.errors import Status
@@ -256,6 +256,8 @@ def _log(session: Session) -> Check:
         since = f" since row {checked.id}; `zot-artifacts log verify` reads all" if checked else ""
         detail = f"its tables are up to date, the chain of the verification log is whole{since}"
         return Check("catalogue", "good", detail)
+    if faults == [unaccepted_restore(session.catalogue)]:
+        return Check("catalogue", "bad", faults[0])
     return Check("catalogue", "bad", "; ".join(faults), "compare it with a backup; later verdicts are no evidence")
 
 

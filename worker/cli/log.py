@@ -6,7 +6,14 @@ import typer
 
 from worker import clock
 from worker.artifacts.log_signature import LogKeys
-from worker.artifacts.verification_log_head import CheckedLog, WrittenLog, accept_head, log_faults, signed_head
+from worker.artifacts.verification_log_head import (
+    CheckedLog,
+    WrittenLog,
+    accept_head,
+    log_faults,
+    signed_head,
+    unaccepted_restore,
+)
 from worker.catalogue import FindingKind
 from worker.cli.errors import Failure, Status
 from worker.cli.output import AsJson, complain, moment, print_json, say
@@ -52,6 +59,7 @@ def verify(
         stores = [session.stores[name] for name in session.settings.stores]
         written = _written(session).get()
         faults = log_faults(stores, session.catalogue, keys=keys, written=written, read_archives=archives)
+        restored = unaccepted_restore(session.catalogue)
         head, (_, archived) = signed_head(session.catalogue, keys), session.catalogue.log_archives.extent()
         evidence = None if broken is None else {"detail": f"the verification log was changed at row {broken}"}
         session.catalogue.findings.see_store(FindingKind.LOG_CHANGED, "", evidence, now=clock.now())
@@ -68,7 +76,7 @@ def verify(
             how = "read from each store that has them" if archives else "and two stores say that they have them"
             say(f"{counted(archived, 'row')} of it are archived, {how}")
     for fault in () if as_json else faults:
-        complain(f"{fault}: compare it with a backup")
+        complain(fault if fault == restored else f"{fault}: compare it with a backup")
     raise typer.Exit(Status.BAD if faults else Status.GOOD)
 
 
@@ -83,7 +91,7 @@ def accept(
     Until then the stores keep their lists of deletes and companions, which `catalogue rebuild` needs.
     `log verify` also reports heads that were written before `verification_log.signing_key` was set.
     The heads that are replaced stay in the stores beside the new ones.
-    The chain itself must be unbroken.
+    The chain itself must be unbroken; where it is not, --yes only lets the stores keep later lists after a restore.
 
     Example:
 
@@ -92,6 +100,8 @@ def accept(
     with opened(existing=True) as session:
         keys, catalogue = LogKeys.of(session.settings.verification_log), session.catalogue
         if (broken := catalogue.verifications.first_broken()) is not None:
+            if yes:  # else no store would keep the deletes and companions of a catalogue without a better backup
+                catalogue.backup_times.accept_restored()
             raise Failure(f"the verification log was changed at row {broken}: restore it from a backup")
         stores = [session.stores[name] for name in session.settings.stores]
         faults = log_faults(stores, catalogue, keys=keys, written=_written(session).get())

@@ -14,7 +14,7 @@ import typer
 from worker import clock
 from worker.artifacts.log_signature import BadKeyFile, LogKeys
 from worker.artifacts.read_budget import Forecast, forecast_for, pace_of
-from worker.artifacts.verification_log_head import CheckedLog, WrittenLog, check_kept_head
+from worker.artifacts.verification_log_head import CheckedLog, WrittenLog, check_kept_head, unaccepted_restore
 from worker.catalogue import (
     BAD,
     CANARY_TIMES,
@@ -407,7 +407,8 @@ def _log(session: Session) -> Iterator[Check]:
     except BadKeyFile as error:
         faults = [str(error)]
     if told := "; ".join(dict.fromkeys(fault for fault in faults if fault)):
-        yield Check("verification log", "bad", told, "compare it with a backup")
+        way_out = None if told == unaccepted_restore(catalogue) else "compare it with a backup"
+        yield Check("verification log", "bad", told, way_out)
 
 
 def _disks(session: Session) -> Iterator[Check]:

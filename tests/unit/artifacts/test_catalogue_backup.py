@@ -207,7 +207,15 @@ def test_a_lost_catalogue_comes_back_from_a_store(tmp_path, monkeypatch, capsys,
     assert (restored.identity, restored.verifications.head()) == (identity, head)
     restored.close()
     assert cli.run(["log", "verify"]) == 1
-    assert "the catalogue was restored from its backup of" in capsys.readouterr().err
+    told = [capsys.readouterr().err]
+    for command, name in (("status", "verification log"), ("doctor", "catalogue")):
+        cli.run([command, "--json"])
+        checks = json.loads(capsys.readouterr().out)["checks"]
+        told += [str(each) for each in checks if each["name"] == name and each["outcome"] == "bad"]
+    for each in told:
+        assert "the catalogue was restored from its backup of" in each
+        assert "compare it" not in each, "that is not the way out of a restore"
+    assert len(told) == 3
     assert cli.run(["log", "accept", "--yes"]) == 0
     assert cli.run(["log", "verify"]) == 0
     assert cli.run(["catalogue", "restore", "dr"]) == 2

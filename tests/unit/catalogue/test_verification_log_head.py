@@ -232,6 +232,23 @@ def test_an_accepted_head_replaces_the_one_before_which_stays(path, tmp_path):
     catalogue.close()
 
 
+def test_a_restore_is_accepted_although_the_chain_is_broken(path, tmp_path, monkeypatch, capsys):
+    """The backup may be the best one there is: the stores keep the deletes of its catalogue from then on."""
+    monkeypatch.setenv("ZOT_HOME", str(tmp_path))
+    append(catalogue := Catalogue(f"sqlite:///{path}"), "verified", "corrupt")
+    catalogue.close()
+    catalogue = tampered(
+        path,
+        "UPDATE verifications SET verdict = 'verified' WHERE id = 2",
+        "INSERT INTO sweep_cursors (name, after) VALUES ('backup.restored', 1790000000)",
+    )
+    for options, restored in ([], True), (["--yes"], False):
+        assert cli.run(["log", "accept", *options]) == 1
+        assert "changed at row 2: restore it from a backup" in capsys.readouterr().err
+        assert (catalogue.backup_times.restored() is not None) == restored
+    catalogue.close()
+
+
 def test_a_head_of_before_is_written_once(catalogue):
     """A store whose head is the present one is not written to again."""
     store = open_store()
