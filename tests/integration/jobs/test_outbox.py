@@ -161,8 +161,8 @@ def test_garbage_in_the_outbox_stops_no_other_entry(client, broker, outbox):
 def test_a_flood_of_entries_without_a_message_delays_no_recovery(client, broker, outbox):
     """A service may write entries of the outbox; one run removes many of them and sends what was lost behind them."""
     order = ORDER.format(queue="interactive")
-    broker.zadd(order, {f"garbage-{n}": n for n in range(10_000)})
-    broker.hset(MESSAGES, mapping={f"garbage-{n}": "no message" for n in range(1_000)})
+    broker.zadd(order, {f"garbage-{n}": n for n in range(3_000)})
+    broker.hset(MESSAGES, mapping={f"garbage-{n}": "no message" for n in range(300)})
     job = client.verify("releases", "app.tgz")
     broker.delete("interactive")
     assert outbox.resend(no_job_known, AT_ONCE) == 1
