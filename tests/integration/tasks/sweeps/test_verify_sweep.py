@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import timedelta
+from io import BytesIO
 from itertools import count
 from typing import Any
 
@@ -297,24 +298,28 @@ def test_a_store_that_begins_to_refuse_reads_keeps_the_rest_of_its_page_waiting(
 
 
 def test_a_copy_that_one_read_found_bad_is_suspect_until_the_second(sweeper, due, stored, context, monkeypatch):
-    """A worker that dies between both reads leaves a suspect; the second read ends that, right or wrong."""
-    due(2)
-    stored("primary", "a/000").write_bytes(b"rotten!")
-    stored("primary", "a/001").write_bytes(b"rotten!")
+    """A worker that dies between both reads leaves a suspect; the second read ends that."""
+    due(3)
+    for n in range(3):
+        stored("primary", f"a/{n:03d}").write_bytes(b"rotten!")
     sweeper.plan()
     with monkeypatch.context() as dying:
         dying.setattr("worker.artifacts.artifact_copies.ArtifactJob.confirm", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             sweeper.page("sweep-1.00000001")
     open_ = {(each.kind, each.key) for each in context.catalogue.findings.page(store="primary") if each.key}
-    assert open_ == {("suspect", "a/000"), ("suspect", "a/001")}
+    assert open_ == {("suspect", f"a/{n:03d}") for n in range(3)}
     stored("primary", "a/001").write_bytes(b"bytes 1")
+    upload_ = sweeper.take("upload-1", "upload", {})  # it has written a newer version, and has not recorded that yet
+    _, newer = context.stores["primary"].write_object("releases", "a/002", BytesIO(b"newer"))
+    context.catalogue.artifacts.record("releases", "a/002", newer, {}, clock.now(), stores=["primary"], job=upload_.id)
     sweeper.page("sweep-1.00000001")
     still = [(each.kind, each.key) for each in context.catalogue.findings.page() if each.key]
     assert still == [("corrupt", "a/000")]
     how = {each.key: each.how for each in context.catalogue.findings.page(resolved=True) if each.kind == "suspect"}
     assert how == {
         "a/000": "found corrupt by job sweep-1.00000001", "a/001": "verified by job sweep-1.00000001",
+        "a/002": "replaced before the second read",
     }  # fmt: skip
 
 
