@@ -45,6 +45,7 @@ OPTIONS = {  # containers have addresses of their own; these processes share one
 }
 MODULES = {"celery": "celery", "zot-artifacts": "worker.cli"}
 """What the programs of the image run. Forks run it here, for each start of Python would import everything again."""
+ADDRESS = re.compile(r"(?:127\.0\.0\.1|@[\w.-]+):\d+")
 DIRECTORY = re.compile(r"(?<![\w.])/(data|tmp)\b")
 VARIABLE = re.compile(r"\$\{(\w+)(?::[-?]([^}]*))?\}")
 
@@ -69,13 +70,17 @@ class Stack:
     def local(self, text: str) -> str:
         """Return a text of the file with its variables filled in, and the addresses and directories of this stack."""
         text = VARIABLE.sub(lambda found: SECRETS.get(found[1], ""), text).replace("$$", "$")
-        for name, port in PUBLISHED.items():
-            text = text.replace(f"127.0.0.1:{port}", f"127.0.0.1:{self.ports[name]}")
-            text = text.replace(f"@{name}:{port}", f"@127.0.0.1:{self.ports[name]}")
+        text = ADDRESS.sub(self._local_address, text)  # at once: a port of this stack may begin like a published one
         text = text.replace("0.0.0.0", "127.0.0.1")
         text = DIRECTORY.sub(lambda found: str(self.home / found[1]), text)  # before paths of this machine are in it
         text = text.replace("/etc/zot-artifacts.yaml", str(self.home / "settings.yaml"))
         return text.replace("/etc/users.acl", str(REPOSITORY / COMPOSE["configs"]["users"]["file"]))
+
+    def _local_address(self, found: re.Match[str]) -> str:
+        for name, port in PUBLISHED.items():
+            if found[0] in {f"127.0.0.1:{port}", f"@{name}:{port}"}:
+                return f"{'@' * found[0].startswith('@')}127.0.0.1:{self.ports[name]}"
+        return found[0]
 
     def run(self, name: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """Run a command in the environment of a service, as `docker compose exec` does."""
