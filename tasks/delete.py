@@ -250,10 +250,13 @@ def _nothing_deleted(path: str, store: str) -> UnknownStore:
 
 
 def _resolve(context: JobContext, named: Sequence[str], held: Mapping[str, object]) -> list[str]:
-    for name in named:
-        if name in held and name not in context.stores:
-            raise UnknownStore(f"nothing was deleted: {not_configured(name)}")
-    return [context.stores[name].name for name in named]  # the error of a misspelt name has the nearest one
+    try:
+        return [context.stores[name].name for name in named]  # the error of a misspelt name has the nearest one
+    except UnknownStore:
+        for name in named:
+            if name in held and name not in context.stores:
+                raise UnknownStore(f"nothing was deleted: {not_configured(name)}") from None
+        raise
 
 
 def _check_no_replication(context: JobContext, artifact: Artifact) -> None:

@@ -148,16 +148,20 @@ def test_what_cannot_be_stored_is_refused_before_anything_is_read(run, source_ro
         run(upload, request(absent))
 
 
-def test_a_store_that_is_newer_than_the_worker_is_waited_for(run, source_root, tmp_path, monkeypatch):
+def test_a_store_that_is_newer_than_the_worker_is_waited_for(run, context, source, tmp_path, monkeypatch):
     """The job goes on once the worker is restarted, or another one takes it; a misspelt name fails at once."""
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"stores": {"new": {"type": "filesystem", "root": str(tmp_path / "new")}}}))
     monkeypatch.setenv("ZOT_CONFIG", str(config))
-    absent = str(source_root / "absent")
-    with pytest.raises(Snooze, match="has older settings, without the store 'new': restart it"):
-        run(upload, request(absent, stores=("new",)))
+    content = source(b"release one")
+    run(upload, request(content))
+    context.catalogue.artifacts.ensure_copy(context.catalogue.artifacts.current("releases", "app.tgz"), "new")
+    of_copy = DeleteRequest(bucket="releases", key="app.tgz", stores=("new",))
+    for task, asked in (upload, request(content, stores=("new",))), (delete, of_copy):
+        with pytest.raises(Snooze, match="has older settings, without the store 'new': restart it"):
+            run(task, asked)
     with pytest.raises(UnknownStore, match="no store is named 'newer'"):
-        run(upload, request(absent, stores=("newer",)))
+        run(upload, request(content, stores=("newer",)))
 
 
 def test_a_store_that_is_down_does_not_keep_the_others_from_their_copies(run, source, stored, settings):
