@@ -96,12 +96,25 @@ class BulkStatement:
     def _insert(
         self, into: str, names: Sequence[str], rows: Sequence[Sequence[Any]], same: Mapping[str, Any]
     ) -> tuple[str, Sequence[Any]]:
-        """Return the INSERT of some rows and its values: one that all of these rows have is bound once."""
+        """Return the INSERT of some rows and its values.
+
+        Bound once are a value that all of these rows have, and one that a row or the row before has in another column:
+        both digests of a right copy, and the hash of a row of the log, which the next one has as `previous`.
+        """
         columns = dict(zip(self._types, zip(*rows, strict=True), strict=True))
-        differing = {name: column for name, column in columns.items() if column.count(column[0]) < len(column)}
-        once = {**same, **{name: column[0] for name, column in columns.items() if name not in differing}}
-        text = _insert_text(into, tuple(names), tuple(once), tuple(differing), len(rows))
-        return text, [*once.values(), *chain.from_iterable(zip(*differing.values(), strict=True))]
+        once = {**same, **{name: column[0] for name, column in columns.items() if column.count(column[0]) == len(rows)}}
+        own: dict[str, Sequence[Any]] = {}
+        found: dict[str, tuple[str, int]] = {}
+        for name, column in reversed(columns.items()):
+            if name in once:
+                continue
+            if (of := _found_in(own, column)) is None:
+                own[name] = column
+            else:
+                found[name] = of
+        first = {name: columns[name][0] for name, (_, back) in found.items() if back}
+        text = _insert_text(into, tuple(names), (*once, *first), tuple(own), tuple(found.items()), rows=len(rows))
+        return text, [*once.values(), *first.values(), *chain.from_iterable(zip(*own.values(), strict=True))]
 
     def _compile(self, dialect: Dialect) -> _Text:
         if dialect.positional:
@@ -120,14 +133,33 @@ class BulkStatement:
         return self._texts[dialect.name]
 
 
+def _found_in(own: Mapping[str, Sequence[Any]], column: Sequence[Any]) -> tuple[str, int] | None:
+    """Return the column that has these values in the same row or in the row before, and by how many rows before."""
+    for name, theirs in own.items():
+        if column == theirs:
+            return name, 0
+        if column[1:] == theirs[:-1]:
+            return name, 1
+    return None
+
+
 @lru_cache(maxsize=128)
-def _insert_text(into: str, names: Sequence[str], once: Sequence[str], differing: Sequence[str], rows: int) -> str:
+def _insert_text(
+    into: str,
+    names: Sequence[str],
+    once: Sequence[str],
+    own: Sequence[str],
+    found: Sequence[tuple[str, tuple[str, int]]],
+    *,
+    rows: int,
+) -> str:
     """Return an INSERT of SQLite: the values that are bound once come first, then those of each row."""
     numbers = {name: number for number, name in enumerate(once, 1)}
     given = []
     for row in range(rows):
-        first = 1 + len(once) + row * len(differing)
-        numbers |= {name: number for number, name in enumerate(differing, first)}
+        before = numbers
+        numbers = before | {name: number for number, name in enumerate(own, 1 + len(once) + row * len(own))}
+        numbers |= {name: (before if back else numbers)[of] for name, (of, back) in found if row or not back}
         given.append(", ".join(f"?{numbers[name]}" for name in names))
     return f"{into} VALUES ({'), ('.join(given)})"
 
