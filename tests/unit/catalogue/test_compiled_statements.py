@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime, timedelta, timezone
+from random import Random
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from worker.catalogue import Catalogue, CatalogueError
+from worker.catalogue.bulk import BulkStatement, insert
 from worker.catalogue.compiled_statements import Prepared, in_one_request
 from worker.catalogue.tables import jobs
 
@@ -76,3 +78,31 @@ def test_an_error_of_the_database_undoes_the_transaction(
     assert isinstance(failure.value.__cause__, IntegrityError)
     with catalogue._database.read() as connection:
         assert FIND.first(connection, of="same-id") is None
+
+
+def test_rows_that_share_values_are_inserted_as_they_are(catalogue: Catalogue) -> None:
+    """SQLite binds once what all rows, two columns or a row and the next one have in common."""
+    names = ("key", "expected", "found", "previous", "hash")
+    columns = [sa.Column("id", sa.Integer, primary_key=True), sa.Column("job", sa.Text)]
+    columns += [sa.Column(name, sa.Text) for name in names]
+    table = sa.Table("scratch", sa.MetaData(), *columns, prefixes=["TEMPORARY"])
+    statement = BulkStatement(
+        lambda given: insert(table, {"job": sa.bindparam("job", type_=sa.Text), **{n: given(n) for n in names}}),
+        {name: table.c[name].type for name in names},
+    )
+    random = Random(1)
+    with catalogue._database.write() as connection:
+        table.create(connection)
+        for turn in range(300):
+            values = [None, "", *map(str, range(random.choice([0, 2, 50])))]
+            rows = [[random.choice(values) for _ in names] for _ in range(random.choice([1, 2, 24, 25, 26, 60]))]
+            for row, before in zip(rows, [None, *rows], strict=False):
+                if turn % 2:
+                    row[1] = row[2]
+                if turn % 3 and before:
+                    row[3] = before[4]
+            statement.execute(connection, rows, job="job-1")
+            query = sa.select(table.c.job, *(table.c[name] for name in names)).order_by(table.c.id)
+            assert [list(row) for row in connection.execute(query)] == [["job-1", *row] for row in rows]
+            connection.execute(sa.delete(table))
+        table.drop(connection)
