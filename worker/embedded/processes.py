@@ -18,7 +18,7 @@ from worker.embedded.parent_death import die_with_parent
 _STOP = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 _FIRST_DELAY = 1.0
 _LONGEST_DELAY = 60.0
-_FIRST = 1
+_FIRST_PROCESS = 1
 """The id of the first process of a container."""
 _SETTLED = 60.0
 """Seconds after which a start counts as successful."""
@@ -211,7 +211,7 @@ class Children:
                 except (CannotStart, OSError) as error:  # it may pass, and the other programs are well
                     told = str(error) if isinstance(error, CannotStart) else f"{child.program.name}: {error}"
                     self._say(f"{told}; tried again in {child.fail():.0f} s")
-        if os.getpid() == _FIRST:
+        if os.getpid() == _FIRST_PROCESS:
             self._reap_orphans()
 
     def _reap_orphans(self) -> None:
