@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from functools import partial
-from math import ceil
 from shlex import quote
 
 from celery import current_app
@@ -29,10 +28,6 @@ from zot_artifact_client.contract import (
 )
 
 logger = logging.getLogger(__name__)
-_SHARES = 4
-"""Due copies are divided into at least so many pages, which several processes read, unless a page had too few."""
-_LEAST = 1000
-"""Copies of a page that is not divided further: what a page costs besides is a few hundredths of that."""
 _OPEN = 4
 """The most pages of a store that may be open when the next ones of an even pace are sent."""
 
@@ -96,7 +91,7 @@ def _due(context: JobContext, store: str, open_: int) -> tuple[int, list[int]]:
     wanted = min(wanted, most_due)
     # What is due is among what may be read ahead.
     there = wanted if due >= wanted else count_due(limit=wanted, ahead=AHEAD)
-    per_page = max(1, min(sweep.page, page.size // max(size, 1), max(_LEAST, ceil(there / _SHARES))))
+    per_page = max(1, min(sweep.page, page.size // max(size, 1)))
     sizes = [min(per_page, there - start) for start in range(0, there, per_page)]
     # A count of what must be read includes what open pages will claim; an even share of the reads does not.
     most_open = len(sizes) if there <= urgent or there < wanted else max(len(sizes), _OPEN)

@@ -124,7 +124,7 @@ class VerifySweepSettings(Section):
     """
     claim: Duration = timedelta(hours=6)
     """How long a claim lasts: then another page may claim the copy."""
-    page: Annotated[int, Field(ge=1, le=5000)] = 5000
+    page: Annotated[int, Field(ge=1, le=5000)] = 2500
     """Most copies of one page. A page costs about as much as 50 copies of 16 KiB, so a small one is slow."""
 
     def trust_of(self, store: str) -> timedelta:

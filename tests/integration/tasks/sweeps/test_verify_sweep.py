@@ -163,26 +163,6 @@ def test_a_page_records_the_version_tag_of_the_object_that_it_has_read(sweeper, 
     assert there != before[1]
 
 
-def test_a_sweep_of_few_copies_is_divided_among_pages(sweeper, due, context):
-    """With fewer copies due than four pages hold, each page has a quarter of them, but at least 1,000."""
-    due(1)
-    copies = tables.copies.c
-    with context.catalogue._database.write() as connection:
-        made = connection.execute(sa.select(tables.artifacts)).one()._asdict()
-        copy = connection.execute(sa.select(tables.copies).where(copies.store == "primary")).one()._asdict()
-        del copy["id"]
-        ids = range(made["id"] + 1, made["id"] + 5_000)
-        connection.execute(sa.insert(tables.artifacts), [{**made, "id": id_, "key": str(id_)} for id_ in ids])
-        few = [{**copy, "artifact_id": id_, "store": "dr"} for id_ in ids[:1_499]]
-        connection.execute(sa.insert(tables.copies), [{**copy, "artifact_id": id_} for id_ in ids] + few)
-    planned = sweeper.plan()
-    assert planned.claimed == {"primary": 5_000, "dr": 1_500, "cold": 0}
-    claims = [PageRequest.read(each.payload).claim for each in sweeper.messages.sent.values()]
-    assert [(each.store, each.most) for each in claims] == [
-        *[("primary", 1_250)] * 4, ("dr", 1_000), ("dr", 500),
-    ]  # fmt: skip
-
-
 def test_bad_copies_are_read_twice_and_named(sweeper, due, stored, context):
     """A corrupt and a missing copy have one bad verdict each, after a second read, and the page names them."""
     due(4)
