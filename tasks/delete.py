@@ -137,7 +137,7 @@ class _Delete:
             and held.keys().isdisjoint(context.stores)
             and not context.catalogue.deletions.is_being_purged(tombstone)
         ):
-            raise _nothing_deleted(path, next(iter(held)))
+            _check_configured(context, next(iter(held)), path)
         find = partial(context.catalogue.deletions.of_companions, tombstone)
         with locked_companions(find, context, self.job, path, of_page=self.records is not None) as together:
             for each in together:
@@ -180,7 +180,7 @@ class _Delete:
         stores = _resolve(context, named, held) if named else [name for name in held if name in context.stores]
         beyond = [name for name in held if name not in context.stores] if not named else []
         if artifact and beyond and not stores:
-            raise _nothing_deleted(artifact.path, beyond[0])
+            _check_configured(context, beyond[0], artifact.path)
         if artifact and named and not request.allow_last:
             _check_no_replication(context, artifact)
             _check_good_copy_remains(context, artifact, stores)
@@ -245,18 +245,20 @@ def _recorded(
     )  # fmt: skip
 
 
-def _nothing_deleted(path: str, store: str) -> UnknownStore:
-    return UnknownStore(f"{path}: nothing was deleted: {not_configured(store)}")
+def _check_configured(context: JobContext, store: str, path: str = "") -> None:
+    """Raise UnknownStore if a store with a copy is not configured, Snooze if only this worker's settings lack it."""
+    try:
+        context.stores[store]
+    except UnknownStore:
+        what = f"{path}: " if path else ""
+        raise UnknownStore(f"{what}nothing was deleted: {not_configured(store)}") from None
 
 
 def _resolve(context: JobContext, named: Sequence[str], held: Mapping[str, object]) -> list[str]:
-    try:
-        return [context.stores[name].name for name in named]  # the error of a misspelt name has the nearest one
-    except UnknownStore:
-        for name in named:
-            if name in held and name not in context.stores:
-                raise UnknownStore(f"nothing was deleted: {not_configured(name)}") from None
-        raise
+    for name in named:
+        if name in held:
+            _check_configured(context, name)
+    return [context.stores[name].name for name in named]  # the error of a misspelt name has the nearest one
 
 
 def _check_no_replication(context: JobContext, artifact: Artifact) -> None:

@@ -157,7 +157,14 @@ def test_a_store_that_is_newer_than_the_worker_is_waited_for(run, context, sourc
     run(upload, request(content))
     context.catalogue.artifacts.ensure_copy(context.catalogue.artifacts.current("releases", "app.tgz"), "new")
     of_copy = DeleteRequest(bucket="releases", key="app.tgz", stores=("new",))
-    for task, asked in (upload, request(content, stores=("new",))), (delete, of_copy):
+    only = context.catalogue.artifacts.record("releases", "only", Digest(1, "a" * 64), {}, clock.now(), stores=["new"])
+    context.catalogue.artifacts.finish_copy(only.artifact, "new", tag="1", evidence={}, now=clock.now())
+    everywhere = DeleteRequest(bucket="releases", key="only", now=True)
+    misspelt_first = of_copy.model_copy(update={"stores": ("newer", "new")})
+    for task, asked in (
+        (upload, request(content, stores=("new",))),
+        *((delete, each) for each in (of_copy, misspelt_first, everywhere)),
+    ):
         with pytest.raises(Snooze, match="has older settings, without the store 'new': restart it"):
             run(task, asked)
     with pytest.raises(UnknownStore, match="no store is named 'newer'"):
