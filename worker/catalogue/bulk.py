@@ -11,7 +11,7 @@ from datetime import datetime
 from functools import lru_cache
 from itertools import chain
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy import BindParameter, ColumnElement, Connection, Dialect, Insert, Table, TypeDecorator, Update
@@ -38,6 +38,13 @@ class _Text:
 
     text: str
     names: Sequence[str]
+
+
+class _Source(NamedTuple):
+    """The column whose values another column has, in the same row or one row before."""
+
+    column: str
+    rows_before: int
 
 
 def insert(table: Table, values: Mapping[str, ColumnElement[Any]]) -> Insert:
@@ -73,48 +80,52 @@ class BulkStatement:
         if not rows:
             return
         dialect = connection.dialect
-        found = self._texts.get(dialect.name) or self._compile(dialect)
+        compiled = self._texts.get(dialect.name) or self._compile(dialect)
         same = {name: _bound(value, dialect) for name, value in shared.items()}
         if not dialect.positional:
             columns: list[Sequence[Any]] = list(zip(*rows, strict=True))
             for at in self._moments:
                 columns[at] = [_bound(value, dialect) for value in columns[at]]
-            execute(connection, found.text, {**same, **dict(zip(self._types, map(_array, columns), strict=True))})
+            execute(connection, compiled.text, {**same, **dict(zip(self._types, map(_array, columns), strict=True))})
             return
         names = [*self._types, *same]
-        moments = [at for at in self._moments if names[at] in found.names]
+        moments = [at for at in self._moments if names[at] in compiled.names]
         bound = [_with_moments(row, moments, dialect) for row in rows] if moments else rows
-        into, is_insert, _ = found.text.partition(" VALUES (")
+        into, is_insert, _ = compiled.text.partition(" VALUES (")
         if is_insert:
             for start in range(0, len(bound), _ROWS):
-                execute(connection, *self._insert(into, found.names, bound[start : start + _ROWS], same))
+                execute(connection, *self._insert(into, compiled.names, bound[start : start + _ROWS], same))
             return
-        take = itemgetter(*(names.index(name) for name in found.names))
+        take = itemgetter(*(names.index(name) for name in compiled.names))
         last = tuple(same.values())
-        execute(connection, found.text, [take((*row, *last)) for row in bound], many=True)
+        execute(connection, compiled.text, [take((*row, *last)) for row in bound], many=True)
 
     def _insert(
         self, into: str, names: Sequence[str], rows: Sequence[Sequence[Any]], same: Mapping[str, Any]
     ) -> tuple[str, Sequence[Any]]:
         """Return the INSERT of some rows and its values.
 
-        Bound once are a value that all of these rows have, and one that a row or the row before has in another column:
-        both digests of a right copy, and the hash of a row of the log, which the next one has as `previous`.
+        Two kinds of values are bound once: one that all of these rows have, and one that another column has in the
+        same row or in the row before. Such are both digests of a verified copy, and the hash of a row of the log, which
+        the next row has as `previous`.
         """
         columns = dict(zip(self._types, zip(*rows, strict=True), strict=True))
         once = {**same, **{name: column[0] for name, column in columns.items() if column.count(column[0]) == len(rows)}}
-        own: dict[str, Sequence[Any]] = {}
-        found: dict[str, tuple[str, int]] = {}
+        per_row: dict[str, Sequence[Any]] = {}
+        sources: dict[str, _Source] = {}
+        # In reverse, because a column finds its source among those already seen: `hash` comes after `previous`.
         for name, column in reversed(columns.items()):
             if name in once:
                 continue
-            if (of := _found_in(own, column)) is None:
-                own[name] = column
+            if (source := _source_of(column, per_row)) is None:
+                per_row[name] = column
             else:
-                found[name] = of
-        first = {name: columns[name][0] for name, (_, back) in found.items() if back}
-        text = _insert_text(into, tuple(names), (*once, *first), tuple(own), tuple(found.items()), rows=len(rows))
-        return text, [*once.values(), *first.values(), *chain.from_iterable(zip(*own.values(), strict=True))]
+                sources[name] = source
+        first_row = {name: columns[name][0] for name, source in sources.items() if source.rows_before}
+        text = _insert_text(
+            into, tuple(names), (*once, *first_row), tuple(per_row), tuple(sources.items()), rows=len(rows)
+        )
+        return text, [*once.values(), *first_row.values(), *chain.from_iterable(zip(*per_row.values(), strict=True))]
 
     def _compile(self, dialect: Dialect) -> _Text:
         if dialect.positional:
@@ -133,13 +144,13 @@ class BulkStatement:
         return self._texts[dialect.name]
 
 
-def _found_in(own: Mapping[str, Sequence[Any]], column: Sequence[Any]) -> tuple[str, int] | None:
-    """Return the column that has these values in the same row or in the row before, and by how many rows before."""
-    for name, theirs in own.items():
-        if column == theirs:
-            return name, 0
-        if column[1:] == theirs[:-1]:
-            return name, 1
+def _source_of(column: Sequence[Any], per_row: Mapping[str, Sequence[Any]]) -> _Source | None:
+    """Return which of the columns has the values of this one, in the same row or in the row before."""
+    for name, values in per_row.items():
+        if column == values:
+            return _Source(name, rows_before=0)
+        if column[1:] == values[:-1]:
+            return _Source(name, rows_before=1)
     return None
 
 
@@ -148,8 +159,8 @@ def _insert_text(
     into: str,
     names: Sequence[str],
     once: Sequence[str],
-    own: Sequence[str],
-    found: Sequence[tuple[str, tuple[str, int]]],
+    per_row: Sequence[str],
+    sources: Sequence[tuple[str, _Source]],
     *,
     rows: int,
 ) -> str:
@@ -158,8 +169,12 @@ def _insert_text(
     given = []
     for row in range(rows):
         before = numbers
-        numbers = before | {name: number for number, name in enumerate(own, 1 + len(once) + row * len(own))}
-        numbers |= {name: (before if back else numbers)[of] for name, (of, back) in found if row or not back}
+        numbers = before | {name: number for number, name in enumerate(per_row, 1 + len(once) + row * len(per_row))}
+        for name, source in sources:
+            if not source.rows_before:
+                numbers[name] = numbers[source.column]
+            elif row:  # the first row has no row before: its value is among those that are bound once
+                numbers[name] = before[source.column]
         given.append(", ".join(f"?{numbers[name]}" for name in names))
     return f"{into} VALUES ({'), ('.join(given)})"
 
