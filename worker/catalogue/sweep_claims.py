@@ -223,7 +223,8 @@ class SweepClaims:
         if not found:
             return []
         with self._database.write() as connection:
-            still = copies.c.state == CopyState.WRITING
+            of = sa.exists().where(artifacts.c.id == copies.c.artifact_id, *CURRENT)
+            still = sa.and_(copies.c.state == CopyState.WRITING, of)
             claimed = [found[id_] for id_ in claim_copies(connection, list(found), still, now=now, until=until)]
             _see_under_replicated(connection, store, claimed, now)
             if plan and claimed:
@@ -282,6 +283,9 @@ class SweepClaims:
                 if len(older) == room:
                     last = older[-1].id if older else after
         with self._database.write() as connection:
+            ids = [artifact.id for artifact in absent]
+            still = set(connection.execute(_absent(store, artifacts.c.id).where(one_of(artifacts.c.id, ids))).scalars())
+            absent = [artifact for artifact in absent if artifact.id in still]
             ids = [ensure_copy(connection, artifact, store).id for artifact in absent]
             begun = sa.update(copies).where(copies.c.id.in_(ids))
             connection.execute(begun.values(claimed_until=until, evidence=BEGUN_FOR_PLACEMENT))

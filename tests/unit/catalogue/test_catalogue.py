@@ -14,7 +14,18 @@ import sqlalchemy as sa
 from tests.claimed_keys import claimed_keys
 from tests.servers.postgres import connect
 from worker import clock
-from worker.catalogue import AHEAD, Catalogue, Finding, Finished, Held, Leased, LostLease, NewerCatalogue, OtherRequest
+from worker.catalogue import (
+    AHEAD,
+    Catalogue,
+    Finding,
+    FindingKind,
+    Finished,
+    Held,
+    Leased,
+    LostLease,
+    NewerCatalogue,
+    OtherRequest,
+)
 from worker.catalogue.database import open_engine
 from worker.catalogue.pages import PlannedPage
 from worker.catalogue.tables import metadata
@@ -391,6 +402,32 @@ def test_absent_copies_of_a_large_catalogue_are_found_in_slices(catalogue):
         catalogue.sweep_claims.absent("warm", "releases", "", wanted=lambda *_, **__: True, **times) for _ in range(8)
     ]
     assert [int(artifact.key) for call in one_by_one for artifact in call] == [9, 10, 11, 0, 1, 2, 3, 4]
+
+
+def test_a_copy_that_another_job_begins_during_the_search_is_not_claimed(catalogue):
+    """Two sweeps at once claim each absent copy once, and what a job has written, deleted or replaced stays so."""
+    artifacts, now = catalogue.artifacts, clock.now()
+    taken, written, deleted, replaced, _free = (stored(catalogue, key) for key in "twdrf")
+    times = {"now": now, "limit": 9, "late_since": now + timedelta(days=1)}
+    until = now + timedelta(hours=1)
+
+    def begin_others(*_, **__):
+        if "cold" not in artifacts.copies(taken):
+            only = lambda _bucket, key, **_more: key == "t"  # noqa: E731
+            catalogue.sweep_claims.absent("cold", None, "", wanted=only, **times, until=until)
+            artifacts.ensure_copy(written, "cold")
+            artifacts.finish_copy(written, "cold", tag="2", evidence={"adopted": "first read"}, now=now)
+            catalogue.deletions.begin(deleted, now=now, until=now, by=None, reason=None, job="job-1")
+            stored(catalogue, "r", digest=Digest(9, "b" * 64))
+        return True
+
+    later = until + timedelta(minutes=1)
+    claimed = catalogue.sweep_claims.absent("cold", None, "", wanted=begin_others, **times, until=later)
+    assert [each.key for each in claimed] == ["f"]
+    found = artifacts.copies(written)["cold"]
+    assert (found.state, found.evidence) == ("stored", {"adopted": "first read"})
+    assert [of for of in (deleted, replaced) if "cold" in artifacts.copies(of)] == []
+    assert {each.key for each in catalogue.findings.page(kind=FindingKind.UNDER_REPLICATED)} == {"t", "f"}
 
 
 def test_a_version_is_recorded_with_the_copies_that_are_begun(catalogue):
