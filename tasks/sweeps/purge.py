@@ -85,15 +85,20 @@ class _Purge:
             self._job.check()
             if (found := deletions.begin_purge(each, now=self._now)) is None:
                 continue
-            gone = [copy for artifact, copy in found if self._delete(artifact, copy)]
+            # What was written over a copy and not recorded goes first: afterwards that copy is gone, too.
+            found.sort(key=lambda one: one[1].state is not CopyState.WRITING)
+            gone = [copy for artifact, copy in found if self._delete(artifact, copy, each.version)]
             self._context.catalogue.artifacts.delete_copies(gone)
             if len(gone) == len(found):
                 ended.append(each)
         deletions.end_purge(ended)
         self.purged += len(ended)
 
-    def _delete(self, artifact: Artifact, copy: Copy) -> bool:
-        """Delete one copy and return whether it is gone, or no copy of this version any more."""
+    def _delete(self, artifact: Artifact, copy: Copy, newest: int) -> bool:
+        """Delete one copy and return whether it is gone, or no copy of this version any more.
+
+        `newest` is the last version that was deleted.
+        """
         context = self._context
         if copy.store not in context.stores or context.pauses.of_store(copy.store) is not None:
             return False
@@ -101,9 +106,10 @@ class _Purge:
         try:
             version = copy.tag or self._version_of_same_bytes(store, artifact)
             try:
-                deleted = self._delete_version(store, artifact, copy, version)
+                deleted = self._delete_version(store, artifact, copy, version, newest)
             except PreconditionFailed:  # a restored or remounted file system has other versions of the same bytes
-                deleted = self._delete_version(store, artifact, copy, self._version_of_same_bytes(store, artifact))
+                version = self._version_of_same_bytes(store, artifact)
+                deleted = self._delete_version(store, artifact, copy, version, newest)
         except NotFound:
             return True
         except (StorageError, Snooze) as error:
@@ -113,14 +119,16 @@ class _Purge:
             self.copies[copy.store] = self.copies.get(copy.store, 0) + 1
         return True
 
-    def _delete_version(self, store: LimitedStore, artifact: Artifact, copy: Copy, version: str | None) -> bool:
+    def _delete_version(
+        self, store: LimitedStore, artifact: Artifact, copy: Copy, version: str | None, newest: int
+    ) -> bool:
         """Delete this version of the object, None if it has none that is on record; return whether it was deleted.
 
-        What is under the key stays if it is of another artifact version, or has other bytes. The latter is a finding if
-        a copy was recorded there.
+        What is under the key stays if it is of an artifact version that was not deleted, or has other bytes. The latter
+        is a finding if a copy was recorded there.
         """
         held = self._context.catalogue.artifacts.version_in_store(store.name, artifact.bucket, artifact.key)
-        if held is not None and held[0].id != artifact.id:
+        if held is not None and held[0].version > newest:
             return False
         if version is None:
             if copy.state is not CopyState.WRITING:

@@ -332,12 +332,16 @@ def test_rot_under_the_version_that_was_written_is_purged(context: Context, run,
     assert context.catalogue.findings.page() == []
 
 
-@pytest.mark.parametrize("there", [b"release two", b"of another program", None])
+@pytest.mark.parametrize(
+    ("over_a_copy", "there"),
+    [(False, b"release two"), (False, b"of another program"), (False, None), (True, b"release two")],
+)
 def test_what_a_killed_upload_wrote_and_did_not_record_is_purged(
-    context: Context, run, remove, put: Put, purge, stored, there: bytes | None
+    context: Context, run, remove, put: Put, purge, stored, over_a_copy: bool, there: bytes | None
 ) -> None:
-    """Its bytes are of a version that was deleted, in a store without a copy on record; other bytes are no copy."""
-    remove(now=True)
+    """Its bytes are of a version that was deleted, also in place of the copy before it; other bytes are no copy."""
+    if not over_a_copy:
+        remove(now=True)
     content = b"release two"
     digest = Digest(len(content), hashlib.sha256(content).hexdigest())
     context.catalogue.artifacts.record("releases", "app.tgz", digest, {}, clock.now(), stores=["dr"])
