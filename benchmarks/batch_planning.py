@@ -125,7 +125,7 @@ class _Side:
         """Run one step, as a delivery of the batch's message does."""
         ledger, request = self.context.catalogue.ledger, BatchRequest(verb="verify", bucket=BUCKET)
         begun = ledger.acquire(
-            _BATCH, "batch", request.payload(), owner="benchmark", holds=None, parent=None, now=clock.now(),
+            _BATCH, "batch", request.payload(), owner="benchmark", writes_to=None, parent=None, now=clock.now(),
             lease=timedelta(minutes=5),
         )  # fmt: skip
         assert isinstance(begun, Leased)

@@ -56,7 +56,7 @@ def write(url: str, name: str, first: int, count: int) -> tuple[float, float, fl
     pages = []
     for start in range(0, len(copies), _PAGE):
         job, of_page = f"{name}-{start}", copies[start : start + _PAGE]
-        lease = {"holds": None, "parent": None, "now": now, "lease": timedelta(hours=1)}
+        lease = {"writes_to": None, "parent": None, "now": now, "lease": timedelta(hours=1)}
         catalogue.ledger.acquire(job, "page", {}, owner=name, **lease)  # type: ignore[arg-type]
         fenced = catalogue.fenced(job, 1)
         pages.append((fenced.pages.recorder(fenced.pages.begin(job, [copy.id for copy in of_page])), of_page))

@@ -121,7 +121,7 @@ def _verified(_: Store, wanted: Sequence[tuple[str, str, Digest]]) -> Iterator[V
 
 def _take(context: Context, id_: str, kind: str, request: dict[str, Any], outside: _Null) -> RunningJob:
     begun = context.catalogue.ledger.acquire(
-        id_, kind, request, owner="benchmark", holds=None, parent=None, now=clock.now(), lease=timedelta(minutes=5)
+        id_, kind, request, owner="benchmark", writes_to=None, parent=None, now=clock.now(), lease=timedelta(minutes=5)
     )
     assert isinstance(begun, Leased)
     return RunningJob(begun.record, context.catalogue.ledger, context.settings.jobs, outside)

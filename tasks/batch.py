@@ -352,8 +352,8 @@ def _new_item(request: BatchRequest, before: Batch, number: int, found: ObjectJo
     if isinstance(found, PageJob):
         return NewBatchItem(number, id_, found.request.payload(), found.size, None, PAGE.kind)
     payload = _REQUESTS[request.verb](request, found).payload()
-    holds = None if request.verb == VERIFY.kind else f"{found.bucket}/{found.key}"
-    return NewBatchItem(number, id_, payload, found.size, holds)
+    writes_to = None if request.verb == VERIFY.kind else f"{found.bucket}/{found.key}"
+    return NewBatchItem(number, id_, payload, found.size, writes_to)
 
 
 def _lost(messages: Messages, running: Sequence[BatchItem]) -> list[BatchItem] | None:

@@ -60,7 +60,7 @@ def test_jobs_that_a_worker_has_recorded_outlive_the_loss_of_the_broker(tmp_path
         catalogue = Catalogue(f"sqlite:///{worker.home / 'catalogue.sqlite3'}")
         catalogue.pauses.begin(Scope.STORE, "dr", reason="the job has to wait", now=clock.now())
         job = client.upload(source, "releases", "waits.tgz")
-        until(lambda: (found := catalogue.ledger.get(job.id)) and found.put_off_since)
+        until(lambda: (found := catalogue.ledger.get(job.id)) and found.snoozed_since)
         broker.kill()
         for path in broker.directory.glob("appendonlydir"):
             shutil.rmtree(path)
@@ -102,7 +102,7 @@ def test_another_host_goes_on_where_a_host_was_lost(tmp_path, broker, source):
             catalogue = Catalogue(common["catalogue"])
             catalogue.pauses.begin(Scope.STORE, "dr", reason="the job has to wait", now=clock.now())
             job = client.upload(source, "releases", "app.tgz")
-            until(lambda: (found := catalogue.ledger.get(job.id)) and found.put_off_since)
+            until(lambda: (found := catalogue.ledger.get(job.id)) and found.snoozed_since)
             first.kill()
             shutil.rmtree(first.home)
         catalogue.pauses.end(Scope.STORE, "dr")

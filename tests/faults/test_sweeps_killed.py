@@ -141,7 +141,7 @@ class Fleet:
         request = model.read(payload)
         ledger, holds = context.catalogue.ledger, f"{request.bucket}/{request.key}" if kind in WRITES else None
         begun = ledger.acquire(
-            id_, kind, request.payload(), owner=str(os.getpid()), holds=holds, parent=None, now=clock.now(),
+            id_, kind, request.payload(), owner=str(os.getpid()), writes_to=holds, parent=None, now=clock.now(),
             lease=timedelta(0),
         )  # fmt: skip
         if not isinstance(begun, Leased):

@@ -236,7 +236,7 @@ class Simulation:
 
     def _take(self, id_: str, kind: str, request: dict[str, Any]) -> RunningJob:
         begun = self.catalogue.ledger.acquire(
-            id_, kind, request, owner="simulation", holds=None, parent=None, now=self.now, lease=timedelta(hours=1)
+            id_, kind, request, owner="simulation", writes_to=None, parent=None, now=self.now, lease=timedelta(hours=1)
         )
         assert isinstance(begun, Leased), begun
         return RunningJob(begun.record, self.catalogue.ledger, self._context.settings.jobs, _Quiet())

@@ -50,7 +50,7 @@ from worker.catalogue.history import History, is_full_read
 from worker.catalogue.holds import Hold, Holds, HoldTooLate, OnHold
 from worker.catalogue.job_admin import JobAdmin
 from worker.catalogue.job_webhooks import JobWebhooks, PendingWebhook
-from worker.catalogue.ledger import EndNotDurable, Finished, Held, Leased, Ledger, OtherRequest, last_cause
+from worker.catalogue.ledger import Busy, EndNotDurable, Finished, Leased, Ledger, OtherRequest, last_cause
 from worker.catalogue.load_export import BadExport, NotEmpty, load_export
 from worker.catalogue.log_archives import BadArchive, LogArchives, check_lines
 from worker.catalogue.metrics_queries import EndedJob, Figures, ResolvedFinding
@@ -103,6 +103,7 @@ __all__ = [
     "BatchItemKind",
     "BatchOutcome",
     "BudgetState",
+    "Busy",
     "CanaryRound",
     "CanaryTimes",
     "CannotDecide",
@@ -129,7 +130,6 @@ __all__ = [
     "FoundKey",
     "FoundObject",
     "Group",
-    "Held",
     "Hold",
     "HoldTooLate",
     "JobRecord",

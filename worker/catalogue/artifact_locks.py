@@ -1,6 +1,6 @@
 """Writer locks of pages: which artifacts a job that works on many of them may write to.
 
-A job on one artifact needs no row here: the ledger's `holds` is its lock. Each of the two excludes the other. It has
+A job on one artifact needs no row here: its row of the ledger is its lock. Each of the two excludes the other. It has
 rows for the companions that it writes to.
 
 In SQLite no lock waits for the disk: a power cut ends the jobs that have the locks, too.
@@ -24,9 +24,9 @@ _OF_LOCKS = sa.and_(jobs.c.id == artifact_locks.c.job, jobs.c.fence == artifact_
 _LOCKED = (
     sa.select(artifact_locks.c.key, jobs.c.id, jobs.c.lease_until).join(jobs, _OF_LOCKS).where(*_RUNNING)
 )  # fmt: skip
-_HOLDS = sa.select(jobs.c.holds, jobs.c.id, jobs.c.lease_until).where(*_RUNNING)
+_WRITERS = sa.select(jobs.c.holds, jobs.c.id, jobs.c.lease_until).where(*_RUNNING)
 _INSERT = Prepared(sa.insert(artifact_locks))
-_HOLDERS = Prepared(
+_WRITERS_OF_ONE = Prepared(
     sa.union_all(
         sa.select(jobs.c.id, jobs.c.lease_until).where(jobs.c.holds == sa.bindparam("path"), *_RUNNING),
         sa.select(jobs.c.id, jobs.c.lease_until).join(artifact_locks, _OF_LOCKS)
@@ -51,7 +51,7 @@ class ArtifactLocks:
     ) -> set[Path]:
         """Lock artifacts for a job and return those it got; the others are locked by another job.
 
-        `credible`: the longest lease of a holder that counts, in leases; see the ledger.
+        `credible`: the longest lease of another job that counts, in leases; see the ledger.
         """
         far = now + credible * lease
         granted: set[Path] = set()
@@ -71,14 +71,14 @@ class ArtifactLocks:
             connection.execute(sa.delete(artifact_locks).where(mine))
 
 
-def holder(connection: Connection, path: str, job: str, now: datetime, far: datetime) -> Any:
+def other_writer(connection: Connection, path: str, job: str, now: datetime, far: datetime) -> Any:
     """Return the id and lease of another job that writes to an artifact, or None; fence out one whose lease is over.
 
     Such a job may go on once its worker is no longer frozen: its lease is not renewed then, and it records nothing.
     `far`: a lease that lasts longer was written by a clock that was ahead.
     """
     bucket, _, key = path.partition("/")
-    others = _HOLDERS.all(connection, path=path, bucket=bucket, key=key, job=job)
+    others = _WRITERS_OF_ONE.all(connection, path=path, bucket=bucket, key=key, job=job)
     for other in others:
         if _lasts(other.lease_until, now, far):
             return other
@@ -89,11 +89,11 @@ def holder(connection: Connection, path: str, job: str, now: datetime, far: date
 def _taken(
     connection: Connection, bucket: str, keys: Sequence[str], job: str, times: tuple[datetime, datetime]
 ) -> set[str]:
-    """Return which of these artifacts other jobs write to; fence out the jobs whose leases are over, see `holder`."""
+    """Return which of these artifacts other jobs write to; fence out jobs without a lease, as `other_writer`."""
     mine, paths = {"job": job}, [f"{bucket}/{key}" for key in keys]
     others = [tuple(row) for row in connection.execute(_LOCKED.where(*_named(bucket, keys)), mine)]
-    held = connection.execute(_HOLDS.where(one_of(jobs.c.holds, paths)), mine)
-    others += [(path.partition("/")[2], id_, until) for path, id_, until in held]
+    writers = connection.execute(_WRITERS.where(one_of(jobs.c.holds, paths)), mine)
+    others += [(path.partition("/")[2], id_, until) for path, id_, until in writers]
     taken = {key for key, _, until in others if _lasts(until, *times)}
     over = {id_ for key, id_, _ in others if key not in taken}
     _FENCE_OUT.run_many(connection, [{"other": id_} for id_ in over])

@@ -48,7 +48,7 @@ _PURGED_LATER = sa.exists().where(
     tombstones.c.bucket == artifacts.c.bucket, tombstones.c.key == artifacts.c.key,
     tombstones.c.version >= artifacts.c.version,
 )  # fmt: skip
-_HELD = sa.exists().where(jobs.c.holds == artifacts.c.bucket + "/" + artifacts.c.key, _MAY_GO_ON)
+_WRITTEN_BY_JOB = sa.exists().where(jobs.c.holds == artifacts.c.bucket + "/" + artifacts.c.key, _MAY_GO_ON)
 
 FIRST_READS = 12
 """Values of `spread` for copies that were written and not read yet; the further ones are for copies that were read."""
@@ -401,7 +401,7 @@ class Artifacts:
             .join(copies, copies.c.artifact_id == artifacts.c.id)
             .where(copies.c.store == store, copies.c.state == CopyState.WRITING, artifacts.c.created_at <= before)
             .where(~_PURGED_LATER, artifacts.c.bucket != CANARY_BUCKET)
-            .where(~sa.and_(*CURRENT), ~_HELD)
+            .where(~sa.and_(*CURRENT), ~_WRITTEN_BY_JOB)
             .order_by(artifacts.c.id)
             .limit(_AT_ONCE)
         )

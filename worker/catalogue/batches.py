@@ -91,7 +91,7 @@ class NewBatchItem:
     job: str
     request: Mapping[str, Any]
     size: int
-    holds: str | None
+    writes_to: str | None
     kind: str | None = None
 
 
@@ -288,7 +288,7 @@ def _accept(
         sa.insert(jobs),
         [
             accepted
-            | {"id": each.job, "request": dict(each.request), "holds": each.holds, "kind": each.kind or kind.kind}
+            | {"id": each.job, "request": dict(each.request), "holds": each.writes_to, "kind": each.kind or kind.kind}
             for each in items
         ],
     )

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
 from worker import clock
-from worker.catalogue.artifact_locks import holder
+from worker.catalogue.artifact_locks import other_writer
 from worker.catalogue.artifacts import FinishedCopy, finish_copies
 from worker.catalogue.compiled_statements import Prepared
 from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Database, LostLease
@@ -96,7 +96,7 @@ class Leased:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class Busy:
     """Another job on the same artifact, or another delivery of this one, has the lease until `until`."""
 
     until: datetime
@@ -123,14 +123,14 @@ class Ledger:
         request: Mapping[str, Any],
         *,
         owner: str,
-        holds: str | None,
+        writes_to: str | None,
         parent: str | None,
         now: datetime,
         lease: timedelta,
         queue: str | None = None,
         max_crashes: int = 5,
         planned: bool = False,
-    ) -> Leased | Held | Finished:
+    ) -> Leased | Busy | Finished:
         """Accept a job if it is new, and lease it unless it has ended or it or its artifact is leased.
 
         Only a lease counts as an attempt. A job whose worker died at `max_crashes` starts in a row ends as dead: the
@@ -145,7 +145,7 @@ class Ledger:
         given = {"id": id_, "kind": kind, "request": dict(request), "parent": parent, "created_at": now}
         taken = {"lease_owner": owner, "lease_until": now + lease, "queue": queue}
         with self._database.write(durable=False) as connection:
-            found = _acquire(connection, given, taken, holds, lease=lease, max_crashes=max_crashes, planned=planned)
+            found = _acquire(connection, given, taken, writes_to, lease=lease, max_crashes=max_crashes, planned=planned)
         if not (isinstance(found, Leased) and found.record.fence == 1):
             self._database.flush()
         return found
@@ -438,12 +438,12 @@ def _acquire(
     connection: Connection,
     given: Mapping[str, Any],
     taken: Mapping[str, Any],
-    holds: str | None,
+    writes_to: str | None,
     *,
     lease: timedelta,
     max_crashes: int,
     planned: bool,
-) -> Leased | Held | Finished:
+) -> Leased | Busy | Finished:
     """Accept or lease a job within the transaction; see `Ledger.acquire`."""
     id_, now = given["id"], given["created_at"]
     found = _find(connection, id_)
@@ -455,14 +455,14 @@ def _acquire(
     if found is None:
         if receivers := given["request"].get("notify"):
             want_webhooks(connection, id_, receivers, now)
-        return _accept(connection, given, holds, taken, lease)
+        return _accept(connection, given, writes_to, taken, lease)
     if (found.kind, found.request) != (given["kind"], given["request"]):
         raise OtherRequest(
             f"{id_} is the id of another {found.kind} request; an id or idempotency key names one request", found
         )
     if JobState(found.state).terminal:
         return Finished(found)
-    busy = _busy(connection, found, holds, now, lease)
+    busy = _busy(connection, found, writes_to, now, lease)
     if busy:
         if found.state != JobState.RUNNING:
             _WAIT.run(connection, job=id_, due=busy.until + lease, since=_snoozes_since(found, now))
@@ -481,10 +481,10 @@ def _snoozes_since(job: JobRecord, now: datetime, *, due: datetime | None = None
     The time since it was due does not count: no worker was free to run it, or the clock is wrong. Nor does the time
     until it is `due` again where it is sent again: there may still be no worker.
     """
-    if job.put_off_since is None:
+    if job.snoozed_since is None:
         return None
     late = max((due or now) - job.due_at, timedelta()) if job.due_at else timedelta()
-    return min(job.put_off_since + late, now)
+    return min(job.snoozed_since + late, now)
 
 
 def _change(connection: Connection, id_: str, fence: int, values: Mapping[str, Any]) -> None:
@@ -498,29 +498,31 @@ def _find(connection: Connection, id_: str) -> JobRecord | None:
 
 
 def _accept(
-    connection: Connection, given: Mapping[str, Any], holds: str | None, taken: Mapping[str, Any], lease: timedelta
-) -> Leased | Held:
+    connection: Connection, given: Mapping[str, Any], writes_to: str | None, taken: Mapping[str, Any], lease: timedelta
+) -> Leased | Busy:
     """Record a new job, leased at once unless its artifact is leased: one row is written once."""
     now = given["created_at"]
     job = {**given, "state": JobState.QUEUED, "attempts": 0, "fence": 0, "crashes": 0}
-    busy = _busy(connection, JobRecord(**job), holds, now, lease)
+    busy = _busy(connection, JobRecord(**job), writes_to, now, lease)
     if busy:
         job |= {"due_at": busy.until + lease}
     else:
         running = {"state": JobState.RUNNING, "attempts": 1, "fence": 1, "due_at": taken["lease_until"]}
         job |= {**taken, **running, "started_at": now}
-    _ACCEPT.run(connection, **job, holds=holds)
+    _ACCEPT.run(connection, **job, holds=writes_to)
     return busy or Leased(JobRecord(**job), pauses_of_job(connection, job["id"], job["parent"]))
 
 
-def _busy(connection: Connection, job: JobRecord, holds: str | None, now: datetime, lease: timedelta) -> Held | None:
+def _busy(
+    connection: Connection, job: JobRecord, writes_to: str | None, now: datetime, lease: timedelta
+) -> Busy | None:
     far = now + _BELIEVED * lease
     if job.state == JobState.RUNNING and job.lease_until and now < job.lease_until <= far:
-        return Held(job.lease_until, f"job {job.id} is leased by another delivery already")
-    if holds is None:
+        return Busy(job.lease_until, f"job {job.id} is leased by another delivery already")
+    if writes_to is None:
         return None
-    other = holder(connection, holds, job.id, now, far)
-    return Held(other.lease_until, f"job {other.id} is writing to {holds}") if other else None
+    other = other_writer(connection, writes_to, job.id, now, far)
+    return Busy(other.lease_until, f"job {other.id} is writing to {writes_to}") if other else None
 
 
 def _poison(job: JobRecord, crashes: int, now: datetime) -> dict[str, Any]:

@@ -180,7 +180,7 @@ class JobRecord:
     queue: str | None = None
     due_at: datetime | None = None
     crashes: int = 0
-    put_off_since: datetime | None = None
+    snoozed_since: datetime | None = None
 
     @property
     def request_sha256(self) -> str | None:

@@ -153,10 +153,12 @@ jobs = Table(
     Index("ix_jobs_state", "state", "lease_until"),
     Index("ix_jobs_sweeps", "kind", "created_at", sqlite_where=SWEEPS, postgresql_where=SWEEPS),
 )
-"""The ledger. `holds` is the `bucket/key` that no other job may write to while this one's lease lasts.
+"""The ledger. Two columns keep their first names, which a program of the version before may still use.
+
+`holds`: the `bucket/key` that this job writes to, and no other job while its lease lasts. It has nothing to
+do with the table `holds`. `put_off_since`: since when the job snoozes.
 
 `due_at`: an open job without a heartbeat by then is sent again. `crashes`: starts in a row at which the worker died.
-`put_off_since`: since when a job is snoozed.
 """
 
 BAD_VERDICT = text("verdict IN ('corrupt', 'missing', 'size_mismatch')")

@@ -79,7 +79,7 @@ class RunningJob:
         self.created_at = record.created_at
         self.attempt = record.attempts
         self.fence = record.fence
-        self.snoozed_since = record.put_off_since
+        self.snoozed_since = record.snoozed_since
         self.finished: list[FinishedCopy] = []
         """Complete copies that are recorded together with the end of the job, or of the attempt."""
         self.after_end: list[Callable[[], object]] = []

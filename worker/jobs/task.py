@@ -28,11 +28,11 @@ from pydantic import ValidationError
 
 from worker import clock, tracing
 from worker.catalogue import (
+    Busy,
     CatalogueError,
     CatalogueUnavailable,
     EndNotDurable,
     Finished,
-    Held,
     JobRecord,
     Leased,
     LostLease,
@@ -249,7 +249,7 @@ class Delivery(Generic[RequestT, ResultT]):
             self._spec.kind,
             request.payload(),
             owner=f"{socket.gethostname()}:{os.getpid()}:{token_hex(4)}",
-            holds=path if self._writes else None,
+            writes_to=path if self._writes else None,
             parent=self._parent,
             now=clock.now(),
             lease=self._context.settings.jobs.lease,
@@ -270,7 +270,7 @@ class Delivery(Generic[RequestT, ResultT]):
                 traceparent = self._task.request.get("traceparent")
                 with during(**about), tracing.job_span(traceparent, **about):
                     return self._attempt(work, record, cancelled=cancelled)
-            case Held():
+            case Busy():
                 logger.info("job %s waits: %s", self._id, found.reason)
                 left = (found.until - clock.now()).total_seconds()
                 raise self._again(min(max(left, _MIN_WAIT), _MAX_WAIT))
@@ -348,12 +348,12 @@ class Delivery(Generic[RequestT, ResultT]):
         except Continue as step:
             self._continue_later(job, step)
         except Requeue as error:
-            self._snooze(job, error, record.put_off_since, 0)
+            self._snooze(job, error, record.snoozed_since, 0)
         except Paused as error:
-            self._snooze(job, error, clock.now(), error.seconds)  # `jobs.max_put_off` counts from the end of the pause
+            self._snooze(job, error, clock.now(), error.seconds)  # `jobs.max_snooze` counts from the end of the pause
         except Snooze as error:
-            since = record.put_off_since or clock.now()
-            if clock.now() - since >= self._context.settings.jobs.max_put_off:
+            since = record.snoozed_since or clock.now()
+            if clock.now() - since >= self._context.settings.jobs.max_snooze:
                 self._fail(job, JobState.DEAD, error, last_cause(record.error))
             self._snooze(job, error, since, error.seconds)
         except (TransientError, CatalogueUnavailable, SoftTimeLimitExceeded) as error:
@@ -417,7 +417,7 @@ class Delivery(Generic[RequestT, ResultT]):
                 ledger.finish(self._id, fence, JobState.CANCELLED, now=now, error=cause(self._id))
             elif not isinstance(stop, TransientError):
                 why = _described(stop).model_dump() | _store(stop)
-                ledger.snooze(self._id, fence, why, since=record.put_off_since, due=self._due(0))
+                ledger.snooze(self._id, fence, why, since=record.snoozed_since, due=self._due(0))
             elif record.attempts < self._context.settings.retry.max_attempts:
                 ledger.retry(self._id, fence, _details(stop), due=self._due(0))
             else:

@@ -343,12 +343,23 @@ class JobSettings(Section):
     """How long a job belongs to its worker after the last heartbeat."""
     grace: DurationOrZero = timedelta(seconds=5)
     """How long jobs continue after their worker got SIGTERM; then they are requeued at their next chunk."""
-    max_put_off: DurationOrZero = timedelta(days=1)
+    max_snooze: DurationOrZero = timedelta(days=1)
     """How long a job is snoozed in a row for a store that is away or busy; then it is a dead letter."""
     result_expires: Duration = timedelta(days=1)
     """How long results stay in the result backend; the ledger in the catalogue keeps them longer, see `keep`."""
     keep: Annotated[Duration, Field(ge=timedelta(days=1))] | None = None
     """How long the ledger keeps jobs that have ended, except dead ones; without it, for ever."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_old_name(cls, given: object) -> object:
+        """Read `jobs.max_put_off`, the name that `jobs.max_snooze` had before."""
+        if not isinstance(given, dict) or "max_put_off" not in given:
+            return given
+        if "max_snooze" in given:
+            msg = "`max_put_off` is the old name of `max_snooze`, and both are set: keep max_snooze"
+            raise ValueError(msg)
+        return {"max_snooze" if name == "max_put_off" else name: value for name, value in given.items()}
 
 
 class LogSettings(Section):

@@ -80,7 +80,7 @@ def test_doctor_tells_of_the_uploads_of_others(doctor: Zot, tmp_path: Path) -> N
             "sweep.leftovers",
             {},
             owner="w",
-            holds=None,
+            writes_to=None,
             parent=None,
             now=now,
             lease=timedelta(seconds=60),

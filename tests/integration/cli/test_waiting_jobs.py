@@ -111,7 +111,7 @@ def test_the_command_that_an_error_names_sends_the_failed_job_again(client: Arti
     failed, request = {"type": type(error).__name__, "message": str(error)}, {"bucket": "releases", "key": "app.tgz"}
     with closing(Catalogue(load_settings().catalogue_url)) as catalogue:
         taken = catalogue.ledger.acquire(
-            "mine", VERIFY.kind, request, owner="here", holds=None, parent=None, now=clock.now(),
+            "mine", VERIFY.kind, request, owner="here", writes_to=None, parent=None, now=clock.now(),
             lease=timedelta(seconds=30),
         )  # fmt: skip
         assert isinstance(taken, Leased)

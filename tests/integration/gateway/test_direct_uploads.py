@@ -113,7 +113,7 @@ def run(context: Context, job_id: str, work: Any, request: Any) -> Any:
     """Run a job under its id, as the ledger would hand it out."""
     lease = context.settings.jobs.lease
     begun = context.catalogue.ledger.acquire(
-        job_id, "upload", request.payload(), owner="test", holds=None, parent=None, now=clock.now(), lease=lease
+        job_id, "upload", request.payload(), owner="test", writes_to=None, parent=None, now=clock.now(), lease=lease
     )
     assert isinstance(begun, Leased)
     with RunningJob(begun.record, context.catalogue.ledger, context.settings.jobs, NullReporter()) as job:
@@ -250,8 +250,8 @@ def test_what_is_not_completed_expires(client: ArtifactClient, context: Context,
     """The cleanup sweep removes old parts that no job needs, none that a waiting job needs, and nothing else."""
     waits = client.upload_file(file, "releases", "app.tgz")
     context.catalogue.ledger.acquire(
-        waits.id, "upload", sent(context, waits.id).payload(), owner="test", holds=None, parent=None, now=clock.now(),
-        lease=context.settings.jobs.lease,
+        waits.id, "upload", sent(context, waits.id).payload(), owner="test", writes_to=None, parent=None,
+        now=clock.now(), lease=context.settings.jobs.lease,
     )  # fmt: skip
     parts = parts_staged_in_store.StagedParts("left", 2 * MIB)
     put = parts.sign(context.stores["cloud"], parts.all()[0], 60)

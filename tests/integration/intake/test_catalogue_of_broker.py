@@ -135,7 +135,7 @@ def test_a_recovery_sends_nothing_to_the_broker_of_another_catalogue(
         broker.set(CATALOGUE, OTHER)
         until(lambda: said in worker.log)
         catalogue = Catalogue(f"sqlite:///{worker.home / 'catalogue.sqlite3'}")
-        overdue = {"owner": "dead", "holds": None, "parent": None, "lease": timedelta()}
+        overdue = {"owner": "dead", "writes_to": None, "parent": None, "lease": timedelta()}
         catalogue.ledger.acquire("lost", "verify", FIELDS, now=clock.now() - timedelta(hours=1), **overdue)
         before = worker.log.count(said)
         until(lambda: worker.log.count(said) > before + 1)  # a whole run after the job was there

@@ -15,7 +15,7 @@ import tasks.upload  # noqa: F401 - as in a worker: it says what is done at a jo
 from tasks.sweeps.recover import recover
 from tests.waiting import WITHIN
 from worker import clock
-from worker.catalogue import CatalogueUnavailable, FindingKind, Held, Leased
+from worker.catalogue import Busy, CatalogueUnavailable, FindingKind, Leased
 from worker.context import Context
 from worker.jobs.cancel_jobs import request_cancel
 from worker.jobs.outbox import Outbox
@@ -71,10 +71,10 @@ def context(tmp_path, make_tables) -> Iterator[Context]:
 
 @pytest.fixture
 def begin(context) -> Begin:
-    def begin(id_: str, **request: object) -> Leased | Held:
+    def begin(id_: str, **request: object) -> Leased | Busy:
         return context.catalogue.ledger.acquire(
             id_, "upload", {"bucket": "releases", "key": "app.tgz", "source": "/in", **request}, owner="here",
-            holds=None, parent=None, now=clock.now(), lease=timedelta(seconds=30),
+            writes_to=None, parent=None, now=clock.now(), lease=timedelta(seconds=30),
         )  # fmt: skip
 
     return begin
@@ -242,7 +242,7 @@ def test_the_end_of_a_corrected_request_replaces_the_refusal_that_is_stored(cont
     job = client.submit(VERIFY, wanted, job_id="mine")
     assert republish_results(context, app, clean_up) == 0
     taken = ledger.acquire(
-        "mine", VERIFY.kind, wanted.payload(), owner="here", holds=None, parent=None, now=clock.now(),
+        "mine", VERIFY.kind, wanted.payload(), owner="here", writes_to=None, parent=None, now=clock.now(),
         lease=timedelta(seconds=30),
     )  # fmt: skip
     ledger.finish("mine", taken.record.fence, "failed", now=clock.now(), error={"type": "NotFound", "message": "gone"})
@@ -328,7 +328,7 @@ def test_the_end_of_a_job_of_a_batch_is_not_published(context, app, broker, begi
     """The batch reads the ledger, and no client waits: a state would stay in Redis for a day."""
     batch = "1d0941e5-206c-497d-a218-0cfd4a59ca7a"
     leased = context.catalogue.ledger.acquire(
-        f"{batch}.00000004", "verify", {}, owner="here", holds=None, parent=batch, now=clock.now(),
+        f"{batch}.00000004", "verify", {}, owner="here", writes_to=None, parent=batch, now=clock.now(),
         lease=timedelta(seconds=30),
     )  # fmt: skip
     context.catalogue.ledger.finish(leased.record.id, leased.record.fence, "succeeded", now=clock.now(), result={})
@@ -450,7 +450,7 @@ def test_runs_of_the_sweep_of_webhooks_do_not_fill_the_ledger(context, app, monk
     ledger = context.catalogue.ledger
     for id_, kind in (("run", "sweep.webhooks"), ("other", "sweep.verify")):
         begun = ledger.acquire(
-            id_, kind, {}, owner="here", holds=None, parent=None, now=clock.now(), lease=timedelta(seconds=30)
+            id_, kind, {}, owner="here", writes_to=None, parent=None, now=clock.now(), lease=timedelta(seconds=30)
         )
         ledger.finish(id_, begun.record.fence, "succeeded", now=clock.now(), result={})
     with monkeypatch.context() as ahead:

@@ -42,7 +42,7 @@ def worker(broker, waiting, tmp_path_factory) -> Iterator[Worker]:
     settings = {
         "sources__roots": json.dumps([str(incoming)]),
         "store_limits": json.dumps({"dr": {"concurrency": 1}}),
-        "jobs__max_put_off": "3s",
+        "jobs__max_snooze": "3s",
         "sweep__probe__enabled": "false",
     }
     with Worker(tmp_path_factory.mktemp("worker"), broker, concurrency=1, **settings) as running:
@@ -69,7 +69,7 @@ def test_a_job_that_waits_for_a_busy_store_spends_no_attempt(worker, broker, cat
     with ArtifactClient(broker) as client:
         with slots.acquire("dr", "another job", limit=1, local_limit=1):
             job = client.upload(worker.incoming / "app", "releases", "waits")
-            record = until(lambda: (found := catalogue.ledger.get(job.id)) and found.put_off_since and found)
+            record = until(lambda: (found := catalogue.ledger.get(job.id)) and found.snoozed_since and found)
             assert (record.state, record.attempts) == ("queued", 0)
             assert (record.error["type"], record.error["store"]) == ("Snooze", "dr")
         assert [copy.outcome for copy in job.wait(WITHIN).copies] == ["already_there", "stored"]

@@ -154,10 +154,10 @@ def test_what_is_open_in_the_catalogue_is_told(broker, tmp_path, monkeypatch):
         catalogue.verifications.record(Finding("job", "dr", made, "corrupt"), copy, tag="1", now=now)
         lease = timedelta(seconds=30)
         for name, kind in (("dies", "upload"), ("strange", "made-up"), ("cleans", "sweep.leftovers")):
-            catalogue.ledger.acquire(name, kind, {}, owner="me", holds=None, parent=None, now=now, lease=lease)
+            catalogue.ledger.acquire(name, kind, {}, owner="me", writes_to=None, parent=None, now=now, lease=lease)
             catalogue.ledger.finish(name, 1, JobState.DEAD, now=clock.now(), error={"type": "X", "message": "x"})
         then = now - timedelta(hours=1)
-        catalogue.ledger.acquire("late", "upload", {}, owner="me", holds=None, parent=None, now=then, lease=lease)
+        catalogue.ledger.acquire("late", "upload", {}, owner="me", writes_to=None, parent=None, now=then, lease=lease)
         until(lambda: scrape().get(("findings", "no", "corrupt", "dr")) == 1)
         until(lambda: scrape().get(("copies", "corrupt", "dr")) == 1)
         until(lambda: scrape()["dead_letters",] == 3)

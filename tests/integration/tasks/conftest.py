@@ -111,7 +111,7 @@ def run(context: Context) -> Run:
             getattr(work, "__name__", "job"),
             {},
             owner="test",
-            holds=None,
+            writes_to=None,
             parent=None,
             now=clock.now(),
             lease=lease,

@@ -216,7 +216,7 @@ def test_what_cannot_be_done_in_the_page_becomes_a_job_with_its_digest(lay, driv
     driver = drive(BatchRequest(verb="adopt", keys_from=str(source_root / "list"), stores=("dr",)))
     driver.step()
     context.catalogue.ledger.acquire(
-        "other", "upload", {}, owner="x", holds="releases/a/busy", parent=None, now=clock.now(),
+        "other", "upload", {}, owner="x", writes_to="releases/a/busy", parent=None, now=clock.now(),
         lease=context.settings.jobs.lease,
     )  # fmt: skip
     result = driver.finish()

@@ -141,7 +141,7 @@ class Driver:
 
     def _take(self, id_: str, kind: str, request: Any) -> RunningJob:
         begun = self.context.catalogue.ledger.acquire(
-            id_, kind, request, owner="test", holds=None, parent=None, now=clock.now(), lease=timedelta(0)
+            id_, kind, request, owner="test", writes_to=None, parent=None, now=clock.now(), lease=timedelta(0)
         )
         assert isinstance(begun, Leased), begun
         return RunningJob(begun.record, self.context.catalogue.ledger, self.context.settings.jobs, self.outside)
@@ -631,7 +631,7 @@ def test_the_list_of_a_batch_that_ended_early_goes(drive, files, context, monkey
     driver = drive(files)
     driver.step()
     record = context.catalogue.ledger.get(driver.id)
-    lease = {"owner": "test", "holds": None, "parent": None, "now": clock.now(), "lease": timedelta(0)}
+    lease = {"owner": "test", "writes_to": None, "parent": None, "now": clock.now(), "lease": timedelta(0)}
     fence = context.catalogue.ledger.acquire(driver.id, "batch", record.request, **lease).record.fence
     context.catalogue.ledger.finish(driver.id, fence, state, now=clock.now(), error={"type": "a", "message": "b"})
     assert list(context.catalogue.batch_lists.rows(driver.id, 0))

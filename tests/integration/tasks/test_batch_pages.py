@@ -155,7 +155,7 @@ def test_an_artifact_that_another_job_writes_to_leaves_the_page(laid, drive, con
     driver = drive(request_)
     driver.step()
     context.catalogue.ledger.acquire(
-        "other", "upload", {}, owner="x", holds="releases/a/001", parent=None, now=clock.now(),
+        "other", "upload", {}, owner="x", writes_to="releases/a/001", parent=None, now=clock.now(),
         lease=context.settings.jobs.lease,
     )  # fmt: skip
     driver.work()

@@ -89,12 +89,12 @@ def test_what_belongs_to_an_artifact_is_shown_from_both_sides(context: Context, 
 def test_a_job_that_a_task_of_a_service_sends_takes_the_companions_too(context: Context, known: Catalogue) -> None:
     """Celery makes that task its parent. A sweep has other jobs for the companions."""
     known.ledger.acquire(
-        "sweep", "sweep.repair", {}, owner="me", holds=None, parent=None, now=clock.now(), lease=timedelta(0)
+        "sweep", "sweep.repair", {}, owner="me", writes_to=None, parent=None, now=clock.now(), lease=timedelta(0)
     )
     counts = {}
     for parent in ("task-of-a-service", "sweep"):
         begun = known.ledger.acquire(
-            f"of-{parent}", "verify", {}, owner="me", holds=None, parent=parent, now=clock.now(), lease=timedelta(0)
+            f"of-{parent}", "verify", {}, owner="me", writes_to=None, parent=parent, now=clock.now(), lease=timedelta(0)
         )
         assert isinstance(begun, Leased)
         job = RunningJob(begun.record, known.ledger, context.settings.jobs, NullReporter())
@@ -222,7 +222,7 @@ def test_a_delete_waits_for_a_job_on_a_companion(run, known: Catalogue, stored) 
     """While another job writes to a companion no byte of it goes; a job that has ended is not waited for."""
     lease, now = timedelta(minutes=1), clock.now()
     begun = known.ledger.acquire(
-        "other", "upload", {}, owner="w", holds="releases/app.tgz.sig", parent=None, now=now, lease=lease
+        "other", "upload", {}, owner="w", writes_to="releases/app.tgz.sig", parent=None, now=now, lease=lease
     ).record
     with pytest.raises(Snooze, match=r"app\.tgz\.sig"):
         run(delete, DeleteRequest(**APP))
@@ -230,7 +230,7 @@ def test_a_delete_waits_for_a_job_on_a_companion(run, known: Catalogue, stored) 
     known.ledger.finish("other", begun.fence, "failed", now=clock.now())
     run(delete, DeleteRequest(**APP))
     known.ledger.acquire(
-        "again", "upload", {}, owner="w", holds="releases/app.tgz.sig", parent=None, now=now, lease=lease
+        "again", "upload", {}, owner="w", writes_to="releases/app.tgz.sig", parent=None, now=now, lease=lease
     )
     with pytest.raises(Snooze, match=r"app\.tgz\.sig"):
         run(delete, DeleteRequest(**APP, now=True))

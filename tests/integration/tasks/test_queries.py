@@ -104,7 +104,7 @@ def test_the_status_of_a_job_is_that_of_the_ledger(context, run, source):
     """A job of the ledger is returned with its end, another id is unknown, and no traceback leaves the catalogue."""
     ledger = context.catalogue.ledger
     leased = ledger.acquire(
-        "job-1", "upload", {}, owner="test", holds=None, parent=None, now=clock.now(), lease=timedelta(minutes=1)
+        "job-1", "upload", {}, owner="test", writes_to=None, parent=None, now=clock.now(), lease=timedelta(minutes=1)
     )
     assert status(StatusRequest(job="job-1"), context).state == "running"
     error = {"type": "Unavailable", "message": "store dr did not answer", "traceback": "secret"}

@@ -246,7 +246,12 @@ def test_the_same_bytes_that_were_uploaded_again_stay_where_a_frozen_worker_wrot
 def test_what_another_job_writes_to_is_not_purged(context: Context, remove, purge, stored) -> None:
     """It may have written the same bytes and not recorded them yet: the next run purges what is left then."""
     remove()
-    about: Any = {"owner": "test", "holds": "releases/app.tgz", "parent": None, "lease": context.settings.jobs.lease}
+    about: Any = {
+        "owner": "test",
+        "writes_to": "releases/app.tgz",
+        "parent": None,
+        "lease": context.settings.jobs.lease,
+    }
     writer = context.catalogue.ledger.acquire(
         "writer", "upload", {}, now=clock.now() + GRACE + timedelta(minutes=1), **about
     )
@@ -448,7 +453,7 @@ def test_a_purge_that_was_frozen_deletes_nothing_that_another_job_has_written(
         found, lease = begin(deletions, *of, **when), context.settings.jobs.lease
         with ledger._database.write() as connection:
             connection.execute(sa.update(jobs).values(lease_until=clock.now() - lease))
-        about: Any = {"owner": "test", "holds": "releases/app.tgz", "parent": None, "lease": lease}
+        about: Any = {"owner": "test", "writes_to": "releases/app.tgz", "parent": None, "lease": lease}
         ledger.acquire("newer", "upload", {}, now=clock.now(), **about)
         for artifact, _copy in found:  # the same bytes: no condition of the request to the store can tell
             context.catalogue.artifacts.record(

@@ -506,7 +506,7 @@ def test_a_job_that_was_frozen_touches_nothing_that_another_job_writes(context: 
 
     def leased(id_, now):
         begun = jobs.acquire(
-            id_, verb, {}, owner="test", holds="releases/app.tgz", parent=None, now=now, lease=lease
+            id_, verb, {}, owner="test", writes_to="releases/app.tgz", parent=None, now=now, lease=lease
         )  # fmt: skip
         return RunningJob(begun.record, jobs, context.settings.jobs, NullReporter())
 

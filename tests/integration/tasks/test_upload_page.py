@@ -82,7 +82,7 @@ def deliver(context: Context) -> Callable[[PageRequest], PageResult]:
             "page",
             {},
             owner="test",
-            holds=None,
+            writes_to=None,
             parent=None,
             now=clock.now() + 2 * next(deliveries) * lease,
             lease=lease,

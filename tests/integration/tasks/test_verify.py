@@ -161,7 +161,7 @@ def test_what_an_upload_has_written_over_is_corrupt_once_the_upload_has_ended(ru
     """While an upload may still record its bytes, they are no damage; afterwards the current version is gone."""
     artifacts, now = context.catalogue.artifacts, clock.now()
     context.catalogue.ledger.acquire(
-        "writer", "upload", {}, owner="w", holds=None, parent=None, now=now, lease=context.settings.jobs.lease
+        "writer", "upload", {}, owner="w", writes_to=None, parent=None, now=now, lease=context.settings.jobs.lease
     )
     with context.catalogue._database.write() as connection:
         connection.execute(sa.update(jobs).where(jobs.c.id == "writer").values(state=state))

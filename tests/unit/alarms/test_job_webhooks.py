@@ -41,7 +41,7 @@ def catalogue(tmp_path: Path, make_tables: Callable[[str], None]) -> Iterator[Ca
 def begin(catalogue: Catalogue, id_: str, *notify: str, max_crashes: int = 5) -> int:
     request = {"bucket": "releases", "key": id_, "notify": list(notify)}
     begun = catalogue.ledger.acquire(
-        id_, "upload", request, owner="here", holds=None, parent=None, now=clock.now(), lease=LEASE,
+        id_, "upload", request, owner="here", writes_to=None, parent=None, now=clock.now(), lease=LEASE,
         max_crashes=max_crashes,
     )  # fmt: skip
     return begun.record.fence if isinstance(begun, Leased) else 0

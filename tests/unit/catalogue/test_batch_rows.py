@@ -20,7 +20,7 @@ def stored(catalogue, key, *, bucket="releases", size=11):
 
 
 def take(catalogue, id_, kind="batch", request=None):
-    more = {"owner": "me", "holds": None, "parent": None, "now": clock.now(), "lease": LEASE}
+    more = {"owner": "me", "writes_to": None, "parent": None, "now": clock.now(), "lease": LEASE}
     begun = catalogue.ledger.acquire(id_, kind, request or {}, **more)
     assert isinstance(begun, Leased)
     return begun.record
@@ -123,7 +123,7 @@ def test_a_job_that_succeeded_is_not_shown_at_its_last_report(catalogue, batch):
     """The last report of a job may be older than its end: one that succeeded has no progress, one that failed has."""
     for end, progress in ((JobState.SUCCEEDED, None), (JobState.FAILED, {"objects_done": 0})):
         held = catalogue.ledger.acquire(
-            end, "verify", {}, owner="a", holds=None, parent=None, now=clock.now(), lease=LEASE
+            end, "verify", {}, owner="a", writes_to=None, parent=None, now=clock.now(), lease=LEASE
         )
         fence = held.record.fence
         catalogue.ledger.renew(end, fence, until=clock.now() + LEASE, progress={"objects_done": 0})

@@ -16,11 +16,11 @@ from tests.servers.postgres import connect
 from worker import clock
 from worker.catalogue import (
     AHEAD,
+    Busy,
     Catalogue,
     Finding,
     FindingKind,
     Finished,
-    Held,
     Leased,
     LostLease,
     NewerCatalogue,
@@ -68,7 +68,7 @@ def read_twice(catalogue, artifact, *, now):
 
 
 def begin(catalogue, id_="job-1", **more):
-    arguments = {"owner": "me", "holds": None, "parent": None, "now": clock.now(), "lease": LEASE} | more
+    arguments = {"owner": "me", "writes_to": None, "parent": None, "now": clock.now(), "lease": LEASE} | more
     return catalogue.ledger.acquire(id_, "upload", arguments.pop("request", {"key": "a"}), **arguments)
 
 
@@ -142,7 +142,7 @@ def test_a_job_is_given_to_one_delivery_only(catalogue):
     with ThreadPoolExecutor(8) as pool:
         outcomes = list(pool.map(lambda n: begin(catalogue, owner=f"worker-{n}"), range(8)))
     assert sum(isinstance(outcome, Leased) for outcome in outcomes) == 1
-    assert sum(isinstance(outcome, Held) for outcome in outcomes) == 7
+    assert sum(isinstance(outcome, Busy) for outcome in outcomes) == 7
     assert catalogue.ledger.get("job-1").attempts == 1
 
 
@@ -169,10 +169,10 @@ def test_a_job_that_has_ended_is_not_started_again(catalogue):
 
 def test_two_writers_of_one_artifact_take_turns(catalogue):
     """While one job writes to an artifact another one waits for it, and a reader does not."""
-    begin(catalogue, "writer", holds="releases/app.tgz")
-    assert isinstance(begin(catalogue, "other", holds="releases/app.tgz"), Held)
+    begin(catalogue, "writer", writes_to="releases/app.tgz")
+    assert isinstance(begin(catalogue, "other", writes_to="releases/app.tgz"), Busy)
     assert isinstance(begin(catalogue, "reader"), Leased)
-    assert isinstance(begin(catalogue, "elsewhere", holds="releases/lib.tgz"), Leased)
+    assert isinstance(begin(catalogue, "elsewhere", writes_to="releases/lib.tgz"), Leased)
 
 
 def test_an_id_is_of_one_request(catalogue):

@@ -61,7 +61,7 @@ def test_replications_and_dead_letters_are_counted(catalogue):
     """An open replication is a repair under way; a job whose attempts are used up is a dead letter."""
     ledger, lease = catalogue.ledger, timedelta(seconds=30)
     for name, kind in (("repairing", "replicate"), ("done", "replicate"), ("dying", "upload")):
-        ledger.acquire(name, kind, {}, owner="me", holds=None, parent=None, now=clock.now(), lease=lease)
+        ledger.acquire(name, kind, {}, owner="me", writes_to=None, parent=None, now=clock.now(), lease=lease)
     ledger.finish("done", 1, JobState.SUCCEEDED, now=clock.now(), result={})
     ledger.finish("dying", 1, JobState.DEAD, now=clock.now(), error={"type": "Unavailable", "message": "away"})
     assert catalogue.coverage.jobs() == (1, 1)
@@ -72,7 +72,7 @@ def test_jobs_that_failed_for_good_are_counted_by_error_and_store(catalogue):
     now, lease = clock.now(), timedelta(seconds=30)
     errors = [{"type": "NotFound"}, {"type": "AccessDenied", "store": "dr"}, {"type": "AccessDenied", "store": "dr"}]
     for number, (kind, error) in enumerate([*(("upload", each) for each in errors), ("sweep.probe", errors[1])]):
-        catalogue.ledger.acquire(str(number), kind, {}, owner="me", holds=None, parent=None, now=now, lease=lease)
+        catalogue.ledger.acquire(str(number), kind, {}, owner="me", writes_to=None, parent=None, now=now, lease=lease)
         catalogue.ledger.finish(str(number), 1, JobState.FAILED, now=now, error=error)
     assert catalogue.coverage.failed_jobs(since=now) == [
         FailedJobs("AccessDenied", "dr", 2, now), FailedJobs("NotFound", None, 1, now),
@@ -84,7 +84,7 @@ def failed(catalogue, id_, kind, *, at, key="app.tgz", state=JobState.FAILED, pa
     """Record the end of a job of an artifact; by default a full store failed it."""
     request, path = {"bucket": "releases", "key": key}, None if kind == "verify" else f"releases/{key}"
     lease = timedelta(seconds=30)
-    catalogue.ledger.acquire(id_, kind, request, owner="me", holds=path, parent=parent, now=at, lease=lease)
+    catalogue.ledger.acquire(id_, kind, request, owner="me", writes_to=path, parent=parent, now=at, lease=lease)
     error = {"type": "OutOfSpace", "store": "dr"} if state == JobState.FAILED else None
     catalogue.ledger.finish(id_, 1, state, now=at, error=error, result=None if error else {})
 
@@ -358,7 +358,7 @@ def test_no_question_about_a_store_reads_the_whole_table(sqlite_catalogue, recor
         [NewVersion("releases", key, DIGEST, ["dr"]) for key in ("a", "b")], {}, clock.now(), job="upload"
     )
     lease = timedelta(seconds=30)
-    catalogue.ledger.acquire("page", "page", {}, owner="me", holds=None, parent=None, now=clock.now(), lease=lease)
+    catalogue.ledger.acquire("page", "page", {}, owner="me", writes_to=None, parent=None, now=clock.now(), lease=lease)
     page = catalogue.pages.claim_due("page", "dr", period=PERIOD, now=clock.now(), until=clock.now() + lease, limit=5)
     catalogue.pages.claimed_copies(page)
     catalogue.pages.release(page, page.open)

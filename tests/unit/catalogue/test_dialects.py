@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import worker.catalogue
 from tests.claimed_keys import claimed_keys
 from worker import clock
-from worker.catalogue import Catalogue, CatalogueUnavailable, Finding, Held, Leased, postgresql, sqlite
+from worker.catalogue import Busy, Catalogue, CatalogueUnavailable, Finding, Leased, postgresql, sqlite
 from worker.catalogue.database import Database
 from worker.catalogue.key_ranges import first_after
 from worker.storage import Digest
@@ -107,7 +107,7 @@ def test_a_writer_that_writes_on_and_on_lets_others_write(catalogue, catalogue_u
 
 
 def begin(catalogue, id_, holds):
-    more = {"owner": "me", "holds": holds, "parent": None, "now": clock.now(), "lease": LEASE}
+    more = {"owner": "me", "writes_to": holds, "parent": None, "now": clock.now(), "lease": LEASE}
     return catalogue.ledger.acquire(id_, "upload", {"key": "a"}, **more)
 
 
@@ -155,7 +155,7 @@ def test_many_processes_may_open_a_new_catalogue_at_once(empty_url):
 def test_of_many_jobs_one_gets_to_write_to_an_artifact(catalogue):
     """Of jobs that begin at once and write to one artifact, one does and the others wait."""
     outcomes = at_once(lambda n: begin(catalogue, f"job-{n}", "releases/app.tgz"))
-    assert Counter(type(outcome) for outcome in outcomes) == {Leased: 1, Held: MANY - 1}
+    assert Counter(type(outcome) for outcome in outcomes) == {Leased: 1, Busy: MANY - 1}
 
 
 def test_the_chain_of_the_log_stays_whole_under_many_writers(catalogue):
@@ -250,7 +250,7 @@ def test_what_a_message_says_is_recorded_whatever_it_is(catalogue):
     monstrous = "".join(chr(0x10000 + 7919 * n % 0x20000) for n in range(4000)) + "\0"
     begun = begin(catalogue, "job-\0", monstrous)
     assert isinstance(begun, Leased)
-    assert isinstance(begin(catalogue, "job-2", monstrous), Held)
+    assert isinstance(begin(catalogue, "job-2", monstrous), Busy)
     error = {"type": "Odd", "message": "a\0b \ud800"}
     catalogue.ledger.finish("job-\0", begun.record.fence, JobState.FAILED, now=clock.now(), error=error)
     assert catalogue.ledger.get("job-\0").error == error

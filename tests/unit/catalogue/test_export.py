@@ -56,7 +56,7 @@ def fill(catalogue: Catalogue) -> None:
 def begin_job(catalogue: Catalogue, id_: str, kind: str) -> None:
     lease = JobSettings().lease
     begun = catalogue.ledger.acquire(
-        id_, kind, {"bucket": "b"}, owner="w", holds=None, parent=None, now=clock.now(), lease=lease
+        id_, kind, {"bucket": "b"}, owner="w", writes_to=None, parent=None, now=clock.now(), lease=lease
     )
     assert isinstance(begun, Leased)
 

@@ -11,11 +11,11 @@ import sqlalchemy as sa
 from tests.unit.catalogue.test_catalogue import DIGEST, LEASE, begin, stored
 from worker import clock
 from worker.catalogue import (
+    Busy,
     CatalogueUnavailable,
     Finding,
     FinishedCopy,
     Group,
-    Held,
     Leased,
     LostLease,
     Outcome,
@@ -236,20 +236,20 @@ def test_the_locks_of_a_page_and_the_lock_of_a_job_exclude_each_other(catalogue)
     """An artifact that a page has locked is held for an upload, and one that an upload writes is not locked."""
     paths, now = [("releases", key) for key in ("a", "b", "c/d")], clock.now()
     page = begin(catalogue, "page").record
-    begin(catalogue, "upload", holds="releases/b")
+    begin(catalogue, "upload", writes_to="releases/b")
     got = catalogue.artifact_locks.acquire("page", page.fence, paths, now=now, lease=LEASE)
     assert got == {("releases", "a"), ("releases", "c/d")}
     other = begin(catalogue, "other page").record
     assert catalogue.artifact_locks.acquire("other page", other.fence, paths, now=now, lease=LEASE) == set()
-    held = begin(catalogue, "late", holds="releases/c/d")
-    assert isinstance(held, Held)
+    held = begin(catalogue, "late", writes_to="releases/c/d")
+    assert isinstance(held, Busy)
     assert "job page is writing to releases/c/d" in held.reason
     catalogue.artifact_locks.release("page", page.fence - 1)
-    assert isinstance(begin(catalogue, "late", holds="releases/c/d"), Held), (
+    assert isinstance(begin(catalogue, "late", writes_to="releases/c/d"), Busy), (
         "a worker that lost the lease releases none"
     )
     catalogue.artifact_locks.release("page", page.fence)
-    assert isinstance(begin(catalogue, "late", holds="releases/c/d"), Leased)
+    assert isinstance(begin(catalogue, "late", writes_to="releases/c/d"), Leased)
 
 
 def test_many_keys_are_compared_as_a_whole(catalogue):
@@ -259,7 +259,7 @@ def test_many_keys_are_compared_as_a_whole(catalogue):
     locks = catalogue.artifact_locks
     assert locks.acquire("first", first.fence, [("releases", "a")], now=now, lease=LEASE) == {("releases", "a")}
     locks.acquire("second", second.fence, [("releases", "a\0b")], now=now, lease=LEASE)
-    assert isinstance(begin(catalogue, "late", holds="releases/a"), Held)
+    assert isinstance(begin(catalogue, "late", writes_to="releases/a"), Busy)
 
 
 @pytest.mark.parametrize("frozen", ["page", "upload"])
@@ -269,13 +269,13 @@ def test_a_job_whose_artifact_another_job_has_taken_records_nothing(catalogue, f
     path, now = ("releases", "a"), clock.now()
 
     def take(job, kind, at):
-        lease = begin(catalogue, job, now=at, holds="/".join(path) if kind == "upload" else None).record
+        lease = begin(catalogue, job, now=at, writes_to="/".join(path) if kind == "upload" else None).record
         if kind == "page":
             assert catalogue.artifact_locks.acquire(job, lease.fence, [path], now=at, lease=LEASE) == {path}
         return lease
 
     before = take("frozen", frozen, now - 2 * LEASE)
-    untouched = begin(catalogue, "elsewhere", now=now - 2 * LEASE, holds="releases/b").record
+    untouched = begin(catalogue, "elsewhere", now=now - 2 * LEASE, writes_to="releases/b").record
     take("other", taken_by, now)
     with pytest.raises(LostLease):
         catalogue.ledger.renew("frozen", before.fence, until=now + LEASE, progress=None)
@@ -294,7 +294,7 @@ def test_the_locks_of_a_page_end_with_its_lease(catalogue):
     assert catalogue.artifact_locks.acquire("page", page.fence, path, now=now, lease=LEASE) == set(path)
     assert catalogue.artifact_locks.acquire("page", page.fence, path, now=now, lease=LEASE) == set(path)
     catalogue.ledger.finish("page", page.fence, JobState.SUCCEEDED, now=now)
-    assert isinstance(begin(catalogue, "late", holds="releases/a"), Leased)
+    assert isinstance(begin(catalogue, "late", writes_to="releases/a"), Leased)
 
 
 def test_the_ledger_forgets_jobs_that_ended_long_ago(catalogue):

@@ -19,7 +19,7 @@ def begin(catalogue: Catalogue):
 
     def begin(kind: str, request: dict[str, object] | None = None, holds: str | None = "releases/app"):
         begun = catalogue.ledger.acquire(
-            f"job-{kind}", kind.partition("-")[0], request or {}, owner="w", holds=holds, parent=None,
+            f"job-{kind}", kind.partition("-")[0], request or {}, owner="w", writes_to=holds, parent=None,
             now=clock.now(), lease=LEASE,
         )  # fmt: skip
         assert isinstance(begun, Leased)

@@ -13,8 +13,8 @@ WHY = {"type": "Cancelled", "message": "a client cancelled it"}
 
 def begin(catalogue: Catalogue, id_: str, now: datetime = NOW, max_crashes: int = 5) -> Leased | Finished:
     begun = catalogue.ledger.acquire(
-        id_, "upload", {"bucket": "releases", "key": id_}, owner="here", holds=None, parent=None, now=now, lease=LEASE,
-        max_crashes=max_crashes,
+        id_, "upload", {"bucket": "releases", "key": id_}, owner="here", writes_to=None, parent=None, now=now,
+        lease=LEASE, max_crashes=max_crashes,
     )  # fmt: skip
     assert isinstance(begun, Leased | Finished)
     return begun
@@ -69,7 +69,7 @@ def test_a_dead_job_is_redriven_as_if_it_were_new(catalogue):
     cause = {"type": "Retried", "message": "by hand", "previous": UNAVAILABLE}
     revived = catalogue.job_admin.redrive("dead", cause, due=NOW)
     assert (revived.state, revived.attempts, revived.crashes) == ("queued", 0, 0)
-    assert (revived.fence, revived.finished_at, revived.put_off_since) == (before.fence + 1, None, None)
+    assert (revived.fence, revived.finished_at, revived.snoozed_since) == (before.fence + 1, None, None)
     assert revived.error["previous"]["traceback"] == UNAVAILABLE["traceback"]
     overdue = catalogue.ledger.overdue(now=NOW + LEASE, again=LEASE, lease=LEASE, limit=10)
     assert [job.id for job in overdue] == ["dead"]
@@ -131,7 +131,7 @@ def test_a_lease_comes_with_the_pauses_that_concern_it(catalogue):
     """Those of all stores, of the job and of its batch; of no other job and of no queue."""
     for scope, name in ((Scope.STORE, "dr"), (Scope.JOB, "batch"), (Scope.JOB, "other"), (Scope.QUEUE, "transfer")):
         catalogue.pauses.begin(scope, name, reason=None, now=NOW)
-    given = {"owner": "me", "holds": None, "now": NOW, "lease": LEASE}
+    given = {"owner": "me", "writes_to": None, "now": NOW, "lease": LEASE}
     child = catalogue.ledger.acquire("batch.00000001", "upload", {}, parent="batch", **given)
     alone = catalogue.ledger.acquire("alone", "upload", {}, parent=None, **given)
     assert {(each.scope, each.name) for each in child.pauses} == {("store", "dr"), ("job", "batch")}

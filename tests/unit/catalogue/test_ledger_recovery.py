@@ -7,7 +7,7 @@ import pytest
 import sqlalchemy as sa
 
 from worker import clock
-from worker.catalogue import Finished, Held, Leased, LostLease, NewVersion, Superseded
+from worker.catalogue import Busy, Finished, Leased, LostLease, NewVersion, Superseded
 from worker.catalogue.tables import jobs
 from worker.storage import Digest
 from worker.storage.driver import Part
@@ -20,7 +20,7 @@ DIGEST = Digest(11, "a" * 64)
 
 
 def begin(catalogue, id_="job-1", *, ago=timedelta(), **more):
-    arguments = {"owner": "me", "holds": None, "parent": None, "now": clock.now() - ago, "lease": LEASE} | more
+    arguments = {"owner": "me", "writes_to": None, "parent": None, "now": clock.now() - ago, "lease": LEASE} | more
     return catalogue.ledger.acquire(id_, "upload", {"key": "a"}, **arguments)
 
 
@@ -57,8 +57,8 @@ def test_a_retry_that_does_not_come_is_overdue(catalogue):
 
 def test_a_job_that_waits_for_another_one_is_not_forgotten(catalogue):
     """Its delivery comes back when the other's lease is over; if it does not, the job is overdue."""
-    begin(catalogue, "first", holds="releases/a")
-    assert isinstance(begin(catalogue, "second", holds="releases/a"), Held)
+    begin(catalogue, "first", writes_to="releases/a")
+    assert isinstance(begin(catalogue, "second", writes_to="releases/a"), Busy)
     assert "second" not in overdue(catalogue, LEASE / 2)
     assert "second" in overdue(catalogue, 3 * LEASE)
 
@@ -71,9 +71,9 @@ def test_a_job_that_snoozes_has_its_attempt_back(catalogue):
     waiting = catalogue.ledger.get(record.id)
     assert (waiting.state, waiting.attempts, waiting.lease_until) == ("queued", 0, None)
     again = begin(catalogue).record
-    assert (again.attempts, again.put_off_since, again.fence) == (1, since, 2)
+    assert (again.attempts, again.snoozed_since, again.fence) == (1, since, 2)
     catalogue.ledger.retry(again.id, again.fence, {"type": "Unavailable"}, due=clock.now())
-    assert catalogue.ledger.get(record.id).put_off_since is None
+    assert catalogue.ledger.get(record.id).snoozed_since is None
 
 
 def test_the_jobs_that_wait_for_a_store_are_found(catalogue):
@@ -116,10 +116,10 @@ BACK = timedelta(hours=1)
 
 def test_a_dead_holder_from_before_the_clock_was_set_back_holds_nothing(catalogue):
     """Its lease would last for as long as the clock went back; the job is overdue, and its artifact is free at once."""
-    begin(catalogue, "dead", ago=-BACK, holds="releases/a")
+    begin(catalogue, "dead", ago=-BACK, writes_to="releases/a")
     assert (overdue(catalogue), overdue(catalogue)) == (["dead"], [])
-    assert isinstance(begin(catalogue, "next", holds="releases/a"), Leased)
-    assert isinstance(begin(catalogue, "dead", holds="releases/a"), Held)  # now the next one is at work there
+    assert isinstance(begin(catalogue, "next", writes_to="releases/a"), Leased)
+    assert isinstance(begin(catalogue, "dead", writes_to="releases/a"), Busy)  # now the next one is at work there
 
 
 def test_a_living_holder_whose_clock_was_set_back_keeps_its_job(catalogue):
@@ -127,7 +127,7 @@ def test_a_living_holder_whose_clock_was_set_back_keeps_its_job(catalogue):
     heard = begin(catalogue, "heard", ago=-BACK).record
     catalogue.ledger.renew(heard.id, heard.fence, until=clock.now() + LEASE, progress=None)
     assert overdue(catalogue) == []
-    assert isinstance(begin(catalogue, "heard"), Held)
+    assert isinstance(begin(catalogue, "heard"), Busy)
     early = begin(catalogue, "early", ago=-BACK).record
     assert isinstance(begin(catalogue, "early", owner="another"), Leased)
     with pytest.raises(LostLease):
@@ -136,11 +136,11 @@ def test_a_living_holder_whose_clock_was_set_back_keeps_its_job(catalogue):
 
 def test_clocks_may_differ_by_some_leases(catalogue):
     """A holder whose clock is somewhat ahead, or whose leases last longer than ours, is believed to be alive."""
-    begin(catalogue, "ahead", ago=-5 * LEASE, holds="releases/a")
+    begin(catalogue, "ahead", ago=-5 * LEASE, writes_to="releases/a")
     begin(catalogue, "longer", lease=8 * LEASE)
     assert overdue(catalogue) == []
-    assert isinstance(begin(catalogue, "next", holds="releases/a"), Held)
-    assert isinstance(begin(catalogue, "longer"), Held)
+    assert isinstance(begin(catalogue, "next", writes_to="releases/a"), Busy)
+    assert isinstance(begin(catalogue, "longer"), Busy)
 
 
 def test_what_waits_for_long_is_believed(catalogue):
@@ -165,8 +165,8 @@ def test_a_retry_of_a_clock_two_hours_ahead_is_sent_again_and_a_job_that_no_work
     """How long a job may wait depends on whether it has started: one of a batch waits longer for its first start."""
     record = begin(catalogue, "ahead").record
     catalogue.ledger.retry("ahead", record.fence, {"type": "Unavailable"}, due=clock.now() + 2 * BACK)
-    begin(catalogue, "holder", holds="releases/a")
-    begin(catalogue, "unseen", holds="releases/a", lease=LEASE)
+    begin(catalogue, "holder", writes_to="releases/a")
+    begin(catalogue, "unseen", writes_to="releases/a", lease=LEASE)
     with catalogue._database.write() as connection:
         due = {"due_at": clock.now() + 2 * BACK, "started_at": None}
         connection.execute(sa.update(jobs).where(jobs.c.id == "unseen").values(due))
@@ -180,7 +180,7 @@ def test_a_job_snoozed_by_a_clock_ahead_loses_no_patience(catalogue):
     record = begin(catalogue).record
     catalogue.ledger.snooze(record.id, record.fence, {}, since=clock.now() + 24 * BACK, due=clock.now())
     now = clock.now()
-    assert begin(catalogue, now=now).record.put_off_since == now
+    assert begin(catalogue, now=now).record.snoozed_since == now
 
 
 @pytest.mark.parametrize("first", ["lease", "sent again", "held up"])
@@ -191,7 +191,7 @@ def test_a_job_loses_no_patience_while_no_worker_tries_it(catalogue, first):
     """
     now = clock.now()
     since, due = now - timedelta(minutes=9), now + timedelta(minutes=1)
-    record = begin(catalogue, holds="releases/a").record
+    record = begin(catalogue, writes_to="releases/a").record
     catalogue.ledger.snooze(record.id, record.fence, {"type": "Snooze"}, since=since, due=due)
     monday = now + timedelta(days=2)
     if first == "sent again":
@@ -201,13 +201,13 @@ def test_a_job_loses_no_patience_while_no_worker_tries_it(catalogue, first):
             assert [job.id for job in sent] == [record.id]
         monday = at + AGAIN
     elif first == "held up":
-        other = begin(catalogue, "other", holds="releases/a", now=monday).record
-        assert isinstance(begin(catalogue, holds="releases/a", now=monday), Held)
+        other = begin(catalogue, "other", writes_to="releases/a", now=monday).record
+        assert isinstance(begin(catalogue, writes_to="releases/a", now=monday), Busy)
         catalogue.ledger.finish("other", other.fence, JobState.SUCCEEDED, now=monday)
-    again = begin(catalogue, holds="releases/a", now=monday).record
-    assert monday - again.put_off_since == due - since
-    catalogue.ledger.snooze(record.id, again.fence, {"type": "Snooze"}, since=again.put_off_since, due=monday)
-    assert begin(catalogue, now=now).record.put_off_since == now  # the clock was set back
+    again = begin(catalogue, writes_to="releases/a", now=monday).record
+    assert monday - again.snoozed_since == due - since
+    catalogue.ledger.snooze(record.id, again.fence, {"type": "Snooze"}, since=again.snoozed_since, due=monday)
+    assert begin(catalogue, now=now).record.snoozed_since == now  # the clock was set back
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from tests.servers.process import free_port
 from tests.servers.tls import Authority, TlsProxy
 from tests.waiting import until
 from worker import clock, shutdown_flag
-from worker.catalogue import Catalogue, CatalogueError, CatalogueUnavailable, Finding, Held, postgresql
+from worker.catalogue import Busy, Catalogue, CatalogueError, CatalogueUnavailable, Finding, postgresql
 from worker.catalogue.database import Database
 from worker.jobs.interrupt_signal import Interrupted
 from worker.storage import Digest
@@ -55,7 +55,7 @@ def record(catalogue, key="app.tgz"):
 def test_a_machine_with_a_wrong_clock_takes_no_job_of_another(url, catalogue, monkeypatch, wrong):
     """The clock of the server counts: a job of a living worker stays leased, and one of a dead worker is overdue."""
     lease = timedelta(seconds=30)
-    about = {"owner": "me", "holds": None, "parent": None, "lease": lease}
+    about = {"owner": "me", "writes_to": None, "parent": None, "lease": lease}
     catalogue.ledger.acquire("lives", "upload", {}, now=clock.now(), **about)
     catalogue.ledger.acquire("lost", "upload", {}, now=clock.now() - 2 * lease, **about)
     monkeypatch.setattr(clock, "_checked_at", float("-inf"))
@@ -64,7 +64,7 @@ def test_a_machine_with_a_wrong_clock_takes_no_job_of_another(url, catalogue, mo
     try:
         found = there.ledger.overdue(now=clock.now(), again=lease, lease=lease, limit=9)
         assert [job.id for job in found] == ["lost"]
-        assert isinstance(there.ledger.acquire("lives", "upload", {}, now=clock.now(), **about), Held)
+        assert isinstance(there.ledger.acquire("lives", "upload", {}, now=clock.now(), **about), Busy)
     finally:
         there.close()
 

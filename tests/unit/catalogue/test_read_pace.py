@@ -13,7 +13,7 @@ PERIOD = timedelta(days=30)
 
 def ended(catalogue, id_, started, finished, objects, store="main", verb="verify"):
     request = {"verb": verb, "claim": {"store": store}}
-    lease = {"holds": None, "parent": None, "now": started, "lease": timedelta(hours=1)}
+    lease = {"writes_to": None, "parent": None, "now": started, "lease": timedelta(hours=1)}
     record = catalogue.ledger.acquire(id_, "page", request, owner="me", **lease).record
     catalogue.ledger.finish(id_, record.fence, JobState.SUCCEEDED, now=finished, result={"objects": objects})
 

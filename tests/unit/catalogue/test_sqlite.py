@@ -26,6 +26,7 @@ from tests.unit.catalogue.test_catalogue import stored
 from tests.waiting import WITHIN
 from worker import clock, shutdown_flag
 from worker.catalogue import (
+    Busy,
     Catalogue,
     CatalogueError,
     CatalogueUnavailable,
@@ -34,7 +35,6 @@ from worker.catalogue import (
     Finished,
     FinishedCopy,
     Group,
-    Held,
     Leased,
     NewVersion,
     Outcome,
@@ -54,7 +54,7 @@ def url(tmp_path):
 
 
 def begin(catalogue, id_, content=""):
-    more = {"owner": "me", "holds": None, "parent": None, "now": clock.now(), "lease": timedelta(seconds=30)}
+    more = {"owner": "me", "writes_to": None, "parent": None, "now": clock.now(), "lease": timedelta(seconds=30)}
     return catalogue.ledger.acquire(id_, "upload", {"key": content}, **more)
 
 
@@ -291,12 +291,12 @@ def test_the_first_lease_of_a_job_waits_for_no_disk_and_anything_else_does(url, 
     def deliver(id_: str, now: datetime, holds: str = "b/k") -> object:
         waits.clear()
         return catalogue.ledger.acquire(
-            id_, "upload", {"key": "k"}, owner="w", holds=holds, parent=None, now=now, lease=lease, max_crashes=2
+            id_, "upload", {"key": "k"}, owner="w", writes_to=holds, parent=None, now=now, lease=lease, max_crashes=2
         )
 
     assert isinstance(deliver("one", now), Leased)
     assert waits == ["no wait"]
-    assert isinstance(deliver("two", now), Held)
+    assert isinstance(deliver("two", now), Busy)
     assert waits == ["no wait", "flush"]
     assert isinstance(deliver("one", now + 2 * lease), Leased)
     assert waits == ["no wait", "flush"], "a later lease"

@@ -50,7 +50,7 @@ def end(catalogue) -> Callable[..., str]:
         parent: str | None = None, **request: Any,
     ) -> str:  # fmt: skip
         begun = catalogue.ledger.acquire(
-            id_, kind, {"bucket": "releases", "key": id_, **request}, owner="here", holds=None, parent=parent,
+            id_, kind, {"bucket": "releases", "key": id_, **request}, owner="here", writes_to=None, parent=parent,
             now=clock.now(), lease=timedelta(seconds=30), queue="sweep",
         )  # fmt: skip
         assert isinstance(begun, Leased)
@@ -235,7 +235,7 @@ def test_objects_that_failed_are_told_beside_a_job_that_succeeded(zot, catalogue
     now, lease = clock.now(), timedelta(seconds=30)
     for id_, failed in (("it", 3), ("good", 0)):
         catalogue.ledger.acquire(
-            id_, kind, {"verb": verb}, owner="here", holds=None, parent=None, now=now, lease=lease, queue="sweep"
+            id_, kind, {"verb": verb}, owner="here", writes_to=None, parent=None, now=now, lease=lease, queue="sweep"
         )
         result = {"objects": 200, "failed": failed, "failures": []}
         catalogue.ledger.finish(id_, 1, JobState.SUCCEEDED, now=now, result=result)
@@ -424,7 +424,7 @@ def test_a_batch_that_waits_for_its_jobs_is_running(zot, catalogue):
     lease = timedelta(seconds=30)
     request = {"verb": "verify", "bucket": "releases", "prefix": "v1/"}
     for id_ in ("begun", "waits"):
-        given = {"owner": "here", "holds": "x", "parent": None, "now": clock.now(), "lease": lease}
+        given = {"owner": "here", "writes_to": "x", "parent": None, "now": clock.now(), "lease": lease}
         held = catalogue.ledger.acquire(id_, "batch", request, **given)
         if id_ == "begun":
             due = clock.now() + lease
@@ -454,7 +454,7 @@ def test_the_result_of_a_job_is_told_without_pythons_words(zot, catalogue):
     """Neither False nor an empty list is shown to people, and each line of the request has its label."""
     begun = catalogue.ledger.acquire(
         "done", "upload", {"bucket": "releases", "key": "a", "source": "/in/a", "stores": ["dr"]}, owner="here",
-        holds=None, parent=None, now=clock.now(), lease=timedelta(seconds=30), queue="transfer",
+        writes_to=None, parent=None, now=clock.now(), lease=timedelta(seconds=30), queue="transfer",
     )  # fmt: skip
     copies = [{"store": "dr", "outcome": "stored", "source": None, "not_kept": []}]
     result = {"bucket": "releases", "key": "a", "unchanged": False, "copies": copies}

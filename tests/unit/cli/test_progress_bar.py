@@ -80,7 +80,7 @@ def test_a_command_tells_for_which_store_jobs_of_its_batch_wait(
     watch = progress.Watch("batch-1", Settings(), catalogue)
 
     def page(name: str, store: str, parent: str = "batch-1") -> None:
-        lease = {"owner": "me", "holds": None, "lease": timedelta(minutes=1), "queue": "sweep"}
+        lease = {"owner": "me", "writes_to": None, "lease": timedelta(minutes=1), "queue": "sweep"}
         found = catalogue.ledger.acquire(name, "page", {"verb": "upload"}, parent=parent, **lease, now=now)
         error = {"type": "Snooze", "message": f"{store}: its circuit breaker is open", "store": store}
         catalogue.ledger.snooze(name, found.record.fence, error, since=now, due=now + timedelta(seconds=30))
@@ -119,7 +119,7 @@ def test_a_command_tells_busy_workers_from_none(
 
     assert "no worker has taken job job-1 yet; no worker has any other job" in told()
     now = clock.now()
-    lease = {"owner": "me", "holds": None, "parent": None, "lease": timedelta(minutes=1), "queue": "transfer"}
+    lease = {"owner": "me", "writes_to": None, "parent": None, "lease": timedelta(minutes=1), "queue": "transfer"}
     catalogue.ledger.acquire("dead", "verify", {"key": "a"}, **lease, now=now - timedelta(hours=1))
     assert "no worker has any other job" in told()
     catalogue.ledger.acquire("other", "verify", {"key": "b"}, **lease, now=now)

@@ -114,7 +114,7 @@ def test_an_idempotency_key_with_other_bytes_is_another_request(
     assert sent is not None
     kind, now = sent.name.split(".")[1], clock.now()
     lease = catalogue.ledger.acquire(
-        job, kind, sent.payload, owner="test", holds=None, parent=None, now=now, lease=timedelta(1)
+        job, kind, sent.payload, owner="test", writes_to=None, parent=None, now=now, lease=timedelta(1)
     )
     assert isinstance(lease, Leased)
     catalogue.ledger.finish(job, lease.record.fence, JobState.SUCCEEDED, now=now)

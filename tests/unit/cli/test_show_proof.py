@@ -50,7 +50,7 @@ def repair(catalogue: Catalogue) -> None:
         "replicate",
         {},
         owner="w",
-        holds="releases/app.tgz",
+        writes_to="releases/app.tgz",
         parent=None,
         now=now,
         lease=JobSettings().lease,

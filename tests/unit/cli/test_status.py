@@ -212,7 +212,7 @@ def test_jobs_that_wait_for_a_store_are_told(
     """
     now, lease = clock.now(), timedelta(seconds=30)
     for job, store in (("a", "dr"), ("b", "dr"), ("c", None)):
-        catalogue.ledger.acquire(job, "upload", {}, owner="me", holds=None, parent=None, now=now, lease=lease)
+        catalogue.ledger.acquire(job, "upload", {}, owner="me", writes_to=None, parent=None, now=now, lease=lease)
         why = {"type": "Snooze", "message": "no"} | ({"store": store} if store else {})
         catalogue.ledger.snooze(job, 1, why, since=now, due=now + timedelta(minutes=9))
     waiting = {row["store"]: row["waiting"] for row in zot("status")[1]["stores"]}
@@ -222,14 +222,14 @@ def test_jobs_that_wait_for_a_store_are_told(
     lists = "zot-artifacts jobs --state queued --state retrying --store dr"
     assert f"at the latest; `{lists}` lists them" in capsys.readouterr().out
     assert {each["job"] for each in zot(*lists.split()[1:])[1]["jobs"]} == {"a", "b"}
-    catalogue.ledger.acquire("d", "upload", {}, owner="me", holds=None, parent=None, now=now, lease=lease)
+    catalogue.ledger.acquire("d", "upload", {}, owner="me", writes_to=None, parent=None, now=now, lease=lease)
     catalogue.ledger.snooze("d", 1, {"type": "Snooze", "store": "primary"}, since=now, due=now - timedelta(hours=1))
     cli.run(["status"])
     assert "primary: 1 job waits for it; `zot-artifacts jobs" in capsys.readouterr().out  # no worker has tried it
     refuses = {"type": StoreRefuses.__name__, "store": "dr", "message": "dr: it refuses all that a page asks: full"}
     assert "store dr" not in {each["name"] for each in zot("status")[1]["checks"]}
-    catalogue.ledger.acquire("b" * 36, "batch", {}, owner="me", holds=None, parent=None, now=now, lease=lease)
-    catalogue.ledger.acquire("e", "page", {}, owner="me", holds=None, parent="b" * 36, now=now, lease=lease)
+    catalogue.ledger.acquire("b" * 36, "batch", {}, owner="me", writes_to=None, parent=None, now=now, lease=lease)
+    catalogue.ledger.acquire("e", "page", {}, owner="me", writes_to=None, parent="b" * 36, now=now, lease=lease)
     catalogue.ledger.snooze("e", 1, refuses, since=now - timedelta(hours=2), due=now)
     capsys.readouterr()
     cli.run(["jobs"])
@@ -322,7 +322,7 @@ def test_a_store_that_failed_its_last_probe_is_open(
 
     def probed(job: str, faults: dict[str, str], **request: str) -> dict[str, Any]:
         begun = catalogue.ledger.acquire(
-            job, "sweep.probe", request, owner="here", holds=None, parent=None, now=clock.now(),
+            job, "sweep.probe", request, owner="here", writes_to=None, parent=None, now=clock.now(),
             lease=timedelta(seconds=30), queue="sweep",
         )  # fmt: skip
         assert isinstance(begun, Leased)
@@ -345,7 +345,7 @@ def test_jobs_that_a_store_refused_are_open_for_a_day(catalogue: Catalogue, zot:
 
     def failed(job: str, kind: str, **error: str) -> None:
         lease, now = timedelta(seconds=30), clock.now()
-        catalogue.ledger.acquire(job, "upload", {}, owner="me", holds=None, parent=None, now=now, lease=lease)
+        catalogue.ledger.acquire(job, "upload", {}, owner="me", writes_to=None, parent=None, now=now, lease=lease)
         error = {"type": kind, "message": "no"} | error
         catalogue.ledger.finish(job, 1, JobState.FAILED, now=now - timedelta(hours=23), error=error)
 
@@ -377,7 +377,7 @@ def test_a_sweep_whose_last_run_failed_is_open(catalogue: Catalogue, zot: Zot) -
     ) -> dict[str, Any]:
         now = clock.now() + ahead
         begun = catalogue.ledger.acquire(
-            job, "sweep.leftovers", {}, owner="here", holds=None, parent=None, now=now,
+            job, "sweep.leftovers", {}, owner="here", writes_to=None, parent=None, now=now,
             lease=timedelta(seconds=30), queue="sweep",
         )  # fmt: skip
         assert isinstance(begun, Leased)
@@ -396,7 +396,7 @@ def test_a_sweep_whose_last_run_failed_is_open(catalogue: Catalogue, zot: Zot) -
 def test_sweeps_have_the_names_that_the_command_takes(catalogue: Catalogue, capsys: pytest.CaptureFixture[str]) -> None:
     """The last run of `sweep cleanup` is shown as `cleanup`, although its job has another kind."""
     begun = catalogue.ledger.acquire(
-        "job", "sweep.leftovers", {}, owner="here", holds=None, parent=None, now=clock.now(),
+        "job", "sweep.leftovers", {}, owner="here", writes_to=None, parent=None, now=clock.now(),
         lease=timedelta(seconds=30), queue="sweep",
     )  # fmt: skip
     assert isinstance(begun, Leased)
@@ -420,7 +420,7 @@ def test_doctor_names_a_webhook_that_says_nothing_of_buckets(zot: Zot, monkeypat
 def test_a_webhook_whose_receiver_refuses_it_is_named(catalogue: Catalogue, zot: Zot) -> None:
     """The screen says how many ends of jobs a receiver does not have, and why."""
     begun = catalogue.ledger.acquire(
-        "job", "upload", {"notify": ["ci"]}, owner="here", holds=None, parent=None, now=clock.now(),
+        "job", "upload", {"notify": ["ci"]}, owner="here", writes_to=None, parent=None, now=clock.now(),
         lease=timedelta(seconds=30),
     )  # fmt: skip
     assert isinstance(begun, Leased)

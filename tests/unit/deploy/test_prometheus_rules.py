@@ -108,7 +108,7 @@ def _fill_catalogue(settings: Settings) -> None:
             if key == "bad" or verdict == "verified":
                 catalogue.verifications.record(Finding(job, "dr", made, verdict), copy, tag="1", now=now)
     catalogue.ledger.acquire(
-        "swept", SWEEP_LEFTOVERS.kind, {}, owner="me", holds=None, parent=None, now=now, lease=timedelta(seconds=30)
+        "swept", SWEEP_LEFTOVERS.kind, {}, owner="me", writes_to=None, parent=None, now=now, lease=timedelta(seconds=30)
     )
     result = {"removed": {}, "quarantined": {"dr": 5}}
     catalogue.ledger.finish("swept", 1, JobState.SUCCEEDED, now=now, result=result)

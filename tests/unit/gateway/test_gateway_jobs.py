@@ -37,7 +37,7 @@ def work(gateway: Gateway, job: dict[str, Any], request: dict[str, Any], result:
     """Do in the ledger what a worker does with a job: take it, and end it if there is a result."""
     ledger, now = gateway.context.catalogue.ledger, clock.now()
     begun = ledger.acquire(
-        job["job"], job["kind"], request, owner="test", holds=None, parent=None, now=now,
+        job["job"], job["kind"], request, owner="test", writes_to=None, parent=None, now=now,
         lease=gateway.settings.jobs.lease,
     )  # fmt: skip
     assert isinstance(begun, Leased)
@@ -214,7 +214,7 @@ def test_a_job_tells_no_key_that_the_token_is_not_for(gateway: Gateway) -> None:
     assert some.get("/v1/artifacts/releases/app/b.json").json()["companion_of"] is None
     failed = some.post("/v1/jobs/verify", json=asked).json()
     begun = gateway.context.catalogue.ledger.acquire(
-        failed["job"], "verify", asked, owner="test", holds=None, parent=None, now=clock.now(),
+        failed["job"], "verify", asked, owner="test", writes_to=None, parent=None, now=clock.now(),
         lease=gateway.settings.jobs.lease,
     )  # fmt: skip
     assert isinstance(begun, Leased)

@@ -367,7 +367,7 @@ def test_a_job_that_has_taken_its_bytes_is_not_asked_for_again(gateway: Gateway)
     assert upload is not None
     assert request is not None
     gateway.context.catalogue.ledger.acquire(
-        job, "upload", request, owner="test", holds=None, parent=None, now=clock.now(),
+        job, "upload", request, owner="test", writes_to=None, parent=None, now=clock.now(),
         lease=gateway.settings.jobs.lease,
     )  # fmt: skip
     staging.source(upload).write_bytes(CONTENT[:5])

@@ -116,7 +116,7 @@ def test_a_lease_is_renewed_while_a_report_waits_for_redis() -> None:
             return False
 
     record: Any = SimpleNamespace(
-        id="job", attempts=1, fence=1, put_off_since=None, created_at=datetime.now(UTC), parent=None, lease_until=None
+        id="job", attempts=1, fence=1, snoozed_since=None, created_at=datetime.now(UTC), parent=None, lease_until=None
     )
     ledger: Any = SimpleNamespace(renew=lambda *_, **__: renewed.set())
     with RunningJob(record, ledger, JobSettings(lease=timedelta(milliseconds=90)), Reporter()):

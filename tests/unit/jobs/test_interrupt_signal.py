@@ -31,7 +31,7 @@ class Reporter:
 
 def running(*, cancelled: bool) -> RunningJob:
     record: Any = SimpleNamespace(
-        id="job", attempts=1, fence=1, put_off_since=None, created_at=datetime.now(UTC), parent=None, lease_until=None
+        id="job", attempts=1, fence=1, snoozed_since=None, created_at=datetime.now(UTC), parent=None, lease_until=None
     )
     ledger: Any = SimpleNamespace(renew=lambda *_, **__: None)
     return RunningJob(record, ledger, JobSettings(), Reporter(cancelled=cancelled))

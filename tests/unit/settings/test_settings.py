@@ -116,9 +116,12 @@ def test_the_environment_wins_over_the_file(config, monkeypatch):
     assert (settings.retry.max_attempts, settings.retry.backoff) == (3, timedelta(seconds=7))
 
 
-def test_the_old_name_of_the_cleanup_sweep_is_read(config, monkeypatch):
-    """`sweep.leftovers` sets `sweep.cleanup`, in the file and in the environment, beside settings of the new name."""
-    config("sweep: {leftovers: {age: 2d, foreign_uploads: abort}}")
+def test_old_names_of_settings_are_read(config, monkeypatch):
+    """`sweep.leftovers` sets `sweep.cleanup`, and `jobs.max_put_off` `jobs.max_snooze`, in file and environment."""
+    config("{sweep: {leftovers: {age: 2d, foreign_uploads: abort}}, jobs: {max_put_off: 3h}}")
+    assert load_settings().jobs.max_snooze == timedelta(hours=3)
+    monkeypatch.setenv("ZOT_JOBS__MAX_PUT_OFF", "4h")
+    assert load_settings().jobs.max_snooze == timedelta(hours=4)
     monkeypatch.setenv("ZOT_SWEEP__LEFTOVERS__AGE", "3d")
     monkeypatch.setenv("ZOT_SWEEP__CLEANUP__EVERY", "2h")
     cleanup = load_settings().sweep.cleanup
@@ -135,8 +138,10 @@ def test_the_old_name_of_the_cleanup_sweep_takes_json_in_a_variable(monkeypatch,
         load_settings()
 
 
-def test_a_setting_under_both_names_of_the_cleanup_sweep_is_refused(config):
+def test_a_setting_under_its_old_and_its_new_name_is_refused(config):
     """One of the two values would be ignored in silence."""
+    config("jobs: {max_put_off: 3h, max_snooze: 3h}")
+    assert "`max_put_off` is the old name of `max_snooze`, and both are set: keep max_snooze" in problems()[0]
     config("sweep: {leftovers: {age: 2d}, cleanup: {age: 3d}}")
     assert "`leftovers` is the old name of `cleanup`, and both set age: keep cleanup.age" in problems()[0]
 

@@ -214,7 +214,14 @@ def test_every_read_of_a_verification_is_paid_for(run, context, redis, source, s
     stored("primary", "app").write_bytes(b"x" * 40_000)
     newer = Digest(40_000, "a" * 64)
     writer = context.catalogue.ledger.acquire(
-        "writer", "upload", {}, owner="w", holds=None, parent=None, now=clock.now(), lease=context.settings.jobs.lease
+        "writer",
+        "upload",
+        {},
+        owner="w",
+        writes_to=None,
+        parent=None,
+        now=clock.now(),
+        lease=context.settings.jobs.lease,
     )
     assert isinstance(writer, Leased)
     context.catalogue.artifacts.record("releases", "app", newer, {}, clock.now(), stores=["primary"], job="writer")

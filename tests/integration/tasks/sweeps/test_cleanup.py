@@ -142,7 +142,7 @@ def test_a_staged_source_goes_unless_a_job_will_ask_for_it(run, context):
         (context.settings.staging_dir / name / "app.tgz").write_bytes(b"x")
     request = {"source": str(context.settings.staging_dir / "wanted" / "app.tgz")}
     context.catalogue.ledger.acquire(
-        "open", "upload", request, owner="w", holds=None, parent=None, now=clock.now(), lease=timedelta(seconds=30)
+        "open", "upload", request, owner="w", writes_to=None, parent=None, now=clock.now(), lease=timedelta(seconds=30)
     )
     assert run(sweep_cleanup, EVERYTHING).staged == 1
     assert [path.name for path in context.settings.staging_dir.iterdir()] == ["wanted"]
@@ -161,7 +161,7 @@ def test_what_is_staged_for_a_job_that_no_worker_has_taken_stays(run, context, b
         )
     request = {"source": str(staging / "open" / "source")}
     context.catalogue.ledger.acquire(
-        "open", "upload", request, owner="w", holds=None, parent=None, now=clock.now(), lease=timedelta(seconds=30)
+        "open", "upload", request, owner="w", writes_to=None, parent=None, now=clock.now(), lease=timedelta(seconds=30)
     )
     assert run(sweep_cleanup, EVERYTHING).staged == 2
     assert sorted(path.name for path in staging.iterdir()) == ["open", "open.upload", "waits", "waits.upload"]
@@ -319,7 +319,7 @@ def test_what_a_job_may_go_on_with_stays(run, context, stored, state, batch, ite
     for id_, (end, parent, holds) in states.items():
         if end is not None:
             context.catalogue.ledger.acquire(
-                id_, "upload", {}, owner="w", holds=holds, parent=parent, now=clock.now(), lease=timedelta(0)
+                id_, "upload", {}, owner="w", writes_to=holds, parent=parent, now=clock.now(), lease=timedelta(0)
             )
             with context.catalogue._database.write() as connection:
                 connection.execute(sa.update(jobs).where(jobs.c.id == id_).values(state=end))
@@ -362,7 +362,7 @@ def test_a_cleanup_that_was_frozen_deletes_nothing_that_another_job_has_found(ru
         with context.catalogue._database.write() as connection:
             connection.execute(sa.update(jobs).values(lease_until=clock.now() - lease))
         context.catalogue.ledger.acquire(
-            "newer", "upload", {}, owner="w", holds="releases/app.tgz", parent=None, now=clock.now(), lease=lease
+            "newer", "upload", {}, owner="w", writes_to="releases/app.tgz", parent=None, now=clock.now(), lease=lease
         )
         monkeypatch.setattr(clock, "uptime", lambda: uptime() + 2 * lease.total_seconds())
         return kept
@@ -460,7 +460,7 @@ def test_an_open_upload_stays_only_for_a_job_that_goes_on_with_it(run, cloud, li
     cloud.catalogue.transfers.add(artifact, "cloud", SentPart(Part(1, 5, "tag"), "b" * 64))
     if live:
         cloud.catalogue.ledger.acquire(
-            "open", "upload", {}, owner="w", holds=artifact.path, parent=None, now=clock.now(), lease=timedelta(0)
+            "open", "upload", {}, owner="w", writes_to=artifact.path, parent=None, now=clock.now(), lease=timedelta(0)
         )
 
     result = run(lambda request, _, job: sweep_cleanup(request, cloud.for_job(job), job), EVERYTHING)

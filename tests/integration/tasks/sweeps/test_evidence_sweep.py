@@ -234,7 +234,7 @@ def test_a_run_that_was_stopped_asks_about_the_rest_alone(context: Context, swee
     def attempt(id_: str = "evidence-1") -> dict[str, int]:
         ledger, lease = context.catalogue.ledger, timedelta(0)
         begun = ledger.acquire(
-            id_, "sweep.evidence", {}, owner="test", holds=None, parent=None, now=clock.now(), lease=lease
+            id_, "sweep.evidence", {}, owner="test", writes_to=None, parent=None, now=clock.now(), lease=lease
         )
         assert isinstance(begun, Leased)
         job = RunningJob(begun.record, ledger, context.settings.jobs, NullReporter())

@@ -297,7 +297,7 @@ def test_an_upload_that_still_runs_keeps_its_copy(context: Context, run, put, wi
     context.catalogue.artifacts.ensure_copy(context.artifact("releases", "left"), "dr")
     after_late()
     running = context.catalogue.ledger.acquire(
-        "running", "upload", {}, owner="me", holds="releases/left", parent=None, now=clock.now(),
+        "running", "upload", {}, owner="me", writes_to="releases/left", parent=None, now=clock.now(),
         lease=context.settings.jobs.lease,
     )  # fmt: skip
     assert isinstance(running, Leased)
@@ -373,7 +373,7 @@ def test_what_was_replaced_or_deleted_since_its_claim_is_not_brought(
     assert set(alone) == ({"same", "replaced", "deleted", "copy deleted"} if large == 1 else set())
     for key in alone.keys() - {"deleted"}:
         begun = context.catalogue.ledger.acquire(
-            key, "replicate", {}, owner="me", holds=None, parent=id_, now=clock.now(), lease=timedelta(0)
+            key, "replicate", {}, owner="me", writes_to=None, parent=id_, now=clock.now(), lease=timedelta(0)
         )
         assert isinstance(begun, Leased)
         job = RunningJob(begun.record, context.catalogue.ledger, context.settings.jobs, NullReporter())
@@ -387,8 +387,8 @@ def test_a_source_stays_while_a_replication_may_still_need_it(context, run, put,
     put("releases", "app.tgz")
     jobs, request = context.catalogue.ledger, ReplicateRequest(bucket="releases", key="app.tgz", to=("cold",))
     begun = jobs.acquire(
-        "copying", "replicate", request.payload(), owner="me", holds="releases/app.tgz", parent=None, now=clock.now(),
-        lease=timedelta(seconds=30),
+        "copying", "replicate", request.payload(), owner="me", writes_to="releases/app.tgz", parent=None,
+        now=clock.now(), lease=timedelta(seconds=30),
     )  # fmt: skip
     assert isinstance(begun, Leased)
     jobs.retry("copying", 1, {"type": "Unavailable", "message": "away"}, due=clock.now())
@@ -396,8 +396,8 @@ def test_a_source_stays_while_a_replication_may_still_need_it(context, run, put,
         run(delete, DeleteRequest(bucket="releases", key="app.tgz", stores=("dr",)))
     assert stored("dr").exists()
     begun = jobs.acquire(
-        "copying", "replicate", request.payload(), owner="me", holds="releases/app.tgz", parent=None, now=clock.now(),
-        lease=timedelta(seconds=30),
+        "copying", "replicate", request.payload(), owner="me", writes_to="releases/app.tgz", parent=None,
+        now=clock.now(), lease=timedelta(seconds=30),
     )  # fmt: skip
     jobs.finish("copying", 2, JobState.SUCCEEDED, now=clock.now(), result={})
     run(delete, DeleteRequest(bucket="releases", key="app.tgz", stores=("dr",)))

@@ -47,7 +47,7 @@ class Sweeper:
 
     def take(self, id_: str, kind: str, request: dict[str, Any]) -> RunningJob:
         begun = self.context.catalogue.ledger.acquire(
-            id_, kind, request, owner="test", holds=None, parent=None, now=clock.now(), lease=timedelta(0)
+            id_, kind, request, owner="test", writes_to=None, parent=None, now=clock.now(), lease=timedelta(0)
         )
         assert isinstance(begun, Leased), begun
         return RunningJob(begun.record, self.context.catalogue.ledger, self.context.settings.jobs, NullReporter())
