@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from worker import clock
 from worker.artifacts.packed_lines import pack, packed_lines, write_and_read_back
 from worker.catalogue import BadArchive, Catalogue, FindingKind, LogArchive, LogMonth, check_lines
-from worker.catalogue.verification_log import FIRST_PREVIOUS
+from worker.catalogue.verifications import FIRST_PREVIOUS
 from worker.storage.errors import IntegrityError, NotFound, StorageError
 from worker.storage.integrity.verifying_reader import OnBytes
 from worker.storage.keys import BACKUP_BUCKET

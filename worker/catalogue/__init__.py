@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 
+from worker.catalogue.access_tokens import AccessToken, AccessTokens
 from worker.catalogue.adoptions import Adoption, Adoptions, OtherVersion
-from worker.catalogue.alarm_digests import Alarms
+from worker.catalogue.alarms import Alarms
 from worker.catalogue.artifact_locks import ArtifactLocks
 from worker.catalogue.artifacts import Artifacts, FinishedCopy, SeenVersions
 from worker.catalogue.backup_times import BackupTimes
@@ -23,13 +24,7 @@ from worker.catalogue.batches import (
 )
 from worker.catalogue.budgets import Budgets, BudgetState
 from worker.catalogue.canaries import CANARY_TIMES, Canaries, CanaryRound, CanaryTimes
-from worker.catalogue.checks_without_reading import (
-    EVIDENCE_OUTCOMES,
-    EvidenceCheck,
-    EvidenceChecks,
-    RecordedEvidence,
-)
-from worker.catalogue.companion_artifacts import Companions, NamedCompanion, WrongCompanion
+from worker.catalogue.companions import Companions, NamedCompanion, WrongCompanion
 from worker.catalogue.coverage import Coverage, CoverageQueries, FailedJobs, LastRun, WaitingJobs
 from worker.catalogue.database import (
     CatalogueError,
@@ -44,7 +39,14 @@ from worker.catalogue.database import (
 )
 from worker.catalogue.delete_approvals import ApprovalState, CannotDecide, DeleteApproval, DeleteApprovals
 from worker.catalogue.deletions import Deletions, KeptTombstone, Tombstone, UndeleteRefused
+from worker.catalogue.evidence_checks import (
+    EVIDENCE_OUTCOMES,
+    EvidenceCheck,
+    EvidenceChecks,
+    RecordedEvidence,
+)
 from worker.catalogue.export import ExportSummary, Sink, count_rows, export
+from worker.catalogue.figures import EndedJob, Figures, ResolvedFinding
 from worker.catalogue.findings import FindingCount, FindingRecord, Findings, NewFinding
 from worker.catalogue.history import History, is_full_read
 from worker.catalogue.holds import Hold, Holds, HoldTooLate, OnHold
@@ -53,14 +55,11 @@ from worker.catalogue.job_webhooks import JobWebhooks, PendingWebhook
 from worker.catalogue.ledger import Busy, EndNotDurable, Finished, Leased, Ledger, OtherRequest, last_cause
 from worker.catalogue.load_export import BadExport, NotEmpty, load_export
 from worker.catalogue.log_archives import BadArchive, LogArchives, check_lines
-from worker.catalogue.metrics_queries import EndedJob, Figures, ResolvedFinding
-from worker.catalogue.multipart_uploads import OpenTransfer, Transfers, UploadIntent
 from worker.catalogue.pages import Group, Page, PageCopy, PageOutcome, Pages, PlannedPage, Share
 from worker.catalogue.pauses import Pause, Pauses, Scope
 from worker.catalogue.rebuilding import FoundKey, FoundObject, KnownKey, Rebuilding, Rebuilt, Rules
-from worker.catalogue.reconciliation import ReconcileRun, Reconciliations, RecordedCopy, SettledFinding, Sighting
+from worker.catalogue.reconciliations import ReconcileRun, Reconciliations, RecordedCopy, SettledFinding, Sighting
 from worker.catalogue.record_versions import NewVersion, Recorded, Superseded
-from worker.catalogue.recorded_stores import StoreRecords
 from worker.catalogue.records import (
     BAD,
     Artifact,
@@ -76,11 +75,12 @@ from worker.catalogue.records import (
     Outcome,
     VerdictRow,
 )
-from worker.catalogue.repairable_copies import Repairs
+from worker.catalogue.repairs import Repairs
 from worker.catalogue.store_identities import StoreIdentities
+from worker.catalogue.store_records import StoreRecords
 from worker.catalogue.sweep_claims import AHEAD, GRACE, SHORTEST_HORIZON, NeededReads, Plan, SweepClaims
-from worker.catalogue.tokens import AccessToken, AccessTokens
-from worker.catalogue.verification_log import Verifications
+from worker.catalogue.transfers import OpenTransfer, Transfers, UploadIntent
+from worker.catalogue.verifications import Verifications
 from worker.storage.identity import KnownIdFiles
 
 __all__ = [

@@ -12,7 +12,7 @@ from worker.catalogue.database import CatalogueError, Database
 from worker.catalogue.holds import OnHold
 from worker.catalogue.record_versions import ensure_copy, record_version
 from worker.catalogue.records import Artifact, VerdictRow
-from worker.catalogue.verification_log import append_verdicts, prepare_verdicts
+from worker.catalogue.verifications import append_verdicts, prepare_verdicts
 from worker.storage import Digest, Verdict
 from worker.storage.integrity.manifest import Manifest
 

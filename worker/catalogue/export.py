@@ -23,7 +23,7 @@ from worker.catalogue.database import Database
 from worker.catalogue.records import LogHead
 from worker.catalogue.tables import metadata
 from worker.catalogue.types import Text, UtcDateTime
-from worker.catalogue.verification_log import head_of
+from worker.catalogue.verifications import head_of
 
 FORMAT = "zot-artifacts catalogue"
 VERSION = 1

@@ -20,7 +20,7 @@ from worker.catalogue.tables import (
     undeletes,
     verifications,
 )
-from worker.catalogue.verification_log import row_fits
+from worker.catalogue.verifications import row_fits
 from worker.storage import Verdict
 
 READ = "all bytes read"

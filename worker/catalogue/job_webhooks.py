@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
 from worker import clock
-from worker.catalogue.alarm_digests import is_due
+from worker.catalogue.alarms import is_due
 from worker.catalogue.database import Database
 from worker.catalogue.findings import NewFinding, resolve_key, see
 from worker.catalogue.records import FindingKind

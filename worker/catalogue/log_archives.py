@@ -21,7 +21,7 @@ from worker.catalogue.export import LineWriter, Sink
 from worker.catalogue.load_export import Lines
 from worker.catalogue.records import LogArchive, LogMonth
 from worker.catalogue.tables import log_archives, verifications
-from worker.catalogue.verification_log import FIRST_PREVIOUS, LOGGED, hash_of, head_of, last_archive, row_fits
+from worker.catalogue.verifications import FIRST_PREVIOUS, LOGGED, hash_of, head_of, last_archive, row_fits
 from worker.storage import Digest
 
 _FORMAT, _VERSION = "zot-artifacts verification log", 1

@@ -26,7 +26,7 @@ from worker.catalogue.holds import OnHold
 from worker.catalogue.records import OPEN_STATES, Artifact, Copy, CopyState, VerdictRow
 from worker.catalogue.sweep_claims import claim_due_copies, due_copies
 from worker.catalogue.tables import artifacts, batches, copies, jobs, pages, verifications
-from worker.catalogue.verification_log import PreparedVerdicts, append_verdicts, prepare_verdicts
+from worker.catalogue.verifications import PreparedVerdicts, append_verdicts, prepare_verdicts
 from worker.storage import Digest
 from zot_artifact_client.contract import JobState
 

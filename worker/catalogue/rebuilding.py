@@ -17,7 +17,7 @@ from worker.catalogue.holds import OnHold, check_hold
 from worker.catalogue.record_versions import ensure_copy, insert_version
 from worker.catalogue.records import Artifact, Copy, FindingKind, VerdictRow, artifact_of, copy_of
 from worker.catalogue.tables import artifacts, copies, tombstones
-from worker.catalogue.verification_log import append_verdicts, prepare_verdicts
+from worker.catalogue.verifications import append_verdicts, prepare_verdicts
 from worker.storage import Digest, Verdict
 from worker.storage.integrity.manifest import Manifest
 

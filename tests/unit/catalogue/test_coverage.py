@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.unit.catalogue.test_catalogue import DIGEST, PERIOD
-from tests.unit.catalogue.test_recorded_stores import copied
+from tests.unit.catalogue.test_store_records import copied
 from worker import clock
 from worker.catalogue import Catalogue, FailedJobs, Finding, FindingKind, NewVersion, compiled_statements
 from worker.catalogue.tables import jobs

@@ -7,7 +7,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.unit.catalogue.test_coverage import judged
-from tests.unit.catalogue.test_recorded_stores import copied
+from tests.unit.catalogue.test_store_records import copied
 from worker import clock
 from worker.catalogue import BAD, Finding, FindingKind, Group, Outcome, VerdictRow, compiled_statements
 from worker.storage import Digest

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from tests.unit.catalogue.test_recorded_stores import copied
+from tests.unit.catalogue.test_store_records import copied
 from worker import clock
 from worker.catalogue import Catalogue, HoldTooLate, Leased, OnHold, UndeleteRefused
 from zot_artifact_client.contract import JobState

@@ -28,7 +28,7 @@ from worker import clock
 from worker.artifacts.inventories import BadInventory
 from worker.artifacts.reconcile import DisorderedListing
 from worker.catalogue import FindingKind, NewFinding
-from worker.catalogue.reconciliation import ReconcileRun, Reconciliations
+from worker.catalogue.reconciliations import ReconcileRun, Reconciliations
 from worker.context import Context
 from worker.settings import Settings
 from worker.settings.section_models import SourceSettings

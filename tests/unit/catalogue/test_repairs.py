@@ -5,9 +5,9 @@ from datetime import timedelta
 import pytest
 
 from tests.unit.catalogue.test_coverage import judged
-from tests.unit.catalogue.test_recorded_stores import copied
+from tests.unit.catalogue.test_store_records import copied
 from worker import clock
-from worker.catalogue import FindingKind, NewFinding, repairable_copies
+from worker.catalogue import FindingKind, NewFinding, repairs
 from worker.storage import Digest
 
 HOUR = timedelta(hours=1)
@@ -37,10 +37,8 @@ def test_a_bad_copy_with_a_good_one_elsewhere_is_claimed_once(catalogue, claim, 
     assert claim() == ["bad"]
     assert claim() == []
     assert claim(now=clock.now() + 2 * HOUR) == ["bad"]
-    find = repairable_copies.artifact_of
-    monkeypatch.setattr(
-        repairable_copies, "artifact_of", lambda row: judged(catalogue, bad, "dr", "verified") or find(row)
-    )
+    find = repairs.artifact_of
+    monkeypatch.setattr(repairs, "artifact_of", lambda row: judged(catalogue, bad, "dr", "verified") or find(row))
     assert claim(now=clock.now() + 4 * HOUR) == []
 
 

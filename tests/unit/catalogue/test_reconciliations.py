@@ -3,9 +3,9 @@
 from datetime import timedelta
 
 from tests.unit.catalogue.test_coverage import judged
-from tests.unit.catalogue.test_recorded_stores import copied
+from tests.unit.catalogue.test_store_records import copied
 from worker import clock
-from worker.catalogue import FindingKind, NewFinding, Sighting, reconciliation
+from worker.catalogue import FindingKind, NewFinding, Sighting, reconciliations
 from worker.storage import Digest
 
 HOUR = timedelta(hours=1)
@@ -58,8 +58,8 @@ def test_the_copies_of_a_bucket_are_read_in_pages_by_key(catalogue, monkeypatch)
 
     A page may end between a copy and the one that is being written in its place.
     """
-    monkeypatch.setattr(reconciliation, "_RECORDED", reconciliation._RECORDED.limit(2))
-    monkeypatch.setattr(reconciliation, "_PAGE", 2)
+    monkeypatch.setattr(reconciliations, "_RECORDED", reconciliations._RECORDED.limit(2))
+    monkeypatch.setattr(reconciliations, "_PAGE", 2)
     for key in ("b", "Z", "é", "a/1", "a"):
         copied(catalogue, key, "dr")
     catalogue.artifacts.delete_copies([catalogue.artifacts.copies(copied(catalogue, "gone", "dr"))["dr"]])

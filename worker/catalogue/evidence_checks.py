@@ -1,4 +1,4 @@
-"""What stores say about copies without a read, compared with what was recorded when they were written."""
+"""Evidence checks: what stores say about copies without a read, compared with what was recorded at their write."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Copies that can be repaired, and the stores of which too many copies are bad to trust them."""
+"""Repairs: copies that can be repaired, and the stores of which too many copies are bad to trust them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
