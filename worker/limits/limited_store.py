@@ -1,6 +1,5 @@
 """A store as a running job uses it: admission control for every call, and each error counts against its store."""
 
-import os
 import socket
 import threading
 import time
@@ -16,7 +15,7 @@ from worker.limits.admission import Admission
 from worker.limits.concurrency import Slot
 from worker.limits.snooze import Snooze, StoreRefuses
 from worker.metric_counters import STORE_BYTES, STORE_ERRORS, STORE_OBJECTS, STORE_SECONDS
-from worker.settings import SettingsError, load_settings
+from worker.settings import SettingsError, stores_in_file
 from worker.storage import (
     Digest,
     ListedObject,
@@ -542,7 +541,7 @@ class LimitedStores(Mapping[str, LimitedStore]):
 
         Raises:
             UnknownStore: there is none; names those that are configured.
-            Snooze: this worker has older settings: the file of its settings has the store by now.
+            Snooze: this worker has older settings: the file of its settings has the store by now, or cannot be read.
         """
         found = self._limited.get(name)
         if found is None:
@@ -554,7 +553,12 @@ class LimitedStores(Mapping[str, LimitedStore]):
         try:
             return self._stores[name]
         except UnknownStore as error:  # the command or the service that sent the job may have newer settings
-            if _is_configured_now(name):
+            try:
+                is_newer = name in stores_in_file()
+            except (SettingsError, OSError) as unreadable:  # such as one that is being edited
+                told = f"{error.message}; the file of the settings cannot be read now: {unreadable}"
+                raise Snooze(told, _RESTARTED_WITHIN) from None
+            if is_newer:
                 told = (
                     f"the worker on {socket.gethostname()} has older settings, without the store {name!r}: restart it"
                 )
@@ -602,16 +606,6 @@ class LimitedStores(Mapping[str, LimitedStore]):
         if closed:
             raise min(closed, key=lambda error: error.seconds)
         return stores
-
-
-def _is_configured_now(name: str) -> bool:
-    """Return whether the file of the settings, as it is now, has a store of this name."""
-    if "ZOT_CONFIG" not in os.environ:
-        return False
-    try:
-        return name in load_settings().stores
-    except (SettingsError, OSError):  # it is being edited
-        return False
 
 
 class _SourceError(Exception):

@@ -52,6 +52,18 @@ def load_settings(**overrides: object) -> Settings:
         raise SettingsError("a value of the settings is nested too deeply") from None
 
 
+def stores_in_file() -> frozenset[str]:
+    """Return the names of the stores in the configuration file, as it is now; no name without a file.
+
+    Nothing else in it is checked: it may be for a newer version, or for processes with other variables.
+
+    Raises:
+        SettingsError: it cannot be read.
+    """
+    found = read_file(os.environ.get("ZOT_CONFIG")).get("stores")
+    return frozenset(found) if isinstance(found, dict) else frozenset()
+
+
 def _unknown_variables(environ: Mapping[str, str]) -> Iterable[str]:
     known = [f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields]
     seen = dict[str, str]()
