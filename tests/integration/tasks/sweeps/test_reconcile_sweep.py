@@ -95,9 +95,12 @@ def kinds(context: Context) -> set[tuple[str, str]]:
 
 @pytest.mark.usefixtures("uploaded")
 def test_a_difference_is_a_finding_when_two_runs_have_seen_it(
-    context: Context, run, sweep: Sweep, stored, foreign, sent
+    context: Context, run, sweep: Sweep, stored, foreign, sent, monkeypatch
 ) -> None:
-    """Missing, of another size and unknown: nothing after one run, a finding and a job to verify after two."""
+    """Missing, of another size and unknown: nothing after one run, a finding and a job to verify after two.
+
+    A run sends no more jobs than the settings allow, and the next one sends others, which its findings name.
+    """
     stored("dr", "b/1").unlink()
     stored("dr", "c").write_bytes(b"another size")
     age(stored, "c")
@@ -106,8 +109,16 @@ def test_a_difference_is_a_finding_when_two_runs_have_seen_it(
     assert (first.listed, first.recorded) == (4, 4)
     assert (first.seen, first.findings) == ({"missing": 1, "size_mismatch": 1, "orphan": 1}, {})
     assert (kinds(context), sent) == (set(), [])
-    assert sweep().findings == {"missing": 1, "size_mismatch": 1, "orphan": 1}
+    with monkeypatch.context() as few:
+        few.setitem(context.settings.sweep.reconcile.__dict__, "batch", 1)
+        assert sweep().findings == {"missing": 1, "size_mismatch": 1, "orphan": 1}
     assert kinds(context) == {("missing", "b/1"), ("size_mismatch", "c"), ("orphan", "zz")}
+    [before] = _jobs_to_verify(context)
+    assert [request.key for _, request in sent] == ["b/1"]
+    sent.clear()
+    sweep()
+    jobs = _jobs_to_verify(context)
+    assert (len(jobs), before in jobs) == (2, False)
     assert sorted((kind, request.key, request.stores) for kind, request in sent) == [
         ("verify", "b/1", ("dr",)), ("verify", "c", ("dr",)),
     ]  # fmt: skip
@@ -137,6 +148,10 @@ def test_a_bucket_that_the_catalogue_never_had_is_compared(
     assert [(each.bucket, each.key) for each in context.catalogue.findings.page()] == [("stray", "theirs")]
 
 
+def _jobs_to_verify(context: Context) -> set[str | None]:
+    return {each.job for each in context.catalogue.findings.page() if each.action == "verify"}
+
+
 def _state(context: Context, key: str) -> str:
     artifact = context.catalogue.artifacts.current("releases", key)
     assert artifact is not None
@@ -150,18 +165,27 @@ def test_one_object_that_the_store_does_not_tell_about_stops_no_other(
 ) -> None:
     """It is not confirmed, nor is what was written since the listing, or is being written; the others are findings."""
     stored("dr", "b/1").unlink()
+    repaired = stored("dr", "b/2").read_bytes()
+    stored("dr", "b/2").unlink()
+    stored("dr", "a").unlink()
     stored("dr", "c").write_bytes(b"another size")
     age(stored, "c")
-    for orphan in ("aa", "written", "writing"):
+    for orphan in ("0", "written", "writing"):
         foreign(orphan)
     stat, artifacts = Store.stat_object, context.catalogue.artifacts
 
     def failing(store: Store, bucket: str, key: str, **options: bool) -> Any:
-        if key == "aa":
+        if key == "0":
             for late in ("written", "writing"):
                 made = artifacts.record(bucket, late, _digest(context), {}, clock.now(), stores=["dr"]).artifact
                 if late == "written":
                     artifacts.finish_copy(made, "dr", tag="1", evidence={}, now=clock.now())
+            stored("dr", "b/2").write_bytes(repaired)
+            again = artifacts.current(bucket, "b/2")
+            assert again is not None
+            replaced = artifacts.record(bucket, "a", again.digest, {}, clock.now(), stores=["dr"]).artifact
+            for artifact in (again, replaced):
+                artifacts.finish_copy(artifact, "dr", tag="2", evidence={}, now=clock.now())
             raise failure
         if key == "c":
             stored("dr", "c").write_bytes(b"c")
@@ -174,8 +198,11 @@ def test_one_object_that_the_store_does_not_tell_about_stops_no_other(
 
 
 @pytest.mark.usefixtures("uploaded")
-def test_a_difference_that_is_gone_is_resolved(context: Context, sweep: Sweep, stored, foreign) -> None:
-    """What is right at the next run is a finding no more; what was seen once and is gone was never one."""
+def test_a_difference_that_is_gone_is_resolved(context: Context, sweep: Sweep, stored, foreign, monkeypatch) -> None:
+    """What is right at the next run is a finding no more; what was seen once and is gone was never one.
+
+    An orphan stays a finding until the store says that it is gone.
+    """
     body = stored("dr", "a").read_bytes()
     stored("dr", "a").unlink()
     foreign("zz")
@@ -184,6 +211,14 @@ def test_a_difference_that_is_gone_is_resolved(context: Context, sweep: Sweep, s
     assert kinds(context) == {("missing", "a"), ("orphan", "zz")}
     stored("dr", "a").write_bytes(body)
     stored("dr", "zz").unlink()
+
+    def silent(*_: Any, **__: Any) -> Any:
+        raise Unavailable("dr: EIO")
+
+    with monkeypatch.context() as fault:
+        fault.setattr(Store, "stat_object", silent)
+        sweep()
+    assert kinds(context) == {("orphan", "zz")}
     foreign("new")
     sweep()
     assert kinds(context) == set()
@@ -213,6 +248,7 @@ def test_an_orphan_that_is_written_again_just_now_stays_a_finding(
 @pytest.mark.usefixtures("uploaded")
 def test_what_is_written_during_a_run_is_no_difference(context: Context, sweep: Sweep, put, stored) -> None:
     """A copy that is being written, an object younger than the run and a copy that was read since are not flagged."""
+    stored("dr", "c").write_bytes(b"being replaced")
     artifact = context.catalogue.artifacts.record("releases", "inflight", _digest(context), {}, clock.now()).artifact
     context.catalogue.artifacts.ensure_copy(artifact, "dr")
     stored("dr", "inflight").write_bytes(b"half")
