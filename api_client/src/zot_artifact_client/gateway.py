@@ -359,10 +359,7 @@ def _error_of(response: http.client.HTTPResponse, url: str) -> ClientError:
         name, detail = str(problem["type"]).rpartition(":")[2], str(problem["detail"])
     except (ValueError, LookupError, TypeError, RecursionError):
         name, detail = "", f"{url} answers {response.status} {response.reason}"
-    if response.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
-        kind: type[ClientError] = NotAllowed
-    else:
-        later = response.status in _AGAIN or response.status >= HTTPStatus.INTERNAL_SERVER_ERROR
-        fallback = GatewayUnavailable if later else ClientError
-        kind = _ERRORS.get(name) or _BY_STATUS.get(response.status, fallback)
+    later = response.status in _AGAIN or response.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    fallback = GatewayUnavailable if later else ClientError
+    kind = _ERRORS.get(name) or _BY_STATUS.get(response.status, fallback)
     return kind(bounded(detail, 1000))

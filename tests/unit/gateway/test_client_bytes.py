@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import select
 import signal
 import socket
 import threading
@@ -348,10 +349,17 @@ class Faulty:
 
 
 def test_a_request_that_was_one_too_many_is_sent_again(tmp_path: Path) -> None:
-    """The gateway has done nothing about it, so that a job without an idempotency key is not sent twice."""
+    """The gateway has done nothing about it, so that a job without an idempotency key is not sent twice.
+
+    Nor is it sent on a kept connection that the gateway has closed meanwhile, which would be its only try.
+    """
     asked: list[str] = []
 
     def busy(to: BaseHTTPRequestHandler) -> None:
+        if to.command == "GET":
+            answer(to, 200, json.dumps(SHOWN).encode())
+            to.close_connection = True
+            return
         to.rfile.read(int(to.headers["Content-Length"]))
         asked.append(to.path)
         if len(asked) <= 2:
@@ -362,6 +370,9 @@ def test_a_request_that_was_one_too_many_is_sent_again(tmp_path: Path) -> None:
 
     refused = pytest.raises(BrokerUnavailable)  # which may have sent it
     with answering(busy) as url, ArtifactClient(gateway=url, token="t") as client, refused:
+        client.show("b", "k")
+        [kept] = client._bytes.gateway._idle.get()  # type: ignore[union-attr]
+        assert select.select([kept.sock], [], [], WITHIN)[0]  # the end of the connection is here
         client.verify("b", "k")
     assert asked == ["/v1/jobs/verify"] * 3
 
@@ -406,18 +417,32 @@ def test_a_fault_that_stays_is_an_error(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("body", [b"?" + BODY[1:], BODY[:-1], BODY + b"!"], ids=["flip", "shorter", "longer"])
-def test_an_artifact_without_chunks_is_compared_as_a_whole(body: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "body, length, error",
+    [
+        (b"?" + BODY[1:], None, DamagedBytes),
+        (BODY[:-1], None, DamagedBytes),
+        (BODY + b"!", None, DamagedBytes),
+        (BODY[:-1], len(BODY), GatewayUnavailable),
+    ],
+    ids=["flip", "shorter", "longer", "cut"],
+)
+def test_an_artifact_without_chunks_is_compared_as_a_whole(
+    body: bytes, length: int | None, error: type[Exception], tmp_path: Path
+) -> None:
     """Bytes that arrive damaged are an error before one of them is given out, also where no chunks are recorded."""
     shown = json.dumps({**SHOWN, "manifest": None}).encode()
 
     def handle(to: BaseHTTPRequestHandler) -> None:
-        answer(to, 200, shown if to.path.startswith("/v1/artifacts/") else body)
+        if to.path.startswith("/v1/artifacts/"):
+            answer(to, 200, shown)
+        else:
+            answer(to, 200, body, length)
 
     with answering(handle) as url, ArtifactClient(gateway=url, token="t") as client:
-        with pytest.raises(DamagedBytes):
+        with pytest.raises(error):
             client.get("b", "k", tmp_path / "k")
-        with client.open("b", "k") as file, pytest.raises(DamagedBytes):
+        with client.open("b", "k") as file, pytest.raises(error):
             file.read(1)
     assert list(tmp_path.iterdir()) == []
 
@@ -462,10 +487,15 @@ def test_what_no_gateway_answers_is_told(body: bytes, tmp_path: Path, monkeypatc
 
 
 def test_a_damaged_answer_is_asked_for_again() -> None:
-    """The answer after one that was damaged on the way is the one that counts."""
-    bodies = [b"\xff", json.dumps(SHOWN).encode()]
-    with answering(lambda to: answer(to, 200, bodies.pop(0))) as url, ArtifactClient(gateway=url, token="t") as client:
+    """The answer after one that was damaged on the way is the one that counts; a status alone is an error."""
+    huge = json.dumps({"type": "urn:zot-artifacts:InvalidRequest", "detail": "no" * 50_000}).encode()
+    errors = {401: NotAllowed, 403: NotAllowed, 412: ArtifactChanged, 500: GatewayUnavailable}
+    answers = [(200, b"\xff"), (200, json.dumps(SHOWN).encode()), *((status, huge) for status in errors)]
+    with answering(lambda to: answer(to, *answers.pop(0))) as url, ArtifactClient(gateway=url, token="t") as client:
         assert client.show("b", "k").sha256 == SHOWN["sha256"]
+        for error in errors.values():
+            with pytest.raises(error):
+                client.show("b", "k")
 
 
 @pytest.mark.parametrize("said", ["-7", "x", None, "1001"])
