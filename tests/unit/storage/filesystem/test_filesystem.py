@@ -611,6 +611,10 @@ def test_an_intent_is_of_its_own_file_alone(store: Store, driver: FilesystemDriv
         with pytest.raises(PreconditionFailed):  # but it completes the intent first
             driver.delete("b", "k", condition=Match("another version"))
         assert (driver.stat("b", "k").sha256, intent.exists()) == (expected, False)
+    intent.write_text(json.dumps({"bucket": "gone", "key": "d/k", **own, "sha256": "0" * 64}))
+    left = intent.rename(intent.with_name(ObjectPath("gone", "d/k").intent))
+    assert [store.remove_stale_upload(each) for each in store.iter_stale_uploads()] == [True]
+    assert not left.exists()
 
 
 def test_a_copy_has_a_life_of_its_own(store: Store, driver: FilesystemDriver) -> None:
