@@ -2,10 +2,13 @@
 
 import threading
 import time
+from queue import SimpleQueue
 
 import pytest
 
+from worker.artifacts import page_runner
 from worker.artifacts.page_runner import GROUP, work_on
+from worker.catalogue import CatalogueError
 
 
 def test_all_results_are_recorded_in_groups_by_the_calling_thread():
@@ -22,19 +25,43 @@ def test_all_results_are_recorded_in_groups_by_the_calling_thread():
     assert where == {threading.get_ident()}
 
 
-def test_an_error_stops_the_page_and_what_was_done_is_recorded():
+@pytest.mark.parametrize("error, known", [(KeyError("of one object"), 30), (CatalogueError("it is away"), 0)])
+def test_an_error_stops_the_page_and_what_was_done_is_recorded(error, known):
     """The first error is raised after the results before it were recorded; nothing is handed out any more."""
     recorded = []
 
     def do(part):
         for n in part:
             if n == 30:
-                raise KeyError(n)
+                raise error
             yield n
 
-    with pytest.raises(KeyError):
+    with pytest.raises(type(error)):
         work_on(range(1000), do, recorded.extend, threads=1)
-    assert recorded == list(range(30))
+    assert recorded == list(range(known))
+
+
+def test_a_page_whose_results_cannot_be_recorded_ends():
+    """Its threads begin nothing more, and what was under way is recorded before the error is raised."""
+    recorded, failed = [], threading.Event()
+
+    def do(part):
+        for n in part:
+            if n == 0 or n >= 300:
+                assert failed.wait(60)
+                time.sleep(0.05)  # so that the rest would take ten seconds
+            yield n
+
+    def record(done):
+        if not failed.is_set():
+            failed.set()
+            raise KeyError
+        recorded.extend(done)
+
+    with pytest.raises(KeyError):
+        work_on(range(700), do, record, threads=2)
+    assert 0 in recorded
+    assert len(recorded) < 400
 
 
 def test_fast_objects_are_worked_on_in_the_calling_thread():
@@ -43,6 +70,7 @@ def test_fast_objects_are_worked_on_in_the_calling_thread():
 
     def do(part):
         where.add(threading.get_ident())
+        assert part[0] - len(recorded) <= GROUP, "a group is recorded once it is full"
         return part
 
     assert work_on(range(1000), do, recorded.extend, threads=16, begin=1)
@@ -121,20 +149,21 @@ def test_a_page_that_reads_does_not_wait_for_a_request_that_hangs():
     answered.set()
 
 
-def test_a_page_that_writes_waits_for_its_threads():
-    """A write that is under way ends, and is recorded, before the page gives up its locks."""
-    recorded, failed = [], threading.Event()
+def test_a_page_that_writes_waits_for_its_threads(monkeypatch):
+    """A write that is under way ends, and is recorded, before the page gives up its locks; none begins after it."""
+    monkeypatch.setattr(page_runner, "_ABANDON_AFTER", 0.0)
+    recorded, failed = [], SimpleQueue()
 
     def do(part):
         if part[0] == 0:
-            failed.wait(60)
+            failed.get(timeout=60).join(60)
         else:
-            failed.set()
+            failed.put(threading.current_thread())
             raise InterruptedError
         yield from part
 
     with pytest.raises(InterruptedError):
-        work_on(range(2), do, recorded.extend, threads=2)
+        work_on(range(100), do, recorded.extend, threads=2)
     assert recorded == [0]
 
 
