@@ -25,6 +25,7 @@ from worker.artifacts.verification_log_head import (
     check_kept_head,
     keep_head,
     log_faults,
+    see_head,
     signed_head,
 )
 from worker.catalogue import Catalogue, Finding, LogHead
@@ -221,8 +222,10 @@ def test_an_accepted_head_replaces_the_one_before_which_stays(path, tmp_path):
     keep_head(store, catalogue, keys)
     catalogue.close()
     catalogue = tampered(path, "DELETE FROM verifications WHERE id > 1")
-    assert "lost rows" in str(keep_head(store, catalogue, keys))
+    assert "lost rows" in str(see_head(store, catalogue, keys))
+    assert catalogue.findings.page()
     aside = accept_head(store, catalogue, keys)
+    assert not catalogue.findings.page()
     assert keep_head(store, catalogue, keys) is None
     with store.read_object("zot-probe", str(aside)) as reader:
         assert json.loads(reader.read(4096))["id"] == 3
@@ -288,10 +291,24 @@ def test_the_commands_check_signatures_and_status_sees_a_cut_log(tmp_path, monke
     capsys.readouterr()
     assert cli.run(["log", "verify", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["head"]["signature"]
-    tampered(path, "DELETE FROM verifications WHERE id = 2").close()
+    catalogue = tampered(path, "DELETE FROM verifications WHERE id = 2")
+    catalogue.close()
     cli.run(["status", "--json"])
     checks = json.loads(capsys.readouterr().out)["checks"]
     assert "lost rows" in next(each["detail"] for each in checks if each["name"] == "verification log")
+    (tmp_path / "run").mkdir(exist_ok=True)
+    notes = [kind(tmp_path / "run", catalogue) for kind in (CheckedLog, WrittenLog)]
+    for note in notes:
+        note.put(LogHead(2, "0" * 64, clock.now()))
+    assert cli.run(["log", "accept", "--yes"]) == 0
+    assert cli.run(["log", "verify"]) == 0
+    assert [note.get() for note in notes] == [None, None]
+    shutil.rmtree(tmp_path / "stores" / "primary")
+    (tmp_path / "stores" / "primary").write_bytes(b"no directory")
+    capsys.readouterr()
+    assert cli.run(["log", "accept", "--yes", "--json"]) == 3
+    told = json.loads(capsys.readouterr().out)
+    assert (list(told["replaced"]), list(told["failed"])) == (["dr"], ["primary"])
 
 
 def test_rows_that_were_cut_off_before_a_store_kept_the_head_show(path: Path, tmp_path: Path) -> None:
@@ -312,23 +329,33 @@ def test_rows_that_were_cut_off_before_a_store_kept_the_head_show(path: Path, tm
         cut.close()
 
 
-def test_a_note_of_the_head_that_is_written_just_then_is_no_lost_row(path: Path, tmp_path: Path) -> None:
+def test_a_note_of_the_head_that_is_written_just_then_is_no_lost_row(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A reader gets the start of one write and the end of another: that is no row which the log has lost."""
     catalogue = Catalogue(f"sqlite:///{path}")
     append(catalogue, *["verified"] * 9)
     note, bodies, heads = WrittenLog(tmp_path, catalogue), list[bytes](), list[LogHead | None]()
+    (other := tmp_path / "other").write_bytes(b"of another program")
+    note._file.symlink_to(other)
+    torn, read = list[bytes](), Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda file: torn.pop() if torn else read(file))
     for _ in range(2):  # row 9, and 10, which makes all that follows one byte longer
         head = catalogue.verifications.head()
         assert head is not None
         note.put(head)
         assert note.get() == head
         bodies.append(note._file.read_bytes())
+        torn.append(b'{"id": 9')
+        assert note.get() == head
+        note._file.write_bytes(bodies[-1] * 2)
         heads.append(head)
         append(catalogue, "verified")
     for first, last in (bodies, reversed(bodies)):
         for cut in range(200):  # spaces follow
             note._file.write_bytes(first[:cut] + last[cut:])
             assert note.get() in {*heads, None}
+    assert other.read_bytes() == b"of another program"
     catalogue.close()
 
 
