@@ -9,11 +9,13 @@ import redis
 from celery import Celery
 
 from tasks.sweeps.recover import recover
+from worker import clock
 from worker.context import Context
 from worker.jobs.outbox import Outbox
-from worker.jobs.send_sweep_pages import plan
+from worker.jobs.send_sweep_pages import PlanOfClaims, plan
 from worker.settings import Settings
 from worker.settings.section_models import RecoverSweepSettings, SweepSettings
+from worker.storage import Digest
 from worker.storage.config import FilesystemConfig
 from zot_artifact_client.contract import ClaimSelection, PageRequest, RangeSelection
 
@@ -65,6 +67,11 @@ def test_pages_that_were_never_sent_are_sent(context, app, broker, monkeypatch):
         away.setattr(Outbox, "send", lambda *_: (_ for _ in ()).throw(redis.ConnectionError))
         with pytest.raises(redis.ConnectionError):
             plan(context.catalogue, "sweep-1", [OF_SWEEP], Outbox(app))
+        away.setattr(Outbox, "lost", lambda *_: (_ for _ in ()).throw(redis.ConnectionError))
+        with pytest.raises(redis.ConnectionError):
+            plan(context.catalogue, "sweep-2", [OF_SWEEP], Outbox(app))
+    [page] = context.catalogue.pages.planned_by("sweep-2")
+    assert context.catalogue.ledger.get(page.job).due_at is not None
     assert ([each.waits for each in context.catalogue.pages.planned_by("sweep-1")], broker.llen("sweep")) == ([True], 0)
     assert recover(context, app).messages == 1
     assert broker.llen("sweep") == 1
@@ -83,4 +90,12 @@ def test_pages_have_a_due_time_where_the_broker_cannot_tell(context, app, broker
     [page] = context.catalogue.pages.planned_by("sweep-1")
     with Celery(broker="memory://", set_as_current=False) as other:
         assert [recover(context, other).messages for _ in range(3)] == [0, 0, 0]
-    assert context.catalogue.ledger.get(page.job).due_at is not None
+        assert context.catalogue.ledger.get(page.job).due_at is not None
+        plan(context.catalogue, "sweep-2", [OF_SWEEP], Outbox(other))
+        claims = PlanOfClaims(context.catalogue, "sweep-3", Outbox(other))
+    artifact = context.catalogue.artifacts.record("releases", "a", Digest(1, "a" * 64), {}, now := clock.now()).artifact
+    with context.catalogue._database.write() as connection:
+        claims.pages_of("primary", objects=1, now=now, until=now)(connection, [artifact])
+    for sweep in ("sweep-2", "sweep-3"):
+        [page] = context.catalogue.pages.planned_by(sweep)
+        assert context.catalogue.ledger.get(page.job).due_at >= now
