@@ -55,14 +55,12 @@ def verify(
     """
     with opened(existing=True) as session:
         keys = LogKeys.of(session.settings.verification_log)
-        broken = session.catalogue.verifications.first_broken()
+        broken = _see_chain(session)
         stores = [session.stores[name] for name in session.settings.stores]
         written = _written(session).get()
         faults = log_faults(stores, session.catalogue, keys=keys, written=written, read_archives=archives)
         restored = unaccepted_restore(session.catalogue)
         head, (_, archived) = signed_head(session.catalogue, keys), session.catalogue.log_archives.extent()
-        evidence = None if broken is None else {"detail": f"the verification log was changed at row {broken}"}
-        session.catalogue.findings.see_store(FindingKind.LOG_CHANGED, "", evidence, now=clock.now())
     if as_json:
         print_json({"good": not faults, "first_broken": broken, "faults": faults, "head": head, "archived": archived})
     elif not faults:
@@ -91,7 +89,8 @@ def accept(
     Until then the stores keep their lists of deletes and companions, which `catalogue rebuild` needs.
     `log verify` also reports heads that were written before `verification_log.signing_key` was set.
     The heads that are replaced stay in the stores beside the new ones.
-    The chain itself must be unbroken; where it is not, --yes only lets the stores keep later lists after a restore.
+    Where the chain itself is broken, restore a backup that is whole.
+    Without one, --yes records the head all the same: the broken chain stays a finding, and the exit status is 1.
 
     Example:
 
@@ -99,10 +98,9 @@ def accept(
     """
     with opened(existing=True) as session:
         keys, catalogue = LogKeys.of(session.settings.verification_log), session.catalogue
-        if (broken := catalogue.verifications.first_broken()) is not None:
-            if yes:  # else no store would keep the deletes and companions of a catalogue without a better backup
-                catalogue.backup_times.accept_restored()
-            raise Failure(f"the verification log was changed at row {broken}: restore it from a backup")
+        broken = _see_chain(session)
+        if broken is not None and not yes:
+            raise Failure(f"{_broken_at(broken)}: restore it from a backup; if no whole one is left, add --yes")
         stores = [session.stores[name] for name in session.settings.stores]
         faults = log_faults(stores, catalogue, keys=keys, written=_written(session).get())
         if faults and not yes:
@@ -117,13 +115,27 @@ def accept(
         CheckedLog(session.settings.broker_file.parent, catalogue).forget()
         _written(session).forget()
     if as_json:
-        print_json({"accepted": faults, "replaced": kept, "failed": failed})
+        print_json({"accepted": faults, "first_broken": broken, "replaced": kept, "failed": failed})
     else:
         for name, aside in kept.items():
             say(f"{name}: keeps the present head" + (f"; the one before is {aside}" if aside else ""))
         for name, message in failed.items():
             complain(f"{name}: {message}")
-    raise typer.Exit(Status.UNKNOWN if failed else Status.GOOD)
+        if broken is not None:
+            complain(f"{_broken_at(broken)}: restore it from a backup; until then this is a finding")
+    raise typer.Exit(Status.UNKNOWN if failed else Status.GOOD if broken is None else Status.BAD)
+
+
+def _see_chain(session: Session) -> int | None:
+    """Return the first row that breaks the chain, or None; open or resolve the finding about that."""
+    broken = session.catalogue.verifications.first_broken()
+    evidence = None if broken is None else {"detail": _broken_at(broken)}
+    session.catalogue.findings.see_store(FindingKind.LOG_CHANGED, "", evidence, now=clock.now())
+    return broken
+
+
+def _broken_at(row: int) -> str:
+    return f"the verification log was changed at row {row}"
 
 
 def _written(session: Session) -> WrittenLog:

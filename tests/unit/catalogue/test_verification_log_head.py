@@ -28,7 +28,9 @@ from worker.artifacts.verification_log_head import (
     see_head,
     signed_head,
 )
-from worker.catalogue import Catalogue, Finding, LogHead
+from worker.catalogue import Catalogue, Finding, FindingKind, LogHead
+from worker.context import Context
+from worker.settings import load_settings
 from worker.storage import Store
 from worker.storage.errors import StorageError
 
@@ -236,19 +238,25 @@ def test_an_accepted_head_replaces_the_one_before_which_stays(path, tmp_path):
 
 
 def test_a_restore_is_accepted_although_the_chain_is_broken(path, tmp_path, monkeypatch, capsys):
-    """The backup may be the best one there is: the stores keep the deletes of its catalogue from then on."""
+    """The backup may be the best one there is: the stores keep its head, and so its deletes, but it stays broken."""
     monkeypatch.setenv("ZOT_HOME", str(tmp_path))
-    append(catalogue := Catalogue(f"sqlite:///{path}"), "verified", "corrupt")
+    append(catalogue := Catalogue(f"sqlite:///{path}"), "verified", "corrupt", "verified")
+    store = Context.open(load_settings()).stores["primary"]
+    assert keep_head(store, catalogue) is None
     catalogue.close()
     catalogue = tampered(
         path,
+        "DELETE FROM verifications WHERE id = 3",
         "UPDATE verifications SET verdict = 'verified' WHERE id = 2",
         "INSERT INTO sweep_cursors (name, after) VALUES ('backup.restored', 1790000000)",
     )
-    for options, restored in ([], True), (["--yes"], False):
+    for options, accepted in ([], False), (["--yes"], True), (["--yes"], True):
         assert cli.run(["log", "accept", *options]) == 1
         assert "changed at row 2: restore it from a backup" in capsys.readouterr().err
-        assert (catalogue.backup_times.restored() is not None) == restored
+        assert (catalogue.backup_times.restored() is None) == accepted
+        assert (keep_head(store, catalogue) is None) == accepted
+    assert cli.run(["log", "verify"]) == 1
+    assert [each.store for each in catalogue.findings.page(kind=FindingKind.LOG_CHANGED)] == [None]
     catalogue.close()
 
 
