@@ -129,9 +129,9 @@ class _Side:
             lease=timedelta(minutes=5),
         )  # fmt: skip
         assert isinstance(begun, Leased)
-        job = RunningJob(begun.record, ledger, self.context.settings.jobs, _NullReporter())
+        job = RunningJob(begun.record, self.context, _NullReporter())
         try:
-            return batch(request, self.context.for_job(job), job, self.messages)
+            return batch(request, job, self.messages)
         except Continue:
             ledger.continue_later(job.id, job.fence, progress=job.progress.model_dump(mode="json"), due=clock.now())
             return None

@@ -81,7 +81,7 @@ def run(home: Path, way: str, count: int) -> Reconciled:
     job = _take(context, "reconcile", "sweep.reconcile", {}, _Null())
     begun = time.monotonic()
     with job:
-        (found,) = sweep_reconcile(SweepReconcileRequest(**fields), context.for_job(job), job).stores
+        (found,) = sweep_reconcile(SweepReconcileRequest(**fields), job).stores
     taken = time.monotonic() - begun
     context.close()
     if (found.listed, found.recorded, found.seen) != (count, count, {}):

@@ -97,12 +97,12 @@ def run(home: Path, count: int) -> Paged:
     outside, resident = _Null(), []
     used = time.process_time()
     job = _take(context, "sweep", "sweep.verify", {}, outside)
-    sweep_verify(SweepVerifyRequest(store="primary"), context.for_job(job), job, outside)
+    sweep_verify(SweepVerifyRequest(store="primary"), job, outside)
     done = 0
     for sent in outside.sent:
         job = _take(context, sent.job_id, "page", sent.payload, outside)
         with job:
-            result = page(PageRequest.read(sent.payload), context.for_job(job), job)
+            result = page(PageRequest.read(sent.payload), job)
         done += result.objects
         ended = result.model_dump(mode="json")
         context.catalogue.ledger.finish(job.id, job.fence, JobState.SUCCEEDED, now=clock.now(), result=ended)
@@ -124,7 +124,7 @@ def _take(context: Context, id_: str, kind: str, request: dict[str, Any], outsid
         id_, kind, request, owner="benchmark", writes_to=None, parent=None, now=clock.now(), lease=timedelta(minutes=5)
     )
     assert isinstance(begun, Leased)
-    return RunningJob(begun.record, context.catalogue.ledger, context.settings.jobs, outside)
+    return RunningJob(begun.record, context, outside)
 
 
 def _fill(catalogue: Catalogue, count: int) -> None:

@@ -3,7 +3,6 @@
 from worker import clock
 from worker.artifacts.adoption import adopted_before, read_to_adopt
 from worker.catalogue import Artifact, OtherVersion
-from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
 from worker.storage.errors import Conflict
@@ -11,7 +10,7 @@ from worker.storage.keys import check_bucket, check_existing_key
 from zot_artifact_client.contract import ADOPT, AdoptRequest, AdoptResult
 
 
-def adopt(request: AdoptRequest, context: JobContext, job: RunningJob) -> AdoptResult:
+def adopt(request: AdoptRequest, job: RunningJob) -> AdoptResult:
     """Read an object in full and record it as a copy of its artifact; the object does not change.
 
     A read that matched a digest counts as a verification; a first read proves nothing and is recorded as that.
@@ -25,7 +24,7 @@ def adopt(request: AdoptRequest, context: JobContext, job: RunningJob) -> AdoptR
         Snooze: the store takes no job now.
     """
     check_existing_key(check_bucket(request.bucket), request.key)
-    artifacts, store = context.catalogue.artifacts, context.stores[request.store]
+    artifacts, store = job.catalogue.artifacts, job.stores[request.store]
     stat = store.stat_object(request.bucket, request.key, as_copy=True)
     known = artifacts.current(request.bucket, request.key)
     copy = artifacts.copies(known).get(store.name) if known else None
@@ -35,7 +34,7 @@ def adopt(request: AdoptRequest, context: JobContext, job: RunningJob) -> AdoptR
     job.start(stat.size, f"reading from {store.name}")
     read = read_to_adopt(request, store, stat, known, job)
     try:
-        artifact = context.catalogue.adoptions.record(read.adoption, clock.now())
+        artifact = job.catalogue.adoptions.record(read.adoption, clock.now())
     except OtherVersion as error:
         raise Conflict(f"{store.name}: {stat.bucket}/{stat.key}: {error}") from error
     return _result(

@@ -41,12 +41,13 @@ from worker.catalogue import (
     BatchItem,
     BatchItemKind,
     BatchOutcome,
+    Catalogue,
     FailedBatchItem,
     NewBatchItem,
     Page,
     PageCounts,
 )
-from worker.context import Context, JobContext
+from worker.context import Context
 from worker.counted import counted
 from worker.jobs.cancel_jobs import request_cancel
 from worker.jobs.outbox import Outbox
@@ -144,7 +145,7 @@ class EndedItem:
     left: Sequence[ObjectJob] = ()
 
 
-def batch(request: BatchRequest, context: JobContext, job: RunningJob, messages: Messages | None = None) -> BatchResult:
+def batch(request: BatchRequest, job: RunningJob, messages: Messages | None = None) -> BatchResult:
     """Run the next step of a batch: count outcomes, plan as many jobs as may be in flight, end if nothing is left.
 
     Raises:
@@ -156,59 +157,59 @@ def batch(request: BatchRequest, context: JobContext, job: RunningJob, messages:
         NotApproved, WaitsForApproval: a second person has not approved the delete; nothing was done.
     """
     if request.dry_run:
-        _check(request, context)
-        return count_upload(request, context, job)
+        _check(request, job)
+        return count_upload(request, job)
     messages = messages or Outbox(current_app)
-    before = _open_batch(request, context, job)
-    items = context.catalogue.batches.in_flight(job.id)
+    before = _open_batch(request, job)
+    items = job.catalogue.batches.in_flight(job.id)
     running = [item for item in items if not item.state.terminal]
-    most = request.in_flight or context.settings.batch.in_flight
+    most = request.in_flight or job.settings.batch.in_flight
     ended, left, open_pages = list[EndedItem](), list[ObjectJob](), list[str]()
     for item in items:
         full = len(running) + len(left) >= most  # what has left more pages waits for a later step
         if item.state.terminal and not (full and item.kind == PAGE.kind):
-            ended.append(_ended(request, context, item))
+            ended.append(_ended(request, job, item))
             left += ended[-1].left
         elif item.kind == PAGE.kind:
             open_pages.append(item.job)
-    objects, size = context.catalogue.pages.progress_of(open_pages)
+    objects, size = job.catalogue.pages.progress_of(open_pages)
 
-    planned = _next(request, context, before, room=most - len(running) - len(left))
+    planned = _next(request, job, before, room=most - len(running) - len(left))
     new = [
         _new_item(request, before, number, each)
         for number, each in enumerate([*left, *planned.found], before.planned + 1)
     ]
     lost = _lost(messages, running)
 
-    now, every = clock.now(), context.settings.batch.step
+    now, every = clock.now(), job.settings.batch.step
     wait = min(every, _rest(before, ended, objects, now)) if ended or planned.found or objects else every * _IDLE
     kind = BatchItemKind(request.verb, QUEUE.value, now + UNSEEN if lost is None else None)
     cursor = _with_not_kept(planned.cursor, [each.outcome.item for each in ended])
     changes = BatchChanges([each.outcome for each in ended], new, cursor, planned.exhausted, now + wait)
-    after = context.catalogue.batches.advance(before, kind, changes, now)
+    after = job.catalogue.batches.advance(before, kind, changes, now)
 
     again = {item.job: (item.kind, item.request) for item in lost or ()}
     _send(messages, job, again | {item.job: (item.kind or request.verb, item.request) for item in new})
     job.publish_progress(_progress(request, after, objects, size))
     if after.exhausted and not new and not running:
-        return _result(request, context, after)
+        return _result(request, job.catalogue, after)
     raise Continue(wait.total_seconds())
 
 
-def _open_batch(request: BatchRequest, context: JobContext, job: RunningJob) -> Batch:
+def _open_batch(request: BatchRequest, job: RunningJob) -> Batch:
     """Return the batch with what its earlier steps have done; its first step begins it.
 
     Raises:
         Continue: its next step is not due yet.
         NotApproved, WaitsForApproval: it deletes, and a second person has not approved it.
     """
-    before = context.catalogue.batches.get(job.id)
+    before = job.catalogue.batches.get(job.id)
     early = before.next_step_at - _SLACK - clock.now() if before else timedelta()
-    if timedelta() < early <= _IDLE * context.settings.batch.step:  # what is later was written by a clock ahead
+    if timedelta() < early <= _IDLE * job.settings.batch.step:  # what is later was written by a clock ahead
         raise Continue(None)
-    before = before or _begin(request, context, job)
+    before = before or _begin(request, job)
     if request.verb == DELETE.kind and not before.planned:
-        check_batch(request, context, job, before.total or 0, before.total_bytes or 0)
+        check_batch(request, job, before.total or 0, before.total_bytes or 0)
     return before
 
 
@@ -240,57 +241,57 @@ def end_batch_items(context: Context, app: Celery) -> None:
 # Beginning
 
 
-def _begin(request: BatchRequest, context: JobContext, job: RunningJob) -> Batch:
+def _begin(request: BatchRequest, job: RunningJob) -> Batch:
     """Check the whole request before its first effect, and record the batch."""
-    _check(request, context)
+    _check(request, job)
     now, deletes = clock.now(), request.verb == DELETE.kind
     if request.verb in LINES_OF:
-        cursor, total, size = begin_listed(request, context, job)
+        cursor, total, size = begin_listed(request, job)
     elif request.keys_from is not None:
         job.step("reading the list")
-        listed = key_lists.check(request.keys_from, context.settings, job.heartbeat, job=job.id)
+        listed = key_lists.check(request.keys_from, job.settings, job.heartbeat, job=job.id)
         total, size, cursor = listed.count, None, {"offset": 0, "tag": listed.tag}
     else:
-        total, size = context.catalogue.artifacts.measure(check_bucket(request.bucket or ""), request.prefix)
+        total, size = job.catalogue.artifacts.measure(check_bucket(request.bucket or ""), request.prefix)
         cursor = {"after": ""}
     if request.verb not in LINES_OF:
-        cursor |= cursor_of(context.catalogue.artifacts.seen(writing_to=context.stores if deletes else ()))
+        cursor |= cursor_of(job.catalogue.artifacts.seen(writing_to=job.stores if deletes else ()))
     if not total and not deletes and request.verb not in LINES_OF:
         where = request.keys_from or f"{request.bucket}/{request.prefix}"
         raise NotFound(f"{where}: there is no artifact there to {request.verb}; `zot-artifacts ls` shows what there is")
-    return context.catalogue.batches.begin(job.id, cursor, total=total, total_bytes=size, now=now)
+    return job.catalogue.batches.begin(job.id, cursor, total=total, total_bytes=size, now=now)
 
 
-def _check(request: BatchRequest, context: JobContext) -> None:
+def _check(request: BatchRequest, job: RunningJob) -> None:
     """Raise UnknownStore, which has the nearest name, or PermanentError: a store cannot do what is asked of it."""
     for name in (*(request.to or ()), *(request.stores or ())):
-        context.stores[name]
-    placed = () if context.settings.placement_rules else context.settings.placement_stores
-    check_beside_bytes(request, context.stores, request.stores or placed)  # with rules, each file is checked
+        job.stores[name]
+    placed = () if job.settings.placement_rules else job.settings.placement_stores
+    check_beside_bytes(request, job.stores, request.stores or placed)  # with rules, each file is checked
 
 
 # Planning
 
 
-def _next(request: BatchRequest, context: JobContext, before: Batch, room: int) -> PlannedJobs:
+def _next(request: BatchRequest, job: RunningJob, before: Batch, room: int) -> PlannedJobs:
     if before.exhausted or room <= 0:
         return PlannedJobs((), before.cursor, before.exhausted)
     if request.verb in LINES_OF:
-        pages, cursor, exhausted = next_listed_pages(request, context, before, min(room, _PAGES_AT_ONCE))
+        pages, cursor, exhausted = next_listed_pages(request, job, before, min(room, _PAGES_AT_ONCE))
         return PlannedJobs([PageJob(page, size) for page, size in pages], cursor, exhausted)
-    limits = limits_of(context.settings.page, before.total)
+    limits = limits_of(job.settings.page, before.total)
     if request.keys_from is not None:
-        return _next_lines(request, context, before, room, limits)
-    return _next_range(request, context, before, room, limits)
+        return _next_lines(request, job, before, room, limits)
+    return _next_range(request, job.catalogue, before, room, limits)
 
 
 def _next_range(
-    request: BatchRequest, context: JobContext, before: Batch, room: int, limits: PageSettings
+    request: BatchRequest, catalogue: Catalogue, before: Batch, room: int, limits: PageSettings
 ) -> PlannedJobs:
     most = min(room, _PAGES_AT_ONCE) * limits.objects
     assert request.bucket is not None
     after, seen = before.cursor["after"], seen_by(before)
-    artifacts = context.catalogue.artifacts.listing(request.bucket, request.prefix, after, most, seen=seen)
+    artifacts = catalogue.artifacts.listing(request.bucket, request.prefix, after, most, seen=seen)
     found: list[ObjectJob | PageJob] = []
     pages = list(split(map(artifact_object, artifacts), limits))
     for page in pages[:room]:
@@ -311,15 +312,13 @@ def _cursor_after(before: Batch, key: str) -> dict[str, Any]:
     return {**before.cursor, "after": key}
 
 
-def _next_lines(
-    request: BatchRequest, context: JobContext, before: Batch, room: int, limits: PageSettings
-) -> PlannedJobs:
+def _next_lines(request: BatchRequest, job: RunningJob, before: Batch, room: int, limits: PageSettings) -> PlannedJobs:
     most = min(room, _PAGES_AT_ONCE) * limits.objects
     assert request.keys_from is not None
     offset, tag = before.cursor["offset"], before.cursor["tag"]
-    lines = key_lists.page(request.keys_from, context.settings, offset=offset, tag=tag, limit=most, job=before.job)
+    lines = key_lists.page(request.keys_from, job.settings, offset=offset, tag=tag, limit=most, job=before.job)
     found: list[ObjectJob | PageJob] = []
-    pages = list(split(of_lines(lines, context.catalogue), limits))
+    pages = list(split(of_lines(lines, job.catalogue), limits))
     for page in pages[:room]:
         selection = LinesSelection(file=request.keys_from, offset=offset, end=int(page[-1].end), tag=tag)
         found.append(_job_of(page, _page_request(request).model_copy(update={"lines": selection})))
@@ -398,54 +397,54 @@ _REQUESTS: dict[str, Callable[[BatchRequest, ObjectJob], Request]] = {
 # Counting
 
 
-def _ended(request: BatchRequest, context: JobContext, item: BatchItem) -> EndedItem:
+def _ended(request: BatchRequest, job: RunningJob, item: BatchItem) -> EndedItem:
     if item.kind != PAGE.kind:
-        return EndedItem(_outcome(request, item, context))
+        return EndedItem(_outcome(request, item, job.catalogue))
     if item.state is JobState.SUCCEEDED:
         result = PageResult.read(item.result or {})
         counts = PageCounts(result.outcomes, result.bytes, result.failed)
-        left = _found_left(PageRequest.read(item.request), result.left, context, item)
+        left = _found_left(PageRequest.read(item.request), result.left, job, item)
         return EndedItem(BatchOutcome(item, _FAILED if result.failed else "done", not result.failed, counts), left)
-    return _ended_early(context, item)
+    return _ended_early(job, item)
 
 
-def _ended_early(context: JobContext, item: BatchItem) -> EndedItem:
+def _ended_early(job: RunningJob, item: BatchItem) -> EndedItem:
     """Count what a page has recorded that did not succeed; the other objects become jobs of their own.
 
     One of them may be what ended the page. The objects of a cancelled page count as cancelled.
     """
-    page = context.catalogue.pages.get(item.job)
+    page = job.catalogue.pages.get(item.job)
     request = PageRequest.read(item.request)
-    objects = _still_open(request, page, context, item)
+    objects = _still_open(request, page, job, item)
     outcomes: Counter[str] = Counter(page.outcomes if page else {})
     size, failed = page.bytes if page else 0, len(page.failures) if page else 0
     if item.state is JobState.CANCELLED:
         outcomes[item.state.value] += len(objects)
         counts = PageCounts(outcomes, size + sum(each.size for each in objects), failed + len(objects))
         return EndedItem(BatchOutcome(item, item.state.value, good=False, page=counts))
-    left = [*objects, *_found_left(request, page.left if page else (), context, item)]
+    left = [*objects, *_found_left(request, page.left if page else (), job, item)]
     return EndedItem(
         BatchOutcome(item, item.state.value, good=not failed, page=PageCounts(outcomes, size, failed)), left
     )
 
 
-def _still_open(request: PageRequest, page: Page | None, context: JobContext, item: BatchItem) -> list[ObjectJob]:
+def _still_open(request: PageRequest, page: Page | None, job: RunningJob, item: BatchItem) -> list[ObjectJob]:
     """Return the objects of a page that have no outcome."""
     if request.verb in LINES_OF:
-        lines = lines_of(request, LINES_OF[request.verb], context, item.job)
+        lines = lines_of(request, LINES_OF[request.verb], job, item.job)
         still = range(len(lines)) if page is None else page.open
         return [_found_line(lines[number]) for number in still]
-    return [ObjectJob(each.bucket, each.key, each.size) for each in open_objects(request, page, context, item.job)]
+    return [ObjectJob(each.bucket, each.key, each.size) for each in open_objects(request, page, job, item.job)]
 
 
-def _found_left(request: PageRequest, left: Sequence[str], context: JobContext, item: BatchItem) -> list[ObjectJob]:
+def _found_left(request: PageRequest, left: Sequence[str], job: RunningJob, item: BatchItem) -> list[ObjectJob]:
     """Return the objects that have left a page."""
     if request.verb not in LINES_OF or not left:
         paths = [(bucket, key) for bucket, _, key in (path.partition("/") for path in left)]
-        there = context.catalogue.artifacts.currents(paths)
+        there = job.catalogue.artifacts.currents(paths)
         return [ObjectJob(*path, there[path].digest.size if path in there else 0) for path in paths]
     wanted, found = Counter(left), list[ObjectJob]()
-    for line in reversed(lines_of(request, LINES_OF[request.verb], context, item.job)):
+    for line in reversed(lines_of(request, LINES_OF[request.verb], job, item.job)):
         path = f"{line.bucket}/{line.key}"
         if wanted[path]:  # of several lines with a key, the last ones: an earlier one gives way to them
             wanted[path] -= 1
@@ -459,7 +458,7 @@ def _found_line(line: ListedFile | ListedAdoption) -> ObjectJob:
     return ObjectJob(line.bucket, line.key, line.size, sha256=line.sha256)
 
 
-def _outcome(request: BatchRequest, item: BatchItem, context: JobContext) -> BatchOutcome:
+def _outcome(request: BatchRequest, item: BatchItem, catalogue: Catalogue) -> BatchOutcome:
     if item.state is not JobState.SUCCEEDED:
         failed = request.verb == ADOPT.kind and item.state in {JobState.FAILED, JobState.DEAD}
         word = str((item.error or {}).get("type", item.state.value))[:_WORD] if failed else item.state.value
@@ -472,7 +471,7 @@ def _outcome(request: BatchRequest, item: BatchItem, context: JobContext) -> Bat
         return BatchOutcome(item, verdict, good=verdict == "verified")
     outcomes = [copy["outcome"] for copy in copies]
     if request.verb == DELETE.kind and not copies and not (item.result or {}).get("purge_after"):
-        there = context.catalogue.artifacts.current(item.request["bucket"], item.request["key"])
+        there = catalogue.artifacts.current(item.request["bucket"], item.request["key"])
         return BatchOutcome(item, KEPT if there else "already_gone", good=True)
     return BatchOutcome(item, first_of(DELETED if request.verb == DELETE.kind else PLACED, outcomes), good=True)
 
@@ -491,8 +490,8 @@ def _progress(request: BatchRequest, at: Batch, objects: int, size: int) -> Prog
     )
 
 
-def _result(request: BatchRequest, context: JobContext, at: Batch) -> BatchResult:
-    failures = context.catalogue.batches.failed(at.job, limit=FAILURES)
+def _result(request: BatchRequest, catalogue: Catalogue, at: Batch) -> BatchResult:
+    failures = catalogue.batches.failed(at.job, limit=FAILURES)
     unlisted = [BatchFailure(job=at.job, outcome=_FAILED, **each) for each in at.cursor.get("problems", ())]
     named = chain(unlisted, (failure for each in failures for failure in _failures(each)))
     outcomes, refused = Counter(at.outcomes), int(at.cursor.get("refused", 0))

@@ -6,7 +6,6 @@ from worker import clock
 from worker.artifacts.check_without_reading import check_copy
 from worker.artifacts.per_store import for_each_store
 from worker.catalogue import RecordedEvidence
-from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task, send_child
 from worker.storage.errors import NotFound
@@ -21,7 +20,7 @@ from zot_artifact_client.contract import (
 )
 
 
-def evidence(request: EvidenceRequest, context: JobContext, job: RunningJob) -> EvidenceResult:
+def evidence(request: EvidenceRequest, job: RunningJob) -> EvidenceResult:
     """Ask each store for size, version tag, digest and checksums of the good copies, and record what they say.
 
     It is recorded apart from verdicts and moves no time of verification. A copy that differs or is absent is read in
@@ -32,11 +31,11 @@ def evidence(request: EvidenceRequest, context: JobContext, job: RunningJob) -> 
         UnknownStore: naming the stores there are.
         TransientError, Snooze: a store does not answer, or takes no job now; the others were asked.
     """
-    artifact = context.artifact(request.bucket, request.key)
-    good = {name: copy for name, copy in context.catalogue.artifacts.copies(artifact).items() if copy.state.good}
-    names = [name for name in good if name in context.stores]
+    artifact = job.artifact(request.bucket, request.key)
+    good = {name: copy for name, copy in job.catalogue.artifacts.copies(artifact).items() if copy.state.good}
+    names = [name for name in good if name in job.stores]
     if request.stores is not None:
-        names = [context.stores[name].name for name in request.stores]
+        names = [job.stores[name].name for name in request.stores]
     if lacking := [name for name in names if name not in good]:
         raise NotFound(f"{artifact.path} has no good copy in {', '.join(lacking)}; it has one in: {', '.join(good)}")
 
@@ -45,8 +44,8 @@ def evidence(request: EvidenceRequest, context: JobContext, job: RunningJob) -> 
         known = RecordedEvidence(
             copy.id, artifact.key, artifact.version, digest.size, digest.sha256, copy.tag, copy.evidence, copy.read_at
         )
-        found = check_copy(context.stores[name], artifact.bucket, known)
-        context.catalogue.evidence_checks.record([found], now=clock.now())
+        found = check_copy(job.stores[name], artifact.bucket, known)
+        job.catalogue.evidence_checks.record([found], now=clock.now())
         sent = None
         if found.outcome in {"differs", "absent"}:
             sent = str(uuid5(NAMESPACE_OID, f"{job.id} {name}"))

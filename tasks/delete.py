@@ -10,11 +10,10 @@ from worker.artifacts.lock_artifacts_for_job import locked_companions
 from worker.artifacts.page_selection import seen_by
 from worker.artifacts.per_store import for_each_store
 from worker.artifacts.wait_for_delete_approval import check_delete
-from worker.catalogue import Artifact, Tombstone
-from worker.context import JobContext
+from worker.catalogue import Artifact, Catalogue, Tombstone
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
-from worker.limits.limited_store import LimitedStore
+from worker.limits.limited_store import LimitedStore, LimitedStores
 from worker.limits.snooze import Snooze
 from worker.storage import Match
 from worker.storage.configured_stores import UnknownStore
@@ -31,7 +30,7 @@ class LastCopy(PermanentError):
     """The last good copy of an artifact would be gone."""
 
 
-def delete(request: DeleteRequest, context: JobContext, job: RunningJob) -> DeleteResult:
+def delete(request: DeleteRequest, job: RunningJob) -> DeleteResult:
     """Delete the copies in the stores that were named, or the artifact everywhere; what is gone already is no error.
 
     An artifact that is deleted everywhere takes its companions with it: all of them, or nothing was deleted.
@@ -50,20 +49,20 @@ def delete(request: DeleteRequest, context: JobContext, job: RunningJob) -> Dele
             now; nothing was deleted.
         StorageError, Snooze: a store could not delete its copy; the others have.
     """
-    companions = [] if request.stores else context.catalogue.companions.of(request.bucket, request.key)
-    check_delete(request, context, job, companions=companions)
-    batch = context.catalogue.batches.get(job.parent) if job.parent and is_batch_job(job.id, job.parent) else None
+    companions = [] if request.stores else job.catalogue.companions.of(request.bucket, request.key)
+    check_delete(request, job, companions=companions)
+    batch = job.catalogue.batches.get(job.parent) if job.parent and is_batch_job(job.id, job.parent) else None
     seen = seen_by(batch)
 
     def check_locked(found: Sequence[Artifact]) -> None:
         if list(found) != companions:  # one was uploaded just now
-            check_delete(request, context, job, companions=found)
+            check_delete(request, job, companions=found)
 
-    return delete_artifact(request, context, job, wanted=lambda found: found.id in seen, check=check_locked)
+    return delete_artifact(request, job, wanted=lambda found: found.id in seen, check=check_locked)
 
 
 def delete_artifact(
-    request: DeleteRequest, context: JobContext, job: RunningJob, records: Records | None = None, *,
+    request: DeleteRequest, job: RunningJob, records: Records | None = None, *,
     wanted: Callable[[Artifact], bool] = lambda _: True, check: Callable[[Sequence[Artifact]], None] = lambda _: None,
 ) -> DeleteResult:  # fmt: skip
     """Do as `delete`; `records`: what was deleted is kept there until a page records it.
@@ -71,7 +70,7 @@ def delete_artifact(
     `wanted` is asked for the current version: one that its batch has not seen stays. `check` is called with the
     companions when no other job can write to them, and raises if they may not be deleted.
     """
-    catalogue, where = context.catalogue, (request.bucket, request.key)
+    catalogue, where = job.catalogue, (request.bucket, request.key)
     artifact = catalogue.artifacts.current(*where)
     if artifact and not wanted(artifact):
         return DeleteResult(
@@ -81,7 +80,7 @@ def delete_artifact(
     tombstone = None if artifact else catalogue.deletions.get(*where)
     if tombstone and not request.now and not catalogue.deletions.is_being_purged(tombstone):
         return _recorded(request, tombstone, (), unchanged=True)
-    work = _Delete(request, context, job, records)
+    work = _Delete(request, job, records)
     if tombstone:
         return work.purge_now(tombstone)
     if artifact is None or request.stores:
@@ -94,7 +93,6 @@ class _Delete:
     """A delete of what is under one key, in the stores that the request names or in all."""
 
     request: DeleteRequest
-    context: JobContext
     job: RunningJob
     records: Records | None
 
@@ -104,20 +102,20 @@ class _Delete:
 
     def delete_everywhere(self, artifact: Artifact, check: Callable[[Sequence[Artifact]], None]) -> DeleteResult:
         """Delete an artifact with its companions: their bytes stay for the grace period, if there is one."""
-        request, context, job, of_page = self.request, self.context, self.job, self.records is not None
+        request, job, of_page = self.request, self.job, self.records is not None
         # Where deletes need an approval, a batch deletes only what it names.
-        alone = context.settings.delete.approval_above is not None and (of_page or is_batch_job(job.id, job.parent))
+        alone = job.settings.delete.approval_above is not None and (of_page or is_batch_job(job.id, job.parent))
 
         def find() -> Sequence[Artifact]:
-            return [] if alone else context.catalogue.companions.of(artifact.bucket, artifact.key)
+            return [] if alone else job.catalogue.companions.of(artifact.bucket, artifact.key)
 
-        with locked_companions(find, context, job, artifact.path, of_page=of_page) as companions:
+        with locked_companions(find, job, artifact.path, of_page=of_page) as companions:
             check(companions)
             for each in companions:
-                context.catalogue.holds.check(each.bucket, each.key)
-            if (grace := context.settings.delete.grace) and not request.now:
+                job.catalogue.holds.check(each.bucket, each.key)
+            if (grace := job.settings.delete.grace) and not request.now:
                 now = clock.now()
-                made = context.catalogue.deletions.begin(
+                made = job.catalogue.deletions.begin(
                     artifact, now=now, until=now + grace, by=request.by, reason=request.reason, job=job.id,
                     companions=companions,
                 )  # fmt: skip
@@ -129,19 +127,15 @@ class _Delete:
 
     def purge_now(self, tombstone: Tombstone) -> DeleteResult:
         """Delete the bytes of an artifact that was deleted before, and of the companions that were deleted with it."""
-        context = self.context
+        job = self.job
         path = f"{tombstone.bucket}/{tombstone.key}"
-        held = context.catalogue.artifacts.copies_by_store(tombstone.bucket, tombstone.key)
-        if (
-            held
-            and held.keys().isdisjoint(context.stores)
-            and not context.catalogue.deletions.is_being_purged(tombstone)
-        ):
-            _check_configured(context, next(iter(held)), path)
-        find = partial(context.catalogue.deletions.of_companions, tombstone)
-        with locked_companions(find, context, self.job, path, of_page=self.records is not None) as together:
+        held = job.catalogue.artifacts.copies_by_store(tombstone.bucket, tombstone.key)
+        if held and held.keys().isdisjoint(job.stores) and not job.catalogue.deletions.is_being_purged(tombstone):
+            _check_configured(job.stores, next(iter(held)), path)
+        find = partial(job.catalogue.deletions.of_companions, tombstone)
+        with locked_companions(find, job, path, of_page=self.records is not None) as together:
             for each in together:
-                context.catalogue.holds.check(each.bucket, each.key)
+                job.catalogue.holds.check(each.bucket, each.key)
             for each in together:
                 self.of(each.key).end_purge(each)
         done = self.end_purge(tombstone)
@@ -149,7 +143,7 @@ class _Delete:
 
     def end_purge(self, tombstone: Tombstone) -> DeleteResult:
         """Delete the bytes under this one key; the tombstone stays where a store with a copy is not configured."""
-        done, catalogue = self.delete_copies(None), self.context.catalogue
+        done, catalogue = self.delete_copies(None), self.job.catalogue
         artifact = catalogue.artifacts.version(tombstone.bucket, tombstone.key, tombstone.version)
         if artifact and done.not_configured:
             self._leave_to_purge(artifact, tombstone)
@@ -162,7 +156,7 @@ class _Delete:
 
         One that was recorded `before` stays that of its requester.
         """
-        deletions, now, request = self.context.catalogue.deletions, clock.now(), self.request
+        deletions, now, request = self.job.catalogue.deletions, clock.now(), self.request
         if before:
             deleted_at, by, reason, job = before.deleted_at, before.by, before.reason, before.job
         else:
@@ -171,25 +165,25 @@ class _Delete:
 
     def delete_copies(self, artifact: Artifact | None) -> DeleteResult:
         """Delete what is under the key; `artifact`: its current version, None if there is none."""
-        request, context, records = self.request, self.context, self.records
-        artifacts = context.catalogue.artifacts
+        request, job, records = self.request, self.job, self.records
+        artifacts = job.catalogue.artifacts
         held = artifacts.copies_by_store(request.bucket, request.key)
         if not held and artifacts.version(request.bucket, request.key, 1) is None:
-            context.artifact(request.bucket, request.key)  # its error names the nearest key
+            job.artifact(request.bucket, request.key)  # its error names the nearest key
         named = request.stores or ()
-        stores = _resolve(context, named, held) if named else [name for name in held if name in context.stores]
-        beyond = [name for name in held if name not in context.stores] if not named else []
+        stores = _resolve(job.stores, named, held) if named else [name for name in held if name in job.stores]
+        beyond = [name for name in held if name not in job.stores] if not named else []
         if artifact and beyond and not stores:
-            _check_configured(context, beyond[0], artifact.path)
+            _check_configured(job.stores, beyond[0], artifact.path)
         if artifact and named and not request.allow_last:
-            _check_no_replication(context, artifact)
-            _check_good_copy_remains(context, artifact, stores)
+            _check_no_replication(job.catalogue, artifact)
+            _check_good_copy_remains(job, artifact, stores)
 
         def delete_from(store: str) -> DeletedCopy:
             self.job.step(f"deleting from {store}")
-            self.job.check()
+            job.check()
             copies = held.get(store, [])
-            deleted = bool(copies) and _delete_found(request, context.stores[store])
+            deleted = bool(copies) and _delete_found(request, job.stores[store])
             if records is not None:
                 records.deleted.extend(copies)
             else:
@@ -245,42 +239,42 @@ def _recorded(
     )  # fmt: skip
 
 
-def _check_configured(context: JobContext, store: str, path: str = "") -> None:
+def _check_configured(stores: LimitedStores, store: str, path: str = "") -> None:
     """Raise UnknownStore if a store with a copy is not configured, Snooze if only this worker's settings lack it."""
     try:
-        context.stores[store]
+        stores[store]
     except UnknownStore:
         what = f"{path}: " if path else ""
         raise UnknownStore(f"{what}nothing was deleted: {not_configured(store)}") from None
 
 
-def _resolve(context: JobContext, named: Sequence[str], held: Mapping[str, object]) -> list[str]:
+def _resolve(stores: LimitedStores, named: Sequence[str], held: Mapping[str, object]) -> list[str]:
     for name in named:
         if name in held:
-            _check_configured(context, name)
-    return [context.stores[name].name for name in named]  # the error of a misspelt name has the nearest one
+            _check_configured(stores, name)
+    return [stores[name].name for name in named]  # the error of a misspelt name has the nearest one
 
 
-def _check_no_replication(context: JobContext, artifact: Artifact) -> None:
+def _check_no_replication(catalogue: Catalogue, artifact: Artifact) -> None:
     """Keep all sources while a replication of the artifact may need them, now or at its next attempt."""
-    copying = context.catalogue.ledger.open_on(artifact.bucket, artifact.key, kind=REPLICATE.kind)
+    copying = catalogue.ledger.open_on(artifact.bucket, artifact.key, kind=REPLICATE.kind)
     if copying:
         reason = f"{artifact.path} waits for job {copying[0]}, which may still copy from any of its stores"
         raise Snooze(reason, _REPLICATION_POLL)
 
 
-def _check_good_copy_remains(context: JobContext, artifact: Artifact, stores: list[str]) -> None:
+def _check_good_copy_remains(job: RunningJob, artifact: Artifact, stores: list[str]) -> None:
     """Ask the other stores, in case the catalogue is wrong, until one has its copy.
 
     A store that does not answer has no copy to rely on. One that takes no job now is waited for, if no other has one.
     """
-    copies = context.catalogue.artifacts.copies(artifact)
+    copies = job.catalogue.artifacts.copies(artifact)
     if not any(copy.state.present for store, copy in copies.items() if store in stores):
         return
     closed: list[Snooze] = []
     for store in (store for store, copy in copies.items() if copy.state.good and store not in stores):
         try:
-            if _has_readable_copy(context, artifact, store):
+            if _has_readable_copy(job, artifact, store):
                 return
         except Snooze as error:
             closed.append(error)
@@ -294,15 +288,15 @@ def _check_good_copy_remains(context: JobContext, artifact: Artifact, stores: li
     )
 
 
-def _has_readable_copy(context: JobContext, artifact: Artifact, store: str) -> bool:
+def _has_readable_copy(job: RunningJob, artifact: Artifact, store: str) -> bool:
     """Ask a store for the size and the first byte: it reports the size also of an object that it cannot read."""
-    limited = context.stores[store]
+    limited = job.stores[store]
     if limited.stat_object(artifact.bucket, artifact.key, as_copy=True).size != artifact.digest.size:
         return False
     try:
         limited.read_first_byte(artifact.bucket, artifact.key)
     except Archived:
-        return context.settings.delete.archived_counts
+        return job.settings.delete.archived_counts
     return True
 
 

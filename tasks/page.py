@@ -44,7 +44,7 @@ from worker.catalogue import (
     SeenVersions,
     Share,
 )
-from worker.context import Context, JobContext
+from worker.context import Context
 from worker.counted import counted
 from worker.jobs.running_job import RunningJob
 from worker.jobs.send_sweep_pages import BROKER_ERRORS
@@ -52,6 +52,7 @@ from worker.jobs.task import artifact_task, send_child
 from worker.limits.snooze import Snooze, seconds_to_pause
 from worker.settings import Settings
 from worker.settings.budgets import Prices
+from worker.settings.section_models import PageSettings
 from worker.storage.errors import StorageError
 from zot_artifact_client.contract import (
     ADOPT,
@@ -80,7 +81,7 @@ _DEAD_AT_ONCE = 20
 """Dead pages that one run of the recover sweep splits at most."""
 
 
-def page(request: PageRequest, context: JobContext, job: RunningJob) -> PageResult:
+def page(request: PageRequest, job: RunningJob) -> PageResult:
     """Do the verb to all objects of the page that have no outcome yet, and return all outcomes.
 
     An object at which the verb fails leaves the page, as a job of its own: no page waits for its worst object.
@@ -92,83 +93,83 @@ def page(request: PageRequest, context: JobContext, job: RunningJob) -> PageResu
         NotApproved: it deletes, and no batch has planned it.
         Snooze: a store takes no job now; the outcomes so far are recorded.
     """
-    context.stores.snooze_refused(seconds_to_pause(job.snoozed_since or clock.now()))
-    check_page(request, context, job)
+    job.stores.snooze_refused(seconds_to_pause(job.snoozed_since or clock.now()))
+    check_page(request, job)
     if request.verb == UPLOAD.kind:
-        done = _upload_listed(request, context, job)
+        done = _upload_listed(request, job)
     elif request.verb == ADOPT.kind:
-        done = _adopt_selected(request, context, job)
+        done = _adopt_selected(request, job)
     elif request.verb == VERIFY.kind and request.claim is not None:
-        done = _verify_claimed(request.claim, context, job)
+        done = _verify_claimed(request.claim, job)
     elif request.verb == VERIFY.kind:
-        done = _verify_selected(request, context, job)
+        done = _verify_selected(request, job)
     elif request.claim is not None:
-        done = _replicate_claimed(request, request.claim, context, job)
+        done = _replicate_claimed(request, request.claim, job)
     else:
-        done = _write_selected(request, context, job)
+        done = _write_selected(request, job)
     if request.verb in {VERIFY.kind, ADOPT.kind}:
-        job.after_end.append(WrittenLog(context.settings.broker_file.parent, context.catalogue).note_later())
+        job.after_end.append(WrittenLog(job.settings.broker_file.parent, job.catalogue).note_later())
     return _result(request, done)
 
 
-def _begin(request: PageRequest, context: JobContext, job: RunningJob) -> tuple[Page, list[PageObject]]:
+def _begin(request: PageRequest, job: RunningJob) -> tuple[Page, list[PageObject]]:
     """Return the progress of the page, and its objects without an outcome; those too large for a page leave it."""
-    pages = context.catalogue.pages
+    pages = job.catalogue.pages
     found = pages.get(job.id)
-    objects = open_objects(request, found, context, job.parent or job.id)
+    objects = open_objects(request, found, job, job.parent or job.id)
     found = found or pages.begin(job.id, [each.id for each in objects])
     small: list[PageObject] = []
     others: list[PageObject] = []
     for each in objects:
-        fits = each.artifact_id is not None and each.size <= context.settings.page.large
+        fits = each.artifact_id is not None and each.size <= job.settings.page.large
         (small if fits else others).append(each)
-    return _leave(found, others, context), small
+    return _leave(found, others, job.catalogue), small
 
 
-def _leave(found: Page, objects: Sequence[PageObject] | Sequence[PageCopy], context: JobContext) -> Page:
+def _leave(found: Page, objects: Sequence[PageObject] | Sequence[PageCopy], catalogue: Catalogue) -> Page:
     """Record that objects leave the page; a batch sends their jobs when it counts the page."""
     if not objects:
         return found
     left = [PageOutcome.leaves(each.id, each.path, each.size) for each in objects]
-    return context.catalogue.pages.record(found, Group(left), now=clock.now())
+    return catalogue.pages.record(found, Group(left), now=clock.now())
 
 
 # Upload
 
 
-def _upload_listed(request: PageRequest, context: JobContext, job: RunningJob) -> Page:
+def _upload_listed(request: PageRequest, job: RunningJob) -> Page:
     """Upload the files of some lines of an upload list."""
     for name in request.stores or ():
-        context.stores[name]  # raises UnknownStore
-    pages, files = context.catalogue.pages, lines_of(request, ListedFile, context, job.id)
+        job.stores[name]  # raises UnknownStore
+    pages, files = job.catalogue.pages, lines_of(request, ListedFile, job, job.id)
     found = pages.get(job.id)
     if found is None:
-        context.stores.admitting({name for of in stores_of(request, files, context) for name in of})
+        job.stores.admitting({name for of in stores_of(request, files, job) for name in of})
         found = pages.begin(job.id, range(len(files)))
     job.start(sum(files[number].size for number in found.open), f"uploading {counted(len(found.open), 'file')}")
-    return UploadPage(context, job, found, request).run(files)
+    return UploadPage(job, found, request).run(files)
 
 
 # Adopt
 
 
-def _adopt_selected(request: PageRequest, context: JobContext, job: RunningJob) -> Page:
+def _adopt_selected(request: PageRequest, job: RunningJob) -> Page:
     """Adopt the objects of some lines of a list, or the orphans that a sweep has found for this page."""
     [name] = request.stores or ((request.claim.store,) if request.claim else ())
-    store, pages = context.stores[name], context.catalogue.pages
+    store, pages = job.stores[name], job.catalogue.pages
     store.admit()
     if request.claim is not None:
-        objects = _orphans(request, request.claim, context.catalogue, job.id)
+        objects = _orphans(request, request.claim, job.catalogue, job.id)
     else:
-        lines = enumerate(lines_of(request, ListedAdoption, context, job.id))
+        lines = enumerate(lines_of(request, ListedAdoption, job, job.id))
         objects = [
             _to_adopt(id_, line.bucket, line.key, line.size, request, store=name, sha256=line.sha256)
             for id_, line in lines
         ]
     found = pages.get(job.id) or pages.begin(job.id, [each.id for each in objects])
-    done = AdoptPage(context, job, found, store).run(objects)
+    done = AdoptPage(job, found, store).run(objects)
     if request.claim is not None:
-        _send_adoptions([each for each in objects if each.path in done.left], name, context.catalogue, job.id)
+        _send_adoptions([each for each in objects if each.path in done.left], name, job.catalogue, job.id)
     return done
 
 
@@ -213,40 +214,38 @@ def _send_jobs(
 # Verify
 
 
-def _verify_claimed(claim: ClaimSelection, context: JobContext, job: RunningJob) -> Page:
+def _verify_claimed(claim: ClaimSelection, job: RunningJob) -> Page:
     """Claim copies of a store that are due, unless an earlier attempt has claimed them, and verify them."""
     name = claim.store
-    store, pages = context.stores[name], context.catalogue.pages
+    store, pages = job.stores[name], job.catalogue.pages
     store.admit()  # what is claimed and not read keeps other pages away from it
     found = pages.get(job.id)
     if found is None:
-        found = claim_copies(claim, context, job.id)
-    small, large, released = _fitting(pages.claimed_copies(found), context)
+        found = claim_copies(claim, job)
+    small, large, released = _fitting(pages.claimed_copies(found), job.settings.page)
     if released:
         found = pages.release(found, [copy.id for copy in released])
     _send_verifications(found, large)  # they stay claimed; sending again is idempotent
-    found = _leave(found, large, context)
+    found = _leave(found, large, job.catalogue)
     job.start(sum(copy.size for copy in small), f"verifying {counted(len(small), 'copy')} in {name}")
     objects = [ObjectToVerify(copy.id, copy.path, copy.size, (copy,)) for copy in small]
-    work = VerifyPage(context, job, found, objects)
+    work = VerifyPage(job, found, objects)
     done = work.run()
     if work.in_time:
         return done
-    logger.warning(
-        "%s: page %s ran for %s; %d copies stay due", name, job.id, context.settings.page.time, len(done.open)
-    )
+    logger.warning("%s: page %s ran for %s; %d copies stay due", name, job.id, job.settings.page.time, len(done.open))
     return pages.release(done, done.open)
 
 
-def claim_copies(claim: ClaimSelection, context: JobContext, job: str) -> Page:
+def claim_copies(claim: ClaimSelection, job: RunningJob) -> Page:
     """Claim the copies of a page: as many as the planner has counted, due or not; without a count, those that are due.
 
     What the budget of the store does not allow is released. Its share is counted in the transaction of the claim.
     """
-    settings, sweep, now = context.settings, context.settings.sweep.verify, clock.now()
+    settings, sweep, now = job.settings, job.settings.sweep.verify, clock.now()
     share = partial(_share, claim.store, settings, now) if claim.store in settings.budgets else None
-    return context.catalogue.pages.claim_due(
-        job, claim.store, period=sweep.period_of(claim.store), first_read=sweep.first_read_of(claim.store), now=now,
+    return job.catalogue.pages.claim_due(
+        job.id, claim.store, period=sweep.period_of(claim.store), first_read=sweep.first_read_of(claim.store), now=now,
         until=now + sweep.claim, limit=min(sweep.page, claim.most or sweep.page), ahead=AHEAD if claim.most else 1,
         share=share,
     )  # fmt: skip
@@ -275,12 +274,12 @@ def _share(
     return state, Share(read, [copy.id for copy in never], now + verify.period_of(name) / 10)
 
 
-def _fitting(copies: Sequence[PageCopy], context: JobContext) -> tuple[list[PageCopy], list[PageCopy], list[PageCopy]]:
+def _fitting(copies: Sequence[PageCopy], most: PageSettings) -> tuple[list[PageCopy], list[PageCopy], list[PageCopy]]:
     """Return the copies that the page reads, those that are too large for any page, and those that are too many."""
     small: list[PageCopy] = []
     large: list[PageCopy] = []
     released: list[PageCopy] = []
-    most, total = context.settings.page, 0
+    total = 0
     for copy in copies:
         if copy.size > most.large:
             large.append(copy)
@@ -300,11 +299,11 @@ def _send_verifications(found: Page, copies: Sequence[PageCopy]) -> int:
     return len(copies)
 
 
-def _verify_selected(request: PageRequest, context: JobContext, job: RunningJob) -> Page:
-    found, selected = _begin(request, context, job)
-    copies = context.catalogue.pages.copies_of([each.artifact_id for each in selected if each.artifact_id is not None])
+def _verify_selected(request: PageRequest, job: RunningJob) -> Page:
+    found, selected = _begin(request, job)
+    copies = job.catalogue.pages.copies_of([each.artifact_id for each in selected if each.artifact_id is not None])
     paths = [(each.bucket, each.key) for each in selected] if job.fence > 1 else []  # at a first attempt there are none
-    before = context.catalogue.pages.verdicts_by(job.id, paths)
+    before = job.catalogue.pages.verdicts_by(job.id, paths)
     objects, leaving = [], []
     for each in selected:
         assert each.artifact_id is not None
@@ -312,18 +311,18 @@ def _verify_selected(request: PageRequest, context: JobContext, job: RunningJob)
         if request.stores is not None:
             of = [copy for copy in of if copy.store in request.stores]
         complete = request.stores is None or len(of) == len(request.stores)
-        if not of or not complete or any(copy.store not in context.stores for copy in of):
+        if not of or not complete or any(copy.store not in job.stores for copy in of):
             leaving.append(each)
             continue
         known = {copy.id: before.get((copy.store, copy.bucket, copy.key, copy.version)) for copy in of}
         words = {id_: word for id_, word in known.items() if word is not None}
         objects.append(ObjectToVerify(each.id, each.path, each.size, of, words))
-    found = _leave(found, leaving, context)
+    found = _leave(found, leaving, job.catalogue)
     job.start(sum(each.size * len(each.copies) for each in objects), f"verifying {counted(len(objects), 'object')}")
-    work = VerifyPage(context, job, found, objects)
+    work = VerifyPage(job, found, objects)
     done = work.run()
     if not work.in_time:
-        raise out_of_time(context, job)
+        raise out_of_time(job)
     return done
 
 
@@ -347,7 +346,6 @@ class _Writes:
     """A page that replicates or deletes."""
 
     request: PageRequest
-    context: JobContext
     job: RunningJob
     page: Page
     fresh: FreshCopies | None
@@ -415,10 +413,10 @@ class _Writes:
             [artifact for each in done for artifact in each.records.tombstoned],
             {store: sorted(names) for store, names in lost.items()},
         )
-        self.page = self.context.catalogue.pages.record(self.page, group, now=clock.now())
+        self.page = self.job.catalogue.pages.record(self.page, group, now=clock.now())
 
     def _replicate(self, each: PageObject, records: Records) -> str:
-        work = ArtifactJob(self.context, self.job, self.context.artifact(each.bucket, each.key), records)
+        work = ArtifactJob(self.job, self.job.artifact(each.bucket, each.key), records)
         return first_of(PLACED, [copy.outcome for copy in replicate_to(work, self.request.to or ())])
 
     def _delete(self, each: PageObject, records: Records) -> str:
@@ -437,7 +435,7 @@ class _Writes:
             newer.extend([found] if found.id not in own else [])
             return not newer
 
-        done = delete_artifact(wanted, self.context, self.job, records, wanted=is_own)
+        done = delete_artifact(wanted, self.job, records, wanted=is_own)
         if newer:
             return KEPT
         words: list[str] = [copy.outcome for copy in done.copies]
@@ -446,13 +444,13 @@ class _Writes:
         return first_of(DELETED, words)
 
 
-def _replicate_claimed(request: PageRequest, claim: ClaimSelection, context: JobContext, job: RunningJob) -> Page:
+def _replicate_claimed(request: PageRequest, claim: ClaimSelection, job: RunningJob) -> Page:
     """Replicate or repair what the sweep has claimed for this page; what fails is sent as a job of its own."""
-    found = context.catalogue.pages.get(job.id)
+    found = job.catalogue.pages.get(job.id)
     if found is None:
         return Page(job.id, None, ())  # it has ended before
-    done = _write_selected(request, context, job)
-    _send_replications(done, done.left, claim, context.catalogue)
+    done = _write_selected(request, job)
+    _send_replications(done, done.left, claim, job.catalogue)
     return done
 
 
@@ -466,36 +464,36 @@ def _send_replications(found: Page, paths: Sequence[str], claim: ClaimSelection,
     return _send_jobs(REPLICATE, wanted, claim.store, catalogue, found.job)
 
 
-def _write_selected(request: PageRequest, context: JobContext, job: RunningJob) -> Page:
+def _write_selected(request: PageRequest, job: RunningJob) -> Page:
     """Replicate or delete the objects that no other job writes to; the others leave the page."""
-    context.stores.admitting(request.to or ())  # no source is read for targets that take no job
-    found, objects = _begin(request, context, job)
-    with locked(context, job, [(each.bucket, each.key) for each in objects]) as granted:
-        found = _leave(found, [each for each in objects if (each.bucket, each.key) not in granted], context)
+    job.stores.admitting(request.to or ())  # no source is read for targets that take no job
+    found, objects = _begin(request, job)
+    with locked(job, [(each.bucket, each.key) for each in objects]) as granted:
+        found = _leave(found, [each for each in objects if (each.bucket, each.key) not in granted], job.catalogue)
         mine = [each for each in objects if (each.bucket, each.key) in granted]
         if request.claim is not None:
-            mine = _still_begun(request.claim.store, context, mine)
+            mine = _still_begun(request.claim.store, job.catalogue, mine)
         mine = [*in_another_order(mine, job)]
         job.start(sum(each.size for each in mine), f"{request.verb}: {counted(len(mine), 'object')}")
-        fresh = _fresh_copies(request, context, job, mine) if request.verb == REPLICATE.kind else None
-        seen = seen_by(context.catalogue.batches.get(job.parent or job.id))
-        work = _Writes(request, context, job, found, fresh, seen)
-        most, seconds = context.settings.page.threads, context.settings.page.time.total_seconds()
+        fresh = _fresh_copies(request, job, mine) if request.verb == REPLICATE.kind else None
+        seen = seen_by(job.catalogue.batches.get(job.parent or job.id))
+        work = _Writes(request, job, found, fresh, seen)
+        most, seconds = job.settings.page.threads, job.settings.page.time.total_seconds()
         in_time = work_on(mine, work.do, work.record, threads=most, seconds=seconds)
-    if closed := [*work.closed, *closed_stores({store for _, store in work.refused}, context).values()]:
+    if closed := [*work.closed, *closed_stores({store for _, store in work.refused}, job.stores).values()]:
         raise min(closed, key=lambda error: error.seconds)
-    done = _leave(work.page, [each for each, _ in work.refused], context)
+    done = _leave(work.page, [each for each, _ in work.refused], job.catalogue)
     if not in_time:
-        raise out_of_time(context, job)
+        raise out_of_time(job)
     return done
 
 
-def _still_begun(store: str, context: JobContext, objects: Sequence[PageObject]) -> list[PageObject]:
+def _still_begun(store: str, catalogue: Catalogue, objects: Sequence[PageObject]) -> list[PageObject]:
     """Return the objects of a sweep whose copies it still wants: not where the artifact or the copy was deleted since.
 
     Nor where the artifact was replaced: its upload may have named other stores, and the next sweep may claim that.
     """
-    artifacts = context.catalogue.artifacts
+    artifacts = catalogue.artifacts
     current = artifacts.currents((each.bucket, each.key) for each in objects)
     copies = artifacts.copies_of_all([artifact.id for artifact in current.values()])
     return [
@@ -503,14 +501,12 @@ def _still_begun(store: str, context: JobContext, objects: Sequence[PageObject])
     ]
 
 
-def _fresh_copies(
-    request: PageRequest, context: JobContext, job: RunningJob, objects: Sequence[PageObject]
-) -> FreshCopies:
+def _fresh_copies(request: PageRequest, job: RunningJob, objects: Sequence[PageObject]) -> FreshCopies:
     """Record the copies that are to be written, and return those that need no inspection."""
-    artifacts, targets = context.catalogue.artifacts, [context.stores[name] for name in request.to or ()]
+    artifacts, targets = job.catalogue.artifacts, [job.stores[name] for name in request.to or ()]
     current = artifacts.currents((each.bucket, each.key) for each in objects)
     artifacts.ensure_copies([(artifact, target.name) for artifact in current.values() for target in targets])
-    return FreshCopies(context, job, objects, current, targets)
+    return FreshCopies(job, objects, current, targets)
 
 
 def _result(request: PageRequest, done: Page) -> PageResult:

@@ -15,9 +15,9 @@ from worker.artifacts.page_selection import page_sizes
 from worker.artifacts.reconcile import in_order
 from worker.artifacts.sources import SourceRefused
 from worker.catalogue import Batch
-from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.limits.limited_store import LimitedStore
+from worker.settings import Settings
 from worker.storage.errors import InvalidKey, NotFound
 from worker.storage.keys import check_bucket
 from zot_artifact_client.contract import (
@@ -39,7 +39,7 @@ _NAMED = 100
 """Objects with keys that cannot be adopted that the result names; it counts the others."""
 
 
-def begin_listed(request: BatchRequest, context: JobContext, job: RunningJob) -> tuple[dict[str, Any], int, int]:
+def begin_listed(request: BatchRequest, job: RunningJob) -> tuple[dict[str, Any], int, int]:
     """Return the cursor at the beginning of the list, and how many objects and bytes it names.
 
     A directory, or a store, is listed first, into the catalogue.
@@ -53,33 +53,33 @@ def begin_listed(request: BatchRequest, context: JobContext, job: RunningJob) ->
     if request.keys_from is not None:
         job.step("reading the list")
         of = LINES_OF[request.verb]
-        listed = batch_lists.check(request.keys_from, of, context.settings, job.heartbeat, job=job.id)
+        listed = batch_lists.check(request.keys_from, of, job.settings, job.heartbeat, job=job.id)
         cursor, count, size = {"file": request.keys_from, "tag": listed.tag}, listed.count, listed.size
         where = f"{request.keys_from}: there is nothing in it to {request.verb}"
     elif request.directory is not None:
         job.step("listing the directory")
-        directory = _directory_listing(request, request.directory, context)
-        count, size = _record_lines(directory.files(), context, job)
+        directory = _directory_listing(request, request.directory, job.settings)
+        count, size = _record_lines(directory.files(), job)
         cursor, where = _problems(directory), f"{request.directory}: there is no file there to upload"
     else:
         [name] = request.stores or ()
-        store = StoreListing(context.stores[name], check_bucket(request.bucket or ""), request.prefix)
+        store = StoreListing(job.stores[name], check_bucket(request.bucket or ""), request.prefix)
         job.step(f"listing {name}")
-        count, size = _record_lines(store.objects(), context, job)
+        count, size = _record_lines(store.objects(), job)
         cursor, where = _problems(store), f"{name}: there is no object below {store.bucket}/{store.prefix}"
     if not count and not cursor.get("refused"):
         raise NotFound(where)
     return {"offset": 0, **cursor}, count, size
 
 
-def count_upload(request: BatchRequest, context: JobContext, job: RunningJob) -> BatchResult:
+def count_upload(request: BatchRequest, job: RunningJob) -> BatchResult:
     """Return what an upload of a directory would read: its files count as `would_upload`. Nothing is written.
 
     Raises:
         SourceRefused, NotFound: the directory is not below a root, is none, or has no file to upload.
     """
     job.step("listing the directory")
-    listing = _directory_listing(request, request.directory or "", context)
+    listing = _directory_listing(request, request.directory or "", job.settings)
     files = listing.files()
     while list(islice(files, _ROW)):
         job.heartbeat()
@@ -123,19 +123,19 @@ class StoreListing:
                 yield found
 
 
-def _record_lines(lines: Iterator[ListedLine], context: JobContext, job: RunningJob) -> tuple[int, int]:
+def _record_lines(lines: Iterator[ListedLine], job: RunningJob) -> tuple[int, int]:
     """Record what was listed in the catalogue, and return how many objects and bytes it is."""
     count = size = 0
     while some := list(islice(lines, _ROW)):
-        context.catalogue.batch_lists.append(job.id, count, b"".join(each.line() for each in some))
+        job.catalogue.batch_lists.append(job.id, count, b"".join(each.line() for each in some))
         count, size = count + len(some), size + sum(each.size for each in some)
         job.heartbeat()
     return count, size
 
 
-def _directory_listing(request: BatchRequest, name: str, context: JobContext) -> DirectoryListing:
+def _directory_listing(request: BatchRequest, name: str, settings: Settings) -> DirectoryListing:
     filters = Filters(request.include, request.exclude, request.symlinks)
-    return DirectoryListing(_directory(name, context), check_bucket(request.bucket or ""), request.prefix, filters)
+    return DirectoryListing(_directory(name, settings), check_bucket(request.bucket or ""), request.prefix, filters)
 
 
 def _problems(listing: DirectoryListing | StoreListing) -> dict[str, Any]:
@@ -143,9 +143,9 @@ def _problems(listing: DirectoryListing | StoreListing) -> dict[str, Any]:
     return {"problems": named, "refused": listing.failed}
 
 
-def _directory(name: str, context: JobContext) -> Path:
+def _directory(name: str, settings: Settings) -> Path:
     path = Path(os.path.realpath(name))
-    roots = [root.resolve() for root in context.settings.sources.roots]
+    roots = [root.resolve() for root in settings.sources.roots]
     if not Path(name).is_absolute() or not any(root == path or root in path.parents for root in roots):
         raise SourceRefused(f"directory {name}: it is not under a configured root; add it to sources.roots")
     if not path.is_dir():
@@ -154,7 +154,7 @@ def _directory(name: str, context: JobContext) -> Path:
 
 
 def next_listed_pages(
-    request: BatchRequest, context: JobContext, before: Batch, room: int
+    request: BatchRequest, job: RunningJob, before: Batch, room: int
 ) -> tuple[list[tuple[PageRequest, int]], dict[str, Any], bool]:
     """Return the next pages with their bytes, the cursor after them, and whether they are the last.
 
@@ -162,11 +162,11 @@ def next_listed_pages(
         NotFound: the list is gone, because the batch had ended before it was redriven.
         BadKeyList, SourceRefused, AccessDenied: the list is a file that was changed, or that cannot be opened.
     """
-    cursor, most = dict(before.cursor), context.settings.page
+    cursor, most = dict(before.cursor), job.settings.page
     left = max(0, (before.total or 0) - int(cursor.get("planned", 0)))
     shared = {"verb": request.verb, "stores": request.stores, **request.beside_bytes}
     shared |= {"first_read": True} if request.first_read else {}
-    with _lines_from(cursor, LINES_OF[request.verb], context, before.job) as lines:
+    with _lines_from(cursor, LINES_OF[request.verb], job, before.job) as lines:
         sizes = page_sizes(most.objects, left)
         extents = batch_lists.extents(lines, objects=sizes, size=most.size, limit=room)
     exhausted = len(extents) < room
@@ -185,12 +185,12 @@ def _gone(batch: str) -> NotFound:
 
 
 def _lines_from(
-    cursor: Mapping[str, Any], of: type[LineT], context: JobContext, batch: str
+    cursor: Mapping[str, Any], of: type[LineT], job: RunningJob, batch: str
 ) -> AbstractContextManager[Lines[LineT]]:
     """Return the lines of the list of a batch from its cursor on."""
     if "file" not in cursor:
-        return nullcontext(batch_lists.of_batch(context.catalogue, of, batch, cursor["offset"]))
-    return batch_lists.opened(cursor["file"], of, context.settings, batch, offset=cursor["offset"], tag=cursor["tag"])
+        return nullcontext(batch_lists.of_batch(job.catalogue, of, batch, cursor["offset"]))
+    return batch_lists.opened(cursor["file"], of, job.settings, batch, offset=cursor["offset"], tag=cursor["tag"])
 
 
 def _selection(cursor: Mapping[str, Any], end: int, batch: str) -> dict[str, Any]:
@@ -200,7 +200,7 @@ def _selection(cursor: Mapping[str, Any], end: int, batch: str) -> dict[str, Any
     return {"lines": LinesSelection(file=cursor["file"], offset=cursor["offset"], end=end, tag=cursor["tag"])}
 
 
-def lines_of(request: PageRequest, of: type[LineT], context: JobContext, job: str) -> list[LineT]:
+def lines_of(request: PageRequest, of: type[LineT], job: RunningJob, page: str) -> list[LineT]:
     """Return all lines of a page.
 
     Raises:
@@ -209,12 +209,12 @@ def lines_of(request: PageRequest, of: type[LineT], context: JobContext, job: st
         SourceRefused, AccessDenied: the list is a file that cannot be opened.
     """
     if (listed := request.listed) is not None:
-        lines = batch_lists.of_batch(context.catalogue, of, listed.batch, listed.begin)
+        lines = batch_lists.of_batch(job.catalogue, of, listed.batch, listed.begin)
         found = batch_lists.up_to(lines, listed.end)
         if len(found) != listed.end - listed.begin:
             raise _gone(listed.batch)
         return found
     assert request.lines is not None
     at = request.lines
-    with batch_lists.opened(at.file, of, context.settings, job, offset=at.offset, tag=at.tag) as lines:
+    with batch_lists.opened(at.file, of, job.settings, page, offset=at.offset, tag=at.tag) as lines:
         return batch_lists.up_to(lines, at.end)

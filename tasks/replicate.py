@@ -6,7 +6,6 @@ from worker.artifacts.artifact_copies import ArtifactJob, CopySlot
 from worker.artifacts.lock_artifacts_for_job import locked_companions, names_companions_itself
 from worker.artifacts.per_store import for_each_store, is_refused, most_retryable
 from worker.catalogue import Artifact, Copy, CopyState
-from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
 from worker.limits.limited_store import LimitedStore
@@ -24,7 +23,7 @@ class BadSource(IntegrityError):
     """A copy that was bad at its last read still is, or its store is not configured."""
 
 
-def replicate(request: ReplicateRequest, context: JobContext, job: RunningJob) -> ReplicateResult:
+def replicate(request: ReplicateRequest, job: RunningJob) -> ReplicateResult:
     """Write a copy that matches the recorded digest to each store that was named, hashed all the way; also companions.
 
     Where two stores belong to one provider, it copies by itself, and the new copy is read back in full. A source that
@@ -37,29 +36,29 @@ def replicate(request: ReplicateRequest, context: JobContext, job: RunningJob) -
         ReadBackMismatch: a repaired copy, or a new one that is read back by the settings, has other bytes.
         StorageError, Snooze: a store did not take its copy; the other stores have theirs.
     """
-    artifact = context.artifact(request.bucket, request.key)
-    alone, companions = names_companions_itself(context, job), context.catalogue.companions
+    artifact = job.artifact(request.bucket, request.key)
+    alone, companions = names_companions_itself(job), job.catalogue.companions
 
     def find() -> Sequence[Artifact]:
         return [] if alone else companions.of(request.bucket, request.key)
 
-    with locked_companions(find, context, job, artifact.path) as others:
+    with locked_companions(find, job, artifact.path) as others:
         wanted = [artifact, *others]
         job.start(sum(each.digest.size for each in wanted) * len(request.to), "replicating")
-        stores = _still_wanted(context, job, artifact, request.to)
-        first, *rest = for_each_store(wanted, lambda each: _replicate(context, job, each, stores))
+        stores = _still_wanted(job, artifact, request.to)
+        first, *rest = for_each_store(wanted, lambda each: _replicate(job, each, stores))
     return first.model_copy(update={"companions": tuple(rest)})
 
 
-def _still_wanted(context: JobContext, job: RunningJob, artifact: Artifact, stores: Sequence[str]) -> Sequence[str]:
+def _still_wanted(job: RunningJob, artifact: Artifact, stores: Sequence[str]) -> Sequence[str]:
     """Return where to copy to: a sweep wants the copies that it has begun, and of no version that came after it.
 
     The upload of such a version may have named other stores.
     """
-    parent = context.catalogue.ledger.get(job.parent) if job.parent else None
+    parent = job.catalogue.ledger.get(job.parent) if job.parent else None
     if parent is None or not (parent.kind == SWEEP_REPAIR.kind or parent.request.get("claim")):
         return stores
-    copies = context.catalogue.artifacts.copies(artifact)
+    copies = job.catalogue.artifacts.copies(artifact)
     return [name for name in stores if is_begun(copies, name)]
 
 
@@ -69,15 +68,15 @@ def is_begun(copies: Mapping[str, Copy], store: str) -> bool:
     return copy is not None and copy.state != CopyState.DELETED
 
 
-def _replicate(context: JobContext, job: RunningJob, artifact: Artifact, stores: Sequence[str]) -> ReplicateResult:
-    work = ArtifactJob(context, job, artifact)
+def _replicate(job: RunningJob, artifact: Artifact, stores: Sequence[str]) -> ReplicateResult:
+    work = ArtifactJob(job, artifact)
     return work.result(ReplicateResult, replicate_to(work, stores))
 
 
 def replicate_to(work: ArtifactJob, stores: Sequence[str]) -> list[PlacedCopy]:
     """Copy one artifact to these stores; see `replicate`."""
-    context, job, artifact = work.context, work.job, work.artifact
-    targets = [context.stores[name] for name in stores]
+    job, artifact = work.job, work.artifact
+    targets = [job.stores[name] for name in stores]
 
     def replicate_one(target: LimitedStore) -> PlacedCopy:
         sources = _sources(work, target.name)
@@ -108,7 +107,7 @@ def replicate_to(work: ArtifactJob, stores: Sequence[str]) -> list[PlacedCopy]:
 
 def _sources(work: ArtifactJob, target: str) -> list[Copy]:
     """Return the copies that may be read from: first those verified by a full read, last those that were bad."""
-    known = work.context.catalogue.artifacts.copies(work.artifact).values()
+    known = work.job.catalogue.artifacts.copies(work.artifact).values()
     there = [copy for copy in known if copy.state.present and copy.store != target]
     return sorted(there, key=lambda copy: (not copy.state.good, copy.last_verified_at is None))
 
@@ -119,7 +118,7 @@ def _check_source(work: ArtifactJob, source: Copy) -> None:
     Raises:
         BadSource, Unavailable: it is not right now; its `store` is that of the copy.
     """
-    if source.store in work.context.stores and source.state.good:
+    if source.store in work.job.stores and source.state.good:
         return
     seen = work.verify(source, on_bytes=work.job.heartbeat)
     if seen is not None and seen.verdict == Verdict.VERIFIED:
@@ -144,7 +143,7 @@ def _stream(work: ArtifactJob, slot: CopySlot, source: Copy) -> PlacedCopy:
         Unavailable: the store has taken the bytes, and they cannot be read back now; another attempt reads them.
         StorageError, Snooze: its `store` tells whether the source or the target failed.
     """
-    read_back = slot.copy.state.present or work.context.settings.replication.proof == "reread"
+    read_back = slot.copy.state.present or work.job.settings.replication.proof == "reread"
     if (chunks := work.repaired_chunks(slot, source)) is not None:
         return work.write(slot, chunks, read_back=read_back)
     with work.open(source) as reader:

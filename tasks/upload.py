@@ -9,7 +9,7 @@ from worker.artifacts.parts_staged_in_store import assembled, is_staged_in_store
 from worker.artifacts.per_store import check_beside_bytes, check_size, for_each_store
 from worker.artifacts.sources import HashedSource, Source, open_source, remove_partial, remove_staged
 from worker.artifacts.waiting_uploads import closed_stores, lacking
-from worker.context import Context, JobContext
+from worker.context import Context
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
 from worker.limits.limited_store import LimitedStore, LimitedStores, NoJob
@@ -22,7 +22,7 @@ from zot_artifact_client.contract import UPLOAD, PlacedCopy, UploadRequest, Uplo
 logger = logging.getLogger(__name__)
 
 
-def upload(request: UploadRequest, context: JobContext, job: RunningJob) -> UploadResult:
+def upload(request: UploadRequest, job: RunningJob) -> UploadResult:
     """Hash the source, record it as a version of the artifact, and write it to each store, hashed again on the way.
 
     The same bytes again are no new version unless the request names other metadata or headers, and a copy that a store
@@ -38,15 +38,15 @@ def upload(request: UploadRequest, context: JobContext, job: RunningJob) -> Uplo
         Superseded: between two attempts a newer version was recorded, or the artifact was deleted; that is kept.
         StorageError, Snooze: a store did not take its copy; the other stores have theirs.
     """
-    stores = _stores_of(request, context)
+    stores = _stores_of(request, job)
     if job.snoozed_since:
-        _check_can_go_on(request, stores, context, job)
+        _check_can_go_on(request, stores, job)
     job.step("opening the source")
-    with _open(request, context, job) as source:
+    with _open(request, job) as source:
         check_size(source.size, stores, f"{request.bucket}/{request.key}")
         job.start(source.size * (1 + len(stores)), "hashing the source")
         content = source.hashed(request.sha256, job.advance)
-        work = _record(request, content, stores, context, job)
+        work = _record(request, content, stores, job)
 
         def write(store: LimitedStore) -> PlacedCopy:
             job.step(f"writing to {store.name}")
@@ -55,46 +55,44 @@ def upload(request: UploadRequest, context: JobContext, job: RunningJob) -> Uplo
         written = for_each_store(stores, write)
         if (of := request.companion_of) is not None:
             by = f"job {job.id}"
-            context.catalogue.companions.add(request.bucket, request.key, of, by=by, now=clock.now())
+            job.catalogue.companions.add(request.bucket, request.key, of, by=by, now=clock.now())
         return work.result(UploadResult, written)
 
 
-def _stores_of(request: UploadRequest, context: JobContext) -> list[LimitedStore]:
+def _stores_of(request: UploadRequest, job: RunningJob) -> list[LimitedStore]:
     """Return the stores that the upload writes to; raise before the source is read if the upload cannot be done."""
     check_key(check_bucket(request.bucket), request.key)
-    bucket, key, catalogue = request.bucket, request.key, context.catalogue
+    bucket, key, catalogue = request.bucket, request.key, job.catalogue
     if (of := request.companion_of) is not None:
-        context.artifact(bucket, of)
+        job.artifact(bucket, of)
         catalogue.companions.check(bucket, key, of)
-    placed_as = of or (catalogue.companions.placed_as(bucket, key) if context.settings.placement_rules else key)
-    names = request.stores or context.settings.placement_of(bucket, placed_as)
+    placed_as = of or (catalogue.companions.placed_as(bucket, key) if job.settings.placement_rules else key)
+    names = request.stores or job.settings.placement_of(bucket, placed_as)
     for name in request.storage_classes:
         if name not in names:
             raise UnknownStore(f"storage_classes names {name!r}, which the upload does not go to")
-    check_beside_bytes(request, context.stores, names)
-    return context.stores.admitting(names)
+    check_beside_bytes(request, job.stores, names)
+    return job.stores.admitting(names)
 
 
-def _check_can_go_on(request: UploadRequest, stores: list[LimitedStore], context: JobContext, job: RunningJob) -> None:
+def _check_can_go_on(request: UploadRequest, stores: list[LimitedStore], job: RunningJob) -> None:
     """Raise Snooze if only stores that take no job now lack their copies: the source is not read for them."""
     names = [store.name for store in stores]
-    closed = closed_stores(names, context)
-    if closed and not lacking({(request.bucket, request.key): names}, closed, context, job.id):
+    closed = closed_stores(names, job.stores)
+    if closed and not lacking({(request.bucket, request.key): names}, closed, job):
         raise min(closed.values(), key=lambda error: error.seconds)
 
 
-def _open(request: UploadRequest, context: JobContext, job: RunningJob) -> AbstractContextManager[Source]:
+def _open(request: UploadRequest, job: RunningJob) -> AbstractContextManager[Source]:
     """Open the source: a file, a URL, or the parts that a client has written into a store."""
     if is_staged_in_store(request.source):
-        return assembled(request.source, context.stores, context.settings, job=job.id, heartbeat=job.heartbeat)
-    return open_source(request.source, context.settings, job=job.id, sha256=request.sha256, heartbeat=job.heartbeat)
+        return assembled(request.source, job.stores, job.settings, job=job.id, heartbeat=job.heartbeat)
+    return open_source(request.source, job.settings, job=job.id, sha256=request.sha256, heartbeat=job.heartbeat)
 
 
-def _record(
-    request: UploadRequest, content: HashedSource, stores: list[LimitedStore], context: JobContext, job: RunningJob
-) -> ArtifactJob:
+def _record(request: UploadRequest, content: HashedSource, stores: list[LimitedStore], job: RunningJob) -> ArtifactJob:
     """Record the version and the copies that are to be written, before any store is written to."""
-    recorded = context.catalogue.artifacts.record(
+    recorded = job.catalogue.artifacts.record(
         request.bucket, request.key, content.digest, request.metadata, clock.now(), manifest=content.manifest,
         stores=[store.name for store in stores], job=job.id, properties=request.properties, replaces_headers=True,
         stores_named=request.stores is not None, durable=False,
@@ -102,7 +100,7 @@ def _record(
     # Copies of a small artifact are recorded with the end of the job, in one transaction: to read them again costs
     # little.
     records = Records(finished=job.finished) if content.in_memory else None
-    return ArtifactJob(context, job, recorded.artifact, records, recorded.copies)
+    return ArtifactJob(job, recorded.artifact, records, recorded.copies)
 
 
 def remove_source(request: UploadRequest, context: Context, job: str) -> None:

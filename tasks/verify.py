@@ -5,14 +5,13 @@ from worker.artifacts.lock_artifacts_for_job import names_companions_itself
 from worker.artifacts.per_store import for_each_store
 from worker.artifacts.verification_log_head import WrittenLog
 from worker.catalogue import Artifact, Copy
-from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
 from worker.storage.errors import NotFound
 from zot_artifact_client.contract import VERIFY, CopyVerdict, VerifyRequest, VerifyResult
 
 
-def verify(request: VerifyRequest, context: JobContext, job: RunningJob) -> VerifyResult:
+def verify(request: VerifyRequest, job: RunningJob) -> VerifyResult:
     """Read every copy that was asked for to its end, and record one verdict for each; the same for its companions.
 
     A copy that cannot be read has the verdict `unreadable`, and the others are read nevertheless. So has a copy in a
@@ -23,27 +22,27 @@ def verify(request: VerifyRequest, context: JobContext, job: RunningJob) -> Veri
         UnknownStore: naming the stores there are.
         Snooze: a store takes no job now; the copies in the others have their verdicts.
     """
-    artifact = _find_version(request, context)
-    alone = request.version is not None or names_companions_itself(context, job)
-    known = [] if alone else context.catalogue.companions.of(request.bucket, request.key)
-    examined = [(artifact, _find_copies(request, context, artifact))]
-    examined += [(each, _find_copies(request, context, each, of_companion=True)) for each in known]
+    artifact = _find_version(request, job)
+    alone = request.version is not None or names_companions_itself(job)
+    known = [] if alone else job.catalogue.companions.of(request.bucket, request.key)
+    examined = [(artifact, _find_copies(request, job, artifact))]
+    examined += [(each, _find_copies(request, job, each, of_companion=True)) for each in known]
     job.start(sum(each.digest.size * len(copies) for each, copies in examined), "verifying")
     try:
         # Each is read, also after one that a store could not be asked about.
-        first, *others = for_each_store(examined, lambda each: _verify(context, job, *each))
+        first, *others = for_each_store(examined, lambda each: _verify(job, *each))
     finally:
-        job.after_end.append(WrittenLog(context.settings.broker_file.parent, context.catalogue).note_later())
+        job.after_end.append(WrittenLog(job.settings.broker_file.parent, job.catalogue).note_later())
     return first.model_copy(update={"companions": tuple(each for each in others if each.copies)})
 
 
-def _verify(context: JobContext, job: RunningJob, artifact: Artifact, copies: list[Copy]) -> VerifyResult:
+def _verify(job: RunningJob, artifact: Artifact, copies: list[Copy]) -> VerifyResult:
     """Read the copies of one artifact."""
-    work = ArtifactJob(context, job, artifact)
+    work = ArtifactJob(job, artifact)
 
     def verify_copy(copy: Copy) -> CopyVerdict | None:
         if job.snoozed_since:  # it may have this verdict from before it waited for another store
-            before = context.catalogue.verifications.by_job(job.id, artifact, copy.store)
+            before = job.catalogue.verifications.by_job(job.id, artifact, copy.store)
             if before is not None:
                 job.advance(artifact.digest.size)
                 return CopyVerdict(store=copy.store, verdict=before[0], sha256=before[1], detail=before[2])
@@ -60,23 +59,23 @@ def _verify(context: JobContext, job: RunningJob, artifact: Artifact, copies: li
     )
 
 
-def _find_version(request: VerifyRequest, context: JobContext) -> Artifact:
+def _find_version(request: VerifyRequest, job: RunningJob) -> Artifact:
     if request.version is None:
-        return context.artifact(request.bucket, request.key)
-    found = context.catalogue.artifacts.version(request.bucket, request.key, request.version)
+        return job.artifact(request.bucket, request.key)
+    found = job.catalogue.artifacts.version(request.bucket, request.key, request.version)
     if found is None:
         raise NotFound(f"{request.bucket}/{request.key} has no version {request.version} in the catalogue")
     return found
 
 
 def _find_copies(
-    request: VerifyRequest, context: JobContext, artifact: Artifact, *, of_companion: bool = False
+    request: VerifyRequest, job: RunningJob, artifact: Artifact, *, of_companion: bool = False
 ) -> list[Copy]:
-    present = {name: copy for name, copy in context.catalogue.artifacts.copies(artifact).items() if copy.state.present}
+    present = {name: copy for name, copy in job.catalogue.artifacts.copies(artifact).items() if copy.state.present}
     if request.stores is None:
         return list(present.values())
     # A misspelt name is told from an absent copy, and a store that left the configuration from both.
-    stores = [name if name in present else context.stores[name].name for name in request.stores]
+    stores = [name if name in present else job.stores[name].name for name in request.stores]
     if request.version is None and not of_companion:
         for name in stores:
             if name not in present:

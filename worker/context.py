@@ -1,15 +1,13 @@
-"""The context of a process and of its jobs: the settings, the catalogue, the stores and their limits."""
+"""The context of a process: its settings, its catalogue, its stores and their limits."""
 
 import difflib
 import os
-from collections.abc import Collection
 from dataclasses import dataclass
 from shlex import quote
 
 from worker.catalogue import Artifact, Catalogue
 from worker.limits.admission import Admission
 from worker.limits.check_pauses import PauseCheck
-from worker.limits.limited_store import Job, LimitedStores
 from worker.limits.shared_redis import SharedRedis
 from worker.settings import Settings
 from worker.storage import Stores
@@ -46,12 +44,6 @@ class Context:
         admission = Admission(settings, lambda name: probe(stores[name]), shared, paused=pauses.of_store)
         return cls(settings, catalogue, stores, admission, pauses)
 
-    def for_job(self, job: Job) -> "JobContext":
-        """Return the context of one attempt at a job. Once its lease is lost, the catalogue raises LostLease."""
-        catalogue = self.catalogue.fenced(job.id, job.fence)
-        stores = LimitedStores(self.stores, self.admission, job)
-        return JobContext(self.settings, catalogue, stores, self.stores, self.pauses)
-
     def artifact(self, bucket: str, key: str) -> Artifact:
         """Return the current version under this key.
 
@@ -64,38 +56,6 @@ class Context:
         """Close the stores and the catalogue."""
         self.stores.close()
         self.catalogue.close()
-
-
-@dataclass(frozen=True, slots=True)
-class JobContext:
-    """The settings, catalogue and stores of one attempt at a job, passed to its task."""
-
-    settings: Settings
-    catalogue: Catalogue
-    stores: LimitedStores
-    unlimited_stores: Stores
-    """For probes, which have to reach a store whose circuit breaker is open, and for the small objects and holds of the
-    worker itself, which must not wait for a concurrency slot."""
-    pauses: PauseCheck
-
-    def unpaused_stores(self, store: str | None, *, off: Collection[str] = ()) -> list[str]:
-        """Return the names of the stores that a sweep works on, without the paused ones.
-
-        These are the given store, or all but those of `off`.
-
-        Raises:
-            UnknownStore: naming the stores there are.
-        """
-        names = [name for name in self.stores if name not in off] if store is None else [self.stores[store].name]
-        return [name for name in names if self.pauses.of_store(name) is None]
-
-    def artifact(self, bucket: str, key: str) -> Artifact:
-        """Return the current version under this key.
-
-        Raises:
-            NotFound: there is none, with the nearest key there is.
-        """
-        return current_version(self.catalogue, bucket, key)
 
 
 def current_version(catalogue: Catalogue, bucket: str, key: str) -> Artifact:

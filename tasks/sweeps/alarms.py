@@ -4,7 +4,6 @@ from datetime import timedelta
 
 from worker import clock
 from worker.alarms.delivery import deliver_pending
-from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
 from zot_artifact_client.contract import SWEEP_ALARMS, SweepAlarmsRequest, SweepAlarmsResult
@@ -12,12 +11,12 @@ from zot_artifact_client.contract import SWEEP_ALARMS, SweepAlarmsRequest, Sweep
 _KEPT = timedelta(days=30)
 
 
-def sweep_alarms(request: SweepAlarmsRequest, context: JobContext, job: RunningJob) -> SweepAlarmsResult:  # noqa: ARG001
+def sweep_alarms(request: SweepAlarmsRequest, job: RunningJob) -> SweepAlarmsResult:  # noqa: ARG001
     """Make one alarm of all findings that changed, and deliver it and earlier ones through each channel."""
-    settings, alarms, now = context.settings.alarms, context.catalogue.alarms, clock.now()
+    settings, alarms, now = job.settings.alarms, job.catalogue.alarms, clock.now()
     alarms.drop(settings.channels)
     alarms.make_digest(settings.channels, quiet={*settings.quiet, "canary"}, escalate=settings.escalate, now=now)
-    delivered, undelivered = deliver_pending(alarms, context.catalogue.findings, settings, now=now)
+    delivered, undelivered = deliver_pending(alarms, job.catalogue.findings, settings, now=now)
     alarms.prune(before=clock.earliest() - _KEPT)
     return SweepAlarmsResult(delivered=delivered, undelivered=undelivered)
 

@@ -7,7 +7,6 @@ from worker.artifacts.catalogue_backup import back_up
 from worker.artifacts.log_archive import archive_log
 from worker.artifacts.per_store import most_retryable
 from worker.artifacts.records_kept_in_stores import keep_records
-from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
 from worker.storage.errors import PermanentError
@@ -20,7 +19,7 @@ class NoBackupStore(PermanentError):
     """No store is configured for backups of the catalogue."""
 
 
-def sweep_backup(request: SweepBackupRequest, context: JobContext, job: RunningJob) -> SweepBackupResult:
+def sweep_backup(request: SweepBackupRequest, job: RunningJob) -> SweepBackupResult:
     """Write one export of the catalogue to each store for backups, read it back, and rehearse a restore when due.
 
     Stores that are paused are left out. When all of them have a backup, the months of the verification log that ended
@@ -31,25 +30,23 @@ def sweep_backup(request: SweepBackupRequest, context: JobContext, job: RunningJ
         UnknownStore: naming the stores there are.
         StorageError, Snooze: a store has no new backup; the others have one.
     """
-    settings = context.settings.sweep.backup
+    settings = job.settings.sweep.backup
     named = [request.store] if request.store else list(settings.stores)
     if not named:
         raise NoBackupStore("no store is configured for backups of the catalogue: set sweep.backup.stores to two")
-    stores = [context.stores[name] for name in named if context.pauses.of_store(name) is None]
+    stores = [job.stores[name] for name in named if job.pauses.of_store(name) is None]
     job.start(None, "exporting the catalogue")
-    done = back_up(
-        context.catalogue, stores, settings, context.settings.spool_dir, job=job.id, on_bytes=job.advance
-    )  # fmt: skip
+    done = back_up(job.catalogue, stores, settings, job.settings.spool_dir, job=job.id, on_bytes=job.advance)
     for name, fault in done.faults.items():
         logger.error("store %s has no good backup of the catalogue: %s", name, fault)
     if done.failures:
         raise most_retryable(done.failures)
-    keep = context.settings.verification_log.keep
+    keep = job.settings.verification_log.keep
     if keep is not None and {store.name for store in stores} == set(settings.stores):
         job.step("archiving the verification log")
-        keep_records(context, job, context.unpaused_stores(None))  # a kept head that is archived can never be compared
+        keep_records(job, job.unpaused_stores(None))  # a kept head that is archived can never be compared
         months = archive_log(
-            context.catalogue, stores, context.settings.spool_dir,
+            job.catalogue, stores, job.settings.spool_dir,
             before=clock.earliest() - keep, check=job.check, on_bytes=job.advance,
         )  # fmt: skip
         if months:

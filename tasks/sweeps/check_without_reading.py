@@ -13,7 +13,6 @@ from worker.artifacts.inventories import InventoryListing, requested_inventory
 from worker.artifacts.per_store import SingleFailures, for_each_store
 from worker.artifacts.reconcile import DisorderedListing, in_order
 from worker.catalogue import EvidenceCheck, FindingKind, RecordedEvidence
-from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task, send_child
 from worker.limits.limited_store import LimitedStore
@@ -37,7 +36,7 @@ _Listed = tuple[ListedObject | None, Mapping[str, str] | None]
 _END: _Listed = (None, None)
 
 
-def sweep_evidence(request: SweepEvidenceRequest, context: JobContext, job: RunningJob) -> SweepEvidenceResult:
+def sweep_evidence(request: SweepEvidenceRequest, job: RunningJob) -> SweepEvidenceResult:
     """Compare the good copies of each store with its listing, or with its answer about each object.
 
     An inventory report takes the place of a listing, with the checksums that it has; it counts up to its time. So does
@@ -51,18 +50,18 @@ def sweep_evidence(request: SweepEvidenceRequest, context: JobContext, job: Runn
         UnknownStore: naming the stores there are.
         StorageError, Snooze: a store does not answer; the others were compared.
     """
-    settings = context.settings.sweep.evidence
+    settings = job.settings.sweep.evidence
 
     def compare(name: str) -> StoreEvidence:
-        with requested_inventory(request, name, context, job.heartbeat) as inventory:
+        with requested_inventory(request, name, job) as inventory:
             try:
-                return _Comparison(context, job, context.stores[name], request, inventory).run()
+                return _Comparison(job, job.stores[name], request, inventory).run()
             except DisorderedListing as error:  # the next reconciliation of the whole store resolves it
-                evidence, findings = {"detail": error.message}, context.catalogue.findings
+                evidence, findings = {"detail": error.message}, job.catalogue.findings
                 findings.see_store(FindingKind.LISTING_SUSPECT, name, evidence, now=clock.now())
                 raise
 
-    names = context.unpaused_stores(request.store, off=settings.off)
+    names = job.unpaused_stores(request.store, off=settings.off)
     return SweepEvidenceResult(stores=tuple(for_each_store(names, compare)))
 
 
@@ -71,17 +70,15 @@ class _Comparison:
 
     def __init__(
         self,
-        context: JobContext,
         job: RunningJob,
         store: LimitedStore,
         request: SweepEvidenceRequest,
         inventory: InventoryListing | None,
     ) -> None:
-        self._context = context
         self._job = job
         self._store = store
         self._bucket, self._prefix = request.bucket, request.prefix
-        self._settings = context.settings.sweep.evidence
+        self._settings = job.settings.sweep.evidence
         self._source: str = request.source or self._settings.source
         self._inventory = inventory
         if inventory is not None:
@@ -93,7 +90,7 @@ class _Comparison:
         self._failures = SingleFailures()
 
     def run(self) -> StoreEvidence:
-        catalogue, outcomes = self._context.catalogue, Counter[str]()
+        catalogue, outcomes = self._job.catalogue, Counter[str]()
         # A canary measures how soon a full read finds damage: to compare it here would send that read at once.
         of_users = sorted(set(catalogue.artifacts.buckets()) - {CANARY_BUCKET})
         buckets = of_users if self._bucket is None else [self._bucket]
@@ -118,7 +115,7 @@ class _Comparison:
         )
 
     def _checks(self, bucket: str) -> Iterator[tuple[RecordedEvidence, EvidenceCheck]]:
-        checks, scope = self._context.catalogue.evidence_checks, (self._store.name, bucket, self._prefix)
+        checks, scope = self._job.catalogue.evidence_checks, (self._store.name, bucket, self._prefix)
         recorded = checks.recorded(*scope, since=self._since)
         settled = self._settled(recorded)
         if self._source == "stat":

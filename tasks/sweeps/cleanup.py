@@ -18,8 +18,7 @@ from worker.artifacts.lock_artifacts_for_job import locked
 from worker.artifacts.parts_staged_in_store import is_staged_in_store, old_uploads, read_source
 from worker.artifacts.per_store import SingleFailures, for_each_store
 from worker.artifacts.quarantined_bytes import purge, quarantined
-from worker.catalogue import Artifact, CopyState, OpenTransfer, UploadIntent
-from worker.context import JobContext
+from worker.catalogue import Artifact, Catalogue, CopyState, OpenTransfer, UploadIntent
 from worker.jobs.outbox import Outbox
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
@@ -35,7 +34,7 @@ _BEGINNING = timedelta(minutes=5)
 """Longest time between the intent to begin a multipart upload and the moment that the store names."""
 
 
-def sweep_cleanup(request: SweepLeftoversRequest, context: JobContext, job: RunningJob) -> SweepLeftoversResult:
+def sweep_cleanup(request: SweepLeftoversRequest, job: RunningJob) -> SweepLeftoversResult:
     """Remove what is older than `sweep.cleanup.age` and belongs to no job that is still open.
 
     Stores that are paused are left out.
@@ -44,31 +43,31 @@ def sweep_cleanup(request: SweepLeftoversRequest, context: JobContext, job: Runn
         UnknownStore: naming the stores there are.
         StorageError, Snooze: a store could not be cleaned; the others were.
     """
-    age = context.settings.sweep.cleanup.age
+    age = job.settings.sweep.cleanup.age
     foreign: dict[str, int] = {}
     kept: dict[str, int] = {}
 
     def clean(name: str) -> tuple[str, int]:
         job.step(f"cleaning {name}")
-        store = context.stores[name]
-        removed, foreign[name] = _clean_uploads(store, context, job)
+        store = job.stores[name]
+        removed, foreign[name] = _clean_uploads(store, job)
         if store.capabilities.signs_puts and store.capabilities.reserved_buckets:
-            removed += _clean_parts(store, context, age)
+            removed += _clean_parts(store, job.catalogue, age)
         if store.capabilities.reserved_buckets:
-            removed += _clean_abandoned(store, context, job)
-            removed += _purge_quarantine(store, context, job)
+            removed += _clean_abandoned(store, job)
+            removed += _purge_quarantine(store, job)
             kept[name] = sum(each.size or 0 for each in store.list_objects(QUARANTINE_BUCKET))
         return name, removed
 
-    removed = for_each_store(context.unpaused_stores(request.store), clean)
-    staged = 0 if request.store else _clean_staging(context, age)
+    removed = for_each_store(job.unpaused_stores(request.store), clean)
+    staged = 0 if request.store else _clean_staging(job, age)
     open_uploads = {name: count for name, count in foreign.items() if count}
     return SweepLeftoversResult(removed=dict(removed), staged=staged, foreign=open_uploads, quarantined=kept)
 
 
-def _clean_uploads(store: LimitedStore, context: JobContext, job: RunningJob) -> tuple[int, int]:
+def _clean_uploads(store: LimitedStore, job: RunningJob) -> tuple[int, int]:
     """Remove the stale uploads of a store; return how many, and how many of other programs stay."""
-    cleanup, transfers = context.settings.sweep.cleanup, context.catalogue.transfers
+    cleanup, transfers = job.settings.sweep.cleanup, job.catalogue.transfers
     before = clock.earliest() - cleanup.age
     intents = transfers.intents(store.name)
     recorded = transfers.open_in(store.name)
@@ -105,7 +104,7 @@ def _clean_uploads(store: LimitedStore, context: JobContext, job: RunningJob) ->
     return counts["removed"], counts["foreign"]
 
 
-def _clean_abandoned(store: LimitedStore, context: JobContext, job: RunningJob) -> int:
+def _clean_abandoned(store: LimitedStore, job: RunningJob) -> int:
     """Move to quarantine what jobs wrote and did not record before they ended, and return how many objects that was.
 
     An upload leaves such bytes if it is killed after it has written, and then superseded or cancelled. What a worker
@@ -116,21 +115,21 @@ def _clean_abandoned(store: LimitedStore, context: JobContext, job: RunningJob) 
     Raises:
         LostLease: while the worker was frozen, another job has begun to write to one of the artifacts.
     """
-    artifacts, settings = context.catalogue.artifacts, context.settings
+    artifacts, settings = job.catalogue.artifacts, job.settings
     moved, failures = 0, SingleFailures()
     for found, writer in artifacts.abandoned(store.name, before=clock.earliest() - settings.sweep.cleanup.age):
         job.heartbeat()
         job.check()
         path = (found.bucket, found.key)
         try:
-            with locked(context, job, [path]) as granted:
+            with locked(job, [path]) as granted:
                 if not granted:
                     continue
                 copy = artifacts.copies(found)[store.name]
                 if copy.state is CopyState.WRITING:
                     held = artifacts.version_in_store(store.name, *path)
                     if held is None:
-                        moved += _take_away(store, found, context, label=writer or job.id)
+                        moved += _take_away(store, found, job.catalogue, label=writer or job.id)
                     else:
                         artifacts.read_again(held[1], now=clock.now())
                     artifacts.delete_copies([copy])
@@ -143,12 +142,12 @@ def _clean_abandoned(store: LimitedStore, context: JobContext, job: RunningJob) 
     return moved
 
 
-def _take_away(store: LimitedStore, artifact: Artifact, context: JobContext, *, label: str) -> bool:
+def _take_away(store: LimitedStore, artifact: Artifact, catalogue: Catalogue, *, label: str) -> bool:
     """Move an object to quarantine if it has the bytes of a version; return whether it had.
 
     Bytes of a version that was deleted are not kept.
     """
-    manifest = context.catalogue.artifacts.manifest(artifact)
+    manifest = catalogue.artifacts.manifest(artifact)
     seen = store.verify_object(artifact.bucket, artifact.key, artifact.digest, manifest=manifest)
     if seen.error is not None:
         raise seen.error
@@ -214,14 +213,14 @@ def _follows(stale: StaleUpload, intent: UploadIntent) -> bool:
     return intent.intended_at.replace(microsecond=0) <= stale.since <= intent.intended_at + _BEGINNING
 
 
-def _purge_quarantine(store: LimitedStore, context: JobContext, job: RunningJob) -> int:
+def _purge_quarantine(store: LimitedStore, job: RunningJob) -> int:
     """Purge what is in quarantine for longer than the settings say, and return how much that was."""
-    retention, purged, failures = context.settings.quarantine.retention, 0, SingleFailures()
+    retention, purged, failures = job.settings.quarantine.retention, 0, SingleFailures()
     if retention is None:
         return 0
-    every, database_time = list(quarantined(store, context.catalogue)), context.catalogue.deletions.database_time()
+    every, database_time = list(quarantined(store, job.catalogue)), job.catalogue.deletions.database_time()
     first = min((each.at for each in every if each.at), default=None) if database_time is None else None
-    kept = context.settings.broker_file.with_name(f"clock-quarantine-{store.name}")
+    kept = job.settings.broker_file.with_name(f"clock-quarantine-{store.name}")
     now = clock.not_ahead(kept, retention, first=first)
     now = min(now, database_time or now)
     for found in every:
@@ -257,12 +256,12 @@ def _was_begun_by(stale: StaleUpload, transfer: OpenTransfer) -> bool:
     return stale.token[-1] in transfer.token.split(":")
 
 
-def _clean_parts(store: LimitedStore, context: JobContext, age: timedelta) -> int:
+def _clean_parts(store: LimitedStore, catalogue: Catalogue, age: timedelta) -> int:
     """Remove the parts of uploads that no open job needs, and return how many uploads those were of."""
     old = old_uploads(store, clock.earliest() - age)
     # A job is in the ledger before it leaves the outbox: asked in the other order, one could be in neither.
     waiting = _waiting(set(old))
-    sources = context.catalogue.ledger.sources_of_open_jobs() if old else set()
+    sources = catalogue.ledger.sources_of_open_jobs() if old else set()
     wanted = {read_source(source)[:2] for source in sources if is_staged_in_store(source)}
     gone = [upload for upload in old if upload not in waiting and (store.name, upload) not in wanted]
     for upload in gone:
@@ -273,9 +272,9 @@ def _clean_parts(store: LimitedStore, context: JobContext, age: timedelta) -> in
     return len(gone)
 
 
-def _clean_staging(context: JobContext, age: timedelta) -> int:
+def _clean_staging(job: RunningJob, age: timedelta) -> int:
     """Remove staged sources that no open job needs, and what killed commands left in the spool directory."""
-    settings = context.settings
+    settings = job.settings
     removed = 0
     for path in _old(settings.spool_dir, age):
         _remove(path)
@@ -283,7 +282,7 @@ def _clean_staging(context: JobContext, age: timedelta) -> int:
     staged = {path: path.with_name(path.name.removesuffix(".upload")) for path in _old(settings.staging_dir, age)}
     # A job is in the ledger before it leaves the outbox: asked in the other order, one could be in neither.
     waiting = _waiting({directory.name for directory in staged.values()})
-    wanted = context.catalogue.ledger.sources_of_open_jobs()
+    wanted = job.catalogue.ledger.sources_of_open_jobs()
     for path, directory in staged.items():
         if directory.name not in waiting and not any(source.startswith(f"{directory}/") for source in wanted):
             _remove(path)

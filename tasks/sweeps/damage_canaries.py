@@ -7,7 +7,6 @@ from worker import clock
 from worker.artifacts import canary_objects
 from worker.artifacts.quarantined_bytes import purge, quarantined
 from worker.catalogue import CanaryRound, FindingKind
-from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
 from worker.storage import Store
@@ -19,7 +18,7 @@ from zot_artifact_client.contract import SWEEP_CANARY, SweepCanaryRequest, Sweep
 logger = logging.getLogger(__name__)
 
 
-def sweep_canary(request: SweepCanaryRequest, context: JobContext, job: RunningJob) -> SweepCanaryResult:
+def sweep_canary(request: SweepCanaryRequest, job: RunningJob) -> SweepCanaryResult:
     """Close the rounds whose canary is repaired, open a finding for each that was missed, and begin the next ones.
 
     Nothing but the verify sweep finds a canary, and nothing but the repair sweep repairs it, as any other copy. Stores
@@ -28,32 +27,32 @@ def sweep_canary(request: SweepCanaryRequest, context: JobContext, job: RunningJ
     Raises:
         UnknownStore: naming the stores there are.
     """
-    sweep, told = context.settings.sweep.canary, {}
-    for name in context.unpaused_stores(request.store):
+    sweep, told = job.settings.sweep.canary, {}
+    for name in job.unpaused_stores(request.store):
         job.step(f"canary of {name}")
         job.check()
         if name in sweep.off:
             continue
         try:
-            told[name] = _Canary(context, name).turn()
+            told[name] = _Canary(job, name).turn()
         except AccessDenied as error:
             told[name] = f"read-only: {error.message}"
         except StorageError as error:
             logger.warning("%s: its canary waits: %s", name, error)
             told[name] = f"waits: {error.message}"
-    before = clock.earliest() - context.settings.findings.retention
-    context.catalogue.canaries.prune(before=before)
+    before = clock.earliest() - job.settings.findings.retention
+    job.catalogue.canaries.prune(before=before)
     return SweepCanaryResult(canaries=told)
 
 
 class _Canary:
     """The canaries of one store in this run."""
 
-    def __init__(self, context: JobContext, name: str) -> None:
-        self._context = context
+    def __init__(self, job: RunningJob, name: str) -> None:
+        self._job = job
         self._name = name
-        self._store = context.unlimited_stores[name]
-        self._canaries = context.catalogue.canaries
+        self._store = job.unlimited_stores[name]
+        self._canaries = job.catalogue.canaries
 
     def turn(self) -> str:
         """Do the next step of the round, and return its state."""
@@ -67,20 +66,18 @@ class _Canary:
         return self._begin(last)
 
     def _begin(self, last: CanaryRound | None) -> str:
-        number = (
-            0 if last is None else (int(last.key.rpartition("/")[2]) + 1) % self._context.settings.sweep.canary.objects
-        )
+        number = 0 if last is None else (int(last.key.rpartition("/")[2]) + 1) % self._job.settings.sweep.canary.objects
         key = canary_objects.key_of(self._name, number)
         partner = self._partner()
-        artifact = canary_objects.ensure(self._context.catalogue, [self._store, *([partner] if partner else [])], key)
-        if not all(copy.state.good for copy in self._context.catalogue.artifacts.copies(artifact).values()):
+        artifact = canary_objects.ensure(self._job.catalogue, [self._store, *([partner] if partner else [])], key)
+        if not all(copy.state.good for copy in self._job.catalogue.artifacts.copies(artifact).values()):
             return "waits: it is bad and was not damaged on purpose"
         self._damage(self._canaries.begin(self._name, key, now=clock.now()))
         return "damaged"
 
     def _damage(self, round_: CanaryRound) -> None:
-        artifact, now = self._context.artifact(CANARY_BUCKET, round_.key), clock.now()
-        canary_objects.damage(self._store, self._context.settings.stores[self._name], round_.key)
+        artifact, now = self._job.artifact(CANARY_BUCKET, round_.key), clock.now()
+        canary_objects.damage(self._store, self._job.settings.stores[self._name], round_.key)
         self._canaries.damaged(round_, artifact, now=now)
 
     def _close(self, last: CanaryRound) -> str:
@@ -89,7 +86,7 @@ class _Canary:
             self._damage(last)
             return "damaged"
         seen = self._canaries.observe(last)
-        catalogue, now, within = self._context.catalogue, clock.now(), self._context.settings.sweep.canary.within
+        catalogue, now, within = self._job.catalogue, clock.now(), self._job.settings.sweep.canary.within
         late = None
         if seen.detected_at is None:
             late = "its damage was not found" if now - last.damaged_at > within else None
@@ -106,24 +103,24 @@ class _Canary:
 
     def _restore_if_alone(self, seen: CanaryRound) -> None:
         """Write the right bytes where no repair can do it: the store is the only one, or its repairs are off."""
-        settings, repairs = self._context.settings, self._context.catalogue.repairs
+        settings, repairs = self._job.settings, self._job.catalogue.repairs
         off = not settings.sweep.repair.enabled or self._name in settings.sweep.repair.off
         if off or self._name in repairs.untrusted() or self._partner() is None:
-            canary_objects.write(self._context.catalogue, self._store, self._context.artifact(CANARY_BUCKET, seen.key))
+            canary_objects.write(self._job.catalogue, self._store, self._job.artifact(CANARY_BUCKET, seen.key))
 
     def _partner(self) -> Store | None:
         """Return another store, from which a repair can copy."""
-        context, off = self._context, self._context.settings.sweep.canary.off
-        for name in context.unpaused_stores(None):
+        job, off = self._job, self._job.settings.sweep.canary.off
+        for name in job.unpaused_stores(None):
             if name != self._name and name not in off:
                 with suppress(StorageError):
-                    if (store := context.unlimited_stores[name]).capabilities.reserved_buckets:
+                    if (store := job.unlimited_stores[name]).capabilities.reserved_buckets:
                         return store
         return None
 
     def _empty_quarantine(self) -> None:
         with suppress(NotFound):
-            for each in quarantined(self._store, self._context.catalogue, f"{CANARY_BUCKET}/"):
+            for each in quarantined(self._store, self._job.catalogue, f"{CANARY_BUCKET}/"):
                 purge(self._store, each)
 
 

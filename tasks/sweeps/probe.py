@@ -4,7 +4,6 @@ import logging
 
 from worker.artifacts.log_signature import BadKeyFile, LogKeys
 from worker.artifacts.verification_log_head import see_head
-from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
 from worker.storage.errors import StorageError
@@ -14,7 +13,7 @@ from zot_artifact_client.contract import SWEEP_PROBE, SweepProbeRequest, SweepPr
 logger = logging.getLogger(__name__)
 
 
-def sweep_probe(request: SweepProbeRequest, context: JobContext, job: RunningJob) -> SweepProbeResult:
+def sweep_probe(request: SweepProbeRequest, job: RunningJob) -> SweepProbeResult:
     """Write, read, list and delete a small object in every store, and report what is wrong with which.
 
     A store that ignores create-if-absent is named: there only our own lease keeps two writers apart. Stores that are
@@ -24,18 +23,18 @@ def sweep_probe(request: SweepProbeRequest, context: JobContext, job: RunningJob
     Raises:
         UnknownStore: naming the stores there are.
     """
-    names = context.unpaused_stores(request.store)
-    if head := context.catalogue.verifications.durable_head():
+    names = job.unpaused_stores(request.store)
+    if head := job.catalogue.verifications.durable_head():
         logger.info("the verification log ends with row %d of %s: %s", head.id, head.at, head.hash)
-    faults, keys = {}, LogKeys.of(context.settings.verification_log)
+    faults, keys = {}, LogKeys.of(job.settings.verification_log)
     for name in names:
         job.step(f"probing {name}")
         job.check()
-        store = context.unlimited_stores[name]
+        store = job.unlimited_stores[name]
         try:
             fault = probe(store)
-            context.stores.close_breaker(name)  # it answers, even if it cannot be relied on
-            changed = None if fault else see_head(store, context.catalogue, keys)
+            job.stores.close_breaker(name)  # it answers, even if it cannot be relied on
+            changed = None if fault else see_head(store, job.catalogue, keys)
         except StorageError as error:
             fault, changed = error.message, None
         except BadKeyFile as error:

@@ -8,7 +8,6 @@ from worker import clock
 from worker.artifacts.lock_artifacts_for_job import locked
 from worker.artifacts.per_store import most_retryable
 from worker.catalogue import Artifact, Copy, CopyState, FindingKind, NewFinding, Tombstone
-from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
 from worker.limits.limited_store import LimitedStore
@@ -22,7 +21,7 @@ logger = logging.getLogger(__name__)
 _GROUP = 100
 
 
-def sweep_purge(request: SweepPurgeRequest, context: JobContext, job: RunningJob) -> SweepPurgeResult:  # noqa: ARG001
+def sweep_purge(request: SweepPurgeRequest, job: RunningJob) -> SweepPurgeResult:  # noqa: ARG001
     """Delete the copies of artifacts that were deleted longer ago than their grace period, up to a limit.
 
     Held artifacts, those that another job writes to, and copies in paused or unconfigured stores stay for the next run.
@@ -34,29 +33,29 @@ def sweep_purge(request: SweepPurgeRequest, context: JobContext, job: RunningJob
         StorageError, Snooze: a copy could not be deleted; the others were.
         LostLease: while the worker was frozen, another job has begun to write to one of the artifacts.
     """
-    now, found = _due(context)
+    now, found = _due(job)
     due = iter(found)
-    purge = _Purge(context, job, now)
+    purge = _Purge(job, now)
     while group := list(islice(due, _GROUP)):
-        with locked(context, job, [(each.bucket, each.key) for each in group]) as granted:
+        with locked(job, [(each.bucket, each.key) for each in group]) as granted:
             purge.group([each for each in group if (each.bucket, each.key) in granted])
     if purge.failures:
         raise most_retryable(purge.failures)
     return SweepPurgeResult(purged=purge.purged, copies=purge.copies)
 
 
-def _due(context: JobContext) -> tuple[datetime, list[Tombstone]]:
+def _due(job: RunningJob) -> tuple[datetime, list[Tombstone]]:
     """Return the tombstones whose grace period is over by every clock, and the present moment by the latest of them.
 
     A clock that is ahead, this machine's or that of the database, must not end a grace period early.
     """
-    deletions = context.catalogue.deletions
-    found = deletions.due(now=clock.now(), limit=context.settings.sweep.purge.batch)
-    longest = max((each.purge_after - each.deleted_at for each in found), default=context.settings.delete.grace)
+    deletions = job.catalogue.deletions
+    found = deletions.due(now=clock.now(), limit=job.settings.sweep.purge.batch)
+    longest = max((each.purge_after - each.deleted_at for each in found), default=job.settings.delete.grace)
     database_time = deletions.database_time()
     # A machine that has kept no record, such as one with a restored catalogue, knows only when the oldest was deleted.
     first = deletions.first_deleted_at() if database_time is None else None
-    now = clock.not_ahead(context.settings.broker_file.with_name("clock-purge"), longest, first=first)
+    now = clock.not_ahead(job.settings.broker_file.with_name("clock-purge"), longest, first=first)
     now = min(now, database_time or now)
     due = [each for each in found if each.purge_after <= now]
     if len(due) < len(found):
@@ -70,8 +69,7 @@ def _due(context: JobContext) -> tuple[datetime, list[Tombstone]]:
 class _Purge:
     """The purge of one run, and what it has done. `now` is what the grace periods are compared with."""
 
-    def __init__(self, context: JobContext, job: RunningJob, now: datetime) -> None:
-        self._context = context
+    def __init__(self, job: RunningJob, now: datetime) -> None:
         self._job = job
         self._now = now
         self.purged = 0
@@ -79,7 +77,7 @@ class _Purge:
         self.failures: list[StorageError | Snooze] = []
 
     def group(self, tombstones: list[Tombstone]) -> None:
-        deletions, ended = self._context.catalogue.deletions, []
+        deletions, ended = self._job.catalogue.deletions, []
         for each in tombstones:
             self._job.heartbeat()
             self._job.check()
@@ -88,7 +86,7 @@ class _Purge:
             # What was written over a copy and not recorded goes first: afterwards that copy is gone, too.
             found.sort(key=lambda one: one[1].state is not CopyState.WRITING)
             gone = [copy for artifact, copy in found if self._delete(artifact, copy, each.version)]
-            self._context.catalogue.artifacts.delete_copies(gone)
+            self._job.catalogue.artifacts.delete_copies(gone)
             if len(gone) == len(found):
                 ended.append(each)
         deletions.end_purge(ended)
@@ -99,10 +97,10 @@ class _Purge:
 
         `newest` is the last version that was deleted.
         """
-        context = self._context
-        if copy.store not in context.stores or context.pauses.of_store(copy.store) is not None:
+        job = self._job
+        if copy.store not in job.stores or job.pauses.of_store(copy.store) is not None:
             return False
-        store = context.stores[copy.store]
+        store = job.stores[copy.store]
         try:
             version = copy.tag or self._version_of_same_bytes(store, artifact)
             try:
@@ -127,7 +125,7 @@ class _Purge:
         What is under the key stays if it is of an artifact version that was not deleted, or has other bytes. The latter
         is a finding if a copy was recorded there.
         """
-        held = self._context.catalogue.artifacts.version_in_store(store.name, artifact.bucket, artifact.key)
+        held = self._job.catalogue.artifacts.version_in_store(store.name, artifact.bucket, artifact.key)
         if held is not None and held[0].version > newest:
             return False
         if version is None:
@@ -146,12 +144,12 @@ class _Purge:
         )
         evidence = {"job": self._job.id, "detail": detail}
         found = NewFinding(FindingKind.ORPHAN, store.name, artifact.bucket, artifact.key, evidence=evidence)
-        self._context.catalogue.findings.see([found], now=clock.now())
+        self._job.catalogue.findings.see([found], now=clock.now())
         logger.warning("%s: %s: %s", store.name, artifact.path, detail)
 
     def _version_of_same_bytes(self, store: LimitedStore, artifact: Artifact) -> str | None:
         """Read what is under the key and return its version if it has the bytes on record, else None."""
-        manifest = self._context.catalogue.artifacts.manifest(artifact)
+        manifest = self._job.catalogue.artifacts.manifest(artifact)
         seen = store.verify_object(artifact.bucket, artifact.key, artifact.digest, manifest=manifest)
         if seen.verdict is Verdict.MISSING:
             raise NotFound(f"{store.name}: {artifact.path} does not exist")

@@ -10,7 +10,6 @@ from worker.artifacts.inventories import InventoryListing, requested_inventory
 from worker.artifacts.per_store import SingleFailures, for_each_store
 from worker.artifacts.reconcile import DisorderedListing, buckets_to_compare, compare
 from worker.catalogue import CopyState, FindingKind, NewFinding, ReconcileRun, SettledFinding, Sighting
-from worker.context import JobContext
 from worker.counted import counted
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task, send_child
@@ -39,7 +38,7 @@ _PART = 2000
 """Keys that are compared between two records of where the run is."""
 
 
-def sweep_reconcile(request: SweepReconcileRequest, context: JobContext, job: RunningJob) -> SweepReconcileResult:
+def sweep_reconcile(request: SweepReconcileRequest, job: RunningJob) -> SweepReconcileResult:
     """Compare the listing of each bucket that the store lists or the catalogue records with its copies, both ways.
 
     A difference that two runs have seen, and that a request for the object confirms, is a finding. A missing object or
@@ -56,13 +55,13 @@ def sweep_reconcile(request: SweepReconcileRequest, context: JobContext, job: Ru
         BadInventory: the report is incomplete, damaged, or of another bucket; nothing was compared.
         StorageError, Snooze: a store could not be listed; the others were.
     """
-    settings = context.settings.sweep.reconcile
+    settings = job.settings.sweep.reconcile
 
     def reconcile(name: str) -> ReconciledStore:
-        with requested_inventory(request, name, context, job.heartbeat) as inventory:
-            return _Reconciliation(context, job, context.stores[name], request, inventory).run()
+        with requested_inventory(request, name, job) as inventory:
+            return _Reconciliation(job, job.stores[name], request, inventory).run()
 
-    names = context.unpaused_stores(request.store, off=settings.off)
+    names = job.unpaused_stores(request.store, off=settings.off)
     return SweepReconcileResult(stores=tuple(for_each_store(names, reconcile)))
 
 
@@ -71,21 +70,19 @@ class _Reconciliation:
 
     def __init__(
         self,
-        context: JobContext,
         job: RunningJob,
         store: LimitedStore,
         request: SweepReconcileRequest,
         inventory: InventoryListing | None,
     ) -> None:
-        self._context = context
         self._job = job
         self._store = store
-        self._settings = context.settings.sweep.reconcile
+        self._settings = job.settings.sweep.reconcile
         self._bucket, self._prefix = request.bucket, request.prefix
         if inventory is not None and inventory.bucket is not None:
             self._bucket = inventory.bucket
         self._inventory = inventory
-        self._records = context.catalogue.reconciliations
+        self._records = job.catalogue.reconciliations
         self._failures = SingleFailures()
         scope = "" if self._bucket is None else f"{self._bucket}/{self._prefix}"
         at = inventory.at if inventory else None
@@ -94,7 +91,7 @@ class _Reconciliation:
         self._run = self._records.begin(store.name, scope, now=clock.now(), within=self._settings.resume, at=at)
 
     def run(self) -> ReconciledStore:
-        run, catalogue = self._run, self._context.catalogue
+        run, catalogue = self._run, self._job.catalogue
         states = catalogue.artifacts.count_by_state().get(run.store, {})
         present = sum(count for state, count in states.items() if CopyState(state).present)
         buckets = buckets_to_compare(self._store, catalogue) if self._bucket is None else [self._bucket]
@@ -128,7 +125,7 @@ class _Reconciliation:
         most_orphans = 0 if self._settings.orphans == "ignore" else self._settings.most_orphans
         self._job.step(f"comparing {run.store}/{bucket}")
         listing = compare(
-            self._inventory or self._store, self._context.catalogue, bucket, self._prefix, run.after, run=run.run
+            self._inventory or self._store, self._job.catalogue, bucket, self._prefix, run.after, run=run.run
         )
         for number, each in enumerate(listing, 1):
             run.listed += each.listed
@@ -157,7 +154,7 @@ class _Reconciliation:
         The store is asked for each orphan: the listing does not count an object that was written again just now, and an
         inventory report may leave out objects by a filter that its manifest does not tell.
         """
-        findings, after = self._context.catalogue.findings, 0
+        findings, after = self._job.catalogue.findings, 0
         while settled := self._records.settled(self._run, self._bucket, self._prefix, after=after):
             after = settled[-1].id
             gone = [
@@ -193,7 +190,7 @@ class _Reconciliation:
 
     def _suspect(self, evidence: Mapping[str, Any] | None) -> None:
         """Open the finding that the listing of the store cannot be relied on; without evidence resolve it."""
-        findings = self._context.catalogue.findings
+        findings = self._job.catalogue.findings
         findings.see_store(FindingKind.LISTING_SUSPECT, self._store.name, evidence, now=clock.now())
 
     def _confirm(self) -> tuple[dict[str, int], int]:
@@ -221,7 +218,7 @@ class _Reconciliation:
 
     def _is_true(self, seen: Sighting) -> bool | None:
         """Ask the store and the catalogue again about one key; return None if the store does not tell."""
-        artifacts, store = self._context.catalogue.artifacts, self._store
+        artifacts, store = self._job.catalogue.artifacts, self._store
         held = artifacts.version_in_store(store.name, seen.bucket, seen.key)
         is_orphan = seen.kind is FindingKind.ORPHAN  # the cleanup removes what an ended job has left
         if artifacts.unfinished_versions(store.name, seen.bucket, seen.key, only_open=not is_orphan):
@@ -254,14 +251,14 @@ class _Reconciliation:
             )
             for each in true
         ]  # fmt: skip
-        self._context.catalogue.findings.see(found, now=clock.now())
+        self._job.catalogue.findings.see(found, now=clock.now())
 
     def _acts(self, seen: Sighting) -> bool:
         return seen.kind is not FindingKind.ORPHAN or self._settings.orphans.startswith("adopt")
 
     def _act(self, true: Sequence[Sighting]) -> int:
         """Send a job for each copy to verify, and a page for some hundred orphans to adopt; return how many jobs."""
-        store, findings = self._store.name, self._context.catalogue.findings
+        store, findings = self._store.name, self._job.catalogue.findings
         orphans = [each for each in true if each.kind is FindingKind.ORPHAN]
         ids = {each: self._job_id(each) for each in true if each.kind is not FindingKind.ORPHAN}
         findings.act({(store, each.bucket, each.key): id_ for each, id_ in ids.items()}, "verify", now=clock.now())
@@ -270,7 +267,7 @@ class _Reconciliation:
             send_child(VERIFY, verify, id_=id_, parent=self._job.id, queue=Queue.SWEEP)
         first_read = self._settings.orphans == "adopt_first_read"
         adopt = PageRequest(verb="adopt", claim=ClaimSelection(store=store), first_read=first_read)
-        most = self._context.settings.page.objects
+        most = self._job.settings.page.objects
         parts = [orphans[begin : begin + most] for begin in range(0, len(orphans), most)]
         for part in parts:
             id_ = self._job_id(*part)  # an attempt that finds the same orphans sends the same page

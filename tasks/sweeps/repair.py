@@ -8,7 +8,6 @@ from celery import current_app
 
 from worker import clock
 from worker.catalogue import CopyState
-from worker.context import JobContext
 from worker.counted import counted
 from worker.jobs.outbox import Outbox
 from worker.jobs.running_job import RunningJob
@@ -28,7 +27,7 @@ _FEW = 20
 _MOST_LOST = 1000
 
 
-def sweep_repair(request: SweepRepairRequest, context: JobContext, job: RunningJob) -> SweepRepairResult:
+def sweep_repair(request: SweepRepairRequest, job: RunningJob) -> SweepRepairResult:
     """Claim copies that can be repaired, up to a limit for each store, and send pages that replicate them.
 
     Replicate writes and verifies the new bytes and keeps the bad ones in quarantine. It writes a copy with right bytes
@@ -40,33 +39,31 @@ def sweep_repair(request: SweepRepairRequest, context: JobContext, job: RunningJ
         UnknownStore: naming the stores there are.
     """
     messages = Outbox(current_app)
-    stores, claimed = context.unpaused_stores(request.store), Counter[str]()
-    if planned := context.catalogue.pages.planned_by(job.id):  # at an attempt whose worker died
+    stores, claimed = job.unpaused_stores(request.store), Counter[str]()
+    if planned := job.catalogue.pages.planned_by(job.id):  # at an attempt whose worker died
         resume(job.id, planned, messages)
     else:
-        claimed = _plan(request, stores, context, job, messages)
-    lost = context.catalogue.findings.see_lost(list(context.stores), now=clock.now(), limit=_MOST_LOST)
+        claimed = _plan(request, stores, job, messages)
+    lost = job.catalogue.findings.see_lost(list(job.stores), now=clock.now(), limit=_MOST_LOST)
     if lost:
         logger.critical("lost artifacts: %d: `zot-artifacts findings --kind lost` names them", lost)
-    return SweepRepairResult(claimed=claimed, untrusted=tuple(context.catalogue.repairs.untrusted()), lost=lost)
+    return SweepRepairResult(claimed=claimed, untrusted=tuple(job.catalogue.repairs.untrusted()), lost=lost)
 
 
-def _plan(
-    request: SweepRepairRequest, stores: Sequence[str], context: JobContext, job: RunningJob, messages: Messages
-) -> Counter[str]:
+def _plan(request: SweepRepairRequest, stores: Sequence[str], job: RunningJob, messages: Messages) -> Counter[str]:
     """Claim copies for pages, bad ones first, and send the pages; return how many copies of each store that is."""
-    sweep, most, count = context.settings.sweep.repair, context.settings.page.objects, Counter[str]()
-    plan = PlanOfClaims(context.catalogue, job.id, messages)
-    open_ = context.catalogue.pages.open_by_store(SWEEP_REPAIR.kind)
+    sweep, most, count = job.settings.sweep.repair, job.settings.page.objects, Counter[str]()
+    plan = PlanOfClaims(job.catalogue, job.id, messages)
+    open_ = job.catalogue.pages.open_by_store(SWEEP_REPAIR.kind)
     for store in stores:
-        if store in sweep.off or not _is_trusted(context, store):
+        if store in sweep.off or not _is_trusted(job, store):
             continue
         for metadata in (False, True):
-            while open_[store] < context.settings.page.in_flight and (room := min(most, sweep.batch - count[store])):
+            while open_[store] < job.settings.page.in_flight and (room := min(most, sweep.batch - count[store])):
                 job.check()
                 now = clock.now()
-                found = context.catalogue.repairs.claim(
-                    store, sources=list(context.stores), now=now, until=now + sweep.claim, limit=room,
+                found = job.catalogue.repairs.claim(
+                    store, sources=list(job.stores), now=now, until=now + sweep.claim, limit=room,
                     job=plan.next_id, within=(request.bucket, request.prefix), metadata=metadata,
                     plan=plan.pages_of(store, objects=most, now=now, until=now + sweep.claim),
                 )  # fmt: skip
@@ -79,13 +76,13 @@ def _plan(
     return count
 
 
-def _is_trusted(context: JobContext, store: str) -> bool:
+def _is_trusted(job: RunningJob, store: str) -> bool:
     """Return whether a store's copies may be repaired; stop its repairs if too many were found bad."""
-    sweep, repairs = context.settings.sweep.repair, context.catalogue.repairs
+    sweep, repairs = job.settings.sweep.repair, job.catalogue.repairs
     if store in repairs.untrusted():
         return False
     now = clock.now()
-    states = context.catalogue.artifacts.count_by_state().get(store, {})
+    states = job.catalogue.artifacts.count_by_state().get(store, {})
     present = sum(count for state, count in states.items() if CopyState(state).present)
     most = min(sweep.suspect_copies, max(_FEW, int(present * sweep.suspect_percent / 100)))
     bad = repairs.count_bad(store, since=now - sweep.window, limit=most + 1)

@@ -7,7 +7,6 @@ from math import ceil
 from celery import current_app
 
 from worker import clock
-from worker.context import JobContext
 from worker.jobs.outbox import Outbox
 from worker.jobs.running_job import RunningJob
 from worker.jobs.send_sweep_pages import Messages, PlanOfClaims, resume
@@ -19,7 +18,7 @@ from zot_artifact_client.contract import (
 )
 
 
-def sweep_replicate(request: SweepReplicateRequest, context: JobContext, job: RunningJob) -> SweepReplicateResult:
+def sweep_replicate(request: SweepReplicateRequest, job: RunningJob) -> SweepReplicateResult:
     """Claim the copies that jobs have left, or placement wants, up to a limit for each store, and send their pages.
 
     Stores that are paused are left out.
@@ -28,35 +27,31 @@ def sweep_replicate(request: SweepReplicateRequest, context: JobContext, job: Ru
         UnknownStore: naming the stores there are.
     """
     messages = Outbox(current_app)
-    stores = context.unpaused_stores(request.store)
-    if planned := context.catalogue.pages.planned_by(job.id):  # at an attempt whose worker died
+    stores = job.unpaused_stores(request.store)
+    if planned := job.catalogue.pages.planned_by(job.id):  # at an attempt whose worker died
         resume(job.id, planned, messages)
         return SweepReplicateResult(claimed={})
-    return SweepReplicateResult(claimed=_plan(request, stores, context, job, messages))
+    return SweepReplicateResult(claimed=_plan(request, stores, job, messages))
 
 
-def _plan(
-    request: SweepReplicateRequest, stores: Sequence[str], context: JobContext, job: RunningJob, messages: Messages
-) -> Counter[str]:
+def _plan(request: SweepReplicateRequest, stores: Sequence[str], job: RunningJob, messages: Messages) -> Counter[str]:
     """Claim copies for pages, and send the pages; return how many copies of each store that is."""
-    plan, count = PlanOfClaims(context.catalogue, job.id, messages), Counter[str]()
-    open_ = context.catalogue.pages.open_by_store(SWEEP_REPLICATE.kind)
+    plan, count = PlanOfClaims(job.catalogue, job.id, messages), Counter[str]()
+    open_ = job.catalogue.pages.open_by_store(SWEEP_REPLICATE.kind)
     for store in stores:
-        pages = context.settings.page.in_flight - open_[store]
-        if pages > 0 and (claimed := _claim(context, request, store, job, plan, pages=pages)):
+        pages = job.settings.page.in_flight - open_[store]
+        if pages > 0 and (claimed := _claim(request, store, job, plan, pages=pages)):
             count[store] = claimed
     plan.send()
     return count
 
 
-def _claim(
-    context: JobContext, request: SweepReplicateRequest, store: str, job: RunningJob, plan: PlanOfClaims, *, pages: int
-) -> int:
+def _claim(request: SweepReplicateRequest, store: str, job: RunningJob, plan: PlanOfClaims, *, pages: int) -> int:
     """Claim the copies of a store for up to so many pages, which are planned with them; return how many copies.
 
     First are those that a job has begun and left, which one search finds; then those that placement wants.
     """
-    settings, claims, wanted = context.settings, context.catalogue.sweep_claims, context.settings.wanted_in(store)
+    settings, claims, wanted = job.settings, job.catalogue.sweep_claims, job.settings.wanted_in(store)
     sweep, most, now = settings.sweep.replicate, settings.page.objects, clock.now()
     until, late_since = now + sweep.claim, now - sweep.late
     accept = plan.pages_of(store, objects=most, now=now, until=until, late_since=late_since)

@@ -5,7 +5,6 @@ import json
 import re
 from datetime import timedelta
 
-from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
 from worker.limits.limited_store import LimitedStore
@@ -26,7 +25,7 @@ class ReportBucketTaken(PermanentError):
     """The bucket for the report has artifacts under the names of the report."""
 
 
-def sweep_report(request: SweepReportRequest, context: JobContext, job: RunningJob) -> SweepReportResult:  # noqa: ARG001
+def sweep_report(request: SweepReportRequest, job: RunningJob) -> SweepReportResult:  # noqa: ARG001
     """Write the report under its time and as `latest`; remove the oldest ones beyond `sweep.report.keep`.
 
     Raises:
@@ -40,22 +39,22 @@ def sweep_report(request: SweepReportRequest, context: JobContext, job: RunningJ
     from worker.cli.report_page import page_of
     from worker.cli.session import Session
 
-    settings = context.settings.sweep.report
+    settings = job.settings.sweep.report
     if settings.store is None:
         raise NoReportStore("no store is named for the report: set sweep.report.store")
-    store = context.stores[settings.store]
+    store = job.stores[settings.store]
     bucket = settings.bucket or REPORT_BUCKET
     if settings.bucket is None and not store.capabilities.reserved_buckets:
         raise NoReportStore(f"{store.name} has no reserved bucket: set sweep.report.bucket")
-    session = Session(context.settings, context.catalogue, context.unlimited_stores)
-    document = report_of(session, timedelta(seconds=SINCE), context.stores)
+    session = Session(job.settings, job.catalogue, job.unlimited_stores)
+    document = report_of(session, timedelta(seconds=SINCE), job.stores)
     job.check()
     forms = {
         "html": (page_of(document).encode(), "text/html; charset=utf-8"),
         "json": (json.dumps(document, default=jsonable).encode(), "application/json"),
     }
     for name in (f"{_LATEST}.{form}" for form in forms):
-        if context.catalogue.artifacts.copies_by_store(bucket, name):
+        if job.catalogue.artifacts.copies_by_store(bucket, name):
             raise ReportBucketTaken(
                 f"{bucket}/{name} is an artifact, and the report would overwrite it: set sweep.report.bucket to another"
             )

@@ -13,7 +13,6 @@ from worker.artifacts.read_budget import LATE, Backlog, forecast_of, pace_of
 from worker.artifacts.read_budget import plan as plan_reads
 from worker.artifacts.records_kept_in_stores import keep_records
 from worker.catalogue import AHEAD, GRACE, FindingKind
-from worker.context import JobContext
 from worker.jobs.outbox import Outbox
 from worker.jobs.running_job import RunningJob
 from worker.jobs.send_sweep_pages import Messages, plan, resume
@@ -32,9 +31,7 @@ _OPEN = 4
 """The most pages of a store that may be open when the next ones of an even pace are sent."""
 
 
-def sweep_verify(
-    request: SweepVerifyRequest, context: JobContext, job: RunningJob, messages: Messages | None = None
-) -> SweepVerifyResult:
+def sweep_verify(request: SweepVerifyRequest, job: RunningJob, messages: Messages | None = None) -> SweepVerifyResult:
     """Send pages for the copies of each store that are to be read until the next run; each claims its copies.
 
     Stores that are paused are left out.
@@ -43,32 +40,32 @@ def sweep_verify(
         UnknownStore: naming the stores there are.
     """
     messages = messages or Outbox(current_app)
-    stores = context.unpaused_stores(request.store)
+    stores = job.unpaused_stores(request.store)
     due = dict.fromkeys(stores, 0)
-    if planned := context.catalogue.pages.planned_by(job.id):  # by an attempt whose worker died
+    if planned := job.catalogue.pages.planned_by(job.id):  # by an attempt whose worker died
         resume(job.id, planned, messages)
         pages = [PageRequest.read(each.request) for each in planned]
     else:
-        open_ = context.catalogue.pages.open_by_store(SWEEP_VERIFY.kind)
+        open_ = job.catalogue.pages.open_by_store(SWEEP_VERIFY.kind)
         pages = []
         for store in stores:
             job.check()
-            due[store], sizes = _due(context, store, open_[store])
+            due[store], sizes = _due(job, store, open_[store])
             claims = [ClaimSelection(store=store, most=copies) for copies in sizes]
             pages += [PageRequest(verb="verify", claim=claim) for claim in claims]
-        plan(context.catalogue, job.id, pages, messages)
-    see_stores(context.settings, context.catalogue, clock.now())  # while the first pages are read
+        plan(job.catalogue, job.id, pages, messages)
+    see_stores(job.settings, job.catalogue, clock.now())  # while the first pages are read
     for store in stores:
-        _see_pace(context, store)
-    keep_records(context, job, stores)
+        _see_pace(job, store)
+    keep_records(job, stores)
     return _result(due, pages)
 
 
-def _due(context: JobContext, store: str, open_: int) -> tuple[int, list[int]]:
+def _due(job: RunningJob, store: str, open_: int) -> tuple[int, list[int]]:
     """Return how many copies of a store are due, and how many each page claims that is sent now."""
-    settings, now = context.settings, clock.now()
+    settings, now = job.settings, clock.now()
     sweep, page = settings.sweep.verify, settings.page
-    claims, budgets = context.catalogue.sweep_claims, context.catalogue.budgets
+    claims, budgets = job.catalogue.sweep_claims, job.catalogue.budgets
     period, first_read = sweep.period_of(store), sweep.first_read_of(store)
     most_due = sweep.batch or page.in_flight * sweep.page
     count_due = partial(claims.count_due, store, period=period, first_read=first_read, now=now)
@@ -98,26 +95,26 @@ def _due(context: JobContext, store: str, open_: int) -> tuple[int, list[int]]:
     return due, sizes[: max(0, min(most_open, page.in_flight) - open_)]
 
 
-def _see_pace(context: JobContext, store: str) -> None:
+def _see_pace(job: RunningJob, store: str) -> None:
     """Open a finding if not all copies of a store can be read within its period, and resolve it if they can."""
-    period, now = context.settings.sweep.verify.period_of(store), clock.now()
-    due = context.catalogue.sweep_claims.overdue(store, period=period * (1 - GRACE), now=now)
-    told = [pace_of(context.catalogue, store, due, period=period, now=now).warning]
-    if (ahead := forecast_of(context.settings, context.catalogue, store, now=now)) is not None:
+    period, now = job.settings.sweep.verify.period_of(store), clock.now()
+    due = job.catalogue.sweep_claims.overdue(store, period=period * (1 - GRACE), now=now)
+    told = [pace_of(job.catalogue, store, due, period=period, now=now).warning]
+    if (ahead := forecast_of(job.settings, job.catalogue, store, now=now)) is not None:
         told.append(ahead.warning)
-    told.append(_too_large(context, store))
+    told.append(_too_large(job, store))
     detail = "; ".join(filter(None, told))
     if detail:
         logger.warning("%s", detail)
-    context.catalogue.findings.see_store(FindingKind.TOO_SLOW, store, {"detail": detail} if detail else None, now=now)
+    job.catalogue.findings.see_store(FindingKind.TOO_SLOW, store, {"detail": detail} if detail else None, now=now)
 
 
-def _too_large(context: JobContext, store: str) -> str | None:
+def _too_large(job: RunningJob, store: str) -> str | None:
     """Return that a store has an object that its budget never allows to be read, and the way out; or None."""
-    budget, prices = context.settings.budgets.get(store, Budget()), context.settings.prices.get(store, Prices())
+    budget, prices = job.settings.budgets.get(store, Budget()), job.settings.prices.get(store, Prices())
     if (most := budget.most_of_one(prices)) is None:
         return None
-    largest = context.catalogue.budgets.largest(store, above=most)
+    largest = job.catalogue.budgets.largest(store, above=most)
     if largest is None or budget.can_hold(largest[1], prices):
         return None
     path, size = largest

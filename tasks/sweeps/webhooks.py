@@ -1,16 +1,15 @@
 """Sweep webhooks: deliver the ends of jobs to the receivers that their requests name."""
 
 from worker.alarms.job_webhooks import deliver_webhooks
-from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
 from zot_artifact_client.contract import SWEEP_WEBHOOKS, SweepWebhooksRequest, SweepWebhooksResult
 
 
-def sweep_webhooks(request: SweepWebhooksRequest, context: JobContext, job: RunningJob) -> SweepWebhooksResult:  # noqa: ARG001
+def sweep_webhooks(request: SweepWebhooksRequest, job: RunningJob) -> SweepWebhooksResult:  # noqa: ARG001
     """Deliver what is due to each receiver of the settings."""
-    settings = context.settings
-    delivered, undelivered = deliver_webhooks(context.catalogue.job_webhooks, settings.webhooks, settings.job_webhooks)
+    settings = job.settings
+    delivered, undelivered = deliver_webhooks(job.catalogue.job_webhooks, settings.webhooks, settings.job_webhooks)
     return SweepWebhooksResult(delivered=delivered, undelivered=undelivered)
 
 

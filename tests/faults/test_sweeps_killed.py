@@ -146,9 +146,9 @@ class Fleet:
         )  # fmt: skip
         if not isinstance(begun, Leased):
             return
-        with RunningJob(begun.record, ledger, context.settings.jobs, NullReporter()) as job:
+        with RunningJob(begun.record, context, NullReporter()) as job:
             try:
-                work(request, context.for_job(job), job)
+                work(request, job)
             except StorageError:
                 context.catalogue.artifacts.finish_copies(job.finished, now=clock.now())
                 ledger.finish(id_, job.fence, JobState.FAILED, now=clock.now())

@@ -208,16 +208,15 @@ class Simulation:
     def _plan(self) -> None:
         self._sweep += 1
         job = self._take(f"sweep-{self._sweep}", "sweep.verify", {})
-        tasks.sweeps.verify.sweep_verify(SweepVerifyRequest(), self._context.for_job(job), job, self._messages)
+        tasks.sweeps.verify.sweep_verify(SweepVerifyRequest(), job, self._messages)
         self.catalogue.ledger.finish(job.id, job.fence, JobState.SUCCEEDED, now=self.now, result={})
 
     def _read(self, id_: str, request: PageRequest) -> None:
         """Claim the copies of a page, and record each of them as verified."""
         assert request.claim is not None
         job = self._take(id_, "page", request.payload())
-        context, name = self._context.for_job(job), request.claim.store
-        page = claim_copies(request.claim, context, id_)
-        copies = context.catalogue.pages.claimed_copies(page)
+        name, page = request.claim.store, claim_copies(request.claim, job)
+        copies = job.catalogue.pages.claimed_copies(page)
         rows = [
             VerdictRow(
                 each.id, id_, name, each.bucket, each.key, each.version, "verified", each.digest.sha256,
@@ -226,7 +225,7 @@ class Simulation:
             for each in copies
         ]  # fmt: skip
         outcomes = [PageOutcome(each.id, each.key, each.digest.size, "verified") for each in copies]
-        context.catalogue.pages.record(page, Group(outcomes, rows), now=self.now)
+        job.catalogue.pages.record(page, Group(outcomes, rows), now=self.now)
         result = {"objects": len(copies)}
         self.catalogue.ledger.finish(id_, job.fence, JobState.SUCCEEDED, now=self.now, result=result)
         seen = self.seen[name]
@@ -239,7 +238,7 @@ class Simulation:
             id_, kind, request, owner="simulation", writes_to=None, parent=None, now=self.now, lease=timedelta(hours=1)
         )
         assert isinstance(begun, Leased), begun
-        return RunningJob(begun.record, self.catalogue.ledger, self._context.settings.jobs, _Quiet())
+        return RunningJob(begun.record, self._context, _Quiet())
 
     def _look(self) -> None:
         """Note what an operator can see after the run."""

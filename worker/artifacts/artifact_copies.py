@@ -24,7 +24,6 @@ from worker.catalogue import (
     PageCopy,
     VerdictRow,
 )
-from worker.context import JobContext
 from worker.jobs.running_job import Cancelled, RunningJob
 from worker.jobs.upload_checkpoint import CopyCheckpoint
 from worker.limits.limited_store import LimitedReader, LimitedStore
@@ -96,9 +95,7 @@ def kept_metadata(artifact: Artifact, store: LimitedStore) -> Mapping[str, str]:
 
 
 @contextmanager
-def confirmed_after(
-    context: JobContext, job: RunningJob, store: LimitedStore, of: Sequence[Artifact]
-) -> Iterator[None]:
+def confirmed_after(job: RunningJob, store: LimitedStore, of: Sequence[Artifact]) -> Iterator[None]:
     """Confirm the lease after copies were written: a worker that was frozen in a request has made them later.
 
     A write that ends in an error may have made its copy, too: it may be the answer of the store that was lost.
@@ -112,7 +109,7 @@ def confirmed_after(
         try:
             job.confirm_lease()
         except LostLease:
-            context.catalogue.artifacts.note_late_writes(of, store.name)
+            job.catalogue.artifacts.note_late_writes(of, store.name)
             raise
 
 
@@ -156,7 +153,6 @@ class ArtifactJob:
     `copies`: those that were recorded with a new version just now, by store.
     """
 
-    context: JobContext
     job: RunningJob
     artifact: Artifact
     records: Records | None = None
@@ -174,7 +170,7 @@ class ArtifactJob:
             StorageError, Snooze: the store does not answer, or takes no job now.
             LostLease: while the worker was frozen, another job has begun to write to the artifact.
         """
-        artifact, artifacts = self.artifact, self.context.catalogue.artifacts
+        artifact, artifacts = self.artifact, self.job.catalogue.artifacts
         copy = self.copies.get(store.name) or artifacts.ensure_copy(artifact, store.name)
         try:
             found = store.stat_object(artifact.bucket, artifact.key, as_copy=True)
@@ -212,7 +208,7 @@ class ArtifactJob:
         if copy.read_at is None or copy.last_verdict == Verdict.UNREADABLE:
             return False
         age = clock.now() - copy.read_at
-        return timedelta() <= age < self.context.settings.sweep.verify.trust_of(copy.store)
+        return timedelta() <= age < self.job.settings.sweep.verify.trust_of(copy.store)
 
     def _read_again(self, store: LimitedStore, copy: Copy, found: ObjectStat) -> CopySlot | None:
         """Read a copy whose last full read is long ago; return None if it is right, else where it has to be written."""
@@ -269,12 +265,12 @@ class ArtifactJob:
         if slot.found and slot.quarantine:
             quarantined = store.quarantine_object(self.artifact.bucket, self.artifact.key, self.job.id)
             logger.warning("%s: what was found at %s is kept at %s", store.name, self.artifact.path, quarantined)
-        held = self.context.unlimited_stores[store.name]
+        held = self.job.unlimited_stores[store.name]
         try:
             if slot.found is None:
                 made = self._write(store, source, storage_class, "create_only")
             else:
-                with lifted(self.context.catalogue, held, self.artifact.bucket, self.artifact.key):
+                with lifted(self.job.catalogue, held, self.artifact.bucket, self.artifact.key):
                     patched = self._patch(store, slot.found, source) if isinstance(source, RepairedChunks) else None
                     made = patched or self._write(store, source, storage_class, Match(slot.found.version))
         except (AlreadyExists, PreconditionFailed) as error:
@@ -290,7 +286,7 @@ class ArtifactJob:
     ) -> ObjectStat:
         artifact = self.artifact
         in_parts = store.capabilities.parts is not None and artifact.digest.size > CHUNK_SIZE
-        with confirmed_after(self.context, self.job, store, [artifact]):
+        with confirmed_after(self.job, store, [artifact]):
             stat, _ = store.write_object(
                 artifact.bucket,
                 artifact.key,
@@ -302,9 +298,9 @@ class ArtifactJob:
                 storage_class=storage_class,
                 condition=condition,
                 on_bytes=self.job.advance,
-                checkpoint=CopyCheckpoint(self.context.catalogue, artifact, store.name),
+                checkpoint=CopyCheckpoint(self.job.catalogue, artifact, store.name),
                 existing_key=True,  # an upload's key was checked before it was recorded
-                manifest=self.context.catalogue.artifacts.manifest(artifact) if in_parts else None,
+                manifest=self.job.catalogue.artifacts.manifest(artifact) if in_parts else None,
             )
         return stat
 
@@ -316,7 +312,7 @@ class ArtifactJob:
         artifact, store = self.artifact, slot.store
         where = artifact.bucket, artifact.key
         self.job.step(f"reading back from {store.name}")
-        manifest = self.context.catalogue.artifacts.manifest(artifact)
+        manifest = self.job.catalogue.artifacts.manifest(artifact)
         seen = store.verify_object(*where, artifact.digest, manifest=manifest, on_bytes=self.job.heartbeat)
         if seen.verdict in BAD:
             logger.warning("%s: %s reads back %s, reading it again", store.name, artifact.path, seen.verdict)
@@ -338,8 +334,8 @@ class ArtifactJob:
         """
         if slot.found is None or not slot.quarantine or slot.found.size != self.artifact.digest.size:
             return None
-        manifest = self.context.catalogue.artifacts.manifest(self.artifact)
-        return RepairedChunks.of(self.artifact, manifest, slot.store, self.context.stores[source.store], slot.bad)
+        manifest = self.job.catalogue.artifacts.manifest(self.artifact)
+        return RepairedChunks.of(self.artifact, manifest, slot.store, self.job.stores[source.store], slot.bad)
 
     def _patch(self, store: LimitedStore, found: ObjectStat, source: RepairedChunks) -> ObjectStat | None:
         """Have the store itself replace the bad chunks of a copy; return None, with nothing changed, if it cannot.
@@ -349,10 +345,10 @@ class ArtifactJob:
             StorageError, Snooze: the source failed, or the store takes no job now.
         """
         artifact = self.artifact
-        if not self.context.settings.replication.server_side:
+        if not self.job.settings.replication.server_side:
             return None
         try:
-            with confirmed_after(self.context, self.job, store, [artifact]):
+            with confirmed_after(self.job, store, [artifact]):
                 made = store.patch_object(
                     found,
                     source.manifest,
@@ -388,19 +384,19 @@ class ArtifactJob:
             Unavailable: the copy cannot be read.
             StorageError, Snooze: a bad copy cannot be removed; one of the stores takes no job now.
         """
-        if slot.found or not self.context.settings.replication.server_side:
+        if slot.found or not self.job.settings.replication.server_side:
             return None  # the provider would replace the bytes under the key before the new ones are verified
         artifact, store, job = self.artifact, slot.store, self.job
         where = artifact.bucket, artifact.key
         try:
-            with confirmed_after(self.context, job, store, [artifact]):
+            with confirmed_after(job, store, [artifact]):
                 made = store.copy_object(
-                    self.context.stores[origin],
+                    job.stores[origin],
                     *where,
                     artifact.digest,
                     metadata=kept_metadata(artifact, store),
                     properties=kept_properties(artifact, store),
-                    checkpoint=CopyCheckpoint(self.context.catalogue, artifact, store.name),
+                    checkpoint=CopyCheckpoint(job.catalogue, artifact, store.name),
                 )
         except AlreadyExists as error:
             raise self._conflict(store) from error
@@ -410,7 +406,7 @@ class ArtifactJob:
         if made is None:
             return None
         job.step(f"reading back from {store.name}")
-        manifest = self.context.catalogue.artifacts.manifest(artifact)
+        manifest = job.catalogue.artifacts.manifest(artifact)
         try:
             seen = store.verify_object(*where, artifact.digest, manifest=manifest, on_bytes=job.advance)
         except Cancelled:
@@ -483,7 +479,7 @@ class ArtifactJob:
     def open(self, copy: Copy) -> LimitedReader:
         """Open a copy to be read once; its end raises IntegrityError if the bytes are not the recorded ones."""
         artifact = self.artifact
-        return self.context.stores[copy.store].read_object(artifact.bucket, artifact.key, expected=artifact.digest)
+        return self.job.stores[copy.store].read_object(artifact.bucket, artifact.key, expected=artifact.digest)
 
     def verify(self, copy: Copy, *, on_bytes: OnBytes | None = None) -> Verification | None:
         """Read all bytes of a copy, record the verdict and return it; None if the copy has been replaced meanwhile.
@@ -495,17 +491,17 @@ class ArtifactJob:
             Snooze: the store takes no job now; nothing is recorded.
         """
         artifact, job = self.artifact, self.job
-        if copy.store not in self.context.stores:
+        if copy.store not in job.stores:
             seen = Verification(Verdict.UNREADABLE, artifact.digest, detail=not_configured(copy.store))
             self._record_verdict(copy, seen)
             return seen
-        store = self.context.stores[copy.store]
+        store = job.stores[copy.store]
         where = artifact.bucket, artifact.key
-        manifest = self.context.catalogue.artifacts.manifest(artifact)
+        manifest = job.catalogue.artifacts.manifest(artifact)
         with store.slot():
             seen = store.verify_object(*where, artifact.digest, manifest=manifest, on_bytes=on_bytes or job.advance)
             if seen.verdict in BAD:
-                findings = self.context.catalogue.findings
+                findings = job.catalogue.findings
                 of = suspicion(artifact, copy.store, seen, job.id)
                 findings.see([of], now=clock.now())
                 confirmed = self.confirm(copy)
@@ -522,19 +518,19 @@ class ArtifactJob:
 
     def confirm(self, copy: Copy) -> Verification | None:
         """Read a suspect copy a second time, independently; None if the copy has been replaced meanwhile."""
-        store = self.context.stores[copy.store]
+        store = self.job.stores[copy.store]
         seen = store.verify_object(self.artifact.bucket, self.artifact.key, self.artifact.digest)
         return None if seen.verdict in BAD and self._replaced(copy) else seen
 
     def _replaced(self, copy: Copy) -> bool:
         """Return whether another version was written over the copy, by a job that has not recorded it yet."""
-        artifacts = self.context.catalogue.artifacts
+        artifacts = self.job.catalogue.artifacts
         known = artifacts.copies(self.artifact)[copy.store]
-        return not known.state.present or self._is_overwritten(self.context.stores[copy.store])
+        return not known.state.present or self._is_overwritten(self.job.stores[copy.store])
 
     def _is_overwritten(self, store: LimitedStore) -> bool:
         """Return whether under the key are the bytes of a version that a job writes and has not recorded yet."""
-        artifacts = self.context.catalogue.artifacts
+        artifacts = self.job.catalogue.artifacts
         return any(
             store.verify_object(other.bucket, other.key, other.digest).verdict == Verdict.VERIFIED
             for other in artifacts.unfinished_versions(
@@ -570,23 +566,23 @@ class ArtifactJob:
         if self.records is not None:
             self.records.finished.append(finished)
         else:
-            self.context.catalogue.artifacts.finish_copies([finished], now=clock.now())
+            self.job.catalogue.artifacts.finish_copies([finished], now=clock.now())
 
     def _record_verdict(self, copy: Copy, seen: Verification, finished: FinishedCopy | None = None) -> None:
         """Record what a full read has found; of a copy that was not recorded, together with the copy, or neither."""
-        now, period = clock.now(), self.context.settings.sweep.verify.period_of(copy.store)
+        now, period = clock.now(), self.job.settings.sweep.verify.period_of(copy.store)
         retry_at = asked_again_at(seen.verdict, period, now)
         finding = Finding(
             self.job.id, copy.store, self.artifact, seen.verdict, seen.sha256, seen.size, seen.detail,
             stored_sha256_of(
-                self.context, self.artifact, copy.store, finished.evidence if finished else copy.evidence, seen
+                self.job.stores, self.artifact, copy.store, finished.evidence if finished else copy.evidence, seen
             ),
         )  # fmt: skip
         if self.records is not None and finished and seen.verdict not in BAD:  # what is bad fails, and is recorded now
             self.records.finished.append(finished)
             self.records.verdicts.append(VerdictRow.of(Outcome(finding, copy, seen.version, retry_at)))
         else:
-            self.context.catalogue.verifications.record(
+            self.job.catalogue.verifications.record(
                 finding, copy, tag=seen.version, now=now, retry_at=retry_at, finished=finished
             )
         if seen.verdict != Verdict.VERIFIED:
@@ -603,9 +599,9 @@ class ArtifactJob:
             IntegrityError: its bytes are not right any more; nothing was written, and that is recorded.
             StorageError, Snooze: see `write`.
         """
-        if not self.context.catalogue.findings.has_wrong_metadata(self.artifact, store.name):
+        if not self.job.catalogue.findings.has_wrong_metadata(self.artifact, store.name):
             return None
-        copy = self.context.catalogue.artifacts.copies(self.artifact)[store.name]
+        copy = self.job.catalogue.artifacts.copies(self.artifact)[store.name]
         try:
             with self.open(copy) as reader:
                 return self.write(CopySlot(store, copy, reader.stat, quarantine=False), reader, read_back=True)

@@ -10,7 +10,6 @@ from worker.artifacts.lock_artifacts_for_job import locked
 from worker.artifacts.page_runner import in_another_order, out_of_time, work_on
 from worker.artifacts.per_store import is_refused
 from worker.catalogue import Artifact, Copy, Page, PageOutcome
-from worker.context import JobContext
 from worker.counted import counted
 from worker.jobs.running_job import RunningJob
 from worker.limits.limited_store import LimitedStore
@@ -45,7 +44,6 @@ class ObjectToAdopt:
 class AdoptPage:
     """A page of objects of one store."""
 
-    context: JobContext
     job: RunningJob
     page: Page
     store: LimitedStore
@@ -64,14 +62,14 @@ class AdoptPage:
             Snooze: the store takes no job now; the outcomes so far are recorded.
             Requeue: there was no time for all objects; so they are.
         """
-        still, settings = set(self.page.open), self.context.settings
+        still, settings = set(self.page.open), self.job.settings
         wanted = in_another_order([each for each in objects if each.id in still], self.job)
         small = [each for each in wanted if each.size <= settings.page.large]
-        with locked(self.context, self.job, [each.where for each in small]) as granted:
+        with locked(self.job, [each.where for each in small]) as granted:
             mine = [each for each in small if each.where in granted]
             left = {each.id for each in wanted} - {each.id for each in mine}
             self._save([PageOutcome.leaves(each.id, each.path, each.size) for each in wanted if each.id in left])
-            artifacts = self.context.catalogue.artifacts
+            artifacts = self.job.catalogue.artifacts
             self._known = artifacts.currents(each.where for each in mine)
             self._copies = artifacts.copies_of_all([artifact.id for artifact in self._known.values()])
             self.job.start(
@@ -86,7 +84,7 @@ class AdoptPage:
             self.store.admit()
         self._save([PageOutcome.leaves(each.id, each.path, each.size) for each in self.refused])
         if not in_time:
-            raise out_of_time(self.context, self.job)
+            raise out_of_time(self.job)
         return self.page
 
     def _read_part(self, part: Sequence[ObjectToAdopt]) -> Iterator[tuple[PageOutcome, ReadObject | None]]:
@@ -106,7 +104,7 @@ class AdoptPage:
     def _read(self, each: ObjectToAdopt) -> tuple[PageOutcome, ReadObject | None]:
         request = each.request
         stat = self.store.stat_object(request.bucket, request.key, as_copy=True)
-        if stat.size > self.context.settings.page.large:
+        if stat.size > self.job.settings.page.large:
             return PageOutcome.leaves(each.id, each.path, stat.size), None
         known = self._known.get(each.where)
         copy = self._copies.get(known.id, {}).get(self.store.name) if known else None
@@ -118,7 +116,7 @@ class AdoptPage:
     def _record(self, done: Sequence[tuple[PageOutcome, ReadObject | None]]) -> None:
         read = [(outcome, found) for outcome, found in done if found is not None]
         others = [outcome for outcome, found in done if found is None]
-        self.page, artifacts = self.context.catalogue.pages.adopt(
+        self.page, artifacts = self.job.catalogue.pages.adopt(
             self.page, others, [(outcome, found.adoption) for outcome, found in read], now=clock.now()
         )
         for (_, found), artifact in zip(read, artifacts, strict=True):
@@ -127,4 +125,4 @@ class AdoptPage:
 
     def _save(self, outcomes: Sequence[PageOutcome]) -> None:
         if outcomes:
-            self.page, _ = self.context.catalogue.pages.adopt(self.page, outcomes, [], now=clock.now())
+            self.page, _ = self.job.catalogue.pages.adopt(self.page, outcomes, [], now=clock.now())

@@ -12,7 +12,6 @@ from worker.artifacts.artifact_copies import ArtifactJob, CopySlot, Records
 from worker.artifacts.page_selection import PageObject
 from worker.artifacts.per_store import for_each_store
 from worker.catalogue import Artifact, Copy, CopyState
-from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.limits.limited_store import LimitedStore
 from worker.storage.driver import HashedBytes
@@ -40,19 +39,17 @@ class FreshCopies:
 
     def __init__(
         self,
-        context: JobContext,
         job: RunningJob,
         objects: Sequence[PageObject],
         current: Mapping[tuple[str, str], Artifact],
         targets: Sequence[LimitedStore],
     ) -> None:
         """Find these objects among those of the page; `current` are their versions, by bucket and key."""
-        self._context = context
         self._job = job
         self._fresh: dict[int, FreshObject] = {}
-        if context.settings.replication.proof == "reread":
+        if job.settings.replication.proof == "reread":
             return
-        copies = context.catalogue.artifacts.copies_of_all([artifact.id for artifact in current.values()])
+        copies = job.catalogue.artifacts.copies_of_all([artifact.id for artifact in current.values()])
         for each in objects:
             artifact = current.get((each.bucket, each.key))
             if artifact is None or not 0 < artifact.digest.size <= _SMALL:
@@ -73,7 +70,7 @@ class FreshCopies:
             by_source[fresh.source].append(fresh)
         for source, wanted in by_source.items():
             objects = [(each.artifact.bucket, each.artifact.key, each.artifact.digest) for each in wanted]
-            read = self._context.stores[source].read_objects(objects)
+            read = self._job.stores[source].read_objects(objects)
             for fresh, data in zip(wanted, read, strict=True):
                 if data is not None:
                     yield fresh, data
@@ -84,7 +81,7 @@ class FreshCopies:
         Raises:
             Snooze, StorageError: a target takes no job now, or did not take its copy; the others have theirs.
         """
-        work = ArtifactJob(self._context, self._job, each.artifact, records)
+        work = ArtifactJob(self._job, each.artifact, records)
         body = HashedBytes(data, each.artifact.digest)
         try:
             for_each_store(each.slots, lambda slot: work.write(slot, body))
@@ -98,13 +95,13 @@ class FreshCopies:
         self, each: PageObject, artifact: Artifact, copies: dict[str, Copy], targets: Sequence[LimitedStore]
     ) -> FreshObject | None:
         names = {target.name for target in targets}
-        sources = [copy for copy in copies.values() if copy.state.good and copy.store in self._context.stores]
+        sources = [copy for copy in copies.values() if copy.state.good and copy.store in self._job.stores]
         sources = [copy for copy in sources if copy.store not in names]
         writing = [copies.get(target.name) for target in targets]
         if not sources or any(copy is None or copy.state != CopyState.WRITING for copy in writing):
             return None
         source = min(sources, key=lambda copy: (copy.last_verified_at is None, copy.store))
-        realm = self._context.stores[source.store].capabilities.realm
+        realm = self._job.stores[source.store].capabilities.realm
         if realm is not None and any(target.capabilities.realm == realm for target in targets):
             return None  # the provider copies by itself
         slots = [

@@ -9,7 +9,6 @@ from queue import Empty, SimpleQueue
 from typing import Generic, Protocol, TypeVar
 
 from worker.catalogue import CatalogueError
-from worker.context import JobContext
 from worker.jobs.running_job import Requeue, RunningJob
 from worker.storage.durations_and_sizes import duration_text
 
@@ -83,10 +82,10 @@ def in_another_order(items: Sequence[PathT], job: RunningJob) -> Sequence[PathT]
     return sorted(items, key=lambda each: hash((each.path, job.fence)))
 
 
-def out_of_time(context: JobContext, job: RunningJob) -> Requeue:
+def out_of_time(job: RunningJob) -> Requeue:
     """Return what requeues a page of a batch that has had no time for all of its objects."""
     return Requeue(
-        f"job {job.id} is requeued: its page ran for {duration_text(context.settings.page.time)}, and others wait"
+        f"job {job.id} is requeued: its page ran for {duration_text(job.settings.page.time)}, and others wait"
     )
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from worker.artifacts import key_lists
 from worker.catalogue import Batch, Catalogue, ListedArtifact, Page, SeenVersions
-from worker.context import JobContext
+from worker.jobs.running_job import RunningJob
 from worker.settings import Settings
 from worker.settings.section_models import PageSettings
 from zot_artifact_client.contract import LinesSelection, PageRequest, RangeSelection
@@ -36,7 +36,7 @@ class PageObject(NamedTuple):
         return f"{self.bucket}/{self.key}"
 
 
-def select(request: PageRequest, catalogue: Catalogue, settings: Settings, job: str) -> list[PageObject]:
+def select(request: PageRequest, catalogue: Catalogue, settings: Settings, batch: str) -> list[PageObject]:
     """Return the objects of a page, in its order.
 
     Raises:
@@ -44,24 +44,24 @@ def select(request: PageRequest, catalogue: Catalogue, settings: Settings, job: 
         SourceRefused, NotFound, AccessDenied: the file cannot be opened.
     """
     if request.range is not None:
-        seen = seen_by(catalogue.batches.get(job), request.range.newest)
+        seen = seen_by(catalogue.batches.get(batch), request.range.newest)
         return list(_in_range(request.range, seen, catalogue, settings.page.objects + 1))
     assert request.lines is not None
-    return _in_lines(request.lines, catalogue, settings, job)
+    return _in_lines(request.lines, catalogue, settings, batch)
 
 
-def open_objects(request: PageRequest, page: Page | None, context: JobContext, job: str) -> list[PageObject]:
+def open_objects(request: PageRequest, page: Page | None, job: RunningJob, batch: str) -> list[PageObject]:
     """Return the objects of a page that have no outcome yet, in its order; `page`: its progress, None at its start.
 
     Raises:
         BadKeyList, SourceRefused, NotFound, AccessDenied: see `select`.
     """
     if page is None:
-        return select(request, context.catalogue, context.settings, job)
+        return select(request, job.catalogue, job.settings, batch)
     if request.lines is None:  # also those that were replaced since the page began
-        return [artifact_object(artifact) for artifact in context.catalogue.artifacts.listed_by_ids(page.open)]
+        return [artifact_object(artifact) for artifact in job.catalogue.artifacts.listed_by_ids(page.open)]
     still = set(page.open)
-    return [each for each in select(request, context.catalogue, context.settings, job) if each.id in still]
+    return [each for each in select(request, job.catalogue, job.settings, batch) if each.id in still]
 
 
 def cursor_of(seen: SeenVersions) -> dict[str, object]:

@@ -27,7 +27,6 @@ from worker.artifacts.per_store import PLACED, check_beside_bytes, first_of, is_
 from worker.artifacts.sources import open_source
 from worker.artifacts.waiting_uploads import closed_stores, lacking
 from worker.catalogue import Artifact, FinishedCopy, Group, NewVersion, Page, PageOutcome, Recorded, Superseded
-from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.jobs.upload_checkpoint import CopyCheckpoint
 from worker.limits.limited_store import REFUSED, LimitedStore
@@ -88,7 +87,6 @@ class _Item:
 class UploadPage:
     """A page of files for the stores that its request names, or for those of the placement rules."""
 
-    context: JobContext
     job: RunningJob
     page: Page
     request: PageRequest
@@ -111,14 +109,14 @@ class UploadPage:
             Snooze: a store takes no job now; the others have their copies, and outcomes and copies are recorded.
             Requeue: there was no time for all files.
         """
-        stores = stores_of(self.request, [files[number] for number in self.page.open], self.context)
+        stores = stores_of(self.request, [files[number] for number in self.page.open], self.job)
         wanted = [_Item(number, files[number], of) for number, of in zip(self.page.open, stores, strict=True)]
-        self.closed = closed_stores({name for item in wanted for name in item.stores}, self.context)
+        self.closed = closed_stores({name for item in wanted for name in item.stores}, self.job.stores)
         items = in_another_order(self._without_waiting(wanted), self.job)
-        small = [item for item in items if item.file.size <= min(LARGEST, self.context.settings.page.large)]
+        small = [item for item in items if item.file.size <= min(LARGEST, self.job.settings.page.large)]
         with (
-            locked(self.context, self.job, [(item.file.bucket, item.file.key) for item in small]) as granted,
-            ThreadPoolExecutor(self.context.settings.page.threads, thread_name_prefix="page") as pool,
+            locked(self.job, [(item.file.bucket, item.file.key) for item in small]) as granted,
+            ThreadPoolExecutor(self.job.settings.page.threads, thread_name_prefix="page") as pool,
         ):
             free = [item for item in small if (item.file.bucket, item.file.key) in granted]
             mine = {item.number for item in free}
@@ -134,7 +132,7 @@ class UploadPage:
             raise min(self.closed.values(), key=lambda error: error.seconds)
         self._leave(self.refused)
         if not self.in_time:
-            raise out_of_time(self.context, self.job)
+            raise out_of_time(self.job)
         return self.page
 
     def _without_waiting(self, items: list[_Item]) -> list[_Item]:
@@ -142,11 +140,11 @@ class UploadPage:
         if not self.closed:
             return items
         wanted = {(item.file.bucket, item.file.key): item.stores for item in items}
-        left = lacking(wanted, self.closed, self.context, self.job.id)
+        left = lacking(wanted, self.closed, self.job)
         return [item for item in items if (item.file.bucket, item.file.key) in left]
 
     def _run(self, groups: Iterator[list[_Item]], pool: ThreadPoolExecutor, stores: set[str]) -> None:
-        until = time.monotonic() + self.context.settings.page.time.total_seconds()
+        until = time.monotonic() + self.job.settings.page.time.total_seconds()
         ahead = self._reading(next(groups, None), pool)
         while ahead is not None and self.in_time and not self.closed.keys() >= stores:
             group, reads = ahead
@@ -165,12 +163,12 @@ class UploadPage:
         if group is None:
             return None
         # Half of the threads, so that those that write need not wait for the reads.
-        return group, begin_all(pool, self._read, group, max(1, self.context.settings.page.threads // 2), begin=1)
+        return group, begin_all(pool, self._read, group, max(1, self.job.settings.page.threads // 2), begin=1)
 
     def _read(self, item: _Item) -> None:
         try:
-            check_beside_bytes(self.request, self.context.stores, item.stores)
-            item.content = _content(item.file, self.context, self.job)
+            check_beside_bytes(self.request, self.job.stores, item.stores)
+            item.content = _content(item.file, self.job)
         except StorageError as error:
             item.error = error
 
@@ -182,7 +180,7 @@ class UploadPage:
             for item in read
             if item.content is not None
         ]
-        recorded = self.context.catalogue.artifacts.record_many(
+        recorded = self.job.catalogue.artifacts.record_many(
             versions,
             self.request.metadata,
             clock.now(),
@@ -199,8 +197,8 @@ class UploadPage:
     def _write_if_open(self, name: str, items: Sequence[_Item], pool: ThreadPoolExecutor) -> None:
         if name not in self.closed:
             try:
-                self._write(self.context.stores[name], items, pool)
-                self.context.stores[name].admit()  # it may have refused all
+                self._write(self.job.stores[name], items, pool)
+                self.job.stores[name].admit()  # it may have refused all
             except Snooze as error:
                 if error.store is None:
                     raise
@@ -212,7 +210,7 @@ class UploadPage:
     def _write(self, store: LimitedStore, items: Sequence[_Item], pool: ThreadPoolExecutor) -> None:
         """Write new versions under free keys, and the others after an inspection of what is under their keys."""
         wanted = [item for item in items if item.error is None]
-        fresh, threads = [item for item in wanted if item.fresh], self.context.settings.page.threads
+        fresh, threads = [item for item in wanted if item.fresh], self.job.settings.page.threads
         keeps = store.capabilities.user_metadata or store.capabilities.properties or self.request.storage_classes
         if store.capabilities.groups and fresh and not (keeps and self.request.beside_bytes):
             self._write_group(store, fresh)
@@ -223,13 +221,13 @@ class UploadPage:
         do_all(pool, lambda item: self._write_known(store, item), left, threads)
         if self.request.beside_bytes and store.name not in self.not_kept:
             for artifact in [item.artifact for item in items if item.artifact and item.error is None][:1]:
-                self.not_kept[store.name] = ArtifactJob(self.context, self.job, artifact).not_kept(store)
+                self.not_kept[store.name] = ArtifactJob(self.job, artifact).not_kept(store)
 
     def _write_group(self, store: LimitedStore, items: Sequence[_Item]) -> None:
         puts = [
             SmallPut(item.file.bucket, item.file.key, item.content, "create_only") for item in items if item.content
         ]
-        with confirmed_after(self.context, self.job, store, [item.artifact for item in items if item.artifact]):
+        with confirmed_after(self.job, store, [item.artifact for item in items if item.artifact]):
             written = store.write_objects(puts)
         for item, result in zip(items, written, strict=True):
             _note(store, item, result)
@@ -238,7 +236,7 @@ class UploadPage:
         assert item.artifact is not None
         assert item.content is not None
         try:
-            with confirmed_after(self.context, self.job, store, [item.artifact]):
+            with confirmed_after(self.job, store, [item.artifact]):
                 stat, _ = store.write_object(
                     item.file.bucket,
                     item.file.key,
@@ -248,7 +246,7 @@ class UploadPage:
                     storage_class=self.request.storage_classes.get(store.name),
                     condition="create_only",
                     existing_key=True,
-                    checkpoint=CopyCheckpoint(self.context.catalogue, item.artifact, store.name),
+                    checkpoint=CopyCheckpoint(self.job.catalogue, item.artifact, store.name),
                 )
         except StorageError as error:
             _note(store, item, error)
@@ -258,7 +256,7 @@ class UploadPage:
     def _write_known(self, store: LimitedStore, item: _Item) -> None:
         assert item.artifact is not None
         assert item.content is not None
-        work = ArtifactJob(self.context, self.job, item.artifact)
+        work = ArtifactJob(self.job, item.artifact)
         try:
             slot = work.inspect(store)
             storage_class = self.request.storage_classes.get(store.name)
@@ -292,26 +290,26 @@ class UploadPage:
 
     def _save(self, outcomes: Sequence[PageOutcome], finished: Sequence[FinishedCopy] = ()) -> None:
         group = Group(outcomes, finished=finished, not_kept=self.not_kept)
-        self.page = self.context.catalogue.pages.record(self.page, group, now=clock.now(), durable=False)
+        self.page = self.job.catalogue.pages.record(self.page, group, now=clock.now(), durable=False)
 
 
-def stores_of(request: PageRequest, files: Sequence[ListedFile], context: JobContext) -> list[tuple[str, ...]]:
+def stores_of(request: PageRequest, files: Sequence[ListedFile], job: RunningJob) -> list[tuple[str, ...]]:
     """Return the stores of each file; of a named companion they are those of its artifact."""
-    settings, paths = context.settings, [(file.bucket, file.key) for file in files]
+    settings, paths = job.settings, [(file.bucket, file.key) for file in files]
     if request.stores or not settings.placement_rules:
         return [request.stores or settings.placement_stores] * len(files)
-    placed_as = context.catalogue.companions.all_placed_as(paths)
+    placed_as = job.catalogue.companions.all_placed_as(paths)
     return [settings.placement_of(path[0], placed_as[path]) for path in paths]
 
 
-def _content(file: ListedFile, context: JobContext, job: RunningJob) -> HashedBytes:
+def _content(file: ListedFile, job: RunningJob) -> HashedBytes:
     """Read and hash a file.
 
     Raises:
         SourceChanged: it is not what was listed, or it changed while it was read.
         StorageError: it cannot be read; see `open_source`.
     """
-    with open_source(file.path, context.settings, job=job.id) as source:
+    with open_source(file.path, job.settings, job=job.id) as source:
         before = os.fstat(source.file.fileno())
         _check_unchanged(file, before, "since the directory was listed")
         reader, data = source.rewind(), bytearray()

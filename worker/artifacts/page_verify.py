@@ -15,7 +15,6 @@ from worker.artifacts.per_store import is_refused
 from worker.artifacts.stored_digests import stored_sha256_of
 from worker.artifacts.waiting_uploads import closed_stores
 from worker.catalogue import Page, PageCopy, PageOutcome, VerdictRow
-from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.limits.snooze import Snooze
 from worker.storage import Verdict, Verification
@@ -58,15 +57,14 @@ def _badness(said: tuple[str, str | None]) -> int:
 class VerifyPage:
     """A page of copies that are read and compared with the recorded digests."""
 
-    def __init__(self, context: JobContext, job: RunningJob, page: Page, objects: Sequence[ObjectToVerify]) -> None:
-        self._context = context
+    def __init__(self, job: RunningJob, page: Page, objects: Sequence[ObjectToVerify]) -> None:
         self._job = job
-        self._recorder = context.catalogue.pages.recorder(page)
+        self._recorder = job.catalogue.pages.recorder(page)
         self._all = objects
         self._objects = {copy.id: each for each in objects for copy in each.copies}
         self._closed: dict[str, Snooze] = {}
         """The stores that take no job now."""
-        self._time = context.settings.page.time.total_seconds()
+        self._time = job.settings.page.time.total_seconds()
         self.in_time = True
         """Whether there was time for all copies."""
 
@@ -94,18 +92,18 @@ class VerifyPage:
             suspects.extend(copy for copy, _ in bad)
             self._record([(copy, each) for copy, each in seen if each.verdict not in BAD])
             found = [suspicion(copy, copy.store, each, self._job.id) for copy, each in bad]
-            self._context.catalogue.findings.see(found, now=clock.now())
+            self._job.catalogue.findings.see(found, now=clock.now())
 
         by_store = sorted(copies, key=attrgetter("store"))  # stable: keys stay in order
-        kinds = [self._context.stores[name].capabilities for name in {copy.store for copy in copies}]
-        threads, ahead = self._context.settings.page.threads, min((kind.reads_ahead for kind in kinds), default=1)
+        kinds = [self._job.stores[name].capabilities for name in {copy.store for copy in copies}]
+        threads, ahead = self._job.settings.page.threads, min((kind.reads_ahead for kind in kinds), default=1)
         # More threads would only take Python's lock from each other, until objects take so long that each one waits.
         # Threads that ask ahead are fewer at first: together they have a request open for each thread allowed.
         begin = 1 if all(kind.local for kind in kinds) else max(2, threads // ahead)
         with self._recorder:
             read_all = partial(work_on, threads=threads, begin=begin, reads_only=True, seconds=self._time)
             in_time = read_all(by_store, self._read, record)
-            self._closed |= closed_stores({copy.store for copy, _ in refused} - {*self._closed}, self._context)
+            self._closed |= closed_stores({copy.store for copy, _ in refused} - {*self._closed}, self._job.stores)
             told = [each for each in refused if each[0].store not in self._closed]
             for start in range(0, len(told), GROUP):
                 self._record(told[start : start + GROUP])
@@ -124,7 +122,7 @@ class VerifyPage:
             of_store = list(copies)
             wanted = [(copy.bucket, copy.key, copy.digest) for copy in of_store]
             try:
-                yield from zip(of_store, self._context.stores[name].verify_objects(wanted), strict=True)
+                yield from zip(of_store, self._job.stores[name].verify_objects(wanted), strict=True)
             except Snooze as error:
                 if error.store is None:
                     raise
@@ -138,11 +136,11 @@ class VerifyPage:
 
     def _confirm(self, copy: PageCopy) -> Verification | None:
         """Read a suspect copy a second time; None if it was replaced meanwhile."""
-        artifacts = self._context.catalogue.artifacts
+        artifacts = self._job.catalogue.artifacts
         artifact = artifacts.version(copy.bucket, copy.key, copy.version)
         assert artifact is not None  # the catalogue keeps every version, and every copy
         known = artifacts.copies(artifact)[copy.store]
-        seen = ArtifactJob(self._context, self._job, artifact).confirm(known)
+        seen = ArtifactJob(self._job, artifact).confirm(known)
         if seen is not None and seen.verdict not in BAD:
             what = "%s: %s is %s at the second read, and was bad at the first one"
             logger.warning(what, copy.store, copy.path, seen.verdict)
@@ -156,7 +154,7 @@ class VerifyPage:
         for copy, each in seen:
             of = self._objects[copy.id]
             if each is None:
-                self._context.catalogue.findings.end_suspicion(copy.store, copy.bucket, copy.key, now=now)
+                self._job.catalogue.findings.end_suspicion(copy.store, copy.bucket, copy.key, now=now)
                 of.words[copy.id] = (SUPERSEDED, None)
             else:
                 verdicts.append(self._verdict(copy, each, now))
@@ -173,7 +171,7 @@ class VerifyPage:
         if seen.verdict is not _VERIFIED:
             level = logging.INFO if seen.verdict is Verdict.ARCHIVED else logging.ERROR
             logger.log(level, "%s: %s is %s: %s", copy.store, copy.path, seen.verdict, seen.detail)
-            retry_at = asked_again_at(seen.verdict, self._context.settings.sweep.verify.period_of(copy.store), now)
+            retry_at = asked_again_at(seen.verdict, self._job.settings.sweep.verify.period_of(copy.store), now)
         return VerdictRow(
             copy.id, self._job.id, copy.store, copy.bucket, copy.key, copy.version, str(seen.verdict),
             copy.digest.sha256, seen.sha256, seen.size, seen.detail, seen.version, retry_at,
@@ -183,5 +181,5 @@ class VerifyPage:
     def _stored_sha256(self, copy: PageCopy, seen: Verification) -> str | None:
         if seen.stored_sha256 is None or seen.stored_sha256 == copy.digest.sha256:
             return seen.stored_sha256
-        evidence = self._context.catalogue.artifacts.evidence_of(copy.id)
-        return stored_sha256_of(self._context, copy, copy.store, evidence, seen)
+        evidence = self._job.catalogue.artifacts.evidence_of(copy.id)
+        return stored_sha256_of(self._job.stores, copy, copy.store, evidence, seen)

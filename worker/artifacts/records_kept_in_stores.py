@@ -8,7 +8,6 @@ from worker.artifacts.rebuild.companions_kept_in_stores import keep_companions
 from worker.artifacts.rebuild.tombstones_kept_in_stores import keep_tombstones
 from worker.artifacts.store_holds import hold_missing
 from worker.artifacts.verification_log_head import see_head
-from worker.context import JobContext
 from worker.jobs.running_job import RunningJob
 from worker.limits.snooze import Snooze
 from worker.storage.errors import StorageError
@@ -16,21 +15,21 @@ from worker.storage.errors import StorageError
 logger = logging.getLogger(__name__)
 
 
-def keep_records(context: JobContext, job: RunningJob, stores: Sequence[str]) -> None:
+def keep_records(job: RunningJob, stores: Sequence[str]) -> None:
     """Have every store keep the head of the log, deletes and companions, and place the holds that it lacks.
 
     Where the kept head does not fit the log, as after a restore, the lists of deletes and companions stay as they are.
     """
-    keys = LogKeys.of(context.settings.verification_log)
+    keys = LogKeys.of(job.settings.verification_log)
     for name in stores:
         job.check()
         try:
-            context.stores[name].admit()
-            fault = see_head(context.unlimited_stores[name], context.catalogue, keys)
+            job.stores[name].admit()
+            fault = see_head(job.unlimited_stores[name], job.catalogue, keys)
             if not fault:  # else the lists there may be later than this catalogue, and a rebuild needs them
-                keep_tombstones(context.unlimited_stores[name], context.catalogue, context.settings.spool_dir)
-                keep_companions(context.unlimited_stores[name], context.catalogue, context.settings.spool_dir)
-            hold_missing(context.catalogue, context.unlimited_stores[name])
+                keep_tombstones(job.unlimited_stores[name], job.catalogue, job.settings.spool_dir)
+                keep_companions(job.unlimited_stores[name], job.catalogue, job.settings.spool_dir)
+            hold_missing(job.catalogue, job.unlimited_stores[name])
         except (StorageError, Snooze, BadKeyFile) as error:
             logger.warning(
                 "%s does not keep the head of the log, deletes or companions, or lacks holds: %s", name, error

@@ -5,7 +5,7 @@ from typing import Any
 
 from worker.catalogue import Artifact, PageCopy
 from worker.catalogue.rebuilding import BELIEVED, KEPT
-from worker.context import JobContext
+from worker.limits.limited_store import LimitedStores
 from worker.limits.snooze import Snooze
 from worker.storage import Verification
 from worker.storage.errors import StorageError
@@ -14,7 +14,7 @@ RECORDED = "sha256 in the catalogue"
 
 
 def stored_sha256_of(
-    context: JobContext, of: Artifact | PageCopy, store: str, evidence: Mapping[str, Any], seen: Verification
+    stores: LimitedStores, of: Artifact | PageCopy, store: str, evidence: Mapping[str, Any], seen: Verification
 ) -> str | None:
     """Return the digest beside the bytes that were read, empty if it is lost, and None if that says nothing.
 
@@ -27,7 +27,7 @@ def stored_sha256_of(
     if not found and not _had_digest(evidence):
         return None
     try:
-        stat = context.stores[store].stat_object(of.bucket, of.key)
+        stat = stores[store].stat_object(of.bucket, of.key)
     except (StorageError, Snooze):
         return None  # the next read tells
     return (stat.sha256 or "") if stat.version == seen.version else None

@@ -6,7 +6,6 @@ from datetime import timedelta
 
 from worker import clock
 from worker.catalogue import ApprovalState, Artifact, DeleteApproval
-from worker.context import JobContext
 from worker.counted import counted
 from worker.jobs.running_job import RunningJob
 from worker.limits.snooze import Paused, seconds_to_pause
@@ -29,17 +28,15 @@ class WaitsForApproval(Paused):
     """A delete waits for a second person. How long that takes does not count against the job."""
 
 
-def check_batch(request: BatchRequest, context: JobContext, job: RunningJob, objects: int, size: int) -> None:
+def check_batch(request: BatchRequest, job: RunningJob, objects: int, size: int) -> None:
     """Return if a batch may delete its objects. Raise as `check_delete`."""
     where = (
         request.keys_from and f"{counted(objects, 'line')} of {request.keys_from}"
     ) or f"{request.bucket}/{request.prefix}"
-    _check(request, context, job, what=_what(where, request), objects=objects, size=size)
+    _check(request, job, what=_what(where, request), objects=objects, size=size)
 
 
-def check_delete(
-    request: DeleteRequest, context: JobContext, job: RunningJob, *, companions: Sequence[Artifact] = ()
-) -> None:
+def check_delete(request: DeleteRequest, job: RunningJob, *, companions: Sequence[Artifact] = ()) -> None:
     """Return if a delete of one artifact may begin; the jobs of a batch are allowed with their batch.
 
     `companions` are deleted with the artifact.
@@ -51,31 +48,31 @@ def check_delete(
     """
     if not is_batch_job(job.id, job.parent):
         what = _what(f"{request.bucket}/{request.key}", request)
-        artifact = context.catalogue.artifacts.current(request.bucket, request.key)
+        artifact = job.catalogue.artifacts.current(request.bucket, request.key)
         versions = [*filter(None, [artifact]), *companions]
         ids = [each.id for each in versions]
-        found = _check(request, context, job, what=what, objects=1 + len(companions), size=0, versions=ids)
+        found = _check(request, job, what=what, objects=1 + len(companions), size=0, versions=ids)
         if found is not None and found.state is ApprovalState.APPROVED:
             _check_not_replaced(found, versions)
 
 
-def check_page(request: PageRequest, context: JobContext, job: RunningJob) -> None:
+def check_page(request: PageRequest, job: RunningJob) -> None:
     """Return if a page is one of a batch, which was allowed, or if no delete needs an approval.
 
     Raises:
         NotApproved: the page deletes, and no batch has planned it.
     """
-    limited = request.verb == "delete" and context.settings.delete.approval_above is not None
+    limited = request.verb == "delete" and job.settings.delete.approval_above is not None
     if limited and not is_batch_job(job.id, job.parent):
         raise NotApproved("a page that deletes has to belong to a batch, because deletes need an approval here")
 
 
 def _check(
-    request: BatchRequest | DeleteRequest, context: JobContext, job: RunningJob, *, what: str, objects: int, size: int,
+    request: BatchRequest | DeleteRequest, job: RunningJob, *, what: str, objects: int, size: int,
     versions: Sequence[int] | None = None,
 ) -> DeleteApproval | None:  # fmt: skip
     """Return the delete as it was allowed or approved; None if none needs an approval. Raise as `check_delete`."""
-    rules, approvals = context.settings.delete, context.catalogue.delete_approvals
+    rules, approvals = job.settings.delete, job.catalogue.delete_approvals
     what, found = what[:_WHAT], approvals.get(job.id)
     if found is not None and rules.approval_above is None and _is_earlier(found, job):
         return None
@@ -105,7 +102,7 @@ def _check(
         if found.state is ApprovalState.WAITING:
             told = (job.id, found.requested_by or "an unnamed requester", objects, what)
             logger.warning("delete %s: %s wants to delete %d objects, %s: it waits for an approval", *told)
-    return _decided(found, context, job)
+    return _decided(found, job)
 
 
 def _is_earlier(found: DeleteApproval, job: RunningJob) -> bool:
@@ -113,9 +110,9 @@ def _is_earlier(found: DeleteApproval, job: RunningJob) -> bool:
     return found.requested_at < job.created_at - _SKEW
 
 
-def _decided(found: DeleteApproval, context: JobContext, job: RunningJob) -> DeleteApproval:
+def _decided(found: DeleteApproval, job: RunningJob) -> DeleteApproval:
     """Return the delete once it is allowed or approved. Raise as `check_delete`."""
-    what, objects, approvals = found.what, found.objects, context.catalogue.delete_approvals
+    what, objects, approvals = found.what, found.objects, job.catalogue.delete_approvals
     if _is_earlier(found, job):
         raise NotApproved(
             f"nothing was deleted: the id {job.id} is that of an earlier delete of {what}, which was {found.state}: "

@@ -2,27 +2,28 @@
 
 from collections.abc import Collection, Iterable, Mapping
 
-from worker.context import JobContext
+from worker.jobs.running_job import RunningJob
+from worker.limits.limited_store import LimitedStores
 from worker.limits.snooze import Snooze
 
 
-def closed_stores(names: Iterable[str], context: JobContext) -> dict[str, Snooze]:
+def closed_stores(names: Iterable[str], stores: LimitedStores) -> dict[str, Snooze]:
     """Return those of these stores that take no job now, each with its Snooze."""
     closed: dict[str, Snooze] = {}
     for name in names:
         try:
-            context.stores.admitting([name])
+            stores.admitting([name])
         except Snooze as error:
             closed[name] = error
     return closed
 
 
 def lacking(
-    wanted: Mapping[tuple[str, str], Collection[str]], closed: Collection[str], context: JobContext, job: str
+    wanted: Mapping[tuple[str, str], Collection[str]], closed: Collection[str], job: RunningJob
 ) -> set[tuple[str, str]]:
     """Return the keys of which an open store has no copy yet of what a job uploads; `wanted`: the stores of each."""
-    artifacts = context.catalogue.artifacts
-    begun = artifacts.uploaded_by(job, list(wanted))
+    artifacts = job.catalogue.artifacts
+    begun = artifacts.uploaded_by(job.id, list(wanted))
     copies = artifacts.copies_of_all([artifact.id for artifact in begun.values()])
 
     def is_there(path: tuple[str, str], store: str) -> bool:

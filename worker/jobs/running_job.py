@@ -1,17 +1,18 @@
-"""A running job: its progress, its lease, and whether it has to stop."""
+"""A running job: what its task works with, its progress, its lease, and whether it has to stop."""
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from types import TracebackType
 from typing import Protocol, Self
 
 from worker import clock, shutdown_flag
-from worker.catalogue import CatalogueUnavailable, FinishedCopy, JobRecord, Ledger, LostLease
+from worker.catalogue import Artifact, CatalogueUnavailable, FinishedCopy, JobRecord, LostLease
+from worker.context import Context, current_version
 from worker.jobs.heartbeats import LEASES, SIGNS
 from worker.jobs.interrupt_signal import Interrupted, Interrupter
-from worker.settings.section_models import JobSettings
+from worker.limits.limited_store import LimitedStores
 from worker.storage.errors import Timeout
 from zot_artifact_client.contract import Progress
 
@@ -59,16 +60,16 @@ class Reporter(Protocol):
 
 
 class RunningJob:
-    """A job that this process has leased. Tasks report the bytes that they move, and it raises when they have to stop.
+    """A job that this process has leased, with the settings, catalogue and stores that its task works with.
 
-    Inside its `with` block its lease is renewed in the ledger. Its methods may be called from several threads.
+    Tasks report the bytes that they move, and it raises when they have to stop. Inside its `with` block its lease is
+    renewed in the ledger. Its methods may be called from several threads.
     """
 
     def __init__(
         self,
         record: JobRecord,
-        ledger: Ledger,
-        settings: JobSettings,
+        context: Context,
         reporter: Reporter,
         *,
         abandon: Callable[[Exception], None] = lambda _reason: None,
@@ -84,8 +85,16 @@ class RunningJob:
         """Complete copies that are recorded together with the end of the job, or of the attempt."""
         self.after_end: list[Callable[[], object]] = []
         """Called once the end of the job is durable."""
-        self._ledger = ledger
-        self._lease = settings.lease
+        self.settings = context.settings
+        self.catalogue = context.catalogue.fenced(record.id, record.fence)
+        """Once the lease is lost, it raises LostLease."""
+        self.stores = LimitedStores(context.stores, context.admission, self)
+        self.unlimited_stores = context.stores
+        """For probes, which have to reach a store whose circuit breaker is open, and for the small objects and holds of
+        the worker itself, which must not wait for a concurrency slot."""
+        self.pauses = context.pauses
+        self._ledger = context.catalogue.ledger
+        self._lease = context.settings.jobs.lease
         self._reporter = reporter
         self._totals = Progress()
         self._bytes_done, self._step = 0, ""
@@ -96,12 +105,31 @@ class RunningJob:
         self._lock = threading.Lock()
         self._done = False
         self._active = time.monotonic()
-        leased_at = record.lease_until - settings.lease if record.lease_until else clock.now()
+        leased_at = record.lease_until - self._lease if record.lease_until else clock.now()
         # It may be long ago: the disk was slow to confirm it, or the worker was frozen just then.
         self._renewed = clock.uptime() - max(0.0, (clock.now() - leased_at).total_seconds())
         self._stop: Exception | None = None
         self._interrupter = Interrupter()
         self._abandon = abandon
+
+    def unpaused_stores(self, store: str | None, *, off: Collection[str] = ()) -> list[str]:
+        """Return the names of the stores that a sweep works on, without the paused ones.
+
+        These are the given store, or all but those of `off`.
+
+        Raises:
+            UnknownStore: naming the stores there are.
+        """
+        names = [name for name in self.stores if name not in off] if store is None else [self.stores[store].name]
+        return [name for name in names if self.pauses.of_store(name) is None]
+
+    def artifact(self, bucket: str, key: str) -> Artifact:
+        """Return the current version under this key.
+
+        Raises:
+            NotFound: there is none, with the nearest key there is.
+        """
+        return current_version(self.catalogue, bucket, key)
 
     def start(self, total: int | None, step: str) -> None:
         """Set the first step, and how many bytes the job moves in all."""

@@ -39,7 +39,7 @@ from worker.catalogue import (
     OtherRequest,
     last_cause,
 )
-from worker.context import Context, JobContext, current
+from worker.context import Context, current
 from worker.intake.catalogue_of_broker import OtherCatalogue, check_owner_late
 from worker.intake.message_rules import problems_of
 from worker.jobs.cancel_jobs import cause, end_writes
@@ -66,7 +66,7 @@ _MOST_CAUSES = 16
 
 RequestT = TypeVar("RequestT", bound=Message)
 ResultT = TypeVar("ResultT", bound=Message)
-Work = Callable[[RequestT, JobContext, RunningJob], ResultT]
+Work = Callable[[RequestT, RunningJob], ResultT]
 AtEnd = Callable[[RequestT, Context, str], None]
 """Its last argument is the id of the job."""
 
@@ -329,9 +329,7 @@ class Delivery(Generic[RequestT, ResultT]):
         if self._task.request.ignore_result:
             Outbox(self._task.app).taken(self._id, self._queue)  # otherwise the first state that is stored removes it
         reporter = CeleryReporter(self._task)
-        job = RunningJob(
-            record, self._ledger, self._context.settings.jobs, reporter, abandon=partial(self._abandon, record)
-        )
+        job = RunningJob(record, self._context, reporter, abandon=partial(self._abandon, record))
         try:
             with _transient_faults_are_unavailable(), job:
                 if cancelled:
@@ -389,11 +387,10 @@ class Delivery(Generic[RequestT, ResultT]):
         began = time.monotonic()
         self._check_receivers(record)
         self._context.pauses.check_job(job.id, record.parent)
-        context = self._context.for_job(job)
         try:
-            result = work(self._request, context, job).model_dump(mode="json")
+            result = work(self._request, job).model_dump(mode="json")
         except BaseException:
-            context.catalogue.artifacts.finish_copies(job.finished, now=clock.now())
+            job.catalogue.artifacts.finish_copies(job.finished, now=clock.now())
             job.finished.clear()
             raise
         self._end(job, JobState.SUCCEEDED, result=result)

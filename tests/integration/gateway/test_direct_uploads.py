@@ -116,8 +116,8 @@ def run(context: Context, job_id: str, work: Any, request: Any) -> Any:
         job_id, "upload", request.payload(), owner="test", writes_to=None, parent=None, now=clock.now(), lease=lease
     )
     assert isinstance(begun, Leased)
-    with RunningJob(begun.record, context.catalogue.ledger, context.settings.jobs, NullReporter()) as job:
-        return work(request, context.for_job(job), job)
+    with RunningJob(begun.record, context, NullReporter()) as job:
+        return work(request, job)
 
 
 def staged(context: Context) -> list[str]:

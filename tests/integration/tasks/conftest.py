@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from worker import clock
 from worker.catalogue import Leased
 from worker.catalogue.tables import jobs
-from worker.context import Context, JobContext
+from worker.context import Context
 from worker.jobs.running_job import RunningJob
 from worker.settings import Settings
 from worker.settings.section_models import SourceSettings
@@ -39,11 +39,12 @@ class NullReporter:
 class Run(Protocol):
     def __call__(
         self,
-        work: Callable[[Any, JobContext, RunningJob], Any],
+        work: Callable[[Any, RunningJob], Any],
         request: Any,
         *,
         outside: NullReporter = ...,
         id_: str = ...,
+        context: Context = ...,
     ) -> Any: ...
 
 
@@ -96,14 +97,16 @@ def context(settings: Settings, make_tables: Callable[[str], None]) -> Iterator[
 
 @pytest.fixture
 def run(context: Context) -> Run:
-    """Run a verb as the ledger would hand it out."""
+    """Run a verb as the ledger would hand it out; `context`: with other settings or stores than usual."""
+    usual = context
 
     def run(
-        work: Callable[[Any, JobContext, RunningJob], Any],
+        work: Callable[[Any, RunningJob], Any],
         request: Any,
         *,
         outside: NullReporter | None = None,
         id_: str | None = None,
+        context: Context = usual,
     ) -> Any:
         jobs, lease = context.catalogue.ledger, context.settings.jobs.lease
         begun = jobs.acquire(
@@ -117,9 +120,9 @@ def run(context: Context) -> Run:
             lease=lease,
         )
         assert isinstance(begun, Leased)
-        with RunningJob(begun.record, jobs, context.settings.jobs, outside or NullReporter()) as job:
+        with RunningJob(begun.record, context, outside or NullReporter()) as job:
             try:
-                return work(request, context.for_job(job), job)
+                return work(request, job)
             finally:  # the ledger records them with the end of the job
                 context.catalogue.artifacts.finish_copies(job.finished, now=clock.now())
                 for call in job.after_end:

@@ -63,7 +63,7 @@ def cloud(ministack):
 def with_cloud(run, context: Context, settings, cloud):
     """Run a verb on the directories and on a bucket of S3."""
     wide = dataclasses.replace(context, stores=Stores({**settings.stores, "cloud": cloud[1]}))
-    yield lambda work, request: run(lambda r, _c, job: work(r, wide.for_job(job), job), request)
+    yield lambda work, request: run(work, request, context=wide)
     wide.stores.close()
 
 
@@ -269,7 +269,7 @@ def three(run, context: Context, settings, cloud, clouds):
     """Run a verb on the directories, a bucket of S3, a container of Azure and a bucket of Cloud Storage."""
     named = {"cloud": cloud[1], "blue": clouds["azure"], "google": clouds["gcs"]}
     wide = dataclasses.replace(context, stores=Stores({**settings.stores, **named}))
-    yield lambda work, request: run(lambda r, _c, job: work(r, wide.for_job(job), job), request)
+    yield lambda work, request: run(work, request, context=wide)
     wide.stores.close()
 
 

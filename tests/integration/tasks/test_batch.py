@@ -105,7 +105,7 @@ class Driver:
         job = self._take(self.id, "batch", {})
         with job:
             try:
-                return batches.batch(request or self.request, self._fenced(job), job, self.queue)
+                return batches.batch(request or self.request, job, self.queue)
             except Continue as step:
                 progress = job.progress.model_dump() if step.seconds else None
                 self.context.catalogue.ledger.continue_later(job.id, job.fence, progress=progress, due=clock.now())
@@ -123,7 +123,7 @@ class Driver:
             work, model = VERBS[sent.name]
             job = self._take(id_, sent.name.split(".")[1], sent.payload)
             try:
-                result = work(model.read(sent.payload), self._fenced(job), job)
+                result = work(model.read(sent.payload), job)
             except StorageError as error:
                 told = {"type": type(error).__name__, "message": str(error), "store": error.store}
                 self._end(job, JobState.FAILED, error=told)
@@ -144,10 +144,7 @@ class Driver:
             id_, kind, request, owner="test", writes_to=None, parent=None, now=clock.now(), lease=timedelta(0)
         )
         assert isinstance(begun, Leased), begun
-        return RunningJob(begun.record, self.context.catalogue.ledger, self.context.settings.jobs, self.outside)
-
-    def _fenced(self, job: RunningJob) -> Context:
-        return self.context.for_job(job)
+        return RunningJob(begun.record, self.context, self.outside)
 
     def _end(self, job: RunningJob, state: JobState, **how: Any) -> None:
         self.context.catalogue.ledger.finish(job.id, job.fence, state, now=clock.now(), **how)
@@ -442,7 +439,7 @@ def test_a_second_message_for_a_step_ends_there(laid, drive, context):
     progress = context.catalogue.ledger.get("batch-1").progress
     job = driver._take("batch-1", "batch", {})
     with pytest.raises(Continue) as step:
-        batches.batch(ALL, context, job, driver.queue)
+        batches.batch(ALL, job, driver.queue)
     assert step.value.seconds is None
     assert len(driver.queue.sent) == 3
     assert progress["objects_total"] == 3

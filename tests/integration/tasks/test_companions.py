@@ -97,9 +97,9 @@ def test_a_job_that_a_task_of_a_service_sends_takes_the_companions_too(context: 
             f"of-{parent}", "verify", {}, owner="me", writes_to=None, parent=parent, now=clock.now(), lease=timedelta(0)
         )
         assert isinstance(begun, Leased)
-        job = RunningJob(begun.record, known.ledger, context.settings.jobs, NullReporter())
-        verified = verify(VerifyRequest(**APP), context.for_job(job), job)
-        copied = replicate(ReplicateRequest(**APP, to=("cold",)), context.for_job(job), job)
+        job = RunningJob(begun.record, context, NullReporter())
+        verified = verify(VerifyRequest(**APP), job)
+        copied = replicate(ReplicateRequest(**APP, to=("cold",)), job)
         counts[parent] = (len(verified.companions), len(copied.companions))
     assert counts == {"task-of-a-service": (4, 4), "sweep": (0, 0)}
 

@@ -224,14 +224,14 @@ def test_a_copy_in_a_store_that_left_the_configuration_is_told(run, context, sto
     left = without(context, "dr")
     with monkeypatch.context() as dying:
         dying.setattr(Deletions, "begin_purge", None)  # no transaction follows the one that records it
-        result = run(lambda r, _c, job: delete(r, left.for_job(job), job), by("ada"))
+        result = run(delete, by("ada"), context=left)
     assert [(copy.store, copy.outcome) for copy in result.copies] == [("primary", "deleted")]
     assert result.not_configured == ("dr",)
     assert not stored("primary").exists()
     assert stored("dr").exists()
     with pytest.raises(UndeleteRefused):
         context.catalogue.deletions.undo("releases", "app.tgz", now=clock.now())
-    again = run(lambda r, _c, job: delete(r, left.for_job(job), job), by("bob"))
+    again = run(delete, by("bob"), context=left)
     assert (again.unchanged, again.not_configured) == (True, ("dr",))
     [kept] = context.catalogue.deletions.kept()
     assert kept.by == "ada", "who deleted it at that time"
@@ -249,7 +249,7 @@ def test_nothing_is_deleted_before_all_stores_are_resolved(run, context, stored,
     """A named store, or the only ones with a copy, that left the configuration are an error that says what to do."""
     left = without(context, "dr") if named else without(context, "dr", "primary")
     with pytest.raises(UnknownStore, match="stores forget dr"):
-        run(lambda r, _c, job: delete(r, left.for_job(job), job), request(*named, allow_last=bool(named)))
+        run(delete, request(*named, allow_last=bool(named)), context=left)
     assert stored("primary").exists()
     assert context.catalogue.artifacts.current("releases", "app.tgz") is not None
 
@@ -258,7 +258,7 @@ def test_a_copy_in_a_store_that_left_is_no_last_good_copy(run, context, stored):
     """What cannot be reached is no reason to let the last copy go that can."""
     left = without(context, "dr")
     with pytest.raises(LastCopy):
-        run(lambda r, _c, job: delete(r, left.for_job(job), job), request("primary"))
+        run(delete, request("primary"), context=left)
     assert stored("primary").exists()
 
 
@@ -278,5 +278,5 @@ def test_an_archived_copy_is_the_last_good_one_only_if_the_settings_say_so(run, 
     assert stored("primary").exists()
     settings = context.settings.model_copy(update={"delete": DeleteSettings(archived_counts=True)})
     trusting = dataclasses.replace(context, settings=settings)
-    run(lambda r, _c, job: delete(r, trusting.for_job(job), job), request("primary"))
+    run(delete, request("primary"), context=trusting)
     assert not stored("primary").exists()

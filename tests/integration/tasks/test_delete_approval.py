@@ -108,12 +108,18 @@ def test_a_list_that_waits_is_for_the_versions_of_its_request(
     assert left == {"a/000", "a/001", "a/late"} - {*names[1:2]}
 
 
+def waiting_job(context: Context, id_: str) -> Any:
+    return SimpleNamespace(
+        id=id_, parent=None, created_at=clock.now(), settings=context.settings, catalogue=context.catalogue
+    )
+
+
 def waiting_delete(context, companions=()) -> tuple[DeleteRequest, Any]:
     """Request the delete of one artifact, which waits for its approval; return it and its job."""
     wanted = DeleteRequest(bucket="releases", key="a/000", by="ana")
-    job = SimpleNamespace(id="single", parent=None, created_at=clock.now())
+    job = waiting_job(context, "single")
     with pytest.raises(WaitsForApproval):
-        check_delete(wanted, context, job, companions=companions)
+        check_delete(wanted, job, companions=companions)
     return wanted, job
 
 
@@ -123,12 +129,12 @@ def test_a_version_that_comes_while_its_delete_waits_stays(context, limit, laid,
     laid(1)
     wanted, job = waiting_delete(context)
     approve(context, "single")
-    check_delete(wanted, context, job)
+    check_delete(wanted, job)
     with monkeypatch.context() as behind:
         behind.setattr(clock, "now", lambda: job.created_at - timedelta(minutes=4))
         run(upload, UploadRequest(bucket="releases", key="a/000", source=source(b"other bytes")))
     with pytest.raises(NotApproved, match="uploaded again after this delete was requested"):
-        check_delete(wanted, context, job)
+        check_delete(wanted, job)
 
 
 def test_a_delete_that_was_requested_before_an_upgrade_is_done(context, limit, laid, run, source):  # noqa: F811
@@ -139,10 +145,10 @@ def test_a_delete_that_was_requested_before_an_upgrade_is_done(context, limit, l
     with context.catalogue._database.write() as connection:
         connection.execute(sa.update(tables.delete_requests).values(versions=sa.null()))
     approve(context, "single")
-    check_delete(wanted, context, job)
+    check_delete(wanted, job)
     run(upload, UploadRequest(bucket="releases", key="a/000", source=source(b"other bytes")))
     with pytest.raises(NotApproved, match="uploaded again after this delete was requested"):
-        check_delete(wanted, context, job)
+        check_delete(wanted, job)
 
 
 def test_a_companion_that_comes_while_a_delete_waits_stays(context, limit, laid, run, source):  # noqa: F811
@@ -156,7 +162,7 @@ def test_a_companion_that_comes_while_a_delete_waits_stays(context, limit, laid,
     approve(context, "single")
     run(upload, asked.model_copy(update={"source": source(b"another signature")}))
     with pytest.raises(NotApproved, match="releases/a/000.sig was uploaded again"):
-        check_delete(wanted, context, job, companions=companions.of("releases", "a/000"))
+        check_delete(wanted, job, companions=companions.of("releases", "a/000"))
 
 
 def test_a_companion_that_comes_at_the_last_moment_counts(context, limit, laid, run, source, monkeypatch):  # noqa: F811
@@ -179,13 +185,13 @@ def test_a_companion_that_comes_at_the_last_moment_counts(context, limit, laid, 
 def test_an_approval_is_for_one_delete_only(context, limit):
     """A later delete under the id of a job that was pruned is not the one that was approved."""
     limit(2)
-    job: Any = SimpleNamespace(id="batch-1", parent=None, created_at=clock.now())
+    job = waiting_job(context, "batch-1")
     with pytest.raises(WaitsForApproval):
-        check_batch(WANTED, context, job, 3, 30)
+        check_batch(WANTED, job, 3, 30)
     approve(context)
-    check_batch(WANTED, context, job, 3, 30)
+    check_batch(WANTED, job, 3, 30)
     with pytest.raises(NotApproved, match="the id of another delete, releases/a/"):
-        check_batch(WANTED.model_copy(update={"prefix": "b/"}), context, job, 3, 30)
+        check_batch(WANTED.model_copy(update={"prefix": "b/"}), job, 3, 30)
 
 
 @pytest.mark.parametrize("how", ["rejected", "expired"])

@@ -134,7 +134,7 @@ def test_a_replica_is_read_back_where_the_settings_ask_for_it(run, reread, monke
     store, bad = reread.stores["cold"], [Verification(Verdict.CORRUPT, None, detail="once")]
     verify_object = store.verify_object
     monkeypatch.setattr(store, "verify_object", lambda *of, **how: bad.pop() if bad else verify_object(*of, **how))
-    run(lambda r, _c, job: replicate(r, reread.for_job(job), job), request("cold"))
+    run(replicate, request("cold"), context=reread)
     artifact = reread.catalogue.artifacts.current("releases", "app.tgz")
     assert (reread.catalogue.artifacts.copies(artifact)["cold"].state, bad) == ("verified", [])
 
@@ -152,7 +152,7 @@ def test_a_store_that_does_not_give_back_what_it_took_is_found_out(run, reread, 
 
     monkeypatch.setattr(store, "write_object", write_and_rot)
     with pytest.raises(ReadBackMismatch, match=r"cold: releases/app\.tgz .* corrupt"):
-        run(lambda r, _c, job: replicate(r, reread.for_job(job), job), request("cold"))
+        run(replicate, request("cold"), context=reread)
     artifact = reread.catalogue.artifacts.current("releases", "app.tgz")
     assert reread.catalogue.artifacts.copies(artifact)["cold"].state == "corrupt"
 
@@ -215,7 +215,7 @@ def test_a_source_that_left_the_configuration_is_passed_over(run, context, store
     run(verify, VerifyRequest(bucket="releases", key="app.tgz", stores=("dr",)))  # dr would be the first
     configs = {name: config for name, config in context.settings.stores.items() if name != "dr"}
     left = dataclasses.replace(context, stores=Stores(configs))
-    result = run(lambda r, _c, job: replicate(r, left.for_job(job), job), request("cold"))
+    result = run(replicate, request("cold"), context=left)
     assert result.copies[0].source == "primary"
 
 
@@ -249,11 +249,11 @@ def test_rot_that_no_store_notices_is_found_where_the_last_read_is_long_ago(
     again = UploadRequest(bucket="releases", key="app.tgz", source=source(b"release one"), stores=("dr",))
     work, wish = (upload, again) if verb == "upload" else (replicate, request("dr"))
     assert run(work, wish).unchanged, "the write was just now: within the trust nothing is read"
-    result = run(lambda r, _c, job: work(r, distrustful.for_job(job), job), wish)
+    result = run(work, wish, context=distrustful)
     assert result.copies[0].outcome == "repaired"
     assert result.copies[0].quarantined
     assert stored("dr").read_bytes() == b"release one"
-    assert run(lambda r, _c, job: work(r, distrustful.for_job(job), job), wish).unchanged
+    assert run(work, wish, context=distrustful).unchanged
 
 
 @pytest.mark.usefixtures("uploaded")
@@ -290,7 +290,7 @@ def test_a_copy_that_cannot_be_read_again_is_not_replaced(run, distrustful, stor
     away = Verification(Verdict.UNREADABLE, None, detail="it is away")
     monkeypatch.setattr(LimitedStore, "verify_object", lambda *_, **__: away)
     with pytest.raises(Unavailable, match=r"dr: what is at releases/app\.tgz cannot be read: it is away"):
-        run(lambda r, _c, job: replicate(r, distrustful.for_job(job), job), request("dr"))
+        run(replicate, request("dr"), context=distrustful)
     assert stored("dr").stat().st_ino == before
 
 

@@ -152,7 +152,7 @@ def clean_up(run, context: Context) -> Any:
     """Run the cleanup for all that is left, however young it is."""
     sweep = SweepSettings(cleanup=CleanupSweepSettings(age=timedelta(0)))
     aged = dataclasses.replace(context, settings=context.settings.model_copy(update={"sweep": sweep}))
-    return run(lambda asked, _, job: sweep_cleanup(asked, aged.for_job(job), job), SweepLeftoversRequest())
+    return run(sweep_cleanup, SweepLeftoversRequest(), context=aged)
 
 
 def overwrite(context: Context, store: str) -> bytes:
@@ -167,8 +167,8 @@ def test_only_the_read_back_passes_through_us(run, context: Context, line: Line)
     """The provider copies, we read the copy in full and nothing else, and that is the progress of the job."""
     done = list[int]()
 
-    def replicate_and_look(request, context, job):
-        result = replicate(request, context, job)
+    def replicate_and_look(request, job):
+        result = replicate(request, job)
         done.append(job.progress.bytes_done)
         return result
 
@@ -225,7 +225,7 @@ def test_it_can_be_switched_off(run, context: Context, line: Line):
     """Without `replication.server_side` the bytes pass through us, hashed on the way."""
     off = ReplicationSettings(server_side=False)
     streaming = dataclasses.replace(context, settings=context.settings.model_copy(update={"replication": off}))
-    run(lambda request, _context, job: replicate(request, streaming.for_job(job), job), TO_FAR)
+    run(replicate, TO_FAR, context=streaming)
     assert "near" in line.downloads
     assert content(context, "far") == CONTENT
     assert state(context, "far").state == "stored"
@@ -308,7 +308,7 @@ def test_between_two_endpoints_the_bytes_pass_through_us(run, context: Context, 
         elsewhere = line.configs(request, other.endpoint)["far"]
         stores = context.settings.stores | {"far": elsewhere}
         apart = Context.open(context.settings.model_copy(update={"stores": stores}))
-        run(lambda asked, _context, job: replicate(asked, apart.for_job(job), job), TO_FAR)
+        run(replicate, TO_FAR, context=apart)
         assert (line.copies, line.downloads) == ([], ["near"])
         assert content(apart, "far") == CONTENT
         apart.close()
@@ -439,10 +439,7 @@ def test_a_store_that_copies_nothing_is_found_out(run, source, context: Context,
         targets.make_s3_bucket(rclone, real)
         stores[name] = targets.s3_config(rclone, bucket=real, conditional_writes=True)  # which is not true
     lying = Context.open(context.settings.model_copy(update={"stores": stores}))
-    run(
-        lambda asked, _context, job: upload(asked, lying.for_job(job), job),
-        UploadRequest(**PLACE, source=source(CONTENT), stores=("near",)),
-    )
+    run(upload, UploadRequest(**PLACE, source=source(CONTENT), stores=("near",)), context=lying)
     made = lying.stores["far"].copy_object
     refused = list[Any]()
 
@@ -455,7 +452,7 @@ def test_a_store_that_copies_nothing_is_found_out(run, source, context: Context,
             raise
 
     lying.stores["far"].copy_object = watched  # type: ignore[method-assign]
-    run(lambda asked, _context, job: replicate(asked, lying.for_job(job), job), TO_FAR)
+    run(replicate, TO_FAR, context=lying)
     assert ["the store copied 0 bytes of 200000" in message for message in refused] == [True]
     assert content(lying, "far") == CONTENT
     lying.close()

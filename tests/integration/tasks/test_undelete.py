@@ -172,10 +172,7 @@ def test_a_delete_at_once_removes_the_bytes(context: Context, run, remove, store
     remove()
     left = without(context, "primary", "dr")
     with pytest.raises(UnknownStore, match="nothing was deleted: .*stores forget"):
-        run(
-            lambda r, _, job: delete(r, left.for_job(job), job),
-            DeleteRequest(bucket="releases", key="app.tgz", now=True),
-        )
+        run(delete, DeleteRequest(bucket="releases", key="app.tgz", now=True), context=left)
     context.catalogue.deletions.undo("releases", "app.tgz", now=clock.now())
     remove()
     assert [copy.store for copy in remove(now=True, stores=("primary",)).copies] == ["primary"]

@@ -330,7 +330,7 @@ def with_host(context: Context, host: str) -> Context:
 
 def test_a_configured_host_can_be_uploaded_from(run, with_host, host, stored):
     """The body of a URL of a configured host becomes the artifact, and no spool file stays."""
-    result = run(lambda r, _c, job: upload(r, with_host.for_job(job), job), request(f"{host}/app.tgz"))
+    result = run(upload, request(f"{host}/app.tgz"), context=with_host)
     assert result.sha256 == sha256(Host.body)
     assert stored("dr").read_bytes() == Host.body
     assert not list(with_host.settings.spool_dir.iterdir())
@@ -339,7 +339,7 @@ def test_a_configured_host_can_be_uploaded_from(run, with_host, host, stored):
 def test_a_host_leads_only_to_configured_hosts(run, with_host, host):
     """A redirect to a host that is not configured is refused, and so is a host that is not configured itself."""
     with pytest.raises(SourceRefused, match=r"127\.0\.0\.2"):
-        run(lambda r, _c, job: upload(r, with_host.for_job(job), job), request(f"{host}/away"))
+        run(upload, request(f"{host}/away"), context=with_host)
     with pytest.raises(SourceRefused, match=r"sources\.hosts"):
         run(upload, request(f"{host}/app.tgz"))
 
@@ -347,10 +347,10 @@ def test_a_host_leads_only_to_configured_hosts(run, with_host, host):
 def test_a_host_that_is_busy_or_breaks_off_may_be_asked_again(run, with_host, host, stored):
     """A throttled answer carries its delay, a body that is cut off is a transient error; nothing is stored."""
     with pytest.raises(TransientError) as busy:
-        run(lambda r, _c, job: upload(r, with_host.for_job(job), job), request(f"{host}/busy"))
+        run(upload, request(f"{host}/busy"), context=with_host)
     assert busy.value.retry_after == 17
     with pytest.raises(Unavailable):
-        run(lambda r, _c, job: upload(r, with_host.for_job(job), job), request(f"{host}/cut"))
+        run(upload, request(f"{host}/cut"), context=with_host)
     assert not stored("primary").exists()
 
 
@@ -380,10 +380,10 @@ def test_what_one_store_cannot_take_is_refused_before_another_has_written(run, c
     wish = {"bucket": "releases", "key": "app.tgz", "source": source(b"x"), "stores": ["primary", *clouds]}
     for error, options in asked.items():
         with pytest.raises(PermanentError, match=error):
-            run(lambda r, _c, job: upload(r, wide.for_job(job), job), UploadRequest.read(wish | options))
+            run(upload, UploadRequest.read(wish | options), context=wide)
     os.truncate(wish["source"], 5 * 1024**4 + 1)
     with pytest.raises(SizeMismatch, match="google: releases/app.tgz has 5497558138881 bytes, the store takes at most"):
-        run(lambda r, _c, job: upload(r, wide.for_job(job), job), UploadRequest.read(wish))
+        run(upload, UploadRequest.read(wish), context=wide)
     assert context.catalogue.artifacts.version("releases", "app.tgz", 1) is None
     wide.stores.close()
 
@@ -396,7 +396,7 @@ def test_a_storage_class_reaches_its_store(run, context, source, ministack):
     cloud = dataclasses.replace(context, stores=Stores({"cloud": config}))
     for key, content in (("small", b"x"), ("large", bytes(config.part_size + 1))):
         wish = request(source(content), key, stores=("cloud",), storage_classes={"cloud": "STANDARD_IA"})
-        run(lambda r, _c, job: upload(r, cloud.for_job(job), job), wish)
+        run(upload, wish, context=cloud)
         assert client.head_object(Bucket=config.bucket, Key=f"releases/{key}")["StorageClass"] == "STANDARD_IA"
     cloud.stores.close()
 
@@ -417,7 +417,7 @@ def test_a_storage_class_that_the_store_refuses_is_told_by_name(run, context, se
         wide = dataclasses.replace(context, stores=Stores(stores))
         wish = request(source(bytes(size)), stores=("primary", "cloud", "dr"), storage_classes={"cloud": "NOPE"})
         with pytest.raises(PermanentError, match="cloud: .*does not have the storage class that was asked for"):
-            run(lambda r, _c, job: upload(r, wide.for_job(job), job), wish)
+            run(upload, wish, context=wide)
         states = {
             name: copy.state
             for name, copy in wide.catalogue.artifacts.copies(wide.artifact("releases", "app.tgz")).items()
@@ -425,7 +425,7 @@ def test_a_storage_class_that_the_store_refuses_is_told_by_name(run, context, se
         assert states == {"primary": "stored", "dr": "stored", "cloud": "writing"}
         assert list(wide.stores["cloud"].iter_stale_uploads()) == []
         again = wish.model_copy(update={"storage_classes": {}})
-        done = run(lambda r, _c, job: upload(r, wide.for_job(job), job), again)
+        done = run(upload, again, context=wide)
         assert {copy.store: copy.outcome for copy in done.copies} == {
             "primary": "already_there", "dr": "already_there", "cloud": "stored",
         }  # fmt: skip
@@ -485,11 +485,11 @@ def test_a_source_is_not_read_again_while_a_store_is_paused(run, source, context
     """The open store has its copy, and the upload waits for the other one alone."""
     jobs: list[str] = []
 
-    def again(wish, context, job):
+    def again(wish, job):
         job.snoozed_since = clock.now() if jobs else None
         job.id = jobs[0] if jobs else job.id
         jobs.append(job.id)
-        return upload(wish, context, job)
+        return upload(wish, job)
 
     pause(context, "dr")
     wish = request(source(b"release one"))
@@ -515,19 +515,18 @@ def test_a_job_that_was_frozen_touches_nothing_that_another_job_writes(context: 
         begun = jobs.acquire(
             id_, verb, {}, owner="test", writes_to="releases/app.tgz", parent=None, now=now, lease=lease
         )  # fmt: skip
-        return RunningJob(begun.record, jobs, context.settings.jobs, NullReporter())
+        return RunningJob(begun.record, context, NullReporter())
 
     frozen = leased("frozen", clock.now() - 2 * lease)
     older = Digest(5, sha256(b"older"))
     made = context.catalogue.artifacts.record("releases", "app.tgz", older, {}, clock.now(), stores=["primary"])
     newer = leased("newer", clock.now())
-    upload(request(source(b"newer"), stores=("primary",)), context.for_job(newer), newer)
+    upload(request(source(b"newer"), stores=("primary",)), newer)
     context.catalogue.artifacts.finish_copies(newer.finished, now=clock.now())
 
-    own = context.for_job(frozen)
     work = {
-        "upload": lambda: ArtifactJob(own, frozen, made.artifact, None, made.copies).inspect(own.stores["primary"]),
-        "delete": lambda: delete(DeleteRequest(bucket="releases", key="app.tgz", now=True), own, frozen),
+        "upload": lambda: ArtifactJob(frozen, made.artifact, None, made.copies).inspect(frozen.stores["primary"]),
+        "delete": lambda: delete(DeleteRequest(bucket="releases", key="app.tgz", now=True), frozen),
     }[verb]
     with pytest.raises(LostLease):
         work()

@@ -88,8 +88,8 @@ def deliver(context: Context) -> Callable[[PageRequest], PageResult]:
             lease=lease,
         )
         assert isinstance(leased, Leased)
-        with RunningJob(leased.record, ledger, context.settings.jobs, NullReporter()) as running:
-            return page(request, context.for_job(running), running)
+        with RunningJob(leased.record, context, NullReporter()) as running:
+            return page(request, running)
 
     return deliver
 

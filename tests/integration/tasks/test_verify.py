@@ -180,7 +180,7 @@ def test_a_copy_in_a_store_that_left_the_configuration_is_unreadable(run, contex
     configs = {name: config for name, config in context.settings.stores.items() if name != "dr"}
     left = dataclasses.replace(context, stores=Stores(configs))
     wish = VerifyRequest(bucket="releases", key="app.tgz", stores=stores)
-    result = run(lambda r, _c, job: verify(r, left.for_job(job), job), wish)
+    result = run(verify, wish, context=left)
     verdicts = {copy.store: copy for copy in result.copies}
     assert {store: copy.verdict for store, copy in verdicts.items()} == {"primary": "verified", "dr": "unreadable"}
     assert "stores forget dr" in verdicts["dr"].detail

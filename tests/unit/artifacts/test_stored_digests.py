@@ -11,7 +11,7 @@ import pytest
 
 from worker.artifacts.stored_digests import RECORDED, stored_sha256_of
 from worker.catalogue import Artifact
-from worker.context import JobContext
+from worker.limits.limited_store import LimitedStores
 from worker.storage import Stores, Verdict, Verification
 from worker.storage.config import FilesystemConfig
 from worker.storage.errors import Unavailable
@@ -41,8 +41,8 @@ def stored(
 ) -> str | None:
     assert seen.expected is not None
     artifact = Artifact(1, "b", "app", 1, seen.expected, {}, datetime(2026, 1, 1, tzinfo=UTC))
-    context = cast("JobContext", SimpleNamespace(stores=stores))
-    return stored_sha256_of(context, artifact, "nas", evidence or {}, seen._replace(stored_sha256=found))
+    limited = cast("LimitedStores", stores)
+    return stored_sha256_of(limited, artifact, "nas", evidence or {}, seen._replace(stored_sha256=found))
 
 
 @pytest.mark.parametrize("found", [OTHER, ""])

@@ -22,7 +22,7 @@ import tasks.record_rejected
 import tasks.sweeps.recover
 import tasks.verify  # noqa: F401 - it registers the task
 from worker.catalogue import CatalogueUnavailable, Ledger
-from worker.context import Context, JobContext
+from worker.context import Context
 from worker.intake.message_filter import RECORD_TASK
 from worker.jobs import heartbeats
 from worker.jobs.result_backend import use_atomic_result_backend
@@ -62,7 +62,7 @@ def task(tmp_path: Path) -> Iterator[Any]:
         made.pop_request()
 
 
-def work(_request: VerifyRequest, _context: JobContext, _job: RunningJob) -> VerifyResult:
+def work(_request: VerifyRequest, _job: RunningJob) -> VerifyResult:
     return VerifyResult(bucket="b", key="k", version=1, size=1, sha256="a" * 64, copies=())
 
 
@@ -72,9 +72,9 @@ def test_a_job_whose_end_the_disk_did_not_confirm_is_delivered_again(context, ta
     delivery = Delivery(task, VERIFY, context, writes=False, at_end=lambda _request, _context, job: ended.append(job))
     sync = os.fdatasync
 
-    def work_and_note(request: VerifyRequest, of: JobContext, job: RunningJob) -> VerifyResult:
+    def work_and_note(request: VerifyRequest, job: RunningJob) -> VerifyResult:
         job.after_end.append(lambda: ended.append("noted"))
-        return work(request, of, job)
+        return work(request, job)
 
     def fail(_: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -95,9 +95,9 @@ def test_a_job_that_cannot_be_cleaned_up_now_is_delivered_again(context, task):
     """It has succeeded, and must not be told as failed: the next delivery cleans up and answers with the end."""
     tries, states = iter([CatalogueUnavailable("locked")]), list[str]()
 
-    def work_and_note(request: VerifyRequest, of: JobContext, job: RunningJob) -> VerifyResult:
-        job.after_end.append(lambda: states.append(of.catalogue.ledger.get("job-1").state))
-        return work(request, of, job)
+    def work_and_note(request: VerifyRequest, job: RunningJob) -> VerifyResult:
+        job.after_end.append(lambda: states.append(job.catalogue.ledger.get("job-1").state))
+        return work(request, job)
 
     def clean_up(*_: object) -> None:
         for error in tries:
@@ -245,12 +245,12 @@ def test_a_delivery_that_meets_a_fault_of_the_machine_is_sent_again(context, tas
 def test_a_job_that_lost_its_lease_tells_no_end(context, task, error):
     """Another job fenced it out while its worker was frozen, whose connections to stores are broken then as well."""
 
-    def thaw(request: VerifyRequest, own: JobContext, job: RunningJob) -> VerifyResult:
+    def thaw(request: VerifyRequest, job: RunningJob) -> VerifyResult:
         with context.catalogue.ledger._database.write() as connection:
             connection.exec_driver_sql("UPDATE jobs SET fence = fence + 1")
         if error is not None:
             raise error
-        return work(request, own, job)
+        return work(request, job)
 
     with pytest.raises(Ignore):
         Delivery(task, VERIFY, context, writes=False).handle(thaw, (), FIELDS)

@@ -118,7 +118,11 @@ def test_a_lease_is_renewed_while_a_report_waits_for_redis() -> None:
     record: Any = SimpleNamespace(
         id="job", attempts=1, fence=1, snoozed_since=None, created_at=datetime.now(UTC), parent=None, lease_until=None
     )
-    ledger: Any = SimpleNamespace(renew=lambda *_, **__: renewed.set())
-    with RunningJob(record, ledger, JobSettings(lease=timedelta(milliseconds=90)), Reporter()):
+    ledger = SimpleNamespace(renew=lambda *_, **__: renewed.set())
+    context: Any = SimpleNamespace(
+        settings=SimpleNamespace(jobs=JobSettings(lease=timedelta(milliseconds=90))),
+        catalogue=SimpleNamespace(ledger=ledger, fenced=lambda *_: None), stores=None, admission=None, pauses=None,
+    )  # fmt: skip
+    with RunningJob(record, context, Reporter()):
         assert reported.wait(WITHIN)
     assert waited[0]

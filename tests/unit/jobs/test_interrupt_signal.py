@@ -33,8 +33,12 @@ def running(*, cancelled: bool) -> RunningJob:
     record: Any = SimpleNamespace(
         id="job", attempts=1, fence=1, snoozed_since=None, created_at=datetime.now(UTC), parent=None, lease_until=None
     )
-    ledger: Any = SimpleNamespace(renew=lambda *_, **__: None)
-    return RunningJob(record, ledger, JobSettings(), Reporter(cancelled=cancelled))
+    ledger = SimpleNamespace(renew=lambda *_, **__: None)
+    context: Any = SimpleNamespace(
+        settings=SimpleNamespace(jobs=JobSettings()), catalogue=SimpleNamespace(ledger=ledger, fenced=lambda *_: None),
+        stores=None, admission=None, pauses=None,
+    )  # fmt: skip
+    return RunningJob(record, context, Reporter(cancelled=cancelled))
 
 
 def wait_for_ever() -> None:

@@ -9,8 +9,8 @@ from worker.artifacts.disk_sort import DiskSort
 from worker.artifacts.inventories.files import ReportFiles
 from worker.artifacts.inventories.manifest import BadInventory, Report, check_checksum, parse_manifest
 from worker.artifacts.inventories.rows import InventoryRow, read_rows
-from worker.context import JobContext
 from worker.counted import counted
+from worker.jobs.running_job import RunningJob
 from worker.limits.limited_store import LimitedStores
 from worker.settings import Settings
 from worker.storage.config import AzureConfig, GcsConfig, S3Config, StoreConfig
@@ -56,10 +56,7 @@ class InventoryListing:
 
 
 def requested_inventory(
-    request: SweepEvidenceRequest | SweepReconcileRequest,
-    store: str,
-    context: JobContext,
-    heartbeat: Callable[[], object],
+    request: SweepEvidenceRequest | SweepReconcileRequest, store: str, job: RunningJob
 ) -> AbstractContextManager[InventoryListing | None]:
     """Open the report that a sweep reads in place of the listing of a store; None where none is named.
 
@@ -68,8 +65,8 @@ def requested_inventory(
     if request.inventory is None:
         return nullcontext()
     return open_inventory(
-        request.inventory, store, request.bucket, request.prefix, stores=context.stores, settings=context.settings,
-        heartbeat=heartbeat, lists=isinstance(request, SweepReconcileRequest),
+        request.inventory, store, request.bucket, request.prefix, stores=job.stores, settings=job.settings,
+        heartbeat=job.heartbeat, lists=isinstance(request, SweepReconcileRequest),
     )  # fmt: skip
 
 

@@ -157,11 +157,11 @@ def test_a_copy_is_not_read_again_while_the_job_waits_for_another_store(run, con
     wish = VerifyRequest(bucket="releases", key="app")
     jobs = []
 
-    def twice(request, context, job):
+    def twice(request, job):
         job.snoozed_since = clock.now() if jobs else None
         job.id = jobs[0] if jobs else job.id
         jobs.append(job.id)
-        return verify(request, context, job)
+        return verify(request, job)
 
     with pytest.raises(Snooze):
         run(twice, wish)
@@ -179,9 +179,9 @@ def test_a_store_that_is_busy_keeps_its_jobs_waiting_and_no_other(run, context, 
     wish = UploadRequest(source=source(b"release"), bucket="releases", key="app", stores=("cloud", "primary"))
     with DistributedSemaphore(SharedRedis(lambda: redis), seconds=60).acquire("cloud", "other", limit=1, local_limit=1):
         with pytest.raises(Snooze, match="cloud: 1 job in progress"):
-            run(lambda r, _, job: upload(r, limited.for_job(job), job), wish)
+            run(upload, wish, context=limited)
         assert limited.stores["primary"].object_exists("releases", "app")
-    placed = run(lambda r, _, job: upload(r, limited.for_job(job), job), wish)
+    placed = run(upload, wish, context=limited)
     assert {copy.store: copy.outcome for copy in placed.copies} == {"cloud": "stored", "primary": "already_there"}
     assert redis.zcard("zot-artifacts:places:cloud") == 0
 
@@ -199,7 +199,7 @@ def test_reads_and_writes_count_for_their_stores(run, context, redis, source):
     limits = dict.fromkeys(("primary", "cloud"), StoreLimits(bytes_per_second="1MiB"))
     limited = with_settings(context, context.settings.model_copy(update={"store_limits": limits}), redis)
     wish = ReplicateRequest(bucket="releases", key="app", to=("cloud",))
-    run(lambda r, _, job: replicate(r, limited.for_job(job), job), wish)
+    run(replicate, wish, context=limited)
     paid = {key: int(redis.get(key)) for key in redis.scan_iter("zot-artifacts:bytes:*")}
     assert {name: sum(n for key, n in paid.items() if name in key) for name in (b"primary", b"cloud")} == {
         b"primary": 60_000,
@@ -228,6 +228,6 @@ def test_every_read_of_a_verification_is_paid_for(run, context, redis, source, s
     limits = {"primary": StoreLimits(bytes_per_second="1MiB")}
     limited = with_settings(context, context.settings.model_copy(update={"store_limits": limits}), redis)
     wish = VerifyRequest(bucket="releases", key="app", stores=("primary",), version=1)
-    run(lambda r, _, job: verify(r, limited.for_job(job), job), wish)
+    run(verify, wish, context=limited)
     paid = [int(redis.get(key)) for key in redis.scan_iter("zot-artifacts:bytes:*")]
     assert sum(paid) == 3 * 40_000

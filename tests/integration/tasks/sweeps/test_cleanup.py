@@ -74,7 +74,7 @@ def test_what_a_dead_writer_left_goes(run, abandoned):
 def test_what_is_young_stays(run, context, abandoned, stored):
     """Below the configured age nothing is touched: a worker that was frozen may be at work for a job that has ended."""
     begin_to_write(context, b"older", "ended")
-    run(lambda request, _, job: sweep_cleanup(request, aged(context, timedelta(hours=1)).for_job(job), job), EVERYTHING)
+    run(sweep_cleanup, EVERYTHING, context=aged(context, timedelta(hours=1)))
     assert abandoned.exists()
     assert stored("dr").read_bytes() == b"older"
 
@@ -188,7 +188,7 @@ def test_an_upload_of_another_program_is_only_reported(run, cloud, ministack, ca
     sweep = SweepSettings(cleanup=CleanupSweepSettings(age=timedelta(0), foreign_uploads=setting))
     context = dataclasses.replace(cloud, settings=cloud.settings.model_copy(update={"sweep": sweep}))
 
-    result = run(lambda request, _, job: sweep_cleanup(request, context.for_job(job), job), EVERYTHING)
+    result = run(sweep_cleanup, EVERYTHING, context=context)
 
     assert result.removed == {"cloud": 1 if setting == "abort" else 0}
     assert result.foreign == ({} if setting == "abort" else {"cloud": 1})
@@ -237,11 +237,11 @@ def test_an_upload_that_was_begun_and_never_recorded_goes_unless_it_may_be_anoth
     if theirs == "with a part":
         client.upload_part(Bucket=real, Key=key, UploadId=other, PartNumber=1, Body=b"x")
 
-    early = run(lambda asked, _, job: sweep_cleanup(asked, cloud.for_job(job), job), EVERYTHING)
+    early = run(sweep_cleanup, EVERYTHING, context=cloud)
     assert early.removed == {"cloud": 0}  # the answer may still be on its way
     now = clock.now() + timedelta(hours=1)
     monkeypatch.setattr(clock, "now", lambda: now)
-    result = run(lambda asked, _, job: sweep_cleanup(asked, cloud.for_job(job), job), EVERYTHING)
+    result = run(sweep_cleanup, EVERYTHING, context=cloud)
 
     left = [stale.token[-1] for stale in cloud.stores["cloud"].iter_stale_uploads()]
     if theirs == "without a part":
@@ -272,7 +272,7 @@ def test_uploads_whose_answers_were_lost_go_although_the_sdk_asked_again(run, cl
     assert len(list(cloud.stores["cloud"].iter_stale_uploads())) == lost
     now = clock.now() + timedelta(hours=1)
     monkeypatch.setattr(clock, "now", lambda: now)
-    result = run(lambda asked, _, job: sweep_cleanup(asked, cloud.for_job(job), job), EVERYTHING)
+    result = run(sweep_cleanup, EVERYTHING, context=cloud)
     assert (result.removed, result.foreign) == ({"cloud": lost}, {})
     assert cloud.catalogue.transfers.intents("cloud") == []
 
@@ -463,7 +463,7 @@ def test_an_open_upload_stays_only_for_a_job_that_goes_on_with_it(run, cloud, li
             "open", "upload", {}, owner="w", writes_to=artifact.path, parent=None, now=clock.now(), lease=timedelta(0)
         )
 
-    result = run(lambda request, _, job: sweep_cleanup(request, cloud.for_job(job), job), EVERYTHING)
+    result = run(sweep_cleanup, EVERYTHING, context=cloud)
 
     assert result.removed == {"cloud": 0 if live else 1}
     assert len(list(cloud.stores["cloud"].iter_stale_uploads())) == int(live)
@@ -478,7 +478,7 @@ def test_what_a_killed_command_left_in_the_spool_directory_goes(run, context):
     (settings.spool_dir / "zot-spool-1").write_bytes(b"half of a part")
     (settings.spool_dir / "link").symlink_to(settings.broker_file.parent)
     young = aged(context, timedelta(hours=1))
-    run(lambda request, _, job: sweep_cleanup(request, young.for_job(job), job), EVERYTHING)
+    run(sweep_cleanup, EVERYTHING, context=young)
     assert len(list(settings.spool_dir.iterdir())) == 3
     assert run(sweep_cleanup, EVERYTHING).staged == 3
     assert list(settings.spool_dir.iterdir()) == []
@@ -499,6 +499,6 @@ def test_a_part_that_is_sent_again_while_its_upload_is_removed_stays(run, cloud,
 
     monkeypatch.setattr(Ledger, "sources_of_open_jobs", thaw)
     monkeypatch.setattr(clock, "earliest", lambda: clock.now() + timedelta(hours=1))  # the server's seconds are whole
-    result = run(lambda request, _, job: sweep_cleanup(request, cloud.for_job(job), job), EVERYTHING)
+    result = run(sweep_cleanup, EVERYTHING, context=cloud)
     assert result.removed == {"cloud": 1}
     assert store.stat_object(UPLOADS_BUCKET, part).size == 6

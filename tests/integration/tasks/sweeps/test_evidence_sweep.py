@@ -237,9 +237,9 @@ def test_a_run_that_was_stopped_asks_about_the_rest_alone(context: Context, swee
             id_, "sweep.evidence", {}, owner="test", writes_to=None, parent=None, now=clock.now(), lease=lease
         )
         assert isinstance(begun, Leased)
-        job = RunningJob(begun.record, ledger, context.settings.jobs, NullReporter())
+        job = RunningJob(begun.record, context, NullReporter())
         request = SweepEvidenceRequest(store="dr", source="stat")
-        return dict(sweep_evidence(request, context.for_job(job), job).stores[0].outcomes)
+        return dict(sweep_evidence(request, job).stores[0].outcomes)
 
     monkeypatch.setattr(sweep_module, "_GROUP", 1)
     monkeypatch.setattr(Store, "stat_object", stopping)

@@ -21,6 +21,7 @@ from worker import clock
 from worker.artifacts.records_kept_in_stores import keep_records
 from worker.catalogue import Catalogue, load_export, tables
 from worker.context import Context
+from worker.jobs.running_job import RunningJob
 from worker.settings.section_models import DeleteSettings
 from worker.storage import Stores
 from zot_artifact_client.contract import (
@@ -84,9 +85,7 @@ def test_a_store_that_ignores_create_if_absent_is_found_out(run, context, rclone
         config = s3_config(rclone, bucket=bucket, conditional_writes=conditional)
         stores = Stores({"cloud": config})
         probed = dataclasses.replace(context, stores=stores)
-        result = run(
-            lambda request, _, job, probed=probed: sweep_probe(request, probed.for_job(job), job), SweepProbeRequest()
-        )
+        result = run(sweep_probe, SweepProbeRequest(), context=probed)
         stores.close()
         if conditional:
             assert "stores.cloud.conditional_writes: false" in result.faults["cloud"]
@@ -115,7 +114,7 @@ def test_a_log_that_was_cut_changes_no_list_that_a_store_keeps(run, context, set
     run(verify, VerifyRequest(bucket="releases", key="app.tgz"))
     grace = settings.model_copy(update={"delete": DeleteSettings(grace=timedelta(days=7))})
     later = dataclasses.replace(context, settings=grace)
-    run(lambda asked, _, job: delete(asked, later.for_job(job), job), DeleteRequest(bucket="releases", key="app.tgz"))
+    run(delete, DeleteRequest(bucket="releases", key="app.tgz"), context=later)
     run(sweep_verify, SweepVerifyRequest())
     [kept] = settings.stores["primary"].root.glob("zot-probe/tombstones/*.jsonl.gz")
     before = kept.read_bytes()
@@ -142,11 +141,12 @@ def test_a_restored_catalogue_changes_no_list_that_a_store_keeps(run, context, s
     load_export(url, backup, restore=True)
     with contextlib.closing(Catalogue(url)) as restored:
 
+        def keep(_: SweepVerifyRequest, job: RunningJob) -> None:
+            job.catalogue = restored
+            keep_records(job, ["primary"])
+
         def sweep() -> list[str]:
-            run(
-                lambda _, of, job: keep_records(dataclasses.replace(of, catalogue=restored), job, ["primary"]),
-                SweepVerifyRequest(),
-            )
+            run(keep, SweepVerifyRequest())
             return [each.kind for each in restored.findings.page(store="primary")]
 
         assert sweep() == ["log_changed"]

@@ -151,7 +151,7 @@ def test_many_bad_copies_are_repaired_in_pages(
 
     def attempt(id_: str) -> dict[str, int]:
         job = sent.take(id_, "sweep.repair", {})
-        return sweep_repair(SweepRepairRequest(), context.for_job(job), job).claimed
+        return sweep_repair(SweepRepairRequest(), job).claimed
 
     with monkeypatch.context() as lost:
         lost.setattr(sent.messages, "send", lambda _: None)

@@ -109,10 +109,9 @@ def test_no_sweep_lets_more_pages_wait_than_may_be_in_flight(context, run, put, 
 
     def plan(kind: str) -> dict[str, int]:
         job = sent.take(str(uuid4()), kind, {})
-        of = context.for_job(job)
         if kind == SWEEP_REPAIR.kind:
-            return repair_sweep.sweep_repair(SweepRepairRequest(), of, job).claimed
-        return sweep_replicate(SweepReplicateRequest(), of, job).claimed
+            return repair_sweep.sweep_repair(SweepRepairRequest(), job).claimed
+        return sweep_replicate(SweepReplicateRequest(), job).claimed
 
     for kind in (SWEEP_REPLICATE.kind, SWEEP_REPAIR.kind):
         before = len(sent.messages.sent)
@@ -142,10 +141,7 @@ def test_a_store_that_is_new_in_the_placement_gets_what_named_no_store(context: 
 
     def brought(placement: tuple[str, ...] | None) -> list[str]:
         settings = context.settings.model_copy(update={"placement_rules": (), "placement": placement})
-        run(
-            lambda request, of, job: sweep_replicate(request, replace(of, settings=settings), job),
-            SweepReplicateRequest(),
-        )
+        run(sweep_replicate, SweepReplicateRequest(), context=replace(context, settings=settings))
         with context.catalogue._database.read() as connection:
             keys = sa.select(tables.artifacts.c.key).join(tables.copies).where(tables.copies.c.store == "cold")
             return sorted(connection.execute(keys).scalars())
@@ -361,7 +357,7 @@ def test_what_was_replaced_or_deleted_since_its_claim_is_not_brought(
     for key in ("same", "replaced", "deleted", "copy deleted"):
         put("releases", key)
     of_cold = context.settings.model_copy(update={"placement_rules": (), "placement": ("primary", "cold")})
-    run(lambda request, of, job: sweep_replicate(request, replace(of, settings=of_cold), job), SweepReplicateRequest())
+    run(sweep_replicate, SweepReplicateRequest(), context=replace(context, settings=of_cold))
     (id_,) = sent.messages.sent
     put("releases", "replaced", "dr", content=b"only for dr")
     run(delete, DeleteRequest(bucket="releases", key="deleted"))
@@ -376,8 +372,8 @@ def test_what_was_replaced_or_deleted_since_its_claim_is_not_brought(
             key, "replicate", {}, owner="me", writes_to=None, parent=id_, now=clock.now(), lease=timedelta(0)
         )
         assert isinstance(begun, Leased)
-        job = RunningJob(begun.record, context.catalogue.ledger, context.settings.jobs, NullReporter())
-        replicate(alone[key], context.for_job(job), job)
+        job = RunningJob(begun.record, context, NullReporter())
+        replicate(alone[key], job)
     there = [key for key in ("same", "replaced", "copy deleted") if stored("cold", key).exists()]
     assert there == ["same"]
 
@@ -469,7 +465,7 @@ def test_what_a_sweep_has_claimed_before_its_death_is_in_its_pages(context: Cont
 
     def deliver() -> None:
         job = sent.take("sweep-1", SWEEP_REPLICATE.kind, {})
-        sweep_replicate(SweepReplicateRequest(store="dr"), context.for_job(job), job)
+        sweep_replicate(SweepReplicateRequest(store="dr"), job)
 
     with monkeypatch.context() as dying:
         dying.setattr(RunningJob, "check", check)
@@ -492,7 +488,5 @@ def test_an_absent_copy_that_no_rule_wants_any_more_is_no_finding(context: Conte
     see_stores(without, context.catalogue, later)
     assert context.catalogue.findings.page() == []
     later += context.settings.sweep.replicate.claim + timedelta(seconds=1)
-    swept = run(
-        lambda request, of, job: sweep_replicate(request, replace(of, settings=without), job), SweepReplicateRequest()
-    )
+    swept = run(sweep_replicate, SweepReplicateRequest(), context=replace(context, settings=without))
     assert swept.claimed == {}, "no upload has named the store"

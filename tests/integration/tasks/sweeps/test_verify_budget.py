@@ -80,7 +80,7 @@ def test_a_page_that_dies_at_its_claim_reads_nothing_uncounted(context: Context,
         with monkeypatch.context() as dead:
             dead.setattr(sa.engine.RootTransaction, "commit", dying)
             with suppress(KeyboardInterrupt):
-                claim_copies(ClaimSelection(store="dr"), context.for_job(job), id_)
+                claim_copies(ClaimSelection(store="dr"), job)
         sweeper.page(id_)
         read = len(sweeper.verdicts()) - before
         assert (read > 0) == (number > 0)  # the budget begins empty

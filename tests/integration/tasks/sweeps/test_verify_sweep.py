@@ -50,16 +50,16 @@ class Sweeper:
             id_, kind, request, owner="test", writes_to=None, parent=None, now=clock.now(), lease=timedelta(0)
         )
         assert isinstance(begun, Leased), begun
-        return RunningJob(begun.record, self.context.catalogue.ledger, self.context.settings.jobs, NullReporter())
+        return RunningJob(begun.record, self.context, NullReporter())
 
     def plan(self, id_: str = "sweep-1") -> Any:
         job = self.take(id_, "sweep.verify", {})
-        return sweep_verify(SweepVerifyRequest(), self.context.for_job(job), job, self.messages)
+        return sweep_verify(SweepVerifyRequest(), job, self.messages)
 
     def page(self, id_: str, *, ends: bool = True) -> PageResult:
         request = self.messages.sent[id_].payload
         job = self.take(id_, "page", request)
-        result = page(PageRequest.read(request), self.context.for_job(job), job)
+        result = page(PageRequest.read(request), job)
         if ends:
             self.context.catalogue.ledger.finish(
                 id_, job.fence, JobState.SUCCEEDED, now=clock.now(), result=result.model_dump(mode="json")
