@@ -33,6 +33,7 @@ from worker.storage.errors import (
     StorageError,
     Unavailable,
 )
+from worker.storage.filesystem import open_without_symlinks
 from worker.storage.filesystem.driver import FilesystemDriver
 from worker.storage.filesystem.layout import ObjectPath, leaf_of, segment_of
 from worker.storage.filesystem.open_without_symlinks import ERRORS, translate
@@ -597,7 +598,9 @@ def test_what_the_original_writes_meanwhile_under_the_name_of_a_sidecar_is_not_h
 # Copies
 
 
-def test_an_intent_is_of_its_own_file_alone(store: Store, driver: FilesystemDriver, root: Path) -> None:
+def test_an_intent_is_of_its_own_file_alone(
+    store: Store, driver: FilesystemDriver, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What a dead writer was about to place gives its digest to no other file, neither to a reader nor for good."""
     write(store, "k", b"hello")
     found, intent = (root / "b" / "k").stat(), root / ".zot" / "intents" / ObjectPath("b", "k").intent
@@ -613,7 +616,12 @@ def test_an_intent_is_of_its_own_file_alone(store: Store, driver: FilesystemDriv
         assert (driver.stat("b", "k").sha256, intent.exists()) == (expected, False)
     intent.write_text(json.dumps({"bucket": "gone", "key": "d/k", **own, "sha256": "0" * 64}))
     left = intent.rename(intent.with_name(ObjectPath("gone", "d/k").intent))
-    assert [store.remove_stale_upload(each) for each in store.iter_stale_uploads()] == [True]
+    [stale] = store.iter_stale_uploads()
+    with driver._tree.locked(ObjectPath("gone", "d/k").lock), monkeypatch.context() as writing:
+        writing.setattr(open_without_symlinks, "LOCK_SECONDS", 0)
+        with pytest.raises(Unavailable, match="has locked"):
+            store.remove_stale_upload(stale)
+    assert store.remove_stale_upload(stale)
     assert not left.exists()
 
 
