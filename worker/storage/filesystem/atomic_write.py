@@ -231,7 +231,7 @@ class ObjectFiles:
         foreign = is_foreign(directory, path.sidecar)
         if foreign:  # it must stay known as another program's, when the data is there
             write_small(directory, path.hidden_sidecar, (temp.digest or "").encode(), self._tree.file_mode)
-        if exclusive and regular_stat(directory, path.leaf) is None:
+        if exclusive:
             temp.link(path.leaf)
         else:
             temp.rename(path.leaf)
@@ -265,7 +265,7 @@ class ObjectFiles:
         finally:
             os.close(intents)
         try:
-            if exclusive and regular_stat(directory, path.leaf) is None:
+            if exclusive:
                 temp.link(path.leaf)
             else:
                 temp.rename(path.leaf)

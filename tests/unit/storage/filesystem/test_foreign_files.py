@@ -5,15 +5,18 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.conformance.bodies import source
 from worker.storage import FilesystemConfig, Store, Verdict
 from worker.storage.driver import HashedBytes, SmallPut
-from worker.storage.errors import AccessDenied, StorageError, Unavailable
+from worker.storage.errors import AccessDenied, AlreadyExists, StorageError, Unavailable
 from worker.storage.filesystem import open_without_symlinks, stale_files
+from worker.storage.filesystem.atomic_write import ObjectFiles
 from worker.storage.filesystem.driver import FilesystemDriver
+from worker.storage.filesystem.layout import ObjectPath
 from worker.storage.filesystem.open_without_symlinks import Tree, translate
 
 DATA, OTHER = b"right bytes", b"other bytes"
@@ -256,6 +259,24 @@ def test_bare_hex_without_its_object_belongs_to_another_program(any_store: Store
 def _put_many(store: Store, key: str, data: bytes) -> None:
     [put] = store.write_objects([SmallPut("b", key, HashedBytes.of(data))])
     assert not isinstance(put, StorageError)
+
+
+@pytest.mark.parametrize("any_store", ["xattr", "no attributes"], indirect=True)
+def test_a_file_that_another_program_places_at_the_last_moment_stays(
+    any_store: Store, bucket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A create-only write replaces no file of a program that takes no locks, whenever that came."""
+    commit = ObjectFiles.commit
+
+    def late(files: ObjectFiles, directory: int, path: ObjectPath, *given: Any, **more: Any) -> None:
+        (bucket / path.leaf).write_bytes(OTHER)
+        commit(files, directory, path, *given, **more)
+
+    monkeypatch.setattr(ObjectFiles, "commit", late)
+    with pytest.raises(AlreadyExists):
+        any_store.write_object("b", "x", source(DATA), condition="create_only")
+    assert (bucket / "x").read_bytes() == OTHER
+    assert _keys(any_store) == ["x"]
 
 
 @pytest.mark.parametrize(
