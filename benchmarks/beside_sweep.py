@@ -2,31 +2,21 @@
 
 import json
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from datetime import timedelta
+from contextlib import ExitStack
 from itertools import count
-
-import sqlalchemy as sa
 
 from benchmarks import sweep
 from benchmarks.harness.result_rows import NotMeasured, Row, Samples, Target
 from benchmarks.harness.testbed import GIB, KIB, WAIT, Testbed
 from tests.servers.worker import Worker
-from worker import clock
 from worker.catalogue import Catalogue
-from worker.catalogue.tables import copies
 from zot_artifact_client import ArtifactClient
 from zot_artifact_client.contract import SWEEP_VERIFY, Queue, SweepVerifyRequest
 
 _TARGET = Target(3)
 _WARMING = 10
-_AGAIN_BELOW = 4_000
-"""Copies that are still due when the next sweep begins, so that one always runs."""
-_AT_ONCE = 250
-"""Copies that one transaction makes due, as many as a group of verdicts has."""
 
 
 class _UserWorker(Worker):
@@ -44,7 +34,7 @@ class _SweepWorker(_UserWorker):
 
 def measure(testbed: Testbed) -> Iterator[Row]:
     """Upload alone and beside a sweep in turn, and compare the 99th percentiles."""
-    files, rounds, each = (sweep.FEW, 2, 50) if testbed.quick else (sweep.MANY, 4, 100)
+    files, rounds = (sweep.FEW, 2) if testbed.quick else (sweep.MANY, 8)
     testbed.need(GIB)
     place, home = testbed.directory / "beside", testbed.directory / "beside-home"
     settings = {
@@ -66,9 +56,9 @@ def measure(testbed: Testbed) -> Iterator[Row]:
         for _ in range(_WARMING):
             upload()
         for _ in range(rounds):
-            alone += [upload() for _ in range(each)]
-            with _swept(testbed, catalogue):
-                beside += [upload() for _ in range(each)]
+            during = _while_swept(client, catalogue, files, upload)
+            beside += during
+            alone += [upload() for _ in during]
     what = f"1 KiB upload beside a sweep of {files:,} files, enqueue to done, against the same alone"
     worst = Samples([_percentile(beside, 99)], " ms", 1), Samples([_percentile(alone, 99)], " ms", 1)
     yield Row(f"{what}: 99th percentile", *worst, _TARGET)
@@ -88,50 +78,20 @@ def _uploads(testbed: Testbed, client: ArtifactClient) -> Callable[[], float]:
     return upload
 
 
-@contextmanager
-def _swept(testbed: Testbed, catalogue: Catalogue) -> Iterator[None]:
-    """Keep sweeps running in the block, and wait for the last one."""
-    ending = threading.Event()
+def _while_swept(client: ArtifactClient, catalogue: Catalogue, files: int, upload: Callable[[], float]) -> list[float]:
+    """Upload from the call that enqueues a sweep of all files until it has a verdict on each; return each time.
 
-    def keep() -> None:
-        with testbed.client() as client:
-            while not ending.is_set():
-                if _due(catalogue) < _AGAIN_BELOW:
-                    _make_due(catalogue)
-                    client.submit(SWEEP_VERIFY, SweepVerifyRequest(store="primary")).wait(WAIT)
-                ending.wait(0.1)
-
-    before = _verdicts(catalogue)
-    thread = threading.Thread(target=keep, daemon=True)
-    thread.start()
-    try:
-        while _verdicts(catalogue) == before:
-            time.sleep(0.02)
-        yield
-    finally:
-        ending.set()
-        thread.join()
-    deadline = time.monotonic() + WAIT
-    while _due(catalogue):
+    The copies are made due before: that writes too, and is no part of a sweep.
+    """
+    sweep._make_due(catalogue)
+    last, times, deadline = _verdicts(catalogue) + files, [], time.monotonic() + WAIT
+    swept = client.submit(SWEEP_VERIFY, SweepVerifyRequest(store="primary"))
+    while _verdicts(catalogue) < last:
         if time.monotonic() > deadline:
             raise NotMeasured("the sweep does not end")
-        time.sleep(0.1)
-
-
-def _make_due(catalogue: Catalogue) -> None:
-    """Make all copies due, in short transactions: one alone would keep the lock from an upload for 50 ms or more."""
-    with catalogue._database.read() as connection:
-        last = connection.execute(sa.select(sa.func.max(copies.c.id))).scalar_one()
-    for first in range(0, last, _AT_ONCE):
-        some = sa.update(copies).where(copies.c.id.between(first + 1, first + _AT_ONCE))
-        with catalogue._database.write() as connection:
-            connection.execute(some.values(read_at=clock.now() - timedelta(days=60), claimed_until=None))
-
-
-def _due(catalogue: Catalogue) -> int:
-    late = sa.select(sa.func.count()).where(copies.c.read_at < clock.now() - timedelta(days=30))
-    with catalogue._database.read() as connection:
-        return int(connection.execute(late).scalar_one())
+        times.append(upload())
+    swept.wait(WAIT)
+    return times
 
 
 def _verdicts(catalogue: Catalogue) -> int:
