@@ -45,8 +45,8 @@ def delete(request: DeleteRequest, job: RunningJob) -> DeleteResult:
         NotApproved, WaitsForApproval: a second person has not approved it; nothing was deleted.
         LastCopy: no good copy would remain outside the stores that were named; nothing was deleted.
         UnknownStore: a store that was named, or every store with a copy, is not configured; nothing was deleted.
-        Snooze: a replication of the artifact has not ended, or the store of the copy that would remain takes no job
-            now; nothing was deleted.
+        Snooze: a replication of the artifact has not ended, the store of the copy that would remain takes no job now,
+            or only newer settings than this worker's have a store with a copy; nothing was deleted.
         StorageError, Snooze: a store could not delete its copy; the others have.
     """
     companions = [] if request.stores else job.catalogue.companions.of(request.bucket, request.key)
