@@ -49,7 +49,10 @@ class StoreIdentities:
     def left_at(self, place: str) -> str | None:
         with self._database.read() as connection:
             found = connection.execute(sa.select(store_identities).where(*self._left(place))).first()
-        return marker_of(found.marker) if found else None
+        return found.store if found else None
+
+    def name_of(self, store_id: str) -> str | None:
+        return min((name for name, known in self._recorded().items() if marker_of(known) == store_id), default=None)
 
     def _left(self, place: str) -> tuple[sa.ColumnElement[bool], ...]:
         return store_identities.c.place == place, store_identities.c.store.not_in(self._names)

@@ -93,7 +93,11 @@ class KnownIds(Protocol):
         ...
 
     def left_at(self, place: str) -> str | None:
-        """Return the id of a store that was at this place and is not configured any more, None if there is none."""
+        """Return the name of a store that was at this place and is not configured any more, None if there is none."""
+        ...
+
+    def name_of(self, store_id: str) -> str | None:
+        """Return the name under which the store with this id was seen, configured or not; None if it is not known."""
         ...
 
     def others(self, name: str) -> Mapping[str, str]:
@@ -128,6 +132,9 @@ class KnownIdFiles:
 
     def left_at(self, _place: str) -> str | None:
         return None
+
+    def name_of(self, store_id: str) -> str | None:
+        return next((name for name in self._names if (found := self.get(name)) and marker_of(found) == store_id), None)
 
     def others(self, name: str) -> Mapping[str, str]:
         return {other: found for other in self._names if other != name and (found := self.get(other))}
@@ -226,7 +233,11 @@ class Identity:
     def _refuse_renamed(self, any_id: str | None) -> None:
         """Raise if this store has no id, and one that is not configured any more was here: its disk is not mounted."""
         if any_id is None and (left := self._known.left_at(self._place)):
-            self._refuse_other(left, None)
+            raise OtherStore(
+                f"{self._driver.name}: the store {left} was here before, and its marker is gone. Mount its disk, and "
+                f"name it {left} again in the settings; {self._known.way_out(self._driver.name)} if it was replaced on "
+                "purpose"
+            )
 
     def _put_place(self, marker: str | None) -> None:
         if marker is not None and self._place:  # at each check: `stores accept` removes it while workers run
@@ -356,6 +367,8 @@ class Identity:
 
     def _refuse_other(self, wanted: str, found: str | None) -> None:
         there = f"it has the marker {found}" if found else "its marker is gone"
+        if found and (other := self._known.name_of(found)):
+            there += f", which is that of the store {other}"
         raise OtherStore(
             f"{self._driver.name}: this is not the store that was used before (id {wanted}): {there}. Mount the right "
             f"disk or correct the settings; {self._known.way_out(self._driver.name)} if it was replaced on purpose"

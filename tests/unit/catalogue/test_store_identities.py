@@ -41,6 +41,10 @@ def test_a_new_machine_writes_nothing_into_an_unmounted_mount_point(catalogue, t
     with pytest.raises(OtherStore, match="its marker is gone.*stores accept disk"):
         store.write_object("b", "k", source(DATA))
     assert list(empty.iterdir()) == []
+    (other := tmp_path / "other").mkdir()
+    _machine(catalogue, tmp_path / "first", disk=disk, other=other)["other"].write_object("b", "k", source(DATA))
+    with pytest.raises(OtherStore, match="it has the marker .*, which is that of the store other"):
+        _machine(catalogue, tmp_path / "second", disk=other)["disk"].write_object("b", "k", source(DATA))
 
 
 def test_a_store_that_is_renamed_while_its_disk_is_away_is_no_new_one(catalogue, tmp_path, disk):
@@ -51,7 +55,7 @@ def test_a_store_that_is_renamed_while_its_disk_is_away_is_no_new_one(catalogue,
     disk.mkdir()
     new = _machine(catalogue, tmp_path / "second", new=disk)["new"]
     for use in (lambda: new.write_object("b", "k", source(DATA)), lambda: new.read_object("b", "k")):
-        with pytest.raises(OtherStore, match="its marker is gone.*stores accept new"):
+        with pytest.raises(OtherStore, match="new: the store old was here .*its marker is gone.*stores accept new"):
             use()
     assert list(disk.iterdir()) == []
     disk.rmdir()
