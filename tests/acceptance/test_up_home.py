@@ -3,6 +3,7 @@
 import os
 import sqlite3
 import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -55,6 +56,17 @@ def test_up_tells_what_is_where_the_catalogue_belongs(content: str, tmp_path: Pa
     assert str(file) in done.stderr
     assert "catalogue restore" in done.stderr
     assert list((home / "logs").iterdir()) == []
+
+
+def test_a_limit_of_open_files_that_is_too_low_is_told(tmp_path: Path) -> None:
+    """`up` and `doctor` name the limit and the way out before anything fails because of it."""
+    (tmp_path / "catalogue.sqlite3").mkdir()  # which ends both soon
+    for command in ("up", "doctor"):
+        limited = ["sh", "-c", 'ulimit -n 40; exec "$@"', "sh", sys.executable, "-m", "worker.cli", command]
+        environment = {**os.environ, "ZOT_HOME": str(tmp_path)}
+        done = subprocess.run(limited, env=environment, capture_output=True, text=True, check=False, timeout=WITHIN)
+        assert "the limit of open files is 40" in done.stdout + done.stderr, done
+        assert "`ulimit -n 1024`" in done.stdout + done.stderr
 
 
 def test_an_older_version_starts_nothing_on_a_newer_catalogue(tmp_path: Path) -> None:

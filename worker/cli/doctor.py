@@ -32,6 +32,7 @@ from worker.cli.session import Session, no_catalogue, open_session
 from worker.cli.stores import bad_copies, unconfigured, way_out_of_unconfigured
 from worker.counted import counted
 from worker.limits.circuit_breaker import OpenBreaker
+from worker.embedded.processes import too_few_files
 from worker.settings.loading import load_settings
 from worker.settings.model import Settings
 from worker.settings.private_data_directory import (
@@ -83,6 +84,8 @@ def _checks(settings: Settings) -> Iterator[Check]:
     settings.prepare()
     yield _home(settings)
     yield from _source_roots(settings)
+    if few := too_few_files():
+        yield Check("open files", "bad", few)
     yield from _webhooks(settings)
     is_served = False
     for check in broker_checks(settings):

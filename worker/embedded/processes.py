@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -24,10 +25,22 @@ _SETTLED = 60.0
 """Seconds after which a start counts as successful."""
 
 
+_FILES = 256
+"""What a worker may have open: files, and connections to stores, broker and catalogue, for each thread of a page."""
+_MORE_FILES = "raise it (`ulimit -n 1024`, or LimitNOFILE of a systemd unit)"
 _WAYS_OUT = {
+    errno.EMFILE: f"; that is the limit of open files: {_MORE_FILES}",
     errno.EAGAIN: "; raise the limit of processes (`ulimit -u`, or that of the container)",
     errno.ENOMEM: "; free memory",
 }
+
+
+def too_few_files() -> str | None:
+    """Return that this process, and each that it starts, may have too few files open, and the way out; else None."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY or limit >= _FILES:
+        return None
+    return f"the limit of open files is {limit}, and a worker needs {_FILES}: {_MORE_FILES}"
 
 
 class CannotStart(Exception):

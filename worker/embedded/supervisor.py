@@ -17,7 +17,7 @@ from celery import Celery
 from worker.catalogue import Catalogue, CatalogueError, check_file, checkpoint_write_ahead_log
 from worker.counted import counted
 from worker.embedded import valkey
-from worker.embedded.processes import Children, Program, StopRequested
+from worker.embedded.processes import Children, Program, StopRequested, too_few_files
 from worker.intake.catalogue_of_broker import accept_broker, check_owner
 from worker.settings import Settings, SettingsError
 from worker.settings.private_data_directory import way_out_of_home
@@ -87,6 +87,8 @@ def run(
     settings.prepare()  # and a umask by which queues, artifacts, catalogue and logs are for this user alone
     logs = settings.home / "logs"
     _make_logs(logs)
+    if few := too_few_files():
+        say(few)
     check_file(settings.catalogue_url)  # workers would start again and again, and no command would say why
     with _locked(settings.home) as lock, Children(logs, say) as children:
         try:
