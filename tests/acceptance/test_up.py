@@ -80,12 +80,14 @@ def test_everything_runs_on_loopback_with_passwords_that_no_process_list_shows(z
 
 
 def test_a_second_up_is_refused(zot: Zot) -> None:
-    """One data directory has one `up`: a second ends with 2 and names the holder, which Ctrl-C ends."""
+    """A data directory and a catalogue have one `up`: a second ends with 2 and names the holder, which Ctrl-C ends."""
+    elsewhere = Zot(zot.home.with_name("other"), {"ZOT_CATALOGUE": f"sqlite:///{zot.home / 'catalogue.sqlite3'}"})
     with up_of(zot, *LEAN) as up:
-        second = zot("up")
-        assert second.status == 2
-        assert second.is_one_line()
-        assert str(up.process.pid) in second.stderr
+        for second in (zot("up"), elsewhere("up")):
+            assert (second.status, second.is_one_line()) == (2, True), second
+            assert f"{zot.home} " in second.stderr
+            assert f"(process {up.process.pid})" in second.stderr
+        assert str(zot.home / "run" / "broker-url") in second.stderr
         found = zot("doctor").stdout.splitlines()
         assert [line.split()[1] for line in found if not line.startswith("✓")] == ["beat:"]  # which LEAN leaves out
         assert up.stop(signal.SIGINT) == 0
@@ -268,6 +270,17 @@ def test_a_broker_of_another_catalogue_is_refused_until_it_is_accepted(zot: Zot,
     with up_of(other, *LEAN):
         pass
     assert zot("up", *LEAN).status == 2
+
+
+def test_up_says_at_once_that_its_broker_does_not_answer(zot: Zot) -> None:
+    """It names the broker without its password, what it waits for and the way out, and starts nothing."""
+    broker = "redis://user:secret@127.0.0.1:1/0"
+    with started(zot.home, *LEAN, **zot.with_settings(broker=broker).settings):
+        told = until((zot.home / "up.log").read_text)
+    assert "broker redis://127.0.0.1:1/0 cannot be reached" in told
+    assert "waiting for it for 60 s: start it, or press Ctrl-C and correct ZOT_BROKER" in told
+    assert "secret" not in told
+    assert list((zot.home / "logs").iterdir()) == []
 
 
 @pytest.mark.slow

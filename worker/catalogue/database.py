@@ -354,8 +354,13 @@ def _check_not_lost(path: Path) -> None:
         )
 
 
-def check_file(url: str) -> None:
-    """Raise CatalogueError if the file that this URL names is no catalogue, or NewerCatalogue if it is a newer one."""
+def check_file(url: str) -> Path | None:
+    """Return the file of the catalogue at this URL, which may not be there yet; None if it is in a server.
+
+    Raises:
+        NewerCatalogue: it was made by a newer version.
+        CatalogueError: the file is no catalogue.
+    """
     engine = open_engine(url)
     try:
         path = _file_of(engine)
@@ -366,6 +371,7 @@ def check_file(url: str) -> None:
                         _check_fit(connection)
                 elif revision > _REVISION:
                     raise _newer(engine, revision)
+        return path
     finally:
         engine.dispose()
 

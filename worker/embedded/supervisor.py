@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from celery import Celery
+from kombu.connection import Connection
 
 from worker.catalogue import Catalogue, CatalogueError, check_file, checkpoint_write_ahead_log
 from worker.counted import counted
@@ -21,10 +22,11 @@ from worker.embedded.processes import Children, Program, StopRequested, too_few_
 from worker.intake.catalogue_of_broker import accept_broker, check_owner
 from worker.settings import Settings, SettingsError
 from worker.settings.private_data_directory import way_out_of_home
-from zot_artifact_client.broker_urls import parse_url
+from zot_artifact_client.broker_urls import parse_url, redis_client
 from zot_artifact_client.connection import UNREACHABLE, broker_fault, unavailable
 from zot_artifact_client.contract import Queue
 from zot_artifact_client.contract.queues import queues
+from zot_artifact_client.errors import BrokerUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +42,7 @@ _BROKER_WITHIN = 60.0
 
 
 class AlreadyRunning(SettingsError):
-    """Another `up` runs on the data directory."""
+    """Another `up` runs on the data directory, or on the catalogue with a broker of its own."""
 
 
 class NotReady(Exception):
@@ -78,22 +80,26 @@ def run(
     """Run everything, call `ready` once the worker answers, and return after an orderly shutdown.
 
     Raises:
-        AlreadyRunning: another `up` runs on the data directory; names its process.
+        AlreadyRunning: another `up` runs on the data directory, or on the catalogue; names its process.
         NotReady, CannotStart: a program does not answer in time, or is not started; all have been stopped.
-        BrokerUnavailable: the broker refuses this user, or what a worker does; all have been stopped.
+        BrokerUnavailable: the broker does not answer in time, or refuses this user, or what a worker does; all have
+            been stopped.
         CatalogueError: something else is where the file of the catalogue belongs; nothing was started.
         OtherCatalogue: the broker belongs to another catalogue; no worker was started.
     """
+    if few := too_few_files():
+        say(few)
     settings.prepare()  # and a umask by which queues, artifacts, catalogue and logs are for this user alone
     logs = settings.home / "logs"
     _make_logs(logs)
-    if few := too_few_files():
-        say(few)
-    check_file(settings.catalogue_url)  # workers would start again and again, and no command would say why
-    with _locked(settings.home) as lock, Children(logs, say) as children:
+    catalogue = check_file(settings.catalogue_url)  # workers would start again and again, and no command would say why
+    alone = catalogue if settings.broker is None else None
+    with _locked(settings.home) as lock, _catalogue_locked(alone, settings.home), Children(logs, say) as children:
         try:
             if settings.broker is None:
                 _start_broker(settings, children, lock, say)
+            else:
+                _await_broker(settings.broker_url, children, say)
             _check_owner(settings, accept=options.accept_broker)
             running = _start_celery(settings, options, children, logs)
             gateway = _start_gateway(settings, children) if options.gateway else None
@@ -139,6 +145,36 @@ def _start_broker(settings: Settings, children: Children, lock: int, say: Callab
     if held:
         say(f"queued again, because the last `up` was killed: {counted(held, 'job')}")
     valkey.write_secret(settings.broker_file, url + "\n")
+
+
+def _await_broker(url: str, children: Children, say: Callable[[str], None]) -> None:
+    """Wait until a broker of the settings answers, and say at once that it is awaited."""
+    deadline, told = time.monotonic() + _BROKER_WITHIN, False
+    while (fault := _fault_of_broker(url)) is not None:
+        if time.monotonic() > deadline:
+            raise BrokerUnavailable(f"{fault}; start it, or correct ZOT_BROKER")
+        if not told:
+            say(f"{fault}; waiting for it for {_BROKER_WITHIN:.0f} s: start it, or press Ctrl-C and correct ZOT_BROKER")
+        told = True
+        children.wait(1.0)
+
+
+def _fault_of_broker(url: str) -> BrokerUnavailable | None:
+    """Return why a broker does not answer now, None if it does. Raise it, if waiting does not help."""
+    server = parse_url(url, "broker")
+    try:
+        if server.is_redis:
+            with redis_client(url, socket_timeout=3, socket_connect_timeout=3) as client:
+                client.ping()
+        else:
+            with Connection(server.text, ssl=server.tls, connect_timeout=3) as connection:
+                _ = connection.connection
+    except Exception as error:  # each transport raises other ones
+        fault = unavailable(error, "broker", url)
+        if broker_fault(error, url):
+            raise fault from error
+        return fault
+    return None
 
 
 def _check_owner(settings: Settings, *, accept: bool) -> None:
@@ -262,32 +298,68 @@ def _listens(port: int) -> bool:
 @contextmanager
 def _locked(home: Path) -> Iterator[int]:
     """Lock the data directory. The embedded broker holds the lock too: none starts beside one that has not ended."""
-    path = home / "run" / "up.lock"
+    with _lock(home / "run" / "up.lock", home) as (fd, other):
+        if other is not None:
+            raise AlreadyRunning(
+                f"`zot-artifacts up` runs on {home} already (process {other.pid}): stop that one first, or set "
+                "ZOT_HOME to another data directory"
+            )
+        yield fd
+
+
+@contextmanager
+def _catalogue_locked(file: Path | None, home: Path) -> Iterator[None]:
+    """Lock the file of a catalogue against another `up` with a broker of its own: that one has other messages.
+
+    Its `sweep.recover` would send the open jobs of both to its own broker, where no service awaits their results.
+    """
+    if file is None or not os.access(file.parent, os.W_OK | os.X_OK):  # SQLite cannot use it either, and workers wait
+        yield
+        return
+    path = file.resolve()
+    with _lock(path.with_name(f"{path.name}-up"), home) as (_, other):
+        if other is not None:
+            raise AlreadyRunning(
+                f"`zot-artifacts up` of the data directory {other.home} (process {other.pid}) runs on the catalogue "
+                f"{path} already, with a broker of its own: stop that one first, set ZOT_CATALOGUE to another "
+                f"catalogue, or ZOT_BROKER to the URL in {other.home / 'run' / 'broker-url'}"
+            )
+        yield
+
+
+@dataclass(frozen=True, slots=True)
+class _Holder:
+    """The `up` that has a lock."""
+
+    pid: str
+    home: Path
+
+
+@contextmanager
+def _lock(path: Path, home: Path) -> Iterator[tuple[int, _Holder | None]]:
+    """Lock a file for this process, and yield its descriptor; with it the holder, if another `up` has the lock."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        _lock(fd, home)
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-        yield fd
+        if (other := _await_lock(fd)) is None:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n{home}\n".encode(errors="surrogateescape"), 0)
+        yield fd, other
     finally:
         os.close(fd)
 
 
-def _lock(fd: int, home: Path) -> None:
+def _await_lock(fd: int) -> _Holder | None:
     deadline = time.monotonic() + 20
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(fd, 32, 0).decode(errors="replace").strip()
-            if _runs(holder) or time.monotonic() > deadline:
-                raise AlreadyRunning(
-                    f"`zot-artifacts up` runs on {home} already (process {holder}): stop that one first, or set "
-                    "ZOT_HOME to another data directory"
-                ) from None
+            pid, _, home = os.fsdecode(os.pread(fd, 8192, 0)).partition("\n")
+            if _runs(pid) or time.monotonic() > deadline:
+                return _Holder(pid, Path(home.rstrip("\n")))
             time.sleep(_POLL)  # a killed `up`: its broker still writes its file, and no event shows when it ends
         else:
-            return
+            return None
 
 
 def _runs(pid: str) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 OWN_FOLDERS = ("run", "logs", "broker", "staging", "spool")
 """The folders of the data directory that only the worker writes to."""
-_CATALOGUE_FILES = ("catalogue.sqlite3", "catalogue.sqlite3-wal", "catalogue.sqlite3-shm", "catalogue.sqlite3-id")
+_CATALOGUE_FILES = tuple(f"catalogue.sqlite3{end}" for end in ("", "-wal", "-shm", "-id", "-up"))
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _PRIVATE = 0o077
 
