@@ -22,6 +22,7 @@ from worker.jobs.redis_keys_of_wrong_type import move_wrong_types
 from worker.jobs.republish_results import republish_results, uncompared
 from worker.jobs.send_sweep_pages import UNSEEN, resume
 from worker.jobs.task import MORE_DELAY, clean_up
+from worker.limits.catalogue_outage import note_catalogue
 from worker.limits.check_pauses import mirror_queues
 from worker.limits.snooze import LONGEST_PAUSE
 from worker.metric_counters import RESENT
@@ -197,7 +198,10 @@ def _send(app: Celery, job: JobRecord) -> int:
 def recover_task(task: Task) -> dict[str, int]:
     """Recover, every few seconds. It writes no row in the ledger: there would soon be more of these than of jobs."""
     try:
-        return recover(current(), task.app).model_dump(mode="json")
+        done = recover(current(), task.app)
     except (CatalogueError, OtherCatalogue) as error:
+        note_catalogue(task.app, away=isinstance(error, CatalogueError))
         logger.warning("jobs are not recovered for now: %s", error)
         return {}
+    note_catalogue(task.app, away=False)
+    return done.model_dump(mode="json")

@@ -95,6 +95,14 @@ class Budgets:
             soon = known.copies * _TOTALS_OF_ONE
             if now - known.at < soon or self.copies(store) == known.copies:
                 return known
+        found = self.count(store, now=now)
+        buckets = [(bucket, *used) for bucket, used in found.buckets.items()]
+        values = {"copies": found.copies, "bytes": found.bytes, "buckets": buckets, "counted_at": now}
+        self._keep(store, values, now)
+        return found
+
+    def count(self, store: str, *, now: datetime) -> Usage:
+        """Count what a sweep reads of a store, and keep nothing: at once for a small catalogue, else see `counted`."""
         # concat: no scan in the order of an index of buckets
         bucket = artifacts.c.bucket.concat(sa.literal_column("''"))
         count = sa.select(bucket, sa.func.count(), sa.func.sum(artifacts.c.size))
@@ -105,10 +113,7 @@ class Budgets:
             rows = [(str(row[0]), int(row[1]), int(row[2])) for row in found_rows]
         rows.sort(key=itemgetter(2, 1), reverse=True)
         some = {bucket: (number, size) for bucket, number, size in rows[:MOST_BUCKETS]}
-        found = Usage(sum(row[1] for row in rows), sum(row[2] for row in rows), some, now)
-        values = {"copies": found.copies, "bytes": found.bytes, "buckets": rows[:MOST_BUCKETS], "counted_at": now}
-        self._keep(store, values, now)
-        return found
+        return Usage(sum(row[1] for row in rows), sum(row[2] for row in rows), some, now)
 
     def copies(self, store: str) -> int:
         """Return how many copies a store has that a sweep reads now, from the indexes of due copies and of retries."""

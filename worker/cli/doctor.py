@@ -26,13 +26,14 @@ from worker.cli.service_checks import (
     catalogue_lock,
     open_breakers,
     owner_of_broker,
+    told_since_when,
     way_out_of_breaker,
 )
 from worker.cli.session import Session, no_catalogue, open_session
 from worker.cli.stores import bad_copies, unconfigured, way_out_of_unconfigured
 from worker.counted import counted
-from worker.limits.circuit_breaker import OpenBreaker
 from worker.embedded.processes import too_few_files
+from worker.limits.circuit_breaker import OpenBreaker
 from worker.settings.loading import load_settings
 from worker.settings.model import Settings
 from worker.settings.private_data_directory import (
@@ -83,9 +84,9 @@ def _checks(settings: Settings) -> Iterator[Check]:
     yield Check("settings", "good", f"read from {config or 'the environment'}; stores: {', '.join(settings.stores)}")
     settings.prepare()
     yield _home(settings)
-    yield from _source_roots(settings)
     if few := too_few_files():
         yield Check("open files", "bad", few)
+    yield from _source_roots(settings)
     yield from _webhooks(settings)
     is_served = False
     for check in broker_checks(settings):
@@ -95,13 +96,13 @@ def _checks(settings: Settings) -> Iterator[Check]:
     with ExitStack() as opened:
         missing = no_catalogue(settings)
         if missing is not None:  # the stores are checked all the same, with a catalogue that goes away
-            yield Check("catalogue", "unknown", str(missing))
+            yield Check("catalogue", "unknown", told_since_when(settings, missing))
             aside = Path(opened.enter_context(tempfile.TemporaryDirectory())) / "catalogue.sqlite3"
             settings = settings.model_copy(update={"catalogue": SecretStr(f"sqlite:///{quote(str(aside))}")})
         try:
             session = open_session(settings)
         except CatalogueError as error:
-            yield Check("catalogue", "unknown", str(error))  # the error names the way out
+            yield Check("catalogue", "unknown", told_since_when(settings, error))  # the error names the way out
             return
         opened.callback(session.close)
         if is_served:  # where this process cannot open it either, the workers wait for the same

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from worker.catalogue import Catalogue, CatalogueError
 from worker.cli.check import Check
+from worker.cli.output import moment
 from worker.settings.model import NoBroker, Settings
 
 if TYPE_CHECKING:
@@ -63,6 +64,18 @@ def way_out_of_breaker(store: str) -> str:
         f"repair the store, then `zot-artifacts sweep probe` closes the breaker; "
         f"`zot-artifacts jobs --state queued --store {store}` lists the jobs that wait"
     )
+
+
+def told_since_when(settings: Settings, fault: object) -> str:
+    """Return what is wrong with the catalogue, and since when workers cannot use it, as far as Redis has that."""
+    try:
+        url = settings.results_url
+    except NoBroker:
+        return str(fault)
+    from worker.limits.catalogue_outage import away_since
+
+    since = away_since(url)
+    return f"{fault}; no worker can use it since {moment(since)}, and all jobs wait" if since else str(fault)
 
 
 def catalogue_lock(catalogue: Catalogue) -> Iterator[Check]:

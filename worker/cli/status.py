@@ -19,6 +19,7 @@ from worker.catalogue import (
     BAD,
     CANARY_TIMES,
     GRACE,
+    CatalogueUnavailable,
     CopyState,
     Coverage,
     FailedJobs,
@@ -31,7 +32,7 @@ from worker.catalogue import (
     WaitingJobs,
 )
 from worker.cli.check import Check
-from worker.cli.errors import Status
+from worker.cli.errors import Failure, Status
 from worker.cli.findings import what
 from worker.cli.output import AsJson, moment, print_json, size
 from worker.cli.service_checks import (
@@ -39,6 +40,7 @@ from worker.cli.service_checks import (
     catalogue_lock,
     open_breakers,
     owner_of_broker,
+    told_since_when,
     way_out_of_breaker,
 )
 from worker.cli.session import Session, opened
@@ -46,19 +48,23 @@ from worker.cli.status_output import NAMED, WAITS, print_status, sweep_name
 from worker.cli.stores import unconfigured, way_out_of_unconfigured
 from worker.counted import counted
 from worker.limits.snooze import LONGEST_PAUSE
-from worker.settings import Settings
+from worker.settings import load_settings
 from worker.storage.config import FilesystemConfig
 from worker.storage.durations_and_sizes import duration_text
 from worker.storage.errors import REFUSALS, StorageError
-from zot_artifact_client.contract import SWEEP_PROBE, TASKS, JobState
+from zot_artifact_client.contract import SWEEP_BACKUP, SWEEP_PROBE, TASKS, JobState
 
 _RECENT = timedelta(days=1)
 """The reads of this time give the rate of the forecast; the jobs that failed in it are shown."""
 _MOST_LOST = 1000
 _MOST_DUE = 1_000_000
 """Due copies that are counted at most."""
+_COUNTED_AT_ONCE = 10_000
+"""Copies of all stores up to which their bytes are counted here; `sweep.verify` counts those of a larger catalogue."""
 _LEAST_FREE = 1024**3
 _OF_OPERATORS = {each.__name__ for each in REFUSALS}
+_PROBES = 200
+"""The last probes in which is looked for the first one that failed."""
 _RANK = list(FindingKind)
 _REPAIRED = {FindingKind(state) for state in BAD} | {FindingKind.METADATA}
 
@@ -103,12 +109,18 @@ def status(as_json: AsJson = False) -> None:
         zot-artifacts status
         zot-artifacts status --json
     """
-    with opened(existing=True) as session:
-        document = document_of(session)
+    settings = load_settings()
+    try:
+        with opened(existing=True) as session:
+            document = document_of(session)
+    except CatalogueUnavailable as error:
+        raise CatalogueUnavailable(told_since_when(settings, error)) from error
+    except Failure as error:  # its file is gone
+        raise Failure(told_since_when(settings, error), error.status, type_=error.type) from error
     if as_json:
         print_json(document)
     else:
-        print_status(document, session.settings.sweep.repair.every)
+        print_status(document, settings.sweep.repair.every)
     raise typer.Exit(document["status"])
 
 
@@ -121,7 +133,8 @@ def document_of(session: Session) -> dict[str, Any]:
         failing = pool.submit(catalogue.coverage.failed_jobs, since=now - _RECENT)  # the longest of the queries
         pauses = catalogue.pauses.all()
         counts = catalogue.artifacts.count_by_state()
-        stores = [_store(session, name, counts.get(name, {}), pauses, now) for name in session.settings.stores]
+        few = sum(count for states in counts.values() for count in states.values()) <= _COUNTED_AT_ONCE
+        stores = [_store(session, name, counts.get(name, {}), pauses, now, few=few) for name in session.settings.stores]
         repairs, dead = catalogue.coverage.jobs()
         failed = failing.result()
         findings = sorted(_findings(session, stores, now), key=lambda each: (_RANK.index(each.kind), each.store or ""))
@@ -134,10 +147,10 @@ def document_of(session: Session) -> dict[str, Any]:
         checks = [
             *asked.result(),
             *(Check(f"store {name}", "bad", str(each), way_out_of_breaker(name)) for name, each in broken.items()),
-            *_probed(runs.get(SWEEP_PROBE.kind), session.settings, broken),
+            *_probed(session, runs.get(SWEEP_PROBE.kind), broken),
             *_refusing(waiting),
             *_refused(failed),
-            *_failed(runs),
+            *_failed(session, runs),
             *_disks(session),
             *_log(session),
             *catalogue_lock(catalogue),
@@ -161,8 +174,9 @@ def document_of(session: Session) -> dict[str, Any]:
 
 
 def _store(
-    session: Session, name: str, states: Mapping[str, int], pauses: list[Pause], now: datetime
+    session: Session, name: str, states: Mapping[str, int], pauses: list[Pause], now: datetime, *, few: bool
 ) -> dict[str, Any]:
+    """Return the row of a store. `few`: the catalogue has few copies, so that the bytes are counted at once."""
     verify, claims = session.settings.sweep.verify, session.catalogue.sweep_claims
     period, first_read = verify.period_of(name), verify.first_read_of(name)
     coverage = session.catalogue.coverage.of(name, period=period, recent=_RECENT, now=now)
@@ -170,7 +184,8 @@ def _store(
     pause = next((each for each in pauses if (each.scope, each.name) == (Scope.STORE, name)), None)
     absent = sum(states.get(state, 0) for state in (CopyState.MISSING, CopyState.SIZE_MISMATCH))
     left = max(present - coverage.archived - coverage.read - absent, 0)  # absent ones wait for repair, not for a read
-    usage, limits = session.catalogue.budgets.counted(name), session.settings
+    budgets, limits = session.catalogue.budgets, session.settings
+    usage = budgets.count(name, now=now) if few else budgets.counted(name)
     mean = usage.bytes // max(usage.copies, 1) if usage else 0
     pass_ = forecast_for(limits, name, present, present * mean, waiting=coverage.never)
     due = claims.overdue(name, period=period * (1 - GRACE), now=now)
@@ -345,25 +360,39 @@ def _run(kind: str, run: LastRun) -> dict[str, Any]:
     return {"sweep": kind, "seconds": seconds, **asdict(run)}
 
 
-def _probed(run: LastRun | None, settings: Settings, broken: Collection[str]) -> Iterator[Check]:
+def _probed(session: Session, run: LastRun | None, broken: Collection[str]) -> Iterator[Check]:
     """Yield the stores that failed their last probe: one that refuses requests opens no circuit breaker."""
-    faults, sweep = (run.result or {}).get("faults") if run else None, settings.sweep.probe
+    faults, sweep = (run.result or {}).get("faults") if run else None, session.settings.sweep.probe
     way_out = "repair it, then run `zot-artifacts sweep probe`"
     if sweep.enabled:
         way_out += f"; the next probe, after {duration_text(sweep.every.total_seconds())} at most, ends this, too"
     for name, fault in sorted((faults or {}).items()):
-        if name in settings.stores and name not in broken:
-            yield Check(f"store {name}", "bad", f"its last probe failed: {fault.removeprefix(f'{name}: ')}", way_out)
+        if name in session.settings.stores and name not in broken:
+            since = f" since {moment(first)}" if (first := _failing_since(session, name)) else ""
+            yield Check(f"store {name}", "bad", f"its probes fail{since}: {fault.removeprefix(f'{name}: ')}", way_out)
+
+
+def _failing_since(session: Session, store: str) -> datetime | None:
+    """Return when the first of the probes of a store that failed in a row was sent, as far as the last ones show."""
+    failed = []
+    for job in session.catalogue.job_admin.find([JobState.SUCCEEDED], kind=SWEEP_PROBE.kind, limit=_PROBES):
+        result = job.result or {}
+        if store in result.get("faults", ()):
+            failed.append(job.created_at)
+        elif store in result.get("probed", ()):
+            break
+    return min(failed, default=None)
 
 
 def _refusing(waiting: Mapping[str, WaitingJobs]) -> Iterator[Check]:
     """Yield the stores that refuse all that a page asks: it may be all there is, or one bucket or directory."""
     for store, each in waiting.items():
         if each.refusal:
+            since = f"; jobs wait for it since {moment(each.since)}" if each.since else ""
             yield Check(
                 f"store {store}",
                 "bad",
-                f"{each.refusal.removeprefix(f'{store}: ')}",
+                f"{each.refusal.removeprefix(f'{store}: ')}{since}",
                 f"repair it, and the jobs that wait go on within {duration_text(LONGEST_PAUSE.total_seconds())}",
             )
 
@@ -381,9 +410,15 @@ def _refused(failed: Iterable[FailedJobs]) -> Iterator[Check]:
             )
 
 
-def _failed(runs: Mapping[str, LastRun]) -> Iterator[Check]:
-    """Yield the sweeps whose last run failed: what they look for is not known since then."""
+def _failed(session: Session, runs: Mapping[str, LastRun]) -> Iterator[Check]:
+    """Yield the sweeps whose last run failed: what they look for is not known since then.
+
+    What failed of a backup may have been done since, by `zot-artifacts catalogue backup`, which is no job.
+    """
+    backups, stores = session.catalogue.backup_times, session.settings.sweep.backup.stores
     for kind, run in runs.items():
+        if kind == SWEEP_BACKUP.kind and backups.all_since(stores, run.finished_at):
+            continue
         if run.state == JobState.FAILED:
             message = (run.error or {}).get("message", "")
             way_out = f"see `zot-artifacts jobs {run.job}`; its next run that succeeds ends this"

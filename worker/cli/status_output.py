@@ -34,7 +34,7 @@ def print_status(document: Mapping[str, Any], repair_every: timedelta) -> None:
     for row in document["stores"]:
         lines = (
             row["too_slow"], _first_reads_line(row), _budget_line(row), _archived_line(row), _unwritten_line(row),
-            _buckets_line(row), _waiting_line(row),
+            _size_line(row), _buckets_line(row), _waiting_line(row),
         )  # fmt: skip
         for line in filter(None, lines):
             say(line)
@@ -137,6 +137,12 @@ def _waiting_line(row: Mapping[str, Any]) -> str | None:
     verb = "waits" if waiting["jobs"] == 1 else "wait"
     by = f", until {moment(waiting['until'])} at the latest" if waiting["until"] else ""
     return f"{row['store']}: {counted(waiting['jobs'], 'job')} {verb} for it{by}; {waiting['way_out']}"
+
+
+def _size_line(row: Mapping[str, Any]) -> str | None:
+    if row["bytes"] is not None or not row["copies"]:
+        return None
+    return f"{row['store']}: the next `zot-artifacts sweep verify` counts its bytes"
 
 
 def _buckets_line(row: Mapping[str, Any]) -> str | None:

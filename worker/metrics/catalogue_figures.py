@@ -12,7 +12,7 @@ from worker.catalogue import CANARY_TIMES, EVIDENCE_OUTCOMES, Catalogue, CopySta
 from worker.metrics.family_builders import Histogram, Sample, counter, gauge, histogram
 from worker.schedule import beat_schedule
 from worker.settings import Settings
-from zot_artifact_client.contract import SWEEP_LEFTOVERS, TASKS, JobState, SweepLeftoversResult
+from zot_artifact_client.contract import SWEEP_BACKUP, SWEEP_LEFTOVERS, TASKS, JobState, SweepLeftoversResult
 
 EndedT = TypeVar("EndedT", EndedJob, ResolvedFinding)
 
@@ -116,10 +116,13 @@ class LedgerFigures:
         ]
         about = "When the last run of a sweep began, in seconds since 1970."
         yield gauge("sweep_last_start_timestamp_seconds", about, began, ["sweep"])
-        good: list[Sample] = [
-            ((_sweep(kind),), float(run.state == JobState.SUCCEEDED)) for kind, run in runs.items() if run.finished_at
-        ]
-        yield gauge("sweep_last_success", "Whether the last run of a sweep succeeded.", good, ["sweep"])
+        ended = {kind: run for kind, run in runs.items() if run.finished_at}
+        good = {kind for kind, run in ended.items() if run.state == JobState.SUCCEEDED}
+        backup, stores = ended.get(SWEEP_BACKUP.kind), self._settings.sweep.backup.stores
+        if backup and catalogue.backup_times.all_since(stores, backup.finished_at):
+            good.add(SWEEP_BACKUP.kind)  # by `zot-artifacts catalogue backup`, which is no job
+        succeeded: list[Sample] = [((_sweep(kind),), float(kind in good)) for kind in ended]
+        yield gauge("sweep_last_success", "Whether the last run of a sweep succeeded.", succeeded, ["sweep"])
         cleanup = runs.get(SWEEP_LEFTOVERS.kind)
         kept = SweepLeftoversResult.model_validate(cleanup.result) if cleanup and cleanup.result else None
         quarantine = kept.quarantined if kept else {}

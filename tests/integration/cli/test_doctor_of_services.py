@@ -76,11 +76,12 @@ def test_a_queue_without_a_worker_is_bad(
 
 
 def test_a_worker_that_refuses_its_catalogue_is_bad(
-    doctor: Doctor, broker: Valkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    doctor: Doctor, broker: Valkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """An older copy of the file in its place has the same id and opens well here, and no worker uses it.
 
-    Where the catalogue does not answer here either, nothing is said of the workers: a restart would not help.
+    Where the catalogue does not answer here either, nothing is said of the workers: a restart would not help. Since
+    when they cannot use it is told, by `status` too.
     """
     with Worker(tmp_path, broker.url, concurrency=1) as worker:
         file, older = worker.home / "catalogue.sqlite3", tmp_path / "older"
@@ -88,9 +89,15 @@ def test_a_worker_that_refuses_its_catalogue_is_bad(
         older.write_bytes(file.read_bytes())
         older.replace(file)
         found = doctor()
+        assert cli.run(["sweep", "recover"]) == 0
+        until(lambda: "jobs are not recovered for now" in worker.log)
+        capsys.readouterr()
         monkeypatch.setenv("ZOT_CATALOGUE", "postgresql+psycopg://zot@127.0.0.1:1/zot")
         away = doctor()
+        cli.run(["status"])
     assert (away["catalogue"]["outcome"], "catalogue of the workers" in away) == ("unknown", False)
+    for told in (away["catalogue"]["detail"], capsys.readouterr().err):
+        assert f"no worker can use it since {clock.now():%Y-}" in told
     assert found["catalogue"]["outcome"] == "good"
     assert found["catalogue of the workers"]["outcome"] == "bad"
     assert "replaced while it was in use" in found["catalogue of the workers"]["detail"]

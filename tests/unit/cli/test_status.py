@@ -6,7 +6,7 @@ import re
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from worker import cli, clock
 from worker.catalogue import Artifact, Catalogue, Finding, Leased, sqlite
 from worker.limits.snooze import StoreRefuses
+from worker.metrics.catalogue_figures import LedgerFigures
 from worker.settings import load_settings
 from worker.storage import Digest
 from zot_artifact_client.contract import JobState
@@ -73,6 +74,7 @@ def test_a_bad_copy_is_open_until_it_is_right_again(
     judge(catalogue, artifact, "dr", verdict)
     status, document = zot("status")
     assert (status, kinds(document)) == (1, {verdict: ("dr", 1)})
+    assert [store["bytes"] for store in document["stores"]] == [1, 1], "no sweep has counted them yet"
     [example] = document["findings"][0]["examples"]
     assert (example["bucket"], example["key"], example["store"]) == ("releases", "app.tgz", "dr")
     assert zot("stores")[0] == 1
@@ -197,7 +199,7 @@ def test_a_copy_that_an_upload_left_out_is_told(
     told = capsys.readouterr().out
     assert "dr: 1 copy not written yet" in told
     assert "`zot-artifacts sweep replicate` adds what was left out" in told
-    assert "primary: " not in told.partition("findings:")[0]
+    assert "primary: 1 copy not written" not in told
     cli.run(["show", "releases/a"])
     assert "`zot-artifacts replicate releases/a --to dr`" in capsys.readouterr().out
     assert [copy["store"] for copy in zot("show", "releases/a")[1]["copies"]] == ["primary"]
@@ -241,7 +243,9 @@ def test_jobs_that_wait_for_a_store_are_told(
     assert re.search(f"waiting 1 job for dr since {since}.*: it refuses all that a page asks: full", told), told
     assert zot("jobs", "b" * 36)[1]["waiting"]["dr"]["since"][:16].replace("T", " ") == since
     [told] = [each for each in zot("status")[1]["checks"] if each["name"] == "store dr"]
-    assert (told["outcome"], told["detail"]) == ("bad", "it refuses all that a page asks: full")
+    assert (told["outcome"], told["detail"].partition("; jobs wait for it since ")[::2]) == (
+        "bad", ("it refuses all that a page asks: full", f"{now - timedelta(hours=2):%Y-%m-%d %H:%M:%SZ}")
+    )  # fmt: skip
     cli.run(["pause", "store", "dr"])
     cli.run(["status"])
     assert "3 jobs wait for it; `zot-artifacts resume store dr` ends the pause" in capsys.readouterr().out
@@ -319,10 +323,11 @@ def test_a_store_that_failed_its_last_probe_is_open(
     catalogue: Catalogue, zot: Zot, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A store without its bucket opens no circuit breaker, and is told once; a later probe that succeeds closes it."""
+    first = clock.now() - timedelta(hours=2)
 
-    def probed(job: str, faults: dict[str, str], **request: str) -> dict[str, Any]:
+    def probed(job: str, faults: dict[str, str], now: datetime | None = None, **request: str) -> dict[str, Any]:
         begun = catalogue.ledger.acquire(
-            job, "sweep.probe", request, owner="here", writes_to=None, parent=None, now=clock.now(),
+            job, "sweep.probe", request, owner="here", writes_to=None, parent=None, now=now or clock.now(),
             lease=timedelta(seconds=30), queue="sweep",
         )  # fmt: skip
         assert isinstance(begun, Leased)
@@ -330,7 +335,10 @@ def test_a_store_that_failed_its_last_probe_is_open(
         catalogue.ledger.finish(job, begun.record.fence, JobState.SUCCEEDED, now=clock.now(), result=result)
         return {each["name"]: each for each in zot("status")[1]["checks"] if each["name"].startswith("store ")}
 
-    gone = probed("first", {"dr": "dr: bucket 'b' does not exist", "retired": "retired: gone"})
+    probed("good", {}, first - timedelta(hours=1))
+    probed("first", {"dr": "dr: no answer"}, first)
+    gone = probed("next", {"dr": "dr: bucket 'b' does not exist", "retired": "retired: gone"})
+    assert f"its probes fail since {first:%Y-%m-%d %H:%M:%SZ}: bucket" in gone["store dr"]["detail"]
     assert {name: each["outcome"] for name, each in gone.items()} == {"store dr": "bad"}
     assert "bucket 'b' does not exist" in gone["store dr"]["detail"]
     assert "`zot-artifacts sweep probe`; the next probe, after 60 min at most" in gone["store dr"]["way_out"]
@@ -391,6 +399,25 @@ def test_a_sweep_whose_last_run_failed_is_open(catalogue: Catalogue, zot: Zot) -
         assert {name: each["outcome"] for name, each in broken.items()} == {"sweep cleanup": "bad"}
         assert "dr: listing is denied" in broken["sweep cleanup"]["detail"]
         assert ran(f"good {ahead}", JobState.SUCCEEDED) == {}
+
+
+def test_a_backup_by_command_ends_what_a_failed_one_left(
+    catalogue: Catalogue, zot: Zot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`catalogue backup` is no job: the failed sweep counts no more in `status` and metrics once each store has one."""
+    monkeypatch.setenv("ZOT_SWEEP__BACKUP__STORES", '["primary", "dr"]')
+    now, lease = clock.now() - timedelta(minutes=1), timedelta(seconds=30)
+    catalogue.ledger.acquire("job", "sweep.backup", {}, owner="here", writes_to=None, parent=None, now=now, lease=lease)
+    error = {"type": "Unavailable", "message": "dr: its disk is away"}
+    catalogue.ledger.finish("job", 1, JobState.FAILED, now=now, error=error)
+    figures = LedgerFigures(load_settings(), lambda: catalogue)
+    for store, good in ((None, False), ("primary", False), ("dr", True)):
+        if store:
+            catalogue.backup_times.set_written(store, clock.now())
+        samples = (each for metric in figures.collect() for each in metric.samples)
+        [told] = [each.value for each in samples if each.name == "zot_artifacts_sweep_last_success"]
+        assert bool(told) is good, store
+        assert ("sweep backup" not in {each["name"] for each in zot("status")[1]["checks"]}) is good, store
 
 
 def test_sweeps_have_the_names_that_the_command_takes(catalogue: Catalogue, capsys: pytest.CaptureFixture[str]) -> None:
