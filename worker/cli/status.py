@@ -19,6 +19,7 @@ from worker.catalogue import (
     BAD,
     CANARY_TIMES,
     GRACE,
+    CatalogueError,
     CatalogueUnavailable,
     CopyState,
     Coverage,
@@ -51,7 +52,7 @@ from worker.limits.snooze import LONGEST_PAUSE
 from worker.settings import load_settings
 from worker.storage.config import FilesystemConfig
 from worker.storage.durations_and_sizes import duration_text
-from worker.storage.errors import REFUSALS, StorageError
+from worker.storage.errors import REFUSALS, OtherStore, StorageError
 from zot_artifact_client.contract import SWEEP_BACKUP, SWEEP_PROBE, TASKS, JobState
 
 _RECENT = timedelta(days=1)
@@ -456,6 +457,9 @@ def _disks(session: Session) -> Iterator[Check]:
         except OSError as error:
             yield Check(f"disk {name}", "unknown", f"{config.root}: {error.strerror}", "bring the disk back")
             continue
+        if fault := _wrong_disk(session, name):
+            yield Check(f"disk {name}", "bad", fault)
+            continue
         if read_only:
             told = "this machine has mounted it read-only, as systems do after errors of the disk"
             yield Check(f"disk {name}", "unknown", told, f"make {config.root} writable")
@@ -464,6 +468,16 @@ def _disks(session: Session) -> Iterator[Check]:
         else:
             told = f"{size(free)} free, less than {size(_LEAST_FREE)}"
             yield Check(f"disk {name}", "bad", told, f"make room in {config.root}")
+
+
+def _wrong_disk(session: Session, name: str) -> str | None:
+    """Return that another disk than before, or none, is mounted at the root of a store; None if it is the right one."""
+    with suppress(StorageError, CatalogueError):  # the store does not answer, or the catalogue takes no record of it
+        try:
+            session.stores[name].check_identity("read")
+        except OtherStore as error:
+            return error.message.removeprefix(f"{name}: ")
+    return None
 
 
 def _status(findings: list[Open], dead: int, checks: list[Check]) -> Status:

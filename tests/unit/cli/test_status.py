@@ -122,7 +122,7 @@ def test_wrong_metadata_waits_for_its_repair(catalogue: Catalogue, artifact: Art
 
 @pytest.mark.usefixtures("artifact")
 def test_stores_names_a_disk_that_was_swapped(tmp_path: Path, zot: Zot) -> None:
-    """A store on another disk is not reachable; `stores` and `doctor` say so, and nothing stays on an empty disk."""
+    """`stores`, `status` and `doctor` tell a store on another disk, and nothing stays on an empty disk."""
     zot("doctor")  # it has seen the right disks
     [root] = (tmp_path / "home").rglob("dr")
     root.rename(tmp_path / "dr-away")
@@ -133,6 +133,8 @@ def test_stores_names_a_disk_that_was_swapped(tmp_path: Path, zot: Zot) -> None:
     assert rows["primary"] == (True, None)
     assert rows["dr"][0] is False
     assert "its marker is gone" in rows["dr"][1]
+    [check] = [each for each in zot("status")[1]["checks"] if each["name"] == "disk dr"]
+    assert (check["outcome"], "its marker is gone" in check["detail"]) == ("bad", True)
     assert zot("doctor")[0] != 0
     assert list(root.iterdir()) == []
 
