@@ -56,8 +56,8 @@ def keep_head(store: Store, catalogue: Catalogue, keys: LogKeys = _NO_KEYS) -> s
     """
     if not store.capabilities.reserved_buckets:
         return None
-    kept = _read(store, catalogue)
-    fault = unaccepted_restore(catalogue) or _fault(store, catalogue, kept, keys)
+    kept, fault = _compare(store, catalogue, keys)
+    fault = unaccepted_restore(catalogue) or fault
     head = catalogue.verifications.durable_head()
     if fault or head is None or (kept is not None and kept.head == head):
         return fault
@@ -83,7 +83,14 @@ def check_kept_head(store: Store, catalogue: Catalogue, keys: LogKeys = _NO_KEYS
     """
     if not store.capabilities.reserved_buckets:
         return None
-    return unaccepted_restore(catalogue) or _fault(store, catalogue, _read(store, catalogue), keys)
+    return unaccepted_restore(catalogue) or _compare(store, catalogue, keys)[1]
+
+
+def check_noted_head(catalogue: Catalogue, noted: LogHead | None) -> str | None:
+    """Compare the log with a row that this machine has noted, if there is one; return what is wrong, or None."""
+    fault = catalogue.verifications.check_head(noted) if noted else None
+    way_out = "after a restore that was accepted on another machine, run `zot-artifacts log accept --yes` here, too"
+    return f"{fault}, which this machine has noted: {way_out}" if fault else None
 
 
 def accept_head(store: Store, catalogue: Catalogue, keys: LogKeys = _NO_KEYS) -> str | None:
@@ -140,8 +147,7 @@ def log_faults(
     Raises:
         BadKeyFile: a configured key cannot be read.
     """
-    cut = catalogue.verifications.check_head(checked) if checked else None
-    cut = cut or (catalogue.verifications.check_head(written) if written else None)
+    cut = check_noted_head(catalogue, checked) or check_noted_head(catalogue, written)
     broken = None if cut else catalogue.verifications.first_broken(checked)
     restored = unaccepted_restore(catalogue)
     faults = [fault for fault in (restored, cut) if fault]
@@ -242,9 +248,21 @@ def unaccepted_restore(catalogue: Catalogue) -> str | None:
     )
 
 
-def _fault(store: Store, catalogue: Catalogue, kept: KeptHead | None, keys: LogKeys) -> str | None:
-    if kept is None:
-        return None
+def _compare(store: Store, catalogue: Catalogue, keys: LogKeys) -> tuple[KeptHead | None, str | None]:
+    """Return the head that a store keeps, and what is wrong with it or with the log; None for each if there is none."""
+    body, where = _body(store, catalogue), f"{PROBE_BUCKET}/{_key(catalogue)}"
+    if body is None:
+        return None, None
+    try:
+        kept = _kept_of(body)
+    except _NO_HEAD:
+        told = f"{store.name}: {where} is not a head of a verification log"
+        return None, f"{told}: if it was damaged there, `zot-artifacts log accept --yes` replaces it"
+    fault = _fault(catalogue, kept, keys)
+    return kept, f"{fault}; the head is kept in {store.name} at {where}" if fault else None
+
+
+def _fault(catalogue: Catalogue, kept: KeptHead, keys: LogKeys) -> str | None:
     fault = catalogue.verifications.check_head(kept.head)
     # A store keeps the present head each hour, and months pass before it is archived: this may be a forged archive.
     if kept.head.id <= catalogue.log_archives.extent()[0]:
@@ -254,7 +272,7 @@ def _fault(store: Store, catalogue: Catalogue, kept: KeptHead | None, keys: LogK
             fault = "the head of the verification log is not signed"
         elif not keys.is_signed(_signed(catalogue, kept), kept.signature):
             fault = "the head of the verification log is forged: no configured key made its signature"
-    return f"{fault}; the head is kept in {store.name} at {PROBE_BUCKET}/{_key(catalogue)}" if fault else None
+    return fault
 
 
 def _counted(catalogue: Catalogue, head: LogHead, kept: KeptHead | None) -> KeptHead:
@@ -267,18 +285,6 @@ def _counted(catalogue: Catalogue, head: LogHead, kept: KeptHead | None) -> Kept
 
 def _write(store: Store, catalogue: Catalogue, kept: KeptHead, keys: LogKeys) -> None:
     store.write_object(PROBE_BUCKET, _key(catalogue), io.BytesIO(_bytes_of(catalogue, kept, keys)))
-
-
-def _read(store: Store, catalogue: Catalogue) -> KeptHead | None:
-    body = _body(store, catalogue)
-    if body is None:
-        return None
-    try:
-        return _kept_of(body)
-    except _NO_HEAD:
-        raise StorageError(
-            f"{store.name}: {PROBE_BUCKET}/{_key(catalogue)} is not a head of a verification log"
-        ) from None
 
 
 def _body(store: Store, catalogue: Catalogue) -> bytes | None:

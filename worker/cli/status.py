@@ -14,7 +14,13 @@ import typer
 from worker import clock
 from worker.artifacts.log_signature import BadKeyFile, LogKeys
 from worker.artifacts.read_budget import Forecast, forecast_for, pace_of
-from worker.artifacts.verification_log_head import CheckedLog, WrittenLog, check_kept_head, unaccepted_restore
+from worker.artifacts.verification_log_head import (
+    CheckedLog,
+    WrittenLog,
+    check_kept_head,
+    check_noted_head,
+    unaccepted_restore,
+)
 from worker.catalogue import (
     BAD,
     CANARY_TIMES,
@@ -435,7 +441,7 @@ def _log(session: Session) -> Iterator[Check]:
     checked = CheckedLog(session.settings.broker_file.parent, catalogue).get()
     try:
         written = WrittenLog(session.settings.broker_file.parent, catalogue).get()
-        faults = [catalogue.verifications.check_head(head) for head in (checked, written) if head]
+        faults = [check_noted_head(catalogue, noted) for noted in (checked, written)]
         for name, config in session.settings.stores.items():
             if isinstance(config, FilesystemConfig):
                 with suppress(StorageError):  # the check of its disk tells

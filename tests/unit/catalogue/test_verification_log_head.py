@@ -32,7 +32,6 @@ from worker.catalogue import Catalogue, Finding, FindingKind, LogHead
 from worker.context import Context
 from worker.settings import load_settings
 from worker.storage import Store
-from worker.storage.errors import StorageError
 
 
 def append(catalogue: Catalogue, *verdicts: str) -> None:
@@ -333,7 +332,9 @@ def test_rows_that_were_cut_off_before_a_store_kept_the_head_show(path: Path, tm
     catalogue.close()
     for statement in ("DELETE FROM verifications WHERE id >= 2", "DELETE FROM verifications"):
         cut = tampered(path, statement)
-        assert "lost rows: row 2" in log_faults([], cut, written=WrittenLog(tmp_path, cut).get())[0]
+        fault = log_faults([], cut, written=WrittenLog(tmp_path, cut).get())[0]
+        assert "lost rows: row 2" in fault
+        assert "accepted on another machine, run `zot-artifacts log accept --yes` here, too" in fault
         cut.close()
 
 
@@ -395,14 +396,17 @@ def test_a_note_of_the_head_that_root_has_made_is_replaced(path: Path, tmp_path:
 
 @pytest.mark.parametrize("body", [b"[]", b"null", b"5", b"[" * 4000, b'{"id": 1e999}', b'{"id": %d}' % 10**30, b"\xff"])
 def test_garbage_in_the_place_of_a_head_is_told(path: Path, tmp_path: Path, body: bytes) -> None:
-    """Whatever is in the place of a kept head, it is a fault of that store, and no error of another class."""
+    """Whatever is in the place of a kept head, it is a finding about that store until an operator accepts a new one."""
     catalogue, store = Catalogue(f"sqlite:///{path}"), open_store()
     append(catalogue, "verified")
     assert keep_head(store, catalogue) is None
     key = f"verification-log/{catalogue.identity}.json"
     store.write_object("zot-probe", key, io.BytesIO(body))
-    with pytest.raises(StorageError, match="is not a head"):
-        check_kept_head(store, catalogue)
+    for fault in (see_head(store, catalogue, LogKeys()), *log_faults([store], catalogue)):
+        assert "is not a head of a verification log: if it was damaged there, `zot-artifacts log accept --yes`" in fault
+    assert [each.kind for each in catalogue.findings.page()] == [FindingKind.LOG_CHANGED]
+    assert accept_head(store, catalogue)
+    assert see_head(store, catalogue, LogKeys()) is None
     checked, head = CheckedLog(tmp_path, catalogue), catalogue.verifications.head()
     checked._file.write_bytes(body)
     assert checked.get() is None
