@@ -164,7 +164,6 @@ def _as_sqlalchemy_raises(connection: Connection, text: str, error: Exception) -
     if lost:
         connection.invalidate(error)
     raised: Exception = DBAPIError.instance(
-        text, None, error, dialect.loaded_dbapi.Error,
-        hide_parameters=True, connection_invalidated=lost, dialect=dialect,
-    )  # fmt: skip
+        text, None, error, dialect.loaded_dbapi.Error, connection_invalidated=lost, dialect=dialect
+    )
     return raised
