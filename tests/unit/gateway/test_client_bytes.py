@@ -48,6 +48,7 @@ from zot_artifact_client import (
     Progress,
     UnknownJob,
     file_upload,
+    signed_parts,
 )
 from zot_artifact_client.chunk_cache import Chunk
 from zot_artifact_client.contract import VerifyRequest
@@ -280,7 +281,7 @@ def answering(handle: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]
         def do_GET(self) -> None:
             handle(self)
 
-        do_POST = do_DELETE = do_HEAD = do_PATCH = do_GET  # noqa: N815 - the library's names
+        do_POST = do_DELETE = do_HEAD = do_PATCH = do_PUT = do_GET  # noqa: N815 - the library's names
 
         def log_message(self, *args: object) -> None:
             pass
@@ -445,6 +446,31 @@ def test_an_artifact_without_chunks_is_compared_as_a_whole(
         with client.open("b", "k") as file, pytest.raises(error):
             file.read(1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_that_takes_no_part_ends_an_upload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked a few times; the error is its answer without the URL, a secret, and no byte counts as sent."""
+    monkeypatch.setattr(signed_parts, "_FIRST_PAUSE", 0.01)
+    (file := tmp_path / "k").write_bytes(BODY)
+    rounds, told = list[str](), list[Progress]()
+
+    def handle(to: BaseHTTPRequestHandler) -> None:
+        to.rfile.read(int(to.headers["Content-Length"] or 0))
+        if to.command == "PUT":
+            answer(to, 403, b"<Error/>")
+        elif to.path.endswith("/parts"):
+            rounds.append(to.path)
+            part = {"offset": 0, "size": len(BODY), "url": f"http://{to.headers['Host']}/?sig=secret", "headers": {}}
+            missing = {"done": 0, "size": len(BODY), "complete": len(rounds) == 20, "parts": [part]}
+            answer(to, 200, json.dumps(missing).encode())
+        else:
+            answer(to, 201, b'{"upload": "u", "offset": 0, "direct": true}')
+
+    refused = pytest.raises(GatewayUnavailable, match="^the staging store 127.0.0.1 answers 403$")
+    with answering(handle) as url, ArtifactClient(gateway=url, token="t") as client, refused:
+        client.upload_file(file, "b", "k", on_progress=told.append)
+    assert told[-1].bytes_done == 0
+    assert len(rounds) < 20
 
 
 NO_ANSWERS = {
