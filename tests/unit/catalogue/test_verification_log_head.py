@@ -208,6 +208,9 @@ def test_a_signed_head_counts_and_a_forged_one_shows(path, tmp_path):
     assert check_kept_head(store, catalogue) is None, "without keys a forged head fits"
     assert "forged" in str(check_kept_head(store, catalogue, keys))
     assert "forged" in str(log_faults([store], catalogue, keys=keys))
+    unnamed = keys.sign(json.dumps(forged, sort_keys=True).encode())
+    put_head(store, catalogue, **forged, signature=unnamed)
+    assert "forged" in str(check_kept_head(store, catalogue, keys)), "a signature is of one catalogue"
     put_head(store, catalogue, **forged, signature=None)
     assert "is not signed" in str(keep_head(store, catalogue, keys))
     put_head(store, catalogue, **forged, signature="!")
@@ -345,6 +348,11 @@ def test_a_note_of_the_head_that_is_written_just_then_is_no_lost_row(
     catalogue = Catalogue(f"sqlite:///{path}")
     append(catalogue, *["verified"] * 9)
     note, bodies, heads = WrittenLog(tmp_path, catalogue), list[bytes](), list[LogHead | None]()
+    first = catalogue.verifications.head()
+    assert first is not None
+    (older := note._file).write_text(json.dumps({"id": first.id, "hash": first.hash, "at": str(first.at)}))
+    assert note.get() == first, "as an earlier version wrote it, without a checksum"
+    older.unlink()
     (other := tmp_path / "other").write_bytes(b"of another program")
     note._file.symlink_to(other)
     torn, read = list[bytes](), Path.read_bytes
