@@ -95,7 +95,8 @@ def test_pages_have_a_due_time_where_the_broker_cannot_tell(context, app, broker
         claims = PlanOfClaims(context.catalogue, "sweep-3", Outbox(other))
     artifact = context.catalogue.artifacts.record("releases", "a", Digest(1, "a" * 64), {}, now := clock.now()).artifact
     with context.catalogue._database.write() as connection:
-        claims.pages_of("primary", objects=1, now=now, until=now)(connection, [artifact])
+        claims.pages_of("primary", objects=1, now=now, until=now + timedelta(hours=6))(connection, [artifact])
     for sweep in ("sweep-2", "sweep-3"):
         [page] = context.catalogue.pages.planned_by(sweep)
         assert context.catalogue.ledger.get(page.job).due_at >= now
+    assert context.catalogue.pages.get(page.job).claimed_until == now + timedelta(hours=6)
