@@ -199,13 +199,21 @@ def test_a_copy_that_is_back_is_a_source_once_it_was_read(run, context, stored):
 
 
 @pytest.mark.usefixtures("uploaded")
-def test_a_copy_that_is_still_bad_is_no_source(run, stored):
-    """A copy that was corrupt at its last read and still is is named, and nothing of it is at the target."""
+def test_a_copy_that_is_still_bad_is_no_source(run, stored, context):
+    """A copy that was corrupt at its last read and still is is named, and nothing of it is at the target.
+
+    While it cannot be read, it may be right again: the job is tried later.
+    """
     rot(stored("dr"))
     run(verify, VerifyRequest(bucket="releases", key="app.tgz"))
     stored("primary").unlink()
     with pytest.raises(NoGoodSource, match=r"primary: .*dr: corrupt"):
         run(replicate, request("cold"))
+    root = context.settings.stores["dr"].root
+    away = root.rename(root.with_name("away"))
+    with pytest.raises(Unavailable, match="dr: unreadable"):
+        run(replicate, request("cold"))
+    away.rename(root)
     assert not stored("cold").exists()
 
 
