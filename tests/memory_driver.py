@@ -31,8 +31,7 @@ _CAPABILITIES = Capabilities(
     prefix_keys=True,
     user_metadata=True,
     max_object_size=None,
-    max_copy_size=2**63 - 1,
-    properties=True,
+    copies=True,
 )
 
 

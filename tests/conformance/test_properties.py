@@ -20,7 +20,7 @@ PROPERTIES = ObjectProperties(
 @sizes((0, 5), (1, 1))
 def test_properties_come_back(bucket: BucketUnderTest, size: int) -> None:
     """Content-Type, -Encoding, -Disposition, -Language and Cache-Control are kept by one request and by parts."""
-    if not bucket.capabilities.properties:
+    if not bucket.capabilities.user_metadata:
         return
     written, _ = bucket.store.write_object(bucket.name, "page", source(some_bytes(size)), properties=PROPERTIES)
     assert written.properties == PROPERTIES
@@ -38,11 +38,11 @@ def test_nothing_is_made_up(bucket: BucketUnderTest) -> None:
 
 def test_a_copy_has_them_too(bucket: BucketUnderTest) -> None:
     """A copy inside the store has the properties of the original."""
-    if not bucket.capabilities.properties:
+    if not bucket.capabilities.user_metadata:
         return
     bucket.store.write_object(bucket.name, "page", source(b"page"), properties=PROPERTIES)
     driver = bucket.store._driver
-    if (bucket.capabilities.max_copy_size or 0) >= 4:
+    if bucket.capabilities.copies:
         driver.copy(bucket.name, "page", bucket.name, "twin")
         assert bucket.stat("twin").properties == PROPERTIES
 
@@ -50,7 +50,7 @@ def test_a_copy_has_them_too(bucket: BucketUnderTest) -> None:
 def test_another_version_than_was_read_is_not_copied(bucket: BucketUnderTest) -> None:
     """A copy of a version that another writer has replaced is a Conflict; the version that is there is copied."""
     driver = bucket.store._driver
-    if not hasattr(driver, "refuses_damage") or not bucket.capabilities.max_copy_size:
+    if not hasattr(driver, "refuses_damage") or not bucket.capabilities.copies:
         return
     read = bucket.write("page", b"one")
     bucket.write("page", b"two")
@@ -62,7 +62,7 @@ def test_another_version_than_was_read_is_not_copied(bucket: BucketUnderTest) ->
 
 def test_what_is_no_header_is_refused(bucket: BucketUnderTest) -> None:
     """A property that cannot travel as a header is refused before anything is sent, with the key."""
-    if not bucket.capabilities.properties or bucket.store.name == "memory":
+    if not bucket.capabilities.user_metadata or bucket.store.name == "memory":
         return
     bad = ObjectProperties(content_disposition="attachment\r\nx: y")
     with pytest.raises(InvalidMetadata, match=f"{bucket.name}/page"):

@@ -81,7 +81,7 @@ def suspicion(of: Artifact | PageCopy, store: str, seen: Verification, job: str)
 
 def kept_properties(artifact: Artifact, store: LimitedStore) -> ObjectProperties | None:
     """Return the headers and tags of an artifact that a store keeps beside the bytes; None if it keeps none."""
-    if not store.capabilities.properties:
+    if not store.capabilities.user_metadata:
         return None
     valid = {name: value for name, value in artifact.properties.items() if name == "tags" or is_header(value)}
     properties = ObjectProperties(**valid)
@@ -201,8 +201,7 @@ class ArtifactJob:
 
     def _has_all_of(self, store: LimitedStore, other: Artifact) -> bool:
         """Return whether a copy of another version is one of this one too: only headers differ, and it keeps none."""
-        kept = store.capabilities.user_metadata or store.capabilities.properties
-        return other.digest == self.artifact.digest and not kept
+        return other.digest == self.artifact.digest and not store.capabilities.user_metadata
 
     def _is_trusted(self, copy: Copy) -> bool:
         if copy.read_at is None or copy.last_verdict == Verdict.UNREADABLE:
@@ -447,9 +446,9 @@ class ArtifactJob:
         lost = sorted(
             name
             for name, value in artifact.properties.items()
-            if not kept.properties or (name != "tags" and not is_header(value))
+            if not kept.user_metadata or (name != "tags" and not is_header(value))
         )
-        if kept.properties and not self._has_tags(store):
+        if kept.user_metadata and not self._has_tags(store):
             lost.append("tags")
         if artifact.metadata and not kept.user_metadata:
             lost.append("metadata")

@@ -211,7 +211,7 @@ class UploadPage:
         """Write new versions under free keys, and the others after an inspection of what is under their keys."""
         wanted = [item for item in items if item.error is None]
         fresh, threads = [item for item in wanted if item.fresh], self.job.settings.page.threads
-        keeps = store.capabilities.user_metadata or store.capabilities.properties or self.request.storage_classes
+        keeps = store.capabilities.user_metadata or self.request.storage_classes
         if store.capabilities.groups and fresh and not (keeps and self.request.beside_bytes):
             self._write_group(store, fresh)
         else:

@@ -184,20 +184,18 @@ class Capabilities:
     Attributes:
         needs_digest_first: size and SHA-256 must be known before the first byte is sent.
         conditional_writes: `create_only` and `Match` of writes are decided by the store itself, atomically.
-        conditional_deletes: so is the `Match` of a delete; elsewhere the driver compares the version just before.
         implicit_buckets: writing an object makes its bucket; a bucket without objects may still have to be created.
         prefix_keys: `a` and `a/b` can both be objects.
-        user_metadata: metadata given at the write comes back from `stat`.
+        user_metadata: metadata and `ObjectProperties` given at the write come back from `stat`.
         metadata: what metadata the store can keep; None where it keeps none, or all.
         max_object_size: bytes of the largest object, or None where only the disk sets a limit.
-        max_copy_size: bytes of the largest object that `copy` can copy inside the store.
+        copies: `copy` copies every object inside the store.
         parts: how large and how many the parts of a resumable write are, or None where there is none.
         storage_classes: the names of the classes or tiers that a write can be given, or None where there are none. A
             store may still refuse a name that fits, where only the store knows them all.
         whole_reads: bytes of the largest object that `WholeReadDriver.read_whole` reads; 0 where the driver is none.
         patches: bytes of the smallest range that `PatchDriver.patch` replaces; 0 where the driver is none.
         reads_ahead: objects that one thread has asked for at a time where it reads many (`SmallReadDriver`).
-        parallel_reads: several ranges at once are read faster than one whole object.
         impossible_keys: keys that no object of the store can have, because it reads them as another key, or refuses
             them.
         realm: a text made of provider, endpoint and credentials, without a secret. Stores whose realms are equal can
@@ -210,10 +208,10 @@ class Capabilities:
         signs_puts: see `SigningDriver`.
         holds: a bucket of the store may offer holds on objects (`HoldDriver`); the bucket is asked.
         holds_refuse_writes: what is held cannot be replaced either; elsewhere a write makes a version that is not held.
-        properties: `ObjectProperties` given at the write come back from `stat`.
         tags: the characters of the names and values of object tags (`TagDriver`), or None where the store has no tags.
         groups: many small objects are written faster as a group (`GroupDriver`).
-        local: a read is mostly work of this machine's processor, so that more threads are no faster.
+        local: a read is mostly work of this machine's processor, so that more threads are no faster; elsewhere several
+            ranges at once are read faster than one whole object.
         marks_uploads: the store tells of each unfinished upload whether the worker began it.
     """
 
@@ -223,11 +221,9 @@ class Capabilities:
     prefix_keys: bool
     user_metadata: bool
     max_object_size: int | None
-    max_copy_size: int | None
-    conditional_deletes: bool = True
+    copies: bool
     parts: PartLimits | None = None
     patches: int = 0
-    parallel_reads: bool = False
     whole_reads: int = 0
     reads_ahead: int = 1
     storage_classes: re.Pattern[str] | None = None
@@ -239,7 +235,6 @@ class Capabilities:
     signs_puts: bool = False
     holds: bool = False
     holds_refuse_writes: bool = False
-    properties: bool = False
     tags: re.Pattern[str] | None = None
     groups: bool = False
     local: bool = False
@@ -407,8 +402,8 @@ class Driver(Protocol):
     def copy(self, bucket: str, key: str, to_bucket: str, to_key: str) -> ObjectStat:
         """Copy an object inside the store, without its bytes passing through this process, over the destination.
 
-        The caller guarantees that the object is at most `capabilities.max_copy_size` bytes. The copy may share its
-        blocks with the original: it protects against overwrites and deletes, not against corruption.
+        The caller guarantees that `capabilities.copies` is true. The copy may share its blocks with the original: it
+        protects against overwrites and deletes, not against corruption.
         """
         ...
 

@@ -498,11 +498,10 @@ class Store:
         self._check_read(bucket, key)
         self._check_identity("write")
         aside = reserved_key(QUARANTINE_BUCKET, f"{bucket}/{label}", key)
-        stat = self._driver.stat(bucket, key)
         if not self.capabilities.implicit_buckets:
             self._driver.create_bucket(QUARANTINE_BUCKET)
-        limit, path = self.capabilities.max_copy_size, f"{QUARANTINE_BUCKET}/{aside}"
-        if limit is not None and stat.size <= limit:
+        path = f"{QUARANTINE_BUCKET}/{aside}"
+        if self.capabilities.copies:
             with suppress(PermanentError):  # such as a store that copies no parts
                 self._driver.copy(bucket, key, QUARANTINE_BUCKET, aside)
                 return path
@@ -801,7 +800,7 @@ class Store:
         if isinstance(source, HashedBytes):
             yield source, replace(info, size=source.digest.size, sha256=source.digest.sha256)
             return
-        needs_digest = self.capabilities.needs_digest_first or self.capabilities.parts is not None
+        needs_digest = self.capabilities.needs_digest_first
         if not needs_digest or None not in {info.size, info.sha256}:
             yield source, info
             return

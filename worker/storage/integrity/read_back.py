@@ -115,7 +115,7 @@ class ReadBack:
             PermanentError: without a reserved bucket, an object is there already.
         """
         limits = self._capabilities
-        if limits.reserved_buckets and limits.max_copy_size != 0:
+        if limits.reserved_buckets and limits.copies:
             staged = send(STAGING_BUCKET, reserved_key(STAGING_BUCKET, f"{label}/{bucket}", key), None)
             self._compare(staged, body.digest, on_bytes, f"{bucket}/{key}")
             return self._swap_in(staged, bucket, key, condition, storage_class)

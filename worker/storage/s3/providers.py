@@ -61,9 +61,8 @@ class Profile:
         checksums: with `when_supported` every write has its SHA-256 in a header, with which Amazon compares the bytes
             that arrive. Stores that do not know the header refuse the request or ignore the checksum. For them the
             body's SHA-256 is signed instead, so that every store that checks signatures refuses a damaged body.
-        conditional_writes: whether If-None-Match and If-Match on writes are honoured.
-        conditional_deletes: whether If-Match on deletes is, too, by all versions of the provider's server: MinIO and
-            others delete whatever is there.
+        conditional_writes: whether If-None-Match and If-Match on writes are honoured. No profile says so of If-Match on
+            deletes: MinIO and others ignore it there, so that the driver compares the version before each delete.
         max_object_size: bytes.
         storage_classes: the names of its storage classes; of other providers only each installation knows them.
     """
@@ -72,7 +71,6 @@ class Profile:
     conditional_writes: bool
     max_object_size: int
     storage_classes: re.Pattern[str] = re.compile(".+")
-    conditional_deletes: bool = False
 
 
 _OF_AMAZON = re.compile(
@@ -86,7 +84,6 @@ PROFILES = {
         conditional_writes=True,
         max_object_size=10_000 * 5 * GIB,
         storage_classes=_OF_AMAZON,
-        conditional_deletes=True,
     ),
     "minio": Profile("when_required", conditional_writes=True, max_object_size=5 * TIB),
     "spaces": Profile("when_required", conditional_writes=True, max_object_size=5 * TIB),
@@ -106,7 +103,6 @@ def profile_of(config: S3Config) -> Profile:
     return Profile(
         checksums=config.checksums or known.checksums,
         conditional_writes=conditional,
-        conditional_deletes=conditional and known.conditional_deletes,
         max_object_size=known.max_object_size,
         storage_classes=known.storage_classes,
     )

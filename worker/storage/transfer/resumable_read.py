@@ -189,7 +189,7 @@ class ParallelReader(ObjectReader):
 
 def open_resumable(driver: Driver, bucket: str, key: str, *, uncached: bool = False) -> ObjectReader:
     """Open a whole object: a large one in parallel where that is faster, and otherwise in one request."""
-    if not driver.capabilities.parallel_reads:
+    if driver.capabilities.local:
         return ResumableReader(driver, bucket, key, uncached=uncached)
     first = ResumableReader(driver, bucket, key, length=WINDOW)  # its answer has the size of the whole object
     return first if first.stat.size <= WINDOW else ParallelReader(driver, first)

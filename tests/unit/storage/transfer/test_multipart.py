@@ -40,7 +40,7 @@ class PartsInMemory(MemoryDriver):
     def capabilities(self) -> Capabilities:
         return Capabilities(
             needs_digest_first=True, conditional_writes=True, implicit_buckets=True, prefix_keys=True,
-            user_metadata=True, max_object_size=None, max_copy_size=None, parts=self.limits,
+            user_metadata=True, max_object_size=None, copies=False, parts=self.limits,
         )  # fmt: skip
 
     def begin_upload(self, bucket, key, info) -> str:

@@ -28,7 +28,7 @@ class RangesInMemory(MemoryDriver):
     def capabilities(self) -> Capabilities:
         return Capabilities(
             needs_digest_first=False, conditional_writes=True, implicit_buckets=True, prefix_keys=True,
-            user_metadata=True, max_object_size=None, max_copy_size=None, parallel_reads=True,
+            user_metadata=True, max_object_size=None, copies=False,
         )  # fmt: skip
 
     def open(self, bucket, key, *, offset=0, length=None, uncached=False) -> ObjectReader:
