@@ -218,7 +218,7 @@ class Delivery(Generic[RequestT, ResultT]):
         """Do the job unless it is finished, leased or invalid; return its result or raise the exception for Celery."""
         try:
             with _transient_faults_are_unavailable():
-                return self._handle(work, args, kwargs)
+                return self._lease_and_attempt(work, args, kwargs)
         except (CatalogueUnavailable, Unavailable) as error:
             # Nothing can be recorded in the ledger now. A lease of this delivery expires.
             logger.warning("job %s waits: %s", self._id, error)
@@ -237,9 +237,10 @@ class Delivery(Generic[RequestT, ResultT]):
                 raise sent_again(self._task, delay, failed, has_due=False) from failed
             raise Ignore from error  # keeps the result of the first request
 
-    def _handle(
+    def _lease_and_attempt(
         self, work: Work[RequestT, ResultT], args: tuple[object, ...], kwargs: Mapping[str, object]
     ) -> dict[str, Any]:
+        """Take the lease of a valid job and attempt it; wait where it is busy, and answer where it has ended."""
         request = self._request = self._validate(args, kwargs)
         bucket, key = getattr(request, "bucket", None), getattr(request, "key", None)
         path = self._path = f"{bucket}/{key}" if bucket and key else None
@@ -269,7 +270,7 @@ class Delivery(Generic[RequestT, ResultT]):
                 about = {"job": record.id, "kind": record.kind, "artifact": path, "attempt": record.attempts}
                 traceparent = self._task.request.get("traceparent")
                 with during(**about), tracing.job_span(traceparent, **about):
-                    return self._attempt(work, record, cancelled=cancelled)
+                    return self._attempt_and_record(work, record, cancelled=cancelled)
             case Busy():
                 logger.info("job %s waits: %s", self._id, found.reason)
                 left = (found.until - clock.now()).total_seconds()
@@ -323,9 +324,10 @@ class Delivery(Generic[RequestT, ResultT]):
         except ValidationError:
             return False
 
-    def _attempt(  # noqa: C901, PLR0912 - one clause for each end of an attempt
+    def _attempt_and_record(  # noqa: C901, PLR0912 - one clause for each end of an attempt
         self, work: Work[RequestT, ResultT], record: JobRecord, *, cancelled: bool
     ) -> dict[str, Any]:
+        """Attempt the job, and record its success, failure, retry, snooze, requeue or cancellation."""
         if self._task.request.ignore_result:
             Outbox(self._task.app).taken(self._id, self._queue)  # otherwise the first state that is stored removes it
         reporter = CeleryReporter(self._task)
@@ -334,7 +336,7 @@ class Delivery(Generic[RequestT, ResultT]):
             with _transient_faults_are_unavailable(), job:
                 if cancelled:
                     raise Cancelled(f"job {job.id} was cancelled")
-                return self._do(work, job, record)
+                return self._do_and_record_success(work, job, record)
         except Cancelled as error:
             self._end(job, JobState.CANCELLED, error=cause(job.id))
             self._task.backend.mark_as_revoked(job.id, str(error), request=self._task.request)
@@ -382,7 +384,9 @@ class Delivery(Generic[RequestT, ResultT]):
                 where = f"{bucket}/{start}" if bucket else "a list of keys, which may be of any bucket"
                 raise UnknownReceiver(f"notify: the webhook {name!r} is not for {where}: see webhooks.{name}.buckets")
 
-    def _do(self, work: Work[RequestT, ResultT], job: RunningJob, record: JobRecord) -> dict[str, Any]:
+    def _do_and_record_success(
+        self, work: Work[RequestT, ResultT], job: RunningJob, record: JobRecord
+    ) -> dict[str, Any]:
         """Do what the task does and record its success; where it fails, record the copies that it has completed."""
         began = time.monotonic()
         self._check_receivers(record)
