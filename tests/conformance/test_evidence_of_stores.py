@@ -4,7 +4,7 @@ import pytest
 
 from tests.conformance.bodies import digest_of, sizes, some_bytes
 from tests.conformance.conftest import BucketUnderTest
-from worker.artifacts.check_without_reading import compare_listed, compare_stat
+from worker.artifacts.check_evidence import compare_listed, compare_stat
 from worker.catalogue import RecordedEvidence
 from worker.storage import ObjectStat
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tasks.sweeps.check_without_reading import sweep_evidence
+from tasks.sweeps.check_evidence import sweep_evidence
 from tasks.sweeps.damage_canaries import sweep_canary
 from tasks.sweeps.repair import sweep_repair
 from tests.integration.tasks.rotting_stores import KINDS, rotting
@@ -195,6 +195,6 @@ def test_evidence_sends_no_read_of_a_canary(run, turn, monkeypatch) -> None:
     assert turn() == "damaged"
     now, jobs = clock.now(), list[Any]()
     monkeypatch.setattr(clock, "now", lambda: now + DAY)
-    monkeypatch.setattr("tasks.sweeps.check_without_reading.send_child", lambda _, request, **__: jobs.append(request))
+    monkeypatch.setattr("tasks.sweeps.check_evidence.send_child", lambda _, request, **__: jobs.append(request))
     run(sweep_evidence, SweepEvidenceRequest(store="dr"))
     assert jobs == []

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tasks.delete import delete
-from tasks.sweeps.check_without_reading import sweep_evidence
+from tasks.sweeps.check_evidence import sweep_evidence
 from tasks.sweeps.purge import sweep_purge
 from tasks.sweeps.repair import sweep_repair
 from tasks.upload import upload
@@ -56,7 +56,7 @@ def settings(settings: Settings, store: RottingCloud) -> Settings:
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     jobs: list[Any] = []
-    monkeypatch.setattr("tasks.sweeps.check_without_reading.send_child", lambda _, request, **__: jobs.append(request))
+    monkeypatch.setattr("tasks.sweeps.check_evidence.send_child", lambda _, request, **__: jobs.append(request))
     return jobs
 
 

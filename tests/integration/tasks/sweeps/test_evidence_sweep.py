@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from tasks import check_without_reading as evidence_module
-from tasks.check_without_reading import evidence
-from tasks.sweeps import check_without_reading as sweep_module
-from tasks.sweeps.check_without_reading import sweep_evidence
+from tasks import check_evidence as evidence_module
+from tasks.check_evidence import evidence
+from tasks.sweeps import check_evidence as sweep_module
+from tasks.sweeps.check_evidence import sweep_evidence
 from tasks.upload import upload
 from tasks.verify import verify
 from tests.integration.tasks.conftest import NullReporter

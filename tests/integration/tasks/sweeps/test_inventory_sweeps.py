@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tasks.sweeps import check_without_reading as evidence_module
+from tasks.sweeps import check_evidence as evidence_module
 from tasks.sweeps import reconcile as reconcile_module
-from tasks.sweeps.check_without_reading import sweep_evidence
+from tasks.sweeps.check_evidence import sweep_evidence
 from tasks.sweeps.reconcile import sweep_reconcile
 from tasks.upload import upload
 from tests.conformance.targets import one_of_each

@@ -1,4 +1,4 @@
-"""Compare what a store says about a copy, without reading it, with what was recorded when the copy was written.
+"""Check evidence: compare what a store says about a copy, without a read, with what was recorded at its write.
 
 None of it proves the bytes: a store may say for ever what it was told at the write, while the medium rots.
 """

@@ -8,7 +8,7 @@ from itertools import chain, groupby, islice
 from uuid import NAMESPACE_OID, uuid5
 
 from worker import clock
-from worker.artifacts.check_without_reading import check_copy, compare_listed
+from worker.artifacts.check_evidence import check_copy, compare_listed
 from worker.artifacts.inventories import InventoryListing, requested_inventory
 from worker.artifacts.per_store import SingleFailures, for_each_store
 from worker.artifacts.reconcile import DisorderedListing, in_order

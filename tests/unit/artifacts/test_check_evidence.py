@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from worker.artifacts.check_without_reading import compare_listed, compare_stat
+from worker.artifacts.check_evidence import compare_listed, compare_stat
 from worker.catalogue import RecordedEvidence
 from worker.storage import ListedObject, ObjectStat
 

@@ -1,9 +1,9 @@
-"""Evidence: compare what stores say about an artifact's copies, without a read, with what was recorded."""
+"""Check evidence: compare what stores say about the copies of an artifact, without a read, with what was recorded."""
 
 from uuid import NAMESPACE_OID, uuid5
 
 from worker import clock
-from worker.artifacts.check_without_reading import check_copy
+from worker.artifacts.check_evidence import check_copy
 from worker.artifacts.per_store import for_each_store
 from worker.catalogue import RecordedEvidence
 from worker.jobs.running_job import RunningJob
