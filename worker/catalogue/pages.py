@@ -527,8 +527,8 @@ def _released(connection: Connection, page: Page, ids: Sequence[int], *, due: da
     if not ids:
         return page
     gone = set(ids)
-    put_off = {} if due is None else {"next_due_at": due}
-    _end_claims(connection, page, ids, one_of(copies.c.id, sa.bindparam("ids")), **put_off)
+    later = {} if due is None else {"next_due_at": due}
+    _end_claims(connection, page, ids, one_of(copies.c.id, sa.bindparam("ids")), **later)
     return replace(page, open=[id_ for id_ in page.open if id_ not in gone])
 
 
