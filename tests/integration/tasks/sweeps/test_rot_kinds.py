@@ -16,6 +16,7 @@ from tasks.replicate import replicate
 from tasks.sweeps.repair import sweep_repair
 from tasks.upload import upload
 from tasks.verify import verify
+from tests.conformance.targets import PART
 from tests.integration.tasks.rotting_stores import BUCKET, CLOUDS, KINDS, RottingStore, rotting
 from tests.integration.tasks.sweeps.test_verify_sweep import Sweeper
 from worker import cli, clock
@@ -25,7 +26,7 @@ from worker.context import Context
 from worker.settings import Settings
 from worker.storage import Store
 from worker.storage.errors import DigestMismatch, IntegrityError
-from worker.storage.integrity.manifest import CHUNK_SIZE, Chunk
+from worker.storage.integrity.manifest import Chunk
 from worker.storage.keys import QUARANTINE_BUCKET
 from zot_artifact_client.contract import (
     AdoptRequest,
@@ -267,7 +268,9 @@ def test_a_repair_of_a_large_copy_reads_only_its_bad_chunk_from_the_other(
     """The copy is right after it, the bad bytes are kept, and a chunk that is bad in both copies replaces nothing."""
     scene = Scene(context, run, monkeypatch)
     monkeypatch.setattr("worker.artifacts.chunk_repair.FEWEST_CHUNKS", 2)
-    content = hashlib.sha256(b"large").digest() * (CHUNK_SIZE // 32) + b"the second chunk"
+    for module in ("storage.integrity.manifest", "catalogue.artifacts", "artifacts.artifact_copies"):
+        monkeypatch.setattr(f"worker.{module}.CHUNK_SIZE", PART)
+    content = hashlib.sha256(b"large").digest() * (PART // 32) + b"the second chunk"
     bad = content[:-1] + b"!"
     run(upload, UploadRequest(bucket=BUCKET, key="large", source=source(content)))
     store.replace("large", bad, hashlib.sha256(content).hexdigest())
