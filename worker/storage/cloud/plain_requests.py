@@ -11,6 +11,7 @@ import socket
 import ssl
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -86,9 +87,11 @@ class PlainAnswer:
     body: memoryview
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class BucketEndpoint:
     """Where a real bucket is, how a request to it is signed, and the connections to it that are free.
+
+    They end with it, as those of urllib3's pools do: a request that was under way when it was closed keeps one more.
 
     Attributes:
         url: of the bucket, without a slash at its end.
@@ -101,6 +104,9 @@ class BucketEndpoint:
     sign: Callable[[str, str, Headers], Headers]
     query: str = field(default="", repr=False)
     free: list[socket.socket] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        weakref.finalize(self, _close_all, self.free).atexit = False
 
     def ask(self, url: str, headers: Headers, *, patience: float) -> socket.socket:
         """Ask for an object and return the connection on which the answer comes, for `receive`.
@@ -170,9 +176,7 @@ class BucketEndpoint:
 
     def close(self) -> None:
         """End the free connections."""
-        with suppress(IndexError):
-            while True:
-                self.free.pop().close()
+        _close_all(self.free)
 
     def _keep(self, connection: socket.socket) -> None:
         """Keep a connection for the next request, unless enough are free."""
@@ -200,6 +204,12 @@ class BucketEndpoint:
         connected: socket.socket = made.sock
         connected.settimeout(timeout)
         return connected
+
+
+def _close_all(connections: list[socket.socket]) -> None:
+    with suppress(IndexError):
+        while True:
+            connections.pop().close()
 
 
 class BucketEndpoints:
