@@ -109,7 +109,7 @@ def accept_head(store: Store, catalogue: Catalogue, keys: LogKeys = _NO_KEYS) ->
     before = _body(store, catalogue)
     aside = None
     if before is not None:
-        aside = f"{_key(catalogue).removesuffix('.json')}.replaced-{clock.now():%Y%m%dT%H%M%SZ}.json"
+        aside = f"{_key(catalogue).removesuffix('.json')}.replaced-{clock.now():%Y%m%dT%H%M%S.%fZ}.json"
         store.write_object(PROBE_BUCKET, aside, io.BytesIO(before))
     _write(store, catalogue, _counted(catalogue, head, None), keys)
     catalogue.findings.see_store(FindingKind.LOG_CHANGED, store.name, None, now=clock.now())
