@@ -160,6 +160,14 @@ def test_the_object_has_the_parts_in_their_order(driver):
     assert not driver.begun
 
 
+def test_an_object_of_another_size_is_not_taken_for_what_was_sent(driver, monkeypatch):
+    """A store that leaves out a part made no copy: the next attempt reads what it made."""
+    complete = driver.complete_upload
+    monkeypatch.setattr(driver, "complete_upload", lambda *of, **more: replace(complete(*of, **more), size=PART))
+    with pytest.raises(Unavailable, match=f"made an object of {PART} bytes of {len(CONTENT)}"):
+        write(driver, Notes())
+
+
 def test_only_what_is_missing_is_sent_again(driver):
     """After a break the parts that the store confirmed are not sent a second time."""
     notes = Notes()
