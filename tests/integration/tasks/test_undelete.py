@@ -164,10 +164,11 @@ def test_purge_removes_the_bytes_after_the_grace_period(context: Context, remove
         context.catalogue.deletions.undo("releases", "app.tgz", now=clock.now())
 
 
-def test_a_delete_at_once_removes_the_bytes(context: Context, run, remove, stored) -> None:
+def test_a_delete_at_once_removes_the_bytes(context: Context, run, put: Put, remove, stored) -> None:
     """`now` leaves nothing to undo, also after a delete that could be; from one store alone it leaves the others.
 
-    Where no store with a copy is configured it changes nothing: the delete can still be undone.
+    Where no store with a copy is configured it changes nothing: the delete can still be undone. Where one is, its copy
+    goes.
     """
     remove()
     left = without(context, "primary", "dr")
@@ -182,6 +183,13 @@ def test_a_delete_at_once_removes_the_bytes(context: Context, run, remove, store
     assert {copy.outcome for copy in result.copies} == {"deleted"}
     assert not stored("dr").exists()
     assert context.catalogue.deletions.get("releases", "app.tgz") is None
+    for away, there in (("primary", "dr"), ("dr", "primary")):
+        put()
+        remove()
+        now = DeleteRequest(bucket="releases", key="app.tgz", now=True)
+        assert run(delete, now, context=without(context, away)).not_configured == (away,)
+        assert (stored(there).exists(), stored(away).exists()) == (False, True)
+        assert [copy.store for copy in remove(now=True).copies] == [away], "it is back"
 
 
 def test_a_clock_that_is_ahead_purges_nothing_early(context: Context, run, remove, purge, monkeypatch, stored) -> None:
