@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,8 @@ from worker.jobs.running_job import RunningJob
 from worker.limits.snooze import Snooze
 from worker.settings import Settings
 from worker.settings.section_models import DeleteSettings
-from worker.storage.errors import NotFound
+from worker.storage import Store
+from worker.storage.errors import NotFound, Unavailable
 from zot_artifact_client.contract import (
     DeleteRequest,
     ReplicateRequest,
@@ -143,12 +145,33 @@ def test_companions_are_deleted_undeleted_and_purged_with_the_artifact(
 
 
 @pytest.mark.usefixtures("family")
-def test_a_delete_at_once_removes_companions_also_after_one_that_can_be_undone(run, known, stored) -> None:
-    """`now` leaves nothing of the artifact and its companions, and nothing else goes."""
+def test_a_delete_at_once_removes_companions_also_after_one_that_can_be_undone(
+    run, known, put, stored, monkeypatch
+) -> None:
+    """`now` leaves nothing of the artifact and its companions, and nothing else goes.
+
+    The artifact stays until its companions are gone, so that another attempt finds them.
+    """
     run(delete, DeleteRequest(**APP))
     assert set(run(delete, DeleteRequest(**APP, now=True)).companions) == set(KEYS[1:])
     assert not any(stored(store, key).exists() for key in KEYS for store in ("primary", "dr"))
     assert known.deletions.page() == []
+    put("app.tgz")
+    put("app.tgz.sig")
+    delete_object = Store.delete_object
+
+    def failing(store: Store, bucket: str, key: str, **more: Any) -> bool:
+        if key == "app.tgz.sig":
+            raise Unavailable("dr: EIO")
+        return delete_object(store, bucket, key, **more)
+
+    with monkeypatch.context() as fault:
+        fault.setattr(Store, "delete_object", failing)
+        with pytest.raises(Unavailable):
+            run(delete, DeleteRequest(**APP, now=True))
+    assert stored("dr", "app.tgz.sig").exists()
+    run(delete, DeleteRequest(**APP, now=True))
+    assert not stored("dr", "app.tgz.sig").exists()
 
 
 @pytest.mark.usefixtures("family")
