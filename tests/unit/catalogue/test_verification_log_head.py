@@ -238,6 +238,9 @@ def test_an_accepted_head_replaces_the_one_before_which_stays(path, tmp_path):
     assert keep_head(store, catalogue, keys) is None
     assert (kept_in(store, catalogue)["count"], signed_head(catalogue, keys)["count"]) == (2, 2)
     catalogue.close()
+    catalogue = tampered(path, "INSERT INTO sweep_cursors (name, after) VALUES ('backup.restored', 1790000000)")
+    assert "was restored" in str(keep_head(store, catalogue, keys)), "although the log fits"
+    catalogue.close()
 
 
 def test_a_restore_is_accepted_although_the_chain_is_broken(path, tmp_path, monkeypatch, capsys):
