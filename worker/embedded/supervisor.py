@@ -100,7 +100,7 @@ def run(
                 _start_broker(settings, children, lock, say)
             else:
                 _await_broker(settings.broker_url, children, say)
-            _check_owner(settings, accept=options.accept_broker)
+            _check_owner(settings, say, accept=options.accept_broker)
             running = _start_celery(settings, options, children, logs)
             gateway = _start_gateway(settings, children) if options.gateway else None
             _await_worker(settings, children, logs)
@@ -177,14 +177,18 @@ def _fault_of_broker(url: str) -> BrokerUnavailable | None:
     return None
 
 
-def _check_owner(settings: Settings, *, accept: bool) -> None:
-    """Refuse the broker of another catalogue here: the workers would end and be started again and again."""
+def _check_owner(settings: Settings, say: Callable[[str], None], *, accept: bool) -> None:
+    """Refuse the broker of another catalogue here: the workers would end and be started again and again.
+
+    A catalogue that cannot be opened is told: all programs start, and wait for it.
+    """
     if accept:
         accept_broker(settings)
     try:
         catalogue = Catalogue(settings.catalogue_url)
-    except CatalogueError:
-        return  # the workers wait for it
+    except CatalogueError as error:
+        say(f"{error}; until then, no job is done")
+        return
     catalogue.close()
     check_owner(settings, catalogue.identity)
 

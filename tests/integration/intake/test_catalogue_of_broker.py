@@ -211,10 +211,13 @@ def test_a_late_comparison_is_repeated_until_the_broker_answers(
 
 
 def test_a_broker_is_accepted_while_the_catalogue_is_away(broker: redis.Redis, server: Valkey, tmp_path: Path) -> None:
-    """`up --accept-broker` was said once: the workers wait for the catalogue, and the broker is theirs then."""
+    """`up --accept-broker` was said once: the workers wait for the catalogue, which is told, and get the broker."""
     settings = Settings(broker=server.url, catalogue=f"sqlite:///{tmp_path}")
     broker.set(CATALOGUE, OTHER)
-    supervisor._check_owner(settings, accept=False)
+    said: list[str] = []
+    supervisor._check_owner(settings, said.append, accept=False)
+    assert len(said) == 1
+    assert f"catalogue {tmp_path}" in said[0]
     assert broker.get(CATALOGUE).decode() == OTHER
-    supervisor._check_owner(settings, accept=True)
+    supervisor._check_owner(settings, said.append, accept=True)
     assert broker.get(CATALOGUE) is None
