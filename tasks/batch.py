@@ -16,11 +16,12 @@ from typing import Any
 from celery import Celery, current_app
 
 from tasks.delete import KEPT
+from tasks.pages.adopt import ADOPTED, ALREADY_THERE
+from tasks.pages.verify import WORST_FIRST
 from tasks.plan_listed_pages import LINES_OF, begin_listed, count_upload, lines_of, next_listed_pages
 from worker import clock
 from worker.artifacts import key_lists
 from worker.artifacts.batch_lists import ListedAdoption, ListedFile
-from worker.artifacts.page_adopt import ADOPTED, ALREADY_THERE
 from worker.artifacts.page_selection import (
     PageObject,
     artifact_object,
@@ -31,7 +32,6 @@ from worker.artifacts.page_selection import (
     seen_by,
     split,
 )
-from worker.artifacts.page_verify import WORST_FIRST
 from worker.artifacts.per_store import DELETED, PLACED, check_beside_bytes, first_of
 from worker.artifacts.sources import remove_staged, remove_staged_directory
 from worker.artifacts.wait_for_delete_approval import check_batch

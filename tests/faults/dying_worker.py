@@ -273,8 +273,8 @@ def prepare(directory: Path) -> None:
         wrap(target, lambda call, point=point, when=when: death.here(point, when, call))
     for point, (target, when, _) in PAGE_POINTS.items():
         wrap(target, lambda call, point=point, when=when: death.here(point, when, call))
-    for module in ("page_runner", "page_upload"):
-        importlib.import_module(f"worker.artifacts.{module}").GROUP = 5  # so that a small page has several groups
+    for module in ("worker.artifacts.page_runner", "tasks.pages.upload"):
+        importlib.import_module(module).GROUP = 5  # so that a small page has several groups
 
 
 if __name__ == "__main__":

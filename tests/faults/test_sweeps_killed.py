@@ -233,7 +233,7 @@ def fleet(tmp_path: Path, make_tables: Callable[[str], None], monkeypatch: pytes
     settings = settings.model_copy(update={"sweep": sweep})
     make_tables(settings.catalogue_url)
     Broker.path = tmp_path / "messages"
-    for module in ("tasks.sweeps.reconcile", "tasks.page"):
+    for module in ("tasks.sweeps.reconcile", "tasks.pages.verify", "tasks.pages.leaving_objects"):
         monkeypatch.setattr(f"{module}.send_child", lambda *args, **named: Broker.send(*args, **named))  # noqa: PLW0108 - it is a step
     monkeypatch.setattr("tasks.sweeps.repair.Outbox", lambda _: Messages())
     return Fleet(settings, sources, monkeypatch)

@@ -25,7 +25,7 @@ from typing import Any
 import sqlalchemy as sa
 
 import tasks.sweeps.verify
-from tasks.page import claim_copies
+from tasks.pages.verify import claim_copies
 from tests.simulation.plot import Panel, draw
 from worker import clock
 from worker.catalogue import Catalogue, FindingKind, Group, Leased, PageOutcome, VerdictRow

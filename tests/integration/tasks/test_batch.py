@@ -472,7 +472,7 @@ def test_the_objects_that_leave_pages_are_jobs_of_the_batch_in_flight(laid, driv
 
     laid(20)
     monkeypatch.setitem(context.settings.page.__dict__, "objects", 5)
-    monkeypatch.setattr("tasks.page.delete_artifact", fail)
+    monkeypatch.setattr("tasks.pages.replicate_and_delete.delete_artifact", fail)
     driver = drive(BatchRequest(verb="delete", bucket="releases", prefix="a/", in_flight=3))
     waiting = [3]
     while (result := driver.step()) is None:

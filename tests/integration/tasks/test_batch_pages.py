@@ -8,11 +8,11 @@ import pytest
 import sqlalchemy as sa
 
 from tasks.page import page
+from tasks.pages import verify as verify_pages
 from tasks.upload import upload
 from tests.integration.tasks.conftest import pause
 from tests.integration.tasks.test_batch import Driver
 from worker import clock
-from worker.artifacts import page_verify
 from worker.catalogue import CatalogueUnavailable, tables
 from worker.catalogue.pages import Pages, VerdictRecorder
 from worker.context import Context
@@ -109,13 +109,13 @@ def test_a_page_of_bad_copies_ends_in_bounded_time(laid, drive, stored, context,
     laid(3)
     for key in ("a/001", "a/002"):
         stored("dr", key).write_bytes(b"rotten" * 3)
-    runs, begun = page_verify.work_on, []
+    runs, begun = verify_pages.work_on, []
 
     def work_on(*args: Any, **options: Any) -> bool:
         begun.append(args)
         return runs(*args, **options | ({"seconds": -1} if len(begun) == 2 else {}))
 
-    monkeypatch.setattr(page_verify, "work_on", work_on)
+    monkeypatch.setattr(verify_pages, "work_on", work_on)
     driver = drive(ALL)
     driver.step()
     sent = dict(driver.queue.waiting)

@@ -114,7 +114,7 @@ def test_a_repair_replaces_nothing_by_rot(context, run, put, store, stored, monk
     store.rot(KEY, BAD)
     sweeper, sent = Sweeper(context), list[Any]()
     monkeypatch.setattr("tasks.sweeps.repair.Outbox", lambda _: sweeper.messages)
-    monkeypatch.setattr("tasks.page.send_child", lambda _, request, **__: sent.append(request))
+    monkeypatch.setattr("tasks.pages.leaving_objects.send_child", lambda _, request, **__: sent.append(request))
     assert run(sweep_repair, SweepRepairRequest()).claimed == {"primary": 1}
     [done] = sweeper.pages()
     assert (done.outcomes, done.left) == ({}, (f"{BUCKET}/{KEY}",))

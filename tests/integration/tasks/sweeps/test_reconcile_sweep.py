@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tasks import page as page_module
 from tasks.adopt import adopt
 from tasks.page import page
+from tasks.pages import leaving_objects
 from tasks.sweeps import reconcile as sweep_module
 from tasks.sweeps.reconcile import sweep_reconcile
 from tasks.upload import upload
@@ -55,7 +55,7 @@ def uploaded(put, monkeypatch) -> None:
 @pytest.fixture
 def sent(monkeypatch) -> list[tuple[str, Any]]:
     jobs: list[tuple[str, Any]] = []
-    for module in (sweep_module, page_module):
+    for module in (sweep_module, leaving_objects):
         monkeypatch.setattr(module, "send_child", lambda spec, request, **_: jobs.append((spec.kind, request)))
     return jobs
 

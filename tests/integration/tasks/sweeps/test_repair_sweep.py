@@ -195,13 +195,18 @@ def test_a_page_that_ends_its_workers_is_split(context: Context, run, put, sent:
     context.catalogue.ledger.finish(job.id, job.fence, JobState.DEAD, now=clock.now(), error=error)
     split: dict[str, ReplicateRequest] = {}
     with monkeypatch.context() as patch:  # an operator redrives it at the same moment: it goes on as a page
-        patch.setattr("tasks.page.send_child", lambda *_, **__: context.catalogue.job_admin.redrive(id_, {}, due=later))
+        patch.setattr(
+            "tasks.pages.leaving_objects.send_child",
+            lambda *_, **__: context.catalogue.job_admin.redrive(id_, {}, due=later),
+        )
         split_dead_pages(context)
     assert (page := context.catalogue.pages.get(id_)) is not None
     assert len(page.open) == 2
     job = sent.take(id_, "page", sent_page.payload)
     context.catalogue.ledger.finish(job.id, job.fence, JobState.DEAD, now=clock.now(), error=error)
-    monkeypatch.setattr("tasks.page.send_child", lambda _, request, *, id_, **__: split.update({id_: request}))
+    monkeypatch.setattr(
+        "tasks.pages.leaving_objects.send_child", lambda _, request, *, id_, **__: split.update({id_: request})
+    )
     assert (split_dead_pages(context), split_dead_pages(context)) == (2, 0)
     assert context.catalogue.ledger.states([id_]) == {id_: JobState.FAILED}  # no dead letter: nothing is left of it
     assert {(each.key, each.job, each.action) for each in context.catalogue.findings.page()} == {

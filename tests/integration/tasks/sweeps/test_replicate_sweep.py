@@ -300,7 +300,7 @@ def test_an_upload_that_still_runs_keeps_its_copy(context: Context, run, put, wi
     assert run(sweep_replicate, SweepReplicateRequest()).claimed == {"dr": 1}
     (id_,) = sent.messages.sent
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tasks.page.send_child", lambda *_, **__: None)
+        patch.setattr("tasks.pages.leaving_objects.send_child", lambda *_, **__: None)
         assert sent.page(id_).left == ("releases/left",)
     assert in_stores(context, "left")["dr"] == "writing"
 
@@ -363,7 +363,9 @@ def test_what_was_replaced_or_deleted_since_its_claim_is_not_brought(
     run(delete, DeleteRequest(bucket="releases", key="deleted"))
     run(delete, DeleteRequest(bucket="releases", key="copy deleted", stores=("cold",)))
     alone = dict[str, ReplicateRequest]()
-    monkeypatch.setattr("tasks.page.send_child", lambda _, wanted, **__: alone.update({wanted.key: wanted}))
+    monkeypatch.setattr(
+        "tasks.pages.leaving_objects.send_child", lambda _, wanted, **__: alone.update({wanted.key: wanted})
+    )
     monkeypatch.setitem(context.settings.page.__dict__, "large", large)
     sent.page(id_)
     assert set(alone) == ({"same", "replaced", "deleted", "copy deleted"} if large == 1 else set())
@@ -406,7 +408,9 @@ def test_what_fails_in_a_page_of_a_sweep_becomes_a_job_of_its_own(context, run, 
     put("models-en", "rotten", "cold")
     stored("cold", "rotten", bucket="models-en").unlink()
     singles = []
-    monkeypatch.setattr("tasks.page.send_child", lambda spec, wanted, *, id_, **_: singles.append((wanted.key, id_)))
+    monkeypatch.setattr(
+        "tasks.pages.leaving_objects.send_child", lambda spec, wanted, *, id_, **_: singles.append((wanted.key, id_))
+    )
     run(sweep_replicate, SweepReplicateRequest(store="dr"))
     (id_,) = sent.messages.sent
     assert sent.page(id_, ends=False).outcomes == {"stored": 1}

@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 from pydantic import ByteSize
 
-from tasks.page import claim_copies
+from tasks.pages.verify import claim_copies
 from tests.integration.tasks.sweeps.test_verify_sweep import Sweeper, due  # noqa: F401 - a fixture
 from worker import clock
 from worker.catalogue import FindingKind, tables

@@ -258,7 +258,9 @@ def test_a_large_copy_leaves_the_page_as_a_job_of_its_own(sweeper, due, context,
     due(2)
     monkeypatch.setitem(context.settings.page.__dict__, "large", 6)
     sent: list[Any] = []
-    monkeypatch.setattr("tasks.page.send_child", lambda *args, **options: sent.append((args[1].key, options["id_"])))
+    monkeypatch.setattr(
+        "tasks.pages.verify.send_child", lambda *args, **options: sent.append((args[1].key, options["id_"]))
+    )
     sweeper.plan()
     result = sweeper.page("sweep-1.00000001")
     assert (result.objects, result.left) == (0, ("releases/a/000", "releases/a/001"))

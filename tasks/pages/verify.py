@@ -7,17 +7,27 @@ from datetime import datetime
 from functools import partial
 from itertools import groupby
 from operator import attrgetter
+from shlex import quote
+from uuid import NAMESPACE_OID, uuid5
 
+from tasks.pages.leaving_objects import begin_selected, leave
 from worker import clock
 from worker.artifacts.artifact_copies import BAD, ArtifactJob, asked_again_at, suspicion
-from worker.artifacts.page_runner import GROUP, in_another_order, work_on
+from worker.artifacts.page_runner import GROUP, in_another_order, out_of_time, work_on
 from worker.artifacts.per_store import is_refused
+from worker.artifacts.read_budget import take
 from worker.artifacts.stored_digests import stored_sha256_of
 from worker.artifacts.waiting_uploads import closed_stores
-from worker.catalogue import Page, PageCopy, PageOutcome, VerdictRow
+from worker.catalogue import AHEAD, BudgetState, Catalogue, Page, PageCopy, PageOutcome, Share, VerdictRow
+from worker.counted import counted
 from worker.jobs.running_job import RunningJob
+from worker.jobs.task import send_child
 from worker.limits.snooze import Snooze
+from worker.settings import Settings
+from worker.settings.budgets import Prices
+from worker.settings.section_models import PageSettings
 from worker.storage import Verdict, Verification
+from zot_artifact_client.contract import VERIFY, ClaimSelection, PageRequest, Queue, VerifyRequest
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +36,128 @@ _VERIFIED = Verdict.VERIFIED
 SUPERSEDED = "superseded"
 """The outcome of a copy that was replaced while the page ran: there is no verdict on it."""
 WORST_FIRST = ("corrupt", "size_mismatch", "missing", "unreadable", "unverifiable", "archived", "verified", SUPERSEDED)
+
+
+def verify_page(request: PageRequest, job: RunningJob) -> Page:
+    """Verify the copies that the page claims for a sweep, or those of the objects of a batch."""
+    return _verify_selected(request, job) if request.claim is None else _verify_claimed(request.claim, job)
+
+
+def _verify_claimed(claim: ClaimSelection, job: RunningJob) -> Page:
+    """Claim copies of a store that are due, unless an earlier attempt has claimed them, and verify them."""
+    name = claim.store
+    store, pages = job.stores[name], job.catalogue.pages
+    store.admit()  # what is claimed and not read keeps other pages away from it
+    found = pages.get(job.id)
+    if found is None:
+        found = claim_copies(claim, job)
+    small, large, released = _fitting(pages.claimed_copies(found), job.settings.page)
+    if released:
+        found = pages.release(found, [copy.id for copy in released])
+    _send(found, large)  # they stay claimed; sending again is idempotent
+    found = leave(found, large, job.catalogue)
+    job.start(sum(copy.size for copy in small), f"verifying {counted(len(small), 'copy')} in {name}")
+    objects = [ObjectToVerify(copy.id, copy.path, copy.size, (copy,)) for copy in small]
+    work = VerifyPage(job, found, objects)
+    done = work.run()
+    if work.in_time:
+        return done
+    logger.warning("%s: page %s ran for %s; %d copies stay due", name, job.id, job.settings.page.time, len(done.open))
+    return pages.release(done, done.open)
+
+
+def claim_copies(claim: ClaimSelection, job: RunningJob) -> Page:
+    """Claim the copies of a page: as many as the planner has counted, due or not; without a count, those that are due.
+
+    What the budget of the store does not allow is released. Its share is counted in the transaction of the claim.
+    """
+    settings, sweep, now = job.settings, job.settings.sweep.verify, clock.now()
+    share = partial(_share, claim.store, settings, now) if claim.store in settings.budgets else None
+    return job.catalogue.pages.claim_due(
+        job.id, claim.store, period=sweep.period_of(claim.store), first_read=sweep.first_read_of(claim.store), now=now,
+        until=now + sweep.claim, limit=min(sweep.page, claim.most or sweep.page), ahead=AHEAD if claim.most else 1,
+        share=share,
+    )  # fmt: skip
+
+
+def _share(
+    name: str, settings: Settings, now: datetime, state: BudgetState, claimed: Sequence[PageCopy]
+) -> tuple[BudgetState, Share]:
+    """Return the state of the budget of a store after a page has taken its share, and which copies that is.
+
+    A copy that no day or month has room for is due again later. Otherwise it is the longest overdue one at each claim,
+    and keeps all others from being read.
+    """
+    budget, prices, verify = settings.budgets[name], settings.prices.get(name, Prices()), settings.sweep.verify
+    never = [copy for copy in claimed if not budget.can_hold(copy.size, prices)]
+    for copy in never:
+        logger.error(
+            "%s: %s is not verified: its %d bytes are more than budgets.%s allows in a whole day or month; "
+            "raise it, or run `zot-artifacts verify %s`",
+            name, copy.path, copy.size, name, quote(copy.path),
+        )  # fmt: skip
+    copies = [copy for copy in claimed if budget.can_hold(copy.size, prices)]
+    sizes = [copy.size for copy in copies]
+    state, allowed = take(state, sizes, budget, prices, now, every=verify.every)
+    read = {copy.id for copy in copies[:allowed]}
+    return state, Share(read, [copy.id for copy in never], now + verify.period_of(name) / 10)
+
+
+def _fitting(copies: Sequence[PageCopy], most: PageSettings) -> tuple[list[PageCopy], list[PageCopy], list[PageCopy]]:
+    """Return the copies that the page reads, those that are too large for any page, and those that are too many."""
+    small: list[PageCopy] = []
+    large: list[PageCopy] = []
+    released: list[PageCopy] = []
+    total = 0
+    for copy in copies:
+        if copy.size > most.large:
+            large.append(copy)
+        elif small and total + copy.size > most.size:
+            released.append(copy)
+        else:
+            small.append(copy)
+            total += copy.size
+    return small, large, released
+
+
+def _verify_selected(request: PageRequest, job: RunningJob) -> Page:
+    found, selected = begin_selected(request, job)
+    copies = job.catalogue.pages.copies_of([each.artifact_id for each in selected if each.artifact_id is not None])
+    paths = [(each.bucket, each.key) for each in selected] if job.fence > 1 else []  # at a first attempt there are none
+    before = job.catalogue.pages.verdicts_by(job.id, paths)
+    objects, leaving = [], []
+    for each in selected:
+        assert each.artifact_id is not None
+        of = copies.get(each.artifact_id, [])
+        if request.stores is not None:
+            of = [copy for copy in of if copy.store in request.stores]
+        complete = request.stores is None or len(of) == len(request.stores)
+        if not of or not complete or any(copy.store not in job.stores for copy in of):
+            leaving.append(each)
+            continue
+        known = {copy.id: before.get((copy.store, copy.bucket, copy.key, copy.version)) for copy in of}
+        words = {id_: word for id_, word in known.items() if word is not None}
+        objects.append(ObjectToVerify(each.id, each.path, each.size, of, words))
+    found = leave(found, leaving, job.catalogue)
+    job.start(sum(each.size * len(each.copies) for each in objects), f"verifying {counted(len(objects), 'object')}")
+    work = VerifyPage(job, found, objects)
+    done = work.run()
+    if not work.in_time:
+        raise out_of_time(job)
+    return done
+
+
+def send_verifications(found: Page, _request: PageRequest, catalogue: Catalogue) -> int:
+    """Send a job for each copy that a dead page of a sweep has left undone, and return how many."""
+    return _send(found, catalogue.pages.claimed_copies(found))
+
+
+def _send(found: Page, copies: Sequence[PageCopy]) -> int:
+    for copy in copies:
+        wanted = VerifyRequest(bucket=copy.bucket, key=copy.key, stores=(copy.store,), version=copy.version)
+        id_ = uuid5(NAMESPACE_OID, f"verify {copy.id} {found.claimed_until}")
+        send_child(VERIFY, wanted, id_=str(id_), parent=found.job, queue=Queue.SWEEP)
+    return len(copies)
 
 
 @dataclass(slots=True)

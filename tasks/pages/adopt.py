@@ -4,17 +4,20 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tasks.pages.leaving_objects import send_jobs
+from tasks.plan_listed_pages import lines_of
 from worker import clock
 from worker.artifacts.adoption import ReadObject, Unverifiable, adopted_before, read_to_adopt
+from worker.artifacts.batch_lists import ListedAdoption
 from worker.artifacts.lock_artifacts_for_job import locked
 from worker.artifacts.page_runner import in_another_order, out_of_time, work_on
 from worker.artifacts.per_store import is_refused
-from worker.catalogue import Artifact, Copy, Page, PageOutcome
+from worker.catalogue import Artifact, Catalogue, Copy, Page, PageOutcome
 from worker.counted import counted
 from worker.jobs.running_job import RunningJob
 from worker.limits.limited_store import LimitedStore
 from worker.storage.errors import Archived, IntegrityError, StorageError
-from zot_artifact_client.contract import AdoptRequest
+from zot_artifact_client.contract import ADOPT, AdoptRequest, ClaimSelection, PageRequest
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +41,57 @@ class ObjectToAdopt:
     @property
     def path(self) -> str:
         return "/".join(self.where)
+
+
+def adopt_page(request: PageRequest, job: RunningJob) -> Page:
+    """Adopt the objects of some lines of a list, or the orphans that a sweep has found for this page."""
+    [name] = request.stores or ((request.claim.store,) if request.claim else ())
+    store, pages = job.stores[name], job.catalogue.pages
+    store.admit()
+    if request.claim is not None:
+        objects = _orphans(request, request.claim, job.catalogue, job.id)
+    else:
+        lines = enumerate(lines_of(request, ListedAdoption, job, job.id))
+        objects = [
+            _to_adopt(id_, line.bucket, line.key, line.size, request, store=name, sha256=line.sha256)
+            for id_, line in lines
+        ]
+    found = pages.get(job.id) or pages.begin(job.id, [each.id for each in objects])
+    done = AdoptPage(job, found, store).run(objects)
+    if request.claim is not None:
+        _send([each for each in objects if each.path in done.left], name, job.catalogue, job.id)
+    return done
+
+
+def _to_adopt(
+    id_: int, bucket: str, key: str, size: int, request: PageRequest, *, store: str, sha256: str | None = None
+) -> ObjectToAdopt:
+    wanted = AdoptRequest(bucket=bucket, key=key, store=store, sha256=sha256, first_read=request.first_read)
+    return ObjectToAdopt(id_, size, wanted)
+
+
+def _orphans(request: PageRequest, claim: ClaimSelection, catalogue: Catalogue, page: str) -> list[ObjectToAdopt]:
+    """Return the objects whose findings name the job of the page."""
+    return [
+        _to_adopt(
+            each.id, each.bucket or "", each.key or "", int(each.evidence.get("listed_size") or 0), request,
+            store=claim.store,
+        )
+        for each in catalogue.findings.orphans_of(page, claim.store)
+    ]  # fmt: skip
+
+
+def send_adoptions(found: Page, request: PageRequest, catalogue: Catalogue) -> int:
+    """Send a job for each object that a dead page of a sweep has left undone, and return how many."""
+    assert request.claim is not None
+    objects = _orphans(request, request.claim, catalogue, found.job)
+    undone = [each for each in objects if each.id in found.open or each.path in found.left]
+    return _send(undone, request.claim.store, catalogue, found.job)
+
+
+def _send(objects: Sequence[ObjectToAdopt], store: str, catalogue: Catalogue, page: str) -> int:
+    wanted = {f"adopt {store} {each.path} {page}": each.request for each in objects}
+    return send_jobs(ADOPT, wanted, store, catalogue, page)
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from tasks.plan_listed_pages import lines_of
 from worker import clock
 from worker.artifacts.artifact_copies import (
     ArtifactJob,
@@ -27,6 +28,7 @@ from worker.artifacts.per_store import PLACED, check_beside_bytes, first_of, is_
 from worker.artifacts.sources import open_source
 from worker.artifacts.waiting_uploads import closed_stores, lacking
 from worker.catalogue import Artifact, FinishedCopy, Group, NewVersion, Page, PageOutcome, Recorded, Superseded
+from worker.counted import counted
 from worker.jobs.running_job import RunningJob
 from worker.jobs.upload_checkpoint import CopyCheckpoint
 from worker.limits.limited_store import REFUSED, LimitedStore
@@ -52,6 +54,19 @@ class SourceChanged(PermanentError):
 
 _FINAL = (SourceChanged, Superseded, ReadBackMismatch)
 """A job of its own would upload what was not listed, would give way as well, or would write the same bytes again."""
+
+
+def upload_page(request: PageRequest, job: RunningJob) -> Page:
+    """Upload the files of some lines of an upload list."""
+    for name in request.stores or ():
+        job.stores[name]  # raises UnknownStore
+    pages, files = job.catalogue.pages, lines_of(request, ListedFile, job, job.id)
+    found = pages.get(job.id)
+    if found is None:
+        job.stores.admitting({name for of in stores_of(request, files, job) for name in of})
+        found = pages.begin(job.id, range(len(files)))
+    job.start(sum(files[number].size for number in found.open), f"uploading {counted(len(found.open), 'file')}")
+    return UploadPage(job, found, request).run(files)
 
 
 @dataclass(slots=True, eq=False)
