@@ -434,7 +434,7 @@ def _still_open(request: PageRequest, page: Page | None, job: RunningJob, item: 
         lines = lines_of(request, LINES_OF[request.verb], job, item.job)
         still = range(len(lines)) if page is None else page.open
         return [_found_line(lines[number]) for number in still]
-    return [ObjectJob(each.bucket, each.key, each.size) for each in open_objects(request, page, job, item.job)]
+    return [ObjectJob(each.bucket, each.key, each.size) for each in open_objects(request, page, job, job.id)]
 
 
 def _found_left(request: PageRequest, left: Sequence[str], job: RunningJob, item: BatchItem) -> list[ObjectJob]:
