@@ -99,10 +99,12 @@ def accept(
     with opened(existing=True) as session:
         keys, catalogue = LogKeys.of(session.settings.verification_log), session.catalogue
         broken = _see_chain(session)
-        if broken is not None and not yes:
-            raise Failure(f"{_broken_at(broken)}: restore it from a backup; if no whole one is left, add --yes")
         stores = [session.stores[name] for name in session.settings.stores]
         faults = log_faults(stores, catalogue, keys=keys, written=_written(session).get())
+        if broken is not None and not yes:
+            others = [each for each in faults if each != _broken_at(broken)]  # such as lost rows, which --yes accepts
+            told = "; ".join([*others, _broken_at(broken)])
+            raise Failure(f"{told}: restore it from a backup; if no whole one is left, add --yes")
         if faults and not yes:
             raise Failure(f"{'; '.join(faults)}: add --yes to accept that", Status.USAGE, type_="NotAccepted")
         kept, failed = {}, {}

@@ -258,7 +258,9 @@ def test_a_restore_is_accepted_although_the_chain_is_broken(path, tmp_path, monk
     )
     for options, accepted in ([], False), (["--yes"], True), (["--yes"], True):
         assert cli.run(["log", "accept", *options]) == 1
-        assert "changed at row 2: restore it from a backup" in capsys.readouterr().err
+        told = capsys.readouterr().err
+        assert "changed at row 2: restore it from a backup" in told
+        assert ("was restored from its backup" in told) is not accepted, "nothing else is accepted unseen"
         assert (catalogue.backup_times.restored() is None) == accepted
         assert (keep_head(store, catalogue) is None) == accepted
     assert cli.run(["log", "verify"]) == 1
