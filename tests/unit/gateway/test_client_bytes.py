@@ -473,6 +473,33 @@ def test_a_store_that_takes_no_part_ends_an_upload(tmp_path: Path, monkeypatch: 
     assert len(rounds) < 20
 
 
+def test_an_upload_goes_on_where_the_gateway_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has arrived by an earlier request is not sent again, and no more is sent of a file that became shorter."""
+    monkeypatch.setattr(file_upload, "_FIRST_PAUSE", 0.01)
+    (file := tmp_path / "k").write_bytes(BODY)
+    sent = list[str]()
+
+    def handle(to: BaseHTTPRequestHandler) -> None:
+        to.rfile.read(int(to.headers["Content-Length"] or 0))
+        if to.command == "PATCH":
+            sent.append(to.headers["Upload-Offset"])
+            answer(to, 409, b'{"type": "urn:zot-artifacts:WrongOffset", "detail": "it has all of them"}')
+        elif to.command == "HEAD":
+            answer(to, 200, b"", Upload_Offset=str(len(BODY)))
+        else:
+            answer(to, 201, b'{"upload": "u", "offset": 0}')
+
+    def cut(told: Progress) -> None:
+        if told.step == "hashing":
+            os.truncate(file, 10)
+
+    with answering(handle) as url, ArtifactClient(gateway=url, token="t") as client:
+        client.upload_file(file, "b", "k")
+        assert sent == ["0"]
+        with pytest.raises(ClientError, match="has become shorter"):
+            client.upload_file(file, "b", "k", on_progress=cut)
+
+
 NO_ANSWERS = {
     "not UTF-8": b'{"job": "\xff"}', "HTML": b"<html></html>", "cut": json.dumps(SHOWN).encode()[:-9],
     "a list": b"[]", "a text": b'"ok"', "of another program": b'{"status": "ok"}', "deep": b"[" * 100_000,
