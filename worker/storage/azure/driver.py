@@ -196,7 +196,11 @@ class AzureDriver(CloudDriver):
             stat = self.stat(bucket, key)
             return empty_reader(stat, offset, length, origin=self._origin, translate=translate)
         properties, body = found
-        stat = to_stat(self._name, bucket, key, properties)
+        try:
+            stat = to_stat(self._name, bucket, key, properties)
+        except BaseException:
+            body.close()
+            raise
         end = stat.size if length is None else min(offset + length, stat.size)
         return CloudReader(stat, end - offset, body, origin=self._origin, translate=translate)
 
