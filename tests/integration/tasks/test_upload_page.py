@@ -12,13 +12,14 @@ from urllib.parse import unquote
 import pytest
 
 from tasks.page import page
+from tasks.pages import upload as upload_pages
 from tests.conformance.bodies import some_bytes
 from tests.conformance.targets import PART, make_s3_bucket, s3_config
 from tests.integration.tasks.conftest import NullReporter, pause
 from tests.servers import Ministack, RcloneS3
 from tests.servers.proxy import FaultyProxy
 from worker import clock
-from worker.artifacts import batch_lists, page_upload
+from worker.artifacts import batch_lists
 from worker.artifacts.batch_lists import ListedFile
 from worker.artifacts.directory_listing import DirectoryListing
 from worker.catalogue import Leased
@@ -48,7 +49,7 @@ class Killed(BaseException):
 @pytest.fixture
 def directory(source_root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a directory of files that are more than one group."""
-    monkeypatch.setattr(page_upload, "GROUP", GROUP)
+    monkeypatch.setattr(upload_pages, "GROUP", GROUP)
     for number, name in enumerate(NAMES):
         path = source_root / "dir" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -221,7 +222,7 @@ def test_a_store_that_refuses_the_first_files_takes_the_others(
             raise AccessDenied("denied")
         return write_one(store, bucket, key, *args, **options)
 
-    monkeypatch.setattr(page_upload, "GROUP", 12)
+    monkeypatch.setattr(upload_pages, "GROUP", 12)
     monkeypatch.setattr(Store, "write_objects", write_objects)
     monkeypatch.setattr(Store, "write_object", write_object)
     with pytest.raises(StoreRefuses, match="denied"):
@@ -248,7 +249,7 @@ def test_a_store_that_begins_to_refuse_keeps_the_rest_of_the_page_waiting(
     def refuse(store: Store, *args: Any, **options: Any) -> Any:
         raise type(error)(error.message)
 
-    monkeypatch.setattr(page_upload, "GROUP", 4)
+    monkeypatch.setattr(upload_pages, "GROUP", 4)
     with monkeypatch.context() as patch:
         patch.setattr(Store, "write_objects", begin_to_refuse)
         patch.setattr(Store, "write_object", refuse)
@@ -272,7 +273,7 @@ def test_a_paused_store_keeps_only_its_own_copies_waiting(
         assert {store: copy.state.value for store, copy in copies.items()} == {"primary": "stored", "dr": "writing"}
     context.catalogue.ledger.snooze("page", 1, {}, since=clock.now(), due=clock.now())
     with monkeypatch.context() as patch:
-        patch.setattr(page_upload, "_content", None)
+        patch.setattr(upload_pages, "_content", None)
         with pytest.raises(Snooze):
             deliver(request_)
     pause(context)
@@ -293,8 +294,8 @@ def test_a_page_that_one_store_refuses_reads_few_of_its_files_again(
     def refuse_one(store: Store, *args: Any, **options: Any) -> Any:
         raise OutOfSpace("full")
 
-    monkeypatch.setattr(page_upload, "GROUP", 5)
-    monkeypatch.setattr(page_upload, "REFUSED", 2)
+    monkeypatch.setattr(upload_pages, "GROUP", 5)
+    monkeypatch.setattr(upload_pages, "REFUSED", 2)
     with monkeypatch.context() as full:
         full.setattr(Store, "write_objects", refuse)
         for fence in (1, 2):
@@ -316,7 +317,7 @@ def test_a_page_that_one_store_refuses_reads_few_of_its_files_again(
 @pytest.fixture
 def five(context: Context, source_root: Path, monkeypatch: pytest.MonkeyPatch) -> PageRequest:
     """Return a page of five files in two groups."""
-    monkeypatch.setattr(page_upload, "GROUP", 3)
+    monkeypatch.setattr(upload_pages, "GROUP", 3)
     (source_root / "five").mkdir()
     for number in range(5):
         (source_root / "five" / str(number)).write_text(f"the bytes of {number}")
@@ -327,13 +328,13 @@ def five(context: Context, source_root: Path, monkeypatch: pytest.MonkeyPatch) -
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the keys of the files that pages read, as they read them."""
     keys: list[str] = []
-    content = page_upload._content
+    content = upload_pages._content
 
     def read(file: ListedFile, *rest: Any) -> HashedBytes:
         keys.append(file.key)
         return content(file, *rest)
 
-    monkeypatch.setattr(page_upload, "_content", read)
+    monkeypatch.setattr(upload_pages, "_content", read)
     return keys
 
 
@@ -363,7 +364,7 @@ def test_a_page_reads_no_more_when_all_its_stores_are_closed(five, deliver, monk
         closed.store = store.name
         raise closed
 
-    monkeypatch.setattr(page_upload, "GROUP", 1)
+    monkeypatch.setattr(upload_pages, "GROUP", 1)
     monkeypatch.setattr(LimitedStore, "write_objects", write)
     with pytest.raises(Snooze):
         deliver(five)
@@ -415,7 +416,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_recorded(
     path.write_bytes(b"first")
     found = path.stat()
     file = ListedFile("releases", "f", str(path), found.st_size, found.st_mtime_ns)
-    real = page_upload._check_unchanged
+    real = upload_pages._check_unchanged
     seen: list[str] = []
 
     def check(listed: ListedFile, stat: Any, when: str) -> None:
@@ -424,7 +425,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_recorded(
             seen.append(when)
             path.write_bytes(b"other")
 
-    monkeypatch.setattr(page_upload, "_check_unchanged", check)
+    monkeypatch.setattr(upload_pages, "_check_unchanged", check)
     result = run(page, request_for(context, [file], source_root))
     assert "it has changed while it was read" in result.failures[0].message
     assert context.catalogue.artifacts.current("releases", "f") is None
