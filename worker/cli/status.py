@@ -420,9 +420,11 @@ def _refused(failed: Iterable[FailedJobs]) -> Iterator[Check]:
 def _failed(session: Session, runs: Mapping[str, LastRun]) -> Iterator[Check]:
     """Yield the sweeps whose last run failed: what they look for is not known since then.
 
-    What failed of a backup may have been done since, by `zot-artifacts catalogue backup`, which is no job.
+    What failed of a backup may have been done since, by `zot-artifacts catalogue backup`, which is no job. That
+    command archives no month of the verification log, which the sweep does, too.
     """
-    backups, stores = session.catalogue.backup_times, session.settings.sweep.backup.stores
+    backups, settings = session.catalogue.backup_times, session.settings
+    stores = [] if settings.verification_log.keep else settings.sweep.backup.stores
     for kind, run in runs.items():
         if kind == SWEEP_BACKUP.kind and backups.all_since(stores, run.finished_at):
             continue

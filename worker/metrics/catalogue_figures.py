@@ -118,7 +118,8 @@ class LedgerFigures:
         yield gauge("sweep_last_start_timestamp_seconds", about, began, ["sweep"])
         ended = {kind: run for kind, run in runs.items() if run.finished_at}
         good = {kind for kind, run in ended.items() if run.state == JobState.SUCCEEDED}
-        backup, stores = ended.get(SWEEP_BACKUP.kind), self._settings.sweep.backup.stores
+        backup, archives = ended.get(SWEEP_BACKUP.kind), self._settings.verification_log.keep is not None
+        stores = [] if archives else self._settings.sweep.backup.stores
         if backup and catalogue.backup_times.all_since(stores, backup.finished_at):
             good.add(SWEEP_BACKUP.kind)  # by `zot-artifacts catalogue backup`, which is no job
         succeeded: list[Sample] = [((_sweep(kind),), float(kind in good)) for kind in ended]

@@ -420,6 +420,11 @@ def test_a_backup_by_command_ends_what_a_failed_one_left(
         [told] = [each.value for each in samples if each.name == "zot_artifacts_sweep_last_success"]
         assert bool(told) is good, store
         assert ("sweep backup" not in {each["name"] for each in zot("status")[1]["checks"]}) is good, store
+    monkeypatch.setenv("ZOT_VERIFICATION_LOG__KEEP", "90d")  # the sweep archives the log, too
+    figures = LedgerFigures(load_settings(), lambda: catalogue)
+    samples = (each for metric in figures.collect() for each in metric.samples)
+    assert [each.value for each in samples if each.name == "zot_artifacts_sweep_last_success"] == [0]
+    assert "sweep backup" in {each["name"] for each in zot("status")[1]["checks"]}
 
 
 def test_sweeps_have_the_names_that_the_command_takes(catalogue: Catalogue, capsys: pytest.CaptureFixture[str]) -> None:
