@@ -232,7 +232,12 @@ class ObjectFiles:
         if foreign:  # it must stay known as another program's, when the data is there
             write_small(directory, path.hidden_sidecar, (temp.digest or "").encode(), self._tree.file_mode)
         if exclusive:
-            temp.link(path.leaf)
+            try:
+                temp.link(path.leaf)
+            except FileExistsError:
+                if foreign and not _holds(directory, path.leaf, temp.stat):  # it would count for the other file
+                    remove(directory, path.hidden_sidecar)
+                raise
         else:
             temp.rename(path.leaf)
         os.fsync(directory)

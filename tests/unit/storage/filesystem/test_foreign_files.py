@@ -273,10 +273,13 @@ def test_a_file_that_another_program_places_at_the_last_moment_stays(
         commit(files, directory, path, *given, **more)
 
     monkeypatch.setattr(ObjectFiles, "commit", late)
-    with pytest.raises(AlreadyExists):
-        any_store.write_object("b", "x", source(DATA), condition="create_only")
-    assert (bucket / "x").read_bytes() == OTHER
-    assert _keys(any_store) == ["x"]
+    (bucket / "y.sha256").write_bytes(b"0 y\n")  # its checksum file may come first
+    for key in ("x", "y"):
+        with pytest.raises(AlreadyExists):
+            any_store.write_object("b", key, source(DATA), condition="create_only")
+        assert (bucket / key).read_bytes() == OTHER
+        assert any_store.stat_object("b", key).sha256 is None, "it is not our digest"
+    assert _keys(any_store) == ["x", "y", "y.sha256"]
 
 
 @pytest.mark.parametrize(
