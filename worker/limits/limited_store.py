@@ -557,13 +557,17 @@ class LimitedStores(Mapping[str, LimitedStore]):
                 is_newer = name in stores_in_file()
             except (SettingsError, OSError) as unreadable:  # such as one that is being edited
                 told = f"{error.message}; the file of the settings cannot be read now: {unreadable}"
-                raise Snooze(told, _RESTARTED_WITHIN) from None
-            if is_newer:
+            else:
+                if not is_newer:
+                    raise UnknownStore(
+                        f"{error.message}; a worker that has older settings has to be restarted"
+                    ) from None
                 told = (
                     f"the worker on {socket.gethostname()} has older settings, without the store {name!r}: restart it"
                 )
-                raise Snooze(told, _RESTARTED_WITHIN) from None
-            raise UnknownStore(f"{error.message}; a worker that has older settings has to be restarted") from None
+            waits = Snooze(told, _RESTARTED_WITHIN)
+            waits.store = name  # so that `status` tells it
+            raise waits from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._stores

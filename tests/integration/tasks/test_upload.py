@@ -165,8 +165,9 @@ def test_a_store_that_is_newer_than_the_worker_is_waited_for(run, context, sourc
         (upload, request(content, stores=("new",))),
         *((delete, each) for each in (of_copy, misspelt_first, everywhere)),
     ):
-        with pytest.raises(Snooze, match="has older settings, without the store 'new': restart it"):
+        with pytest.raises(Snooze, match="has older settings, without the store 'new': restart it") as waits:
             run(task, asked)
+        assert waits.value.store == "new", "status tells for which store jobs wait"
     with pytest.raises(UnknownStore, match="no store is named 'newer'"):
         run(upload, request(content, stores=("newer",)))
     settings = {"stores": {"new": {"type": "s3"}}, "of_a_newer_version": 1}  # its other parts are in the environment
@@ -174,8 +175,9 @@ def test_a_store_that_is_newer_than_the_worker_is_waited_for(run, context, sourc
     with pytest.raises(Snooze, match="has older settings, without the store 'new': restart it"):
         run(upload, request(content, stores=("new",)))
     config.write_text(json.dumps(settings)[:-5])  # it is being edited
-    with pytest.raises(Snooze, match=r"no store is named 'newer'.*/config.json line 1: not valid YAML"):
+    with pytest.raises(Snooze, match=r"no store is named 'newer'.*/config.json line 1: not valid YAML") as waits:
         run(upload, request(content, stores=("newer",)))
+    assert waits.value.store == "newer"
 
 
 def test_a_store_that_is_down_does_not_keep_the_others_from_their_copies(run, source, stored, settings):
