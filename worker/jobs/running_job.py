@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from types import TracebackType
@@ -88,7 +89,8 @@ class RunningJob:
         self.settings = context.settings
         self.catalogue = context.catalogue.fenced(record.id, record.fence)
         """Once the lease is lost, it raises LostLease."""
-        self.stores = LimitedStores(context.stores, context.admission, self)
+        # They know the job by a weak reference: no cycle is left to the garbage collector with each job.
+        self.stores = LimitedStores(context.stores, context.admission, weakref.proxy(self))
         self.unlimited_stores = context.stores
         """For probes, which have to reach a store whose circuit breaker is open, and for the small objects and holds of
         the worker itself, which must not wait for a concurrency slot."""
