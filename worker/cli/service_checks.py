@@ -70,7 +70,7 @@ def told_since_when(settings: Settings, fault: object) -> str:
     """Return what is wrong with the catalogue, and since when workers cannot use it, as far as Redis has that."""
     try:
         url = settings.results_url
-    except NoBroker:
+    except (NoBroker, OSError):  # OSError: the data directory cannot be read
         return str(fault)
     from worker.limits.catalogue_outage import away_since
 
