@@ -9,13 +9,13 @@ from worker.artifacts.parts_staged_in_store import assembled, is_staged_in_store
 from worker.artifacts.per_store import check_beside_bytes, check_size, for_each_store
 from worker.artifacts.sources import HashedSource, Source, open_source, remove_partial, remove_staged
 from worker.artifacts.waiting_uploads import closed_stores, lacking
-from worker.context import Context
+from worker.context import HINT, Context
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
 from worker.limits.limited_store import LimitedStore, LimitedStores, NoJob
 from worker.limits.snooze import Snooze
 from worker.storage.configured_stores import UnknownStore
-from worker.storage.errors import StorageError
+from worker.storage.errors import NotFound, StorageError
 from worker.storage.keys import check_bucket, check_key
 from zot_artifact_client.contract import UPLOAD, PlacedCopy, UploadRequest, UploadResult
 
@@ -64,7 +64,7 @@ def _stores_of(request: UploadRequest, job: RunningJob) -> list[LimitedStore]:
     check_key(check_bucket(request.bucket), request.key)
     bucket, key, catalogue = request.bucket, request.key, job.catalogue
     if (of := request.companion_of) is not None:
-        job.artifact(bucket, of)
+        _check_is_there(bucket, of, job)
         catalogue.companions.check(bucket, key, of)
     placed_as = of or (catalogue.companions.placed_as(bucket, key) if job.settings.placement_rules else key)
     names = request.stores or job.settings.placement_of(bucket, placed_as)
@@ -73,6 +73,17 @@ def _stores_of(request: UploadRequest, job: RunningJob) -> list[LimitedStore]:
             raise UnknownStore(f"storage_classes names {name!r}, which the upload does not go to")
     check_beside_bytes(request, job.stores, names)
     return job.stores.admitting(names)
+
+
+def _check_is_there(bucket: str, of: str, job: RunningJob) -> None:
+    try:
+        job.artifact(bucket, of)
+    except NotFound as error:
+        bare = of.removeprefix(f"{bucket}/")
+        if bare == of:
+            raise
+        told = error.message.partition(HINT)[0]
+        raise NotFound(f"{told}; name the artifact of a companion by the key without the bucket, {bare!r}") from None
 
 
 def _check_can_go_on(request: UploadRequest, stores: list[LimitedStore], job: RunningJob) -> None:

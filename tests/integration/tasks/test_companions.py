@@ -313,6 +313,8 @@ def test_an_upload_names_the_artifact_that_it_belongs_to(run, context: Context, 
     for key, of, error in (("x.json", "gone", NotFound), ("sboms/app.json", "lib.tgz", WrongCompanion)):
         with pytest.raises(error):
             belongs(key, of)
+    with pytest.raises(NotFound, match="catalogue; name .* by the key without the bucket, 'app.tgz'"):
+        belongs("x.json", "releases/app.tgz")
     assert known.artifacts.current("releases", "x.json") is None
     assert set(run(delete, DeleteRequest(**APP)).companions) == {"sboms/app.json"}
 
