@@ -14,6 +14,7 @@ import hypothesis
 import pytest
 from azure.storage.blob import ExponentialRetry
 from botocore.retries.standard import ExponentialBackoff
+from kombu.transport import memory
 from sqlalchemy import make_url
 
 from tests.missing import skip_or_fail
@@ -114,6 +115,12 @@ def _clock_of_this_machine() -> None:
     """Forget the clock of the PostgreSQL of an earlier test, also where a test undoes its changes before it ends."""
     clock._shared_start = None
     clock._checked_at = float("-inf")
+
+
+@pytest.fixture(autouse=True)
+def _empty_memory_broker() -> None:
+    """Forget the messages that an earlier test has left at `memory://`: one process has one such broker."""
+    memory.Channel.queues.clear()
 
 
 @pytest.fixture(autouse=True)
