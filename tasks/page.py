@@ -40,6 +40,7 @@ _DO: Mapping[str, Callable[[PageRequest, RunningJob], Page]] = {
     REPLICATE.kind: write_page,
     DELETE.kind: write_page,
 }
+"""By verb, what a page does."""
 _SEND_UNDONE: Mapping[str, Callable[[Page, PageRequest, Catalogue], int]] = {
     ADOPT.kind: send_adoptions,
     VERIFY.kind: send_verifications,
