@@ -1,6 +1,5 @@
 """When each store last got a backup of the catalogue, when one was rehearsed, and which one the catalogue is of."""
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import sqlalchemy as sa
@@ -21,11 +20,6 @@ class BackupTimes:
     def written(self, store: str) -> datetime | None:
         """Return when the last good backup was written to a store, or None."""
         return self._get(f"{_WRITTEN} {store}")
-
-    def all_since(self, stores: Sequence[str], moment: datetime | None) -> bool:
-        """Return whether there are stores for backups, and each has got a good one since a moment."""
-        written = [self.written(store) for store in stores]
-        return bool(written) and all(at and moment and at > moment for at in written)
 
     def rehearsed(self, store: str) -> datetime | None:
         """Return when a backup of a store was last restored for trial, or None."""

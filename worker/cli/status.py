@@ -13,6 +13,7 @@ import typer
 
 from worker import clock
 from worker.artifacts.log_signature import BadKeyFile, LogKeys
+from worker.artifacts.overdue_and_unconfigured_findings import is_backup_redone
 from worker.artifacts.read_budget import Forecast, forecast_for, pace_of
 from worker.artifacts.verification_log_head import (
     CheckedLog,
@@ -418,15 +419,9 @@ def _refused(failed: Iterable[FailedJobs]) -> Iterator[Check]:
 
 
 def _failed(session: Session, runs: Mapping[str, LastRun]) -> Iterator[Check]:
-    """Yield the sweeps whose last run failed: what they look for is not known since then.
-
-    What failed of a backup may have been done since, by `zot-artifacts catalogue backup`, which is no job. That
-    command archives no month of the verification log, which the sweep does, too.
-    """
-    backups, settings = session.catalogue.backup_times, session.settings
-    stores = [] if settings.verification_log.keep else settings.sweep.backup.stores
+    """Yield the sweeps whose last run failed: what they look for is not known since then."""
     for kind, run in runs.items():
-        if kind == SWEEP_BACKUP.kind and backups.all_since(stores, run.finished_at):
+        if kind == SWEEP_BACKUP.kind and is_backup_redone(session.settings, session.catalogue, run.finished_at):
             continue
         if run.state == JobState.FAILED:
             message = (run.error or {}).get("message", "")

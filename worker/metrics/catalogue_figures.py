@@ -8,6 +8,7 @@ from typing import TypeVar
 from prometheus_client import Metric
 
 from worker import clock
+from worker.artifacts.overdue_and_unconfigured_findings import is_backup_redone
 from worker.catalogue import CANARY_TIMES, EVIDENCE_OUTCOMES, Catalogue, CopyState, EndedJob, ResolvedFinding
 from worker.metrics.family_builders import Histogram, Sample, counter, gauge, histogram
 from worker.schedule import beat_schedule
@@ -118,10 +119,9 @@ class LedgerFigures:
         yield gauge("sweep_last_start_timestamp_seconds", about, began, ["sweep"])
         ended = {kind: run for kind, run in runs.items() if run.finished_at}
         good = {kind for kind, run in ended.items() if run.state == JobState.SUCCEEDED}
-        backup, archives = ended.get(SWEEP_BACKUP.kind), self._settings.verification_log.keep is not None
-        stores = [] if archives else self._settings.sweep.backup.stores
-        if backup and catalogue.backup_times.all_since(stores, backup.finished_at):
-            good.add(SWEEP_BACKUP.kind)  # by `zot-artifacts catalogue backup`, which is no job
+        backup = ended.get(SWEEP_BACKUP.kind)
+        if backup and is_backup_redone(self._settings, catalogue, backup.finished_at):
+            good.add(SWEEP_BACKUP.kind)
         succeeded: list[Sample] = [((_sweep(kind),), float(kind in good)) for kind in ended]
         yield gauge("sweep_last_success", "Whether the last run of a sweep succeeded.", succeeded, ["sweep"])
         cleanup = runs.get(SWEEP_LEFTOVERS.kind)
