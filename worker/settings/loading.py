@@ -75,6 +75,11 @@ def _unknown_variables(environ: Mapping[str, str]) -> Iterable[str]:
             continue
         if (other := seen.setdefault(upper, variable)) != variable:
             yield f"{other} and {variable} are one setting, which is there twice"
+        elif name.endswith("_SERVICE_HOST"):
+            yield (
+                f"{variable} is not a setting: Kubernetes tells a Service by it, and by other variables, to each pod "
+                "without `enableServiceLinks: false`"
+            )
         elif name not in known:
             yield f"{variable} is not a setting{did_you_mean(upper, [*known, 'ZOT_CONFIG'])}"
         elif inner and not _has_parts(Settings.model_fields[name.removeprefix(ENV_PREFIX).lower()].annotation):

@@ -67,6 +67,17 @@ def render(overlay: str) -> Rendered:
     return Rendered(overlay, list(yaml.safe_load_all(done.stdout)))
 
 
+def service_links(rendered: Rendered, pod: Mapping[str, Any]) -> dict[str, str]:
+    """Return the variables in which kubelet tells a pod the first port of each Service: those of Docker's links."""
+    links = {}
+    if pod.get("enableServiceLinks", True):
+        for service, each in rendered.of("Service").items():
+            name, port = service.upper().replace("-", "_"), each["spec"]["ports"][0]["port"]
+            links |= {f"{name}_SERVICE_HOST": "10.0.0.11", f"{name}_SERVICE_PORT": str(port)}
+            links |= {f"{name}_PORT": f"tcp://10.0.0.11:{port}", f"{name}_PORT_{port}_TCP_ADDR": "10.0.0.11"}
+    return links
+
+
 @pytest.fixture(scope="module", params=OVERLAYS)
 def rendered(request: pytest.FixtureRequest) -> Rendered:
     """Return one overlay after the other."""
@@ -196,7 +207,11 @@ def test_what_pods_use_is_there(rendered: Rendered) -> None:
 
 
 def test_the_settings_are_valid(rendered: Rendered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The worker takes the settings of each overlay, whose stores are on no disk of a pod."""
+    """The worker takes the settings of each overlay, whose stores are on no disk of a pod.
+
+    It also takes the environment of each pod, in which Kubernetes names every Service of the namespace, unless the pod
+    forbids that: a Service `zot-metrics` makes a variable ZOT_METRICS_PORT, which is no setting.
+    """
     [found] = rendered.of("ConfigMap").values()
     path = tmp_path / "settings.yaml"
     path.write_text(found["data"]["settings.yaml"])
@@ -205,6 +220,12 @@ def test_the_settings_are_valid(rendered: Rendered, tmp_path: Path, monkeypatch:
     settings = load_settings()
     assert {store.type for store in settings.stores.values()} <= {"s3", "gcs", "azure"}
     assert settings.log.format == "json"
+    for name, pod, _ in rendered.pods():
+        if name not in {"zot-broker", "zot-catalogue"}:
+            with monkeypatch.context() as environment:
+                for variable, value in service_links(rendered, pod).items():
+                    environment.setenv(variable, value)
+                load_settings()
 
 
 def test_gateway_and_workers_share_the_bytes_that_were_sent() -> None:

@@ -228,10 +228,14 @@ def test_all_mistakes_are_told_at_once(config):
 
 
 def test_a_misspelt_variable_is_an_error(config, monkeypatch):
-    """A variable that begins like ours and is none is named, with the one that was meant."""
+    """A variable that begins like ours and is none is named, with the one that was meant or with its origin."""
     config("")
     monkeypatch.setenv("ZOT_BROKR", "redis://127.0.0.1")
     assert problems() == ["ZOT_BROKR is not a setting; did you mean 'ZOT_BROKER'?"]
+    monkeypatch.delenv("ZOT_BROKR")
+    monkeypatch.setenv("ZOT_SERVICE_HOST", "10.0.0.11")
+    [told] = problems()
+    assert told.startswith("ZOT_SERVICE_HOST is not a setting: Kubernetes tells a Service")
 
 
 @pytest.mark.parametrize(
