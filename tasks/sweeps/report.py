@@ -34,10 +34,10 @@ def sweep_report(request: SweepReportRequest, job: RunningJob) -> SweepReportRes
         StorageError, Snooze: the store did not take it, or takes no job now.
     """
     # The commands are imported here: a worker starts without them.
-    from worker.cli.output import jsonable
     from worker.cli.report import SINCE, report_of
     from worker.cli.report_page import page_of
     from worker.cli.session import Session
+    from worker.readable import jsonable
 
     settings = job.settings.sweep.report
     if settings.store is None:

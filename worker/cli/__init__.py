@@ -13,8 +13,9 @@ import typer
 
 from worker.bounded_exit import end_within
 from worker.cli.commands import LazyGroup
-from worker.cli.errors import Failure, Status, failure_of
+from worker.cli.errors import Failure, failure_of
 from worker.cli.output import StandardOutput, complain, print_json
+from worker.exit_status import Status
 
 app = typer.Typer(
     name="zot-artifacts",

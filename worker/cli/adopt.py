@@ -15,12 +15,13 @@ from worker.artifacts.disk_sort import DiskSort
 from worker.artifacts.verify_layouts.checked_prefix import CheckedPrefix, Claim
 from worker.artifacts.verify_layouts.sha256sums import claims_of, is_list, lists_above, lists_beside, sort_lists
 from worker.cli.arguments import ArtifactPath, IdempotencyKey, NoWait, Timeout
-from worker.cli.errors import Failure, Status
+from worker.cli.errors import Failure
 from worker.cli.job_outcome import Outcome, finish, print_unnamed_failures
 from worker.cli.output import AsJson, complain, note, print_json, say
 from worker.cli.send_and_wait import WaitOptions, request_of, sender
 from worker.cli.session import Session, opened
 from worker.cli.stage_file import stage
+from worker.exit_status import Status
 from worker.storage.driver import ListedObject
 from worker.storage.errors import InvalidKey, StorageError
 from worker.storage.keys import check_bucket, check_existing_key

@@ -9,9 +9,10 @@ from worker import clock
 from worker.alarms.attempts import AlarmUndelivered
 from worker.alarms.delivery import deliver
 from worker.alarms.message_text import test_digest
-from worker.cli.errors import Failure, Status
+from worker.cli.errors import Failure
 from worker.cli.output import AsJson, complain, print_json, print_table, say
 from worker.cli.session import opened
+from worker.exit_status import Status
 from worker.settings import load_settings
 
 app = typer.Typer(invoke_without_command=True, add_completion=False)

@@ -9,7 +9,8 @@ from typing import Annotated, Self
 
 import typer
 
-from worker.cli.errors import Failure, Status
+from worker.cli.errors import Failure
+from worker.exit_status import Status
 from worker.storage.durations_and_sizes import parse_duration
 from worker.storage.keys import check_bucket, check_existing_key
 from zot_artifact_client.globs import compiled

@@ -14,9 +14,10 @@ from worker import clock
 from worker.artifacts.attestation import NotAttested, Policy, sign, statement_of
 from worker.cli.arguments import STREAM, ArtifactArgument, ArtifactPath, input_file, output_file
 from worker.cli.atomic_file import complete_file
-from worker.cli.errors import Failure, Status
+from worker.cli.errors import Failure
 from worker.cli.output import note, print_json
 from worker.cli.session import opened
+from worker.exit_status import Status
 from worker.input_files import read_input
 from worker.storage.durations_and_sizes import parse_duration
 

@@ -6,9 +6,11 @@ from typing import Annotated
 import typer
 
 from worker.cli.arguments import ArtifactPath, no_stream
-from worker.cli.errors import Failure, Status
-from worker.cli.output import AsJson, complain, print_json, say, size
+from worker.cli.errors import Failure
+from worker.cli.output import AsJson, complain, print_json, say
 from worker.counted import counted
+from worker.exit_status import Status
+from worker.readable import size
 from worker.settings import Settings, load_settings
 from zot_artifact_client import ArtifactClient, ChunkCache
 from zot_artifact_client.errors import ClientError, GatewayUnavailable

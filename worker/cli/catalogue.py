@@ -26,13 +26,15 @@ from worker.catalogue.load_export import Lines
 from worker.cli.arguments import STREAM
 from worker.cli.arguments import Stores as StoreNames
 from worker.cli.atomic_file import complete_file
-from worker.cli.errors import Failure, Status
+from worker.cli.errors import Failure
 from worker.cli.open_limited_stores import stores_within_limits
-from worker.cli.output import AsJson, complain, flat, note, print_json, print_table, say, size
+from worker.cli.output import AsJson, complain, flat, note, print_json, print_table, say
 from worker.cli.session import opened
 from worker.cli.user import user_name
 from worker.counted import counted
+from worker.exit_status import Status
 from worker.input_files import open_input
+from worker.readable import size
 from worker.settings import Settings, load_settings
 from worker.storage import Store as StoreOfBackups
 from worker.storage import Stores

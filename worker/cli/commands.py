@@ -14,7 +14,8 @@ import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 from typer.main import get_command
 
-from worker.cli.errors import Failure, Status
+from worker.cli.errors import Failure
+from worker.exit_status import Status
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,12 @@ import typer
 
 from worker import clock
 from worker.cli.arguments import ArtifactArgument, ArtifactPath
-from worker.cli.errors import Failure, Status
-from worker.cli.output import AsJson, print_json, print_table, say, size
+from worker.cli.errors import Failure
+from worker.cli.output import AsJson, print_json, print_table, say
 from worker.cli.session import opened
 from worker.cli.user import user_name
+from worker.exit_status import Status
+from worker.readable import size
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 Companion = Annotated[

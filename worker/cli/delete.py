@@ -16,13 +16,14 @@ from worker.cli.arguments import (
     Stores,
     Timeout,
 )
-from worker.cli.errors import Failure, Status
+from worker.cli.errors import Failure
 from worker.cli.job_outcome import finish
 from worker.cli.output import AsJson, note
 from worker.cli.replicate_verify_delete import Selection, run_verb
 from worker.cli.send_and_wait import WaitOptions
 from worker.cli.session import Session, opened
 from worker.cli.user import user_name
+from worker.exit_status import Status
 from worker.storage.durations_and_sizes import duration_text
 from zot_artifact_client.contract import DELETE
 

@@ -7,11 +7,13 @@ import typer
 
 from worker import clock
 from worker.catalogue import ApprovalState, DeleteApproval
-from worker.cli.errors import Failure, Status
-from worker.cli.output import AsJson, moment, print_json, print_table, say, size
+from worker.cli.errors import Failure
+from worker.cli.output import AsJson, print_json, print_table, say
 from worker.cli.session import Session, opened
 from worker.cli.user import origin, user_name
 from worker.counted import counted
+from worker.exit_status import Status
+from worker.readable import moment, size
 
 app = typer.Typer(invoke_without_command=True, add_completion=False)
 

@@ -12,9 +12,10 @@ from rich.console import Console
 
 from worker.cli import demo_steps as steps
 from worker.cli.arguments import no_stream
-from worker.cli.errors import Failure, Status
+from worker.cli.errors import Failure
 from worker.cli.output import AsJson, print_json
 from worker.embedded.up_subprocess import UpFailed, running, still_there
+from worker.exit_status import Status
 from worker.settings.loading import load_settings
 from worker.settings.model import ENV_PREFIX
 

@@ -20,13 +20,14 @@ from worker.catalogue import Copy
 from worker.cli.errors import Failure
 from worker.cli.fetch_artifact import fetch
 from worker.cli.job_outcome import Outcome
-from worker.cli.output import size, word
+from worker.cli.output import word
 from worker.cli.send_and_wait import WaitOptions, request_of, sender
 from worker.cli.session import Session, opened
 from worker.cli.upload import upload_one
 from worker.counted import counted
 from worker.embedded.supervisor import FLOWER_USER
 from worker.embedded.up_subprocess import Up
+from worker.readable import size
 from worker.storage.config import FilesystemConfig
 from worker.storage.errors import NotFound
 from zot_artifact_client.contract import DELETE, REPLICATE, UPLOAD, VERIFY, TaskSpec

@@ -18,8 +18,7 @@ from worker.artifacts.store_holds import tries_to_delete_held
 from worker.artifacts.verification_log_head import CheckedLog, WrittenLog, log_faults, unaccepted_restore
 from worker.catalogue import CatalogueError, CatalogueUnavailable, NewerCatalogue
 from worker.cli.check import Check
-from worker.cli.errors import Status
-from worker.cli.output import AsJson, out, print_json, printable, size
+from worker.cli.output import AsJson, out, print_json, printable
 from worker.cli.pause import describe_pause
 from worker.cli.service_checks import (
     broker_checks,
@@ -33,7 +32,9 @@ from worker.cli.session import Session, no_catalogue, open_session
 from worker.cli.stores import bad_copies, unconfigured, way_out_of_unconfigured
 from worker.counted import counted
 from worker.embedded.processes import too_few_files
+from worker.exit_status import Status
 from worker.limits.circuit_breaker import OpenBreaker
+from worker.readable import size
 from worker.settings.loading import load_settings
 from worker.settings.model import Settings
 from worker.settings.private_data_directory import (

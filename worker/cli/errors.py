@@ -3,24 +3,11 @@
 import difflib
 import errno
 from collections.abc import Iterable
-from enum import IntEnum
 from pathlib import Path
 
 import typer
 
-
-class Status(IntEnum):
-    """The exit status of a command. Scripts rely on the numbers."""
-
-    GOOD = 0
-    BAD = 1
-    """Done, and the answer is bad: failed, corrupt, missing, rejected."""
-    USAGE = 2
-    """The command line or the configuration is wrong; nothing was done."""
-    UNKNOWN = 3
-    """No answer: unreadable, unverifiable, no broker, timed out waiting."""
-    INTERRUPTED = 130
-
+from worker.exit_status import Status
 
 WAYS_OUT_OF_WRITE = {
     errno.ENOSPC: "make room there",

@@ -15,13 +15,15 @@ from worker.artifacts.premis import premis
 from worker.catalogue import Artifact
 from worker.cli.arguments import ArtifactPath, no_stream
 from worker.cli.atomic_file import complete_file
-from worker.cli.errors import Failure, Status
+from worker.cli.errors import Failure
 from worker.cli.fetch_artifact import fetch
 from worker.cli.get_directory import Refused, Target
-from worker.cli.output import AsJson, print_json, say, size
+from worker.cli.output import AsJson, print_json, say
 from worker.cli.progress import bar
 from worker.cli.session import Session, opened
 from worker.counted import counted
+from worker.exit_status import Status
+from worker.readable import size
 
 _DATA, _PREMIS = "data", "metadata/premis.xml"
 

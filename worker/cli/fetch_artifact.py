@@ -9,9 +9,10 @@ from shlex import quote
 from worker.artifacts.reading_order import reading_order
 from worker.catalogue import Artifact, Copy
 from worker.cli.atomic_file import complete_file
-from worker.cli.errors import Failure, Status
+from worker.cli.errors import Failure
 from worker.cli.output import note
 from worker.cli.session import Session
+from worker.exit_status import Status
 from worker.storage import Store
 from worker.storage.cloud.proxies import proxies_for
 from worker.storage.config import StoreConfig

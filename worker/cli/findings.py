@@ -9,10 +9,12 @@ import typer
 
 from worker import clock
 from worker.catalogue import FindingKind, FindingRecord
-from worker.cli.errors import Failure, Status, suggestion
-from worker.cli.output import AsJson, age, moment, note, print_json, print_table, say
+from worker.cli.errors import Failure, suggestion
+from worker.cli.output import AsJson, note, print_json, print_table, say
 from worker.cli.session import Session, opened
 from worker.cli.user import user_name
+from worker.exit_status import Status
+from worker.readable import age, moment
 
 _VERDICTS = 20
 app = typer.Typer(invoke_without_command=True, add_completion=False)

@@ -12,13 +12,15 @@ import typer
 from worker.artifacts.directory_listing import Filters
 from worker.catalogue import Artifact
 from worker.cli.arguments import STREAM, ArtifactPath, Exclude, Include, local_path, refuse
-from worker.cli.errors import Failure, Status
+from worker.cli.errors import Failure
 from worker.cli.fetch_artifact import Fetched, Part, fetch
 from worker.cli.get_directory import dry_run as print_dry_run
 from worker.cli.get_directory import finish, get_directory, selection_of
-from worker.cli.output import AsJson, note, print_json, say, size
+from worker.cli.output import AsJson, note, print_json, say
 from worker.cli.progress import bar
 from worker.cli.session import Session, opened
+from worker.exit_status import Status
+from worker.readable import size
 from worker.storage.integrity.verifying_reader import OnBytes
 
 _COPY = 1024**2

@@ -13,13 +13,15 @@ from typing import NamedTuple
 from worker.artifacts.directory_listing import Filters
 from worker.catalogue import Artifact
 from worker.cli.arguments import local_path
-from worker.cli.errors import Failure, Status, of_file
+from worker.cli.errors import Failure, of_file
 from worker.cli.fetch_artifact import fetch
 from worker.cli.keys_of_written_files import KeysOfFiles
-from worker.cli.output import complain, print_json, say, size
+from worker.cli.output import complain, print_json, say
 from worker.cli.progress import Bar
 from worker.cli.session import Session
 from worker.counted import counted
+from worker.exit_status import Status
+from worker.readable import size
 from worker.storage.errors import InvalidKey, StorageError
 from worker.storage.keys import check_bucket, check_key_prefix
 from zot_artifact_client.globs import selector

@@ -10,9 +10,10 @@ from typing import Any
 import typer
 
 from worker.catalogue import JobRecord
-from worker.cli.errors import Status
-from worker.cli.output import complain, flat, moment, out, print_json, say, size, table
+from worker.cli.output import complain, flat, out, print_json, say, table
 from worker.counted import counted
+from worker.exit_status import Status
+from worker.readable import moment, size
 from zot_artifact_client.contract import BATCH, EVIDENCE, VERIFY, JobState
 from zot_artifact_client.errors import JobNotDone
 

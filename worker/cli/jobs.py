@@ -12,7 +12,7 @@ from worker import clock
 from worker.catalogue import JobRecord
 from worker.catalogue.job_admin import REDRIVABLE
 from worker.cli.arguments import Timeout, refuse
-from worker.cli.errors import Failure, Status
+from worker.cli.errors import Failure
 from worker.cli.job_outcome import finish, outcome_of
 from worker.cli.jobs_output import print_job, print_jobs
 from worker.cli.jobs_retry import send_again, way_out_of_missing_copies, why_not
@@ -26,9 +26,11 @@ from worker.cli.jobs_selection import (
     having,
     tell_unknown_error,
 )
-from worker.cli.output import AsJson, complain, moment, note, print_json, say
+from worker.cli.output import AsJson, complain, note, print_json, say
 from worker.cli.session import Session, opened
 from worker.counted import counted
+from worker.exit_status import Status
+from worker.readable import moment
 from worker.settings.loading import load_settings
 from worker.storage.durations_and_sizes import parse_duration
 from zot_artifact_client.contract import BATCH, PAGE, JobState

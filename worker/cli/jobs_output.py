@@ -7,8 +7,9 @@ from typing import Any
 from worker import clock
 from worker.catalogue import JobRecord, WaitingJobs
 from worker.cli.job_outcome import outcome_of
-from worker.cli.output import age, flat, moment, out, print_json, print_table, say, size
+from worker.cli.output import flat, out, print_json, print_table, say
 from worker.counted import counted
+from worker.readable import age, moment, size
 from zot_artifact_client.contract import ADOPT, BATCH, PAGE, REPLICATE, VERIFY, JobState
 from zot_artifact_client.text_escaping import without_secrets
 

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from worker.cli.output import print_json, print_table, say, size
+from worker.cli.output import print_json, print_table, say
 from worker.intake.rejected import RejectedMessages, rejected_messages
+from worker.readable import size
 from worker.settings import Settings
 from zot_artifact_client.broker_urls import parse_url
 from zot_artifact_client.connection import (

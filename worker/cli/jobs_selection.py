@@ -6,9 +6,10 @@ from typing import Annotated, Any
 import typer
 
 from worker.catalogue import Catalogue, JobRecord
-from worker.cli.errors import Failure, Status, suggestion
+from worker.cli.errors import Failure, suggestion
 from worker.cli.jobs_output import causes_of
 from worker.cli.output import complain
+from worker.exit_status import Status
 from zot_artifact_client.contract import TASKS, JobState
 
 _KINDS = [spec.kind for spec in TASKS.values()]

@@ -15,10 +15,12 @@ from worker.artifacts.verification_log_head import (
     unaccepted_restore,
 )
 from worker.catalogue import FindingKind
-from worker.cli.errors import Failure, Status
-from worker.cli.output import AsJson, complain, moment, print_json, say
+from worker.cli.errors import Failure
+from worker.cli.output import AsJson, complain, print_json, say
 from worker.cli.session import Session, opened
 from worker.counted import counted
+from worker.exit_status import Status
+from worker.readable import moment
 from worker.storage.errors import StorageError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)

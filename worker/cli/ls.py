@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from worker.catalogue import Artifact
-from worker.cli.output import AsJson, print_json, print_table, size
+from worker.cli.output import AsJson, print_json, print_table
 from worker.cli.session import Session, opened
+from worker.readable import size
 from worker.storage.keys import check_bucket, check_key_prefix
 
 _PAGE = 1000

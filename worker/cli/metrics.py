@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from worker.cli.errors import Failure, Status
+from worker.cli.errors import Failure
 from worker.cli.output import AsJson, print_json, say
+from worker.exit_status import Status
 from worker.settings import load_settings
 
 

@@ -5,9 +5,10 @@ from contextlib import ExitStack, contextmanager
 from uuid import uuid4
 
 from worker.catalogue import Catalogue, CatalogueError
-from worker.cli.errors import Failure, Status
+from worker.cli.errors import Failure
 from worker.cli.output import note
 from worker.cli.session import has_catalogue
+from worker.exit_status import Status
 from worker.limits.admission import Admission
 from worker.limits.check_pauses import PauseCheck
 from worker.limits.limited_store import LimitedStores, NoJob

@@ -8,11 +8,12 @@ import json
 import select
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from worker.readable import jsonable, moment
 from zot_artifact_client.text_escaping import bounded, is_hidden
 
 if TYPE_CHECKING:
@@ -41,9 +42,7 @@ _BAD = {
     "bad",
 }
 _WIDE = 2000
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _LEAST_FLEXIBLE = 12
-_AGES = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 
 
 class StandardOutput(io.FileIO):
@@ -175,26 +174,6 @@ def word(value: object) -> str:
     return f"[bold red]{text}[/]" if text in _BAD else text
 
 
-def moment(value: datetime) -> str:
-    """Return a time as people read it."""
-    return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-
-
-def age(value: datetime, now: datetime) -> str:
-    """Return how long ago a time is, in its largest whole unit."""
-    passed = max(0, int((now - value).total_seconds()))
-    return next((f"{passed // seconds}{unit}" for unit, seconds in _AGES if passed >= seconds), "0s")
-
-
-def size(count: float) -> str:
-    """Return a number of bytes with a unit."""
-    for unit in _UNITS:
-        if count < 1024 or unit == _UNITS[-1]:  # noqa: PLR2004 - the size of the units
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError
-
-
 def middle_cut(text: str, width: int) -> str:
     """Return a text of at most `width` cells of a terminal: its beginning and its end, with `…` between.
 
@@ -242,10 +221,3 @@ def _shorten(columns: Sequence[str], cells: list[list[str]], flexible: Sequence[
         widths[widest] -= 1
         for row in cells:
             row[widest] = middle_cut(row[widest], widths[widest])
-
-
-def jsonable(value: Any) -> str:
-    """Return what JSON has no type for as text: a time in UTC, as all documents have it."""
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-    return str(value)

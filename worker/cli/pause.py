@@ -8,9 +8,11 @@ import typer
 
 from worker import clock
 from worker.catalogue import Scope
-from worker.cli.errors import Failure, Status, suggestion
-from worker.cli.output import AsJson, moment, note, print_json, print_table, say
+from worker.cli.errors import Failure, suggestion
+from worker.cli.output import AsJson, note, print_json, print_table, say
 from worker.cli.session import Session, opened
+from worker.exit_status import Status
+from worker.readable import moment
 from worker.settings.model import NoBroker
 from zot_artifact_client.contract import JobState, Queue
 from zot_artifact_client.errors import BrokerUnavailable

@@ -19,8 +19,9 @@ from rich.text import Text
 
 from worker import clock
 from worker.catalogue import Catalogue, JobRecord, Scope
-from worker.cli.output import err, moment, note, size
+from worker.cli.output import err, note
 from worker.counted import counted
+from worker.readable import moment, size
 from worker.settings import Settings
 from zot_artifact_client.contract import BATCH, JobState
 from zot_artifact_client.contract import Progress as JobProgress

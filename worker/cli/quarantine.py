@@ -14,14 +14,16 @@ from worker.artifacts.per_store import SingleFailures, most_retryable
 from worker.artifacts.quarantined_bytes import Quarantined, digest_of, purge, quarantined
 from worker.cli.arguments import STREAM, ArtifactPath, output_file
 from worker.cli.atomic_file import complete_file
-from worker.cli.errors import Failure, Status, failure_of
+from worker.cli.errors import Failure, failure_of
 from worker.cli.get import check_output, file_at
 from worker.cli.job_outcome import finish
-from worker.cli.output import AsJson, note, print_json, print_table, say, size
+from worker.cli.output import AsJson, note, print_json, print_table, say
 from worker.cli.send_and_wait import WaitOptions, request_of, sender
 from worker.cli.session import Session, opened
 from worker.cli.upload import upload_one
 from worker.counted import counted
+from worker.exit_status import Status
+from worker.readable import size
 from worker.storage.durations_and_sizes import parse_duration
 from worker.storage.errors import StorageError
 from worker.storage.keys import QUARANTINE_BUCKET

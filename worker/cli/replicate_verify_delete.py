@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from worker.cli.arguments import STREAM, ArtifactPath, input_file, local_path
-from worker.cli.errors import Failure, Status
+from worker.cli.errors import Failure
 from worker.cli.job_outcome import Outcome
 from worker.cli.send_and_wait import WaitOptions, request_of, sender
 from worker.cli.session import Session
 from worker.cli.stage_file import check_file, stage, within_roots
+from worker.exit_status import Status
 from zot_artifact_client.contract import BATCH, BatchRequest, TaskSpec
 from zot_artifact_client.job_ids import choose_id
 

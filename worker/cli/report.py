@@ -15,12 +15,13 @@ from worker.artifacts.verification_log_head import signed_head
 from worker.catalogue import Catalogue
 from worker.cli.arguments import STREAM, output_file, seconds
 from worker.cli.atomic_file import complete_file
-from worker.cli.errors import Failure, Status
+from worker.cli.errors import Failure
 from worker.cli.output import AsJson, print_json, say
 from worker.cli.report_page import page_of
 from worker.cli.report_preservation_level import preservation_level
 from worker.cli.session import Session, opened
 from worker.cli.status import document_of
+from worker.exit_status import Status
 from worker.limits.snooze import Snooze
 from worker.storage.errors import StorageError
 from zot_artifact_client.contract import JobState

@@ -7,8 +7,9 @@ from string import Template
 from typing import Any
 
 from worker.catalogue import EVIDENCE_OUTCOMES
-from worker.cli.output import age, moment, printable, size
+from worker.cli.output import printable
 from worker.counted import counted
+from worker.readable import age, moment, size
 from worker.storage.durations_and_sizes import duration_text
 
 _PAGE = Template("""<!doctype html>

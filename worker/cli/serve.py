@@ -8,8 +8,9 @@ import typer
 
 from worker import clock
 from worker.cli.arguments import no_stream
-from worker.cli.errors import Failure, Status
+from worker.cli.errors import Failure
 from worker.cli.output import complain, note
+from worker.exit_status import Status
 from worker.input_files import special_kind
 from worker.settings import load_settings
 

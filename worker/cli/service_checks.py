@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from worker.catalogue import Catalogue, CatalogueError
 from worker.cli.check import Check
-from worker.cli.output import moment
+from worker.readable import moment
 from worker.settings.model import NoBroker, Settings
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ from urllib.parse import unquote
 
 from worker.artifacts.reading_order import AvoidedStores
 from worker.catalogue import Artifact, Catalogue, JobRecord, expected_identity
-from worker.cli.errors import Failure, Status
+from worker.cli.errors import Failure
 from worker.cli.output import note
+from worker.exit_status import Status
 from worker.settings import Settings, load_settings
 from worker.storage.configured_stores import Stores
 from zot_artifact_client.contract import JobState

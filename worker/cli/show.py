@@ -12,9 +12,10 @@ from worker.artifacts.verification_log_head import signed_head
 from worker.catalogue import BAD, Copy, CopyState, EvidenceCheck
 from worker.cli.arguments import ArtifactArgument, ArtifactPath
 from worker.cli.jobs_retry import adds_copies
-from worker.cli.output import AsJson, flat, print_json, print_table, say, size
+from worker.cli.output import AsJson, flat, print_json, print_table, say
 from worker.cli.session import Session, opened
 from worker.counted import counted
+from worker.readable import size
 from worker.storage import Verdict
 from worker.storage.cloud.object_tags import decode_tags
 from worker.storage.errors import NotFound

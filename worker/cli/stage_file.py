@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from worker.cli.arguments import local_path
-from worker.cli.errors import WAYS_OUT_OF_WRITE, Failure, Status
+from worker.cli.errors import WAYS_OUT_OF_WRITE, Failure
+from worker.exit_status import Status
 from worker.settings import Settings
 from worker.settings.private_data_directory import open_own, sync_directory
 from worker.storage.driver import BUFFER_SIZE

@@ -40,9 +40,9 @@ from worker.catalogue import (
     WaitingJobs,
 )
 from worker.cli.check import Check
-from worker.cli.errors import Failure, Status
+from worker.cli.errors import Failure
 from worker.cli.findings import what
-from worker.cli.output import AsJson, moment, print_json, size
+from worker.cli.output import AsJson, print_json
 from worker.cli.service_checks import (
     broker_checks,
     catalogue_lock,
@@ -55,7 +55,9 @@ from worker.cli.session import Session, opened
 from worker.cli.status_output import NAMED, WAITS, print_status, sweep_name
 from worker.cli.stores import unconfigured, way_out_of_unconfigured
 from worker.counted import counted
+from worker.exit_status import Status
 from worker.limits.snooze import LONGEST_PAUSE
+from worker.readable import moment, size
 from worker.settings import load_settings
 from worker.storage.config import FilesystemConfig
 from worker.storage.durations_and_sizes import duration_text

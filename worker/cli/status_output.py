@@ -6,9 +6,10 @@ from operator import itemgetter
 from typing import Any
 
 from worker.catalogue import CopyState, FindingKind
-from worker.cli.output import age, flat, moment, print_table, say, size
+from worker.cli.output import flat, print_table, say
 from worker.cli.pause import describe_pause
 from worker.counted import counted
+from worker.readable import age, moment, size
 from worker.storage.durations_and_sizes import duration_text
 from zot_artifact_client.contract import SWEEP_LEFTOVERS, SWEEP_PROBE
 

@@ -8,12 +8,13 @@ import typer
 
 from worker import clock
 from worker.catalogue import BAD, FindingKind, Pause, Scope
-from worker.cli.errors import Failure, Status, suggestion
+from worker.cli.errors import Failure, suggestion
 from worker.cli.output import AsJson, note, print_json, print_table, say
 from worker.cli.pause import describe_pause
 from worker.cli.service_checks import open_breakers
 from worker.cli.session import Session, opened
 from worker.counted import counted
+from worker.exit_status import Status
 from worker.storage.errors import StorageError
 from worker.storage.identity import place_of
 

@@ -13,13 +13,14 @@ import typer
 from worker import clock
 from worker.catalogue import JobRecord, Scope
 from worker.cli.arguments import NoWait, Timeout, no_stream
-from worker.cli.errors import Failure, Status, suggestion
+from worker.cli.errors import Failure, suggestion
 from worker.cli.job_outcome import Outcome, print_outcome
 from worker.cli.output import AsJson, complain, note, print_json, print_table, say
 from worker.cli.send_and_wait import Sender, WaitOptions, continuing, request_of, sender
 from worker.cli.session import Session, opened
 from worker.cli.sweep_plans import PLANS, whole_pass
 from worker.counted import counted
+from worker.exit_status import Status
 from zot_artifact_client.contract import (
     PAGE,
     SWEEP_ALARMS,

@@ -11,11 +11,13 @@ from worker.artifacts.verify_layouts.checked_prefix import CheckedPrefix, Fault,
 from worker.artifacts.verify_layouts.ocfl import verify_ocfl
 from worker.artifacts.verify_layouts.oci import verify_oci
 from worker.artifacts.verify_layouts.sha256sums import verify_sha256sums
-from worker.cli.errors import Failure, Status
+from worker.cli.errors import Failure
 from worker.cli.open_limited_stores import stores_within_limits
-from worker.cli.output import complain, note, print_json, say, size
+from worker.cli.output import complain, note, print_json, say
 from worker.cli.progress import bar
 from worker.counted import counted
+from worker.exit_status import Status
+from worker.readable import size
 from worker.settings import load_settings
 from worker.storage.configured_stores import Stores
 from worker.storage.keys import check_bucket

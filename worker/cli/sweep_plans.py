@@ -7,9 +7,9 @@ from typing import Any
 from worker import clock
 from worker.artifacts.read_budget import forecast_for, forecast_of
 from worker.artifacts.reconcile import buckets_to_compare, compare
-from worker.cli.output import age, size
 from worker.cli.session import Session
 from worker.counted import counted
+from worker.readable import age, size
 from worker.settings.budgets import Prices
 
 _MOST = 1_000_000_000

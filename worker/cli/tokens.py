@@ -8,9 +8,10 @@ import typer
 
 from worker import clock
 from worker.catalogue import AccessToken
-from worker.cli.errors import Failure, Status
+from worker.cli.errors import Failure
 from worker.cli.output import AsJson, note, print_json, print_table, say
 from worker.cli.session import opened
+from worker.exit_status import Status
 from worker.gateway.access import ALL, TokenVerb, new_token
 from worker.storage.durations_and_sizes import parse_duration
 

@@ -10,10 +10,11 @@ from worker import clock
 from worker.artifacts.store_holds import NOT_OFFERED, hold_copies, is_held
 from worker.catalogue import Hold
 from worker.cli.arguments import ArtifactArgument, ArtifactPath
-from worker.cli.errors import Failure, Status
+from worker.cli.errors import Failure
 from worker.cli.output import AsJson, complain, print_json, print_table, say
 from worker.cli.session import opened
 from worker.cli.user import user_name
+from worker.exit_status import Status
 
 Reason = Annotated[
     str, typer.Option("--reason", metavar="TEXT", help="Why; it is shown to everyone who wants to delete the artifact.")

@@ -5,11 +5,12 @@ from typing import Annotated
 
 import typer
 
-from worker.cli.errors import Failure, Status
+from worker.cli.errors import Failure
 from worker.cli.output import AsJson, note, out, print_json, say
 from worker.embedded.append_only_file import DamagedBroker
 from worker.embedded.processes import CannotStart
 from worker.embedded.supervisor import FLOWER_USER, NotReady, Running, UpOptions, run
+from worker.exit_status import Status
 from worker.settings import load_settings
 from worker.settings.private_data_directory import way_out_of_home
 

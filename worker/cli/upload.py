@@ -21,7 +21,7 @@ from worker.cli.arguments import (
     Timeout,
     refuse,
 )
-from worker.cli.errors import Failure, Status
+from worker.cli.errors import Failure
 from worker.cli.job_outcome import Outcome, finish
 from worker.cli.output import AsJson
 from worker.cli.send_and_wait import Sender, WaitOptions, request_of, sender
@@ -29,6 +29,7 @@ from worker.cli.session import opened
 from worker.cli.stage_file import Staged, check_file, stage, stage_stream, within_roots
 from worker.cli.upload_directory import count_refused, listing_of, not_sent, report, upload_directory
 from worker.cli.upload_directory import dry_run as print_dry_run
+from worker.exit_status import Status
 from worker.storage.keys import check_key
 from zot_artifact_client.contract import PROPERTIES, UPLOAD, UploadRequest
 from zot_artifact_client.job_ids import choose_id

@@ -12,13 +12,15 @@ from typing import Any, BinaryIO
 from worker.artifacts.batch_lists import ListedFile
 from worker.artifacts.directory_listing import DirectoryListing, Filters
 from worker.cli.arguments import no_stream
-from worker.cli.errors import Failure, Status
+from worker.cli.errors import Failure
 from worker.cli.job_outcome import Outcome
-from worker.cli.output import complain, note, print_json, say, size
+from worker.cli.output import complain, note, print_json, say
 from worker.cli.send_and_wait import Sender, WaitOptions, request_of, sender
 from worker.cli.session import Session
 from worker.cli.stage_file import has_changed, within_roots
 from worker.counted import counted
+from worker.exit_status import Status
+from worker.readable import size
 from worker.settings import Settings
 from worker.settings.private_data_directory import sync_directory
 from worker.storage.keys import check_bucket, check_key_prefix

@@ -15,12 +15,13 @@ from worker.cli.arguments import (
     Stores,
     Timeout,
 )
-from worker.cli.errors import Failure, Status
+from worker.cli.errors import Failure
 from worker.cli.job_outcome import finish
 from worker.cli.output import AsJson
 from worker.cli.replicate_verify_delete import Selection, run_verb
 from worker.cli.send_and_wait import WaitOptions
 from worker.cli.session import opened
+from worker.exit_status import Status
 from zot_artifact_client.contract import EVIDENCE, VERIFY, TaskSpec
 
 By = Annotated[

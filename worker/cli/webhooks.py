@@ -9,10 +9,11 @@ import typer
 from worker import clock
 from worker.alarms import webhook
 from worker.alarms.attempts import AlarmUndelivered
-from worker.cli.errors import Failure, Status, suggestion
+from worker.cli.errors import Failure, suggestion
 from worker.cli.output import AsJson, print_json, print_table, say
 from worker.cli.session import opened
 from worker.counted import counted
+from worker.exit_status import Status
 from worker.settings import load_settings
 
 app = typer.Typer(invoke_without_command=True, add_completion=False)

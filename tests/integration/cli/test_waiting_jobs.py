@@ -12,9 +12,10 @@ import redis
 
 from worker import cli, clock
 from worker.catalogue import Catalogue, Leased
-from worker.cli.errors import Failure, Status
+from worker.cli.errors import Failure
 from worker.cli.send_and_wait import WaitOptions, sender
 from worker.cli.session import opened
+from worker.exit_status import Status
 from worker.jobs.cancel_jobs import cause
 from worker.jobs.result_backend import fenced_request, use_atomic_result_backend
 from worker.settings import load_settings

@@ -14,9 +14,10 @@ from tests.waiting import WITHIN
 from worker.catalogue import Catalogue
 from worker.cli import run
 from worker.cli.commands import COMMANDS
-from worker.cli.errors import Status, failure_of
+from worker.cli.errors import failure_of
 from worker.cli.session import no_catalogue
 from worker.cli.sweep import _SWEEPS
+from worker.exit_status import Status
 from worker.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -172,6 +173,7 @@ def test_help_imports_nothing_that_it_does_not_use(tmp_path: Path) -> None:
     assert heavy == set()
     assert {name for name in modules if name.startswith("worker")} <= {
         "worker", "worker.bounded_exit", "worker.cli", "worker.cli.commands", "worker.cli.errors", "worker.cli.output",
+        "worker.exit_status", "worker.readable",
     }  # fmt: skip
 
 

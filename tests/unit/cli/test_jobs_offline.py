@@ -11,7 +11,7 @@ import pytest
 from worker import cli, clock
 from worker.artifacts.queries import status_of
 from worker.catalogue import Catalogue, Leased
-from worker.cli.errors import Status
+from worker.exit_status import Status
 from worker.settings import load_settings
 from worker.storage import Digest
 from zot_artifact_client.contract import JobState

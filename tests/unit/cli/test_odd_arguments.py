@@ -7,8 +7,9 @@ import pytest
 
 from tests.unit.cli.test_status import artifact, catalogue  # noqa: F401 - fixtures
 from worker import cli
-from worker.cli.errors import Failure, Status
+from worker.cli.errors import Failure
 from worker.cli.session import open_session
+from worker.exit_status import Status
 from worker.settings import load_settings
 
 

@@ -10,7 +10,8 @@ import pytest
 from rich.cells import cell_len
 
 from worker.cli import output
-from worker.cli.errors import Status, failure_of
+from worker.cli.errors import failure_of
+from worker.exit_status import Status
 from zot_artifact_client import InvalidRequest
 from zot_artifact_client.contract import UPLOAD
 from zot_artifact_client.job_ids import choose_id

@@ -13,7 +13,7 @@ from tests.unit.cli.test_status import catalogue  # noqa: F401 - a fixture
 from worker import cli
 from worker.catalogue import Artifact, Catalogue
 from worker.cli.commands import COMMANDS
-from worker.cli.errors import Status
+from worker.exit_status import Status
 
 APP = "releases/app.tgz"
 PATHS = {"FILE", "DIR", "DEST", "SOURCE", "MANIFEST", "PATH"}
