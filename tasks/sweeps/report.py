@@ -8,6 +8,10 @@ from datetime import timedelta
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
 from worker.limits.limited_store import LimitedStore
+from worker.readable import jsonable
+from worker.report.page import page_of
+from worker.report.report import SINCE, report_of
+from worker.report.sources import Sources
 from worker.storage.driver import ObjectProperties
 from worker.storage.errors import PermanentError
 from worker.storage.keys import REPORT_BUCKET
@@ -33,12 +37,6 @@ def sweep_report(request: SweepReportRequest, job: RunningJob) -> SweepReportRes
         ReportBucketTaken: an artifact has one of its names; it is not overwritten.
         StorageError, Snooze: the store did not take it, or takes no job now.
     """
-    # The commands are imported here: a worker starts without them.
-    from worker.cli.report import SINCE, report_of
-    from worker.cli.report_page import page_of
-    from worker.cli.session import Session
-    from worker.readable import jsonable
-
     settings = job.settings.sweep.report
     if settings.store is None:
         raise NoReportStore("no store is named for the report: set sweep.report.store")
@@ -46,8 +44,8 @@ def sweep_report(request: SweepReportRequest, job: RunningJob) -> SweepReportRes
     bucket = settings.bucket or REPORT_BUCKET
     if settings.bucket is None and not store.capabilities.reserved_buckets:
         raise NoReportStore(f"{store.name} has no reserved bucket: set sweep.report.bucket")
-    session = Session(job.settings, job.catalogue, job.unlimited_stores)
-    document = report_of(session, timedelta(seconds=SINCE), job.stores)
+    sources = Sources(job.settings, job.catalogue, job.unlimited_stores)
+    document = report_of(sources, timedelta(seconds=SINCE), job.stores)
     job.check()
     forms = {
         "html": (page_of(document).encode(), "text/html; charset=utf-8"),

@@ -129,6 +129,17 @@ class FindingRecord:
     note: str | None
     evidence: Mapping[str, Any]
 
+    @property
+    def subject(self) -> str:
+        """Return what the finding is about: an artifact, a delete, a webhook, a store or the catalogue."""
+        if self.bucket is not None:
+            return f"{self.bucket}/{self.key}"
+        if self.kind is FindingKind.DELETE_WAITING:
+            return f"delete {self.key}"
+        if self.kind is FindingKind.WEBHOOK_UNDELIVERED:
+            return f"webhook {self.key}"
+        return f"store {self.store}" if self.store else "the catalogue"
+
 
 @dataclass(frozen=True, slots=True)
 class FindingCount:

@@ -17,10 +17,17 @@ from worker.artifacts.log_signature import BadKeyFile, LogKeys
 from worker.artifacts.store_holds import tries_to_delete_held
 from worker.artifacts.verification_log_head import CheckedLog, WrittenLog, log_faults, unaccepted_restore
 from worker.catalogue import CatalogueError, CatalogueUnavailable, NewerCatalogue
-from worker.cli.check import Check
 from worker.cli.output import AsJson, out, print_json, printable
 from worker.cli.pause import describe_pause
-from worker.cli.service_checks import (
+from worker.cli.session import Session, no_catalogue, open_session
+from worker.cli.stores import bad_copies
+from worker.counted import counted
+from worker.embedded.processes import too_few_files
+from worker.exit_status import Status
+from worker.limits.circuit_breaker import OpenBreaker
+from worker.readable import size
+from worker.report.check import Check
+from worker.report.service_checks import (
     broker_checks,
     catalogue_lock,
     open_breakers,
@@ -28,13 +35,7 @@ from worker.cli.service_checks import (
     told_since_when,
     way_out_of_breaker,
 )
-from worker.cli.session import Session, no_catalogue, open_session
-from worker.cli.stores import bad_copies, unconfigured, way_out_of_unconfigured
-from worker.counted import counted
-from worker.embedded.processes import too_few_files
-from worker.exit_status import Status
-from worker.limits.circuit_breaker import OpenBreaker
-from worker.readable import size
+from worker.report.unconfigured_stores import unconfigured, way_out_of_unconfigured
 from worker.settings.loading import load_settings
 from worker.settings.model import Settings
 from worker.settings.private_data_directory import (

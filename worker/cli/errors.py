@@ -15,8 +15,6 @@ WAYS_OUT_OF_WRITE = {
     errno.EFBIG: "raise the limit of the size of files (`ulimit -f`)",
 }
 """What to do about a file that cannot be written, by the number of the error."""
-FULL_BROKER = "make room on its disk or in its memory: it accepts jobs again by itself"
-"""What to do about a broker that takes no writes."""
 
 
 class Failure(Exception):

@@ -139,17 +139,6 @@ def kind_of(name: str | None) -> FindingKind | None:
         raise Failure(message, Status.USAGE, type_="UsageError") from None
 
 
-def what(found: FindingRecord) -> str:
-    """Return what a finding is about."""
-    if found.bucket is not None:
-        return f"{found.bucket}/{found.key}"
-    if found.kind is FindingKind.DELETE_WAITING:
-        return f"delete {found.key}"
-    if found.kind is FindingKind.WEBHOOK_UNDELIVERED:
-        return f"webhook {found.key}"
-    return f"store {found.store}" if found.store else "the catalogue"
-
-
 def _list(kind: str | None, store: str | None, *, every: bool, limit: int, as_json: bool) -> None:
     wanted = kind_of(kind)
     with opened(existing=True) as session:
@@ -161,7 +150,9 @@ def _list(kind: str | None, store: str | None, *, every: bool, limit: int, as_js
         print_json({"findings": [asdict(each) for each in shown], "more": len(rows) > limit})
     else:
         columns = ("id", "finding", "store", "since", "artifact", "state")
-        cells = [(each.id, each.kind, each.store, age(each.opened_at, now), what(each), _state(each)) for each in shown]
+        cells = [
+            (each.id, each.kind, each.store, age(each.opened_at, now), each.subject, _state(each)) for each in shown
+        ]
         print_table(columns, cells, empty="no findings", flexible=("artifact", "state"))
         if len(rows) > limit:
             note(f"there are more than {limit}: narrow them with --kind or --store, or raise --limit")
@@ -193,7 +184,7 @@ def _get(session: Session, id_: int) -> FindingRecord:
 
 
 def _print(found: FindingRecord, job_state: str | None, verdicts: Sequence[Mapping[str, Any]]) -> None:
-    say(f"finding {found.id}: {found.kind} {what(found)}" + (f" version {found.version}" if found.version else ""))
+    say(f"finding {found.id}: {found.kind} {found.subject}" + (f" version {found.version}" if found.version else ""))
     if found.store:
         say(f"store: {found.store}")
     say(f"opened: {_moment(found.opened_at)}, last seen: {_moment(found.last_seen_at)}")

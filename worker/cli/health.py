@@ -12,11 +12,11 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from worker.catalogue import Catalogue, CatalogueError
-from worker.cli.broker_checks import beat_check
 from worker.cli.output import AsJson, print_json, say
 from worker.exit_status import Status
 from worker.limits.check_pauses import paused_queues
 from worker.limits.shared_redis import redis_of_results
+from worker.report.broker_checks import beat_check
 from worker.settings import Settings, load_settings
 from worker.settings.model import NoBroker
 from zot_artifact_client.broker_urls import ServerUrl, parse_url, redis_client

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from worker.catalogue import CatalogueError
-from worker.cli.errors import FULL_BROKER, Failure
+from worker.cli.errors import Failure
 from worker.cli.job_outcome import Outcome, outcome_from_client, outcome_of
 from worker.cli.output import note
 from worker.cli.progress import Bar, await_end, bar
 from worker.cli.session import Session
 from worker.cli.stage_file import Staged
 from worker.exit_status import Status
+from worker.report.check import FULL_BROKER
 from worker.settings import Settings
 from zot_artifact_client.contract import JobState, Message, TaskSpec
 from zot_artifact_client.errors import BrokerUnavailable, ClientError, IdempotencyMismatch

@@ -11,6 +11,7 @@ from worker.catalogue import Artifact, Catalogue, JobRecord, expected_identity
 from worker.cli.errors import Failure
 from worker.cli.output import note
 from worker.exit_status import Status
+from worker.report.sources import Sources
 from worker.settings import Settings, load_settings
 from worker.storage.configured_stores import Stores
 from zot_artifact_client.contract import JobState
@@ -20,12 +21,9 @@ _SQLITE = "sqlite:///"
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
+class Session(Sources):
     """The settings, the catalogue and the stores of one command."""
 
-    settings: Settings
-    catalogue: Catalogue
-    stores: Stores
     avoided: AvoidedStores = field(default_factory=AvoidedStores)
     """The stores that did not answer this command: it reads other copies first."""
 

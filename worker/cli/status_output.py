@@ -10,18 +10,11 @@ from worker.cli.output import flat, print_table, say
 from worker.cli.pause import describe_pause
 from worker.counted import counted
 from worker.readable import age, moment, size
+from worker.report.status import NAMED, WAITS, sweep_name
 from worker.storage.durations_and_sizes import duration_text
-from zot_artifact_client.contract import SWEEP_LEFTOVERS, SWEEP_PROBE
+from zot_artifact_client.contract import SWEEP_PROBE
 
-NAMED = 5
-"""Findings of one kind in one store, and buckets of a store, that are named."""
-WAITS = "waits for repair"
 _FINDING_COLUMNS = ("finding", "store", "since", "artifact", "what is done")
-
-
-def sweep_name(kind: str) -> str:
-    """Return the name of a sweep, as its command has it."""
-    return "cleanup" if kind == SWEEP_LEFTOVERS.kind else kind.removeprefix("sweep.")
 
 
 def print_status(document: Mapping[str, Any], repair_every: timedelta) -> None:

@@ -11,10 +11,11 @@ from worker.catalogue import BAD, FindingKind, Pause, Scope
 from worker.cli.errors import Failure, suggestion
 from worker.cli.output import AsJson, note, print_json, print_table, say
 from worker.cli.pause import describe_pause
-from worker.cli.service_checks import open_breakers
 from worker.cli.session import Session, opened
 from worker.counted import counted
 from worker.exit_status import Status
+from worker.report.service_checks import open_breakers
+from worker.report.unconfigured_stores import unconfigured, way_out_of_unconfigured
 from worker.storage.errors import StorageError
 from worker.storage.identity import place_of
 
@@ -156,27 +157,6 @@ def _check_forgettable(session: Session, name: str) -> None:
 def bad_copies(states: Mapping[str, int]) -> dict[str, int]:
     """Return the copies by state that are corrupt, missing or of another size."""
     return {state: states[state] for state in BAD if states.get(state)}
-
-
-def unconfigured(session: Session) -> dict[str, dict[str, int]]:
-    """Return the stores that have copies in the catalogue and are not in the settings, with their copies by state."""
-    return session.catalogue.store_records.unconfigured(session.settings.stores)
-
-
-def way_out_of_unconfigured(session: Session, name: str) -> str:
-    """Return what to do about a store that has copies in the catalogue and is not in the settings."""
-    settings = session.settings
-    identities = session.catalogue.store_identities(settings.stores, settings.broker_file.parent)
-    if renamed := identities.renamed_to(name):
-        same = f"`{renamed}` in the settings is this very store"
-        others = [each for each in settings.stores if each != renamed]
-        if renamed not in session.catalogue.store_records.unconfigured(others):
-            return f"{same}: name it `{name}` again"
-        return (
-            f"{same}, and has copies by that name: `zot-artifacts catalogue rebuild --store {renamed}` records the "
-            f"others, then `zot-artifacts stores forget {name}`"
-        )
-    return f"add it to `stores` again, or `zot-artifacts stores forget {name} --dry-run`"
 
 
 def _rows(session: Session) -> list[dict[str, Any]]:

@@ -13,6 +13,15 @@ from celery import Celery
 from kombu.transport.redis import Channel
 
 from worker.intake.message_rules import Rejection
+from worker.settings import Settings
+from zot_artifact_client.broker_urls import parse_url
+from zot_artifact_client.connection import (
+    CONNECT_TIMEOUT,
+    RETRY_POLICY,
+    SOCKET_TIMEOUT,
+    broker_errors,
+    celery_app,
+)
 
 LATEST = "zot-artifacts:refused"
 """The Redis list, in the broker, of the rejected messages, the latest first."""
@@ -97,3 +106,31 @@ def rejected_messages(channel: object, app: Celery) -> Iterator[RejectedMessages
         return
     client = getattr(app.backend, "client", None)
     yield RejectedMessages(client) if isinstance(client, redis.Redis) else None  # memcached has a `client` too
+
+
+@contextmanager
+def open_rejected(settings: Settings) -> Iterator[RejectedMessages | None]:
+    """Return what the workers of these settings rejected; None where neither broker nor result backend is Redis.
+
+    Raises:
+        NoBroker: none is configured, and none runs here.
+        BrokerUnavailable: it cannot be reached.
+    """
+    url = settings.broker_url
+    server = parse_url(url, "broker")
+    timeouts = {"socket_connect_timeout": CONNECT_TIMEOUT, "socket_timeout": SOCKET_TIMEOUT}
+    options = {**timeouts, **RETRY_POLICY, **server.transport_options}
+    app = celery_app(settings.results_url)
+    try:
+        opened = app.connection_for_read(server.text, ssl=server.tls, transport_options=options)
+        with broker_errors("broker", url), opened as connection:
+            channel = connection.default_channel if server.is_redis else None
+            with rejected_messages(channel, app) as refused:
+                yield refused
+    finally:
+        app.close()
+
+
+def describe_counts(counts: dict[str, int]) -> str:
+    """Return the number of rejected messages, in all and for each reason."""
+    return f"{sum(counts.values())} rejected: {', '.join(f'{count} {reason}' for reason, count in counts.items())}"

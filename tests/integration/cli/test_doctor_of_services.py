@@ -107,7 +107,7 @@ def test_a_catalogue_that_another_program_keeps_locked_is_bad(
     doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All services answer, and no job goes on: a transaction was left open in a shell, for example."""
-    monkeypatch.setattr("worker.cli.service_checks._LOCKED_FOR", 0.1)
+    monkeypatch.setattr("worker.report.service_checks._LOCKED_FOR", 0.1)
     assert "catalogue lock" not in doctor()
     with closing(sqlite3.connect(tmp_path / "home" / "catalogue.sqlite3", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")

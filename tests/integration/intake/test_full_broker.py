@@ -18,7 +18,7 @@ from tests.servers.worker import Worker
 from tests.waiting import until
 from worker.catalogue import Catalogue
 from worker.cli.send_and_wait import way_out_of_broker
-from worker.cli.service_checks import broker_checks
+from worker.report.service_checks import broker_checks
 from worker.settings import load_settings
 from zot_artifact_client import ArtifactClient
 from zot_artifact_client.errors import BrokerUnavailable

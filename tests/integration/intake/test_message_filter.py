@@ -19,10 +19,10 @@ from tests.servers.process import REPOSITORY, free_port
 from tests.servers.worker import Worker
 from tests.waiting import WITHIN, until
 from worker import cli
-from worker.cli import broker_checks
 from worker.intake.message_filter import Connection
 from worker.intake.message_rules import Reason, Rejection
 from worker.intake.rejected import KEPT, LATEST, RejectedMessage, RejectedMessages
+from worker.report import broker_checks
 from worker.settings import load_settings
 from zot_artifact_client.contract import VERIFY
 

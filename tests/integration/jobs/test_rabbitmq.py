@@ -20,8 +20,8 @@ from tests.servers.tls import Authority, TlsProxy
 from tests.servers.worker import Worker
 from tests.waiting import WITHIN, until
 from worker.catalogue import Catalogue, JobRecord
-from worker.cli import service_checks
 from worker.intake.rejected import RejectedMessages
+from worker.report import service_checks
 from worker.settings import Settings
 from zot_artifact_client import ArtifactClient, BrokerUnavailable, IdempotencyMismatch, JobCancelled
 from zot_artifact_client import publisher as publishing

@@ -43,7 +43,7 @@ from worker.catalogue import (
     VerdictRow,
     checkpoint_write_ahead_log,
 )
-from worker.cli.service_checks import catalogue_lock
+from worker.report.service_checks import catalogue_lock
 from worker.storage import Digest
 from zot_artifact_client.contract import JobState
 

@@ -98,7 +98,7 @@ def test_the_level_of_preservation_names_what_is_missing_for_the_next(
     assert (level["level"], level["missing"]) == (
         1, ["the catalogue and all stores are on this machine: add a store or a catalogue elsewhere"]
     )  # fmt: skip
-    monkeypatch.setattr("worker.cli.report_preservation_level._apart", lambda _: (True, "elsewhere"))
+    monkeypatch.setattr("worker.report.preservation_level._apart", lambda _: (True, "elsewhere"))
     assert zot("report")[1]["preservation"]["level"] == 4
     judge(catalogue, artifact, "dr", "corrupt")
     level = zot("report")[1]["preservation"]

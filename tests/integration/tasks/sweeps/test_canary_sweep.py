@@ -17,8 +17,8 @@ from worker import clock
 from worker.artifacts import canary_objects
 from worker.catalogue import FindingKind
 from worker.cli.session import Session
-from worker.cli.status import document_of
 from worker.context import Context
+from worker.report.status import document_of
 from worker.settings import Settings
 from worker.settings.section_models import CanarySweepSettings, RepairSweepSettings
 from worker.storage.config import FilesystemConfig

@@ -69,8 +69,8 @@ def put(run, source):
 def status(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """Return what runs `status` on this catalogue, with checks of a broker that are good: there is none here."""
     monkeypatch.setattr("worker.cli.session.load_settings", lambda: settings)
-    monkeypatch.setattr("worker.cli.status.broker_checks", lambda _: iter(()))
-    monkeypatch.setattr("worker.cli.status.open_breakers", lambda _: {})
+    monkeypatch.setattr("worker.report.status.broker_checks", lambda _: iter(()))
+    monkeypatch.setattr("worker.report.status.open_breakers", lambda _: {})
     return lambda: cli.run(["status"])
 
 

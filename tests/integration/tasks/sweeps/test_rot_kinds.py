@@ -117,8 +117,8 @@ class Scene:
         self._sweeper = Sweeper(context)
         monkeypatch.setattr("tasks.sweeps.repair.Outbox", lambda _: self._sweeper.messages)
         monkeypatch.setattr("worker.cli.session.load_settings", lambda: context.settings)
-        monkeypatch.setattr("worker.cli.status.broker_checks", lambda _: iter(()))
-        monkeypatch.setattr("worker.cli.status.open_breakers", lambda _: {})
+        monkeypatch.setattr("worker.report.status.broker_checks", lambda _: iter(()))
+        monkeypatch.setattr("worker.report.status.open_breakers", lambda _: {})
 
     def verify(self, keys: Iterable[str]) -> dict[str, str]:
         """Make all copies due, run the verify sweep with its pages, and return the verdicts in `dr` by key."""

@@ -7,16 +7,15 @@ from celery import Celery
 from kombu.connection import Connection
 
 from worker.beat_scheduler import last_tick
-from worker.cli.check import Check
-from worker.cli.errors import FULL_BROKER
-from worker.cli.jobs_rejected import describe_counts, open_rejected
 from worker.counted import counted
+from worker.intake.rejected import describe_counts, open_rejected
 from worker.jobs.waiting_messages import waiting_messages
 from worker.limits.check_pauses import paused_queues
 from worker.limits.circuit_breaker import CircuitBreaker, OpenBreaker
 from worker.limits.expiring_counters import Counters
 from worker.limits.shared_redis import SharedRedis, redis_of_results
 from worker.readable import moment
+from worker.report.check import FULL_BROKER, Check
 from worker.settings.model import NoBroker, Settings
 from worker.storage.durations_and_sizes import duration_text
 from zot_artifact_client.broker_urls import parse_url, redis_client

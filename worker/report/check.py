@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+FULL_BROKER = "make room on its disk or in its memory: it accepts jobs again by itself"
+"""What to do about a broker that takes no writes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Check:

@@ -7,10 +7,10 @@ from string import Template
 from typing import Any
 
 from worker.catalogue import EVIDENCE_OUTCOMES
-from worker.cli.output import printable
 from worker.counted import counted
 from worker.readable import age, moment, size
 from worker.storage.durations_and_sizes import duration_text
+from zot_artifact_client.text_escaping import bounded
 
 _PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -64,6 +64,8 @@ _LEGEND = (
 )
 _BAD = {"corrupt", "missing", "size_mismatch"}
 _HEIGHT = 110
+_MOST = 2000
+"""Characters of one text from outside that are shown."""
 _WIDTH = 480
 
 
@@ -344,7 +346,7 @@ def _cell(name: str, value: object) -> str:
 
 def _text(value: object) -> str:
     """Return a text from outside as HTML: escaped, bounded, its control characters visible."""
-    return escape(printable(value))
+    return escape(bounded(value, _MOST))
 
 
 def _share(part: int, whole: int) -> str | None:

@@ -44,18 +44,18 @@ def preservation_level(settings: Settings, document: Mapping[str, Any]) -> dict[
 def _demands(settings: Settings, document: Mapping[str, Any]) -> Iterator[Demand]:
     stores, findings = document["stores"], {each["kind"]: each for each in document["findings"]}
     ingest = "each upload is hashed, and compared with the digest that came with it"
-    yield Demand(1, "Verify integrity information if it came with the content", True, ingest)
-    yield Demand(1, "Generate integrity information if none came with it", True, "each version has a SHA-256")
-    yield Demand(1, "Check all content for viruses", None, _OUTSIDE)
+    yield Demand(1, "Verify integrity information if it came with the content", met=True, why=ingest)
+    yield Demand(1, "Generate integrity information if none came with it", met=True, why="each version has a SHA-256")
+    yield Demand(1, "Check all content for viruses", met=None, why=_OUTSIDE)
     moved = "each replica is hashed on its way or read back"
-    yield Demand(2, "Verify integrity information when moving or copying content", True, moved)
-    yield Demand(2, "Use write-blockers when working with original media", None, _OUTSIDE)
+    yield Demand(2, "Verify integrity information when moving or copying content", met=True, why=moved)
+    yield Demand(2, "Use write-blockers when working with original media", met=None, why=_OUTSIDE)
     yield Demand(2, "Keep a copy of integrity information apart from the content", *_apart(settings))
     yield Demand(3, "Verify integrity information at fixed intervals", *_in_time(settings, stores))
     logged = document["log_head"] is not None and FindingKind.LOG_CHANGED not in findings
     why = "each verdict is in a log chained by hashes" if logged else "the verification log is empty or was changed"
-    yield Demand(3, "Document verification processes and outcomes", logged, why)
-    yield Demand(3, "Audit integrity information on demand", True, "`zot-artifacts verify` and `report`")
+    yield Demand(3, "Document verification processes and outcomes", met=logged, why=why)
+    yield Demand(3, "Audit integrity information on demand", met=True, why="`zot-artifacts verify` and `report`")
     yield Demand(4, "Verify integrity information in response to events", *_on_events(settings))
     yield Demand(4, "Replace or repair corrupted content", *_repaired(settings, findings))
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from worker.catalogue import Catalogue, CatalogueError
-from worker.cli.check import Check
 from worker.readable import moment
+from worker.report.check import Check
 from worker.settings.model import NoBroker, Settings
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def broker_checks(settings: Settings) -> Iterator[Check]:
     except NoBroker as error:
         yield Check("broker", "unknown", str(error))
         return
-    from worker.cli.broker_checks import ask_broker
+    from worker.report.broker_checks import ask_broker
 
     yield from ask_broker(settings, url)
 
@@ -53,7 +53,7 @@ def open_breakers(settings: Settings) -> "dict[str, OpenBreaker]":
         url = settings.results_url
     except NoBroker:
         return {}
-    from worker.cli.broker_checks import read_breakers
+    from worker.report.broker_checks import read_breakers
 
     return read_breakers(settings, url)
 

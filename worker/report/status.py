@@ -1,0 +1,453 @@
+"""What is open, as the document that `status --json` prints."""
+
+import os
+import shutil
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from worker import clock
+from worker.artifacts.log_signature import BadKeyFile, LogKeys
+from worker.artifacts.overdue_and_unconfigured_findings import is_backup_redone
+from worker.artifacts.read_budget import Forecast, forecast_for, pace_of
+from worker.artifacts.verification_log_head import (
+    CheckedLog,
+    WrittenLog,
+    check_kept_head,
+    check_noted_head,
+    unaccepted_restore,
+)
+from worker.catalogue import (
+    BAD,
+    CANARY_TIMES,
+    GRACE,
+    CatalogueError,
+    CopyState,
+    Coverage,
+    FailedJobs,
+    FindingCount,
+    FindingKind,
+    FindingRecord,
+    LastRun,
+    Pause,
+    Scope,
+    WaitingJobs,
+)
+from worker.counted import counted
+from worker.exit_status import Status
+from worker.limits.snooze import LONGEST_PAUSE
+from worker.readable import moment, size
+from worker.report.check import Check
+from worker.report.service_checks import (
+    broker_checks,
+    catalogue_lock,
+    open_breakers,
+    owner_of_broker,
+    way_out_of_breaker,
+)
+from worker.report.sources import Sources
+from worker.report.unconfigured_stores import unconfigured, way_out_of_unconfigured
+from worker.storage.config import FilesystemConfig
+from worker.storage.durations_and_sizes import duration_text
+from worker.storage.errors import REFUSALS, OtherStore, StorageError
+from zot_artifact_client.contract import SWEEP_BACKUP, SWEEP_LEFTOVERS, SWEEP_PROBE, TASKS, JobState
+
+NAMED = 5
+"""Findings of one kind in one store that are named."""
+WAITS = "waits for repair"
+_RECENT = timedelta(days=1)
+"""The reads of this time give the rate of the forecast; the jobs that failed in it are shown."""
+_MOST_LOST = 1000
+_MOST_DUE = 1_000_000
+"""Due copies that are counted at most."""
+_COUNTED_AT_ONCE = 10_000
+"""Copies of all stores up to which their bytes are counted here; `sweep.verify` counts those of a larger catalogue."""
+_LEAST_FREE = 1024**3
+_OF_OPERATORS = {each.__name__ for each in REFUSALS}
+_PROBES = 200
+"""The last probes in which is looked for the first one that failed."""
+_RANK = list(FindingKind)
+_REPAIRED = {FindingKind(state) for state in BAD} | {FindingKind.METADATA}
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """The open findings of one kind in one store, the first few by name.
+
+    `acknowledged` and `acted`: how many of them an operator knows of, and about how many something was begun.
+    """
+
+    kind: FindingKind
+    store: str | None
+    count: int
+    acknowledged: int = 0
+    acted: int = 0
+    since: datetime | None = None
+    examples: tuple[dict[str, Any], ...] = ()
+    detail: str | None = None
+
+
+def sweep_name(kind: str) -> str:
+    """Return the name of a sweep, as its command has it."""
+    return "cleanup" if kind == SWEEP_LEFTOVERS.kind else kind.removeprefix("sweep.")
+
+
+def document_of(session: Sources) -> dict[str, Any]:
+    """Return what is open as one document; it asks the catalogue, the broker and the workers."""
+    now, catalogue = clock.now(), session.catalogue
+    with ThreadPoolExecutor(max_workers=3) as pool:  # workers have seconds to answer
+        asked = pool.submit(lambda: list(broker_checks(session.settings)))
+        breakers = pool.submit(open_breakers, session.settings)
+        failing = pool.submit(catalogue.coverage.failed_jobs, since=now - _RECENT)  # the longest of the queries
+        pauses = catalogue.pauses.all()
+        counts = catalogue.artifacts.count_by_state()
+        few = sum(count for states in counts.values() for count in states.values()) <= _COUNTED_AT_ONCE
+        stores = [_store(session, name, counts.get(name, {}), pauses, now, few=few) for name in session.settings.stores]
+        repairs, dead = catalogue.coverage.jobs()
+        failed = failing.result()
+        findings = sorted(_findings(session, stores, now), key=lambda each: (_RANK.index(each.kind), each.store or ""))
+        sweeps = [spec.kind for spec in TASKS.values() if spec.kind.startswith("sweep.")]
+        runs = catalogue.coverage.last_runs(sweeps, now=now)
+        broken = breakers.result()
+        waiting = catalogue.coverage.waiting_jobs()
+        for row in stores:
+            row["waiting"] = _waiting_jobs(waiting.get(row["store"]), row, broken, now)
+        checks = [
+            *asked.result(),
+            *(Check(f"store {name}", "bad", str(each), way_out_of_breaker(name)) for name, each in broken.items()),
+            *_probed(session, runs.get(SWEEP_PROBE.kind), broken),
+            *_refusing(waiting),
+            *_refused(failed),
+            *_failed(session, runs),
+            *_disks(session),
+            *_log(session),
+            *catalogue_lock(catalogue),
+            *owner_of_broker(session.settings, catalogue),
+        ]
+    return {
+        "status": _status(findings, dead, checks),
+        "at": now,
+        "stores": stores,
+        "findings": [asdict(each) for each in findings],
+        "repairs": repairs,
+        "dead_letters": dead,
+        "failed_jobs": [asdict(each) for each in failed],
+        "paused": [asdict(each) for each in pauses],
+        "sweeps": [_run(kind, run) for kind, run in runs.items()],
+        "checks": [asdict(check) for check in checks],
+        "canaries": [asdict(each) for each in catalogue.canaries.times(since=now - CANARY_TIMES)],
+        "alarms": [asdict(each) for each in catalogue.alarms.channels().values()],
+        "webhooks": [asdict(each) for each in catalogue.job_webhooks.receivers().values()],
+    }
+
+
+def _store(
+    session: Sources, name: str, states: Mapping[str, int], pauses: list[Pause], now: datetime, *, few: bool
+) -> dict[str, Any]:
+    """Return the row of a store. `few`: the catalogue has few copies, so that the bytes are counted at once."""
+    verify, claims = session.settings.sweep.verify, session.catalogue.sweep_claims
+    period, first_read = verify.period_of(name), verify.first_read_of(name)
+    coverage = session.catalogue.coverage.of(name, period=period, recent=_RECENT, now=now)
+    present = sum(count for state, count in states.items() if CopyState(state).present)
+    pause = next((each for each in pauses if (each.scope, each.name) == (Scope.STORE, name)), None)
+    absent = sum(states.get(state, 0) for state in (CopyState.MISSING, CopyState.SIZE_MISMATCH))
+    left = max(present - coverage.archived - coverage.read - absent, 0)  # absent ones wait for repair, not for a read
+    budgets, limits = session.catalogue.budgets, session.settings
+    usage = budgets.count(name, now=now) if few else budgets.counted(name)
+    mean = usage.bytes // max(usage.copies, 1) if usage else 0
+    pass_ = forecast_for(limits, name, present, present * mean, waiting=coverage.never)
+    due = claims.overdue(name, period=period * (1 - GRACE), now=now)
+    pace = pace_of(session.catalogue, name, due, period=period, now=now)
+    overdue = claims.overdue(name, period=period, now=now)
+    first_late = claims.first_reads_late(name, first_read=first_read, now=now)
+    return {
+        "store": name,
+        "copies": present,
+        "bytes": usage.bytes if usage else None,
+        "buckets": {of: {"copies": count, "bytes": size_} for of, (count, size_) in usage.buckets.items()}
+        if usage
+        else {},
+        "bytes_counted_at": usage.at if usage else None,
+        "states": dict(states),
+        "period_seconds": period.total_seconds(),
+        "read_within_period": coverage.read,
+        "oldest_read_at": coverage.oldest_read_at,
+        "never_read": coverage.never,
+        "first_read_seconds": first_read.total_seconds(),
+        "first_reads_late": first_late,
+        "unreadable": coverage.unreadable,
+        "archived": coverage.archived,
+        "overdue": overdue,
+        "forecast_seconds": _all_read_in(left, coverage, pass_, late=bool(overdue or first_late)),
+        "first_reads_seconds": pass_.first_reads.total_seconds(),
+        "pass": _pass(pass_ if usage else None),
+        "due": claims.count_due(name, period=period, first_read=first_read, now=now, limit=_MOST_DUE),
+        "too_slow": pace.warning,
+        "paused": None if pause is None else {"since": pause.since, "reason": pause.reason},
+        "budget": _budget(session, name, now),
+    }
+
+
+def _waiting_jobs(
+    waiting: WaitingJobs | None, row: Mapping[str, Any], broken: Container[str], now: datetime
+) -> dict[str, Any] | None:
+    """Return how many jobs wait for the store of a row, until when, and what ends that; None if no job does.
+
+    `until` is None where it is not known: during a pause, and where no worker has tried them in time.
+    """
+    if waiting is None:
+        return None
+    store = row["store"]
+    if row["paused"]:
+        way_out = f"`zot-artifacts resume store {store}` ends the pause"
+    elif store in broken:
+        way_out = way_out_of_breaker(store)
+    else:
+        way_out = f"`zot-artifacts jobs --state queued --state retrying --store {store}` lists them"
+    until = waiting.until if waiting.until > now and not row["paused"] else None
+    return {"jobs": waiting.count, "until": until, "way_out": way_out}
+
+
+def _pass(ahead: Forecast | None) -> dict[str, Any]:
+    """Return what one pass over a store takes and costs; nothing is known before a sweep has counted its bytes."""
+    if ahead is None:
+        return dict.fromkeys(("cost", "cap_per_month", "seconds", "summary", "warning"))
+    return {
+        "cost": ahead.cost,
+        "cap_per_month": ahead.cap,
+        "seconds": ahead.takes and ahead.takes.total_seconds(),
+        "summary": ahead.summary,
+        "warning": ahead.warning,
+    }
+
+
+def _all_read_in(left: int, coverage: Coverage, ahead: Forecast, *, late: bool) -> float | None:
+    """Return the seconds until all copies have been read: by the plan for first reads, if `late` by the recent rate.
+
+    While no read is late, the planner reads only what is due: its rate says nothing about what it can read.
+    """
+    planned = ahead.first_reads.total_seconds()
+    if late and coverage.recent:
+        return max(left * _RECENT.total_seconds() / coverage.recent, planned)
+    return planned if left <= coverage.never else None
+
+
+def _budget(session: Sources, name: str, now: datetime) -> dict[str, Any] | None:
+    """Return what the verify sweep has used of the budget of a store, None without one."""
+    budget = session.settings.budgets.get(name)
+    if budget is None:
+        return None
+    state = session.catalogue.budgets.get(name, now=now)
+    return {
+        "hours": budget.hours, "reads_now": budget.is_open(now), "reads_at": budget.opens_at(now),
+        "bytes_today": state.day_bytes, "requests_today": state.day_requests,
+        "cost_this_month": state.month_cost, "cost_per_month": budget.cost_per_month,
+    }  # fmt: skip
+
+
+def _findings(session: Sources, stores: list[dict[str, Any]], now: datetime) -> Iterator[Open]:
+    """Yield what the catalogue has open; what is overdue or not configured is counted now, not at the last sweep."""
+    known = {(each.kind, each.store): each for each in session.catalogue.findings.counts()}
+    for row in stores:
+        before = known.pop((FindingKind.OVERDUE, row["store"]), None)
+        if row["overdue"]:
+            period = timedelta(seconds=row["period_seconds"])
+            late = session.catalogue.coverage.overdue(row["store"], period=period, now=now, limit=NAMED)
+            yield _counted(FindingKind.OVERDUE, row["store"], row["overdue"], before, tuple(map(asdict, late)))
+    for name, states in unconfigured(session).items():
+        before = known.pop((FindingKind.STORE_NOT_CONFIGURED, name), None)
+        found = _counted(FindingKind.STORE_NOT_CONFIGURED, name, sum(states.values()), before)
+        yield replace(found, detail=f"{counted(found.count, 'copy')}; {way_out_of_unconfigured(session, name)}")
+    untrusted = session.catalogue.repairs.untrusted()
+    lost = {
+        (each.bucket, each.key) for each in session.catalogue.findings.page(kind=FindingKind.LOST, limit=_MOST_LOST)
+    }
+    for (kind, store), each in known.items():
+        if kind in {FindingKind.OVERDUE, FindingKind.STORE_NOT_CONFIGURED}:
+            continue  # it is no longer so, which the next sweep records
+        if kind is FindingKind.CANARY:
+            continue  # it was damaged on purpose: `canaries` has it
+        some = session.catalogue.findings.page(kind=kind, store=store or "", limit=NAMED)
+        detail = None
+        if kind is FindingKind.STORE_UNTRUSTED and store in untrusted:
+            reason = untrusted[store].reason
+            detail = f"{reason}; its repairs stopped: `zot-artifacts stores trust {store}`"
+        elif some and some[0].bucket is None:
+            detail = str(some[0].evidence.get("detail") or some[0].subject)
+        doing = _doing(session, kind, store, stopped=store in untrusted)
+        yield Open(
+            kind, store, each.count, each.acknowledged, each.acted, each.since,
+            () if detail else tuple(_example(session, found, doing, lost) for found in some), detail,
+        )  # fmt: skip
+
+
+def _counted(
+    kind: FindingKind, store: str, count: int, before: FindingCount | None, some: tuple[dict[str, Any], ...] = ()
+) -> Open:
+    acknowledged = count if before and before.acknowledged else 0
+    return Open(kind, store, count, acknowledged, since=before.since if before else None, examples=some)
+
+
+def _example(
+    session: Sources, found: FindingRecord, doing: str, lost: Container[tuple[str | None, str | None]]
+) -> dict[str, Any]:
+    job = session.catalogue.ledger.get(found.job) if found.job else None
+    if found.kind in _REPAIRED and (found.bucket, found.key) in lost:
+        doing = "no good copy"  # to repair from
+    elif found.kind in _REPAIRED and _is_deleted(session, found):
+        doing = "ends with the purge"  # a deleted artifact is not repaired
+    verified = found.action == "verify" and job is not None and job.state == JobState.SUCCEEDED
+    if found.action and not verified:  # what a read that has ended left open waits for the next step
+        doing = f"{found.action} {job.state if job else 'sent'}"
+    return {
+        "id": found.id, "bucket": found.bucket, "key": found.key, "version": found.version, "store": found.store,
+        "since": found.opened_at, "action": found.action, "job": found.job, "job_state": job.state if job else None,
+        "doing": f"acknowledged by {found.acknowledged_by}" if found.acknowledged_at else doing,
+    }  # fmt: skip
+
+
+def _is_deleted(session: Sources, found: FindingRecord) -> bool:
+    of = session.catalogue.artifacts.version(found.bucket or "", found.key or "", found.version or 0)
+    return of is not None and of.tombstoned_at is not None
+
+
+def _doing(session: Sources, kind: FindingKind, store: str | None, *, stopped: bool) -> str:
+    """Return what is done about the findings of one kind in one store before a job is sent."""
+    repair = session.settings.sweep.repair
+    if kind in _REPAIRED and stopped:
+        return "repairs stopped"
+    if kind in _REPAIRED and (store in repair.off or not repair.enabled):
+        return "repairs are off"
+    if kind in _REPAIRED:
+        return WAITS
+    return {FindingKind.UNREADABLE: "is read again", FindingKind.SUSPECT: "is read again"}.get(kind, "nothing")
+
+
+def _run(kind: str, run: LastRun) -> dict[str, Any]:
+    seconds = (run.finished_at - run.started_at).total_seconds() if run.finished_at and run.started_at else None
+    return {"sweep": kind, "seconds": seconds, **asdict(run)}
+
+
+def _probed(session: Sources, run: LastRun | None, broken: Collection[str]) -> Iterator[Check]:
+    """Yield the stores that failed their last probe: one that refuses requests opens no circuit breaker."""
+    faults, sweep = (run.result or {}).get("faults") if run else None, session.settings.sweep.probe
+    way_out = "repair it, then run `zot-artifacts sweep probe`"
+    if sweep.enabled:
+        way_out += f"; the next probe, after {duration_text(sweep.every.total_seconds())} at most, ends this, too"
+    for name, fault in sorted((faults or {}).items()):
+        if name in session.settings.stores and name not in broken:
+            since = f" since {moment(first)}" if (first := _failing_since(session, name)) else ""
+            yield Check(f"store {name}", "bad", f"its probes fail{since}: {fault.removeprefix(f'{name}: ')}", way_out)
+
+
+def _failing_since(session: Sources, store: str) -> datetime | None:
+    """Return when the first of the probes of a store that failed in a row was sent, as far as the last ones show."""
+    failed = []
+    for job in session.catalogue.job_admin.find([JobState.SUCCEEDED], kind=SWEEP_PROBE.kind, limit=_PROBES):
+        result = job.result or {}
+        if store in result.get("faults", ()):
+            failed.append(job.created_at)
+        elif store in result.get("probed", ()):
+            break
+    return min(failed, default=None)
+
+
+def _refusing(waiting: Mapping[str, WaitingJobs]) -> Iterator[Check]:
+    """Yield the stores that refuse all that a page asks: it may be all there is, or one bucket or directory."""
+    for store, each in waiting.items():
+        if each.refusal:
+            since = f"; jobs wait for it since {moment(each.since)}" if each.since else ""
+            yield Check(
+                f"store {store}",
+                "bad",
+                f"{each.refusal.removeprefix(f'{store}: ')}{since}",
+                f"repair it, and the jobs that wait go on within {duration_text(LONGEST_PAUSE.total_seconds())}",
+            )
+
+
+def _refused(failed: Iterable[FailedJobs]) -> Iterator[Check]:
+    """Yield the stores that failed jobs for a reason that an operator can end, and no service that sent a job."""
+    for each in failed:
+        if each.store and each.error in _OF_OPERATORS:
+            yield Check(
+                f"store {each.store}",
+                "bad",
+                f"{counted(each.count, 'job')} failed with {each.error} in the last day, first at {moment(each.since)}",
+                f"repair it, then run `zot-artifacts jobs retry --all --state failed --error {each.error}`; "
+                "an upload whose source is gone has to be sent anew, or completed as that prints, which ends this",
+            )
+
+
+def _failed(session: Sources, runs: Mapping[str, LastRun]) -> Iterator[Check]:
+    """Yield the sweeps whose last run failed: what they look for is not known since then."""
+    for kind, run in runs.items():
+        if kind == SWEEP_BACKUP.kind and is_backup_redone(session.settings, session.catalogue, run.finished_at):
+            continue
+        if run.state == JobState.FAILED:
+            message = (run.error or {}).get("message", "")
+            way_out = f"see `zot-artifacts jobs {run.job}`; its next run that succeeds ends this"
+            yield Check(f"sweep {sweep_name(kind)}", "bad", f"its last run failed: {message}", way_out)
+
+
+def _log(session: Sources) -> Iterator[Check]:
+    """Check the log against the row up to which this machine knows it, and the heads of stores on its disks.
+
+    The stores in clouds are asked by `sweep.verify`, which opens a finding.
+    """
+    catalogue, keys = session.catalogue, LogKeys.of(session.settings.verification_log)
+    checked = CheckedLog(session.settings.broker_file.parent, catalogue).get()
+    try:
+        written = WrittenLog(session.settings.broker_file.parent, catalogue).get()
+        faults = [check_noted_head(catalogue, noted) for noted in (checked, written)]
+        for name, config in session.settings.stores.items():
+            if isinstance(config, FilesystemConfig):
+                with suppress(StorageError):  # the check of its disk tells
+                    faults.append(check_kept_head(session.stores[name], catalogue, keys))
+    except BadKeyFile as error:
+        faults = [str(error)]
+    if told := "; ".join(dict.fromkeys(fault for fault in faults if fault)):
+        way_out = None if told == unaccepted_restore(catalogue) else "compare it with a backup"
+        yield Check("verification log", "bad", told, way_out)
+
+
+def _disks(session: Sources) -> Iterator[Check]:
+    for name, config in session.settings.stores.items():
+        if not isinstance(config, FilesystemConfig):
+            continue
+        try:
+            free = shutil.disk_usage(config.root).free
+            read_only = os.statvfs(config.root).f_flag & os.ST_RDONLY
+        except OSError as error:
+            yield Check(f"disk {name}", "unknown", f"{config.root}: {error.strerror}", "bring the disk back")
+            continue
+        if fault := _wrong_disk(session, name):
+            yield Check(f"disk {name}", "bad", fault)
+            continue
+        if read_only:
+            told = "this machine has mounted it read-only, as systems do after errors of the disk"
+            yield Check(f"disk {name}", "unknown", told, f"make {config.root} writable")
+        elif free >= _LEAST_FREE:
+            yield Check(f"disk {name}", "good", f"{size(free)} free")
+        else:
+            told = f"{size(free)} free, less than {size(_LEAST_FREE)}"
+            yield Check(f"disk {name}", "bad", told, f"make room in {config.root}")
+
+
+def _wrong_disk(session: Sources, name: str) -> str | None:
+    """Return that another disk than before, or none, is mounted at the root of a store; None if it is the right one."""
+    with suppress(StorageError, CatalogueError):  # the store does not answer, or the catalogue takes no record of it
+        try:
+            session.stores[name].check_identity("read")
+        except OtherStore as error:
+            return error.message.removeprefix(f"{name}: ")
+    return None
+
+
+def _status(findings: list[Open], dead: int, checks: list[Check]) -> Status:
+    outcomes = {check.outcome for check in checks}
+    if any(each.count > each.acknowledged for each in findings) or dead or "bad" in outcomes:
+        return Status.BAD
+    return Status.UNKNOWN if "unknown" in outcomes else Status.GOOD
