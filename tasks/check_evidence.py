@@ -31,7 +31,7 @@ def evidence(request: EvidenceRequest, job: RunningJob) -> EvidenceResult:
         UnknownStore: naming the stores there are.
         TransientError, Snooze: a store does not answer, or takes no job now; the others were asked.
     """
-    artifact = job.artifact(request.bucket, request.key)
+    artifact = job.catalogue.artifact(request.bucket, request.key)
     good = {name: copy for name, copy in job.catalogue.artifacts.copies(artifact).items() if copy.state.good}
     names = [name for name in good if name in job.stores]
     if request.stores is not None:

@@ -169,7 +169,7 @@ class _Delete:
         artifacts = job.catalogue.artifacts
         held = artifacts.copies_by_store(request.bucket, request.key)
         if not held and artifacts.version(request.bucket, request.key, 1) is None:
-            job.artifact(request.bucket, request.key)  # its error names the nearest key
+            job.catalogue.artifact(request.bucket, request.key)  # its error names the nearest key
         named = request.stores or ()
         stores = _resolve(job.stores, named, held) if named else [name for name in held if name in job.stores]
         beyond = [name for name in held if name not in job.stores] if not named else []

@@ -36,7 +36,7 @@ def replicate(request: ReplicateRequest, job: RunningJob) -> ReplicateResult:
         ReadBackMismatch: a repaired copy, or a new one that is read back by the settings, has other bytes.
         StorageError, Snooze: a store did not take its copy; the other stores have theirs.
     """
-    artifact = job.artifact(request.bucket, request.key)
+    artifact = job.catalogue.artifact(request.bucket, request.key)
     alone, companions = names_companions_itself(job), job.catalogue.companions
 
     def find() -> Sequence[Artifact]:

@@ -9,7 +9,8 @@ from worker.artifacts.parts_staged_in_store import assembled, is_staged_in_store
 from worker.artifacts.per_store import check_beside_bytes, check_size, for_each_store
 from worker.artifacts.sources import HashedSource, Source, open_source, remove_partial, remove_staged
 from worker.artifacts.waiting_uploads import closed_stores, lacking
-from worker.context import HINT, Context
+from worker.catalogue.nearest_key import HINT
+from worker.context import Context
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
 from worker.limits.limited_store import LimitedStore, LimitedStores, NoJob
@@ -77,7 +78,7 @@ def _stores_of(request: UploadRequest, job: RunningJob) -> list[LimitedStore]:
 
 def _check_is_there(bucket: str, of: str, job: RunningJob) -> None:
     try:
-        job.artifact(bucket, of)
+        job.catalogue.artifact(bucket, of)
     except NotFound as error:
         bare = of.removeprefix(f"{bucket}/")
         if bare == of:

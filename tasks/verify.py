@@ -61,7 +61,7 @@ def _verify(job: RunningJob, artifact: Artifact, copies: list[Copy]) -> VerifyRe
 
 def _find_version(request: VerifyRequest, job: RunningJob) -> Artifact:
     if request.version is None:
-        return job.artifact(request.bucket, request.key)
+        return job.catalogue.artifact(request.bucket, request.key)
     found = job.catalogue.artifacts.version(request.bucket, request.key, request.version)
     if found is None:
         raise NotFound(f"{request.bucket}/{request.key} has no version {request.version} in the catalogue")

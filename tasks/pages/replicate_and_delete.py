@@ -191,7 +191,7 @@ class _Writes:
         self.page = self.job.catalogue.pages.record(self.page, group, now=clock.now())
 
     def _replicate(self, each: PageObject, records: Records) -> str:
-        work = ArtifactJob(self.job, self.job.artifact(each.bucket, each.key), records)
+        work = ArtifactJob(self.job, self.job.catalogue.artifact(each.bucket, each.key), records)
         return first_of(PLACED, [copy.outcome for copy in replicate_to(work, self.request.to or ())])
 
     def _delete(self, each: PageObject, records: Records) -> str:

@@ -76,7 +76,7 @@ class _Canary:
         return "damaged"
 
     def _damage(self, round_: CanaryRound) -> None:
-        artifact, now = self._job.artifact(CANARY_BUCKET, round_.key), clock.now()
+        artifact, now = self._job.catalogue.artifact(CANARY_BUCKET, round_.key), clock.now()
         canary_objects.damage(self._store, self._job.settings.stores[self._name], round_.key)
         self._canaries.damaged(round_, artifact, now=now)
 
@@ -103,10 +103,10 @@ class _Canary:
 
     def _restore_if_alone(self, seen: CanaryRound) -> None:
         """Write the right bytes where no repair can do it: the store is the only one, or its repairs are off."""
-        settings, repairs = self._job.settings, self._job.catalogue.repairs
-        off = not settings.sweep.repair.enabled or self._name in settings.sweep.repair.off
-        if off or self._name in repairs.untrusted() or self._partner() is None:
-            canary_objects.write(self._job.catalogue, self._store, self._job.artifact(CANARY_BUCKET, seen.key))
+        repair, catalogue = self._job.settings.sweep.repair, self._job.catalogue
+        off = not repair.enabled or self._name in repair.off
+        if off or self._name in catalogue.repairs.untrusted() or self._partner() is None:
+            canary_objects.write(catalogue, self._store, catalogue.artifact(CANARY_BUCKET, seen.key))
 
     def _partner(self) -> Store | None:
         """Return another store, from which a repair can copy."""

@@ -331,7 +331,7 @@ def test_a_repair_of_chunks_that_is_killed_ends_right(fleet: Fleet, monkeypatch:
         bucket = f"b-{number}"
         with fleet.context() as context:
             fleet.put(context, bucket, "large", right)
-            artifact = context.artifact(bucket, "large")
+            artifact = context.catalogue.artifact(bucket, "large")
             manifest = context.catalogue.artifacts.manifest(artifact)  # None of a source up to 1 MiB
             assert manifest is not None
             assert len(manifest) == 2

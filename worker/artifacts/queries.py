@@ -31,7 +31,7 @@ def show(request: ShowRequest, context: Context) -> ShowResult:
     Raises:
         NotFound: the artifact is not in the catalogue; names the nearest key.
     """
-    return describe(context.artifact(request.bucket, request.key), context, chunks_from=request.chunks_from)
+    return describe(context.catalogue.artifact(request.bucket, request.key), context, chunks_from=request.chunks_from)
 
 
 def describe(artifact: Artifact, context: Context, *, chunks_from: int | None = None) -> ShowResult:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 
 from worker.catalogue.access_tokens import AccessToken, AccessTokens
 from worker.catalogue.adoptions import Adoption, Adoptions, OtherVersion
@@ -55,6 +56,7 @@ from worker.catalogue.job_webhooks import JobWebhooks, PendingWebhook
 from worker.catalogue.ledger import Busy, EndNotDurable, Finished, Leased, Ledger, OtherRequest, last_cause
 from worker.catalogue.load_export import BadExport, NotEmpty, load_export
 from worker.catalogue.log_archives import BadArchive, LogArchives, check_lines
+from worker.catalogue.nearest_key import nearest
 from worker.catalogue.pages import Group, Page, PageCopy, PageOutcome, Pages, PlannedPage, Share
 from worker.catalogue.pauses import Pause, Pauses, Scope
 from worker.catalogue.rebuilding import FoundKey, FoundObject, KnownKey, Rebuilding, Rebuilt, Rules
@@ -81,6 +83,7 @@ from worker.catalogue.store_records import StoreRecords
 from worker.catalogue.sweep_claims import AHEAD, GRACE, SHORTEST_HORIZON, NeededReads, Plan, SweepClaims
 from worker.catalogue.transfers import OpenTransfer, Transfers, UploadIntent
 from worker.catalogue.verifications import Verifications
+from worker.storage.errors import NotFound
 from worker.storage.identity import KnownIdFiles
 
 __all__ = [
@@ -218,6 +221,20 @@ class Catalogue:
         held.identity = self.identity
         held._database = self._database.fenced(job, fence)  # noqa: SLF001 - the catalogue is one package
         return held
+
+    def artifact(self, bucket: str, key: str) -> Artifact:
+        """Return the current version under this key.
+
+        Raises:
+            NotFound: there is none; the message has the way to undo its delete, or the nearest key there is.
+        """
+        found = self.artifacts.current(bucket, key)
+        if found is not None:
+            return found
+        if (gone := self.deletions.get(bucket, key)) is not None:
+            way_out = f"`zot-artifacts undelete {quote(f'{bucket}/{key}')}` brings it back"
+            raise NotFound(f"{bucket}/{key} was deleted at {gone.deleted_at:%Y-%m-%d %H:%M} UTC; {way_out}")
+        raise NotFound(f"{bucket}/{key} is not in the catalogue{nearest(self.artifacts, bucket, key)}")
 
     def export(self, sink: Sink) -> ExportSummary:
         """Write one state of the whole catalogue as JSON lines; memory does not grow with it.

@@ -85,7 +85,7 @@ def attest(
     at = ArtifactPath.parse(artifact)
     signer = _signer(key)
     with opened(existing=True) as session:
-        found = session.artifact(at.bucket, at.key)
+        found = session.catalogue.artifact(at.bucket, at.key)
         policy = Policy(copies, within)
         try:
             statement = statement_of(

@@ -43,7 +43,7 @@ def list_companions(artifact: ArtifactArgument, as_json: AsJson = False) -> None
     """
     at = ArtifactPath.parse(artifact)
     with opened(existing=True) as session:
-        session.artifact(at.bucket, at.key)
+        session.catalogue.artifact(at.bucket, at.key)
         found = session.catalogue.companions.of(at.bucket, at.key)
     if as_json:
         shown = [{"key": each.key, "size": each.digest.size, "sha256": each.digest.sha256} for each in found]
@@ -68,7 +68,7 @@ def add(artifact: ArtifactArgument, companion: Companion, as_json: AsJson = Fals
         raise Failure(f"{other} is in another bucket than {at}: a companion is in the same one", Status.USAGE)
     with opened(existing=True) as session:
         for each in (at, other):
-            session.artifact(each.bucket, each.key)
+            session.catalogue.artifact(each.bucket, each.key)
         session.catalogue.companions.add(at.bucket, other.key, at.key, by=user_name(), now=clock.now())
     if as_json:
         print_json({"bucket": at.bucket, "key": other.key, "companion_of": at.key})
@@ -88,7 +88,7 @@ def remove(companion: Companion, as_json: AsJson = False) -> None:
     """
     at = ArtifactPath.parse(companion)
     with opened(existing=True) as session:
-        session.artifact(at.bucket, at.key)
+        session.catalogue.artifact(at.bucket, at.key)
         was = session.catalogue.companions.owner(at.bucket, at.key)
         session.catalogue.companions.remove(at.bucket, at.key, by=user_name(), now=clock.now())
     if as_json:

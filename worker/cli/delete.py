@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from worker.catalogue.nearest_key import nearest
 from worker.cli.arguments import (
     All,
     ArtifactPath,
@@ -102,9 +103,7 @@ def _require_known(session: Session, at: ArtifactPath) -> None:
     """Raise Failure for a key that the catalogue never had: it is mistyped. A deleted artifact is no error."""
     if session.catalogue.artifacts.version(at.bucket, at.key, 1) is not None:
         return
-    from worker.context import nearest  # only a failed command needs this import
-
-    hint = nearest(session.catalogue, at.bucket, at.key)
+    hint = nearest(session.catalogue.artifacts, at.bucket, at.key)
     raise Failure(
         f"{at} is not in the catalogue and never was: nothing was deleted{hint}", Status.BAD, type_="NotFound"
     )

@@ -216,7 +216,7 @@ def verify(stage: Stage) -> None:
 def get_back(stage: Stage) -> None:
     """Get them back and compare them with the originals."""
     for sample in stage.files:
-        artifact = stage.session.artifact(BUCKET, sample.key)
+        artifact = stage.session.catalogue.artifact(BUCKET, sample.key)
         began = time.monotonic()
         path = stage.session.settings.home / f"back-{sample.key}"
         fetched = fetch(stage.session, artifact, path, lambda _: None)
@@ -321,7 +321,7 @@ def _verdicts(stage: Stage, sample: Sample) -> tuple[dict[str, str], float]:
 
 
 def _copies(stage: Stage, sample: Sample) -> list[Copy]:
-    artifact = stage.session.artifact(BUCKET, sample.key)
+    artifact = stage.session.catalogue.artifact(BUCKET, sample.key)
     return [copy for copy in stage.session.catalogue.artifacts.copies(artifact).values() if copy.state.present]
 
 

@@ -56,7 +56,7 @@ def export(
         raise Failure("give either --premis or --bagit DIR", Status.USAGE, type_="UsageError")
     paths = [ArtifactPath.parse(each) for each in dict.fromkeys(artifacts)]
     with opened(existing=True) as session:
-        found = [session.artifact(at.bucket, at.key) for at in paths]
+        found = [session.catalogue.artifact(at.bucket, at.key) for at in paths]
         if bagit is None:
             sys.stdout.buffer.write(premis(found, session.catalogue))
             sys.stdout.buffer.flush()

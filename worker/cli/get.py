@@ -78,7 +78,7 @@ def get(
     refuse("goes with --recursive", {"--include": include, "--exclude": exclude, "--dry-run": dry_run})
     at = ArtifactPath.parse(artifact)
     with opened(existing=True) as session, bar("reading") as shown:
-        found = session.artifact(at.bucket, at.key)
+        found = session.catalogue.artifact(at.bucket, at.key)
         part = _part(range_, found) if range_ else None
         shown.start(part.length if part else found.digest.size, "reading")
         if dest == STREAM:

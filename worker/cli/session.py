@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from urllib.parse import unquote
 
 from worker.artifacts.reading_order import AvoidedStores
-from worker.catalogue import Artifact, Catalogue, JobRecord, expected_identity
+from worker.catalogue import Catalogue, JobRecord, expected_identity
 from worker.cli.errors import Failure
 from worker.cli.output import note
 from worker.exit_status import Status
@@ -26,19 +26,6 @@ class Session(Sources):
 
     avoided: AvoidedStores = field(default_factory=AvoidedStores)
     """The stores that did not answer this command: it reads other copies first."""
-
-    def artifact(self, bucket: str, key: str) -> Artifact:
-        """Return the current version under this key.
-
-        Raises:
-            NotFound: there is none, with the nearest key there is.
-        """
-        found = self.catalogue.artifacts.current(bucket, key)
-        if found is None:
-            from worker.context import current_version  # only a failed command needs this import
-
-            found = current_version(self.catalogue, bucket, key)
-        return found
 
     def store_names(self, given: Sequence[str] | None) -> tuple[str, ...] | None:
         """Return the names of the stores that the options give, one each or separated by commas, or None.

@@ -10,6 +10,7 @@ from worker.artifacts.log_archive import archive_key
 from worker.artifacts.log_signature import LogKeys
 from worker.artifacts.verification_log_head import signed_head
 from worker.catalogue import BAD, Copy, CopyState, EvidenceCheck
+from worker.catalogue.nearest_key import nearest
 from worker.cli.arguments import ArtifactArgument, ArtifactPath
 from worker.cli.jobs_retry import adds_copies
 from worker.cli.output import AsJson, flat, print_json, print_table, say
@@ -51,7 +52,7 @@ def show(
         if proof:
             _prove(session, at, as_json=as_json)
             return
-        found = session.artifact(at.bucket, at.key)
+        found = session.catalogue.artifact(at.bucket, at.key)
         known = session.catalogue.artifacts.copies(found).values()
         copies = [copy for copy in known if copy.state.present]
         begun = [copy.store for copy in known if copy.state is CopyState.WRITING]
@@ -120,9 +121,7 @@ def _state(copy: Copy, *, configured: bool) -> str:
 def _prove(session: Session, at: ArtifactPath, *, as_json: bool) -> None:
     events = session.catalogue.history.of(at.bucket, at.key)
     if not any(event.what == "recorded" for event in events):
-        from worker.context import nearest  # only a failed command needs this import
-
-        hint = nearest(session.catalogue, at.bucket, at.key)
+        hint = nearest(session.catalogue.artifacts, at.bucket, at.key)
         raise NotFound(f"{at.bucket}/{at.key} was never recorded{hint}")
     head = signed_head(session.catalogue, LogKeys.of(session.settings.verification_log))
     recorded_at = min(event.at for event in events if event.what == "recorded")

@@ -98,7 +98,7 @@ def hold(artifact: ArtifactArgument, reason: Reason, by: By = None, as_json: AsJ
         raise Failure("--reason needs a text: why is the artifact held?", Status.USAGE, type_="UsageError")
     with opened(existing=True) as session:
         if session.catalogue.deletions.get(at.bucket, at.key) is None:
-            session.artifact(at.bucket, at.key)  # a misspelt key would hold nothing
+            session.catalogue.artifact(at.bucket, at.key)  # a misspelt key would hold nothing
         who = by or user_name()
         made = session.catalogue.holds.place(at.bucket, at.key, by=who, reason=reason, now=clock.now())
         said: dict[str, str] = {}

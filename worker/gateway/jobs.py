@@ -12,7 +12,7 @@ from starlette.responses import Response, StreamingResponse
 from worker import clock
 from worker.artifacts.queries import status_of
 from worker.catalogue import CatalogueUnavailable
-from worker.context import HINT
+from worker.catalogue.nearest_key import HINT
 from worker.gateway.access import Caller, TokenVerb
 from worker.gateway.problems import ERRORS, Problem
 from worker.gateway.request_authorization import caller_of_request, check_may, check_owner, check_receivers, services_of

@@ -9,8 +9,8 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from worker import clock, shutdown_flag
-from worker.catalogue import Artifact, CatalogueUnavailable, FinishedCopy, JobRecord, LostLease
-from worker.context import Context, current_version
+from worker.catalogue import CatalogueUnavailable, FinishedCopy, JobRecord, LostLease
+from worker.context import Context
 from worker.jobs.heartbeats import LEASES, SIGNS
 from worker.jobs.interrupt_signal import Interrupted, Interrupter
 from worker.limits.limited_store import LimitedStores
@@ -124,14 +124,6 @@ class RunningJob:
         """
         names = [name for name in self.stores if name not in off] if store is None else [self.stores[store].name]
         return [name for name in names if self.pauses.of_store(name) is None]
-
-    def artifact(self, bucket: str, key: str) -> Artifact:
-        """Return the current version under this key.
-
-        Raises:
-            NotFound: there is none, with the nearest key there is.
-        """
-        return current_version(self.catalogue, bucket, key)
 
     def start(self, total: int | None, step: str) -> None:
         """Set the first step, and how many bytes the job moves in all."""

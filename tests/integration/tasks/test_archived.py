@@ -41,7 +41,7 @@ def test_an_archived_copy_has_its_own_verdict_and_clock(run, context, settings):
     """It counts as archived alone: no finding, not overdue after its period, and due again within one."""
     seen = {copy.store: copy.verdict for copy in run(verify, APP).copies}
     assert seen == {"primary": "verified", "dr": "archived"}
-    copy = context.catalogue.artifacts.copies(context.artifact(BUCKET, KEY))["dr"]
+    copy = context.catalogue.artifacts.copies(context.catalogue.artifact(BUCKET, KEY))["dr"]
     assert (copy.state, copy.last_verified_at, copy.last_verdict) == ("stored", None, "archived")
     period, now = settings.sweep.verify.period_of("dr"), clock.now()
     assert now + period / 2 < copy.next_due_at < now + period
@@ -68,7 +68,7 @@ def test_an_archived_copy_of_another_size_is_a_mismatch(run, stored):
 @pytest.mark.usefixtures("archived")
 def test_an_archived_copy_settles_only_that_it_was_unreadable(run, context):
     """A finding about its bytes stays open."""
-    artifact = context.artifact(BUCKET, KEY)
+    artifact = context.catalogue.artifact(BUCKET, KEY)
     kinds = (FindingKind.UNREADABLE, FindingKind.CORRUPT)
     context.catalogue.findings.see(
         [NewFinding(kind, "dr", BUCKET, KEY, artifact.version) for kind in kinds], now=clock.now()

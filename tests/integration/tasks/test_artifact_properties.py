@@ -105,7 +105,7 @@ def test_properties_of_an_adopted_object_are_its_own(with_cloud, context, cloud)
 def test_what_a_target_cannot_hold_is_told_and_the_rest_is_carried(with_cloud, context, source, cloud):
     """S3 keeps 2 KB of metadata and ASCII headers; what was adopted from another cloud may be more of both."""
     with_cloud(upload, UploadRequest(bucket="releases", key="page.html", source=source(b"<html>"), stores=("primary",)))
-    before, catalogue = context.artifact("releases", "page.html"), context.catalogue
+    before, catalogue = context.catalogue.artifact("releases", "page.html"), context.catalogue
     metadata = {"origin": "build 7"} | {f"note_{number}": "é" * 100 for number in range(8)}
     properties = PROPERTIES | {"content_disposition": 'attachment; filename="é"'}
     made = catalogue.artifacts.record(

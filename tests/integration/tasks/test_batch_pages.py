@@ -331,7 +331,7 @@ def test_what_is_uploaded_again_while_its_delete_waits_stays(laid, drive, contex
 def test_a_page_whose_batch_is_unknown_leaves_what_came_after_it(laid, run, context):
     """A catalogue that was restored may be older than the batch of a message; the message has the newest version."""
     laid(2)
-    newest = context.artifact("releases", "a/001").id
+    newest = context.catalogue.artifact("releases", "a/001").id
     laid(1, "b/")
     selection = RangeSelection(bucket="releases", until="z", newest=newest)
     assert run(page, PageRequest(verb="delete", range=selection)).outcomes == {"deleted": 2}
@@ -384,7 +384,7 @@ def test_a_store_that_is_the_place_of_another_one_keeps_its_pages_waiting(laid, 
     with pytest.raises(StoreRefuses, match="cold: it refuses all that a page asks: stores cold and primary are one"):
         driver.work()
     assert kinds(context) == ["page"]
-    copies = context.catalogue.artifacts.copies(context.artifact("releases", "a/000"))
+    copies = context.catalogue.artifacts.copies(context.catalogue.artifact("releases", "a/000"))
     assert not copies["cold"].state.present
 
 

@@ -78,13 +78,13 @@ def current(known: Catalogue) -> set[str]:
 @pytest.mark.usefixtures("family")
 def test_what_belongs_to_an_artifact_is_shown_from_both_sides(context: Context, known: Catalogue) -> None:
     """An artifact shows its companions, and each of those the artifact; a user's word counts before the key's."""
-    shown = describe(context.artifact("releases", "app.tgz"), context)
+    shown = describe(context.catalogue.artifact("releases", "app.tgz"), context)
     assert (set(shown.companions), shown.companion_of) == (set(KEYS[1:]), None)
     for key in KEYS[1:]:
-        assert describe(context.artifact("releases", key), context).companion_of == "app.tgz"
+        assert describe(context.catalogue.artifact("releases", key), context).companion_of == "app.tgz"
     known.companions.remove("releases", "app.tgz.sig", by="ana", now=clock.now())
-    assert describe(context.artifact("releases", "app.tgz.sig"), context).companion_of is None
-    assert "app.tgz.sig" not in describe(context.artifact("releases", "app.tgz"), context).companions
+    assert describe(context.catalogue.artifact("releases", "app.tgz.sig"), context).companion_of is None
+    assert "app.tgz.sig" not in describe(context.catalogue.artifact("releases", "app.tgz"), context).companions
 
 
 @pytest.mark.usefixtures("family")
@@ -308,7 +308,7 @@ def test_an_upload_names_the_artifact_that_it_belongs_to(run, context: Context, 
     belongs("sboms/app.json", "app.tgz")
     belongs("sboms/app.json", "app.tgz")
     put("sboms/app.json", b"a new version")
-    assert describe(context.artifact("releases", "app.tgz"), context).companions == ("sboms/app.json",)
+    assert describe(context.catalogue.artifact("releases", "app.tgz"), context).companions == ("sboms/app.json",)
     put("lib.tgz")
     for key, of, error in (("x.json", "gone", NotFound), ("sboms/app.json", "lib.tgz", WrongCompanion)):
         with pytest.raises(error):

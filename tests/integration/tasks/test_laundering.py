@@ -61,7 +61,7 @@ def put(run: Callable[..., Any], source: Callable[..., str]) -> Callable[..., No
 
 def states(context: Context) -> dict[str, str]:
     """Return the states of the copies; the recorded digest is the one of the right bytes, whatever happened."""
-    artifact = context.artifact(BUCKET, KEY)
+    artifact = context.catalogue.artifact(BUCKET, KEY)
     assert (artifact.version, artifact.digest) == (1, DIGEST)
     return {name: copy.state.value for name, copy in context.catalogue.artifacts.copies(artifact).items()}
 
@@ -103,7 +103,7 @@ def test_a_replication_copies_no_rot(context, run, put, store, stored):
         run(replicate, ReplicateRequest(bucket=BUCKET, key=KEY, to=("primary",)))
     assert not stored("primary").exists()
     assert states(context)["dr"] == "corrupt"
-    assert not context.catalogue.artifacts.copies(context.artifact(BUCKET, KEY))["primary"].state.present
+    assert not context.catalogue.artifacts.copies(context.catalogue.artifact(BUCKET, KEY))["primary"].state.present
 
 
 def test_a_repair_replaces_nothing_by_rot(context, run, put, store, stored, monkeypatch):

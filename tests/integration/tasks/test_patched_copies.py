@@ -119,7 +119,7 @@ def test_a_repair_sends_only_the_bad_chunk(context: Context, run: Run, rotten: C
     assert quarantined(context) == [BAD]
     assert list(context.stores["cloud"].list_objects(STAGING_BUCKET)) == []
     assert context.catalogue.findings.page() == []
-    copy = context.catalogue.artifacts.copies(context.artifact("releases", "large"))["cloud"]
+    copy = context.catalogue.artifacts.copies(context.catalogue.artifact("releases", "large"))["cloud"]
     assert (copy.state, copy.tag) == ("verified", context.stores["cloud"].stat_object("releases", "large").version)
 
     rotten()

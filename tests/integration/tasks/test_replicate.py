@@ -95,7 +95,7 @@ def test_a_repair_keeps_the_bad_bytes_and_replaces_them_with_right_ones(run, sto
     copy = result.copies[0]
     bucket, _, key = copy.quarantined.partition("/")
     assert copy.outcome == "repaired"
-    recorded = context.catalogue.artifacts.copies(context.artifact("releases", "app.tgz"))["dr"]
+    recorded = context.catalogue.artifacts.copies(context.catalogue.artifact("releases", "app.tgz"))["dr"]
     assert (recorded.state, recorded.last_verified_at) == ("verified", recorded.read_at)
     assert stored("dr").read_bytes() == b"release one"
     assert stored("dr", key, bucket).read_bytes() == bad
@@ -168,7 +168,7 @@ def test_a_repair_that_cannot_be_read_back_now_is_read_at_the_next_attempt(run, 
         with pytest.raises(Unavailable, match=r"dr: releases/app\.tgz was written and cannot be read back: it is away"):
             run(replicate, request("dr"))
     assert run(replicate, request("dr")).copies[0].outcome == "already_there"
-    copy = context.catalogue.artifacts.copies(context.artifact("releases", "app.tgz"))["dr"]
+    copy = context.catalogue.artifacts.copies(context.catalogue.artifact("releases", "app.tgz"))["dr"]
     assert (copy.state, stored("dr").read_bytes()) == ("verified", b"release one")
 
 

@@ -407,7 +407,7 @@ def test_a_copy_that_is_pending_is_waited_for(run, context: Context, line: Line,
 def test_a_copy_that_failed_is_none(context: Context, line: Line, status):
     """A copy that Azure gives up is an error, and what is there of it is deleted in the version that was seen."""
     line.fault = telling(status, 1)
-    artifact = context.artifact(**PLACE)
+    artifact = context.catalogue.artifact(**PLACE)
     with pytest.raises(Unavailable, match=f"the copy is {status}"):
         context.stores["far"].copy_object(context.stores["near"], *PLACE.values(), artifact.digest)
     [deletion] = [request for request in line.proxy.requests if request.method == "DELETE"]

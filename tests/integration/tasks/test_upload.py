@@ -422,7 +422,7 @@ def test_a_storage_class_that_the_store_refuses_is_told_by_name(run, context, se
             run(upload, wish, context=wide)
         states = {
             name: copy.state
-            for name, copy in wide.catalogue.artifacts.copies(wide.artifact("releases", "app.tgz")).items()
+            for name, copy in wide.catalogue.artifacts.copies(wide.catalogue.artifact("releases", "app.tgz")).items()
         }
         assert states == {"primary": "stored", "dr": "stored", "cloud": "writing"}
         assert list(wide.stores["cloud"].iter_stale_uploads()) == []

@@ -109,7 +109,7 @@ def test_a_named_companion_goes_where_its_artifact_belongs(context: Context, sou
         (source_root / "dir" / name).write_text(f"another {name}")
     files = list(DirectoryListing(source_root / "dir", "releases", "sboms/").files())
     deliver(request_for(context, files, source_root), context)
-    found = {file.key: artifacts.copies(context.artifact("releases", file.key)) for file in files}
+    found = {file.key: artifacts.copies(context.catalogue.artifact("releases", file.key)) for file in files}
     assert {key: sorted(copies) for key, copies in found.items()} == {
         "sboms/a.json": ["cold"], "sboms/a.json.sig": ["cold"], "sboms/b.json": ["dr", "primary"],
     }  # fmt: skip
@@ -117,7 +117,7 @@ def test_a_named_companion_goes_where_its_artifact_belongs(context: Context, sou
 
 def assert_all_there(context: Context) -> None:
     for name in NAMES:
-        artifact = context.artifact("releases", f"v1/{name}")
+        artifact = context.catalogue.artifact("releases", f"v1/{name}")
         assert artifact.version == 1
         copies = context.catalogue.artifacts.copies(artifact)
         assert {store: copy.state.good for store, copy in copies.items()} == {"primary": True, "dr": True}
@@ -160,7 +160,7 @@ def test_two_files_of_one_key_become_two_versions_in_the_order_of_the_list(
         found = (source_root / name).stat()
         files.append(ListedFile("releases", "k", str(source_root / name), found.st_size, found.st_mtime_ns))
     assert run(page, request_for(context, files, source_root)).outcomes == {"stored": 2}
-    artifact = context.artifact("releases", "k")
+    artifact = context.catalogue.artifact("releases", "k")
     assert (artifact.version, artifact.digest) == (2, HashedBytes.of(b"second").digest)
     for store in ("primary", "dr"):
         assert context.stores[store].stat_object("releases", "k").sha256 == artifact.digest.sha256
@@ -203,7 +203,7 @@ def test_a_store_that_fails_keeps_no_other_from_its_copy(
     result = run(page, request_.model_copy(update={"metadata": beside or {}}))
     assert result.outcomes["stored"] == len(NAMES) - 1
     assert [*result.left, *(f"releases/{each.key}" for each in result.failures)] == [f"releases/{bad}"]
-    copies = context.catalogue.artifacts.copies(context.artifact("releases", bad))
+    copies = context.catalogue.artifacts.copies(context.catalogue.artifact("releases", bad))
     assert {store: copy.state.value for store, copy in copies.items()} == {"primary": "writing", "dr": "stored"}
 
 
@@ -269,7 +269,7 @@ def test_a_paused_store_keeps_only_its_own_copies_waiting(
     with pytest.raises(Snooze):
         deliver(request_)
     for name in NAMES:
-        copies = context.catalogue.artifacts.copies(context.artifact("releases", f"v1/{name}"))
+        copies = context.catalogue.artifacts.copies(context.catalogue.artifact("releases", f"v1/{name}"))
         assert {store: copy.state.value for store, copy in copies.items()} == {"primary": "stored", "dr": "writing"}
     context.catalogue.ledger.snooze("page", 1, {}, since=clock.now(), due=clock.now())
     with monkeypatch.context() as patch:
@@ -305,7 +305,7 @@ def test_a_page_that_one_store_refuses_reads_few_of_its_files_again(
             context.catalogue.ledger.snooze("page", fence, {}, since=clock.now(), due=clock.now())
             full.setattr(Store, "write_object", refuse_one)  # copies that have begun are written one by one
             for name in NAMES:
-                copies = context.catalogue.artifacts.copies(context.artifact("releases", f"v1/{name}"))
+                copies = context.catalogue.artifacts.copies(context.catalogue.artifact("releases", f"v1/{name}"))
                 assert {store: copy.state.value for store, copy in copies.items()} == {
                     "primary": "stored", "dr": "writing",
                 }  # fmt: skip
@@ -345,7 +345,9 @@ def test_a_page_whose_time_is_up_goes_on_in_the_open_stores(context: Context, fi
     for _ in range(2):
         with pytest.raises(Snooze):
             deliver(five)
-    copies = [context.catalogue.artifacts.copies(context.artifact("releases", str(number))) for number in range(5)]
+    copies = [
+        context.catalogue.artifacts.copies(context.catalogue.artifact("releases", str(number))) for number in range(5)
+    ]
     assert [each["primary"].state.good for each in copies] == [True] * 5
     read = len(reads)
     with pytest.raises(Snooze):

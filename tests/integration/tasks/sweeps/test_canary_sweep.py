@@ -149,7 +149,7 @@ def test_a_store_whose_repairs_are_off_has_its_canary_restored(
     turn()
     verify()
     repair()
-    artifact = context.artifact("zot-canary", KEY)
+    artifact = context.catalogue.artifact("zot-canary", KEY)
     assert context.catalogue.artifacts.copies(artifact)["dr"].state == "corrupt"
     assert turn() == "found"
     assert read(context) == CONTENT
@@ -167,7 +167,9 @@ def test_a_bad_canary_that_was_not_damaged_on_purpose_is_rot(
     assert last is not None
     context.catalogue.canaries.close(last, now=clock.now())
     canary_objects.damage(context.stores["dr"], settings.stores["dr"], KEY)
-    context.catalogue.canaries.damaged(last, context.artifact("zot-canary", KEY), now=clock.now())  # makes it due
+    context.catalogue.canaries.damaged(
+        last, context.catalogue.artifact("zot-canary", KEY), now=clock.now()
+    )  # makes it due
     verify()
     assert kinds(context) == [FindingKind.CORRUPT]
     repair()

@@ -131,7 +131,7 @@ def test_a_restored_catalogue_changes_no_list_that_a_store_keeps(run, context, s
     run(upload, UploadRequest(bucket="releases", key="app.tgz", source=source(b"1")))
     backup = io.BytesIO()
     context.catalogue.export(backup)
-    now, of = clock.now(), context.artifact("releases", "app.tgz")
+    now, of = clock.now(), context.catalogue.artifact("releases", "app.tgz")
     context.catalogue.deletions.begin(of, now=now, until=now, by="ana", reason=None, job="delete")
     run(sweep_verify, SweepVerifyRequest())
     [kept] = settings.stores["primary"].root.glob("zot-probe/tombstones/*.jsonl.gz")

@@ -181,7 +181,7 @@ def after_late(monkeypatch, context):
 
 
 def in_stores(context: Context, key: str, bucket: str = "releases") -> dict[str, str]:
-    copies = context.catalogue.artifacts.copies(context.artifact(bucket, key))
+    copies = context.catalogue.artifacts.copies(context.catalogue.artifact(bucket, key))
     return {store: copy.state.value for store, copy in copies.items()}
 
 
@@ -222,7 +222,7 @@ def test_a_left_copy_is_claimed_again_and_ends_with_its_delete(
 ):
     """A replication whose store still fails leaves the finding; a delete of the copy is the way out."""
     put("releases", "left", "primary")
-    artifact = context.artifact("releases", "left")
+    artifact = context.catalogue.artifact("releases", "left")
     context.catalogue.artifacts.ensure_copy(artifact, "dr")
     after_late()
     assert run(sweep_replicate, SweepReplicateRequest()).claimed == {"dr": 1}
@@ -244,11 +244,11 @@ def test_what_was_left_and_cannot_or_may_not_be_written_is_not_claimed(
     artifacts = context.catalogue.artifacts
     for key in ("deleted", "replaced", "bad", "left"):
         put("releases", key, "primary")
-        artifacts.ensure_copy(context.artifact("releases", key), "dr")
+        artifacts.ensure_copy(context.catalogue.artifact("releases", key), "dr")
     run(delete, DeleteRequest(bucket="releases", key="deleted"))
     put("releases", "replaced", "primary", content=b"another version")
     with context.catalogue._database.write() as connection:
-        bad = artifacts.copies(context.artifact("releases", "bad"))["primary"].id
+        bad = artifacts.copies(context.catalogue.artifact("releases", "bad"))["primary"].id
         connection.execute(sa.update(tables.copies).where(tables.copies.c.id == bad).values(state="missing"))
     ensure(context.catalogue, [context.stores["primary"]], "canary")
     canary = context.catalogue.artifacts.page(CANARY_BUCKET)[0]
@@ -290,7 +290,7 @@ def test_a_cancelled_upload_with_a_copy_is_completed(
 def test_an_upload_that_still_runs_keeps_its_copy(context: Context, run, put, without_placement, after_late, sent):
     """A page of the sweep does not write to an artifact that a job has locked: the object leaves the page."""
     put("releases", "left", "primary")
-    context.catalogue.artifacts.ensure_copy(context.artifact("releases", "left"), "dr")
+    context.catalogue.artifacts.ensure_copy(context.catalogue.artifact("releases", "left"), "dr")
     after_late()
     running = context.catalogue.ledger.acquire(
         "running", "upload", {}, owner="me", writes_to="releases/left", parent=None, now=clock.now(),
@@ -309,14 +309,17 @@ def test_a_named_companion_is_placed_as_its_artifact(context: Context, run, put,
     """A new rule for the artifact, and a new upload or an undelete of its companion, bring that to the same stores."""
 
     def stores(key: str) -> set[str]:
-        found = context.catalogue.artifacts.copies(context.artifact("models-en", key))
+        found = context.catalogue.artifacts.copies(context.catalogue.artifact("models-en", key))
         return {store for store, copy in found.items() if copy.state.good}
 
     put("models-en", "big/a")
     for key in ("sboms/a.json", "sboms/a.json.sig", "sboms/b.json"):
         put("models-en", key)
     context.catalogue.companions.add("models-en", "sboms/a.json", "big/a", by="ana", now=clock.now())
-    of, companions = context.artifact("models-en", "big/a"), context.catalogue.companions.of("models-en", "big/a")
+    of, companions = (
+        context.catalogue.artifact("models-en", "big/a"),
+        context.catalogue.companions.of("models-en", "big/a"),
+    )
     deletions, until = context.catalogue.deletions, clock.now() + timedelta(days=1)
     deletions.begin(of, now=clock.now(), until=until, by=None, reason=None, job="job", companions=companions)
     deletions.undo("models-en", "big/a", now=clock.now())

@@ -151,7 +151,9 @@ class Scene:
 
     def verified_at(self, keys: Iterable[str]) -> dict[str, datetime | None]:
         artifacts = self._context.catalogue.artifacts
-        return {key: artifacts.copies(self._context.artifact(BUCKET, key))["dr"].last_verified_at for key in keys}
+        return {
+            key: artifacts.copies(self._context.catalogue.artifact(BUCKET, key))["dr"].last_verified_at for key in keys
+        }
 
     def quarantined(self) -> list[bytes]:
         held, found = self._context.stores["dr"], []
@@ -255,7 +257,7 @@ def test_wrong_metadata_of_a_copy_without_another_is_rewritten_from_its_own_byte
     assert store.bytes_of("rotten") == flipped(content_of("rotten"))
     right = hashlib.sha256(content_of("only")).hexdigest()
     assert context.stores["dr"].stat_object(BUCKET, "only").sha256 == right
-    assert context.catalogue.artifacts.copies(context.artifact(BUCKET, "only"))["dr"].state == "verified"
+    assert context.catalogue.artifacts.copies(context.catalogue.artifact(BUCKET, "only"))["dr"].state == "verified"
     kinds = {(each.key, each.kind.value) for each in context.catalogue.findings.page()}
     assert kinds == {("rotten", "corrupt"), ("rotten", "lost")}
 
