@@ -1,5 +1,6 @@
 """The table of measurements, with lines that could not be measured or were measured again."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,3 +127,28 @@ def test_what_was_measured_is_told_whatever_comes_after(
     assert "| a " in printed.out
     assert "| **not measured**: the disk is full |" in printed.out
     assert "a: 1 (1 to 1), 2 (2 to 2), 0.50 (0.50 to 0.50), 2, ≥ 0.9, **no**" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("page", "begin", "end"),
+    [
+        ("README.md", "\n## Measured\n", "\n## "),
+        ("docs/scaling.md", "| what | measured |", "\n\n"),
+        ("docs/howto/recover.md", "| the host of a worker |", "\n\n"),
+    ],
+)
+def test_the_figures_of_the_documentation_are_those_of_the_kept_tables(page: str, begin: str, end: str) -> None:
+    """A new table changes the pages that quote it: one that quotes an earlier run would contradict the others."""
+    root = Path(program.__file__).parents[1]
+    measured = (root / "benchmarks/README.md").read_text()
+    kept = "".join(re.findall(r"<!-- the last full run.*?<!-- the end", measured, re.DOTALL))
+    known = _figures(kept + measured.partition("\n## Soak\n")[2])
+    quoted = _figures((root / page).read_text().partition(begin)[2].partition(end)[0])
+    assert quoted
+    assert quoted <= known
+
+
+def _figures(text: str) -> set[str]:
+    """Return the numbers of three digits and more, and those with a fraction; dates, names and revisions are none."""
+    found = re.findall(r"(?<![\w,.-])(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+\.[0-9]+|[0-9]{3,})(?![\w.-])", text)
+    return {each.replace(",", "") for each in found}
