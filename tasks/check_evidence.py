@@ -1,13 +1,11 @@
 """Check evidence: compare what stores say about the copies of an artifact, without a read, with what was recorded."""
 
-from uuid import NAMESPACE_OID, uuid5
-
 from worker import clock
 from worker.artifacts.check_evidence import check_copy
 from worker.artifacts.per_store import for_each_store
 from worker.catalogue import RecordedEvidence
 from worker.jobs.running_job import RunningJob
-from worker.jobs.task import artifact_task, send_child
+from worker.jobs.task import artifact_task, child_id, send_child
 from worker.storage.errors import NotFound
 from zot_artifact_client.contract import (
     EVIDENCE,
@@ -47,8 +45,8 @@ def evidence(request: EvidenceRequest, job: RunningJob) -> EvidenceResult:
         found = check_copy(job.stores[name], artifact.bucket, known)
         job.catalogue.evidence_checks.record([found], now=clock.now())
         sent = None
-        if found.outcome in {"differs", "absent"}:
-            sent = str(uuid5(NAMESPACE_OID, f"{job.id} {name}"))
+        if found.is_bad:
+            sent = child_id(f"{job.id} {name}")
             verify = VerifyRequest(bucket=artifact.bucket, key=artifact.key, stores=(name,), version=artifact.version)
             send_child(VERIFY, verify, id_=sent, parent=job.id, queue=Queue.INTERACTIVE)
         return CopyEvidence(store=name, outcome=found.outcome, compared=found.compared, detail=found.detail, job=sent)

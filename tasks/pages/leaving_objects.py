@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
-from uuid import NAMESPACE_OID, uuid5
 
 from worker import clock
 from worker.artifacts.page_selection import PageObject, open_objects
 from worker.catalogue import Catalogue, Group, Page, PageCopy, PageOutcome
 from worker.jobs.running_job import RunningJob
-from worker.jobs.task import send_child
+from worker.jobs.task import child_id, send_child
 from zot_artifact_client.contract import AdoptRequest, PageRequest, Queue, ReplicateRequest, TaskSpec
 
 SentT = TypeVar("SentT", AdoptRequest, ReplicateRequest)
@@ -45,7 +44,7 @@ def send_jobs(
     """
     jobs: dict[tuple[str, str], str] = {}
     for name, request in requests.items():
-        jobs[request.bucket, request.key] = id_ = str(uuid5(NAMESPACE_OID, name))
+        jobs[request.bucket, request.key] = id_ = child_id(name)
         send_child(spec, request, id_=id_, parent=page, queue=Queue.SWEEP)
     catalogue.findings.hand_over(page, store, jobs, now=clock.now())
     return len(jobs)

@@ -8,7 +8,6 @@ from functools import partial
 from itertools import groupby
 from operator import attrgetter
 from shlex import quote
-from uuid import NAMESPACE_OID, uuid5
 
 from tasks.pages.leaving_objects import begin_selected, leave
 from worker import clock
@@ -21,7 +20,7 @@ from worker.artifacts.waiting_uploads import closed_stores
 from worker.catalogue import AHEAD, BudgetState, Catalogue, Page, PageCopy, PageOutcome, Share, VerdictRow
 from worker.counted import counted
 from worker.jobs.running_job import RunningJob
-from worker.jobs.task import send_child
+from worker.jobs.task import child_id, send_child
 from worker.limits.snooze import Snooze
 from worker.settings import Settings
 from worker.settings.budgets import Prices
@@ -155,8 +154,8 @@ def send_verifications(found: Page, _request: PageRequest, catalogue: Catalogue)
 def _send(found: Page, copies: Sequence[PageCopy]) -> int:
     for copy in copies:
         wanted = VerifyRequest(bucket=copy.bucket, key=copy.key, stores=(copy.store,), version=copy.version)
-        id_ = uuid5(NAMESPACE_OID, f"verify {copy.id} {found.claimed_until}")
-        send_child(VERIFY, wanted, id_=str(id_), parent=found.job, queue=Queue.SWEEP)
+        id_ = child_id(f"verify {copy.id} {found.claimed_until}")
+        send_child(VERIFY, wanted, id_=id_, parent=found.job, queue=Queue.SWEEP)
     return len(copies)
 
 

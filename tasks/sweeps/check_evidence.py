@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import chain, groupby, islice
-from uuid import NAMESPACE_OID, uuid5
 
 from worker import clock
 from worker.artifacts.check_evidence import check_copy, compare_listed
@@ -14,7 +13,7 @@ from worker.artifacts.per_store import SingleFailures, for_each_store
 from worker.artifacts.reconcile import DisorderedListing, in_order
 from worker.catalogue import EvidenceCheck, FindingKind, RecordedEvidence
 from worker.jobs.running_job import RunningJob
-from worker.jobs.task import artifact_task, send_child
+from worker.jobs.task import artifact_task, child_id, send_child
 from worker.limits.limited_store import LimitedStore
 from worker.storage import ListedObject
 from worker.storage.keys import CANARY_BUCKET
@@ -31,7 +30,6 @@ from zot_artifact_client.contract import (
 logger = logging.getLogger(__name__)
 
 _GROUP = 1000
-_BAD = {"differs", "absent"}
 _Listed = tuple[ListedObject | None, Mapping[str, str] | None]
 _END: _Listed = (None, None)
 
@@ -108,7 +106,7 @@ class _Comparison:
                 catalogue.evidence_checks.record([check for _, check in group], now=clock.now())
                 outcomes.update(check.outcome for _, check in group)
                 for known, check in group:
-                    if check.outcome in _BAD:
+                    if check.is_bad:
                         self._read(bucket, known, check)
         return StoreEvidence(
             store=self._store.name, outcomes=dict(outcomes), sent=self._sent, too_young=self._too_young
@@ -187,7 +185,7 @@ class _Comparison:
             return
         self._sent += 1
         verify = VerifyRequest(bucket=bucket, key=known.key, stores=(self._store.name,), version=known.version)
-        id_ = str(uuid5(NAMESPACE_OID, f"{self._job.id} {known.copy_id}"))
+        id_ = child_id(f"{self._job.id} {known.copy_id}")
         send_child(VERIFY, verify, id_=id_, parent=self._job.id, queue=Queue.SWEEP)
 
 

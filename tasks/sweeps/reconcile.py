@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
-from uuid import NAMESPACE_OID, uuid5
 
 from worker import clock
 from worker.artifacts.inventories import InventoryListing, requested_inventory
@@ -12,7 +11,7 @@ from worker.artifacts.reconcile import DisorderedListing, buckets_to_compare, co
 from worker.catalogue import CopyState, FindingKind, NewFinding, ReconcileRun, SettledFinding, Sighting
 from worker.counted import counted
 from worker.jobs.running_job import RunningJob
-from worker.jobs.task import artifact_task, send_child
+from worker.jobs.task import artifact_task, child_id, send_child
 from worker.limits.limited_store import LimitedStore
 from worker.storage.errors import NotFound, StorageError
 from zot_artifact_client.contract import (
@@ -277,7 +276,7 @@ class _Reconciliation:
 
     def _job_id(self, *seen: Sighting) -> str:
         paths = " ".join(f"{each.bucket}/{each.key}" for each in seen)
-        return str(uuid5(NAMESPACE_OID, f"{self._store.name} {paths} {self._run.run}"))
+        return child_id(f"{self._store.name} {paths} {self._run.run}")
 
 
 def _result(run: ReconcileRun, opened: dict[str, int], sent: int = 0, stopped: str | None = None) -> ReconciledStore:

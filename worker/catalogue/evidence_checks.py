@@ -58,6 +58,11 @@ class EvidenceCheck:
     detail: str | None = None
     checked_at: datetime | None = None
 
+    @property
+    def is_bad(self) -> bool:
+        """Return whether the store tells of another object than was recorded, or of none: a full read decides."""
+        return self.outcome in {"differs", "absent"}
+
 
 @dataclass(frozen=True, slots=True)
 class EvidenceSummary:

@@ -18,6 +18,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from secrets import token_hex
 from typing import Any, Generic, NoReturn, TypeVar
+from uuid import NAMESPACE_OID, uuid5
 
 import redis
 from celery import Celery, Task, current_app, shared_task
@@ -174,6 +175,11 @@ def send_child(spec: TaskSpec[RequestT, Any], request: RequestT, *, id_: str, pa
         spec.name, kwargs=request.payload(), task_id=id_, parent_id=parent, queue=queue, ignore_result=True,
         headers=trace_headers(),
     )  # fmt: skip
+
+
+def child_id(name: str) -> str:
+    """Return the id of a child by what it does: a job that runs again sends the same child, and no second one."""
+    return str(uuid5(NAMESPACE_OID, name))
 
 
 class NotCleanedUp(CatalogueUnavailable):
