@@ -22,7 +22,8 @@ from celery import Celery
 
 from benchmarks.harness.result_rows import NotMeasured, Row, Samples, Target
 from benchmarks.harness.testbed import GIB, MIB, Testbed
-from tasks.batch import _PAGES_AT_ONCE, batch
+from tasks.batch import batch
+from tasks.plan_pages import PAGES_AT_ONCE
 from worker import clock
 from worker.catalogue import Catalogue, Leased
 from worker.catalogue.tables import artifacts, batches, jobs
@@ -172,7 +173,7 @@ def plan(home: Path, broker: str, count: int) -> Planned:
 
 
 def _take_turns(old: _Side, young: _Side, count: int) -> Planned:
-    steps = count // (_PAGES_AT_ONCE * old.context.settings.page.objects)  # the steps that plan as much as a step may
+    steps = count // (PAGES_AT_ONCE * old.context.settings.page.objects)  # the steps that plan as much as a step may
     tenth = max(steps // 10, 1)
     first, last, memory, most = [], [], [], 0
     for side in (old, young):  # the very first step counts all

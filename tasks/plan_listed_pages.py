@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from tasks.batch_jobs import PageJob, PlannedJobs
 from worker.artifacts import batch_lists
 from worker.artifacts.batch_lists import Lines, LineT, ListedAdoption, ListedFile, ListedLine
 from worker.artifacts.directory_listing import DirectoryListing, Filters
@@ -153,10 +154,8 @@ def _directory(name: str, settings: Settings) -> Path:
     return path
 
 
-def next_listed_pages(
-    request: BatchRequest, job: RunningJob, before: Batch, room: int
-) -> tuple[list[tuple[PageRequest, int]], dict[str, Any], bool]:
-    """Return the next pages with their bytes, the cursor after them, and whether they are the last.
+def next_listed_pages(request: BatchRequest, job: RunningJob, before: Batch, room: int) -> PlannedJobs:
+    """Return the next pages, as many as there is room for.
 
     Raises:
         NotFound: the list is gone, because the batch had ended before it was redriven.
@@ -172,11 +171,12 @@ def next_listed_pages(
     exhausted = len(extents) < room
     if exhausted and "file" not in cursor and sum(extent.count for extent in extents) != left:
         raise _gone(before.job)
-    pages: list[tuple[PageRequest, int]] = []
+    pages: list[PageJob] = []
     for extent in extents:
-        pages.append((PageRequest.read({**shared, **_selection(cursor, extent.end, before.job)}), extent.size))
+        page = PageRequest.read({**shared, **_selection(cursor, extent.end, before.job)})
+        pages.append(PageJob(page, extent.size))
         cursor |= {"offset": extent.end, "planned": int(cursor.get("planned", 0)) + extent.count}
-    return pages, cursor, exhausted
+    return PlannedJobs(pages, cursor, exhausted)
 
 
 def _gone(batch: str) -> NotFound:

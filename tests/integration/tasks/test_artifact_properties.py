@@ -9,8 +9,8 @@ from urllib.parse import urlencode
 import pytest
 from botocore.awsrequest import AWSResponse
 
-from tasks import batch as batch_of_jobs
 from tasks.adopt import adopt
+from tasks.batch_jobs import ObjectJob, new_item
 from tasks.delete import delete
 from tasks.page import page
 from tasks.plan_listed_pages import next_listed_pages
@@ -166,9 +166,9 @@ def test_the_pages_and_jobs_of_a_batch_carry_what_it_gives(context, source_root)
     tag = batch_lists.check(str(source_root / "list"), ListedFile, context.settings, lambda: None, job="batch").tag
     cursor = {"file": str(source_root / "list"), "offset": 0, "tag": tag}
     before = context.catalogue.batches.begin("batch", cursor, total=1, total_bytes=1, now=clock.now())
-    [(planned, _)], _, _ = next_listed_pages(request, context, before, 1)
-    single = batch_of_jobs._new_item(request, before, 1, batch_of_jobs.ObjectJob("releases", "k", 1, "/in/k"))
-    for payload in (planned.payload(), single.request):
+    [planned] = next_listed_pages(request, context, before, 1).found
+    single = new_item(request, before, 1, ObjectJob("releases", "k", 1, "/in/k"))
+    for payload in (planned.request.payload(), single.request):
         assert payload | given == payload
 
 
