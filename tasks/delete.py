@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from worker import clock
-from worker.artifacts.artifact_copies import Records, not_configured
+from worker.artifacts.artifact_copies import Records
 from worker.artifacts.lock_artifacts_for_job import locked_companions
 from worker.artifacts.page_selection import seen_by
 from worker.artifacts.per_store import for_each_store
+from worker.artifacts.verify_copy import not_configured
 from worker.artifacts.wait_for_delete_approval import check_delete
 from worker.catalogue import Artifact, Catalogue, Tombstone
 from worker.jobs.running_job import RunningJob

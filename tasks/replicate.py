@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from worker.artifacts.artifact_copies import ArtifactJob, CopySlot
 from worker.artifacts.lock_artifacts_for_job import locked_companions, names_companions_itself
 from worker.artifacts.per_store import for_each_store, is_refused, most_retryable
+from worker.artifacts.verify_copy import verify_copy
 from worker.catalogue import Artifact, Copy, CopyState
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
@@ -99,7 +100,7 @@ def replicate_to(work: ArtifactJob, stores: Sequence[str]) -> list[PlacedCopy]:
                         raise
                     failures.append(error)
                     if source.state.good and not isinstance(error, TransientError | Snooze):
-                        work.verify(source)
+                        verify_copy(job, artifact, source)
         raise _no_source(artifact, failures)
 
     return for_each_store(targets, replicate_one)
@@ -120,7 +121,7 @@ def _check_source(work: ArtifactJob, source: Copy) -> None:
     """
     if source.store in work.job.stores and source.state.good:
         return
-    seen = work.verify(source, on_bytes=work.job.heartbeat)
+    seen = verify_copy(work.job, work.artifact, source, on_bytes=work.job.heartbeat)
     if seen is not None and seen.verdict == Verdict.VERIFIED:
         return
     said = f"{source.store}: {seen.verdict}: {seen.detail}" if seen else f"{source.store}: it was replaced meanwhile"

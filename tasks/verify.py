@@ -1,9 +1,9 @@
 """Verify: read all bytes of an artifact's copies and compare them with the recorded digest."""
 
-from worker.artifacts.artifact_copies import ArtifactJob
 from worker.artifacts.lock_artifacts_for_job import names_companions_itself
 from worker.artifacts.per_store import for_each_store
 from worker.artifacts.verification_log_head import WrittenLog
+from worker.artifacts.verify_copy import verify_copy
 from worker.catalogue import Artifact, Copy
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
@@ -38,21 +38,20 @@ def verify(request: VerifyRequest, job: RunningJob) -> VerifyResult:
 
 def _verify(job: RunningJob, artifact: Artifact, copies: list[Copy]) -> VerifyResult:
     """Read the copies of one artifact."""
-    work = ArtifactJob(job, artifact)
 
-    def verify_copy(copy: Copy) -> CopyVerdict | None:
+    def verify(copy: Copy) -> CopyVerdict | None:
         if job.snoozed_since:  # it may have this verdict from before it waited for another store
             before = job.catalogue.verifications.by_job(job.id, artifact, copy.store)
             if before is not None:
                 job.advance(artifact.digest.size)
                 return CopyVerdict(store=copy.store, verdict=before[0], sha256=before[1], detail=before[2])
         job.step(f"reading from {copy.store}")
-        seen = work.verify(copy)
+        seen = verify_copy(job, artifact, copy)
         if seen is None:
             return None
         return CopyVerdict(store=copy.store, verdict=seen.verdict, sha256=seen.sha256, detail=seen.detail)
 
-    verdicts = for_each_store(copies, verify_copy)
+    verdicts = for_each_store(copies, verify)
     return VerifyResult(
         **artifact.facts,
         copies=tuple(verdict for verdict in verdicts if verdict is not None),

@@ -14,14 +14,9 @@ from dataclasses import dataclass, field
 
 from tasks.plan_listed_pages import lines_of
 from worker import clock
-from worker.artifacts.artifact_copies import (
-    ArtifactJob,
-    ReadBackMismatch,
-    confirmed_after,
-    kept_metadata,
-    kept_properties,
-)
+from worker.artifacts.artifact_copies import ArtifactJob, ReadBackMismatch, confirmed_after
 from worker.artifacts.batch_lists import ListedFile
+from worker.artifacts.kept_beside_bytes import kept_metadata, kept_properties, not_kept
 from worker.artifacts.lock_artifacts_for_job import locked
 from worker.artifacts.page_runner import GROUP, in_another_order, out_of_time
 from worker.artifacts.per_store import PLACED, check_beside_bytes, first_of, is_refused, most_retryable
@@ -236,7 +231,7 @@ class UploadPage:
         do_all(pool, lambda item: self._write_known(store, item), left, threads)
         if self.request.beside_bytes and store.name not in self.not_kept:
             for artifact in [item.artifact for item in items if item.artifact and item.error is None][:1]:
-                self.not_kept[store.name] = ArtifactJob(self.job, artifact).not_kept(store)
+                self.not_kept[store.name] = not_kept(artifact, store)
 
     def _write_group(self, store: LimitedStore, items: Sequence[_Item]) -> None:
         puts = [

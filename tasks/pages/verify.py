@@ -11,11 +11,11 @@ from shlex import quote
 
 from tasks.pages.leaving_objects import begin_selected, leave
 from worker import clock
-from worker.artifacts.artifact_copies import BAD, ArtifactJob, asked_again_at, suspicion
 from worker.artifacts.page_runner import GROUP, in_another_order, out_of_time, work_on
 from worker.artifacts.per_store import is_refused
 from worker.artifacts.read_budget import take
 from worker.artifacts.stored_digests import stored_sha256_of
+from worker.artifacts.verify_copy import BAD, confirm_verdict, log_verdict, read_again_at, suspicion
 from worker.artifacts.waiting_uploads import closed_stores
 from worker.catalogue import AHEAD, BudgetState, Catalogue, Page, PageCopy, PageOutcome, Share, VerdictRow
 from worker.counted import counted
@@ -271,7 +271,7 @@ class VerifyPage:
         artifact = artifacts.version(copy.bucket, copy.key, copy.version)
         assert artifact is not None  # the catalogue keeps every version, and every copy
         known = artifacts.copies(artifact)[copy.store]
-        seen = ArtifactJob(self._job, artifact).confirm(known)
+        seen = confirm_verdict(self._job, artifact, known)
         if seen is not None and seen.verdict not in BAD:
             what = "%s: %s is %s at the second read, and was bad at the first one"
             logger.warning(what, copy.store, copy.path, seen.verdict)
@@ -300,9 +300,8 @@ class VerifyPage:
     def _verdict(self, copy: PageCopy, seen: Verification, now: datetime) -> VerdictRow:
         retry_at = None
         if seen.verdict is not _VERIFIED:
-            level = logging.INFO if seen.verdict is Verdict.ARCHIVED else logging.ERROR
-            logger.log(level, "%s: %s is %s: %s", copy.store, copy.path, seen.verdict, seen.detail)
-            retry_at = asked_again_at(seen.verdict, self._job.settings.sweep.verify.period_of(copy.store), now)
+            log_verdict(copy.store, copy.path, seen)
+            retry_at = read_again_at(seen.verdict, self._job.settings.sweep.verify.period_of(copy.store), now)
         return VerdictRow(
             copy.id, self._job.id, copy.store, copy.bucket, copy.key, copy.version, str(seen.verdict),
             copy.digest.sha256, seen.sha256, seen.size, seen.detail, seen.version, retry_at,

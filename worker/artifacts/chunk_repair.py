@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Self
 
 from worker.catalogue import Artifact
 from worker.limits.limited_store import LimitedStore
@@ -32,20 +31,6 @@ class RepairedChunks:
         self._bad, self._good = bad, good
         self._chunks = iter(manifest)
         self._data: memoryview = memoryview(b"")
-
-    @classmethod
-    def of(
-        cls,
-        artifact: Artifact,
-        manifest: Manifest | None,
-        bad: LimitedStore,
-        good: LimitedStore,
-        known_bad: Sequence[Chunk] = (),
-    ) -> Self | None:
-        """Return the bytes of a copy; None if all of them have to come from the good copy."""
-        if manifest is None or len(manifest) < FEWEST_CHUNKS:
-            return None
-        return cls(artifact, manifest, bad, good, known_bad)
 
     def read(self, size: int, /) -> bytes:
         """Return at most `size` bytes, `b""` at the end.
