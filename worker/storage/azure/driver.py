@@ -129,7 +129,7 @@ class AzureDriver(CloudDriver):
         super().__init__(name, config, endpoint_of(config), word="container")
         self._config = config
         self._scope = scope_of(config)
-        self._parts = Parts(self._origin, self._scope, self._settings)
+        self._parts = Parts(self._origin, self._scope, self._write)
         # The store fetches the source by its URL. A signature in it would be kept with the copy, where all readers see
         # it. And the copy would use the container's own encryption scope.
         self._copies = not is_signed(config) and not config.encryption_scope
@@ -166,18 +166,7 @@ class AzureDriver(CloudDriver):
     # Objects
 
     def put(self, bucket: str, key: str, body: Body, info: WriteInfo, *, condition: Condition = None) -> ObjectStat:
-        token = new_token()
-        write = Write(
-            bucket=bucket,
-            key=key,
-            size=info.size or 0,
-            sha256=str(info.sha256),
-            writer=token,
-            metadata=METADATA.encode(info, token, f"{self._name}: {bucket}/{key}"),
-            condition=condition,
-            options=self._settings(info),
-            properties=info.properties,
-        )
+        write = self._write(bucket, key, info, new_token(), condition)
         data = bytes(next_part(body, write.size))  # the SDK takes a bytearray for a list of strings here
         drain(body)  # a wrong body raises at its end
         md5 = md5_of(data)
@@ -474,12 +463,22 @@ class AzureDriver(CloudDriver):
                 self._made.close()
             self._made = None
 
-    def _settings(self, info: WriteInfo) -> dict[str, Any]:
-        """Return the SDK's arguments for the tier, encryption and properties of a whole object."""
+    def _write(self, bucket: str, key: str, info: WriteInfo, token: str, condition: Condition) -> Write:
+        """Return the write of a whole object, with the SDK's arguments for its tier, encryption and properties."""
         found: dict[str, Any] = dict(set_properties(info.properties))
         headers: dict[str, Any] = {"content_settings": ContentSettings(**found)} if found else {}
         tags = {"tags": decode_tags(info.properties.tags)} if info.properties.tags else {}
-        return self._scope | tier_of(self._config, info.storage_class) | headers | tags
+        return Write(
+            bucket=bucket,
+            key=key,
+            size=info.size or 0,
+            sha256=str(info.sha256),
+            writer=token,
+            metadata=METADATA.encode(info, token, f"{self._name}: {bucket}/{key}"),
+            condition=condition,
+            options=self._scope | tier_of(self._config, info.storage_class) | headers | tags,
+            properties=info.properties,
+        )
 
     # Where things are
 

@@ -1,7 +1,7 @@
 """Multipart uploads: stage blocks, commit them, and clean up those that are not committed."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import accumulate
 from typing import Any
@@ -24,6 +24,7 @@ MIB = 1024 * 1024
 MAX_PART = 4_000 * MIB
 MAX_PARTS = 50_000
 _REMEMBERED = 1_000
+MakeWrite = Callable[[str, str, WriteInfo, str, Condition], Write]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +49,16 @@ def limits(part_size: int) -> PartLimits:
 class Parts:
     """Every multipart upload of one store."""
 
-    def __init__(
-        self, origin: Origin, scope: Mapping[str, Any], settings: Callable[[WriteInfo], Mapping[str, Any]]
-    ) -> None:
-        """Prepare the uploads of one store with the SDK's arguments for blocks and for whole blobs."""
+    def __init__(self, origin: Origin, scope: Mapping[str, Any], write: MakeWrite) -> None:
+        """Prepare the uploads of one store with the SDK's arguments for blocks; `write` returns the write of a blob."""
         self._origin = origin
         self._scope = scope
-        self._settings = settings
+        self._write = write
         self._open: set[str] = set()
 
     def begin(self, target: Target, info: WriteInfo) -> str:
         token = new_token()
-        self._write(target, info, token, None)  # fails now instead of at the commit
+        self._write(target.bucket, target.key, info, token, None)  # fails now instead of at the commit
         self._stage(target, new_block(token, MARK, OPEN), OPEN)
         self._remember(token)
         return token
@@ -85,8 +84,8 @@ class Parts:
     def complete(
         self, target: Target, token: str, parts: list[Part], info: WriteInfo, *, condition: Condition
     ) -> ObjectStat:
-        write = self._write(target, info, token, condition, size=sum(part.size for part in parts))
-        upload = Upload(lambda: target.blob, self._origin, write)
+        write = self._write(target.bucket, target.key, info, token, condition)
+        upload = Upload(lambda: target.blob, self._origin, replace(write, size=sum(part.size for part in parts)))
         try:
             ids = self._ids(target, token, parts)
         except NotFound as gone:
@@ -94,19 +93,6 @@ class Parts:
         stat = upload.from_blocks(ids)
         self._open.discard(token)
         return stat
-
-    def _write(self, target: Target, info: WriteInfo, token: str, condition: Condition, *, size: int = 0) -> Write:
-        return Write(
-            bucket=target.bucket,
-            key=target.key,
-            size=size,
-            sha256=str(info.sha256),
-            writer=token,
-            metadata=METADATA.encode(info, token, f"{self._origin.store}: {target.what}"),
-            condition=condition,
-            options=self._settings(info),
-            properties=info.properties,
-        )
 
     def blocks_of(self, target: Target, size: int, replaced: Sequence[range]) -> dict[int, str]:
         """Return the ids of the blocks of a blob by their offsets.
@@ -142,7 +128,7 @@ class Parts:
             block = new_block(token, number, data)
             self._stage(target, block, data)
             ids = {at: id_ for at, id_ in ids.items() if at not in span} | {span.start: block.id}
-        write = self._write(target, info, token, Match(version), size=info.size or 0)
+        write = self._write(target.bucket, target.key, info, token, Match(version))
         return Upload(lambda: target.blob, self._origin, write).from_blocks([ids[at] for at in sorted(ids)])
 
     def abort(self, target: Target, token: str) -> None:

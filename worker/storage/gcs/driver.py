@@ -3,7 +3,7 @@
 import re
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from datetime import timedelta
 from operator import attrgetter
@@ -189,19 +189,9 @@ class GcsDriver(CloudDriver):
         found = self._existing(bucket, key)
         stat, writer = to_stat(self._name, bucket, key, found), uuid.uuid4().hex
         check_copied(f"{self._name}: {bucket}/{key}", stat, version)
-        write = GcsWrite(
-            bucket=to_bucket,
-            key=to_key,
-            size=stat.size,
-            sha256=str(stat.sha256),
-            writer=writer,
-            metadata={**METADATA.stored(found.metadata), METADATA.writer: writer},
-            condition=condition,
-            options={},
-            properties=stat.properties,
-            name=self._object(to_bucket, to_key),
-            storage_class=storage_class or self._config.storage_class,
-        )
+        info = WriteInfo(stat.size, stat.sha256, storage_class=storage_class, properties=stat.properties)
+        metadata = {**METADATA.stored(found.metadata), METADATA.writer: writer}
+        write = self._write(to_bucket, to_key, info, writer, condition, metadata=metadata)
         connection = self._connected()
         original = connection.blob(self._object(bucket, key), found.generation)
         return Upload(connection, self._origin, write).commit(lambda pin: rewrite(connection, original, write, pin))
@@ -423,14 +413,24 @@ class GcsDriver(CloudDriver):
         real, start = self._real(bucket)
         return ObjectName(real, start + key)
 
-    def _write(self, bucket: str, key: str, info: WriteInfo, writer: str, condition: Condition) -> GcsWrite:
+    def _write(
+        self,
+        bucket: str,
+        key: str,
+        info: WriteInfo,
+        writer: str,
+        condition: Condition,
+        *,
+        metadata: Mapping[str, str] | None = None,
+    ) -> GcsWrite:
+        """Return a write; `metadata` is in place of that of `info`, as the store returned it."""
         return GcsWrite(
             bucket=bucket,
             key=key,
             size=info.size or 0,
             sha256=str(info.sha256),
             writer=writer,
-            metadata=METADATA.encode(info, writer, f"{self._name}: {bucket}/{key}"),
+            metadata=metadata or METADATA.encode(info, writer, f"{self._name}: {bucket}/{key}"),
             condition=condition,
             options={},
             properties=info.properties,

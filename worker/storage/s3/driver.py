@@ -18,7 +18,7 @@ from worker.storage.cloud.conditional_write import check_copied, other_version
 from worker.storage.cloud.driver import MARKER, CloudDriver
 from worker.storage.cloud.error_mapping import missing_bucket
 from worker.storage.cloud.listing import inside, is_reserved, listed_version, rows_of, size_of
-from worker.storage.cloud.metadata import NO_PROPERTIES, UNKNOWN_TIME, set_properties
+from worker.storage.cloud.metadata import UNKNOWN_TIME, set_properties
 from worker.storage.cloud.object_tags import encode_tags
 from worker.storage.cloud.plain_requests import SMALL
 from worker.storage.cloud.reader import CloudReader, empty_reader
@@ -239,21 +239,12 @@ class S3Driver(CloudDriver):
         found, writer = to_stat(self._name, bucket, key, source), uuid.uuid4().hex
         check_copied(f"{self._name}: {bucket}/{key}", found, version)
         tags = self._tags_for_parts(bucket, key, source) if found.size > MAX_COPY else None
-        write = S3Write(
-            bucket=to_bucket,
-            key=to_key,
-            size=found.size,
-            sha256=str(found.sha256),
-            writer=writer,
-            metadata={**METADATA.stored(source.get("Metadata")), METADATA.writer: writer},
-            condition=condition,
-            options=self._options(storage_class, replace(found.properties, tags=tags)),
-            properties=found.properties,
-            address=self._address(to_bucket, to_key),
-            conditional=self._profile.conditional_writes,
-            checksums=self._profile.checksums == "when_supported",
+        info = WriteInfo(
+            found.size, found.sha256, storage_class=storage_class, properties=replace(found.properties, tags=tags)
         )
-        upload, original = self._carried_out(write), self._address(bucket, key)
+        metadata = {**METADATA.stored(source.get("Metadata")), METADATA.writer: writer}
+        upload = self._upload(to_bucket, to_key, info, writer, condition, metadata=metadata)
+        original = self._address(bucket, key)
         if found.size > MAX_COPY:
             made = upload.copy(original, found.version, self._copy_part, between=lambda: None)
         else:
@@ -542,14 +533,24 @@ class S3Driver(CloudDriver):
         owner = self._config.bucket_owner
         return {"Bucket": real} | ({"ExpectedBucketOwner": owner} if owner else {})
 
-    def _upload(self, bucket: str, key: str, info: WriteInfo, writer: str = "", condition: Condition = None) -> Upload:
+    def _upload(
+        self,
+        bucket: str,
+        key: str,
+        info: WriteInfo,
+        writer: str = "",
+        condition: Condition = None,
+        *,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Upload:
+        """Return an upload; `metadata` is in place of that of `info`, as the store returned it."""
         write = S3Write(
             bucket=bucket,
             key=key,
             size=info.size or 0,
             sha256=str(info.sha256),
             writer=writer,
-            metadata=METADATA.encode(info, writer, f"{self._name}: {bucket}/{key}"),
+            metadata=metadata or METADATA.encode(info, writer, f"{self._name}: {bucket}/{key}"),
             condition=condition,
             options=self._options(info.storage_class, info.properties),
             properties=info.properties,
@@ -557,9 +558,6 @@ class S3Driver(CloudDriver):
             conditional=self._profile.conditional_writes,
             checksums=self._profile.checksums == "when_supported",
         )
-        return self._carried_out(write)
-
-    def _carried_out(self, write: S3Write) -> Upload:
         return Upload(self._client(), self._client(committing=True), self._origin, write, self._part_tags)
 
     def _conditional_upload(self, bucket: str, key: str, info: WriteInfo, writer: str, condition: Condition) -> Upload:
@@ -571,9 +569,7 @@ class S3Driver(CloudDriver):
                 upload.check_condition()
         return upload
 
-    def _options(
-        self, storage_class: str | None = None, properties: ObjectProperties = NO_PROPERTIES
-    ) -> dict[str, str]:
+    def _options(self, storage_class: str | None, properties: ObjectProperties) -> dict[str, str]:
         """Return the arguments of every write: properties, storage class and encryption."""
         options = {header_name(name): value for name, value in set_properties(properties).items()} | {
             "Tagging": properties.tags,
