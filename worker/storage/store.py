@@ -255,14 +255,14 @@ class Store:
         self._check_read(bucket, key)
         reader = open_resumable(self._driver, bucket, key)
         digest = expected or stored_digest(reader.stat)
-        body = VerifyingReader(
+        return VerifiedReader(
             reader,
             size=digest.size if digest else reader.stat.size,
             sha256=digest.sha256 if digest else None,
             what=f"{self.name}: {bucket}/{key}",
             on_bytes=on_bytes,
+            verified=digest is not None,
         )
-        return VerifiedReader(reader, body, verified=digest is not None)
 
     def download_object(
         self,
@@ -327,7 +327,7 @@ class Store:
             reader = VerifiedRange(self._driver, self._driver.stat(bucket, key), manifest, offset, length)
         size = max(0, min(length, reader.stat.size - offset))
         what = f"{self.name}: {bucket}/{key}: the range of {length} bytes from {offset}"
-        return VerifiedReader(reader, VerifyingReader(reader, size=size, what=what), verified=manifest is not None)
+        return VerifiedReader(reader, size=size, what=what, verified=manifest is not None)
 
     def read_chunk(self, bucket: str, key: str, chunk: Chunk) -> bytes | bytearray:
         """Return the bytes of one chunk of an object's manifest, in memory; every byte is verified.
@@ -374,7 +374,13 @@ class Store:
         try:
             self._check_read(bucket, key)
             return verify(
-                self._driver, bucket, key, expected, manifest=manifest, on_bytes=on_bytes, whole_reads=self._whole_reads
+                self._driver,
+                bucket,
+                key,
+                expected,
+                manifest=manifest,
+                on_bytes=on_bytes,
+                whole_reads=self.capabilities.whole_reads,
             )
         except StorageError as error:
             return verdict_of(error, self._driver, bucket, key, expected)
@@ -424,7 +430,7 @@ class Store:
         """Return the bytes of a small object that is right, read in one request; None for any other one."""
         try:
             self._check_read(bucket, key)
-            found = read_small(self._driver, bucket, key, expected, whole_reads=self._whole_reads)
+            found = read_small(self._driver, bucket, key, expected, whole_reads=self.capabilities.whole_reads)
         except StorageError:
             return None  # it is raised again where the object is read by itself
         return bytes(found.data) if found else None
@@ -783,10 +789,6 @@ class Store:
             raise PreconditionFailed(
                 f"{self.name}: {bucket}/{key} was expected in version {condition.version}, {there} is there"
             )
-
-    @cached_property
-    def _whole_reads(self) -> int:
-        return self.capabilities.whole_reads
 
     @contextmanager
     def _spooled(

@@ -72,7 +72,7 @@ class VerifyingReader:
         assert self._sha256 is not None
         self._hash = None
 
-    def read(self, size: int, /) -> bytes:
+    def read(self, size: int = BUFFER_SIZE, /) -> bytes:
         """Return at most `size` bytes; `b""` only at an end that was right.
 
         Raises:
@@ -118,30 +118,30 @@ class VerifyingReader:
         self._digest = Digest(self._count, found)
 
 
-class VerifiedReader(ObjectReader):
-    """An object's bytes, which raise at their end when they are not what was recorded.
+class VerifiedReader(VerifyingReader, ObjectReader):
+    """An open object whose bytes are verified; closing it closes the object.
 
-    A context manager. `verified` tells whether a digest is known to compare the bytes with.
+    `verified` tells whether the bytes are compared with a known digest.
     """
 
-    def __init__(self, reader: ObjectReader, body: VerifyingReader, *, verified: bool) -> None:
+    def __init__(
+        self,
+        reader: ObjectReader,
+        *,
+        size: int,
+        sha256: str | None = None,
+        what: str,
+        on_bytes: OnBytes | None = None,
+        verified: bool,
+    ) -> None:
+        super().__init__(reader, size=size, sha256=sha256, what=what, on_bytes=on_bytes)
         self._reader = reader
-        self._body = body
         self.verified = verified
 
     @property
     def stat(self) -> ObjectStat:
         """Return the stat of the version that is being read."""
         return self._reader.stat
-
-    @property
-    def digest(self) -> Digest:
-        """Return the digest of all bytes, once they are read."""
-        return self._body.digest
-
-    def read(self, size: int = BUFFER_SIZE, /) -> bytes:
-        """Return at most `size` bytes, `b""` only at an end that was right; raise IntegrityError otherwise."""
-        return self._body.read(size)
 
     def __iter__(self) -> Iterator[bytes]:
         while data := self.read():
