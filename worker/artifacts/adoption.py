@@ -31,14 +31,14 @@ class OtherContent(IntegrityError):
 
 @dataclass(frozen=True, slots=True)
 class ReadObject:
-    """An object whose bytes may be recorded. `not_carried`: what the store keeps beside them and did not tell."""
+    """An object whose bytes may be recorded. `not_carried`: what the store keeps beside them and does not return."""
 
     stat: ObjectStat
     adoption: Adoption
     not_carried: AbstractSet[str]
 
     def not_recorded(self, artifact: Artifact) -> tuple[str, ...]:
-        """Return what the store keeps beside the bytes and the artifact has not, in order; log it if that is any."""
+        """Return and log, sorted, what the store keeps beside the bytes and the artifact does not have."""
         wanted = self.adoption.properties
         beside = {*self.not_carried} - ({"tags"} if "tags" in wanted else set())
         beside |= {name for name, value in wanted.items() if artifact.properties.get(name) != value}
@@ -54,7 +54,7 @@ class ReadObject:
 
 
 def adopted_before(request: AdoptRequest, stat: ObjectStat, known: Artifact | None, copy: Copy | None) -> str | None:
-    """Return the evidence of a copy that is known and untouched, so that it is not read again; None for any other.
+    """Return the evidence of a copy that is recorded and unchanged, which is not read again; None for any other.
 
     `known` is the current version of the artifact, and `copy` its copy in the store of the request.
     """

@@ -40,12 +40,12 @@ PlacedT = TypeVar("PlacedT", UploadResult, ReplicateResult)
 
 @contextmanager
 def confirmed_after(job: RunningJob, store: LimitedStore, of: Sequence[Artifact]) -> Iterator[None]:
-    """Confirm the lease after copies were written: a worker that was frozen in a request has made them later.
+    """Confirm the lease after a write: the worker may have been frozen between its last check and the request.
 
-    A write that ends in an error may have made its copy, too: it may be the answer of the store that was lost.
+    A write that raises may have made its copy, too: perhaps only the answer of the store was lost.
 
     Raises:
-        LostLease: they may have been deleted meanwhile; the cleanup then removes what was written.
+        LostLease: another job may have deleted the artifact. The write is noted, and cleanup removes the copy.
     """
     try:
         yield
@@ -58,7 +58,7 @@ def confirmed_after(job: RunningJob, store: LimitedStore, of: Sequence[Artifact]
 
 
 class ReadBackMismatch(IntegrityError):
-    """A store has taken the right bytes and does not give them back."""
+    """A store accepted the right bytes and returns other ones."""
 
 
 def conflict(store: LimitedStore, artifact: Artifact) -> Conflict:
@@ -83,16 +83,16 @@ class CopySlot:
     copy: Copy
     found: ObjectStat | None
     quarantine: bool
-    """The bytes under the key may be the last of their kind: they go into quarantine before they are replaced."""
+    """The bytes under the key are put into quarantine before they are replaced: no other copy may have them."""
     bad: Sequence[Chunk] = ()
-    """The chunks that a read found wrong, if they are known; the repair reads all bytes before it replaces any."""
+    """The chunks that a read found wrong, if they are known."""
 
 
 @dataclass(slots=True)
 class Records:
-    """What is to be recorded of an object of a page together with that of others, or with the end of a job.
+    """The results of one object, recorded together with those of other objects of a page, or with the end of a job.
 
-    The end of a job records no verdicts: a copy whose write an earlier attempt did not record counts as not read.
+    The end of a job records no verdicts, so a copy that an earlier attempt wrote and did not record counts as unread.
     """
 
     finished: list[FinishedCopy] = field(default_factory=list)
@@ -100,15 +100,15 @@ class Records:
     deleted: list[Copy] = field(default_factory=list)
     tombstoned: list[Artifact] = field(default_factory=list)
     not_kept: dict[str, list[str]] = field(default_factory=dict)
-    """By store, what it does not keep beside the bytes; it is for the result and not for the catalogue."""
+    """By store, what it does not keep beside the bytes. The result of the job has it, the catalogue does not."""
 
 
 @dataclass(frozen=True, slots=True)
 class ArtifactJob:
-    """A running job's work on the copies of one artifact. What it reads or writes is recorded in the catalogue.
+    """Writes the copies of one artifact for a running job, and records them in the catalogue.
 
-    `records`: in place of that, it is kept here until a page or the end of the job records it.
-    `copies`: those that were recorded with a new version just now, by store.
+    `records`: collects what a page, or the end of the job, records later; without it, each copy is recorded at once.
+    `copies`: by store, the copies that were recorded with the version just now.
     """
 
     job: RunningJob
@@ -119,9 +119,9 @@ class ArtifactJob:
     def inspect(self, store: LimitedStore) -> CopySlot | None:
         """Return where the copy has to be written; None if the store has it already.
 
-        Bytes are trusted without reading them only if the store says that they are unchanged since we wrote or read
-        them, and if that was within `sweep.verify.trust`: a store does not notice rot. They are also read if
-        the last read failed. Anything else under the key is read: it may be a copy that a killed job had finished.
+        A good copy is not read again if the store still has the recorded version tag, and the worker wrote or read the
+        copy within `sweep.verify.trust`: a tag does not show rot. It is read if the last read failed. Any other object
+        under the key is read: a killed job may have finished the copy without recording it.
 
         Raises:
             Unavailable: what is under the key cannot be read, so it is not replaced.
@@ -142,7 +142,7 @@ class ArtifactJob:
             return self._read_again(store, copy, found)
         held = artifacts.version_in_store(store.name, artifact.bucket, artifact.key)
         replaced = held and held[0].id != artifact.id and held[1].state.good and held[1].tag == found.version
-        # A copy of another version may be one of this one too: only the headers differ, and the store keeps none.
+        # The copy of another version is a copy of this one too if only headers differ and the store keeps none.
         same_bytes = held and held[0].digest == artifact.digest and not store.capabilities.user_metadata
         if replaced and not same_bytes:
             return CopySlot(store, copy, found, quarantine=False)  # the version that this upload replaces
@@ -166,7 +166,7 @@ class ArtifactJob:
         return timedelta() <= age < self.job.settings.sweep.verify.trust_of(copy.store)
 
     def _read_again(self, store: LimitedStore, copy: Copy, found: ObjectStat) -> CopySlot | None:
-        """Read a copy whose last full read is long ago; return None if it is right, else where it has to be written."""
+        """Read a copy whose last full read is too long ago; return None if it is right, else where to write it."""
         seen = verify_copy(self.job, self.artifact, copy, on_bytes=self.job.heartbeat)
         if seen is None:
             raise conflict(store, self.artifact)
@@ -180,9 +180,9 @@ class ArtifactJob:
     def put(
         self, store: LimitedStore, body: Callable[[], Readable | HashedBytes], *, storage_class: str | None = None
     ) -> PlacedCopy:
-        """Write the copy unless the store has it already; `body` returns the bytes, once for each write that is tried.
+        """Write the copy unless the store has it already; `body` returns the bytes, and is called for each attempt.
 
-        A new artifact is written without asking what is under its key, where the store itself refuses to replace it.
+        The first version of an artifact is written without an inspection if the store itself checks `create_only`.
 
         Raises: as `inspect` and `write`.
         """
@@ -204,14 +204,15 @@ class ArtifactJob:
         storage_class: str | None = None,
         read_back: bool = False,
     ) -> PlacedCopy:
-        """Write the copy. What is under its key is replaced only by bytes that match, and kept in quarantine.
+        """Write the copy; an object under its key goes into quarantine first where the slot says so.
 
-        With `read_back`, the copy is recorded together with what a full read of it found. A job that is killed before
-        that leaves a copy that is not recorded; its next attempt reads that first.
+        The object is replaced only if all bytes of the source match the recorded digest. With `read_back`, the copy is
+        recorded together with the verdict of a full read. If the job is killed before that, the copy is not recorded,
+        and the next attempt reads it.
 
         Raises:
-            ReadBackMismatch: the store has taken the bytes and does not give the same ones back.
-            IntegrityError: the source is not what was recorded; what was under the key is unchanged.
+            ReadBackMismatch: the store accepted the bytes and returns other ones.
+            IntegrityError: the source has other bytes than recorded; the object under the key is unchanged.
             Conflict: another writer wrote to the key at the same time.
             Unavailable: the copy cannot be read back now.
             StorageError, Snooze: see `LimitedStore.write_object`.
@@ -285,9 +286,9 @@ class ArtifactJob:
             )
 
     def repaired_chunks(self, slot: CopySlot, source: Copy) -> chunk_repair.RepairedChunks | None:
-        """Return the bytes for a slot, of which only the bad chunks are read from `source`.
+        """Return bytes for a slot that come from the bad copy in it, except its bad chunks, which come from `source`.
 
-        Returns None if all of them have to come from there.
+        Returns None where all bytes have to come from `source`: the copy is small, or has another size.
         """
         if slot.found is None or not slot.quarantine or slot.found.size != self.artifact.digest.size:
             return None
@@ -334,9 +335,9 @@ class ArtifactJob:
     def copy_server_side(self, slot: CopySlot, origin: str) -> PlacedCopy | None:
         """Have the provider copy the artifact to a free key, read the copy in full, and record it if it is right.
 
-        Returns None where the provider does not copy, or has copied other bytes, which are then deleted: then the
-        worker copies the bytes itself, which shows whether the original is corrupt. A job that is killed here leaves a
-        copy that is not recorded; its next attempt reads that first.
+        Returns None if the provider does not copy, or copied other bytes, which are deleted: the caller then copies
+        the bytes itself, and finds out whether the original is corrupt. If the job is killed here, the copy is not
+        recorded, and the next attempt reads it.
 
         Raises:
             Conflict: another writer wrote to the key at the same time.
@@ -388,9 +389,9 @@ class ArtifactJob:
         outcome: Literal["stored", "repaired", "already_there"],
         quarantined: str | None = None,
     ) -> PlacedCopy:
-        """Return a copy that is there now, and log what its store does not keep beside the bytes.
+        """Return the result for a copy that is in its store now, and log what the store does not keep beside the bytes.
 
-        This includes a copy that was there before, because a killed job may have written it.
+        Also for a copy that was there before: a killed job may have written it without logging that.
         """
         lost = not_kept(self.artifact, store)
         if lost:
@@ -409,7 +410,7 @@ class ArtifactJob:
         )
 
     def open(self, copy: Copy) -> LimitedReader:
-        """Open a copy to be read once; its end raises IntegrityError if the bytes are not the recorded ones."""
+        """Open a copy to be read once; the read of its end raises IntegrityError if the bytes are wrong."""
         artifact = self.artifact
         return self.job.stores[copy.store].read_object(artifact.bucket, artifact.key, expected=artifact.digest)
 
@@ -432,7 +433,7 @@ class ArtifactJob:
 
     def _record_read(self, copy: Copy, seen: Verification, finished: FinishedCopy) -> None:
         """Record a copy that is not recorded yet together with what a full read of it found."""
-        if self.records is None or seen.verdict in BAD:  # what is bad fails, and is recorded now
+        if self.records is None or seen.verdict in BAD:  # a bad copy raises an error, so it is recorded now
             record_verdict(self.job, self.artifact, copy, seen, finished)
             return
         self.records.finished.append(finished)

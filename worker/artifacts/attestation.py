@@ -121,7 +121,7 @@ def _reason(copy: Copy, settings: Settings, policy: Policy, now: datetime) -> st
 
 
 def _latest(catalogue: Catalogue, artifact: Artifact) -> dict[str, Mapping[str, Any]]:
-    """Return the row of the verification log that says so, by store."""
+    """Return by store the row of the verification log with the latest `verified` verdict."""
     found: dict[str, Mapping[str, Any]] = {}
     rows: Sequence[Mapping[str, Any]] = catalogue.verifications.of(artifact.bucket, artifact.key, limit=_ROWS)
     for row in rows:

@@ -37,7 +37,7 @@ _SHA256 = re.compile("[0-9a-fA-F]{64}")
 
 
 class ListedLine(Protocol):
-    """One line of a list. `list_name` is what the list is called."""
+    """One line of a list. `list_name` is the name of such a list in messages."""
 
     list_name: ClassVar[str]
 
@@ -50,7 +50,7 @@ class ListedLine(Protocol):
 
     @classmethod
     def parse(cls, line: bytes) -> Self:
-        """Read a line; raise ValueError, TypeError or KeyError for what is none."""
+        """Read a line; raise ValueError, TypeError or KeyError if it is not one of this kind."""
         ...
 
     def line(self) -> bytes:
@@ -222,7 +222,7 @@ def of_batch(catalogue: Catalogue, of: type[LineT], batch: str, begin: int) -> L
 def extents(lines: Lines[LineT], *, objects: Iterator[int], size: int, limit: int) -> list[Extent]:
     """Return up to `limit` pages of these lines, each with at most so many bytes, or one object.
 
-    `objects` says how many objects the next page has at most, and has no end.
+    `objects` yields the most objects of each next page, without end.
     """
     found: list[Extent] = []
     end = count = total = 0

@@ -130,12 +130,12 @@ def restore(backup: Backup, store: AnyStore, url: str, on_bytes: OnBytes | None 
 def restore_newest(
     found: Sequence[Backup], store: AnyStore, url: str, on_bytes: OnBytes | None = None
 ) -> tuple[Backup, ExportSummary, dict[str, str]]:
-    """Load the newest whole one of some backups, newest first; return it, what it has, and why others were left out.
+    """Load the first undamaged backup; return it, its summary, and why each one before it was left out, by its key.
 
-    A backup that a clock ahead has named is tried after those that it would hide.
+    `found` is sorted, newest first. A backup with a time in the future is tried last, because a wrong clock named it.
 
     Raises:
-        NoBackup: none is whole; says why of each.
+        NoBackup: all are damaged; says why for each.
         BadExport, IntegrityError: the only one is damaged.
         NotEmpty, StorageError: as `restore`.
     """
@@ -157,8 +157,8 @@ def rehearse(
 ) -> str | None:
     """Restore a backup into a temporary database and compare it; return what is wrong with it, or None.
 
-    Compared are the rows of each table, the chain of the verification log, its head as the backup says it, and that
-    the log of the catalogue today still has this head.
+    The rows of each table, the chain of the verification log and its head must be those that the backup names, and the
+    log of the catalogue must still have this head.
 
     Raises:
         StorageError, Snooze: the store does not give it.

@@ -29,7 +29,7 @@ def locked(job: RunningJob, paths: Sequence[tuple[str, str]], *, keep: bool = Fa
 
 
 def names_companions_itself(job: RunningJob) -> bool:
-    """Return whether a batch or sweep has sent a job, which has jobs for the companions, too.
+    """Return whether a batch or sweep sent the job: it sends jobs for the companions, too.
 
     Celery also gives a parent to what a service sends from a task of its own, and to the next job of a chain.
     """

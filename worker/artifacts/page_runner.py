@@ -56,9 +56,9 @@ def work_on(
         do: is called in several threads with a few of the items, and yields the result of each.
         record: is called in the calling thread with at most `GROUP` results.
         threads: how many parts are worked on at a time.
-        begin: how many at first. With 1, the calling thread itself does the work: a second thread that computes takes
-            Python's lock from it. While an object takes longer than a millisecond there are twice as many, as long as
-            that makes the page faster, and once more where it has become slower since.
+        begin: how many threads at first. With 1, the calling thread does the work: a second thread that computes would
+            take Python's lock from it. If an object takes longer than a millisecond, the number of threads is doubled
+            for as long as that makes the page faster, and again whenever the page has become slower since.
         reads_only: `do` changes nothing. A page that has to stop does not wait for a request that hangs.
         seconds: after which no item is begun any more.
 
@@ -91,7 +91,7 @@ def out_of_time(job: RunningJob) -> Requeue:
 
 @dataclass(frozen=True, slots=True)
 class _Part(Generic[DoneT]):
-    """What a thread says after each part. `error`: what ended it; `seconds`: how long an object took."""
+    """The results of a part, which its thread reports. `error` ended the thread; `seconds`: how long an object took."""
 
     done: Sequence[DoneT] = ()
     error: BaseException | None = None
@@ -127,7 +127,7 @@ class _Run(Generic[ItemT, DoneT]):
         self._rate = 0.0
         """Results a second before threads were added the last time."""
         self._limit = 0.0
-        """Results a second with which more threads were no faster; 0 while that is not known."""
+        """Results a second at which more threads did not help; 0 while that is not known."""
         self._grown, self._parts, self._results = time.monotonic(), 0, 0
         """When threads were added the last time, and how many parts and results there were since."""
         self._done: list[DoneT] = []
@@ -148,7 +148,7 @@ class _Run(Generic[ItemT, DoneT]):
         return self._in_time
 
     def _work_here(self) -> BaseException | None:
-        """Do and record one part after the other as long as objects are fast; return what stopped it, or None."""
+        """Do and record part after part as long as objects are fast; return the error that stopped this, or None."""
         while (part := self._next()) is not None:
             said = self._do_part(part)
             self._take(said)
@@ -209,7 +209,7 @@ class _Run(Generic[ItemT, DoneT]):
         return _Part(done, seconds=(time.monotonic() - begun) / len(part))
 
     def _collect(self) -> BaseException | None:
-        """Record groups until all threads have ended; return what stopped them, or None."""
+        """Record groups until all threads have ended; return the error that stopped them, or None."""
         error, deadline = None, None
         while self._ended < self._started:
             if self._stop.is_set() and deadline is None and self._patience is not None:
@@ -228,9 +228,9 @@ class _Run(Generic[ItemT, DoneT]):
         return error
 
     def _grow(self, said: _Part[DoneT]) -> None:
-        """Start as many threads again where objects take long, as long as that makes the page faster.
+        """Double the threads if objects take long, and if the last doubling has made the page faster.
 
-        Where it does not, it is tried again once the page has become slower.
+        If it has not, the threads are doubled again only after the page has become slower.
         """
         stalled = said.seconds >= GROUP_SECONDS
         self._parts, self._results = self._parts + bool(said.done or stalled), self._results + len(said.done)

@@ -65,15 +65,15 @@ def open_objects(request: PageRequest, page: Page | None, job: RunningJob, batch
 
 
 def cursor_of(seen: SeenVersions) -> dict[str, object]:
-    """Return what the cursor of a batch keeps of the versions that there were when it began."""
+    """Return the part of a batch's cursor that says which versions existed when it began."""
     return {"last": seen.newest} | ({"unfinished": list(seen.unfinished)} if seen.unfinished else {})
 
 
 def seen_by(batch: Batch | None, newest: int | None = None) -> SeenVersions:
-    """Return the versions that there were when a batch began: later ones are no part of it, least of all of a delete.
+    """Return the versions that existed when a batch began: it must not change, and above all not delete, later ones.
 
-    Where the catalogue does not know the batch, such as one that was restored, they end with `newest`. All that there
-    are if that is unknown, too: without a batch, or if another version of the worker began it.
+    If the catalogue does not have the batch, such as after a restore, these are the versions up to `newest`. Without
+    that, or if another version of the worker began the batch, they are all versions.
     """
     cursor, last = batch.cursor if batch else {}, sys.maxsize if newest is None else newest
     return SeenVersions(cursor.get("last", last), frozenset(cursor.get("unfinished", ())))
@@ -87,7 +87,7 @@ def limits_of(most: PageSettings, total: int | None) -> PageSettings:
 
 
 def page_sizes(most: int, left: int) -> Iterator[int]:
-    """Yield how many objects each of the next pages of a batch has, without end, where so many objects are left.
+    """Yield, without end, the number of objects of each next page of a batch that has `left` objects left.
 
     The last pages are smaller, so that no process works long while the others have nothing left to do.
     """

@@ -71,7 +71,7 @@ def first_of(order: Sequence[str], words: Collection[str]) -> str:
 
 
 class SingleFailures:
-    """Lets a sweep continue behind an object that fails, until so many fail in a row that the store must be away."""
+    """Lets a sweep continue after an object that fails, until so many fail in a row that the store must be away."""
 
     def __init__(self) -> None:
         self.all: list[StorageError] = []

@@ -1,7 +1,7 @@
 """What the verify sweep may read of a store now, and whether that is enough for the period.
 
-What it may read is arithmetic on a `BudgetState`, so that a simulation can run it on a clock of its own. Whether that
-is enough is told twice: by a `Forecast` from the settings, and by a `Pace` from the reads of the last hour.
+The first is computed from a `BudgetState` alone, so that a simulation can use a clock of its own. Two values answer the
+second: a `Forecast` is computed from the settings, and a `Pace` from the reads of the last hour.
 """
 
 import math
@@ -18,18 +18,18 @@ from worker.settings.budgets import Budget, Prices
 from worker.storage.durations_and_sizes import duration_text
 
 BURST = timedelta(hours=1)
-"""The longest time whose unused allowance is saved, so that what an outage left is not read all at once.
+"""Unused allowance of at most this time is saved, so that after an outage the backlog is not read all at once.
 
-Between two runs of the sweep it is all saved: otherwise a store whose sweep runs every few hours could never use its
-budget, and its copies would become overdue.
+If the sweep runs less often, the allowance of the time between two runs is saved: otherwise such a store could never
+use its budget, and its copies would become overdue.
 """
 _MONTH = 30.0
 """Days of a month, for the pace; the sum of a calendar month is never exceeded."""
 _DAY = timedelta(days=1)
 LATE = 0.95
-"""The part of the period after which a copy that is not read yet is late, and others wait for it."""
+"""After this part of the period a copy that was not read again is late, and is read before others."""
 _EVEN = 1.15
-"""How much faster than evenly over the period a store is read, so that short outages make no copy late."""
+"""The even rate is faster than the period needs by this factor, so that a short outage makes no copy late."""
 _RECENT = timedelta(hours=1)
 """The speed of a store is that of its pages within this time."""
 _FEW = 10_000
@@ -51,8 +51,8 @@ class Rates:
 class Forecast:
     """One pass over all copies of a store: what it takes, and the time that the budget needs for it.
 
-    `needs`: the time that each limit asks for, by its name. `waiting`: how many of the copies were not read since their
-    write, and `first_reads` within which time these reads are planned. They are reads of the pass and not more of it.
+    `needs`: by the name of each limit, the time that a pass takes under it. `waiting`: how many of the copies were not
+    read since their write. `first_reads`: the time within which these are planned to be read, as a part of the pass.
     """
 
     store: str
@@ -88,7 +88,7 @@ class Forecast:
 
     @property
     def warning(self) -> str | None:
-        """Return that the period cannot be met, and what would do, or None."""
+        """Return a message that the period cannot be met, and which setting would help; None if it can."""
         if self.takes is None or self.takes <= self.period:
             return None
         limits = ", ".join(name for name, time in self.needs.items() if time > self.period)
@@ -115,7 +115,7 @@ class Pace:
 
     @property
     def warning(self) -> str | None:
-        """Return that copies will be overdue, with the way out, or None if the rate is enough or not known."""
+        """Return a message that copies will be overdue, with the way out; None if the rate is enough or not known."""
         if self.due < _FEW or self.needed is None or self.needed <= self.allowed:
             return None
         return (
@@ -170,8 +170,9 @@ def take(
 ) -> tuple[BudgetState, int]:
     """Return how many of these objects may be read now, from the first on, and the state after that.
 
-    An object is allowed while something is left at each rate, so that a large one can be read at all: the debt is paid
-    before the next one. The sums of a day and of a month are never exceeded.
+    An object is allowed while anything is left of each rate, even if the object is larger: otherwise a large one could
+    never be read. What is left is then negative, and must be refilled before the next object is allowed. The sums of a
+    day and of a month are never exceeded.
     """
     state, per = refilled(state, budget, prices, now, every), rates(budget, prices)
     if not budget.is_open(now):
@@ -271,9 +272,9 @@ def forecast_for(settings: Settings, store: str, copies: int, size: int, *, wait
 def first_reads_take(
     waiting: int, copies: int, mean: int, *, period: timedelta, first_read: timedelta, budget: Budget, prices: Prices
 ) -> timedelta:
-    """Return within which time `plan` has those copies read that were not read since their write.
+    """Return the time within which `plan` has all copies read that were not read since their write.
 
-    That is `first_read` where the budget allows it, and otherwise as many days as the even reads of the store take.
+    That is `first_read` if the budget allows it, and otherwise the time that their number takes at the even rate.
     """
     even, share = _even(copies, period, budget), budget.open_share
     allowed = _copies_a_second(mean, budget, prices) * share
@@ -293,9 +294,9 @@ def pace_of(catalogue: Catalogue, store: str, due: int, *, period: timedelta, no
 class Backlog:
     """What there is to be read of a store.
 
-    `copies`: all of them. `needed`: how many have to be read in a second. `due`: how many are due. `retries`: how many
-    of those wait for a retry. `late`: how many are older than `LATE` of the period. `oldest`: the last full read of the
-    copy that was not read for the longest time. `mean`: the mean size of a copy.
+    `copies`: their number. `needed`: how many have to be read in a second. `due`: how many are due. `retries`: how
+    many of the due ones wait for a retry. `late`: how many were last read longer than `LATE` of the period ago.
+    `oldest`: the earliest last read of a copy. `mean`: the mean size of a copy.
     """
 
     copies: int
@@ -317,14 +318,14 @@ def plan(
     prices: Prices,
     now: datetime,
 ) -> tuple[int, int]:
-    """Return how many copies of a store are read until the sweep runs again, and how many of them must not wait.
+    """Return how many copies of a store are read until the sweep runs again, and how many of them are urgent.
 
-    Copies are read evenly, also before they are due, and the first reads of new copies come on top. All are read faster
-    only if they would be overdue otherwise: the late ones are all taken to be as old as the oldest one. Retries never
-    wait, nor do a few that are due. The budget, whose state is `state`, is never exceeded.
+    Copies are read at the even rate, also before they are due; first reads of new copies are added to it. More copies
+    are urgent only if they would be overdue otherwise; each late copy counts as old as the oldest one. Retries are
+    always urgent, and so are due copies if they are few. The budget, whose state is `state`, is never exceeded.
 
-    A budget that cannot read all new copies in time is not used up for them: first reads that are late are made at the
-    even rate, before copies that are not due, and only those that are not late come on top.
+    If the budget does not allow all first reads in time, only those that are not late are added. Late ones are made
+    within the even rate, before copies that are not due.
     """
     if not budget.is_open(now):
         return 0, 0
@@ -343,12 +344,12 @@ def plan(
 
 
 def _closed(budget: Budget) -> timedelta:
-    """Return how long a store is not read in a day: the end of the period may be in these hours."""
+    """Return for how long of a day a store is not read: the period of a copy may end within these hours."""
     return _DAY * (1 - budget.open_share)
 
 
 def _even(copies: int, period: timedelta, budget: Budget) -> float:
-    """Return how many of these copies are read in a second, on average over the day, where nothing is late or new."""
+    """Return the even rate of so many copies: reads a second, on average over the day, if none is late or new."""
     within = max(period - _closed(budget), period / 2)
     return copies * _EVEN / within.total_seconds()
 

@@ -14,16 +14,16 @@ from worker.storage.keys import PROBE_BUCKET
 logger = logging.getLogger(__name__)
 
 HELD = "held"
-"""What a store said that holds its copy, before the version tag of the bytes."""
+"""The word for a store that holds its copy; the version tag of the held object follows it."""
 NOT_OFFERED = "not offered"
 LIFTED = "lifted for a repair"
-"""What is recorded while the bytes of a held copy are replaced: the next sweep places the hold again."""
+"""The word that is recorded while a held copy is replaced, so that the next sweep places the hold again."""
 
 
 def hold_copies(catalogue: Catalogue, stores: Mapping[str, Store], of: Hold, *, held: bool) -> dict[str, str]:
-    """Place the hold of each store that offers one on its copy, or end it; return by store what it said.
+    """Place the hold of each store that offers one on its copy, or end it; return by store the word to record.
 
-    Every store is asked: one that fails has its error as the word, and stops no other.
+    If a store fails, its word is the error message, and the other stores are asked nevertheless.
     """
     current = catalogue.artifacts.current(of.bucket, of.key)
     copies = catalogue.artifacts.copies(current) if current else {}
@@ -71,7 +71,7 @@ def lifted(catalogue: Catalogue, store: Store, bucket: str, key: str) -> Iterato
 
 
 def is_held(word: str) -> bool:
-    """Return whether this is what a store said that holds its copy."""
+    """Return whether this is the word for a store that holds its copy."""
     return word.startswith(HELD)
 
 
@@ -109,5 +109,5 @@ def _said(store: Store, of: Hold, copy: Copy, *, held: bool) -> str:
 
 
 def _held(copy: Copy) -> str:
-    """Return that the store holds these bytes: a repair writes others, which it does not hold yet."""
+    """Return the word for a store that holds this copy; an object that a repair writes has another tag, and no hold."""
     return f"{HELD} {copy.tag}"

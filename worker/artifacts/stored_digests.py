@@ -16,10 +16,10 @@ RECORDED = "sha256 in the catalogue"
 def stored_sha256_of(
     stores: LimitedStores, of: Artifact | PageCopy, store: str, evidence: Mapping[str, Any], seen: Verification
 ) -> str | None:
-    """Return the digest beside the bytes that were read, empty if it is lost, and None if that says nothing.
+    """Return the digest that the store keeps beside the bytes that were read: empty if it was lost, None if not known.
 
-    A copy that another program wrote without a digest has none to lose. Any other digest than the recorded one is
-    asked for again: a small object may be replaced between the reads of its bytes and of its sidecar.
+    A copy that another program wrote without a digest cannot lose it. A digest that is not the recorded one is asked
+    for again: a small object may be replaced between the read of its bytes and that of its sidecar.
     """
     found = seen.stored_sha256
     if found in {None, of.digest.sha256}:
@@ -29,7 +29,7 @@ def stored_sha256_of(
     try:
         stat = stores[store].stat_object(of.bucket, of.key)
     except (StorageError, Snooze):
-        return None  # the next read tells
+        return None  # the next read of the copy finds out
     return (stat.sha256 or "") if stat.version == seen.version else None
 
 

@@ -219,14 +219,14 @@ class CheckedLog(_HeadFile):
 
 
 class WrittenLog(_HeadFile):
-    """The last row after the latest job of this machine that wrote verdicts: the stores get the head less often."""
+    """The last row after the latest job of this machine that wrote verdicts; the heads in the stores may be older."""
 
     _name = "log-written"
 
     def note_later(self) -> Callable[[], None]:
-        """Return what records the present head: called once the end of a job that wrote verdicts is durable.
+        """Return a function that records the present head; call it once the end of a job is durable.
 
-        All rows up to this head are durable then. A worker that dies before leaves the head of an earlier job.
+        All rows up to this head are durable then. If the worker is killed before, the head of an earlier job stays.
         """
         return partial(self._note, self._catalogue.verifications.head())
 
@@ -239,7 +239,7 @@ class WrittenLog(_HeadFile):
 
 
 def unaccepted_restore(catalogue: Catalogue) -> str | None:
-    """Return that the catalogue was restored, and what to do, until that is accepted; None after that."""
+    """Return a message that the catalogue was restored, and what to do; None once `log accept` has accepted that."""
     if (at := catalogue.backup_times.restored()) is None:
         return None
     return (

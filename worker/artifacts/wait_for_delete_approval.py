@@ -42,7 +42,7 @@ def check_delete(request: DeleteRequest, job: RunningJob, *, companions: Sequenc
     `companions` are deleted with the artifact.
 
     Raises:
-        NotApproved: it was rejected or not approved in time, or says not who requests it; or the artifact or a
+        NotApproved: it was rejected or not approved in time, or names no requester; or the artifact or a
             companion has a version that was not there when it was requested.
         WaitsForApproval: a second person has not decided yet.
     """
@@ -71,7 +71,7 @@ def _check(
     request: BatchRequest | DeleteRequest, job: RunningJob, *, what: str, objects: int, size: int,
     versions: Sequence[int] | None = None,
 ) -> DeleteApproval | None:  # fmt: skip
-    """Return the delete as it was allowed or approved; None if none needs an approval. Raise as `check_delete`."""
+    """Return the delete as it was allowed or approved; None if deletes need no approval. Raise as `check_delete`."""
     rules, approvals = job.settings.delete, job.catalogue.delete_approvals
     what, found = what[:_WHAT], approvals.get(job.id)
     if found is not None and rules.approval_above is None and _is_earlier(found, job):

@@ -21,7 +21,10 @@ def closed_stores(names: Iterable[str], stores: LimitedStores) -> dict[str, Snoo
 def lacking(
     wanted: Mapping[tuple[str, str], Collection[str]], closed: Collection[str], job: RunningJob
 ) -> set[tuple[str, str]]:
-    """Return the keys of which an open store has no copy yet of what a job uploads; `wanted`: the stores of each."""
+    """Return those of the paths, bucket and key, of which a store that takes jobs has no copy by this job yet.
+
+    `wanted`: the stores of each path.
+    """
     artifacts = job.catalogue.artifacts
     begun = artifacts.uploaded_by(job.id, list(wanted))
     copies = artifacts.copies_of_all([artifact.id for artifact in begun.values()])

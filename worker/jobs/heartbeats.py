@@ -1,6 +1,6 @@
-"""What is done for each running job every second, for all jobs of the process in two threads.
+"""Call functions of each running job about every second, in two threads for all jobs of the process.
 
-A thread for each job would cost as much as its SQL.
+A thread for each job would cost as much as the SQL of the job.
 """
 
 import logging
@@ -41,7 +41,8 @@ class Heartbeats:
     def end(self, job: object) -> None:
         """Return when no heartbeat of the job is under way; none follows.
 
-        It takes no lock: a heartbeat may interrupt the thread that waits here, and a lock that stayed would stop all.
+        It takes no lock: a heartbeat may interrupt the thread that waits here, and a lock that is never released would
+        stop all heartbeats.
         """
         self._beats.pop(job, None)
         while self._under_way is job:

@@ -52,13 +52,13 @@ class Interrupter:
     def interrupt(self) -> float:
         """Raise `Interrupted` in the main thread, from any other one; at most once in `CLEAN_UP` seconds.
 
-        Returns the seconds for which that thread has heard no interrupt: a call to a hung disk hears none.
+        Returns for how many seconds that thread has not handled an interrupt: a call to a hung disk handles none.
         """
         self._raises = self._raised_at is None or time.monotonic() - self._raised_at >= CLEAN_UP
         return self.listen()
 
     def listen(self) -> float:
-        """Return the seconds for which the main thread has heard no signal, and send it one that does nothing else."""
+        """Return for how many seconds the main thread has handled no signal, and send it one without other effect."""
         target = self._target
         if target is None:
             return 0.0

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 RESENDS = "zot-artifacts:outbox:resends"
 """The Redis hash of how often the message of each job in the outbox was sent again."""
 PASSED = "zot-artifacts:passed:{job}"
-"""The Redis set of the queues whose older messages are delivered, by the job of a rejected message."""
+"""The Redis key, by job of a rejected message, of the set of queues that have delivered all their older messages."""
 _PASSED_FOR = 3600
 _PASSED_BY = (Queue.INTERACTIVE.value, Queue.TRANSFER.value)
 """The queues to which services may send."""
@@ -132,10 +132,10 @@ class Outbox:
                 return {id_ for id_, there in zip(ids, pipeline.execute(), strict=True) if not there}
 
     def queue_to_pass(self, job_id: str, came_by: str | None) -> str | None:
-        """Return a queue in which the message of a job without an entry here may wait, or None if there is none.
+        """Return a queue in which the message of a job without an entry here may still wait; None if there is none.
 
-        A queue delivers its messages in order. So a message about the job that was sent to a queue and is delivered
-        has passed all that were sent to it before; `came_by` is the queue that delivered such a message now.
+        A queue delivers its messages in order. So once a message about the job, sent later, is delivered by a queue,
+        all messages that this queue got before it are delivered; `came_by` is the queue that delivered such a one now.
         """
         with self._redis() as client:
             if client is None:
@@ -150,7 +150,7 @@ class Outbox:
             return left[0] if left else None
 
     def resend(self, known: Known, after: timedelta, *, kept: Known = lambda _: set()) -> int:
-        """Send again what was sent longer than `after` ago and neither waits in its queue nor is in the ledger.
+        """Send again each message that was sent longer than `after` ago, left its queue, and is not in the ledger.
 
         A queue delivers its messages in order. So every message that was sent before the next one in its queue has been
         delivered. If the ledger does not have its job, the message was lost, or it is in the memory of a worker that
@@ -164,8 +164,8 @@ class Outbox:
 
         Args:
             known: returns those of the ids that are in the ledger.
-            after: how long a job is not sent again.
-            kept: returns those of the known ids that stay here all the same: see `republish_results`.
+            after: the time within which a message is not sent again.
+            kept: returns those of the known ids that stay in the outbox nevertheless: see `republish_results`.
         """
         sent = 0
         with self._redis() as client:
@@ -281,7 +281,7 @@ def _resend_page(client: Any, queue: str, known: Known, after: timedelta, kept: 
 
 
 def _return_unacked(client: Any, known: Known, after: timedelta) -> int:
-    """Return what a worker holds for too long without starting it, and what no other record here has."""
+    """Return to its queue each message that a worker holds for too long without starting it, and that has no entry."""
     correct_times(client, UNACKED_INDEX)
     sent = 0
     for page in lost_messages(client, after):

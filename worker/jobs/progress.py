@@ -24,7 +24,7 @@ _backoffs: WeakKeyDictionary[Celery, tuple[Backoff, Backoff]] = WeakKeyDictionar
 class CeleryReporter:
     """Reports to Celery's result backend, and reads requests to cancel there.
 
-    A server that does not answer is not asked for a while: a transfer would make no progress but between its waits.
+    A server that does not answer is not asked for a while: otherwise a transfer would wait for it again and again.
     """
 
     def __init__(self, task: Task) -> None:
@@ -50,7 +50,7 @@ class CeleryReporter:
             logger.warning("job %s: progress cannot be shown: %s", self._id, type(error).__name__)
 
     def _show(self, progress: Progress) -> None:
-        """Tell Flower, if it listens: nothing keeps an event. A job that takes less than a second sends none."""
+        """Send an event if Flower listens; events are not kept. A job that takes less than a second sends none."""
         if not self._broker.is_over():
             return
         began = time.monotonic()

@@ -21,31 +21,32 @@ from zot_artifact_client.contract import JobState, is_batch_job
 logger = logging.getLogger(__name__)
 
 CURSOR = "zot-artifacts:republished-until"
-"""The Redis key, in the result backend, of the second up to which the ends of jobs were compared.
+"""The key in the result backend of the time up to which the ends of jobs were compared.
 
-Without it, Redis is new or has lost its data.
+If it does not exist, Redis is new or has lost its data.
 """
 _LOST = "zot-artifacts:republishing-all"
-"""The Redis key, in the result backend, that is there from the first to the last run after such a loss."""
+"""The key in the result backend that exists from the first to the last run after such a loss."""
 _PAGE = 500
 _PAGES = 20
 """Most pages of one run. With `sweep.recover` every 15 s, they are enough for 600 jobs that end in each second."""
 _OVERLAP = timedelta(minutes=2)
-"""A worker has this long to store an end after the ledger has it."""
+"""The time that a worker has to store the end of a job once the ledger has it."""
 _LONGEST = timedelta(days=1)
 
 
 def republish_results(context: Context, app: Celery, clean_up: Callable[[Context, JobRecord], None]) -> int:
     """Compare the ledger's latest ends with the result backend, and store the ends that are missing there.
 
-    An end is missing where another state is stored, or where the outbox still has the job: the first state that is
-    stored takes it out, and `uncompared` keeps it there. Other jobs without a state store none, and so do those of a
-    batch, which reads the ledger. `clean_up` runs the `at_end` of a job's task first, because Celery may take a stored
-    end for the end of the delivery.
+    The end of a job is missing if the backend has another state, or if it has none and the outbox still has the job:
+    storing the first state removes the job from the outbox, and `uncompared` keeps it there until then. Any other job
+    without a state is one whose result is not stored. Jobs of a batch are not compared, because the batch reads the
+    ledger. `clean_up` runs the `at_end` of a job's task first, because Celery may take a stored end for the end of the
+    delivery.
 
-    A result backend that has lost its data, such as one that was started empty, gets the ends of all jobs whose results
-    it would have kept: clients wait for them. Those that the outbox does not have are not cleaned up: nearly all of
-    these thousands were, when they ended, and the cleanup sweep removes what the others left.
+    If the result backend has lost its data, it gets the ends of all jobs whose results it would still keep, because
+    clients wait for them. Jobs that are not in the outbox are not cleaned up again: nearly all of them were cleaned up
+    when they ended, and the cleanup sweep removes what the others left.
     """
     client = getattr(app.backend, "client", None)
     if not isinstance(client, redis.Redis):
@@ -87,13 +88,13 @@ def republish_results(context: Context, app: Celery, clean_up: Callable[[Context
 def _unstored(
     app: Celery, client: "redis.Redis", ended: Sequence[JobRecord]
 ) -> tuple[list[JobRecord], list[JobRecord]]:
-    """Return the jobs whose ends are missing in the result backend, and those of which only a loss of it tells that."""
+    """Return the jobs whose ends are missing, and those whose ends are missing if the backend has lost its data."""
     told = [job for job in ended if not is_batch_job(job.id, job.parent)]
     keys = [app.backend.get_key_for_task(job.id) for job in told]
     states = dict(zip((job.id for job in told), stored_states(client, keys), strict=True))
     absent = [id_ for id_, state in states.items() if state is None]
     waiting = _in_outbox(app, absent)
-    # With a message in the outbox, a refused job is one whose id a corrected request has.
+    # If a refused job is in the outbox, the entry is that of a corrected request with the same id.
     unstored = [
         job
         for job in told
@@ -103,9 +104,9 @@ def _unstored(
 
 
 def uncompared(context: Context, app: Celery, ids: list[str]) -> set[str]:
-    """Return which of these jobs must stay in the outbox, so that `republish_results` finds that an end is missing.
+    """Return which of these jobs must stay in the outbox, so that `republish_results` finds a missing end.
 
-    They are open and may have stored no state yet, or their ends are still to be compared.
+    These are open jobs, which may not have stored a state yet, and jobs whose ends are not compared yet.
     """
     client = getattr(app.backend, "client", None)
     if not ids or not isinstance(client, redis.Redis):
@@ -119,9 +120,9 @@ def _in_outbox(app: Celery, ids: Sequence[str]) -> set[str]:
 
 
 def _since(client: Any, now: datetime) -> datetime:
-    """Return the moment from which on the ends of jobs are to be compared."""
+    """Return the time from which on the ends of jobs have to be compared."""
     try:
         kept = datetime.fromtimestamp(float(client.get(CURSOR) or 0), UTC)
     except (ValueError, OverflowError, OSError):
         return now - _LONGEST
-    return max(min(kept, now - _OVERLAP), now - _LONGEST)  # the first: a clock that was ahead wrote it
+    return max(min(kept, now - _OVERLAP), now - _LONGEST)  # a wrong clock may have written a time in the future

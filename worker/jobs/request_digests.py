@@ -19,13 +19,13 @@ class RequestDigests:
         self._app = app
 
     def replace(self, job: JobRecord) -> None:
-        """Make the id of a job belong to its request, whatever it belonged to."""
+        """Record the digest of the job's request under its id, in place of any other one."""
         with self._redis() as client:
             if client is not None and job.request_sha256 is not None:
                 replace_digest(client, job.id, job.request_sha256)
 
     def free(self, job_id: str) -> None:
-        """Make an id belong to no request: a rejected message has done nothing."""
+        """Remove the digest under an id: its message was rejected, and nothing was done."""
         with self._redis() as client:
             if client is not None:
                 free_id(client, job_id)

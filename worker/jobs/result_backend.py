@@ -51,7 +51,7 @@ _FENCE = "_zot_fence"
 _DIGEST = "_zot_request_sha256"
 """The same for the digest of the job's request."""
 _RESULT = "_zot_result"
-"""The same for the result of the job, of which Celery gets what an event tells."""
+"""The same for the result of the job; Celery gets only the part of it that an event shows."""
 _NAMES = {spec.kind: spec.name for spec in TASKS.values()}
 _BY_CELERY = {"expired", "revoked", "terminated"}
 """Celery's reasons for revoking a message by itself. It cannot know whether the message belongs to the job with this
@@ -138,11 +138,11 @@ def publish_end(app: Celery, job: JobRecord) -> None:
 
 
 def tell_first_request(app: Celery, first: JobRecord, queue: str | None) -> None:
-    """Tell the client of another request with this id which job the id names, where Redis does not know it any more.
+    """Publish the first job with an id again, after another request with the same id, where Redis has lost it.
 
-    The digest of that job's request replaces the one that the client has recorded, and the end of the job is stored
-    again, with that digest. `queue`: the one that the other request came from. Raise RedisError, OperationalError or
-    OSError: it is not told yet.
+    The digest of the first request replaces the one that the client of the other request has recorded, and the end of
+    the first job is stored again. So that client learns that the id is taken. `queue`: the one that delivered the other
+    request. Raise RedisError, OperationalError or OSError: not all of this is done.
     """
     ended = JobState(first.state).terminal
     if not is_batch_job(first.id, first.parent):  # no client has the id of one
@@ -191,7 +191,7 @@ class _AtomicStore:
             Outbox(backend.app).taken(job_id, queue)
 
     def _record_later(self, job_id: str, state: str, result: Any, request: Any) -> None:
-        """Have a task find out whether another message under this id is that of the job, and record it if none is."""
+        """Start a task that records a rejected message, unless it finds another message of the job with this id."""
         task = getattr(request, "task", None)
         if BATCH_JOB_ID.fullmatch(job_id):  # the batch knows its jobs
             return
@@ -233,7 +233,7 @@ class _AtomicStore:
 
 
 def _gives_way(state: str, result: Any) -> bool:
-    """Return whether an end says nothing about the job, but only that a message with its id was not accepted."""
+    """Return whether an end is only that of a message with the job's id that was not accepted, and not of the job."""
     arguments = result.get("exc_message") if isinstance(result, dict) else None
     if not isinstance(arguments, list | tuple):
         return False
@@ -243,7 +243,7 @@ def _gives_way(state: str, result: Any) -> bool:
 
 
 def _meta_of(job_id: str, result: Any, state: str, traceback: Any, request: Any) -> dict[str, Any]:
-    """Return what is stored of a state: without the arguments, which may hold anything, and with bounded texts."""
+    """Return the document to store for a state: with bounded texts, and without arguments, which may hold secrets."""
     if isinstance(result, dict) and "exc_message" in result:
         said = result["exc_message"]
         said = (

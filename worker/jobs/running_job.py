@@ -20,11 +20,11 @@ from zot_artifact_client.contract import Progress
 _STUCK_AFTER = 2.0
 """Seconds without progress after which a job that is to stop is interrupted in its call."""
 _DEAF_AFTER = 1.5
-"""Seconds without an answer to an interrupt after which no signal ends the call, such as one to a hung disk."""
+"""Seconds without a reaction to an interrupt after which the call cannot be interrupted, as on a hung disk."""
 _SILENT_AFTER = 60.0
-"""Seconds without progress after which it is found out whether a signal can end the call of a job."""
+"""Seconds without progress after which a signal is sent, to find out whether one can end the call of the job."""
 _HUNG_AFTER = 600.0
-"""Seconds without an answer to that after which the call counts as hung. One fsync of a large file may take minutes."""
+"""Seconds without a reaction to that signal after which the call counts as hung: an fsync may take minutes."""
 REPORT_SECONDS = 1.0
 """Progress is reported at most this often."""
 
@@ -63,8 +63,8 @@ class Reporter(Protocol):
 class RunningJob:
     """A job that this process has leased, with the settings, catalogue and stores that its task works with.
 
-    Tasks report the bytes that they move, and it raises when they have to stop. Inside its `with` block its lease is
-    renewed in the ledger. Its methods may be called from several threads.
+    Tasks report the bytes that they move to `advance`, which raises when they have to stop. Inside the `with` block the
+    lease of the job is renewed in the ledger. Methods may be called from several threads.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class RunningJob:
         *,
         abandon: Callable[[Exception], None] = lambda _reason: None,
     ) -> None:
-        """Prepare a job; `abandon` is told why it has to stop where its call cannot be interrupted."""
+        """Prepare a job; `abandon` gets the reason to stop if no signal can interrupt the call that the job is in."""
         self.id = record.id
         self.parent = record.parent
         self.created_at = record.created_at
@@ -89,7 +89,7 @@ class RunningJob:
         self.settings = context.settings
         self.catalogue = context.catalogue.fenced(record.id, record.fence)
         """Once the lease is lost, it raises LostLease."""
-        # They know the job by a weak reference: no cycle is left to the garbage collector with each job.
+        # By a weak reference: each job would otherwise leave a cycle to the garbage collector.
         self.stores = LimitedStores(context.stores, context.admission, weakref.proxy(self))
         self.unlimited_stores = context.stores
         """For probes, which have to reach a store whose circuit breaker is open, and for the small objects and holds of
@@ -108,7 +108,7 @@ class RunningJob:
         self._done = False
         self._active = time.monotonic()
         leased_at = record.lease_until - self._lease if record.lease_until else clock.now()
-        # It may be long ago: the disk was slow to confirm it, or the worker was frozen just then.
+        # The lease may have begun long ago: the disk was slow to confirm it, or the worker was frozen.
         self._renewed = clock.uptime() - max(0.0, (clock.now() - leased_at).total_seconds())
         self._stop: Exception | None = None
         self._interrupter = Interrupter()
@@ -170,8 +170,8 @@ class RunningJob:
     def confirm_lease(self) -> None:
         """Renew a lease that is about to end, or over: called before bytes are replaced or deleted.
 
-        A worker that was frozen, or whose machine was suspended, may have lost it, and the bytes may be those of a job
-        that has the artifact now.
+        A worker that was frozen, or whose machine was suspended, may have lost the lease, and another job may have
+        written the bytes since.
 
         Raises:
             LostLease: another job has begun to write to the artifact, or another worker has this one's lease.
@@ -219,9 +219,9 @@ class RunningJob:
             beats.end(self)
 
     def _beat(self) -> None:
-        """Show that the job runs, and interrupt one that is to stop and does not come to `advance`."""
+        """Publish that the job runs, and interrupt it if it has to stop and does not call `advance`."""
         now = time.monotonic()
-        if not self._shown:  # most jobs end before: a state of their start would cost each a round trip
+        if not self._shown:  # not at the start: most jobs end before, and this costs a round trip
             self._publish(self.progress)
         if now - self._active >= _SILENT_AFTER and self._interrupter.listen() >= _HUNG_AFTER:
             self._abandon(Timeout(f"job {self.id}: a call of its step {self._step!r} hangs; check the disks"))

@@ -49,9 +49,9 @@ def plan(catalogue: Catalogue, sweep: str, requests: Sequence[PageRequest], mess
 
 
 class PlanOfClaims:
-    """The pages of one run of a sweep that claims for them: those of some claims are accepted together with them.
+    """The pages of one run of a sweep that claims their objects; the claims and their pages are one transaction.
 
-    So no death leaves a claim without a page, which would keep other runs away until it ends.
+    So a killed worker leaves no claim without a page: such objects could not be claimed again until the claim expires.
     """
 
     def __init__(self, catalogue: Catalogue, sweep: str, messages: Messages) -> None:
@@ -69,9 +69,9 @@ class PlanOfClaims:
     def pages_of(
         self, store: str, *, objects: int, now: datetime, until: datetime, late_since: datetime | None = None
     ) -> Plan:
-        """Return what accepts the pages that replicate what was claimed to a store, up to `objects` in each.
+        """Return a function that accepts pages which replicate the claimed artifacts to a store, `objects` in each.
 
-        `until`: the end of the claims. The pages are about the findings of artifacts committed before `late_since`.
+        `until`: when the claims expire. A page names the findings of its artifacts committed before `late_since`.
         """
         request = PageRequest(verb="replicate", claim=ClaimSelection(store=store), to=(store,)).payload()
 

@@ -74,7 +74,7 @@ AtEnd = Callable[[RequestT, Context, str], None]
 _AT_ENDS: dict[str, tuple[type[Message], AtEnd[Any]]] = {}
 """By kind, the function that is called at a job's end, and the model of the request that it is given."""
 _OF_THE_MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE}
-"""Errors of the system that pass, and are about no store."""
+"""Errors of the operating system that are transient and not about a store."""
 _OF_THE_BROKER = (
     redis.ConnectionError,
     redis.TimeoutError,
@@ -84,7 +84,7 @@ _OF_THE_BROKER = (
 )
 """Transient errors of the broker and of the result backend; any other answer of Redis is a bug, with its text."""
 _NO_THREAD = "can't start new thread"
-"""What Python says, as a RuntimeError, where the system allows no more threads."""
+"""The message of the RuntimeError that Python raises when the system allows no more threads."""
 MORE_DELAY = timedelta(minutes=5)
 """How much longer than `retry.backoff_max` a store may ask a job to wait."""
 _MIN_WAIT = 1.0
@@ -194,9 +194,9 @@ class Delivery(Generic[RequestT, ResultT]):
     """One delivery of a job's message to this worker. There may be earlier, later and simultaneous ones."""
 
     _request: RequestT
-    """Of its message, once that is validated."""
+    """The request in the message, once it is validated."""
     _path: str | None
-    """Bucket and key of the one artifact that the request is about, if it is about one."""
+    """Bucket and key, if the request is about one artifact."""
 
     def __init__(
         self,
@@ -531,7 +531,7 @@ class Delivery(Generic[RequestT, ResultT]):
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
-    """Let Celery's line about a message that is given back to the broker pass, without its traceback."""
+    """Keep Celery's log line about a message that is given back to the broker, without its traceback."""
     if record.exc_info and isinstance(record.exc_info[1], Reject):
         record.exc_info = None
     return True

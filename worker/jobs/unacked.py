@@ -15,10 +15,10 @@ from zot_artifact_client.outgoing_messages import with_new_delivery_tag
 UNACKED, UNACKED_INDEX = "unacked", "unacked_index"
 """kombu's names of the hash of these messages by delivery tag, and of the sorted set of their delivery times."""
 CLOCK_SKEW = 60.0
-"""Seconds by which the clocks of two machines may differ. What is further ahead was written by a wrong clock."""
+"""Seconds by which the clocks of two machines may differ. A wrong clock wrote any time further in the future."""
 _PAGE = 100
 _MOST = 20_000
-"""Messages that one turn reads."""
+"""Most messages that one run reads."""
 _QUEUES = frozenset(queue.value for queue in Queue)
 
 
@@ -61,7 +61,7 @@ def give_back(client: Any, held: Unacknowledged) -> bool:
 
 
 def correct_times(client: Any, name: str) -> None:
-    """Let what is ahead of the clock in a sorted set of times count as of now: a clock that was ahead wrote it."""
+    """Set the times in a sorted set that are in the future to now: a wrong clock wrote them."""
     now = time.time()
     ahead = client.zrangebyscore(name, f"({now + CLOCK_SKEW}", "+inf", start=0, num=_MOST)
     if ahead:

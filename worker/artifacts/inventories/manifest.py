@@ -29,7 +29,7 @@ class ReportFile:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a manifest says.
+    """The content of a manifest.
 
     Attributes:
         provider: whose inventory it is.
@@ -59,10 +59,10 @@ class Report:
 
 
 def parse_manifest(name: str, data: bytes) -> Report:
-    """Return what a manifest says.
+    """Parse a manifest.
 
     Raises:
-        BadInventory: it is none of a provider, or of a report that is not complete.
+        BadInventory: it is not a manifest of a provider, or its report is not complete.
     """
     try:
         document = json.loads(data, object_pairs_hook=unique_names)
@@ -109,7 +109,7 @@ def _s3(name: str, document: Mapping[str, Any]) -> Report:
 
 
 def _s3_batch(name: str, document: Mapping[str, Any]) -> Report:
-    """Return what the manifest of a completion report says. Only succeeded tasks have a checksum."""
+    """Parse the manifest of a completion report. Only succeeded tasks have a checksum."""
     if document["Format"] != "Report_CSV_20180820":
         raise BadInventory(f"{name}: a completion report in {str(document['Format'])[:40]!r} cannot be read")
     columns = tuple(each.strip() for each in str(document["ReportSchema"]).split(","))

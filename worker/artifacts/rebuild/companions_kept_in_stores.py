@@ -1,4 +1,4 @@
-"""Keep what users have named as companions in the stores, so that a rebuild of the catalogue knows it again."""
+"""Keep the named companions in the stores, so that a rebuild of the catalogue restores them."""
 
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -27,7 +27,7 @@ def keep_companions(store: Store, catalogue: Catalogue, spool_dir: Path) -> bool
 def restore_companions(catalogue: Catalogue, stores: Iterable[ReadStore], spool_dir: Path) -> int:
     """Record what the stores keep about artifacts that the catalogue has, and return how many rows were new.
 
-    What was said last counts, whichever catalogue has it.
+    Of two rows about the same artifact, the later one counts, whichever catalogue wrote it.
     """
     count = 0
     with tempfile.TemporaryDirectory(dir=spool_dir, prefix="zot-companions-") as directory:

@@ -1,4 +1,4 @@
-"""The files in which stores keep lists of what only the catalogue has: compressed lines of JSON after a header."""
+"""The files in which stores keep lists of rows that only the catalogue has: a header and lines of JSON, compressed."""
 
 import gzip
 import json
@@ -60,7 +60,7 @@ class Rows(Protocol):
 def keep_list(store: Store, name: str, catalogue: str, rows: Rows, spool_dir: Path) -> bool:
     """Write a list to a store if it keeps one with another fingerprint; return whether it was written.
 
-    An empty list is not begun. `catalogue` is the id of the catalogue.
+    A store without a list does not get an empty one. `catalogue` is the id of the catalogue.
 
     Raises:
         OutOfSpace: the disk of this machine, or the store, is full.

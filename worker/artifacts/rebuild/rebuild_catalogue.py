@@ -67,8 +67,8 @@ class StoreTally:
 class Tally:
     """What a rebuild has done, by store. `named` has the first 1,000 objects that are not right.
 
-    `deletes_redone`: how many artifacts were deleted again, as they were after the backup that was restored.
-    `deletes_undone`: how many of those that were deleted in it are back, as they were after it.
+    `deletes_redone`: how many deletes that followed the restored backup were made again.
+    `deletes_undone`: how many deletes in the backup were undone, because they were undone after it.
     """
 
     stores: dict[str, StoreTally]
@@ -138,7 +138,7 @@ class Rebuild:
         by_bucket: dict[str, list[ReadStore]] = {}
         for name, store in self._stores.items():
             try:
-                # What is in two stores that are one place is one copy; without a marker nothing shows that they are.
+                # Two stores that are the same place have one copy; only the marker shows that they are.
                 store.check_identity("read" if self._dry_run else "record")
                 for bucket in buckets or store.list_buckets():
                     by_bucket.setdefault(bucket, []).append(store)
@@ -157,10 +157,11 @@ class Rebuild:
     def _undo_deletes(
         self, pool: ThreadPoolExecutor, tombstones: KeptTombstones, since: datetime, buckets: Sequence[str]
     ) -> None:
-        """Undo the deletes that were undone after the backup was made: the later list of deletes lacks them.
+        """Undo the deletes that were undone after the backup was made: a later list of deletes does not have them.
 
-        It also lacks an artifact that was purged or uploaded again since. What has its bytes in no store stays deleted,
-        and so does what has them in some only: it may have been purged while a store was away, and the user decides.
+        That list does not have an artifact either that was purged or uploaded again after the backup. So an artifact
+        stays deleted if no store has its bytes. It also stays deleted if only some stores have them, because it may
+        have been purged while a store was away: then the user decides.
         """
         catalogue = self._catalogue
         kept_at = tombstones.kept_at(catalogue.identity)
@@ -181,7 +182,7 @@ class Rebuild:
                 self._undo_some(pool, bucket, {each.key: each.version for each in group}, since)
 
     def _undo_some(self, pool: ThreadPoolExecutor, bucket: str, deleted: Mapping[str, int], since: datetime) -> None:
-        """Undo these deletes in a bucket, versions by key, where each store that had a good copy has its bytes."""
+        """Undo deletes in a bucket, given as versions by key, if each store with a good copy still has the bytes."""
         of: list[tuple[Artifact, list[Copy]]] = []
         for key, known in self._catalogue.rebuilding.known(bucket, list(deleted)).items():
             artifact = next((each for each in known.versions if each.version == deleted[key]), None)
@@ -346,10 +347,10 @@ class Rebuild:
 
 @dataclass(slots=True)
 class _Seen:
-    """What stores said about the bytes of a version that was deleted.
+    """Which stores have the bytes of a version that was deleted.
 
-    `has` them; `lacks` what was a good copy; `unknown`: a good copy in a store that was not asked or did not answer.
-    `replaced`: a store has other bytes with the digest of those.
+    `has`: they have them. `lacks`: they had a good copy and do not have it now. `unknown`: they had a good copy, and
+    were not asked or did not answer. `replaced`: a store has other bytes, with a digest that matches those.
     """
 
     has: list[str] = field(default_factory=list)

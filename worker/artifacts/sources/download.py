@@ -146,9 +146,9 @@ class _Transfer:
         self._sources = settings.sources
         self._announced = announced
         self._told: Told = frozenset()
-        """What the host announces of the bytes."""
+        """The digests that the host announces."""
         self._hashes: dict[str, Hash] = {}
-        """Of the bytes since the first one, beside the SHA-256 of the partial file."""
+        """Hashes of all bytes by the announced algorithms; the SHA-256 is that of the partial file."""
         self._connections = _Connections(settings.sources.timeout.total_seconds())
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="download", daemon=True)

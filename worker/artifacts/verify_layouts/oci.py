@@ -108,11 +108,11 @@ class _Sweep:
         self._blobs = blobs
         """Rows of digest, root, key, size."""
         self._named = named
-        """Rows of digest, root, size or -1, whether the blob may be absent, the key of what names it."""
+        """Rows of digest, root, size or -1, whether the blob may be absent, and the key of the object that names it."""
         self._links = links
         """Rows of root, repository, kind, digest, key."""
         self._wanted = wanted
-        """Rows of root, repository, kind, digest, the key of what wants the link."""
+        """Rows of root, repository, kind, digest, and the key of the object that needs the link."""
         self.roots: set[str] = set()
         self._registries: set[str] = set()
         self._has: set[str] = set()

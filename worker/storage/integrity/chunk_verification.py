@@ -17,18 +17,17 @@ from worker.storage.integrity.verifying_reader import OnBytes
 from worker.storage.transfer.resumable_read import ResumableReader, open_range, read_range
 
 THREADS = 4
-"""Chunks that are read at once. While some threads hash, a server or a disk would wait for the others: two leave it
-idle."""
+"""Chunks that are read at once. With only two threads, the server or disk is idle while both of them hash."""
 MIN_PARALLEL_CHUNKS = 4
 """Objects with fewer chunks are read by one thread: a pool costs more than it saves."""
 WINDOW = 64 * 1024 * 1024
 """Most bytes of one request, so that its cost is negligible; a thread reads these chunks one after the other."""
 _TOLD = 4 * BUFFER_SIZE
-"""Bytes of a thread that the caller is told of at once, unless they take longer than `_POLL`: to be told costs it about
-as much as to hash a twentieth of 1 MiB."""
+"""A thread reports its bytes to the caller after so many, or after `_POLL`: a report costs the caller about the time of
+hashing a twentieth of 1 MiB."""
 _HUGE_PAGE = 2 * 1024 * 1024
 _POLL = 0.1
-"""Seconds after which a thread that waits finds out that it has to end."""
+"""Seconds after which a waiting thread checks whether it has to end."""
 
 Write = Callable[[memoryview, int], object]
 """Takes bytes of an object and their offset in it, from several threads; they are not verified yet."""
@@ -89,8 +88,8 @@ def bad_chunks(
 class _Reading:
     """One read of all chunks, by `threads` threads that each call `run`.
 
-    Windows are begun in their order. With `first_only`, those that were begun before a bad chunk was found are read to
-    their first bad chunk, so that the first of all is among `bad`.
+    Windows are begun in their order. With `first_only`, none is begun after a bad chunk was found, and those under way
+    are read to their first bad chunk, so that `bad` has the first bad chunk of the object.
     """
 
     def __init__(
@@ -121,7 +120,7 @@ class _Reading:
         self._stopped = False
 
     def run(self) -> None:
-        """Read one window after the other. The end, or the error, is the last that this thread tells."""
+        """Read one window after the other. The last report of this thread is None at the end, or its error."""
         buffer = next(self._buffers)
         try:
             while not self._stopped and not self._knows_first() and (start := next(self._starts, None)) is not None:
@@ -151,7 +150,7 @@ class _Reading:
         return self._first_only and bool(self.bad)
 
     def _tell(self, told: int | BaseException | None) -> None:
-        """Wait for room in the queue, so that no thread runs ahead of a caller who takes time over the bytes."""
+        """Report to the caller; wait for room in the queue, so that threads read no faster than the caller counts."""
         while not self._stopped:
             with suppress(Full):
                 self._told.put(told, timeout=_POLL)

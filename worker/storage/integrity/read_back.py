@@ -64,7 +64,7 @@ class ReadBack:
         return self._driver.capabilities
 
     def is_needed(self) -> bool:
-        """Return whether the store takes damaged bytes, or may, where that is not known; tried once per process."""
+        """Return whether the store accepts damaged bytes, or whether that is unknown; it is tried once per process."""
         with self._lock:
             if self._refuses_damage is None:
                 try:
@@ -222,14 +222,14 @@ class ReadBack:
             found = judge(reader, digest, on_bytes)
         if found.verdict is Verdict.VERIFIED:
             return
-        with suppress(PreconditionFailed):  # another writer has replaced the object: it stays
+        with suppress(PreconditionFailed):  # another writer has replaced the object, which then stays
             self._driver.delete(written.bucket, written.key, condition=Match(written.version))
         raise Unavailable(
             f"{self._name}: {path}: the bytes were damaged on the way to a store that checks no checksums"
         )
 
     def _is_right(self, written: ObjectStat, digest: Digest) -> bool:
-        """Return whether one request for a small object returns the right bytes; if not, another one has to tell."""
+        """Return whether one request returns the right bytes of a small object; False does not prove that it is bad."""
         largest = self._capabilities.whole_reads
         try:
             return read_small(self._driver, written.bucket, written.key, digest, whole_reads=largest) is not None

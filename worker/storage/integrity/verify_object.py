@@ -70,9 +70,9 @@ def verdict_of(error: StorageError, driver: Driver, bucket: str, key: str, expec
 def read_small(
     driver: Driver, bucket: str, key: str, expected: Digest, on_bytes: OnBytes | None = None, *, whole_reads: int
 ) -> WholeObject | None:
-    """Return a small object that is right, read in one request; None for any other one.
+    """Read a small object in one request and return it if its bytes are right; otherwise return None.
 
-    Such an object is read again with the provider's SDK before it counts as bad.
+    The caller then reads the object again with the provider's SDK before it counts as bad.
     """
     if not 0 < expected.size <= whole_reads:
         return None
@@ -85,7 +85,7 @@ def read_small(
 
 
 def read_ahead(reads: SmallReads, wanted: Iterable[SmallRead]) -> Iterator[tuple[SmallRead, WholeRead | None]]:
-    """Yield each small object with what was read of it, or with None if that is not right or the object not there."""
+    """Yield each small object with its bytes, or with None if it is missing or its bytes are wrong."""
     try:
         for each, read in reads.read(wanted):
             right = read is not None and hashlib.sha256(read[0]).hexdigest() == each[2].sha256

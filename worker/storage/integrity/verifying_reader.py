@@ -21,7 +21,7 @@ OnBytes = Callable[[int], None]
 
 
 class _ThreadedSha256:
-    """A SHA-256 that is computed in a thread, while the next piece is fetched or the last one is written."""
+    """A SHA-256 that is computed in a thread, while the caller reads the next piece or writes the last one."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
@@ -46,7 +46,7 @@ class _ThreadedSha256:
 class VerifyingReader:
     """Pass bytes on while hashing them; raise at the end unless they have the announced size and SHA-256.
 
-    Every commit reads through it: a reader that reaches the end has read the right bytes, or got an exception.
+    Every write reads its source through it: a driver that reaches the end has read the right bytes, or gets an error.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Do something for many items in a few threads, which take the next item themselves.
 
-A future for each item costs as much as reading or writing a small file. So does a second thread that mostly computes:
-it takes Python's lock from the first.
+A future for each item costs as much time as reading or writing a small file. A second thread that mostly computes costs
+as much, because it takes Python's lock from the first one.
 """
 
 import time
@@ -20,8 +20,8 @@ def begin_all(
 ) -> list[Future[None]]:
     """Begin to do something for all items, in so many threads, each of which ends at its first error.
 
-    `begin`: how many threads at first; each item that takes longer than a millisecond begins another one. The list
-    grows with them, and a thread is in it before the one that has begun it ends.
+    `begin`: how many threads at first; an item that takes longer than a millisecond starts another thread. The list
+    grows with them: a new thread is in it before the thread that started it ends.
     """
     return _begin(pool, do, iter(items), min(threads, len(items)), begin)
 

@@ -26,7 +26,7 @@ from worker.storage.transfer.upload_intents import announced
 MEMORY = 64 * 1024 * 1024
 """Most bytes of parts in memory per transfer, including the part that is being read."""
 PARALLEL_PARTS = 2
-"""Most parts in flight: no more than these are sent again after a kill. One more is hashed meanwhile if it fits."""
+"""Most parts in flight, which are sent again after a kill. One more is hashed meanwhile if it fits into memory."""
 STREAMED = 16 * 1024 * 1024
 """Most bytes in memory of a part that a driver reads from a file."""
 
@@ -96,11 +96,11 @@ class Checkpoint(Protocol):
         ...
 
     def begins(self) -> None:
-        """Record that an upload is about to begin, in a store that does not mark whose an upload is."""
+        """Record that an upload is about to begin, in a store that does not record who began an upload."""
         ...
 
     def begun(self, token: str, part_size: int) -> None:
-        """Record an upload that has just been begun, in place of the record that it was about to."""
+        """Record an upload that has just begun, in place of the record of `begins`."""
         ...
 
     def sent(self, part: SentPart) -> None:
@@ -201,7 +201,7 @@ class MultipartWrite:
             parts = self._send(body, begun)
             stat = self._driver.complete_upload(*self._place, begun.token, parts, self._info, condition=condition)
         except NotFound as error:
-            self._abort(begun.token)  # an upload that has lost a part is still open
+            self._abort(begun.token)  # it is still open if the store has only lost a part
             raise Conflict(f"{self._driver.name}: the multipart upload must begin anew: {error}") from error
         except BaseException as error:
             if not self._checkpoint.worth_keeping(error):
@@ -221,7 +221,7 @@ class MultipartWrite:
         try:
             there = {part.number: part for part in self._driver.list_parts(*self._place, begun.token)}
         except NotFound:
-            for place in filter(None, (self._place, self._other_place)):  # here if it is open and takes no more parts
+            for place in filter(None, (self._place, self._other_place)):  # it may be open here and take no parts
                 with suppress(PermanentError):  # a store that forbids the abort may take the write
                     self._driver.abort_upload(*place, begun.token)
             self._checkpoint.ended()
@@ -305,14 +305,14 @@ class MultipartWrite:
         return digest
 
     def _abort(self, token: str) -> None:
-        """Abort the upload. Only then is its record removed: without it, cleanup takes the upload for another's."""
+        """Abort the upload, then remove its record: cleanup takes an upload without one for that of another program."""
         with suppress(StorageError):  # the first error is raised
             self._driver.abort_upload(*self._place, token)
             self._checkpoint.ended()
 
 
 def _take_finished(under_way: dict[Future[Part], PartData], parts: list[Part]) -> list[bytearray]:
-    """Wait until any part was sent, and move all that were to `parts`; return the memory that they no longer need."""
+    """Wait until a part was sent, move all sent parts to `parts`, and return their memory, which is used again."""
     spare: list[bytearray] = []
     done = wait(under_way, return_when=FIRST_COMPLETED).done
     for future in [each for each in under_way if each in done]:  # of two errors, that of the first part is raised

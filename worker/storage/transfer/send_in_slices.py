@@ -1,8 +1,8 @@
 """Send large bodies in small slices, so that a slow connection is not taken for a dead one.
 
-A socket's timeout is for one whole call. A part of 16 MiB in one call would have to be sent within the timeout for
-connecting, five seconds, which fails below some 40 Mbit/s at every attempt. A slice of 128 KiB that takes as long means
-that the peer does not read any more.
+A socket's timeout applies to one whole call. A part of 16 MiB in one call would have to be sent within the timeout for
+connecting, five seconds, which always fails below some 40 Mbit/s. If a slice of 128 KiB takes that long, the peer does
+not read any more.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
-"""Record the intent of each request that begins a multipart upload, also of those that an SDK repeats by itself.
+"""Record an intent before each request that begins a multipart upload, also if an SDK repeats the request by itself.
 
-A request whose answer was lost may have begun an upload. The SDK sends it again and returns the id of the last one
-only. Without an intent for each request, cleanup takes the earlier uploads for those of another program.
+A request whose answer was lost may have begun an upload. The SDK repeats it and returns only the id of the last upload.
+Without an intent for each request, cleanup would take the earlier uploads for those of another program.
 """
 
 from collections.abc import Callable, Iterator
