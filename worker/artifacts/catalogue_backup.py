@@ -127,9 +127,7 @@ def restore(backup: Backup, store: AnyStore, url: str, on_bytes: OnBytes | None 
         return load_export(url, lines, restore=True)
 
 
-def restore_newest(
-    found: Sequence[Backup], store: AnyStore, url: str, on_bytes: OnBytes | None = None
-) -> tuple[Backup, ExportSummary, dict[str, str]]:
+def restore_newest(found: Sequence[Backup], store: AnyStore, url: str) -> tuple[Backup, ExportSummary, dict[str, str]]:
     """Load the first undamaged backup; return it, its summary, and why each one before it was left out, by its key.
 
     `found` is sorted, newest first. A backup with a time in the future is tried last, because a wrong clock named it.
@@ -143,7 +141,7 @@ def restore_newest(
     skipped: dict[str, str] = {}
     for each in sorted(found, key=lambda each: each.at > latest):
         try:
-            return each, restore(each, store, url, on_bytes), skipped
+            return each, restore(each, store, url), skipped
         except (BadExport, IntegrityError) as error:
             if len(found) == 1:
                 raise

@@ -37,6 +37,8 @@ _NUMBER, _DIGITS = "0123456789", 8
 """What is at the end of the id of a page or item of a batch; see BATCH_JOB_ID."""
 _REFUSES = "StoreRefuses"
 """The type of the error of a job that waits for a store which refuses all that it asks."""
+_DETECTIONS = 1000
+"""Most findings about bad copies whose detection times are returned."""
 _LATEST_RUNS = 100
 """Runs of a sweep among which its last one is searched for that was of all stores."""
 
@@ -193,10 +195,10 @@ class CoverageQueries:
         with self._database.read() as connection:
             return {row[0]: row[1] for row in connection.execute(query)}
 
-    def seconds_to_detect(self, *, since: datetime, limit: int = 1000) -> list[float]:
-        """Return how long before each finding about a bad copy that copy was last known to be good.
+    def seconds_to_detect(self, *, since: datetime) -> list[float]:
+        """Return for each finding about a bad copy the seconds since the copy was last known to be good.
 
-        The copy went bad at some time in between, so that each is the longest that its detection can have taken.
+        The copy became bad within that time, so it is the longest that the detection can have taken.
         """
         found, read = findings.c, verifications.c
         good = (
@@ -217,7 +219,7 @@ class CoverageQueries:
         query = (
             sa.select(found.opened_at, good.label("good"), written.label("written"))
             .where(found.kind.in_(BAD), found.opened_at > since)
-            .limit(limit)
+            .limit(_DETECTIONS)
         )
         with self._database.read() as connection:
             rows = connection.execute(query).all()

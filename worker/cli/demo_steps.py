@@ -8,7 +8,7 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -71,7 +71,6 @@ class Stage:
     files: Sequence[Sample]
     stores: tuple[str, ...]
     title: str = "start"
-    began: Any = field(default_factory=clock.now)
 
     @classmethod
     @contextmanager

@@ -8,7 +8,7 @@ from worker.storage.cloud.error_mapping import Origin, missing_bucket
 from worker.storage.cloud.plain_requests import RealObject
 from worker.storage.cloud.small_reads import PlainReads, PlainReadsAhead
 from worker.storage.config import CloudConfig
-from worker.storage.driver import ObjectStat, WholeObject
+from worker.storage.driver import WholeObject
 from worker.storage.errors import NotFound, PermanentError, StorageError
 from worker.storage.keys import RESERVED_BUCKET, RESERVED_PREFIX, RESERVED_SEGMENT
 
@@ -108,16 +108,6 @@ class CloudDriver(ABC):
     def small_reads(self) -> PlainReadsAhead:
         """Return what reads many small objects."""
         return self._plain_reads.ahead(self._real_object)
-
-    @abstractmethod
-    def stat(self, bucket: str, key: str) -> ObjectStat: ...
-
-    def find_version(self, bucket: str, key: str) -> str | None:
-        """Return the version of the object that is there, None if there is none; an absent bucket is no error."""
-        try:
-            return self.stat(bucket, key).version
-        except NotFound:
-            return None
 
     # Buckets
 

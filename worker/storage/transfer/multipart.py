@@ -27,8 +27,6 @@ MEMORY = 64 * 1024 * 1024
 """Most bytes of parts in memory per transfer, including the part that is being read."""
 PARALLEL_PARTS = 2
 """Most parts in flight, which are sent again after a kill. One more is hashed meanwhile if it fits into memory."""
-STREAMED = 16 * 1024 * 1024
-"""Most bytes in memory of a part that a driver reads from a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +37,19 @@ class UploadPlan:
         at_once: how many are in flight.
         prepared: how many are in flight or hashed before that.
         spooled: they wait on the disk and not in memory.
-        held: most bytes of them that are in memory.
     """
 
     at_once: int
     prepared: int
     spooled: bool
-    held: int
 
 
 def plan_upload(part_size: int, memory: int = MEMORY) -> UploadPlan:
     """Return how to send parts of this size within this memory: from the disk where fewer than two of them fit."""
     prepared = min(PARALLEL_PARTS + 1, memory // part_size - 1)
     if prepared < 1:
-        return UploadPlan(PARALLEL_PARTS, PARALLEL_PARTS, spooled=True, held=PARALLEL_PARTS * STREAMED)
-    return UploadPlan(min(PARALLEL_PARTS, prepared), prepared, spooled=False, held=(prepared + 1) * part_size)
+        return UploadPlan(PARALLEL_PARTS, PARALLEL_PARTS, spooled=True)
+    return UploadPlan(min(PARALLEL_PARTS, prepared), prepared, spooled=False)
 
 
 def part_size_of(driver: Driver, size: int) -> int:

@@ -212,14 +212,14 @@ def open_range(
     return reader
 
 
-def read_range(driver: Driver, stat: ObjectStat, offset: int, length: int, *, uncached: bool = False) -> bytes:
+def read_range(driver: Driver, stat: ObjectStat, offset: int, length: int) -> bytes:
     """Return `length` bytes of exactly this version, in memory.
 
     Raises:
         Conflict: the object was overwritten.
         Unavailable: it has fewer bytes than the store reports.
     """
-    with open_range(driver, stat, offset, length, uncached=uncached) as reader:
+    with open_range(driver, stat, offset, length) as reader:
         data = b"".join(iter(partial(reader.read, BUFFER_SIZE), b""))
         if len(data) != length:
             raise reader.too_short(length - len(data))
