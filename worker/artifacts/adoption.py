@@ -69,12 +69,12 @@ def adopted_before(request: AdoptRequest, stat: ObjectStat, known: Artifact | No
 def read_to_adopt(
     request: AdoptRequest, store: LimitedStore, stat: ObjectStat, known: Artifact | None, job: RunningJob
 ) -> ReadObject:
-    """Read an object in full, compare it with every digest that is known, and return what may be recorded.
+    """Read an object in full, compare it with every known digest, and return it as one that may be recorded.
 
     `stat` is that of the object, and `known` the current version of the artifact.
 
     Raises:
-        DigestMismatch: the bytes are not those whose digest the store keeps or the request has.
+        DigestMismatch: the bytes have another digest than the store keeps or the request names.
         OtherContent: the artifact is known with other bytes.
         Unverifiable: there is no digest, and the request does not say `first_read`; nothing was read.
         Conflict: the object was written just now.
@@ -113,7 +113,7 @@ def read_to_adopt(
 
 
 def _evidence(request: AdoptRequest, stat: ObjectStat, known: Artifact | None) -> str:
-    """Return what the bytes will be compared with."""
+    """Return the evidence to record: the digest that the bytes will be compared with."""
     if stat.sha256:
         return KEPT
     if request.sha256:

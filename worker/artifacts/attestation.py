@@ -1,6 +1,6 @@
 """Attest what full reads have shown of an artifact: an in-toto statement in a signed DSSE envelope.
 
-The predicate is the Simple Verification Result, version 0.2: who verified, when, by which policy, and what holds.
+The predicate is the Simple Verification Result, version 0.2: verifier, time, policy, and the properties that hold.
 """
 
 import base64
@@ -27,12 +27,12 @@ _ROWS = 10_000
 
 
 class NotAttested(Exception):
-    """The artifact does not have what the statement would say; the message names each reason."""
+    """The statement would not be true of the artifact; the message names each reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What must hold: so many copies at least, and a full, matching read of every copy within this time."""
+    """The least number of copies, and the time within which each copy must have been read in full and matched."""
 
     copies: int
     within: timedelta
@@ -95,7 +95,7 @@ def sign(statement: Mapping[str, Any], key: "Ed25519PrivateKey") -> dict[str, An
 
 
 def signed_bytes(kind: str, payload: bytes) -> bytes:
-    """Return what a DSSE signature is over: the type and the payload, each after its length."""
+    """Return the bytes that a DSSE signature covers: the type and the payload, each after its length."""
     return b" ".join((b"DSSEv1", str(len(kind)).encode(), kind.encode(), str(len(payload)).encode(), payload))
 
 

@@ -2,7 +2,7 @@
 
 A line is one JSON object. Of a file it has `bucket`, `key`, `path`, and the `size` in bytes and `mtime_ns` that the
 file had when it was listed, so that a file that changes before it is read is found. Of an object to adopt it has
-`bucket`, `key`, and if they are known `size` and `sha256`; `bucket/key` as in a key list says the same without those.
+`bucket`, `key`, and `size` and `sha256` if they are known; the bare `bucket/key` of a key list is also allowed.
 A command writes a list into a file; a batch that lists a directory or a store itself keeps the list in the catalogue,
 where the workers of every machine find it.
 """
@@ -238,7 +238,7 @@ def extents(lines: Lines[LineT], *, objects: Iterator[int], size: int, limit: in
 
 
 def up_to(lines: Lines[LineT], end: int) -> list[LineT]:
-    """Return the lines of one page: those up to where the next page begins."""
+    """Return the lines of one page, up to the beginning of the next page."""
     return [listed for _, listed in takewhile(lambda line: line[0] <= end, lines)]
 
 

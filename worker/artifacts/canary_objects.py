@@ -19,7 +19,7 @@ _SPOT = 1000
 
 
 def key_of(store: str, number: int) -> str:
-    """Return the key of a store's canary; the name of a store can hold what a key cannot."""
+    """Return the key of a store's canary: the name of the store, with unusual characters replaced, and a hash of it."""
     name = re.sub(r"[^A-Za-z0-9_-]", "_", store)
     return f"{name}-{hashlib.sha256(store.encode()).hexdigest()[:8]}/{number}"
 

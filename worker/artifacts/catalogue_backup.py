@@ -45,7 +45,7 @@ class Backup:
 
 @dataclass(frozen=True, slots=True)
 class BackedUp:
-    """What one run has done: the backups by store, what is wrong by store, and how many rows a backup has."""
+    """The result of one run: by store the backup, by store its fault, and the number of rows of a backup."""
 
     written: Mapping[str, str]
     faults: Mapping[str, str]

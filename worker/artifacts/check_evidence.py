@@ -1,6 +1,6 @@
-"""Check evidence: compare what a store says about a copy, without a read, with what was recorded at its write.
+"""Check evidence: compare a store's metadata of a copy with the record of its write, without reading the bytes.
 
-None of it proves the bytes: a store may say for ever what it was told at the write, while the medium rots.
+This does not prove the bytes: a store may keep the metadata of the write while the medium rots.
 """
 
 from collections.abc import Mapping
@@ -12,9 +12,9 @@ from worker.storage import ListedObject, ObjectStat
 from worker.storage.errors import NotFound, StorageError, TransientError
 
 _CHECKSUMS = ("crc32c", "md5", "content_md5")
-"""What clouds compute over the bytes, by the names in `ObjectStat.storage_tags`.
+"""The checksums that clouds compute over the bytes, by the names in `ObjectStat.storage_tags`.
 
-An ETag is the version tag of S3 and Azure, and that of Cloud Storage changes with the metadata.
+ETags are not among them: that of S3 and Azure is the version tag, that of Cloud Storage changes with the metadata.
 """
 
 

@@ -31,7 +31,7 @@ class Filters:
 
 
 class _Level(NamedTuple):
-    """A directory on the way to a file: its path below the first one, its device and inode, and what is left in it."""
+    """A directory on the way to a file: its path below the root, its device and inode, and the entries not yet read."""
 
     below: str
     inode: tuple[int, int]
@@ -58,7 +58,7 @@ class DirectoryListing:
     _unwanted: list[Pattern] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Compile the patterns. Raise ValueError: one is none."""
+        """Compile the patterns. Raise ValueError: one is not valid."""
         self._unwanted = [compiled(pattern) for pattern in self.filters.exclude]
 
     @property
@@ -91,7 +91,7 @@ class DirectoryListing:
             yield ListedFile(self.bucket, key, path, found.st_size, found.st_mtime_ns)
 
     def _walk(self) -> Iterator[tuple[str, str, os.stat_result]]:
-        """Yield each file below the directory: its path there, its path, and what it is.
+        """Yield each file below the directory: its path relative to it, its path, and its stat.
 
         The directories on the way to it are in a list: a disk has more levels than Python allows nested calls.
         """
@@ -118,7 +118,7 @@ class DirectoryListing:
                 yield path, entry.path, found
 
     def _enter(self, open_: list["_Level"], directory: str, below: str) -> None:
-        """Add a directory to those that are open, unless it cannot be read or is one of them."""
+        """Add a directory to the open ones, unless it cannot be read or is one of them already."""
         try:
             here = os.stat(directory)  # noqa: PTH116 - a million paths are no objects
             with os.scandir(directory) as entries:
@@ -132,7 +132,7 @@ class DirectoryListing:
         open_.append(_Level(below, (here.st_dev, here.st_ino), iter(names)))
 
     def _stat(self, entry: os.DirEntry[str], path: str) -> os.stat_result | None:
-        """Return what an entry is, or None if it is a symbolic link that is not followed."""
+        """Return the stat of an entry, or None if it is a symbolic link that is not followed."""
         if not entry.is_symlink() or self.filters.symlinks == "follow":
             return entry.stat()
         if self.filters.symlinks == "error":

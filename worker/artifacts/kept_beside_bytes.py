@@ -30,7 +30,7 @@ def kept_metadata(artifact: Artifact, store: LimitedStore) -> Mapping[str, str]:
 
 
 def not_kept(artifact: Artifact, store: LimitedStore) -> list[str]:
-    """Return the names of what the store does not keep beside the copy that it has."""
+    """Return the names of the headers, tags and metadata that the store does not keep beside its copy."""
     kept = store.capabilities
     lost = sorted(
         name

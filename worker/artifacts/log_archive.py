@@ -1,4 +1,4 @@
-"""Archive whole months of the verification log in the stores, check the archives, and remove what they have."""
+"""Archive whole months of the verification log in the stores, check the archives, and remove archived rows."""
 
 import gzip
 import logging
@@ -43,9 +43,9 @@ def archive_log(
 ) -> list[str]:
     """Write each month of the log that ended before a time to all of these stores, then remove its rows.
 
-    Each archive is read back from each store, and recorded before any row of it is removed. A run that was killed
-    leaves nothing that a second run does not complete. An archive that a store lacks is copied to it first. Return the
-    months that were archived; none while the log has a finding. `check` is called between the transactions that remove
+    Each archive is read back from each store, and recorded before any of its rows is removed. A second run completes
+    a run that was killed. An archive that a store lacks is copied to it first. Return the months that were archived;
+    none while the log has a finding. `check` is called between the transactions that remove
     rows.
 
     Raises:
@@ -76,7 +76,7 @@ def archive_faults(stores: Iterable["AnyStore"], catalogue: Catalogue, *, read: 
     """Return what is wrong with the archives of the log: they must be one chain, and two stores must have each.
 
     With `read` all their bytes are read, and the chain of their rows is computed; otherwise the stores are only asked
-    for size and digest. A store that cannot be reached says nothing.
+    for size and digest. A store that cannot be reached is not a fault.
     """
     faults, previous = [], FIRST_PREVIOUS
     stores = [store for store in stores if store.capabilities.reserved_buckets]

@@ -32,9 +32,9 @@ _PART = 25
 _SLOW = 0.001
 """Seconds for an object above which its thread mostly waits, so that another thread may make the page faster."""
 _FASTER = 1.25
-"""How many times faster a page has to be with twice the threads, or it gets no more: the store is at its limit."""
+"""How many times faster a page has to be with twice the threads; if it is not, the store is at its limit."""
 _SLOWER = 2
-"""How many times slower it has to become after that, with the same threads, to get more: it is another limit now."""
+"""How many times slower a page has to become after that, with the same threads, before it gets more threads."""
 _ABANDON_AFTER = 1.0
 """Seconds after which a thread that only reads is no longer waited for when its page has to stop."""
 
@@ -66,8 +66,8 @@ def work_on(
         Whether there was time for all items.
 
     Raises:
-        BaseException: what `do` or `record` raised first. No item is handed out after that; what was done by then is
-            recorded, unless the catalogue itself is what failed.
+        BaseException: the first error of `do` or `record`. No item is handed out after it; results until then are
+            recorded, unless the catalogue itself failed.
     """
     return _Run(items, do, record, threads, begin or threads, reads_only=reads_only, seconds=seconds).run()
 
@@ -83,7 +83,7 @@ def in_another_order(items: Sequence[PathT], job: RunningJob) -> Sequence[PathT]
 
 
 def out_of_time(job: RunningJob) -> Requeue:
-    """Return what requeues a page of a batch that has had no time for all of its objects."""
+    """Return the exception that requeues a page of a batch whose time is over before all objects are done."""
     return Requeue(
         f"job {job.id} is requeued: its page ran for {duration_text(job.settings.page.time)}, and others wait"
     )
@@ -253,7 +253,7 @@ class _Run(Generic[ItemT, DoneT]):
             self._limit = self._limit or rate
 
     def _wait(self) -> None:
-        """Wait for the threads of a page that stops, and take what they have done."""
+        """Wait for the threads of a page that stops, and collect their results."""
         deadline = None if self._patience is None else time.monotonic() + self._patience
         while self._ended < self._started:
             left = None if deadline is None else deadline - time.monotonic()

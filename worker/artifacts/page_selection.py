@@ -58,7 +58,7 @@ def open_objects(request: PageRequest, page: Page | None, job: RunningJob, batch
     """
     if page is None:
         return select(request, job.catalogue, job.settings, batch)
-    if request.lines is None:  # also those that were replaced since the page began
+    if request.lines is None:  # versions that were replaced since the page began are among them
         return [artifact_object(artifact) for artifact in job.catalogue.artifacts.listed_by_ids(page.open)]
     still = set(page.open)
     return [each for each in select(request, job.catalogue, job.settings, batch) if each.id in still]

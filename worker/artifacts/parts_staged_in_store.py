@@ -80,7 +80,7 @@ def source_of(store: str, upload: str, size: int) -> str:
 
 
 def read_source(source: str) -> StagedSource:
-    """Return what a source says that `source_of` has made."""
+    """Parse a source that `source_of` returned."""
     store, upload, size = (*source.removeprefix(f"{SCHEME}://").split("/", 2), "", "")[:3]
     return StagedSource(store, upload, int(size) if size.isdecimal() else None)
 

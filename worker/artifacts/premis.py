@@ -12,7 +12,7 @@ NAMESPACE = "http://www.loc.gov/premis/v3"
 _XSI = "http://www.w3.org/2001/XMLSchema-instance"
 _SCHEMA = f"{NAMESPACE} https://www.loc.gov/standards/premis/premis.xsd"
 _EVENTS = 100
-"""The latest verdicts of one artifact that become events."""
+"""Most verdicts of one artifact that become events: the latest ones."""
 _OUTCOMES = {CopyState.VERIFIED.value: "success"} | {state.value: "fail" for state in BAD}
 """The outcome of a check by its verdict; a copy that cannot be read now is a `warning`: its bytes may be right."""
 _AGENT = "zot-artifacts"

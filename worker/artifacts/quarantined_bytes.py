@@ -65,7 +65,7 @@ def digest_of(found: Quarantined, catalogue: Catalogue) -> str | None:
 
 
 def purge(store: Quarantines, found: Quarantined) -> bool:
-    """Delete what was found in the quarantine, and nothing that was put there since; return whether it was there."""
+    """Delete an object of the quarantine, unless it was replaced since it was found; return whether it was there."""
     try:
         return store.delete_object(QUARANTINE_BUCKET, found.id, condition=Match(found.version))
     except PreconditionFailed:

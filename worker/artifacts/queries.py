@@ -1,4 +1,4 @@
-"""What the catalogue tells clients: one artifact, a page of a bucket, one job."""
+"""Answer the queries of clients: one artifact, a page of a bucket, one job."""
 
 from worker.catalogue import Artifact, Copy, JobRecord
 from worker.context import Context
@@ -73,7 +73,7 @@ def list_artifacts(request: ListRequest, context: Context) -> ListResult:
 
 
 def status(request: StatusRequest, context: Context) -> StatusAnswer:
-    """Return what the ledger has of a job."""
+    """Return the state of a job from the ledger."""
     job = context.catalogue.ledger.get(request.job)
     if job is None:
         return StatusAnswer(job=request.job, state=JobState.UNKNOWN)
@@ -81,7 +81,7 @@ def status(request: StatusRequest, context: Context) -> StatusAnswer:
 
 
 def status_of(job: JobRecord) -> StatusResult:
-    """Return what a row of the ledger tells a client."""
+    """Return the answer for a row of the ledger."""
     return StatusResult(
         job=job.id,
         state=job.shown_state,

@@ -1,4 +1,4 @@
-"""What the verify sweep may read of a store now, and whether that is enough for the period.
+"""Compute how much of a store the verify sweep may read now, and whether that is enough for the period.
 
 The first is computed from a `BudgetState` alone, so that a simulation can use a clock of its own. Two values answer the
 second: a `Forecast` is computed from the settings, and a `Pace` from the reads of the last hour.
@@ -31,7 +31,7 @@ LATE = 0.95
 _EVEN = 1.15
 """The even rate is faster than the period needs by this factor, so that a short outage makes no copy late."""
 _RECENT = timedelta(hours=1)
-"""The speed of a store is that of its pages within this time."""
+"""The rate of a store is measured over its pages of this time."""
 _FEW = 10_000
 """With fewer due copies than this no store is too slow: a worker reads them within minutes."""
 _AT_ONCE = 10
@@ -49,7 +49,7 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """One pass over all copies of a store: what it takes, and the time that the budget needs for it.
+    """One pass over all copies of a store: their number, bytes and cost, and the time that the budget allows it in.
 
     `needs`: by the name of each limit, the time that a pass takes under it. `waiting`: how many of the copies were not
     read since their write. `first_reads`: the time within which these are planned to be read, as a part of the pass.
@@ -72,7 +72,7 @@ class Forecast:
 
     @property
     def summary(self) -> str:
-        """Return what a pass takes and costs, in one sentence."""
+        """Return the time and cost of a pass, in one sentence."""
         size = ByteSize(self.bytes).human_readable(separator=" ")
         told = [f"one pass of {size} in {counted(self.copies, 'copy')}"]
         if self.cost:
@@ -139,7 +139,7 @@ def rates(budget: Budget, prices: Prices) -> Rates:
 def refilled(
     state: BudgetState, budget: Budget, prices: Prices, now: datetime, every: timedelta = BURST
 ) -> BudgetState:
-    """Return the state with what has become free since its time: by the rates, the day and the month.
+    """Return the state with the allowance that has become free since its time: by rates, day and month.
 
     `every`: how often the sweep runs.
     """
@@ -225,7 +225,7 @@ def most(
 def forecast(
     store: str, copies: int, size: int, *, period: timedelta, budget: Budget, prices: Prices, bandwidth: float | None
 ) -> Forecast:
-    """Return what one pass over a store takes with its budget; `bandwidth` is the store's own limit, bytes a second."""
+    """Return the forecast of one pass over a store; `bandwidth` is the store's own limit in bytes a second."""
     cost, per, share = prices.cost(size, copies), rates(budget, prices), budget.open_share
     open_day = share * 86_400
     wanted: dict[str, tuple[float, float | None]] = {
@@ -292,7 +292,7 @@ def pace_of(catalogue: Catalogue, store: str, due: int, *, period: timedelta, no
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What there is to be read of a store.
+    """The copies of a store that are to be read.
 
     `copies`: their number. `needed`: how many have to be read in a second. `due`: how many are due. `retries`: how
     many of the due ones wait for a retry. `late`: how many were last read longer than `LATE` of the period ago.

@@ -59,11 +59,11 @@ def compare(
 ) -> Iterator[Compared]:
     """Yield every key of a bucket after the one given that the store lists or the catalogue records, by key.
 
-    What is written during the run is no difference: copies in state `writing`, and objects and copies younger than
-    `run`, the time at which it began. Memory does not grow with the bucket.
+    Copies in state `writing`, and objects and copies that are newer than `run`, the begin of the run, are no
+    difference: they are written during it. Memory does not grow with the bucket.
 
     Raises:
-        StorageError: the listing has not come to its end; what was yielded so far is no result.
+        StorageError: the listing ended early, and the keys that were yielded so far must be discarded.
     """
     listed = in_order(store.name, store.list_objects(bucket, prefix, after=after))
     recorded = groupby(catalogue.reconciliations.recorded(store.name, bucket, prefix, after), attrgetter("key"))

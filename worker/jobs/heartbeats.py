@@ -20,7 +20,7 @@ class Heartbeats:
     """Calls a function of each running job again and again, in one thread for all jobs of the process."""
 
     def __init__(self, name: str) -> None:
-        """Prepare it; `name` is that of its thread."""
+        """Prepare the calls, from a thread with this name."""
         self._name = name
         self._beats: dict[object, Callable[[], None]] = {}
         self._under_way: object = None

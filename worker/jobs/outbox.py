@@ -51,9 +51,9 @@ _CLIENT = "_zot_client"
 
 
 def keys_of_taken(queue: str | None) -> list[str]:
-    """Return the keys from which `Outbox.taken` removes a job: those of two hashes, then those of sorted sets.
+    """Return the keys from which `Outbox.taken` removes a job: two hashes, then the sorted sets of queues.
 
-    `queue`: the one that its message came from; without it, they are those of all queues.
+    `queue`: the one that delivered its message; without it, the sorted sets of all queues are among the keys.
     """
     known = [each.value for each in Queue]
     return [MESSAGES, RESENDS, *(ORDER.format(queue=each) for each in ([queue] if queue in known else known))]
@@ -190,7 +190,7 @@ class Outbox:
 def redis_of_broker(app: Celery) -> Iterator[Any]:
     """Yield a client of the broker, None if that is no Redis."""
     with app.pool.acquire(block=True) as connection:
-        if connection.transport.driver_type != _REDIS:  # which is told without a connection: RabbitMQ may be away
+        if connection.transport.driver_type != _REDIS:  # known without a connection: RabbitMQ may be away
             yield None
             return
         channel = connection.default_channel
@@ -216,7 +216,7 @@ def outgoing_in(client: Any, job_id: str, message: bytes | None) -> Outgoing | N
     at = None if found is None else client.zscore(ORDER.format(queue=found.queue), job_id)
     if found is None or at is None:
         return found
-    with suppress(ValueError, OverflowError, OSError):  # another program wrote what is no time
+    with suppress(ValueError, OverflowError, OSError):  # another program wrote a value that is not a time
         found = replace(found, sent_at=datetime.fromtimestamp(at, UTC))
     return found
 
@@ -232,7 +232,7 @@ def outgoing_of(job_id: str, message: bytes) -> Outgoing | None:
 
 
 def _resend(client: Any, queue: str, known: Known, after: timedelta, kept: Known) -> int:
-    """Send again what was lost of one queue; a page that was garbage is followed by the next one at once."""
+    """Send the lost messages of one queue again; after a page of garbage, the next page follows at once."""
     correct_times(client, ORDER.format(queue=queue))
     until = time.monotonic() + _GARBAGE_SECONDS
     while True:

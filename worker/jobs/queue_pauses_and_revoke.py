@@ -24,7 +24,7 @@ _CHECK_EVERY = 2.0
 """Seconds between two reads of the paused queues."""
 _NO_REQUESTS = repr([0, []])
 _COMPARING, _COMPARED = "zot-artifacts:cancelling:comparing", "zot-artifacts:cancelling:compared"
-"""The Redis key that exists for a moment after a worker has compared, and the key of what it found."""
+"""The Redis key that exists for some seconds after a worker has compared, and the key with the result."""
 _COMPARE_SECONDS = 3
 """Least seconds between two processes that are started for new requests, in all workers."""
 _CANCEL = (sys.executable, "-m", "worker.cancel_waiting_jobs")

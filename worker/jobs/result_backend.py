@@ -78,7 +78,7 @@ else
 end
 redis.call('PUBLISH', KEYS[1], ARGV[1])
 """
-"""KEYS: that of the job's state, and those of the outbox from which it is removed.
+"""KEYS: the job's state, and the keys of the outbox from which the job is removed.
 
 ARGV: the state as JSON, its seconds to live, whether it is an end, whether it gives way to any state, its fence, and
 its id.
@@ -88,11 +88,11 @@ _STATE = """
 local watched = #KEYS > 2 and redis.call('EXISTS', unpack(KEYS, 3)) or 0
 return {redis.call('HGET', KEYS[1], ARGV[1]), redis.call('EXISTS', KEYS[2]), watched}
 """
-"""KEYS: the messages of the outbox, the cancellation of the job, and those to watch. ARGV: the id of the job."""
+"""KEYS: the messages of the outbox, the cancellation of the job, and the watched keys. ARGV: the id of the job."""
 
 
 class Seen(NamedTuple):
-    """What Redis has about a job whose message was delivered."""
+    """The data in Redis of a job whose message was delivered."""
 
     message: bytes | None
     """The unparsed message of the job in the outbox."""
@@ -212,7 +212,7 @@ class _AtomicStore:
         return safe or is_write_refused(exc)
 
     def state_of(self, job_id: str, watched: Sequence[str]) -> Seen:
-        """Return what Redis has about a job, in one round trip, where that is the Redis of the outbox, too."""
+        """Read the data of a job in one round trip; only for a backend that `has_outbox`."""
         keys = [MESSAGES, CANCEL_KEY.format(job=job_id), *watched]
         message, cancelled, found = self._state(keys=keys, args=[job_id])
         return Seen(message, bool(cancelled), int(found))
@@ -275,8 +275,7 @@ def _meta_of(job_id: str, result: Any, state: str, traceback: Any, request: Any)
 def stored_states(client: Any, keys: list[bytes]) -> list[str | None]:
     """Return the Celery states that are stored under these keys.
 
-    None where there is none, no readable one, or one that says nothing about the job: its id was that of a rejected
-    message, too.
+    None if there is no state, if it cannot be read, or if it is that of a rejected message with the id of the job.
     """
     found: list[str | None] = []
     for value in client.mget(keys) if keys else []:

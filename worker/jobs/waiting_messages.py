@@ -11,7 +11,7 @@ from zot_artifact_client.broker_urls import ServerUrl, parse_url, redis_client
 from zot_artifact_client.outgoing_messages import ORDER
 
 _PRIORITIES = ("", "\x06\x163", "\x06\x166", "\x06\x169")
-"""What kombu appends to the name of a queue for messages with a priority."""
+"""The suffixes that kombu appends to the name of a queue for messages with a priority."""
 _TIMEOUT = 5
 
 
@@ -24,7 +24,7 @@ class Waiting:
 
 
 def waiting_messages(url: str, queues: Iterable[str]) -> dict[str, Waiting]:
-    """Return what waits in each of these queues; one that RabbitMQ does not have is left out.
+    """Return the waiting messages of each of these queues; a queue that RabbitMQ does not have is left out.
 
     Raises:
         Exception: whatever the transport of the broker raises.
@@ -58,5 +58,5 @@ def _oldest(client: "Redis", queue: str) -> datetime | None:
     first = client.zrange(ORDER.format(queue=queue), 0, 0, withscores=True)
     try:
         return datetime.fromtimestamp(float(first[0][1]), UTC) if first else None
-    except (ValueError, OverflowError, OSError):  # another program wrote what is no time
+    except (ValueError, OverflowError, OSError):  # another program wrote a value that is not a time
         return None

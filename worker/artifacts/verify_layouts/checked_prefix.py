@@ -73,7 +73,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a layout says about one object: digests as (algorithm, hex), its size if it is named, and who says so."""
+    """The claim of a layout about an object: digests as (algorithm, hex), its size if it is named, and its source."""
 
     key: str
     digests: tuple[tuple[str, str], ...]
@@ -109,13 +109,13 @@ class NoLayout(NotFound):
 
 @dataclass(slots=True)
 class Tally:
-    """What a sweep over a layout has done. `layouts`: repositories, bags, objects or lists that were found."""
+    """The result of a sweep over a layout. `layouts`: repositories, bags, objects or lists that were found."""
 
     layouts: int = 0
     listed: int = 0
     objects: int = 0
     bytes: int = 0
-    """Objects, and their bytes, that were read in full and compared; in a dry run those that would be."""
+    """Objects, and their bytes, that were read in full and compared, or would be in a dry run."""
     notes: list[str] = field(default_factory=list)
 
 
@@ -154,7 +154,7 @@ class CheckedPrefix:
             yield each
 
     def sorter(self) -> DiskSort:
-        """Return what sorts rows on disk."""
+        """Return a sort of rows on disk."""
         return DiskSort(self._spool_dir)
 
     def small(self, key: str, limit: int) -> bytes:
@@ -309,7 +309,7 @@ def joined(base: str, path: str) -> str:
 def each_line(place: CheckedPrefix, key: str, do: Callable[[bytes], None], *, of: str) -> Iterator[Fault]:
     """Do something with each line of a list that is not empty, and yield what is wrong in it.
 
-    `do` raises InvalidLayout, or ValueError for a line that is none of such a list, which `of` names in the fault.
+    `do` raises InvalidLayout, or ValueError for a line that no such list can have; `of` names the list in the fault.
 
     Raises:
         InvalidLayout: a line is longer than any that can name an object.
@@ -343,9 +343,10 @@ def merged(
     *,
     others: Callable[[ListedObject], Iterable["Fault | tuple[Claim, int | None]"]],
 ) -> Iterator[Fault]:
-    """Compare a listing with claims, both by key and one of a key: what is in both is read, the rest is missing.
+    """Compare a listing with claims, both in the order of keys, one claim for a key.
 
-    `others` says what is to be done with an object of which there is no claim. Faults among the claims pass through.
+    An object with a claim is read; a claim without an object is `missing`; `others` returns the faults of an object
+    without a claim. Faults among the claims pass through.
     """
 
     def work() -> Iterator[Fault | tuple[Claim, int | None]]:

@@ -182,8 +182,8 @@ def _checked_inventory(place: CheckedPrefix, directory: str, data: bytes) -> _In
     """Compare an inventory with its sidecar and parse it.
 
     Raises:
-        DigestMismatch: it is not what its sidecar names.
-        InvalidLayout: it is no inventory, or its sidecar is none.
+        DigestMismatch: it has another digest than its sidecar.
+        InvalidLayout: it or its sidecar breaks the format.
         StorageError: the sidecar cannot be read.
     """
     document = parse_object(data)

@@ -72,7 +72,7 @@ class _Named:
 
 @dataclass(slots=True)
 class _Link:
-    """What is known of a link of a registry once it was read."""
+    """The content of a link of a registry."""
 
     faults: list[Fault] = field(default_factory=list)
     named: list[_Named] = field(default_factory=list)
@@ -277,10 +277,10 @@ class _Sweep:
         return link
 
     def _manifest(self, key: str, digest: str) -> list[_Named]:
-        """Return what a manifest or an index names.
+        """Return the descriptors in a manifest or an index.
 
         Raises:
-            DigestMismatch: its bytes are not those of its name, so that nothing in it can be believed.
+            DigestMismatch: its bytes have another digest than its name, so its content is not used.
             StorageError: it cannot be read, or is no manifest.
         """
         data = self._place.small(key, _MANIFEST)
@@ -294,7 +294,7 @@ def _named_in(document: Mapping[str, Any]) -> list[_Named]:
     """Return the descriptors of an index or a manifest, also one of Docker's.
 
     Raises:
-        InvalidLayout: one is no descriptor; says which.
+        InvalidLayout: one is not a valid descriptor; names it.
     """
     found: list[_Named] = []
     for within in ("manifests", "config", "layers", "blobs", "subject", "fsLayers"):

@@ -77,7 +77,7 @@ def verify_sha256sums(place: CheckedPrefix) -> Iterator[Fault]:
 
 
 def sort_lists(place: CheckedPrefix, listing: Iterable[ListedObject], rows: DiskSort) -> Iterator[Fault]:
-    """Sort what the lists of a listing say, as rows of key, algorithm, digest and list; yield what is wrong in them."""
+    """Sort the lines of all lists as rows of key, algorithm, digest and list; yield the faults in the lists."""
     for each in listing:
         place.tally.listed += 1
         if found := _LIST.fullmatch(each.key):
@@ -110,7 +110,7 @@ def lists_beside(place: CheckedPrefix, key: str, bits: int = 256) -> Iterator[Li
 
 
 def claims_of(rows: DiskSort) -> Iterator[Claim]:
-    """Yield what the lists say, by key and once for each."""
+    """Yield the claims of the lists in the order of keys, one for each key."""
     for key, group in groupby(rows, itemgetter(0)):
         some = list(group)
         digests = tuple(dict.fromkeys((row[1], row[2]) for row in some))
@@ -129,7 +129,7 @@ def _sort_list(place: CheckedPrefix, key: str, found: re.Match[str], rows: DiskS
 
 
 def _parsed(line: str, algorithm: str, target: str | None) -> tuple[str, str, str]:
-    """Return algorithm, digest and name of a line; raise ValueError if it is none."""
+    """Return algorithm, digest and name of a line; raise ValueError if it is not a line of a list."""
     if target is not None and _BARE.fullmatch(line.strip()):
         return algorithm, _checked(algorithm, line.strip()), target
     if tagged := _TAGGED.fullmatch(line):

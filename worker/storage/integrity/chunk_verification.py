@@ -70,7 +70,7 @@ def bad_chunks(
         on_bytes: called in this thread with the number of bytes; what it raises ends the read.
         write: called with all bytes; what it raises is raised.
         uncached: see `Driver.open`.
-        first_only: only the first item of the result is wanted, and nothing is read after it is known.
+        first_only: return only the first bad chunk, and stop reading once it is known.
     """
     reading = _Reading(driver, stat, manifest, write, uncached=uncached, first_only=first_only)
     with ThreadPoolExecutor(reading.threads, thread_name_prefix="verify") as pool:
@@ -190,9 +190,9 @@ class _Reading:
 def _buffers(count: int) -> Sequence[memoryview]:
     """Return buffers that each begin with a page, as a direct read needs.
 
-    They are in huge pages where the system has them: those of 4 KiB are far apart in memory, and a disk fills them one
-    by one. A child that is forked meanwhile does not have them: if it shared them, the next write of this process would
-    give it other pages, and the disk would fill those of the child.
+    They are in huge pages if the system has them: pages of 4 KiB are far apart in memory, and a disk fills them one by
+    one. A child that is forked meanwhile does not get them: if it shared them, the next write of this process would
+    copy the page for this process, and the disk would fill the page of the child.
     """
     size = count * BUFFER_SIZE
     memory = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

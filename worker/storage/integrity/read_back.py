@@ -1,4 +1,4 @@
-"""Read back what was written to a store that does not refuse damaged bytes, before it takes the place of an object."""
+"""Read written bytes back from a store that does not refuse damaged ones, before they replace an object."""
 
 import logging
 import secrets
@@ -143,7 +143,7 @@ class ReadBack:
 
         Args:
             found: the bad object.
-            info: what is kept beside the bytes.
+            info: size, digest, metadata and headers of the new object.
             manifest: the digests of the right chunks.
             bad: the chunks that are not right, in their order.
             read: returns the right bytes of a chunk.
@@ -180,7 +180,7 @@ class ReadBack:
         return None
 
     def iter_staged(self) -> Iterator[StaleUpload]:
-        """Yield the objects in the reserved bucket that were not swapped in, those of running writes included."""
+        """Yield the objects in the reserved bucket that were not swapped in, also those of running writes."""
         limits = self._capabilities
         if not limits.reserved_buckets or (limits.checks_uploads is True and not limits.patches):
             return

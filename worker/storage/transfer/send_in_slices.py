@@ -46,7 +46,7 @@ class _Adapter(HTTPAdapter):
     def close(self) -> None:
         """End the connections: a pool of urllib3 that is only forgotten keeps them while an answer refers to it.
 
-        An answer is freed late where it is in a cycle, as those of errors are.
+        Such an answer is freed late if it is in a cycle, as the answer of an error is.
         """
         for manager in (self.poolmanager, *self.proxy_manager.values()):
             for key in manager.pools.keys():  # noqa: SIM118 - its container has no iterator
