@@ -5,6 +5,7 @@ from datetime import datetime
 from itertools import islice
 
 from worker import clock
+from worker.artifacts.certain_time import certain_time
 from worker.artifacts.lock_artifacts_for_job import locked
 from worker.artifacts.per_store import most_retryable
 from worker.catalogue import Artifact, Copy, CopyState, FindingKind, NewFinding, Tombstone
@@ -45,18 +46,11 @@ def sweep_purge(request: SweepPurgeRequest, job: RunningJob) -> SweepPurgeResult
 
 
 def _due(job: RunningJob) -> tuple[datetime, list[Tombstone]]:
-    """Return the tombstones whose grace period is over by every clock, and the present moment by the latest of them.
-
-    A clock that is ahead, this machine's or that of the database, must not end a grace period early.
-    """
+    """Return the present moment, and the tombstones whose grace period is over by every clock."""
     deletions = job.catalogue.deletions
     found = deletions.due(now=clock.now(), limit=job.settings.sweep.purge.batch)
     longest = max((each.purge_after - each.deleted_at for each in found), default=job.settings.delete.grace)
-    database_time = deletions.database_time()
-    # A machine that has kept no record, such as one with a restored catalogue, knows only when the oldest was deleted.
-    first = deletions.first_deleted_at() if database_time is None else None
-    now = clock.not_ahead(job.settings.broker_file.with_name("clock-purge"), longest, first=first)
-    now = min(now, database_time or now)
+    now = certain_time(job, "purge", longest, first=deletions.first_deleted_at)
     due = [each for each in found if each.purge_after <= now]
     if len(due) < len(found):
         logger.warning(
