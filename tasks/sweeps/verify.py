@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from functools import partial
+from datetime import datetime
 from shlex import quote
 
 from celery import current_app
@@ -50,7 +50,7 @@ def sweep_verify(request: SweepVerifyRequest, job: RunningJob, messages: Message
         pages = []
         for store in stores:
             job.check()
-            due[store], sizes = _due(job, store, open_[store])
+            due[store], sizes = _next_pages(job, store, open_[store])
             claims = [ClaimSelection(store=store, most=copies) for copies in sizes]
             pages += [PageRequest(verb="verify", claim=claim) for claim in claims]
         plan(job.catalogue, job.id, pages, messages)
@@ -61,38 +61,62 @@ def sweep_verify(request: SweepVerifyRequest, job: RunningJob, messages: Message
     return _result(due, pages)
 
 
-def _due(job: RunningJob, store: str, open_: int) -> tuple[int, list[int]]:
-    """Return how many copies of a store are due, and how many each page claims that is sent now."""
+def _next_pages(job: RunningJob, store: str, open_: int) -> tuple[int, list[int]]:
+    """Return how many copies of a store are due, and how many each page claims that is sent now.
+
+    `open_`: pages of the store that wait or run.
+    """
     settings, now = job.settings, clock.now()
     sweep, page = settings.sweep.verify, settings.page
-    claims, budgets = job.catalogue.sweep_claims, job.catalogue.budgets
-    period, first_read = sweep.period_of(store), sweep.first_read_of(store)
-    most_due = sweep.batch or page.in_flight * sweep.page
-    count_due = partial(claims.count_due, store, period=period, first_read=first_read, now=now)
-    due = count_due(limit=most_due)
-    usage = budgets.usage(store, now=now)
-    size = claims.mean_size(store, period=period, first_read=first_read, now=now, largest=page.large, ahead=AHEAD)
-    backlog = Backlog(
-        copies=usage.copies,
-        needed=budgets.needed(
-            store, lambda: claims.needed(store, period=period, first_read=first_read, now=now, every=sweep.every),
-            age=min(period / 200, max(first_read / 24, period / 1000)), now=now,
-        ),
-        due=due, retries=claims.count_retries(store, now=now),
-        late=claims.overdue(store, period=period * LATE, now=now), oldest=claims.oldest(store), mean=size,
-    )  # fmt: skip
+    most = sweep.batch or page.in_flight * sweep.page
+    backlog = _backlog(job, store, most, now)
     wanted, urgent = plan_reads(
-        backlog, budgets.get(store, now=now), period=period, every=sweep.every, now=now,
+        backlog, job.catalogue.budgets.get(store, now=now), period=sweep.period_of(store), every=sweep.every, now=now,
         budget=settings.budgets.get(store, Budget()), prices=settings.prices.get(store, Prices()),
     )  # fmt: skip
-    wanted = min(wanted, most_due)
-    # What is due is among what may be read ahead.
-    there = wanted if due >= wanted else count_due(limit=wanted, ahead=AHEAD)
-    per_page = max(1, min(sweep.page, page.size // max(size, 1)))
+    wanted = min(wanted, most)
+    there = wanted
+    if backlog.due < wanted:  # what is due is among what may be read ahead
+        there = _count_due(job, store, now, limit=wanted, ahead=AHEAD)
+    per_page = max(1, min(sweep.page, page.size // max(backlog.mean, 1)))
     sizes = [min(per_page, there - start) for start in range(0, there, per_page)]
     # A count of what must be read includes what open pages will claim; an even share of the reads does not.
     most_open = len(sizes) if there <= urgent or there < wanted else max(len(sizes), _OPEN)
-    return due, sizes[: max(0, min(most_open, page.in_flight) - open_)]
+    return backlog.due, sizes[: max(0, min(most_open, page.in_flight) - open_)]
+
+
+def _backlog(job: RunningJob, store: str, most: int, now: datetime) -> Backlog:
+    """Count what there is to read in a store; of what is due at most `most` copies."""
+    sweep, claims, budgets = job.settings.sweep.verify, job.catalogue.sweep_claims, job.catalogue.budgets
+    period, first_read = sweep.period_of(store), sweep.first_read_of(store)
+    due = _count_due(job, store, now, limit=most)
+    usage = budgets.usage(store, now=now)
+    mean = claims.mean_size(
+        store, period=period, first_read=first_read, now=now, largest=job.settings.page.large, ahead=AHEAD
+    )
+    needed = budgets.needed(
+        store,
+        lambda: claims.needed(store, period=period, first_read=first_read, now=now, every=sweep.every),
+        age=min(period / 200, max(first_read / 24, period / 1000)),
+        now=now,
+    )
+    return Backlog(
+        copies=usage.copies,
+        needed=needed,
+        due=due,
+        retries=claims.count_retries(store, now=now),
+        late=claims.overdue(store, period=period * LATE, now=now),
+        oldest=claims.oldest(store),
+        mean=mean,
+    )
+
+
+def _count_due(job: RunningJob, store: str, now: datetime, *, limit: int, ahead: float = 1) -> int:
+    sweep = job.settings.sweep.verify
+    period, first_read = sweep.period_of(store), sweep.first_read_of(store)
+    return job.catalogue.sweep_claims.count_due(
+        store, period=period, first_read=first_read, now=now, limit=limit, ahead=ahead
+    )
 
 
 def _see_pace(job: RunningJob, store: str) -> None:
