@@ -52,31 +52,34 @@ def delete(request: DeleteRequest, job: RunningJob) -> DeleteResult:
     """
     companions = [] if request.stores else job.catalogue.companions.of(request.bucket, request.key)
     check_delete(request, job, companions=companions)
+    artifact = job.catalogue.artifacts.current(request.bucket, request.key)
     batch = job.catalogue.batches.get(job.parent) if job.parent and is_batch_job(job.id, job.parent) else None
-    seen = seen_by(batch)
+    if artifact and artifact.id not in seen_by(batch):  # a version that came after its batch stays
+        return DeleteResult(
+            bucket=request.bucket, key=request.key, everywhere=not request.stores, unchanged=True, copies=()
+        )
 
     def check_locked(found: Sequence[Artifact]) -> None:
         if list(found) != companions:  # one was uploaded just now
             check_delete(request, job, companions=found)
 
-    return delete_artifact(request, job, wanted=lambda found: found.id in seen, check=check_locked)
+    return delete_artifact(request, job, artifact, check=check_locked)
 
 
 def delete_artifact(
-    request: DeleteRequest, job: RunningJob, records: Records | None = None, *,
-    wanted: Callable[[Artifact], bool] = lambda _: True, check: Callable[[Sequence[Artifact]], None] = lambda _: None,
+    request: DeleteRequest, job: RunningJob, artifact: Artifact | None, records: Records | None = None, *,
+    check: Callable[[Sequence[Artifact]], None] = lambda _: None,
 ) -> DeleteResult:  # fmt: skip
-    """Do as `delete`; `records`: what was deleted is kept there until a page records it.
+    """Do as `delete`, without its approval.
 
-    `wanted` is asked for the current version: one that its batch has not seen stays. `check` is called with the
-    companions when no other job can write to them, and raises if they may not be deleted.
+    Args:
+        request: what is to be deleted.
+        job: the job that has the lock of the artifact.
+        artifact: the current version under the key; None if there is none.
+        records: keeps what was deleted until a page records it.
+        check: called with the companions when no other job can write to them; raises if they may not be deleted.
     """
     catalogue, where = job.catalogue, (request.bucket, request.key)
-    artifact = catalogue.artifacts.current(*where)
-    if artifact and not wanted(artifact):
-        return DeleteResult(
-            bucket=artifact.bucket, key=artifact.key, everywhere=not request.stores, unchanged=True, copies=()
-        )
     catalogue.holds.check(*where)
     tombstone = None if artifact else catalogue.deletions.get(*where)
     if tombstone and not request.now and not catalogue.deletions.is_being_purged(tombstone):

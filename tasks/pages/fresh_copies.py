@@ -21,6 +21,10 @@ _SMALL = 1 << 20
 """Bytes of the largest object that is in memory as a whole, once for each thread."""
 
 
+class KeyTaken(Exception):
+    """Something is under the key of an object, such as the copy that a killed job has written and not recorded."""
+
+
 @dataclass(frozen=True, slots=True)
 class FreshObject:
     """An object that none of its targets has, with its source and the copies to write."""
@@ -75,10 +79,11 @@ class FreshCopies:
                 if data is not None:
                     yield fresh, data
 
-    def write(self, each: FreshObject, data: bytes, records: Records) -> bool:
-        """Write the copies of an object, and add them to `records`; return False where something is under its key.
+    def write(self, each: FreshObject, data: bytes, records: Records) -> None:
+        """Write the copies of an object, and add them to `records`.
 
         Raises:
+            KeyTaken: something is under its key in a target; the others may have theirs.
             Snooze, StorageError: a target takes no job now, or did not take its copy; the others have theirs.
         """
         work = ArtifactJob(self._job, each.artifact, records)
@@ -87,9 +92,8 @@ class FreshCopies:
             for_each_store(each.slots, lambda slot: work.write(slot, body))
         except StorageError as error:
             if isinstance(error.__cause__, AlreadyExists | PreconditionFailed):
-                return False  # such as the copy that a killed job has written and not recorded
+                raise KeyTaken from error
             raise
-        return True
 
     def _plan(
         self, each: PageObject, artifact: Artifact, copies: dict[str, Copy], targets: Sequence[LimitedStore]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from tasks.delete import KEPT, delete_artifact
-from tasks.pages.fresh_copies import FreshCopies, FreshObject
+from tasks.pages.fresh_copies import FreshCopies, FreshObject, KeyTaken
 from tasks.pages.leaving_objects import begin_selected, leave, send_jobs
 from tasks.replicate import is_begun, replicate_to
 from worker import clock
@@ -17,7 +17,7 @@ from worker.artifacts.page_runner import in_another_order, out_of_time, work_on
 from worker.artifacts.page_selection import PageObject, seen_by
 from worker.artifacts.per_store import DELETED, PLACED, first_of, is_refused
 from worker.artifacts.waiting_uploads import closed_stores
-from worker.catalogue import Artifact, Catalogue, Group, OnHold, Page, PageOutcome, SeenVersions
+from worker.catalogue import Catalogue, Group, OnHold, Page, PageOutcome, SeenVersions
 from worker.counted import counted
 from worker.jobs.running_job import RunningJob
 from worker.limits.snooze import Snooze
@@ -112,10 +112,6 @@ class _Done:
     records: Records = field(default_factory=Records)
 
 
-class _AskFirst(Exception):
-    """Something is under the key of an object."""
-
-
 @dataclass(slots=True)
 class _Writes:
     """A page that replicates or deletes."""
@@ -165,15 +161,14 @@ class _Writes:
             return
         try:
             for fresh, data in self.fresh.read(part):
-                with suppress(_AskFirst):
+                with suppress(KeyTaken):
                     yield fresh.object.id, self._done(fresh.object, partial(self._write_fresh, fresh, data))
         except Snooze as error:  # of a source: another one may take the job
             logger.debug("%s", error)
 
     def _write_fresh(self, fresh: FreshObject, data: bytes, _: PageObject, records: Records) -> str:
         assert self.fresh is not None
-        if not self.fresh.write(fresh, data, records):
-            raise _AskFirst
+        self.fresh.write(fresh, data, records)
         return "stored"
 
     def record(self, done: Sequence[_Done]) -> None:
@@ -204,15 +199,10 @@ class _Writes:
             reason=self.request.reason,
         )
         own = {each.artifact_id} if self.request.lines is None else self.seen  # a line names a key and no version
-        newer: list[Artifact] = []
-
-        def is_own(found: Artifact) -> bool:
-            newer.extend([found] if found.id not in own else [])
-            return not newer
-
-        done = delete_artifact(wanted, self.job, records, wanted=is_own)
-        if newer:
+        artifact = self.job.catalogue.artifacts.current(each.bucket, each.key)
+        if artifact and artifact.id not in own:
             return KEPT
+        done = delete_artifact(wanted, self.job, artifact, records)
         words: list[str] = [copy.outcome for copy in done.copies]
         if done.purge_after is not None and not done.unchanged:
             words = [DELETED[0]]
