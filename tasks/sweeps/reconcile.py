@@ -8,7 +8,7 @@ from worker import clock
 from worker.artifacts.inventories import InventoryListing, requested_inventory
 from worker.artifacts.per_store import SingleFailures, for_each_store
 from worker.artifacts.reconcile import DisorderedListing, buckets_to_compare, compare
-from worker.catalogue import CopyState, FindingKind, NewFinding, ReconcileRun, SettledFinding, Sighting
+from worker.catalogue import FindingKind, NewFinding, ReconcileRun, SettledFinding, Sighting, count_present
 from worker.counted import counted
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task, child_id, send_child
@@ -91,8 +91,7 @@ class _Reconciliation:
 
     def run(self) -> ReconciledStore:
         run, catalogue = self._run, self._job.catalogue
-        states = catalogue.artifacts.count_by_state().get(run.store, {})
-        present = sum(count for state, count in states.items() if CopyState(state).present)
+        present = count_present(catalogue.artifacts.count_by_state().get(run.store, {}))
         buckets = buckets_to_compare(self._store, catalogue) if self._bucket is None else [self._bucket]
         for bucket in (bucket for bucket in buckets if bucket >= run.bucket):
             if bucket != run.bucket:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from celery import current_app
 
 from worker import clock
-from worker.catalogue import CopyState
+from worker.catalogue import count_present
 from worker.counted import counted
 from worker.jobs.outbox import Outbox
 from worker.jobs.running_job import RunningJob
@@ -82,8 +82,7 @@ def _is_trusted(job: RunningJob, store: str) -> bool:
     if store in repairs.untrusted():
         return False
     now = clock.now()
-    states = job.catalogue.artifacts.count_by_state().get(store, {})
-    present = sum(count for state, count in states.items() if CopyState(state).present)
+    present = count_present(job.catalogue.artifacts.count_by_state().get(store, {}))
     most = min(sweep.suspect_copies, max(_FEW, int(present * sweep.suspect_percent / 100)))
     bad = repairs.count_bad(store, since=now - sweep.window, limit=most + 1)
     if bad <= most:

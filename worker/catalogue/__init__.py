@@ -76,6 +76,7 @@ from worker.catalogue.records import (
     LogMonth,
     Outcome,
     VerdictRow,
+    count_present,
 )
 from worker.catalogue.repairs import Repairs
 from worker.catalogue.store_identities import StoreIdentities
@@ -191,6 +192,7 @@ __all__ = [
     "check_file",
     "check_lines",
     "checkpoint_write_ahead_log",
+    "count_present",
     "expected_identity",
     "is_full_read",
     "last_cause",

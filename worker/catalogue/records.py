@@ -39,6 +39,11 @@ class CopyState(StrEnum):
         return self not in {CopyState.WRITING, CopyState.SUPERSEDED, CopyState.DELETED}
 
 
+def count_present(states: Mapping[str, int]) -> int:
+    """Return how many copies should have bytes in their store, of so many in each state."""
+    return sum(count for state, count in states.items() if CopyState(state).present)
+
+
 OPEN_STATES = [state for state in JobState if not state.terminal]
 """The states of jobs that have not ended."""
 WAITING_STATES = (JobState.QUEUED, JobState.RETRYING)

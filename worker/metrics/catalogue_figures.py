@@ -9,7 +9,15 @@ from prometheus_client import Metric
 
 from worker import clock
 from worker.artifacts.overdue_and_unconfigured_findings import is_backup_redone
-from worker.catalogue import CANARY_TIMES, EVIDENCE_OUTCOMES, Catalogue, CopyState, EndedJob, ResolvedFinding
+from worker.catalogue import (
+    CANARY_TIMES,
+    EVIDENCE_OUTCOMES,
+    Catalogue,
+    CopyState,
+    EndedJob,
+    ResolvedFinding,
+    count_present,
+)
 from worker.metrics.family_builders import Histogram, Sample, counter, gauge, histogram
 from worker.schedule import beat_schedule
 from worker.settings import Settings
@@ -184,7 +192,7 @@ class CoverageFigures:
         for store in self._settings.stores:
             period = self._settings.sweep.verify.period_of(store)
             found = catalogue.coverage.of(store, period=period, recent=_RECENT, now=now)
-            present = sum(n for state, n in states.get(store, {}).items() if CopyState(state).present)
+            present = count_present(states.get(store, {}))
             read.append(((store,), found.read))
             present -= found.archived
             share.append(((store,), found.read / present if present else 1.0))

@@ -35,6 +35,7 @@ from worker.catalogue import (
     Pause,
     Scope,
     WaitingJobs,
+    count_present,
 )
 from worker.counted import counted
 from worker.exit_status import Status
@@ -151,7 +152,7 @@ def _store(
     verify, claims = session.settings.sweep.verify, session.catalogue.sweep_claims
     period, first_read = verify.period_of(name), verify.first_read_of(name)
     coverage = session.catalogue.coverage.of(name, period=period, recent=_RECENT, now=now)
-    present = sum(count for state, count in states.items() if CopyState(state).present)
+    present = count_present(states)
     pause = next((each for each in pauses if (each.scope, each.name) == (Scope.STORE, name)), None)
     absent = sum(states.get(state, 0) for state in (CopyState.MISSING, CopyState.SIZE_MISMATCH))
     left = max(present - coverage.archived - coverage.read - absent, 0)  # absent ones wait for repair, not for a read
