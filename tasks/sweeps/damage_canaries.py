@@ -60,9 +60,9 @@ class _Canary:
             return "none: the store has no reserved bucket"
         last = self._canaries.last(self._name)
         if last is not None and last.closed_at is None:
-            going = self._close(last)
-            if going != "repaired":
-                return going
+            state = self._close(last)
+            if state != "repaired":
+                return state
         return self._begin(last)
 
     def _begin(self, last: CanaryRound | None) -> str:

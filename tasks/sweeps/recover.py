@@ -67,12 +67,13 @@ def recover(context: Context, app: Celery) -> SweepRecoverResult:
     RESENT.add("message lost", count=messages)
     RESENT.add("job silent", count=jobs)
     _step("removed webhooks", lambda: _see_removed_webhooks(context))
-    _step("old approvals and webhooks", lambda: _prune(context))
+    _step("old approvals and webhooks", lambda: _prune_approvals_and_webhooks(context))
     _step("old jobs and findings", lambda: _prune_history(context))
     return SweepRecoverResult(messages=messages, jobs=jobs, cancelled=cancelled)
 
 
 def _step(name: str, work: Callable[[], int | None]) -> int:
+    """Do one step, and return its count; 0 if it failed, which is logged."""
     try:
         return work() or 0
     except (CatalogueUnavailable, OtherCatalogue):
@@ -80,6 +81,24 @@ def _step(name: str, work: Callable[[], int | None]) -> int:
     except Exception:
         logger.exception("recover: the step %s failed; the others continue", name)
         return 0
+
+
+def _check_owner(context: Context, app: Celery) -> None:
+    """Record again which catalogue the broker belongs to, which Redis may have lost."""
+    with redis_of_broker(app) as client:
+        if client is not None:
+            check_owner_in(client, context.settings, context.catalogue.identity)
+
+
+def _mirror_pauses(context: Context, app: Celery) -> None:
+    """Copy the pauses of queues to Redis again, which may have lost them."""
+    client = getattr(app.backend, "client", None)
+    if not isinstance(client, redis.Redis):
+        return
+    try:
+        mirror_queues(client, context.catalogue.pauses.all())
+    except redis.RedisError as error:
+        logger.warning("paused queues are not copied to Redis for now: %s", type(error).__name__)
 
 
 def _resend_pages(context: Context, app: Celery) -> int:
@@ -97,6 +116,18 @@ def _resend_pages(context: Context, app: Celery) -> int:
     return sum(resume(sweep, pages.planned_by(sweep), messages) for sweep in waiting)
 
 
+def _start_snoozed(context: Context, app: Celery) -> None:
+    """Let the jobs start that wait for a store whose circuit breaker has closed, by `sweep.probe` before its time.
+
+    Each starts by its own message. With a broker that is no Redis, workers keep these in memory until they are due.
+    """
+    for store in filter(context.admission.closed_lately, context.settings.stores):
+        jobs = context.catalogue.ledger.snoozed_for(store)
+        with redis_of_broker(app) as client:
+            if jobs and client is not None and (made := make_due(client, jobs)):
+                logger.info("store %s takes jobs again: %s that waited for it are due", store, counted(made, "job"))
+
+
 def _resend_overdue(context: Context, app: Celery, now: datetime) -> int:
     settings = context.settings
     overdue = context.catalogue.ledger.overdue(
@@ -109,20 +140,22 @@ def _resend_overdue(context: Context, app: Celery, now: datetime) -> int:
     )
     sent = 0
     for job in overdue:
-        sent += _step(f"job {job.id}", lambda job=job: _send(app, job))  # type: ignore[misc]
+        sent += _step(f"job {job.id}", partial(_send, app, job))
     return sent
 
 
-def _start_snoozed(context: Context, app: Celery) -> None:
-    """Let the jobs start that wait for a store whose circuit breaker has closed, by `sweep.probe` before its time.
+def _longest_delay(settings: Settings) -> timedelta:
+    """Return the longest time that a started job waits; what is due later was written by a clock ahead."""
+    return max(settings.longest_wait + MORE_DELAY, LONGEST_PAUSE) + 2 * settings.jobs.lease
 
-    Each starts by its own message. With a broker that is no Redis, workers keep these in memory until they are due.
-    """
-    for store in filter(context.admission.closed_lately, context.settings.stores):
-        jobs = context.catalogue.ledger.snoozed_for(store)
-        with redis_of_broker(app) as client:
-            if jobs and client is not None and (made := make_due(client, jobs)):
-                logger.info("store %s takes jobs again: %s that waited for it are due", store, counted(made, "job"))
+
+def _send(app: Celery, job: JobRecord) -> int:
+    spec = _SPECS[job.kind]
+    logger.warning("job %s: no heartbeat since it was due at %s: sent again", job.id, job.due_at)
+    queue = job.queue or spec.queue.value
+    options = {"ignore_result": True} if job.id.startswith(f"{job.parent}.") else {}  # a batch reads the ledger
+    app.send_task(spec.name, kwargs=dict(job.request), task_id=job.id, parent_id=job.parent, queue=queue, **options)
+    return 1
 
 
 def _see_removed_webhooks(context: Context) -> None:
@@ -141,7 +174,7 @@ def _see_removed_webhooks(context: Context) -> None:
         )  # fmt: skip
 
 
-def _prune(context: Context) -> None:
+def _prune_approvals_and_webhooks(context: Context) -> None:
     now = clock.earliest()  # the server of the catalogue may be ahead, or this machine
     context.catalogue.delete_approvals.close_ended(now=clock.now())
     context.catalogue.delete_approvals.prune(before=now - context.settings.delete.approval_window)
@@ -160,38 +193,6 @@ def _prune_history(context: Context) -> None:
 
 def _certain(context: Context, kept: str, hold: timedelta) -> datetime:
     return clock.not_ahead(context.settings.broker_file.with_name(kept), hold)
-
-
-def _longest_delay(settings: Settings) -> timedelta:
-    """Return the longest time that a started job waits; what is due later was written by a clock ahead."""
-    return max(settings.longest_wait + MORE_DELAY, LONGEST_PAUSE) + 2 * settings.jobs.lease
-
-
-def _mirror_pauses(context: Context, app: Celery) -> None:
-    """Copy the pauses of queues to Redis again, which may have lost them."""
-    client = getattr(app.backend, "client", None)
-    if not isinstance(client, redis.Redis):
-        return
-    try:
-        mirror_queues(client, context.catalogue.pauses.all())
-    except redis.RedisError as error:
-        logger.warning("paused queues are not copied to Redis for now: %s", type(error).__name__)
-
-
-def _check_owner(context: Context, app: Celery) -> None:
-    """Record again which catalogue the broker belongs to, which Redis may have lost."""
-    with redis_of_broker(app) as client:
-        if client is not None:
-            check_owner_in(client, context.settings, context.catalogue.identity)
-
-
-def _send(app: Celery, job: JobRecord) -> int:
-    spec = _SPECS[job.kind]
-    logger.warning("job %s: no heartbeat since it was due at %s: sent again", job.id, job.due_at)
-    queue = job.queue or spec.queue.value
-    options = {"ignore_result": True} if job.id.startswith(f"{job.parent}.") else {}  # a batch reads the ledger
-    app.send_task(spec.name, kwargs=dict(job.request), task_id=job.id, parent_id=job.parent, queue=queue, **options)
-    return 1
 
 
 @shared_task(name=SWEEP_RECOVER.name, bind=True, ignore_result=True)
