@@ -90,6 +90,16 @@ class _Reconciliation:
         self._run = self._records.begin(store.name, scope, now=clock.now(), within=self._settings.resume, at=at)
 
     def run(self) -> ReconciledStore:
+        if self._compare_buckets():
+            return self._stop()
+        opened, sent = self._confirm()
+        self._resolve()
+        self._judge_listing()
+        self._records.end(self._run, "compared to the end", counts=True, now=clock.now())
+        return _result(self._run, opened, sent)
+
+    def _compare_buckets(self) -> bool:
+        """Compare each bucket; return whether so much is missing that the listing cannot be right."""
         run, catalogue = self._run, self._job.catalogue
         present = count_present(catalogue.artifacts.count_by_state().get(run.store, {}))
         buckets = buckets_to_compare(self._store, catalogue) if self._bucket is None else [self._bucket]
@@ -102,20 +112,8 @@ class _Reconciliation:
                 self._suspect({"detail": error.message})
                 raise
             if unlikely:
-                return self._stop()
-        if run.count(FindingKind.MISSING) > self._most(run.recorded):
-            return self._stop()
-        opened, sent = self._confirm()
-        self._resolve()
-        if self._unlisted and self._inventory is None:  # an inventory report may leave out objects by a filter
-            some, more = ", ".join(self._unlisted[:_NAMED]), len(self._unlisted) - _NAMED
-            detail = f"two listings lack objects that the store has: {some}" + (f" and {more} more" if more > 0 else "")
-            logger.error("store %s: %s", run.store, detail)
-            self._suspect({"detail": detail, "unlisted": len(self._unlisted)})
-        elif self._bucket is None and self._inventory is None:
-            self._suspect(None)
-        self._records.end(run, "compared to the end", counts=True, now=clock.now())
-        return _result(run, opened, sent)
+                return True
+        return run.count(FindingKind.MISSING) > self._most(run.recorded)
 
     def _compare(self, bucket: str, present: int | None) -> bool:
         """Compare a bucket; return whether so much is missing that the listing cannot be right."""
@@ -146,29 +144,6 @@ class _Reconciliation:
         self._records.record(run, seen)
         return False
 
-    def _resolve(self) -> None:
-        """Resolve the findings that the listing no longer shows.
-
-        The store is asked for each orphan: the listing does not count an object that was written again just now, and an
-        inventory report may leave out objects by a filter that its manifest does not tell.
-        """
-        findings, after = self._job.catalogue.findings, 0
-        while settled := self._records.settled(self._run, self._bucket, self._prefix, after=after):
-            after = settled[-1].id
-            gone = [
-                each.id
-                for each in settled
-                if each.kind is not FindingKind.ORPHAN
-                or self._settings.orphans == "ignore"
-                or not self._is_orphan(each)
-            ]
-            findings.resolve(gone, "the listing agrees with the catalogue again", now=clock.now())
-
-    def _is_orphan(self, found: SettledFinding) -> bool:
-        self._job.heartbeat()
-        self._job.check()
-        return self._is_true(Sighting(found.bucket, found.key, FindingKind.ORPHAN, 0, None)) is not False
-
     def _most(self, recorded: int) -> int:
         return max(_FEW, int(recorded * self._settings.missing_percent / 100))
 
@@ -185,11 +160,6 @@ class _Reconciliation:
         self._suspect(evidence)
         self._records.end(run, why, counts=False, now=clock.now())
         return _result(run, {}, stopped=why)
-
-    def _suspect(self, evidence: Mapping[str, Any] | None) -> None:
-        """Open the finding that the listing of the store cannot be relied on; without evidence resolve it."""
-        findings = self._job.catalogue.findings
-        findings.see_store(FindingKind.LISTING_SUSPECT, self._store.name, evidence, now=clock.now())
 
     def _confirm(self) -> tuple[dict[str, int], int]:
         """Open a finding for what two runs have seen and the store confirms now.
@@ -276,6 +246,46 @@ class _Reconciliation:
     def _job_id(self, *seen: Sighting) -> str:
         paths = " ".join(f"{each.bucket}/{each.key}" for each in seen)
         return child_id(f"{self._store.name} {paths} {self._run.run}")
+
+    def _resolve(self) -> None:
+        """Resolve the findings that the listing no longer shows.
+
+        The store is asked for each orphan: the listing does not count an object that was written again just now, and an
+        inventory report may leave out objects by a filter that its manifest does not tell.
+        """
+        findings, after = self._job.catalogue.findings, 0
+        while settled := self._records.settled(self._run, self._bucket, self._prefix, after=after):
+            after = settled[-1].id
+            gone = [
+                each.id
+                for each in settled
+                if each.kind is not FindingKind.ORPHAN
+                or self._settings.orphans == "ignore"
+                or not self._is_orphan(each)
+            ]
+            findings.resolve(gone, "the listing agrees with the catalogue again", now=clock.now())
+
+    def _is_orphan(self, found: SettledFinding) -> bool:
+        self._job.heartbeat()
+        self._job.check()
+        return self._is_true(Sighting(found.bucket, found.key, FindingKind.ORPHAN, 0, None)) is not False
+
+    def _judge_listing(self) -> None:
+        """Suspect a listing that lacks objects which the store has; one of the whole store without such is trusted."""
+        if self._inventory is not None:  # an inventory report may leave out objects by a filter
+            return
+        if self._unlisted:
+            some, more = ", ".join(self._unlisted[:_NAMED]), len(self._unlisted) - _NAMED
+            detail = f"two listings lack objects that the store has: {some}" + (f" and {more} more" if more > 0 else "")
+            logger.error("store %s: %s", self._store.name, detail)
+            self._suspect({"detail": detail, "unlisted": len(self._unlisted)})
+        elif self._bucket is None:
+            self._suspect(None)
+
+    def _suspect(self, evidence: Mapping[str, Any] | None) -> None:
+        """Open the finding that the listing of the store cannot be relied on; without evidence resolve it."""
+        findings = self._job.catalogue.findings
+        findings.see_store(FindingKind.LISTING_SUSPECT, self._store.name, evidence, now=clock.now())
 
 
 def _result(run: ReconcileRun, opened: dict[str, int], sent: int = 0, stopped: str | None = None) -> ReconciledStore:
