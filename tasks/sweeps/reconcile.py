@@ -43,8 +43,9 @@ def sweep_reconcile(request: SweepReconcileRequest, job: RunningJob) -> SweepRec
     A difference that two runs have seen, and that a request for the object confirms, is a finding. A missing object or
     one of another size is verified; an orphan is adopted if the settings say so. A run stops and counts for nothing if
     the listing lacks too many recorded objects. A listing that ends with an error counts for nothing either: the next
-    attempt continues after the last key that was compared. Stores that are paused are left out. A listing in no order,
-    or one that twice lacks an object which the store has, is a finding about the store.
+    attempt continues after the last key that was compared, and does not list again the stores that were compared to the
+    end. Stores that are paused are left out. A listing in no order, or one that twice lacks an object which the store
+    has, is a finding about the store.
 
     An inventory report takes the place of the listing: it is read and checked to its end before a key is compared, what
     changed after its time is no difference, and the same report is never a second sighting.
@@ -87,7 +88,9 @@ class _Reconciliation:
         at = inventory.at if inventory else None
         self._unlisted: list[str] = []
         """Objects that two listings lack and the store has."""
-        self._run = self._records.begin(store.name, scope, now=clock.now(), within=self._settings.resume, at=at)
+        self._run = self._records.begin(
+            store.name, scope, now=clock.now(), within=self._settings.resume, since=job.created_at, at=at
+        )
 
     def run(self) -> ReconciledStore:
         if self._compare_buckets():

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -92,9 +93,12 @@ class Reconciliations:
         self._database = database
 
     def begin(
-        self, store: str, scope: str, *, now: datetime, within: timedelta, at: datetime | None = None
+        self, store: str, scope: str, *, now: datetime, within: timedelta, since: datetime, at: datetime | None = None
     ) -> ReconcileRun:
         """Begin a run, or continue with the one of this store and scope that was begun `within` this time, unfinished.
+
+        One that was begun `since` the job was accepted continues, too, where it has finished: an earlier attempt has
+        compared the store, and did not come to the end of the others.
 
         `at`: the time of an inventory report. It is that of the run, which always begins anew; the same report is the
         same run, so that it never counts as a second sighting.
@@ -103,7 +107,7 @@ class Reconciliations:
         mine = sa.and_(row.store == store, row.scope == scope)
         with self._database.write() as connection:
             found = connection.execute(sa.select(reconcile_runs).where(mine)).one_or_none()
-            if at is None and found and found.finished_at is None and now - within < found.run <= now:
+            if found and at is None and now - within < found.run <= now and _goes_on(found, since):
                 return ReconcileRun(
                     store, scope, found.run, found.bucket, found.after, found.listed, found.recorded, dict(found.found)
                 )
@@ -194,6 +198,10 @@ class Reconciliations:
         with self._database.write() as connection:
             connection.execute(sa.delete(reconcile_sightings).where(row.store == run.store, stale, *scope))
             _update(connection, run, finished_at=now, outcome=outcome[:500])
+
+
+def _goes_on(found: sa.Row[Any], since: datetime) -> bool:
+    return found.finished_at is None or bool(found.run >= since)
 
 
 def _row(run: ReconcileRun) -> dict[str, object]:

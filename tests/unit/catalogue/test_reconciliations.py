@@ -13,7 +13,7 @@ HOUR = timedelta(hours=1)
 
 def run_of(catalogue, now, *sightings, counts=True, scope=""):
     """Do one run that sees this, and return what it and an earlier one have seen."""
-    run = catalogue.reconciliations.begin("dr", scope, now=now, within=HOUR)
+    run = catalogue.reconciliations.begin("dr", scope, now=now, within=HOUR, since=now)
     catalogue.reconciliations.record(run, sightings)
     twice = catalogue.reconciliations.seen_twice(run, ("", ""))
     catalogue.reconciliations.end(run, "done", counts=counts, now=now)
@@ -39,18 +39,25 @@ def test_a_difference_counts_when_two_runs_in_a_row_have_seen_it(catalogue):
 
 
 def test_a_run_is_continued_for_some_time_and_then_begun_anew(catalogue):
-    """An unfinished run keeps its place and its counts; a finished or an old one is not continued."""
+    """An unfinished run keeps its place and its counts; an old one is not continued, nor a finished one of another job.
+
+    A finished one of the same job is: a second listing would count as a second sighting.
+    """
     now, records = clock.now(), catalogue.reconciliations
-    run = records.begin("dr", "", now=now, within=HOUR)
+    run = records.begin("dr", "", now=now, within=HOUR, since=now)
     run.bucket, run.after, run.listed, run.found = "releases", "k", 7, {"missing": 2}
     records.record(run, [])
-    assert records.begin("dr", "", now=now + HOUR / 2, within=HOUR) == run
-    assert records.begin("dr", "releases/", now=now + HOUR / 2, within=HOUR).listed == 0
-    run = records.begin("dr", "", now=now + 2 * HOUR, within=HOUR)
+    later = now + HOUR / 2
+    assert records.begin("dr", "", now=later, within=HOUR, since=later) == run
+    assert records.begin("dr", "releases/", now=later, within=HOUR, since=later).listed == 0
+    records.end(run, "done", counts=True, now=later)
+    assert records.begin("dr", "", now=later, within=HOUR, since=now) == run
+    assert records.begin("dr", "", now=later, within=HOUR, since=later).listed == 0
+    run = records.begin("dr", "", now=now + 2 * HOUR, within=HOUR, since=now)
     assert run.listed == 0
     run.listed = 7
     records.record(run, [])
-    assert records.begin("dr", "", now=now, within=HOUR).listed == 0, "that of a clock which was ahead"
+    assert records.begin("dr", "", now=now, within=HOUR, since=now).listed == 0, "that of a clock which was ahead"
 
 
 def test_the_copies_of_a_bucket_are_read_in_pages_by_key(catalogue, monkeypatch):
@@ -78,7 +85,7 @@ def test_only_what_no_verdict_has_judged_is_settled_by_a_listing(catalogue):
     found = [NewFinding(FindingKind.MISSING, "dr", "releases", key, 1) for key in ("gone", "seen")]
     catalogue.findings.see([*found, NewFinding(FindingKind.ORPHAN, "dr", "releases", "orphan")], now=now)
     judged(catalogue, copied(catalogue, "judged", "dr", "primary"), "dr", "missing", now=now)
-    run = catalogue.reconciliations.begin("dr", "", now=now, within=HOUR)
+    run = catalogue.reconciliations.begin("dr", "", now=now, within=HOUR, since=now)
     catalogue.findings.see([NewFinding(FindingKind.ORPHAN, "dr", "releases", "later")], now=now + HOUR)
     catalogue.reconciliations.record(run, [seen("seen")])
     keys = {each.key for each in catalogue.reconciliations.settled(run, None, "")}

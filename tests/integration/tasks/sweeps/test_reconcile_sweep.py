@@ -337,6 +337,29 @@ def test_a_listing_that_ends_with_an_error_counts_for_nothing(
 
 
 @pytest.mark.usefixtures("uploaded")
+def test_a_store_that_is_away_makes_no_second_sighting_in_another(context: Context, run, foreign, monkeypatch) -> None:
+    """Each attempt listed all stores, so that a difference of one run was a finding, and an orphan was adopted."""
+    foreign("zz")
+    listing, listed = Store.list_objects, list[str]()
+
+    def away(self: Store, bucket: str, prefix: str = "", *, after: str = "") -> Iterator[ListedObject]:
+        listed.append(self.name)
+        if self.name == "primary" and listed.count("primary") == 1:
+            raise Unavailable("the store is away")
+        return listing(self, bucket, prefix, after=after)
+
+    monkeypatch.setattr(Store, "list_objects", away)
+    with pytest.raises(Unavailable):
+        run(sweep_reconcile, SweepReconcileRequest(), id_="sweep")
+    context.catalogue.ledger.retry("sweep", 1, {}, due=clock.now())
+    found = {each.store: each for each in run(sweep_reconcile, SweepReconcileRequest(), id_="sweep").stores}
+    assert (found["dr"].seen, found["dr"].findings) == ({"orphan": 1}, {})
+    assert (found["dr"].listed, found["primary"].listed) == (5, 4)
+    found = {each.store: each for each in run(sweep_reconcile, SweepReconcileRequest(), id_="next").stores}
+    assert found["dr"].findings == {"orphan": 1}
+
+
+@pytest.mark.usefixtures("uploaded")
 def test_a_listing_that_skips_an_object_is_a_finding_about_the_store(
     context: Context, sweep: Sweep, monkeypatch, sent
 ) -> None:
