@@ -117,9 +117,7 @@ def _opening(engine: Engine) -> Iterator[None]:
     except CatalogueError as error:
         engine.dispose()
         if isinstance(error, CatalogueUnavailable) and not _way_out(engine, error.__cause__):
-            tls = postgresql.tls_way_out(str(error)) if engine.dialect.name == "postgresql" else None
-            way_out = tls or "check that ZOT_CATALOGUE names a database that answers"
-            raise CatalogueUnavailable(f"{error}; {way_out}") from error
+            raise CatalogueUnavailable(f"{error}; check that ZOT_CATALOGUE names a database that answers") from error
         raise
 
 
@@ -291,8 +289,9 @@ class Database:
                 connection = None
         except (DBAPIError, sa.exc.TimeoutError) as error:
             found = _translation(self.engine, error)
-            if isinstance(error, DBAPIError) and self._dialect.is_damaged(error):  # it was whole when it was opened
-                raise CatalogueUnavailable(f"{found}; {_WAY_OUT}") from error
+            if isinstance(error, DBAPIError) and self._dialect.is_unusable(error):  # it was whole when it was opened
+                known = _way_out(self.engine, error)
+                raise CatalogueUnavailable(str(found) if known else f"{found}; {_restore(self.engine)}") from error
             raise found from error
         finally:
             TRANSACTIONS.observe(mode, value=monotonic() - began)
@@ -573,8 +572,12 @@ def _newer(engine: Engine, revision: str | None) -> NewerCatalogue:
 
 def _damaged(engine: Engine, what: str) -> CatalogueError:
     """Return the error about a database that lacks rows which every catalogue has, as a copy does that was cut off."""
-    way_out = _WAY_OUT if engine.dialect.name == "sqlite" else _WAY_OUT_OF_SERVER
-    return CatalogueError(f"the catalogue {_named(engine.url)} is damaged: it has tables, but not {what}; {way_out}")
+    told = f"the catalogue {_named(engine.url)} is damaged: it has tables, but not {what}; {_restore(engine)}"
+    return CatalogueError(told)
+
+
+def _restore(engine: Engine) -> str:
+    return _WAY_OUT if engine.dialect.name == "sqlite" else _WAY_OUT_OF_SERVER
 
 
 def _check_fit(connection: Connection) -> None:

@@ -45,6 +45,7 @@ _CONNECTING = {
     "keepalives_count": 3,
     "tcp_user_timeout": 50_000,
     "application_name": "zot-artifacts",
+    "client_encoding": "utf8",  # a role or a database may have another one, in which not every key can be sent
 }
 
 _POOLED = "zot_pooled"
@@ -60,16 +61,39 @@ _TRANSIENT_CLASSES = {
 _TRANSIENT = {
     "25006",  # read only: a standby, shortly before it takes over
     "25P03",  # idle in a transaction for too long
+    "25P04",  # a transaction took too long
     "55P03",  # the lock was not granted in time
 }
+
+_DAMAGE = {"XX001", "XX002"}
+_MISSING = {
+    "3F000",  # the schema
+    "42P01",  # a table
+    "42703",  # a column
+}
+"""What a dump that is restored lacks meanwhile."""
+_NO_RIGHT = "42501"
+_NEWEST_LIMIT = 170_000
+"""The version of the server from which a transaction has a time limit of its own."""
 
 _WAYS_OUT = {
     "25006": "name a server in ZOT_CATALOGUE that can be written; this one is a standby, or is set to read only",
     "55P03": "end the transaction that does not let others write: `pg_locks` of the server has its pid",
     "53100": "make room on the disk of the server",
+    _NO_RIGHT: (
+        "make the role of ZOT_CATALOGUE the owner of the catalogue's tables and sequences: after a restore as another "
+        "role they are that one's"
+    ),
 }
 """What to do about an error, by its SQLSTATE."""
-_TLS_WAYS_OUT = {
+_TOO_MANY = (
+    "let the server take more connections, by max_connections or the role's CONNECTION LIMIT, put a pooler before it, "
+    "or run fewer processes of workers: each keeps up to two"
+)
+_WAYS_OUT_OF_CONNECTING = {
+    "too many clients": _TOO_MANY,
+    "too many connections": _TOO_MANY,
+    "connection slots are reserved": _TOO_MANY,
     "certificate verify failed": (  # libpq does not say which of the two it is
         "the authority of its certificate is not trusted, or the certificate is not valid today; name the authority's "
         "certificate in sslrootcert of ZOT_CATALOGUE, or renew the certificate on the server"
@@ -82,12 +106,7 @@ _TLS_WAYS_OUT = {
     "no encryption": "it may require TLS; add sslmode=verify-full to the query of ZOT_CATALOGUE",
     "valid client certificate": "it requires a certificate of the client; name it in sslcert and sslkey of its URL",
 }
-"""Words of libpq's errors about TLS, and what to do."""
-
-
-def tls_way_out(message: str) -> str | None:
-    """Return what to do about an error of connecting that is about TLS; None if it is about something else."""
-    return next((way_out for words, way_out in _TLS_WAYS_OUT.items() if words in message), None)
+"""Words of errors of connecting, and what to do: libpq gives them no SQLSTATE."""
 
 
 def options(url: URL) -> dict[str, Any]:
@@ -102,18 +121,18 @@ def options(url: URL) -> dict[str, Any]:
 
 
 def set_up(engine: Engine) -> None:
-    """Give every connection time limits, and make every writer wait for the lock.
+    """Give every connection our settings, whatever those of its role and database are.
 
     Behind a pooler such as PgBouncer nothing may outlive a transaction: the next one may run on another connection of
     the server, where a prepared statement of the same name is that of another client, and would be run.
     """
-    event.listen(engine, "connect", _set_limits)
+    event.listen(engine, "connect", _set_up_connection)
     event.listen(engine, "begin", _prepare)
     logging.getLogger("psycopg").setLevel(logging.ERROR)  # it warns of what follows from the error that it raises
 
 
 def lift_time_limits(connection: Connection) -> None:
-    """Remove the time limits of this transaction."""
+    """Remove the time limits of this transaction, which has none as a whole."""
     connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
     connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
 
@@ -132,9 +151,13 @@ def is_transient(error: DBAPIError) -> bool:
     return state[:2] in _TRANSIENT_CLASSES or state in _TRANSIENT
 
 
-def is_damaged(error: DBAPIError) -> bool:
-    """Return whether the server has found damage in its files."""
-    return getattr(error.orig, "sqlstate", None) in {"XX001", "XX002"}
+def is_unusable(error: DBAPIError) -> bool:
+    """Return whether the catalogue was changed since it was opened: jobs wait until it is as before.
+
+    Its files are damaged, a dump of it is being restored, or its role has lost its rights.
+    """
+    state = getattr(error.orig, "sqlstate", None)
+    return state in _DAMAGE or state in _MISSING or state == _NO_RIGHT
 
 
 def lacks_answer(connection: Connection) -> bool:
@@ -147,16 +170,18 @@ def lacks_answer(connection: Connection) -> bool:
 
 def way_out(error: DBAPIError) -> str | None:
     """Return what to do about an error, or None if that depends."""
-    return _WAYS_OUT.get(getattr(error.orig, "sqlstate", None) or "")
+    if state := getattr(error.orig, "sqlstate", None):
+        return _WAYS_OUT.get(state)
+    return next((way_out for words, way_out in _WAYS_OUT_OF_CONNECTING.items() if words in str(error.orig)), None)
 
 
-def _set_limits(connection: Any, record: Any) -> None:
-    connection.autocommit = True  # otherwise a rollback of the first transaction would undo them
+def _set_up_connection(connection: Any, record: Any) -> None:
+    connection.autocommit = True  # otherwise a rollback of the first transaction would undo it
     if _is_pooled(connection):
         record.info[_POOLED] = True
         connection.prepare_threshold = None
     else:
-        connection.execute(_limits("SET"))
+        connection.execute(_settings("SET", connection))
     connection.autocommit = False
 
 
@@ -172,14 +197,20 @@ def _prepare(connection: Connection) -> None:
         # A standby refuses READ WRITE by an error of many causes, and a later write by one of a read-only transaction.
         driver.read_only = None
     if _POOLED in connection.info:
-        connection.exec_driver_sql(_limits("SET LOCAL"))
+        connection.exec_driver_sql(_settings("SET LOCAL", driver))
 
 
-def _limits(word: str) -> str:
-    return (
-        f"{word} lock_timeout = '{LOCK_SECONDS}s'; {word} statement_timeout = '{STATEMENT_SECONDS}s';"
-        f"{word} idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'"
-    )
+def _settings(word: str, driver: Any) -> str:
+    """Return the statements that set what must not depend on the settings of the server, the database or the role."""
+    found = {
+        "datestyle": "ISO",  # the driver reads no other moments
+        "lock_timeout": f"{LOCK_SECONDS}s",
+        "statement_timeout": f"{STATEMENT_SECONDS}s",
+        "idle_in_transaction_session_timeout": f"{IDLE_SECONDS}s",
+    }
+    if driver.info.server_version >= _NEWEST_LIMIT:
+        found["transaction_timeout"] = "0"  # a backup or a migration is one long transaction of short statements
+    return ";".join(f"{word} {name} = '{value}'" for name, value in found.items())
 
 
 def _follow_clock(connection: Connection) -> None:

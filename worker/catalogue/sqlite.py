@@ -88,7 +88,7 @@ def is_transient(error: DBAPIError) -> bool:
     return isinstance(error, (OperationalError, InterfaceError))
 
 
-def is_damaged(error: DBAPIError) -> bool:
+def is_unusable(error: DBAPIError) -> bool:
     """Return whether the file is damaged, such as one that was cut off: jobs wait until it is restored."""
     return _code(error) in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 

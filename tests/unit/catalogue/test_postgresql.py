@@ -134,11 +134,44 @@ def test_a_database_that_cannot_hold_every_key_is_refused(postgres):
         shell.execute("DROP DATABASE latin")
 
 
-@pytest.mark.parametrize("state", ["40001", "40P01", "53300", "57014", "57P01", "25006", "55P03"])
+@pytest.mark.parametrize("state", ["40001", "40P01", "53300", "57014", "57P01", "25006", "25P04", "55P03"])
 def test_what_passes_may_be_tried_again(catalogue, state):
     """A deadlock, a lack of memory, a shutdown or a standby are told apart from what stays."""
     with pytest.raises(CatalogueUnavailable, match="as told"), catalogue._database.write() as connection:
         connection.execute(raising(state))
+
+
+@pytest.mark.parametrize(
+    ("state", "way_out"),
+    [("42501", "the owner of"), ("42P01", "its dump"), ("42703", "its dump"), ("3F000", "its dump"), ("XX001", "dump")],
+)
+def test_a_catalogue_that_is_changed_while_it_is_in_use_is_waited_for(catalogue, state, way_out):
+    """It lacks tables while its dump is restored, and its rows cannot be read after a restore as another role.
+
+    That says nothing about the jobs, which would fail.
+    """
+    told = pytest.raises(CatalogueUnavailable, match=f"as told; .*{way_out}")
+    with told, catalogue._database.write() as connection:
+        connection.execute(raising(state))
+
+
+def test_the_settings_of_a_database_change_nothing(url):
+    """Moments are read, every key is kept, and a long transaction ends: our connections have settings of their own."""
+    others = {
+        "datestyle": "German", "intervalstyle": "iso_8601", "client_encoding": "LATIN1", "bytea_output": "escape",
+        "default_transaction_isolation": "serializable", "default_transaction_deferrable": "on",
+        "statement_timeout": "100ms", "lock_timeout": "100ms", "idle_in_transaction_session_timeout": "100ms",
+        "transaction_timeout": "100ms",
+    }  # fmt: skip
+    with connect(url) as shell:
+        for name, value in others.items():
+            shell.execute(f"ALTER DATABASE {sa.make_url(url).database} SET {name} = '{value}'")
+    opened = Catalogue(url)
+    made = record(opened, "клюき.tgz")
+    with opened._database.write() as connection:
+        connection.execute(sa.text("SELECT pg_sleep(0.3)"))
+    assert opened.artifacts.version("releases", made.key, 1) == made
+    opened.close()
 
 
 def test_a_server_that_can_only_be_read_is_told(url, catalogue):
@@ -151,7 +184,7 @@ def test_a_server_that_can_only_be_read_is_told(url, catalogue):
     opened.close()
 
 
-@pytest.mark.parametrize("state", ["22001", "23505", "42P01", "54000", "P0001"])
+@pytest.mark.parametrize("state", ["22001", "23505", "42601", "54000", "P0001"])
 def test_what_stays_is_not_tried_again(catalogue, state):
     """What the database will say again tomorrow is an error, not a reason to wait."""
     with pytest.raises(CatalogueError, match="as told") as raised, catalogue._database.write() as connection:
@@ -180,6 +213,17 @@ def test_a_wrong_password_is_told_without_it(postgres):
     with pytest.raises(CatalogueUnavailable, match="password authentication failed") as raised:
         Catalogue(postgres.url().replace(postgres.password, SECRET))
     assert SECRET not in str(raised.value)
+
+
+def test_a_server_that_takes_no_more_connections_is_told_with_the_way_out(url, postgres):
+    """It answers, so that another name in ZOT_CATALOGUE is none."""
+    with connect(url) as shell:
+        shell.execute(f"CREATE ROLE few LOGIN PASSWORD '{postgres.password}' CONNECTION LIMIT 0")
+        try:
+            with pytest.raises(CatalogueUnavailable, match="too many connections for role.*; let the server take more"):
+                Catalogue(sa.make_url(url).set(username="few").render_as_string(hide_password=False))
+        finally:
+            shell.execute("DROP ROLE few")
 
 
 def test_a_server_that_says_nothing_is_not_waited_for(monkeypatch):
