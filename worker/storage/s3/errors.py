@@ -116,7 +116,7 @@ _CODES: tuple[CodeRow, ...] = (
         PermanentError,
         f"the bucket is elsewhere; {_REGION}",
         """PermanentRedirect Redirect IllegalLocationConstraintException InvalidLocationConstraint InvalidRegionName
-        301 307 308""",
+        301 302 303 307 308""",
     ),
     (PermanentError, "the store cannot do this; check `provider`", "NotImplemented MethodNotAllowed 405 501"),
     (

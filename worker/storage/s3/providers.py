@@ -4,7 +4,7 @@ import re
 from collections.abc import Hashable
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache, partial
+from functools import cache, partial, partialmethod
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +12,7 @@ import boto3
 import botocore.exceptions as sdk
 import botocore.loaders
 import botocore.session
-from botocore.awsrequest import AWSPreparedRequest, AWSResponse
+from botocore.awsrequest import AWSHTTPConnectionPool, AWSHTTPSConnectionPool, AWSPreparedRequest, AWSResponse
 from botocore.config import Config
 from botocore.parsers import ResponseParserError
 from botocore.utils import parse_timestamp
@@ -190,6 +190,7 @@ class _LimitedSession:
 
     def __init__(self, session: Any) -> None:
         self._session = session
+        session._pool_classes_by_scheme |= {"http": _HttpPool, "https": _HttpsPool}  # noqa: SLF001  as above
 
     def send(self, request: AWSPreparedRequest) -> AWSResponse:
         """Return the answer to a request.
@@ -220,6 +221,22 @@ class _LimitedSession:
 
     def close(self) -> None:
         self._session.close()
+
+
+class _HttpPool(AWSHTTPConnectionPool):
+    """Returns a redirection like any other answer, and prepares no request to the place that it names.
+
+    The SDK lets urllib3 follow none, but urllib3 prepares it all the same. After 303 it fails at the SDK's signature,
+    which is bytes, and loses the answer, whose connection stays open.
+    """
+
+    urlopen = partialmethod(AWSHTTPConnectionPool.urlopen, redirect=False)
+
+
+class _HttpsPool(AWSHTTPSConnectionPool):
+    """As `_HttpPool`."""
+
+    urlopen = partialmethod(AWSHTTPSConnectionPool.urlopen, redirect=False)
 
 
 @cache
