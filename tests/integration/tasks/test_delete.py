@@ -237,6 +237,7 @@ def test_a_copy_in_a_store_that_left_the_configuration_is_told(run, context, sto
     assert kept.by == "ada", "who deleted it at that time"
     assert (kept.key, context.catalogue.deletions.is_being_purged(kept)) == ("app.tgz", True)
     if by_sweep:
+        assert run(sweep_purge, SweepPurgeRequest(), context=left).purged == 0
         purged = run(sweep_purge, SweepPurgeRequest())
         assert (purged.purged, purged.copies) == (1, {"dr": 1}), "the store is back"
     else:

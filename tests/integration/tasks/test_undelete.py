@@ -28,6 +28,7 @@ from worker.catalogue.tables import jobs
 from worker.context import Context
 from worker.jobs.running_job import RunningJob
 from worker.limits.limited_store import LimitedStore
+from worker.limits.snooze import Snooze
 from worker.settings import Settings
 from worker.settings.section_models import DeleteSettings
 from worker.storage import Digest, Verification
@@ -401,13 +402,27 @@ def restore(path: Path) -> None:
     copied.rename(path)
 
 
-def test_a_paused_store_keeps_its_copy_for_a_later_run(context: Context, remove, purge, stored) -> None:
-    """The tombstone stays until every copy is gone."""
+def test_a_store_that_takes_no_job_keeps_its_copy_for_a_later_run(
+    context: Context, remove, purge, stored, monkeypatch
+) -> None:
+    """The tombstone stays until every copy is gone; the copies in other stores are deleted."""
     remove()
-    context.catalogue.pauses.begin("store", "dr", reason=None, now=clock.now())
-    assert (purge().purged, stored("dr").exists(), stored("primary").exists()) == (0, True, False)
-    context.catalogue.pauses.end("store", "dr")
-    assert (purge().purged, stored("dr").exists()) == (1, False)
+    delete_object = LimitedStore.delete_object
+
+    def closed(store: LimitedStore, *where: str, **more: Any) -> bool:
+        if store.name == "primary":
+            raise Snooze("its breaker is open", 1.0)
+        return delete_object(store, *where, **more)
+
+    with monkeypatch.context() as breaker:
+        breaker.setattr(LimitedStore, "delete_object", closed)
+        with pytest.raises(Snooze):
+            purge()
+    assert (stored("primary").exists(), stored("dr").exists()) == (True, False)
+    context.catalogue.pauses.begin("store", "primary", reason=None, now=clock.now())
+    assert (purge().purged, stored("primary").exists()) == (0, True)
+    context.catalogue.pauses.end("store", "primary")
+    assert (purge().copies, stored("primary").exists()) == ({"primary": 1}, False)
 
 
 def test_a_hold_while_the_purge_begins_keeps_the_delete_undoable(context: Context, remove, purge, monkeypatch) -> None:
