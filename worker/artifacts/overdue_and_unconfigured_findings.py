@@ -11,17 +11,6 @@ _LATE_BACKUPS = 3
 _OF_ARTIFACTS = 10_000
 
 
-def is_backup_redone(settings: Settings, catalogue: Catalogue, failed_at: datetime | None) -> bool:
-    """Return whether `zot-artifacts catalogue backup`, which is no job, has done since what a `sweep.backup` failed at.
-
-    It has not where the sweep archives months of the verification log, which the command does not.
-    """
-    if failed_at is None or settings.verification_log.keep is not None:
-        return False
-    written = [catalogue.backup_times.written(store) for store in settings.sweep.backup.stores]
-    return bool(written) and all(at is not None and at > failed_at for at in written)
-
-
 def see_stores(settings: Settings, catalogue: Catalogue, now: datetime) -> None:
     """Open a finding on each store with overdue copies or backups, and on each that is not configured.
 

@@ -41,6 +41,10 @@ _DETECTIONS = 1000
 """Most findings about bad copies whose detection times are returned."""
 _LATEST_RUNS = 100
 """Runs of a sweep among which its last one is searched for that was of all stores."""
+_NARROWED = ("store", "bucket", "prefix")
+"""What a request for a run of a single store or prefix has."""
+_DECIDED = {JobState.SUCCEEDED, JobState.FAILED}
+"""The ends of a run that tell whether a sweep works; an operator has cancelled the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +105,18 @@ class WaitingJobs:
 
 
 @dataclass(frozen=True, slots=True)
+class EndedRun:
+    """The last run of a sweep that succeeded or failed. `failing_since`: when the first ended that failed in a row."""
+
+    job: str
+    failing_since: datetime | None
+    result: Mapping[str, Any] | None
+    error: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
 class LastRun:
-    """The last run of a sweep."""
+    """The last run of a sweep, which may not have ended. `ended`: the last one that has; None if none of all stores."""
 
     job: str
     state: str
@@ -110,6 +124,7 @@ class LastRun:
     finished_at: datetime | None
     result: Mapping[str, Any] | None
     error: Mapping[str, Any] | None
+    ended: EndedRun | None
 
 
 class CoverageQueries:
@@ -316,8 +331,13 @@ class CoverageQueries:
                 begun = latest.where(jobs.c.created_at <= now + clock.SKEW).limit(_LATEST_RUNS)
                 rows = connection.execute(begun).all() or connection.execute(latest.limit(_LATEST_RUNS)).all()
                 if rows:
-                    row = next((each for each in rows if not _is_narrowed(each.request)), rows[0])
-                    found[kind] = LastRun(row.id, row.state, row.started_at, row.finished_at, row.result, row.error)
+                    whole = [each for each in rows if not _is_narrowed(each.request)]
+                    row = (whole or rows)[0]
+                    ended = next((each for each in whole if each.state in _DECIDED), None)
+                    found[kind] = LastRun(
+                        row.id, row.state, row.started_at, row.finished_at, row.result, row.error,
+                        _ended_run(connection, ended) if ended else None,
+                    )  # fmt: skip
         return found
 
     def _some(self, query: sa.Select[Any], limit: int) -> list[OverdueCopy]:
@@ -374,6 +394,20 @@ def _lacks_effect(job: Any) -> sa.ColumnElement[bool]:
     return sa.and_(~has_effect, sa.or_(job.kind != DELETE.kind, there))
 
 
+def _ended_run(connection: sa.Connection, run: sa.Row[Any]) -> EndedRun:
+    """Return a run that has ended; one that failed, with the runs before it that failed since one succeeded."""
+    if run.state == JobState.SUCCEEDED:
+        return EndedRun(run.id, None, run.result, run.error)
+    began = jobs.c.created_at
+    whole = [sa.func.coalesce(jobs.c.request[name].as_string(), "") == "" for name in _NARROWED]
+    runs = [SWEEPS, jobs.c.kind == run.kind, *whole, began <= run.created_at]
+    succeeded = sa.select(began).where(*runs, jobs.c.state == JobState.SUCCEEDED).order_by(began.desc()).limit(1)
+    first = sa.select(sa.func.min(jobs.c.finished_at, type_=began.type)).where(*runs, jobs.c.state == JobState.FAILED)
+    if (good := connection.execute(succeeded).scalar()) is not None:
+        first = first.where(began > good)
+    return EndedRun(run.id, connection.execute(first).scalar(), run.result, run.error)
+
+
 def _is_narrowed(request: Mapping[str, Any]) -> bool:
     """Return whether a run of a sweep was of a single store or prefix."""
-    return any(request.get(name) for name in ("store", "bucket", "prefix"))
+    return any(map(request.get, _NARROWED))

@@ -44,7 +44,7 @@ _BURY = Prepared(
     sa.update(jobs)
     .where(jobs.c.id == sa.bindparam("job"))
     .values(
-        state=JobState.DEAD, fence=jobs.c.fence + 1, crashes=jobs.c.crashes + 1, lease_until=None, due_at=None,
+        state=sa.bindparam("end"), fence=jobs.c.fence + 1, crashes=jobs.c.crashes + 1, lease_until=None, due_at=None,
         finished_at=sa.bindparam("now"), error=sa.bindparam("cause", type_=sa.JSON),
     )
     .returning(jobs)
@@ -133,8 +133,9 @@ class Ledger:
     ) -> Leased | Busy | Finished:
         """Accept a job if it is new, and lease it unless it has ended or it or its artifact is leased.
 
-        Only a lease counts as an attempt. A job whose worker died at `max_crashes` starts in a row ends as dead: the
-        job itself may kill its workers. A `planned` job is one of a batch, which accepts its jobs before it sends them.
+        Only a lease counts as an attempt. A job whose worker died at `max_crashes` starts in a row ends as dead, or as
+        failed if it is a sweep: the job itself may kill its workers. A `planned` job is one of a batch, which accepts
+        its jobs before it sends them.
 
         A power cut may undo the first lease of a job, until something else is recorded: its message is acknowledged
         only after the end of the job, and is delivered again. Anything else is durable when this returns.
@@ -527,7 +528,9 @@ def _busy(
 
 def _poison(job: JobRecord, crashes: int, now: datetime) -> dict[str, Any]:
     message = f"its worker died after {counted(crashes, 'start')} in a row: the job may be the cause"
-    return {"job": job.id, "now": now, "cause": {"type": "Poison", "message": message} | last_cause(job.error)}
+    end = JobState.FAILED if job.is_sweep else JobState.DEAD  # an operator has to examine the object
+    cause = {"type": "Poison", "message": message} | last_cause(job.error)
+    return {"job": job.id, "now": now, "end": end, "cause": cause}
 
 
 def last_cause(error: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Row
 
 from worker.storage import Digest, Verdict
-from zot_artifact_client.contract import BATCH, JobState
+from zot_artifact_client.contract import BATCH, PAGE, JobState, Queue, is_batch_job
 from zot_artifact_client.idempotency_conflicts import digest_of
 
 
@@ -197,6 +197,21 @@ class JobRecord:
         """Return the state for people and clients: between its steps a batch is `queued` in the ledger, and runs."""
         between_steps = self.kind == BATCH.kind and self.state == JobState.QUEUED and self.started_at is not None
         return JobState.RUNNING.value if between_steps else str(self.state)
+
+    @property
+    def is_sweep(self) -> bool:
+        """Return whether it is one run of a sweep."""
+        return self.kind.startswith("sweep.")
+
+    @property
+    def end_of_attempts(self) -> JobState:
+        """Return the state in which the job ends when its attempts are used up: `dead`, so that it is redriven.
+
+        A sweep has failed then, and so has what it sent for one object: the next run of the sweep does the same. A page
+        is `dead` until `sweep.recover` has sent a job for each object that it has left undone.
+        """
+        of_sweep = self.queue == Queue.SWEEP and self.parent is not None and not is_batch_job(self.id, self.parent)
+        return JobState.FAILED if self.is_sweep or (of_sweep and self.kind != PAGE.kind) else JobState.DEAD
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ def status(as_json: AsJson = False) -> None:
         findings that are not acknowledged, and dead letters
         stores whose circuit breaker is open, or whose probe failed
         stores that refuse all that a batch or a sweep asks of them
-        sweeps whose last run failed
+        sweeps on schedule whose last run failed
         queues without a worker, and a beat that does not tick
         a data directory with less than 1 GiB of free disk
         jobs of the last day that failed with AccessDenied, OutOfSpace or SameStore

@@ -8,7 +8,6 @@ from typing import TypeVar
 from prometheus_client import Metric
 
 from worker import clock
-from worker.artifacts.overdue_and_unconfigured_findings import is_backup_redone
 from worker.catalogue import (
     CANARY_TIMES,
     EVIDENCE_OUTCOMES,
@@ -21,7 +20,7 @@ from worker.catalogue import (
 from worker.metrics.family_builders import Histogram, Sample, counter, gauge, histogram
 from worker.schedule import beat_schedule
 from worker.settings import Settings
-from zot_artifact_client.contract import SWEEP_BACKUP, SWEEP_LEFTOVERS, TASKS, JobState, SweepLeftoversResult
+from zot_artifact_client.contract import SWEEP_LEFTOVERS, TASKS, JobState, SweepLeftoversResult
 
 EndedT = TypeVar("EndedT", EndedJob, ResolvedFinding)
 
@@ -125,14 +124,14 @@ class LedgerFigures:
         ]
         about = "When the last run of a sweep began, in seconds since 1970."
         yield gauge("sweep_last_start_timestamp_seconds", about, began, ["sweep"])
-        ended = {kind: run for kind, run in runs.items() if run.finished_at}
-        good = {kind for kind, run in ended.items() if run.state == JobState.SUCCEEDED}
-        backup = ended.get(SWEEP_BACKUP.kind)
-        if backup and is_backup_redone(self._settings, catalogue, backup.finished_at):
-            good.add(SWEEP_BACKUP.kind)
-        succeeded: list[Sample] = [((_sweep(kind),), float(kind in good)) for kind in ended]
-        yield gauge("sweep_last_success", "Whether the last run of a sweep succeeded.", succeeded, ["sweep"])
-        cleanup = runs.get(SWEEP_LEFTOVERS.kind)
+        succeeded: list[Sample] = [
+            ((_sweep(kind),), float(run.ended.failing_since is None))
+            for kind, run in runs.items()
+            if run.ended and kind in schedule
+        ]
+        about = "Whether the last run of a sweep on schedule succeeded, of those that have ended."
+        yield gauge("sweep_last_success", about, succeeded, ["sweep"])
+        cleanup = runs[SWEEP_LEFTOVERS.kind].ended if SWEEP_LEFTOVERS.kind in runs else None
         kept = SweepLeftoversResult.model_validate(cleanup.result) if cleanup and cleanup.result else None
         quarantine = kept.quarantined if kept else {}
         held: list[Sample] = [((store,), size) for store, size in quarantine.items() if store in self._settings.stores]

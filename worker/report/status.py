@@ -11,7 +11,6 @@ from typing import Any
 
 from worker import clock
 from worker.artifacts.log_signature import BadKeyFile, LogKeys
-from worker.artifacts.overdue_and_unconfigured_findings import is_backup_redone
 from worker.artifacts.read_budget import Forecast, forecast_for, pace_of
 from worker.artifacts.verification_log_head import (
     CheckedLog,
@@ -51,10 +50,11 @@ from worker.report.service_checks import (
 )
 from worker.report.sources import Sources
 from worker.report.unconfigured_stores import unconfigured, way_out_of_unconfigured
+from worker.schedule import beat_schedule
 from worker.storage.config import FilesystemConfig
 from worker.storage.durations_and_sizes import duration_text
 from worker.storage.errors import REFUSALS, OtherStore, StorageError
-from zot_artifact_client.contract import SWEEP_BACKUP, SWEEP_LEFTOVERS, SWEEP_PROBE, TASKS, JobState
+from zot_artifact_client.contract import SWEEP_LEFTOVERS, SWEEP_PROBE, TASKS, JobState
 
 NAMED = 5
 """Findings of one kind in one store that are named."""
@@ -122,7 +122,7 @@ def document_of(session: Sources) -> dict[str, Any]:
             *_probed(session, runs.get(SWEEP_PROBE.kind), broken),
             *_refusing(waiting),
             *_refused(failed),
-            *_failed(session, runs),
+            *_failing(session, runs),
             *_disks(session),
             *_log(session),
             *catalogue_lock(catalogue),
@@ -329,12 +329,14 @@ def _doing(session: Sources, kind: FindingKind, store: str | None, *, stopped: b
 
 def _run(kind: str, run: LastRun) -> dict[str, Any]:
     seconds = (run.finished_at - run.started_at).total_seconds() if run.finished_at and run.started_at else None
-    return {"sweep": kind, "seconds": seconds, **asdict(run)}
+    failing_since = run.ended and run.ended.failing_since
+    return {"sweep": kind, "seconds": seconds, **asdict(replace(run, ended=None)), "failing_since": failing_since}
 
 
 def _probed(session: Sources, run: LastRun | None, broken: Collection[str]) -> Iterator[Check]:
     """Yield the stores that failed their last probe: one that refuses requests opens no circuit breaker."""
-    faults, sweep = (run.result or {}).get("faults") if run else None, session.settings.sweep.probe
+    ended, sweep = run.ended if run else None, session.settings.sweep.probe
+    faults = (ended.result or {}).get("faults") if ended else None
     way_out = "repair it, then run `zot-artifacts sweep probe`"
     if sweep.enabled:
         way_out += f"; the next probe, after {duration_text(sweep.every.total_seconds())} at most, ends this, too"
@@ -382,15 +384,23 @@ def _refused(failed: Iterable[FailedJobs]) -> Iterator[Check]:
             )
 
 
-def _failed(session: Sources, runs: Mapping[str, LastRun]) -> Iterator[Check]:
-    """Yield the sweeps whose last run failed: what they look for is not known since then."""
+def _failing(session: Sources, runs: Mapping[str, LastRun]) -> Iterator[Check]:
+    """Yield the sweeps whose last run failed: what they look for is not known since then.
+
+    The command for a sweep that beat does not start tells by itself how the run ended.
+    """
+    schedule = beat_schedule(session.settings)
     for kind, run in runs.items():
-        if kind == SWEEP_BACKUP.kind and is_backup_redone(session.settings, session.catalogue, run.finished_at):
-            continue
-        if run.state == JobState.FAILED:
-            message = (run.error or {}).get("message", "")
-            way_out = f"see `zot-artifacts jobs {run.job}`; its next run that succeeds ends this"
-            yield Check(f"sweep {sweep_name(kind)}", "bad", f"its last run failed: {message}", way_out)
+        ended = run.ended
+        if kind in schedule and ended and ended.failing_since:
+            name, every = sweep_name(kind), duration_text(schedule[kind]["schedule"].total_seconds())
+            yield Check(
+                f"sweep {name}",
+                "bad",
+                f"its runs fail since {moment(ended.failing_since)}: {(ended.error or {}).get('message', '')}",
+                f"`zot-artifacts jobs {ended.job}` has the cause; repair that, then run `zot-artifacts sweep {name}`; "
+                f"its next run, after {every} at most, ends this, too",
+            )
 
 
 def _log(session: Sources) -> Iterator[Check]:

@@ -35,7 +35,7 @@ class RetrySettings(Section):
     """How Celery retries a job after a transient error."""
 
     max_attempts: Annotated[int, Field(ge=1)] = 8
-    """Attempts in all, the first included; then the job is a dead letter."""
+    """Attempts in all, the first included; then the job is a dead letter, and a sweep has failed."""
     backoff: Duration = timedelta(seconds=2)
     """The delay before the second attempt; it doubles with each further one. At least 1s."""
     backoff_max: Duration = timedelta(minutes=5)

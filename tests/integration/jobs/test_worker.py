@@ -15,7 +15,16 @@ from tests.servers.worker import Worker
 from tests.unit.alarms.receivers import Posted, http_receiver, raw_receiver
 from tests.waiting import WITHIN, until
 from zot_artifact_client import ArtifactClient, JobCancelled, JobFailed
-from zot_artifact_client.contract import QUERIES, TASKS, VERIFY, JobState, Progress, Queue
+from zot_artifact_client.contract import (
+    QUERIES,
+    REPLICATE,
+    SWEEP_LEFTOVERS,
+    TASKS,
+    VERIFY,
+    JobState,
+    Progress,
+    Queue,
+)
 
 MIB = 1 << 20
 LONG = 80
@@ -85,19 +94,31 @@ def test_a_job_is_in_the_ledger_under_its_celery_id(client, catalogue, source):
     assert record.result == result.model_dump(mode="json")
 
 
-def test_a_fault_that_stays_ends_as_dead_with_its_cause_and_attempts(client, worker, catalogue, source):
-    """A store that does not come back uses up the attempts; the job is dead, and says why and after how many."""
+def test_a_fault_that_stays_ends_as_dead_with_its_cause_and_attempts(client, worker, catalogue, source, valkey):
+    """A store that does not come back uses up the attempts; the job is dead, and says why and after how many.
+
+    A sweep has failed then, and so has a job that a sweep has sent: the next run does the same.
+    """
+    client.upload(source(), "releases", "once.tgz", stores=["primary"]).wait(WITHIN)
     away = worker.home / "stores" / "dr"
     away.rename(away.with_name("unplugged"))
     try:
         job = client.upload(source(), "releases", "dead.tgz")
+        with Celery(broker=valkey.url, backend=valkey.url, set_as_current=False) as beat:
+            sweep = beat.send_task(SWEEP_LEFTOVERS.name, queue=Queue.SWEEP.value)
+            asked = {"bucket": "releases", "key": "once.tgz", "to": ["dr"]}
+            sent = beat.send_task(REPLICATE.name, kwargs=asked, queue=Queue.SWEEP.value, parent_id=sweep.id)
+            by_sweeps = {each.id: str(each.get(timeout=WITHIN, propagate=False)) for each in (sweep, sent)}
         with pytest.raises(JobFailed, match="dr") as failed:
             job.wait(WITHIN)
     finally:
         away.with_name("unplugged").rename(away)
     assert (failed.value.state, failed.value.attempts, job.state) == ("dead", 2, JobState.DEAD)
-    record = catalogue.ledger.get(job.id)
-    assert (record.state, record.attempts, record.error["type"]) == ("dead", 2, "Unavailable")
+    ends = {job.id: "dead"} | dict.fromkeys(by_sweeps, "failed")
+    assert all("dr" in error for error in by_sweeps.values())
+    for id_, state in ends.items():
+        record = catalogue.ledger.get(id_)
+        assert (record.state, record.attempts, record.error["type"]) == (state, 2, "Unavailable")
 
 
 def test_a_fault_that_passes_costs_an_attempt_and_not_the_job(client, worker, catalogue, source):

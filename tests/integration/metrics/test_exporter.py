@@ -153,14 +153,16 @@ def test_what_is_open_in_the_catalogue_is_told(broker, tmp_path, monkeypatch):
         copy = catalogue.artifacts.copies(made)["dr"]
         catalogue.verifications.record(Finding("job", "dr", made, "corrupt"), copy, tag="1", now=now)
         lease = timedelta(seconds=30)
-        for name, kind in (("dies", "upload"), ("strange", "made-up"), ("cleans", "sweep.leftovers")):
-            catalogue.ledger.acquire(name, kind, {}, owner="me", writes_to=None, parent=None, now=now, lease=lease)
-            catalogue.ledger.finish(name, 1, JobState.DEAD, now=clock.now(), error={"type": "X", "message": "x"})
+        dead, failed, error = JobState.DEAD, JobState.FAILED, {"type": "X", "message": "x"}
+        ends = {"upload": dead, "made-up": dead, "sweep.leftovers": failed}
+        for kind, end in ends.items():
+            catalogue.ledger.acquire(kind, kind, {}, owner="me", writes_to=None, parent=None, now=now, lease=lease)
+            catalogue.ledger.finish(kind, 1, end, now=clock.now(), error=error)
         then = now - timedelta(hours=1)
         catalogue.ledger.acquire("late", "upload", {}, owner="me", writes_to=None, parent=None, now=then, lease=lease)
         until(lambda: scrape().get(("findings", "no", "corrupt", "dr")) == 1)
         until(lambda: scrape().get(("copies", "corrupt", "dr")) == 1)
-        until(lambda: scrape()["dead_letters",] == 3)
+        until(lambda: scrape()["dead_letters",] == 2)
         found = scrape()
         assert found["sweep_last_success", "sweep.cleanup"] == 0
         assert found["late_jobs",] == 1

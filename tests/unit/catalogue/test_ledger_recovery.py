@@ -19,9 +19,9 @@ AGAIN = timedelta(minutes=5)
 DIGEST = Digest(11, "a" * 64)
 
 
-def begin(catalogue, id_="job-1", *, ago=timedelta(), **more):
+def begin(catalogue, id_="job-1", *, kind="upload", ago=timedelta(), **more):
     arguments = {"owner": "me", "writes_to": None, "parent": None, "now": clock.now() - ago, "lease": LEASE} | more
-    return catalogue.ledger.acquire(id_, "upload", {"key": "a"}, **arguments)
+    return catalogue.ledger.acquire(id_, kind, {"key": "a"}, **arguments)
 
 
 def overdue(catalogue, ahead=timedelta()):
@@ -95,7 +95,7 @@ def test_the_jobs_that_wait_for_a_store_are_found(catalogue):
 
 
 def test_starts_of_which_nothing_was_heard_again_are_counted(catalogue):
-    """So many in a row and the job is dead; a start that was heard of again begins the count anew."""
+    """So many in a row and the job is dead, a sweep failed; a start that was heard of again begins the count anew."""
     later = (clock.now() + n * 2 * LEASE for n in range(10))  # each start finds the lease of the one before lapsed
     for crashes in (0, 1):
         assert begin(catalogue, now=next(later), max_crashes=3).record.crashes == crashes
@@ -109,6 +109,9 @@ def test_starts_of_which_nothing_was_heard_again_are_counted(catalogue):
     assert (ended.record.state, ended.record.error["type"]) == ("dead", "Poison")
     with pytest.raises(LostLease):
         catalogue.ledger.finish(last.record.id, last.record.fence, JobState.SUCCEEDED, now=clock.now())
+    begin(catalogue, "sweep-1", kind="sweep.verify", ago=2 * LEASE)
+    ended = begin(catalogue, "sweep-1", kind="sweep.verify", max_crashes=1)
+    assert (ended.record.state, ended.record.error["type"]) == ("failed", "Poison")
 
 
 BACK = timedelta(hours=1)

@@ -17,6 +17,7 @@ from worker import cli, clock
 from worker.catalogue import Artifact, Catalogue, Finding, Leased, sqlite
 from worker.limits.snooze import StoreRefuses
 from worker.metrics.catalogue_figures import LedgerFigures
+from worker.readable import moment
 from worker.settings import load_settings
 from worker.storage import Digest
 from zot_artifact_client.contract import JobState
@@ -376,55 +377,53 @@ def test_jobs_that_a_store_refused_are_open_for_a_day(catalogue: Catalogue, zot:
     assert catalogue.coverage.failed_jobs(since=clock.now()) == []
 
 
-def test_a_sweep_whose_last_run_failed_is_open(catalogue: Catalogue, zot: Zot) -> None:
-    """Where a sweep fails for good nothing is found any more, which is no good state; the next good run ends it.
+def test_a_sweep_whose_last_run_failed_is_open(catalogue: Catalogue, zot: Zot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a sweep fails nothing is found any more, which is no good state until a run succeeds, also in the metric.
 
-    So it does where the clock was ahead when the sweep failed.
+    A run that has not ended, that was cancelled or that was of one store tells nothing of that; a clock that was ahead
+    does not either. A sweep that beat does not start is not counted: its command tells how it ended.
     """
 
-    def ran(
-        job: str, state: JobState, error: dict[str, Any] | None = None, ahead: timedelta = timedelta()
-    ) -> dict[str, Any]:
-        now = clock.now() + ahead
+    def ran(job: str, state: JobState, *, ago: timedelta = timedelta(), request: dict[str, str] | None = None) -> Any:
+        now, error = clock.now() - ago, {"type": "AccessDenied", "message": f"dr: listing is denied to {job}"}
         begun = catalogue.ledger.acquire(
-            job, "sweep.leftovers", {}, owner="here", writes_to=None, parent=None, now=now,
+            job, "sweep.leftovers", request or {}, owner="here", writes_to=None, parent=None, now=now,
             lease=timedelta(seconds=30), queue="sweep",
         )  # fmt: skip
         assert isinstance(begun, Leased)
-        catalogue.ledger.finish(job, begun.record.fence, state, now=now, result={}, error=error)
-        _, document = zot("status")
-        return {each["name"]: each for each in document["checks"] if each["name"].startswith("sweep ")}
+        failed = state == JobState.FAILED
+        if state.terminal:
+            ledger = catalogue.ledger
+            ledger.finish(job, begun.record.fence, state, now=now, result={}, error=error if failed else None)
+        samples = (
+            each for metric in LedgerFigures(load_settings(), lambda: catalogue).collect() for each in metric.samples
+        )
+        good = [each.value for each in samples if each.name == "zot_artifacts_sweep_last_success"]
+        checks = [each for each in zot("status")[1]["checks"] if each["name"].startswith("sweep ")]
+        assert good in ([float(not checks)], [])
+        return [(each["name"], each["outcome"], each["detail"], each["way_out"]) for each in checks]
 
     for ahead in (timedelta(hours=1), timedelta()):
-        denied = {"type": "AccessDenied", "message": "dr: listing is denied"}
-        broken = ran(f"failed {ahead}", JobState.FAILED, denied, ahead)
-        assert {name: each["outcome"] for name, each in broken.items()} == {"sweep cleanup": "bad"}
-        assert "dr: listing is denied" in broken["sweep cleanup"]["detail"]
-        assert ran(f"good {ahead}", JobState.SUCCEEDED) == {}
-
-
-def test_a_backup_by_command_ends_what_a_failed_one_left(
-    catalogue: Catalogue, zot: Zot, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`catalogue backup` is no job: the failed sweep counts no more in `status` and metrics once each store has one."""
-    monkeypatch.setenv("ZOT_SWEEP__BACKUP__STORES", '["primary", "dr"]')
-    now, lease = clock.now() - timedelta(minutes=1), timedelta(seconds=30)
-    catalogue.ledger.acquire("job", "sweep.backup", {}, owner="here", writes_to=None, parent=None, now=now, lease=lease)
-    error = {"type": "Unavailable", "message": "dr: its disk is away"}
-    catalogue.ledger.finish("job", 1, JobState.FAILED, now=now, error=error)
-    figures = LedgerFigures(load_settings(), lambda: catalogue)
-    for store, good in ((None, False), ("primary", False), ("dr", True)):
-        if store:
-            catalogue.backup_times.set_written(store, clock.now())
-        samples = (each for metric in figures.collect() for each in metric.samples)
-        [told] = [each.value for each in samples if each.name == "zot_artifacts_sweep_last_success"]
-        assert bool(told) is good, store
-        assert ("sweep backup" not in {each["name"] for each in zot("status")[1]["checks"]}) is good, store
-    monkeypatch.setenv("ZOT_VERIFICATION_LOG__KEEP", "90d")  # the sweep archives the log, too
-    figures = LedgerFigures(load_settings(), lambda: catalogue)
-    samples = (each for metric in figures.collect() for each in metric.samples)
-    assert [each.value for each in samples if each.name == "zot_artifacts_sweep_last_success"] == [0]
-    assert "sweep backup" in {each["name"] for each in zot("status")[1]["checks"]}
+        [(_, _, detail, _)] = ran(f"ahead {ahead}", JobState.FAILED, ago=-ahead)
+        assert "dr: listing is denied" in detail
+        assert ran(f"good {ahead}", JobState.SUCCEEDED, ago=-ahead) == []
+    assert ran("of one store", JobState.FAILED, request={"store": "dr"}) == []
+    for seconds in (1, 2):
+        ran(f"run {seconds}", JobState.FAILED, ago=-timedelta(seconds=seconds))
+    first = catalogue.ledger.get("run 1")
+    assert first is not None
+    assert first.finished_at is not None
+    for job, state in (("runs", JobState.RUNNING), ("cancelled", JobState.CANCELLED)):
+        [(name, outcome, detail, way_out)] = ran(job, state, ago=-timedelta(seconds=3))
+        assert (name, outcome) == ("sweep cleanup", "bad")
+        assert detail == f"its runs fail since {moment(first.finished_at)}: dr: listing is denied to run 2"
+        assert way_out.startswith(
+            "`zot-artifacts jobs run 2` has the cause; repair that, then run `zot-artifacts sweep cleanup`;"
+        )
+    with monkeypatch.context() as off:
+        off.setenv("ZOT_SWEEP__CLEANUP__ENABLED", "false")
+        assert ran("by hand", JobState.FAILED, ago=-timedelta(seconds=4)) == []
+    assert ran("good", JobState.SUCCEEDED, ago=-timedelta(seconds=5)) == []
 
 
 def test_sweeps_have_the_names_that_the_command_takes(catalogue: Catalogue, capsys: pytest.CaptureFixture[str]) -> None:

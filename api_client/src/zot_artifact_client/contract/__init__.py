@@ -279,7 +279,7 @@ class JobState(StrEnum):
     RETRYING = "retrying"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
-    """The job cannot succeed; its error says why."""
+    """The job cannot succeed, or a sweep does the same again; its error says why."""
     DEAD = "dead"
     """Every attempt met a transient error; the job can be redriven."""
     CANCELLED = "cancelled"
