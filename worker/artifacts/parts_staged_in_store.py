@@ -17,7 +17,8 @@ from worker.limits.limited_store import AnyStore
 from worker.settings import Settings
 from worker.storage import Store
 from worker.storage.driver import BUFFER_SIZE, ListedObject, SignedPut
-from worker.storage.errors import NotFound, OutOfSpace, SizeMismatch
+from worker.storage.errors import NotFound, SizeMismatch
+from worker.storage.filesystem.open_without_symlinks import translate
 from worker.storage.integrity.verifying_reader import write_at
 from worker.storage.keys import UPLOADS_BUCKET
 
@@ -117,7 +118,7 @@ def assembled(
                     try:
                         write_at(file.fileno(), memoryview(piece), offset)
                     except OSError as error:
-                        raise OutOfSpace(f"source {source}: the data directory: {error.strerror}") from error
+                        raise translate(error, f"source {source}: its parts", settings.spool_dir) from error
                     offset += len(piece)
                     heartbeat()
         yield Source(source, file, offset)

@@ -47,7 +47,6 @@ from worker.settings.private_data_directory import (
 )
 from worker.storage.config import FilesystemConfig
 from worker.storage.errors import HoldNotOffered, OtherStore, OutOfSpace, SameStore, StorageError
-from worker.storage.filesystem.open_without_symlinks import MAKE_ROOM
 from worker.storage.keys import PROBE_BUCKET
 from worker.storage.probe import PROBE, probe
 from worker.storage.same_place import indistinguishable
@@ -278,7 +277,7 @@ def _store(session: Session, name: str, breaker: OpenBreaker | None) -> Check:
     except (SameStore, OtherStore, CatalogueError) as error:
         return _wrong_store(session, name, error)
     except StorageError as error:
-        detail = error.message.removeprefix(f"{name}: ").removesuffix(MAKE_ROOM)  # the way out names the disk
+        detail = error.message.removeprefix(f"{name}: ").partition("; make room in ")[0]  # the way out names the disk
         if breaker:
             told = str(breaker)
             return Check(title, "unknown", told if detail in told else f"{detail}; {told}", way_out_of_breaker(name))

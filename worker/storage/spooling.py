@@ -8,7 +8,7 @@ from pathlib import Path
 
 from worker.storage.errors import OutOfSpace, StorageError
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @contextmanager

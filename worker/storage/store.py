@@ -44,7 +44,6 @@ from worker.storage.errors import (
     InvalidRange,
     NotDeleted,
     NotFound,
-    OutOfSpace,
     PermanentError,
     PreconditionFailed,
     SizeMismatch,
@@ -72,6 +71,7 @@ from worker.storage.keys import (
     is_bucket,
     reserved_key,
 )
+from worker.storage.spooling import spooling_in
 from worker.storage.transfer.multipart import MEMORY, Checkpoint, MultipartWrite, NoCheckpoint
 from worker.storage.transfer.resumable_read import ResumableReader, open_resumable
 from worker.storage.transfer.server_copy import Between, copy_server_side
@@ -808,10 +808,8 @@ class Store:
             return
         body = VerifyingReader(source, size=info.size, sha256=info.sha256)
         with tempfile.TemporaryFile(dir=self._spool_dir, prefix="zot-spool-") as spool:
-            try:
+            with spooling_in(self._spool_dir):
                 while piece := body.read(BUFFER_SIZE):
                     spool.write(piece)
                 spool.seek(0)
-            except OSError as error:
-                raise OutOfSpace(f"{self.name}: no room to spool to in {self._spool_dir}: {error.strerror}") from error
             yield spool, replace(info, size=body.digest.size, sha256=body.digest.sha256)

@@ -108,7 +108,7 @@ def test_a_command_whose_catalogue_goes_away_tells_that_its_job_continues(client
 
 def test_the_command_that_an_error_names_sends_the_failed_job_again(client: ArtifactClient, zot: Zot) -> None:
     """The way out of a disk that became read-only: its jobs have failed, and are no dead letters."""
-    error = translate(OSError(errno.EROFS, "Read-only file system"), "nas: releases/app.tgz")
+    error = translate(OSError(errno.EROFS, "Read-only file system"), "nas: releases/app.tgz", Path("/mnt/nas"))
     failed, request = {"type": type(error).__name__, "message": str(error)}, {"bucket": "releases", "key": "app.tgz"}
     with closing(Catalogue(load_settings().catalogue_url)) as catalogue:
         taken = catalogue.ledger.acquire(

@@ -33,7 +33,9 @@ def test_a_full_disk_keeps_the_previous_content_and_gets_the_new_one_when_there_
     When there is room again, sending it again writes what is missing, and makes no other version.
     """
     run(upload, request(source(OLD)))
-    with pytest.raises(OutOfSpace, match="dr"):
+    with pytest.raises(
+        OutOfSpace, match=f"^dr: releases/app.tgz: No space left on device; make room in {small_disk}, "
+    ):
         run(upload, request(source(NEW)))
 
     assert stored("primary").read_bytes() == NEW

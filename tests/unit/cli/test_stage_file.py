@@ -16,7 +16,7 @@ from worker.cli.errors import Failure
 from worker.cli.get import file_at
 from worker.cli.stage_file import check_file, stage
 from worker.settings import Settings
-from worker.storage.errors import OutOfSpace
+from worker.storage.errors import PermanentError
 
 DATA = os.urandom(200_000)
 
@@ -71,7 +71,7 @@ def test_no_link_is_followed(settings: Settings, source: Path, tmp_path: Path) -
     (settings.staging_dir / "job-3").mkdir()
     (settings.staging_dir / "job-3" / ".zot-download").symlink_to(victim / "kept")
     download = partial_download("https://builds.example/app.tgz", settings, "job-3", lambda: None)
-    with pytest.raises(OutOfSpace, match="cannot take a download"), download:
+    with pytest.raises(PermanentError, match="the file of the download: Too many"), download:
         pytest.fail("the link was followed")
     assert (victim / "kept").read_bytes() == b"kept"
 

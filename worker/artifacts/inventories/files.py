@@ -4,7 +4,7 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 
 from worker.artifacts.inventories.manifest import BadInventory, ReportFile
@@ -12,7 +12,8 @@ from worker.artifacts.sources import open_source
 from worker.limits.limited_store import LimitedStores
 from worker.settings import Settings
 from worker.storage.driver import BUFFER_SIZE
-from worker.storage.errors import NotFound, OutOfSpace
+from worker.storage.errors import NotFound
+from worker.storage.filesystem.open_without_symlinks import translate
 
 _MANIFEST = 64 << 20
 """Bytes of the largest manifest, of a report of 100,000 files."""
@@ -57,7 +58,7 @@ class ReportFiles:
             StorageError: it cannot be read.
         """
         digest, size = hashlib.md5(usedforsecurity=False), 0
-        spool_dir = self._settings.spool_dir if self._settings.spool_dir.is_dir() else None
+        spool_dir = self._settings.spool_dir if self._settings.spool_dir.is_dir() else Path(tempfile.gettempdir())
         with tempfile.TemporaryFile(dir=spool_dir, prefix="zot-inventory-") as copy:
             with self._found(file.name) as reader:
                 while piece := reader.read(BUFFER_SIZE):
@@ -67,7 +68,7 @@ class ReportFiles:
                     try:
                         copy.write(piece)
                     except OSError as error:
-                        raise OutOfSpace(f"no room for the inventory in {spool_dir}: {error.strerror}") from error
+                        raise translate(error, f"a copy of {file.name}", spool_dir) from error
             if file.size is not None and size != file.size:
                 raise BadInventory(f"{self._place}: {file.name} has {size} bytes, the manifest says {file.size}")
             if file.md5 is not None and digest.hexdigest() != file.md5:

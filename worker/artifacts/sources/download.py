@@ -36,13 +36,13 @@ from worker.storage.durations_and_sizes import duration_text
 from worker.storage.errors import (
     AccessDenied,
     NotFound,
-    OutOfSpace,
     SizeMismatch,
     StorageError,
     Throttled,
     Timeout,
     Unavailable,
 )
+from worker.storage.filesystem.open_without_symlinks import translate
 from zot_artifact_client.retry_after import read_retry_after
 
 logger = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ class _Transfer:
         """Bytes over all connections, for the rate."""
         self._name = shown(url)
         self._partial = partial
-        self._sources = settings.sources
+        self._sources, self._home = settings.sources, settings.home
         self._announced = announced
         self._told: Told = frozenset()
         """The digests that the host announces."""
@@ -314,9 +314,7 @@ class _Transfer:
             try:
                 self._partial.append(piece)
             except OSError as error:
-                raise OutOfSpace(
-                    f"source {self._name}: no space left for the download in the data directory: {error.strerror}"
-                ) from error
+                raise translate(error, f"source {self._name}: the download", self._home) from error
             self.received += len(piece)
             for each in self._hashes.values():
                 each.update(piece)

@@ -13,7 +13,8 @@ from typing import Any, BinaryIO
 from worker.settings import Settings
 from worker.settings.private_data_directory import open_own
 from worker.storage.driver import BUFFER_SIZE
-from worker.storage.errors import OutOfSpace, PermanentError
+from worker.storage.errors import PermanentError
+from worker.storage.filesystem.open_without_symlinks import translate
 
 _FILE = ".zot-download"
 _STATE = ".zot-download.json"
@@ -76,7 +77,7 @@ def partial_download(
             file = _claimed(directory, held) if job else None
             other = file or held.enter_context(tempfile.TemporaryFile(dir=settings.spool_dir, prefix="zot-spool-"))
         except OSError as error:
-            raise OutOfSpace(f"the data directory cannot take a download: {error.strerror}") from error
+            raise translate(error, "the file of the download", settings.home) from error
         partial = Partial(other)
         if file is None:  # another delivery of the job has the file
             yield partial

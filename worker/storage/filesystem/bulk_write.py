@@ -175,7 +175,7 @@ class BulkWrite:
                 os.fsync(directories.open(parents))
             except OSError as error:
                 for item in there:
-                    item.error = translate(error, f"{self._store}: {item.path}")
+                    item.error = translate(error, f"{self._store}: {item.path}", self._tree.root)
 
     def _prune(self, failed: Sequence[_Item], fresh: set[str]) -> None:
         """Remove the directories that were made for objects that failed."""
@@ -191,7 +191,7 @@ class BulkWrite:
         except StorageError as error:
             item.error = error
         except OSError as error:
-            item.error = translate_write(error, f"{self._store}: {item.path}")
+            item.error = translate_write(error, f"{self._store}: {item.path}", self._tree.root)
 
 
 class _Directories:

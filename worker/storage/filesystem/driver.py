@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 from worker.storage.config import FilesystemConfig
@@ -84,7 +85,6 @@ class FilesystemDriver:
     """A store whose objects are files below one root."""
 
     capabilities = _CAPABILITIES
-    _translate_os_error = staticmethod(translate)
 
     def __init__(self, name: str, config: FilesystemConfig) -> None:
         self.name = name
@@ -128,7 +128,9 @@ class FilesystemDriver:
         self, bucket: str, key: str, *, offset: int = 0, length: int | None = None, uncached: bool = False
     ) -> FilesystemReader:
         path = ObjectPath(bucket, key)
-        return FilesystemReader(self.name, path, self._find(path), offset=offset, length=length, uncached=uncached)
+        return FilesystemReader(
+            self.name, path, self._find(path), root=self._root, offset=offset, length=length, uncached=uncached
+        )
 
     def small_reads(self) -> FilesystemSmallReads:
         return FilesystemSmallReads(self._tree, cached=self._verify_cached)
@@ -154,7 +156,7 @@ class FilesystemDriver:
     def copy(self, bucket: str, key: str, to_bucket: str, to_key: str) -> ObjectStat:
         source, path = ObjectPath(bucket, key), ObjectPath(to_bucket, to_key)
         for _ in range(_RACES):
-            with FilesystemReader(self.name, source, self._find(source)) as reader, self._errors(path):
+            with FilesystemReader(self.name, source, self._find(source), root=self._root) as reader, self._errors(path):
                 try:
                     return self._copy_link(source, reader, path)
                 except _NoLinks:
@@ -219,14 +221,17 @@ class FilesystemDriver:
             temp.write(b"zot")
             temp.finish()
 
+    def _translate_os_error(self, error: OSError, what: str) -> StorageError:
+        return translate(error, what, self._root)
+
     @contextmanager
-    def _errors(self, what: object, by: Callable[[OSError, str], StorageError] = translate) -> Iterator[None]:
+    def _errors(self, what: object, by: Callable[[OSError, str, Path], StorageError] = translate) -> Iterator[None]:
         try:
             yield
         except StorageError:
             raise
         except OSError as error:
-            raise by(error, f"{self.name}: {what}") from error
+            raise by(error, f"{self.name}: {what}", self._root) from error
 
     def _find(self, path: ObjectPath) -> OpenObject:
         try:

@@ -64,38 +64,38 @@ ERRORS: dict[int, type[StorageError]] = {
 }
 """The StorageError for an errno. All others are Unavailable: the disk or the machine may recover."""
 
-MAKE_ROOM = "; make room, or raise the limit"
 _WAYS_OUT: dict[type[StorageError], str] = {
-    AccessDenied: "; the worker's user must be able to read and write there",
-    OutOfSpace: MAKE_ROOM,
-    Unavailable: "; check that the disk is mounted and healthy, and that the process may open more files",
+    AccessDenied: "the worker's user must be able to read and write in {root}",
+    OutOfSpace: "make room in {root}, or raise the limit",
+    Unavailable: "check that the disk of {root} is mounted and healthy, and that the process may open more files",
 }
 _READ_ONLY = (
-    "; the disk is mounted read-only, as the system does after errors of the disk: make it writable, then "
+    "the disk of {root} is mounted read-only, as the system does after errors of the disk: make it writable, then "
     "`zot-artifacts jobs retry --all --state failed --error AccessDenied`"
 )
 
 
-def translate(error: OSError, what: str) -> StorageError:
-    """Return the StorageError for an OSError; `what` names the store and the object."""
+def translate(error: OSError, what: str, root: Path) -> StorageError:
+    """Return the StorageError for an OSError; `what` names the store and the object, and the store is in `root`."""
     if isinstance(error, StorageError):
         return error
     if error.errno == errno.ENOENT:
         return NotFound(f"{what} does not exist")
     kind = ERRORS.get(error.errno or 0, Unavailable)
-    way_out = _READ_ONLY if error.errno == errno.EROFS else _WAYS_OUT.get(kind, "")
+    way_out = _READ_ONLY if error.errno == errno.EROFS else _WAYS_OUT.get(kind)
     if str(error.filename).endswith(SIDECAR) and not what.endswith(SIDECAR):  # the data beside it can be read
         what = f"{what}: its digest in {error.filename}"
-    return kind(f"{what}: {error.strerror or error}{way_out}")
+    told = f"{what}: {error.strerror or error}"
+    return kind(f"{told}; {way_out.format(root=root)}" if way_out else told)
 
 
-def translate_write(error: OSError, what: str) -> StorageError:
+def translate_write(error: OSError, what: str, root: Path) -> StorageError:
     """Return the StorageError for an OSError of a write; what is missing then has been removed meanwhile."""
     if error.errno == errno.ENOENT and not isinstance(error, StorageError):
         return Conflict(
             f"{what}: another program removed its directory or its temporary file meanwhile; try again later"
         )
-    return translate(error, what)
+    return translate(error, what, root)
 
 
 class Tree:
@@ -106,7 +106,7 @@ class Tree:
         self.file_mode = file_mode
         self._dir_mode = dir_mode
         self._store = store
-        self._root = root
+        self.root = root
         self._folds: str | None = None
         self._unreadable: dict[tuple[str, ...], StorageError] = {}
 
@@ -171,7 +171,7 @@ class Tree:
 
     def report(self, path: tuple[str, ...], error: OSError) -> None:
         """Record and log a directory or a file that a listing skips because it cannot be read."""
-        problem = translate(error, f"{self._store}: {'/'.join(path)}")
+        problem = translate(error, f"{self._store}: {'/'.join(path)}", self.root)
         if path not in self._unreadable:
             logger.warning("%s; listings pass over it", problem.message)
         if len(self._unreadable) < _MAX_UNREADABLE:
@@ -320,7 +320,7 @@ class Tree:
                     break
                 except BlockingIOError:
                     if time.monotonic() >= until:  # writers hold it for a few system calls only
-                        where = self._root.joinpath(*LOCKS, name)
+                        where = self.root.joinpath(*LOCKS, name)
                         raise Unavailable(
                             f"{self._store}: another process has locked {where} for {LOCK_SECONDS:.0f} s; "
                             f"`fuser {where}` names it"
@@ -351,11 +351,11 @@ class Tree:
 
     def _open_root(self) -> int:
         try:
-            return os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
+            return os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise Unavailable(
-                f"{self._store}: its root {self._root} is not a directory that exists: "
-                f"mount the disk, or make it with `mkdir -p {self._root}`"
+                f"{self._store}: its root {self.root} is not a directory that exists: "
+                f"mount the disk, or make it with `mkdir -p {self.root}`"
             ) from error
 
 

@@ -5,6 +5,7 @@ import fcntl
 import os
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 from worker.storage.driver import ObjectStat, VersionReader
 from worker.storage.errors import StorageError
@@ -38,13 +39,14 @@ class FilesystemReader(VersionReader):
         path: ObjectPath,
         found: OpenObject,
         *,
+        root: Path,
         offset: int = 0,
         length: int | None = None,
         uncached: bool = False,
     ) -> None:
         self.found = found
         self._stat = object_stat(path, found.stat, found.sha256)
-        self._what = f"{store}: {path}"
+        self._what, self._root = f"{store}: {path}", root
         self._offset = offset
         self._left = length
         self._uncached = uncached
@@ -140,4 +142,4 @@ class FilesystemReader(VersionReader):
                 os.posix_fadvise(self.found.fd, *self._span, getattr(os, advice))
 
     def _error(self, error: OSError) -> StorageError:
-        return translate(error, self._what)
+        return translate(error, self._what, self._root)

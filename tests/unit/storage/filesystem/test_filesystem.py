@@ -24,10 +24,12 @@ from hypothesis import strategies as st
 from worker.storage.config import FilesystemConfig
 from worker.storage.driver import Digest, Match, WriteInfo
 from worker.storage.errors import (
+    AccessDenied,
     AlreadyExists,
     DigestMismatch,
     InvalidKey,
     NotFound,
+    OutOfSpace,
     PermanentError,
     PreconditionFailed,
     StorageError,
@@ -478,23 +480,24 @@ def test_directories_that_are_no_buckets_are_not_touched(store: Store, root: Pat
 
 @pytest.mark.parametrize("code", sorted(errno.errorcode))
 def test_every_error_of_the_system_has_a_meaning(code: int) -> None:
-    """Each errno becomes one of our errors, in one line that names the store and the object."""
-    error = translate(OSError(code, os.strerror(code)), "main: b/k")
+    """Each errno becomes one of our errors, in one line that names the store, the object and what needs a repair."""
+    error = translate(OSError(code, os.strerror(code)), "main: b/k", Path("/mnt/main"))
     assert isinstance(error, ERRORS.get(code, Unavailable))
     assert str(error).startswith("main: b/k")
+    assert isinstance(error, OutOfSpace | AccessDenied | Unavailable) == ("/mnt/main" in str(error))
     assert "\n" not in str(error)
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENODEV, errno.ENOTCONN])
 def test_a_sick_disk_may_get_well(code: int) -> None:
     """What is wrong with the disk or the machine, and not with the request, is worth another try."""
-    assert type(translate(OSError(code, ""), "main")) is Unavailable
+    assert type(translate(OSError(code, ""), "main", Path("/mnt"))) is Unavailable
 
 
 def test_an_error_of_ours_stays_what_it_is() -> None:
     """NotFound is a FileNotFoundError too, and is not translated twice."""
     error = NotFound("main: b/k does not exist")
-    assert translate(error, "elsewhere") is error
+    assert translate(error, "elsewhere", Path("/mnt")) is error
 
 
 def test_an_error_of_the_source_is_not_the_stores(store: Store) -> None:

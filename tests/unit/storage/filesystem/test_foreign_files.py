@@ -194,7 +194,7 @@ def test_an_unreadable_bucket_is_an_error_of_its_listing(store: Store, refused: 
 def test_errors_of_the_machine_are_transient(code: str) -> None:
     """What a later attempt may not meet again does not fail a job for good."""
     number = getattr(__import__("errno"), code)
-    assert isinstance(translate(OSError(number, code), "main: b/k"), Unavailable)
+    assert isinstance(translate(OSError(number, code), "main: b/k", Path("/mnt")), Unavailable)
 
 
 def test_a_lock_that_another_process_keeps_ends_the_wait(
