@@ -137,7 +137,7 @@ def _translation(engine: Engine, error: Exception) -> CatalogueError:
 
 
 def _way_out(engine: Engine, error: BaseException | None) -> str | None:
-    found: str | None = _dialect(engine).way_out(error) if isinstance(error, DBAPIError) else None
+    found: str | None = _dialect(engine).way_out(error, engine.url) if isinstance(error, DBAPIError) else None
     return found
 
 
@@ -262,9 +262,9 @@ class Database:
         self, mode: str, begin: Callable[[Connection], object], options: Mapping[str, Any]
     ) -> Iterator[Any]:
         if self._file is not None and _device_and_inode(self._file.path) != self._file.opened:
+            way_out = sqlite.absent_directory(self._file.path) or "put it back, or restart the workers on the new one"
             raise CatalogueUnavailable(
-                f"catalogue {self._file.path}: the file was deleted or replaced while it was in use; "
-                "put it back, or restart the workers on the new one"
+                f"catalogue {self._file.path}: the file was deleted or replaced while it was in use; {way_out}"
             )
         began = monotonic()
         connection: Connection | None = None
@@ -425,6 +425,8 @@ def _check_is_database(path: Path) -> bool:
             if not os.access(file, os.R_OK):
                 raise CatalogueError(f"catalogue {path}: this user cannot read {file}; give it to this user")
         except FileNotFoundError:
+            if absent := sqlite.absent_directory(path):
+                raise CatalogueUnavailable(f"catalogue {path}: {absent}") from None
             if file.is_symlink() and not file.resolve().parent.is_dir():  # otherwise SQLite makes the file
                 raise CatalogueError(f"catalogue {path}: {file} is a symbolic link to nothing; {_WAY_OUT}") from None
         except OSError as error:

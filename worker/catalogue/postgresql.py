@@ -168,7 +168,7 @@ def lacks_answer(connection: Connection) -> bool:
     return bool(driver.info.transaction_status.name == "ACTIVE")
 
 
-def way_out(error: DBAPIError) -> str | None:
+def way_out(error: DBAPIError, _url: URL) -> str | None:
     """Return what to do about an error, or None if that depends."""
     if state := getattr(error.orig, "sqlstate", None):
         return _WAYS_OUT.get(state)

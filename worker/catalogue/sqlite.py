@@ -98,9 +98,20 @@ def lacks_answer(_connection: Connection) -> bool:
     return False
 
 
-def way_out(error: DBAPIError) -> str | None:
-    """Return what to do about an error, or None if that depends."""
+def way_out(error: DBAPIError, url: URL) -> str | None:
+    """Return what to do about an error of the database at a URL, or None if that depends."""
+    if _code(error) == sqlite3.SQLITE_CANTOPEN and (path := file_of(url)):
+        writable = f"this user must be able to write in {path.absolute().parent}, and the process to open more files"
+        return absent_directory(path) or writable
     return _WAYS_OUT.get(_extended_code(error)) or _WAYS_OUT.get(_code(error))
+
+
+def absent_directory(path: Path) -> str | None:
+    """Return what to do about a file whose directory is not there; None if it is there."""
+    directory = path.absolute().parent
+    if os.path.isdir(directory):  # noqa: PTH112 - False for a name that is too long
+        return None
+    return f"there is no directory {directory}: mount its disk, make it, or name another file with ZOT_CATALOGUE"
 
 
 def _code(error: DBAPIError) -> int:

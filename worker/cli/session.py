@@ -4,10 +4,12 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import unquote
 
 from worker.artifacts.reading_order import AvoidedStores
 from worker.catalogue import Catalogue, JobRecord, expected_identity
+from worker.catalogue.sqlite import absent_directory
 from worker.cli.errors import Failure
 from worker.cli.output import note
 from worker.exit_status import Status
@@ -189,9 +191,9 @@ def no_catalogue(settings: Settings) -> Failure | None:
             Status.UNKNOWN,
             type_="CatalogueLost",
         )
-    where = f"ZOT_HOME={settings.home}" if settings.catalogue is None else "ZOT_CATALOGUE names a file that is absent"
-    return Failure(
-        f"no catalogue here ({where}): set ZOT_HOME to the data directory of the worker, or start `zot-artifacts up`",
-        Status.USAGE,
-        type_="NoCatalogue",
-    )
+    if settings.catalogue is None:
+        told = f"no catalogue here (ZOT_HOME={settings.home}): set ZOT_HOME to the data directory of the worker"
+    else:
+        file = Path(_file(settings) or "").absolute()
+        told = f"no catalogue here ({file}): {absent_directory(file) or 'name its file with ZOT_CATALOGUE'}"
+    return Failure(f"{told}, or start `zot-artifacts up`", Status.USAGE, type_="NoCatalogue")

@@ -41,7 +41,9 @@ from worker.catalogue import (
     PageOutcome,
     Share,
     VerdictRow,
+    check_file,
     checkpoint_write_ahead_log,
+    load_export,
 )
 from worker.report.service_checks import catalogue_lock
 from worker.storage import Digest
@@ -526,6 +528,27 @@ def test_what_is_no_catalogue_is_told_at_once(make, said, tmp_path, url):
     assert not isinstance(caught.value, CatalogueUnavailable), "it is not tried again"
     assert str(file) in str(caught.value)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_directory_in_which_no_file_can_be_made_is_named(tmp_path):
+    """SQLite says "unable to open database file" of one that is not there, such as on a disk that is not mounted.
+
+    So it does of a directory in which nothing can be made, such as `/proc`.
+    """
+    directory = tmp_path / "disk"
+    absent = f"there is no directory {directory}: mount its disk, make it, or name another file with ZOT_CATALOGUE"
+    told = {directory: absent, Path("/proc"): "this user must be able to write in /proc, and the process"}
+    for where, way_out in told.items():
+        for use in (Catalogue, partial(load_export, file=[])):
+            with pytest.raises(CatalogueUnavailable, match=f"^catalogue .*{where}/c.sqlite3: .*{way_out}"):
+                use(f"sqlite:///{where}/c.sqlite3")
+    with pytest.raises(CatalogueUnavailable, match=absent):
+        check_file(f"sqlite:///{directory}/c.sqlite3")
+    directory.mkdir()
+    with closing(Catalogue(f"sqlite:///{directory}/c.sqlite3")) as opened:
+        directory.rename(tmp_path / "away")
+        with pytest.raises(CatalogueUnavailable, match=absent):
+            opened.ledger.latest()
 
 
 def test_a_link_to_where_the_catalogue_is_to_be_made_is_followed(tmp_path, url):

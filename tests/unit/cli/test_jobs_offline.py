@@ -404,6 +404,12 @@ def test_commands_make_no_catalogue(zot, home, monkeypatch):
     assert "catalogue: no catalogue here" in told
     assert "store dr: filesystem: writes, reads" in told
     assert not (home / "catalogue.sqlite3").exists()
+    monkeypatch.setenv("ZOT_CATALOGUE", f"sqlite:///{home}/disk/c.sqlite3")
+    status, _, told = zot("ls")
+    assert (status, f"no catalogue here ({home}/disk/c.sqlite3): there is no directory {home}/disk" in told) == (
+        2,
+        True,
+    )
 
 
 def test_a_mistyped_key_is_not_deleted(zot, catalogue):
