@@ -96,7 +96,7 @@ def check_noted_head(catalogue: Catalogue, noted: LogHead | None) -> str | None:
 def accept_head(store: Store, catalogue: Catalogue, keys: LogKeys = _NO_KEYS) -> str | None:
     """Keep the present head in a store although another one is there, such as after a backup was restored.
 
-    Return the key under which the store keeps the head that was there, as evidence, or None.
+    Return the key under which the store keeps the other head that was there, as evidence, or None.
 
     Raises:
         StorageError: the store cannot be reached, or does not allow it.
@@ -106,12 +106,12 @@ def accept_head(store: Store, catalogue: Catalogue, keys: LogKeys = _NO_KEYS) ->
     if not store.capabilities.reserved_buckets or head is None:
         return None
     store.create_bucket(PROBE_BUCKET)
-    before = _body(store, catalogue)
+    before, present = _body(store, catalogue), _counted(catalogue, head, None)
     aside = None
-    if before is not None:
+    if before is not None and before != _bytes_of(catalogue, present, keys):
         aside = f"{_key(catalogue).removesuffix('.json')}.replaced-{clock.now():%Y%m%dT%H%M%S.%fZ}.json"
         store.write_object(PROBE_BUCKET, aside, io.BytesIO(before))
-    _write(store, catalogue, _counted(catalogue, head, None), keys)
+    _write(store, catalogue, present, keys)
     catalogue.findings.see_store(FindingKind.LOG_CHANGED, store.name, None, now=clock.now())
     return aside
 
