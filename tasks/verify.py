@@ -44,18 +44,27 @@ def _verify(job: RunningJob, artifact: Artifact, copies: list[Copy]) -> VerifyRe
             before = job.catalogue.verifications.by_job(job.id, artifact, copy.store)
             if before is not None:
                 job.advance(artifact.digest.size)
-                return CopyVerdict(store=copy.store, verdict=before[0], sha256=before[1], detail=before[2])
+                beside = _beside(job, artifact, copy.store)
+                return CopyVerdict(store=copy.store, verdict=before[0], sha256=before[1], detail=before[2] or beside)
         job.step(f"reading from {copy.store}")
         seen = verify_copy(job, artifact, copy)
         if seen is None:
             return None
-        return CopyVerdict(store=copy.store, verdict=seen.verdict, sha256=seen.sha256, detail=seen.detail)
+        beside = None if seen.stored_sha256 in {None, seen.sha256} else _beside(job, artifact, copy.store)
+        return CopyVerdict(store=copy.store, verdict=seen.verdict, sha256=seen.sha256, detail=seen.detail or beside)
 
     verdicts = for_each_store(copies, verify)
     return VerifyResult(
         **artifact.facts,
         copies=tuple(verdict for verdict in verdicts if verdict is not None),
     )
+
+
+def _beside(job: RunningJob, artifact: Artifact, store: str) -> str | None:
+    """Return that the digest beside the right bytes of a copy is not right; None if that is no open finding."""
+    if not job.catalogue.findings.has_wrong_metadata(artifact, store):
+        return None
+    return "the bytes are right, the SHA-256 beside them is wrong or lost: `zot-artifacts sweep repair` rewrites it"
 
 
 def _find_version(request: VerifyRequest, job: RunningJob) -> Artifact:

@@ -122,7 +122,7 @@ def _print_verdicts(result: Mapping[str, Any]) -> None:
     if not rows:
         complain(f"{result['bucket']}/{result['key']} has no copy in any store: upload it again")
     for copy in result["copies"]:
-        if copy["verdict"] != GOOD_VERDICT:
+        if copy["verdict"] != GOOD_VERDICT or copy.get("detail"):
             complain(f"{copy['store']}: {result['bucket']}/{result['key']} is {copy['verdict']}: {copy.get('detail')}")
 
 

@@ -55,7 +55,8 @@ class ReplicateResult(ArtifactResult):
 class CopyVerdict(Result):
     """What reading one copy has shown: `verified`, `corrupt`, `missing`, `size_mismatch`, `unreadable`, `unverifiable`.
 
-    `sha256` is the digest of the bytes that were read, or None where they were not all read.
+    `sha256` is the digest of the bytes that were read, or None where they were not all read. `detail` says what is
+    wrong with the copy, also where its bytes are right and the digest that the store keeps beside them is not.
     """
 
     store: str
