@@ -88,6 +88,21 @@ def test_a_bad_copy_is_open_until_it_is_right_again(
     assert "copies dr" not in {each["name"] for each in zot("doctor")[1]["checks"]}
 
 
+def test_the_bytes_of_many_copies_are_those_that_a_sweep_has_counted(
+    catalogue: Catalogue,
+    artifact: Artifact,
+    zot: Zot,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """To count the bytes of a large catalogue takes seconds, so `status` says what counts them."""
+    monkeypatch.setattr("worker.report.status._COUNTED_AT_ONCE", len(catalogue.artifacts.copies(artifact)) - 1)
+    catalogue.budgets.usage("dr", now=clock.now())  # as `sweep.verify` does
+    cli.run(["status"])
+    assert re.findall(r"(\S+): the next `zot-artifacts sweep verify`", capsys.readouterr().out) == ["primary"]
+    assert {each["store"]: each["bytes"] for each in zot("status")[1]["stores"]} == {"primary": None, "dr": 1}
+
+
 @pytest.mark.usefixtures("artifact")
 def test_a_catalogue_that_can_only_be_read_is_shown(zot: Zot, monkeypatch: pytest.MonkeyPatch) -> None:
     """`status` tells all that it reads, and that nothing can be written, with the way out; another user sees it so."""
