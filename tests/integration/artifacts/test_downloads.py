@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import resource
 import socket
 import threading
 import time
@@ -23,7 +24,15 @@ from worker.artifacts.sources import SourceRefused, open_source, remove_partial
 from worker.artifacts.sources.errors import origin_of
 from worker.settings import Settings, SettingsError, load_settings
 from worker.settings.section_models import SourceSettings
-from worker.storage.errors import AccessDenied, SizeMismatch, Throttled, Timeout, TransientError, Unavailable
+from worker.storage.errors import (
+    AccessDenied,
+    OutOfSpace,
+    SizeMismatch,
+    Throttled,
+    Timeout,
+    TransientError,
+    Unavailable,
+)
 
 DATA = os.urandom(4 << 20)
 ZEROS = b64encode(bytes(32)).decode()
@@ -395,6 +404,18 @@ def test_no_download_is_larger_than_the_settings_allow(host, settings):
         host.answers = [body]
         with pytest.raises(SizeMismatch, match=r"sources\.max_size"):
             fetch(host, small, sha256="0" * 64)
+
+
+def test_a_download_that_finds_no_room_names_the_directory(host, settings):
+    """The operator has to know which disk of the worker is full."""
+    host.answers = [whole()]
+    least, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, most))
+    try:
+        with pytest.raises(OutOfSpace, match=f"app.tgz: the download: File too large; make room in {settings.home}"):
+            fetch(host, settings)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (least, most))
 
 
 def test_a_host_that_is_busy_says_for_how_long(host, settings):
