@@ -86,6 +86,17 @@ class Postgres(Server):
         """End the server without waiting until its clients go."""
         self._end(signal.SIGINT)
 
+    @contextmanager
+    def standby(self) -> Iterator[None]:
+        """Be a standby, which can be read, for a `with` block, and then take over."""
+        self.stop()
+        (self._data / "standby.signal").touch()
+        self._spawn()
+        try:
+            yield
+        finally:
+            self._execute("SELECT pg_promote()")
+
     def _execute(self, statement: str) -> None:
         with connect(self.url()) as connection:
             connection.execute(statement)

@@ -176,12 +176,15 @@ def way_out(error: DBAPIError, _url: URL) -> str | None:
 
 
 def _set_up_connection(connection: Any, record: Any) -> None:
-    connection.autocommit = True  # otherwise a rollback of the first transaction would undo it
-    if _is_pooled(connection):
+    # In a transaction: the role's isolation may be SERIALIZABLE, in which a standby answers nothing.
+    pooled = _is_pooled(connection)
+    connection.rollback()
+    if pooled:
         record.info[_POOLED] = True
         connection.prepare_threshold = None
-    else:
-        connection.execute(_settings("SET", connection))
+        return
+    connection.autocommit = True  # otherwise a rollback of the first transaction would undo it
+    connection.execute(_settings("SET", connection))
     connection.autocommit = False
 
 

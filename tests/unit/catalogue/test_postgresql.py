@@ -184,6 +184,19 @@ def test_a_server_that_can_only_be_read_is_told(url, catalogue):
     opened.close()
 
 
+def test_a_standby_is_read_and_waited_for(url, catalogue, postgres):
+    """Also where the database has the isolation that a standby refuses; what waits goes on when it has taken over."""
+    made = record(catalogue)
+    with connect(url) as shell:
+        database = sa.make_url(url).database
+        shell.execute(f"ALTER DATABASE {database} SET default_transaction_isolation = 'serializable'")
+    with postgres.standby():
+        assert catalogue.artifacts.version("releases", made.key, 1) == made
+        with pytest.raises(CatalogueUnavailable, match="this one is a standby"):
+            record(catalogue, "later")
+    assert record(catalogue, "later").version == 1
+
+
 @pytest.mark.parametrize("state", ["22001", "23505", "42601", "54000", "P0001"])
 def test_what_stays_is_not_tried_again(catalogue, state):
     """What the database will say again tomorrow is an error, not a reason to wait."""
