@@ -21,7 +21,7 @@ from worker.jobs.outbox import Outbox, redis_of_broker
 from worker.jobs.redis_keys_of_wrong_type import move_wrong_types
 from worker.jobs.republish_results import republish_results, uncompared
 from worker.jobs.send_sweep_pages import UNSEEN, resume
-from worker.jobs.task import MORE_DELAY, clean_up
+from worker.jobs.task import MORE_DELAY, TRANSIENT_BROKER_ERRORS, clean_up
 from worker.limits.catalogue_outage import note_catalogue
 from worker.limits.check_pauses import mirror_queues
 from worker.limits.snooze import LONGEST_PAUSE
@@ -78,6 +78,9 @@ def _step(name: str, work: Callable[[], int | None]) -> int:
         return work() or 0
     except (CatalogueUnavailable, OtherCatalogue):
         raise
+    except TRANSIENT_BROKER_ERRORS as error:  # it restarts, and the next run does it
+        logger.warning("recover: the step %s waits for the broker: %s", name, type(error).__name__)
+        return 0
     except Exception:
         logger.exception("recover: the step %s failed; the others continue", name)
         return 0

@@ -75,7 +75,7 @@ _AT_ENDS: dict[str, tuple[type[Message], AtEnd[Any]]] = {}
 """By kind, the function that is called at a job's end, and the model of the request that it is given."""
 _OF_THE_MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE}
 """Errors of the operating system that are transient and not about a store."""
-_OF_THE_BROKER = (
+TRANSIENT_BROKER_ERRORS = (
     redis.ConnectionError,
     redis.TimeoutError,
     redis.ReadOnlyError,
@@ -561,7 +561,7 @@ def _transient_faults_are_unavailable() -> Iterator[None]:
     """Raise Unavailable for a transient fault of the broker or of this machine, such as too many open files."""
     try:
         yield
-    except _OF_THE_BROKER as error:
+    except TRANSIENT_BROKER_ERRORS as error:
         raise Unavailable(f"the broker or the result backend takes no request now: {type(error).__name__}") from error
     except OSError as error:
         if error.errno not in _OF_THE_MACHINE:

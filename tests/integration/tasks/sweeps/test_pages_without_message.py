@@ -61,8 +61,11 @@ def test_pages_of_a_sweep_are_sent_again(context, app, broker):
     assert {json.loads(raw)["headers"]["id"] for raw in broker.lrange("sweep", 0, -1)} == planned
 
 
-def test_pages_that_were_never_sent_are_sent(context, app, broker, monkeypatch):
-    """The broker restarts after a sweep has planned its pages: a later run does not plan them again."""
+def test_pages_that_were_never_sent_are_sent(context, app, broker, monkeypatch, caplog):
+    """The broker restarts after a sweep has planned its pages: a later run does not plan them again.
+
+    A recovery that meets such a broker says so in a line, and the next one sends the pages.
+    """
     with monkeypatch.context() as away:
         away.setattr(Outbox, "send", lambda *_: (_ for _ in ()).throw(redis.ConnectionError))
         with pytest.raises(redis.ConnectionError):
@@ -70,6 +73,9 @@ def test_pages_that_were_never_sent_are_sent(context, app, broker, monkeypatch):
         away.setattr(Outbox, "lost", lambda *_: (_ for _ in ()).throw(redis.ConnectionError))
         with pytest.raises(redis.ConnectionError):
             plan(context.catalogue, "sweep-2", [OF_SWEEP], Outbox(app))
+        assert recover(context, app).messages == 0
+        assert "the step pages of sweeps waits for the broker: ConnectionError" in caplog.text
+        assert "Traceback" not in caplog.text
     [page] = context.catalogue.pages.planned_by("sweep-2")
     assert context.catalogue.ledger.get(page.job).due_at is not None
     assert ([each.waits for each in context.catalogue.pages.planned_by("sweep-1")], broker.llen("sweep")) == ([True], 0)
