@@ -29,10 +29,11 @@ from worker.counted import counted
 from worker.jobs.cancel_jobs import request_cancel
 from worker.jobs.outbox import Outbox
 from worker.jobs.running_job import Continue, RunningJob
-from worker.jobs.send_sweep_pages import BROKER_ERRORS, UNSEEN, Messages
+from worker.jobs.send_sweep_pages import UNSEEN, Messages
 from worker.jobs.task import artifact_task
 from worker.storage.errors import NotFound
 from worker.storage.keys import check_bucket
+from zot_artifact_client.connection import BROKER_ERRORS
 from zot_artifact_client.contract import (
     ADOPT,
     BATCH,

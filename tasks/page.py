@@ -15,9 +15,9 @@ from worker.artifacts.wait_for_delete_approval import check_page
 from worker.catalogue import Catalogue, CatalogueError, Page
 from worker.context import Context
 from worker.jobs.running_job import RunningJob
-from worker.jobs.send_sweep_pages import BROKER_ERRORS
 from worker.jobs.task import artifact_task
 from worker.limits.snooze import seconds_to_pause
+from zot_artifact_client.connection import BROKER_ERRORS
 from zot_artifact_client.contract import (
     ADOPT,
     BATCH,

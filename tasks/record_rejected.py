@@ -3,8 +3,6 @@
 import logging
 
 from celery import Task, shared_task
-from kombu.exceptions import OperationalError
-from redis import RedisError
 
 from worker import clock
 from worker.catalogue import CatalogueError, CatalogueUnavailable, JobRecord
@@ -15,6 +13,7 @@ from worker.jobs.outbox import Outbox
 from worker.jobs.request_digests import RequestDigests
 from worker.jobs.result_backend import fenced_request
 from worker.jobs.task import sent_again
+from zot_artifact_client.connection import BROKER_ERRORS
 from zot_artifact_client.contract import QUERY_ID, JobError, JobState
 from zot_artifact_client.errors import JobFailed
 from zot_artifact_client.text_escaping import bounded
@@ -65,7 +64,7 @@ def _record(self: Task, job: str, task: str, type_: str, message: str) -> None:
             failed = JobFailed(message, type_, JobState.REFUSED.value, 0)
             self.backend.mark_as_failure(job, failed, request=fenced_request(refused))
             outbox.taken(job)
-    except (CatalogueUnavailable, RedisError, OperationalError, OSError) as error:
+    except (CatalogueUnavailable, *BROKER_ERRORS) as error:
         raise sent_again(self, _WAIT, error, has_due=False) from error
 
 

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import redis
+from amqp import AccessRefused, NotAllowed
 from celery.beat import PersistentScheduler, SchedulingError
 
 from worker.input_files import special_kind
 from worker.limits.shared_redis import PREFIX, Backoff, result_backend
+from zot_artifact_client.connection import what_it_does
 from zot_artifact_client.text_escaping import bounded
 
 logger = logging.getLogger(__name__)
@@ -34,6 +36,8 @@ _SENDING, _SENT = b"sending ", b"sent"
 """
 _EVERY = 10.0
 """Seconds between two records."""
+_REFUSED_WAIT = 10.0
+"""Seconds between two tries to connect to a RabbitMQ that refuses the user."""
 _REMEMBERED = 3600
 _CLOCK_SKEW = timedelta(seconds=5)
 _MILLISECOND = timedelta(milliseconds=1)
@@ -118,6 +122,16 @@ class Scheduler(PersistentScheduler):  # type: ignore[misc]  # Celery has no typ
         else:
             lasts = _lasts(entry)
             self._ask(lambda client: client.set(_key(entry), _SENT, px=lasts), f"the start of {name} is not recorded")
+
+    def _ensure_connected(self) -> Any:
+        """Connect; wait for a RabbitMQ that refuses the user: Celery waits only for one that is away, and would end."""
+        while True:
+            try:
+                return super()._ensure_connected()
+            except (AccessRefused, NotAllowed) as error:
+                refuses = what_it_does(error, self.connection.as_uri())
+                logger.error("beat: the broker %s; beat waits for that", refuses)  # noqa: TRY400 - its text says all
+                time.sleep(_REFUSED_WAIT)
 
     def _try_again(self, entry: Any) -> None:
         """Make an entry due again when a beat that may be sending it has had its time, and not a period later."""

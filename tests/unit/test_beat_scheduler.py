@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 import redis
+from amqp import AccessRefused
 from celery import Celery
 from celery.beat import PersistentScheduler, SchedulingError
+from kombu import Connection
 
 from tests.servers import Valkey
+from worker import beat_scheduler
 from worker.beat_scheduler import Scheduler
 from worker.schedule import beat_schedule
 from worker.settings import Settings
@@ -216,3 +219,20 @@ def test_a_full_disk_stops_no_run_and_has_the_last_runs_once_there_is_room(
         assert client.mget(client.keys("*beat:started*")) == [b"sent"]
     beat.close()
     assert open_scheduler(app, tmp_path / "schedule").schedule["recover"].total_run_count == 1
+
+
+def test_beat_waits_for_a_rabbitmq_that_refuses_its_password(app: Celery, tmp_path, monkeypatch, caplog):
+    """Celery ends beat with the error in a thousand lines, and a service manager starts it again every few seconds."""
+    answers: list[Exception | None] = [None, AccessRefused("ACCESS_REFUSED - Login was refused using PLAIN", (0, 0))]
+
+    def connect(*_: object) -> None:
+        if (error := answers.pop()) is not None:
+            raise error
+
+    monkeypatch.setattr(Connection, "ensure_connection", connect)
+    monkeypatch.setattr(beat_scheduler, "_REFUSED_WAIT", 0)
+    scheduler = open_scheduler(app, tmp_path / "schedule")
+    scheduler._ensure_connected()
+    scheduler.close()
+    assert answers == []
+    assert "refuses this: it refuses the user or password of its URL; beat waits for that" in caplog.text

@@ -6,9 +6,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import redis
 from celery import current_app
-from kombu.exceptions import OperationalError
 
 from worker import clock
 from worker.artifacts.parts_staged_in_store import is_staged_in_store, old_uploads, read_source
@@ -19,6 +17,7 @@ from worker.limits.limited_store import LimitedStore
 from worker.storage import Match
 from worker.storage.errors import PreconditionFailed
 from worker.storage.keys import UPLOADS_BUCKET
+from zot_artifact_client.connection import BROKER_ERRORS
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +65,7 @@ def _waiting(jobs: set[str]) -> set[str]:
         return set()
     try:
         lost = Outbox(current_app).lost(sorted(jobs))
-    except (redis.RedisError, OperationalError, OSError) as error:
+    except BROKER_ERRORS as error:
         logger.warning("staged files stay for now: the outbox cannot be read: %s", type(error).__name__)
         return jobs
     return set() if lost is None else jobs - lost

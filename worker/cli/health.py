@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import redis
 import typer
 from celery import Celery
-from kombu.exceptions import OperationalError
 
 from worker.catalogue import Catalogue, CatalogueError
 from worker.cli.output import AsJson, print_json, say
@@ -20,7 +19,7 @@ from worker.report.broker_checks import beat_check
 from worker.settings import Settings, load_settings
 from worker.settings.model import NoBroker
 from zot_artifact_client.broker_urls import ServerUrl, parse_url, redis_client
-from zot_artifact_client.connection import unavailable
+from zot_artifact_client.connection import BROKER_ERRORS, unavailable
 
 _ANSWERS_WITHIN = 5.0
 _TRIES = 2
@@ -110,7 +109,7 @@ def _worker(settings: Settings, node: str) -> Health:
             app.close()
     except NoBroker as error:
         return Health(good=False, detail=str(error), known=False)
-    except (redis.RedisError, OperationalError, OSError) as error:
+    except BROKER_ERRORS as error:
         return Health(good=False, detail=str(unavailable(error, "broker", settings.broker_url)), known=False)
 
 

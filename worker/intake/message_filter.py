@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import redis
+from amqp import AccessRefused, NotAllowed
 from celery import Celery, current_app
 from celery.app import amqp
 from celery.worker import state
@@ -43,7 +44,7 @@ from worker.intake.message_rules import (
     rejection_of,
 )
 from worker.intake.rejected import RejectedMessage, rejected_messages
-from zot_artifact_client.connection import first_line, is_write_refused
+from zot_artifact_client.connection import first_line, is_write_refused, what_it_does
 from zot_artifact_client.contract import QUERIES, QUERY_ID, TASKS, Queue
 from zot_artifact_client.contract.queues import UNROUTED
 from zot_artifact_client.text_escaping import bounded, without_secrets
@@ -403,7 +404,8 @@ class Consumer(CeleryConsumer):
 
     def _wait_if_refused(self, error: Exception) -> None:
         # Celery would reconnect at once and for ever, with a traceback each second.
-        rights = (each for each in causes(error) if isinstance(each, redis.exceptions.NoPermissionError))
+        found = list(causes(error))
+        rights = (each for each in found if isinstance(each, redis.exceptions.NoPermissionError))
         if is_write_refused(error):
             logger.error("the broker is full: this worker waits for room")
             pause(_FULL_WAIT)
@@ -412,6 +414,9 @@ class Consumer(CeleryConsumer):
                 "the broker's ACL does not allow the user in ZOT_BROKER what a worker does: give it the rights of "
                 "`default` in deploy/valkey/users.acl; this worker waits for them: %s", first_line(missing),
             )  # fmt: skip
+            pause(_RIGHTS_WAIT)
+        elif any(isinstance(each, AccessRefused | NotAllowed) for each in found):  # with Redis, Celery itself waits
+            logger.error("the broker %s; this worker waits for that", what_it_does(error, self.conninfo.as_uri()))
             pause(_RIGHTS_WAIT)
 
     def _check_type(self, error: Exception) -> None:

@@ -5,12 +5,11 @@ import time
 from weakref import WeakKeyDictionary
 
 import redis
-from amqp import AMQPError
 from celery import Celery, Task
 from celery.exceptions import BackendError
-from kombu.exceptions import OperationalError
 
 from worker.limits.shared_redis import Backoff
+from zot_artifact_client.connection import BROKER_ERRORS
 from zot_artifact_client.contract import CANCEL_KEY, PROGRESS_STATE, Progress
 from zot_artifact_client.text_escaping import bounded
 from zot_artifact_client.tls_faults import causes
@@ -57,7 +56,7 @@ class CeleryReporter:
         try:
             with self._task.app.events.default_dispatcher(hostname=self._request.hostname) as dispatcher:
                 dispatcher.send("task-progress", uuid=self._id, retry=False, result=described(progress))
-        except (redis.RedisError, AMQPError, OperationalError, OSError) as error:
+        except BROKER_ERRORS as error:
             self._broker.begin(began)
             logger.debug("job %s: Flower does not get its progress: %s", self._id, type(error).__name__)
 

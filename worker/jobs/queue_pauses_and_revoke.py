@@ -8,13 +8,13 @@ from typing import Any
 import redis
 from celery.utils.functional import maybe_list
 from celery.worker import control, state
-from kombu.exceptions import OperationalError
 
 from worker.intake.timer_bootstep import TimerStep
 from worker.jobs.cancel_jobs import call_recovery, request_cancel
 from worker.limits.check_pauses import paused_queues
 from worker.limits.shared_redis import SharedRedis, result_backend
 from zot_artifact_client.cancellation import CANCEL_REQUESTS
+from zot_artifact_client.connection import BROKER_ERRORS
 from zot_artifact_client.contract import JOB_ID
 from zot_artifact_client.text_escaping import bounded
 
@@ -114,7 +114,7 @@ def revoke(worker: Any, task_id: Any, terminate: bool = False, **_: Any) -> dict
     try:
         if not request_cancel(worker.app, ids, _cancel_waiting):
             state.revoked.update(ids)  # no Redis keeps the results, so only this worker has the request
-    except (redis.RedisError, OperationalError, OSError) as error:
+    except BROKER_ERRORS as error:
         return {"error": f"the jobs cannot be cancelled for now: {type(error).__name__}"}
     told = bounded(", ".join(ids))
     logger.info("requested to cancel %s%s", told, ", at their next chunk: no process is killed" * terminate)

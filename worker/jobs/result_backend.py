@@ -15,15 +15,13 @@ from celery import Celery
 from celery.app.task import Context
 from celery.backends import redis
 from celery.states import FAILURE, READY_STATES, REVOKED, SUCCESS
-from kombu.exceptions import OperationalError
-from redis.exceptions import RedisError
 
 from worker import clock
 from worker.catalogue import JobRecord
 from worker.intake.message_filter import send_record
 from worker.jobs.outbox import Outbox, keys_of_taken
 from worker.jobs.request_digests import RequestDigests
-from zot_artifact_client.connection import is_write_refused
+from zot_artifact_client.connection import BROKER_ERRORS, is_write_refused
 from zot_artifact_client.contract import (
     ANSWER_KEPT,
     BATCH_JOB_ID,
@@ -142,7 +140,7 @@ def tell_first_request(app: Celery, first: JobRecord, queue: str | None) -> None
 
     The digest of the first request replaces the one that the client of the other request has recorded, and the end of
     the first job is stored again. So that client learns that the id is taken. `queue`: the one that delivered the other
-    request. Raise RedisError, OperationalError or OSError: not all of this is done.
+    request. Raise one of BROKER_ERRORS: not all of this is done.
     """
     ended = JobState(first.state).terminal
     if not is_batch_job(first.id, first.parent):  # no client has the id of one
@@ -203,7 +201,7 @@ class _AtomicStore:
         )
         try:
             send_record(self.app, job_id, task, error=str(error), message=str(message))  # type: ignore[attr-defined]
-        except (RedisError, OperationalError, OSError) as failed:
+        except BROKER_ERRORS as failed:
             logger.warning("job %s: a rejected message is not recorded: %s", job_id, type(failed).__name__)
 
     def exception_safe_to_retry(self, exc: Exception) -> bool:

@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
-import redis
-from kombu.exceptions import OperationalError
-
 from worker import clock
 from worker.catalogue import Artifact, Catalogue, Plan, PlannedPage
+from zot_artifact_client.connection import BROKER_ERRORS
 from zot_artifact_client.contract import PAGE, ClaimSelection, PageRequest, batch_stem
 from zot_artifact_client.outgoing_messages import Outgoing
 
@@ -20,7 +18,6 @@ logger = logging.getLogger(__name__)
 
 UNSEEN = timedelta(hours=1)
 """The time after which a job is sent again where the broker cannot tell whether its message is lost."""
-BROKER_ERRORS = (redis.RedisError, OperationalError, OSError)
 
 
 class Messages(Protocol):

@@ -21,6 +21,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 from uuid import NAMESPACE_OID, uuid5
 
 import redis
+from amqp import AMQPError
 from celery import Celery, Task, current_app, shared_task
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from celery.utils.time import get_exponential_backoff_interval
@@ -53,6 +54,7 @@ from worker.log_lines import during
 from worker.metric_counters import LEASE_RECOVERIES, RETRIES, SNOOZES
 from worker.storage.durations_and_sizes import duration_text
 from worker.storage.errors import PermanentError, StorageError, TransientError, Unavailable
+from zot_artifact_client.connection import BROKER_ERRORS
 from zot_artifact_client.contract import PAGE, JobError, JobState, Message, Queue, TaskSpec, is_batch_job
 from zot_artifact_client.errors import JobFailed
 from zot_artifact_client.text_escaping import bounded
@@ -81,6 +83,7 @@ TRANSIENT_BROKER_ERRORS = (
     redis.ReadOnlyError,
     redis.OutOfMemoryError,
     OperationalError,
+    AMQPError,
 )
 """Transient errors of the broker and of the result backend; any other answer of Redis is a bug, with its text."""
 _NO_THREAD = "can't start new thread"
@@ -237,7 +240,7 @@ class Delivery(Generic[RequestT, ResultT]):
             try:
                 if error.first is not None:
                     tell_first_request(self._task.app, error.first, self._queue)
-            except (redis.RedisError, OperationalError, OSError) as failed:
+            except BROKER_ERRORS as failed:
                 logger.warning("job %s: its client is not told yet: %s", self._id, type(failed).__name__)
                 delay = self._backoff(self._task.request.retries)
                 raise sent_again(self._task, delay, failed, has_due=False) from failed
@@ -310,7 +313,7 @@ class Delivery(Generic[RequestT, ResultT]):
             if getattr(backend, "has_outbox", False):  # another kind of backend has none
                 seen = backend.state_of(self._id, admission.breaker_keys)
             message = seen.message if seen else Outbox(self._task.app).message(self._id)
-        except (redis.RedisError, OperationalError, OSError):
+        except BROKER_ERRORS:
             return False
         if message is not None and not self._is_own(message, kwargs):
             raise OtherRequest(f"{self._id} is the id of another request, which is in the outbox")

@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic, time
 
-import redis
-from kombu.exceptions import OperationalError
 from prometheus_client import Metric
 
 from worker.catalogue import CatalogueError
 from worker.metrics.family_builders import Sample, gauge
 from worker.settings.model import SettingsError
+from zot_artifact_client.connection import BROKER_ERRORS
 from zot_artifact_client.errors import ClientError
 from zot_artifact_client.text_escaping import bounded, without_secrets
 
@@ -20,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 _SHARE = 20
 """A group rests for so many times as long as it took, so that it never uses more than a twentieth of the time."""
-_EXPECTED = (CatalogueError, redis.RedisError, OperationalError, OSError, SettingsError, ClientError)
+_EXPECTED = (CatalogueError, *BROKER_ERRORS, SettingsError, ClientError)
 
 
 @dataclass

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 from urllib.parse import parse_qsl
 
+from amqp.exceptions import AccessRefused, AMQPError, NotAllowed
 from celery import Celery
 from celery.exceptions import BackendError
-from kombu.exceptions import KombuError
+from kombu.exceptions import KombuError, OperationalError
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
@@ -36,11 +37,19 @@ SOCKET_TIMEOUT = 4.0
 RETRY_POLICY = {"max_retries": 1, "interval_start": 0.1, "interval_step": 0.2, "interval_max": 0.5}
 """One more try, after 0.1 s. Sending is idempotent: the worker knows a job by its id."""
 
-UNREACHABLE = (OSError, RuntimeError, RedisError, KombuError, BackendError)
+UNREACHABLE = (OSError, RuntimeError, RedisError, KombuError, AMQPError, BackendError)
 # RuntimeError is how Celery's result consumer says that it gave up to reconnect.
+BROKER_ERRORS = (RedisError, OperationalError, AMQPError, OSError)
+"""What a worker gets from a broker that does not answer, or that refuses it.
+
+Kombu passes on the errors of RabbitMQ that a second try does not cure, such as a refused password, as amqp has them.
+"""
+_REFUSED = (NoPermissionError, AuthenticationError, AccessRefused, NotAllowed)
 _WITH_TLS = {"redis": "rediss", "amqp": "amqps", "pyamqp": "amqps"}
 _CLOSED = ("connection closed by server", "server unexpectedly closed connection")
 """How redis-py and amqp say that a server closed the connection: one that expects TLS does so if it gets none."""
+_NO_LOGIN = "ACCESS_REFUSED - Login was refused"
+"""How RabbitMQ says that it does not know a user with this password."""
 _FULL = re.compile(r"(?:^|caused error: |: -)(OOM|MISCONF|NOREPLICAS|READONLY)\b")
 """What a Redis answers that takes no writes for now.
 
@@ -116,7 +125,7 @@ def what_it_does(error: BaseException, url: str) -> str:
     found = list(causes(error))
     if takes_no_writes(error):
         does = "takes no writes now"
-    elif any(isinstance(each, NoPermissionError | AuthenticationError) for each in found):
+    elif any(isinstance(each, _REFUSED) for each in found):
         does = "refuses this"
     elif passing_fault(error) or any(isinstance(each, ResponseError) for each in found):
         does = "does not serve this now"
@@ -176,10 +185,18 @@ def broker_fault(error: BaseException, url: str) -> str | None:
     if (forbidden := next((each for each in found if isinstance(each, NoPermissionError)), None)) is not None:
         rights = "deploy/valkey/users.acl has the rights of services and workers"
         return f"its ACL does not allow this to the user of its URL: {first_line(forbidden)}; {rights}"
+    if (refused := next((each for each in found if isinstance(each, AccessRefused | NotAllowed)), None)) is not None:
+        return _refusal_of_rabbitmq(str(refused.reply_text))
     with_tls = _WITH_TLS.get(url.partition("://")[0].lower())
     if with_tls and any(str(each).lower().startswith(_CLOSED) for each in found) and _speaks_tls(url):
         return f"it expects TLS: the scheme of its URL is {with_tls}://"
     return None
+
+
+def _refusal_of_rabbitmq(said: str) -> str:
+    if said.startswith(_NO_LOGIN):
+        return "it refuses the user or password of its URL"
+    return f"it does not allow this to the user of its URL: {bounded(said)}; docs/howto/rabbitmq.md has the rights"
 
 
 def _speaks_tls(url: str) -> bool:

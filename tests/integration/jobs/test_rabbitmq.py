@@ -19,6 +19,7 @@ from tests.servers.process import REPOSITORY, frozen
 from tests.servers.tls import Authority, TlsProxy
 from tests.servers.worker import Worker
 from tests.waiting import WITHIN, until
+from worker import cli
 from worker.catalogue import Catalogue, JobRecord
 from worker.intake.rejected import RejectedMessages
 from worker.report import service_checks
@@ -128,12 +129,28 @@ def test_a_key_names_one_request_although_redis_has_forgotten_it(site):
         assert send("one").wait(WITHIN).key == "one"
 
 
-def test_doctor_asks_it(site):
-    """It says which RabbitMQ answers, and without one that none does."""
+def test_doctor_asks_it(site, capsys, monkeypatch, tmp_path):
+    """It says which RabbitMQ answers, without one that none does, and what it refuses; so do clients and commands."""
     there = next(service_checks.broker_checks(Settings(broker=site.rabbitmq.url, results=site.results)))
     gone = next(service_checks.broker_checks(Settings(broker="amqp://127.0.0.1:1//", results=site.results)))
     assert (there.outcome, gone.outcome) == ("good", "unknown")
     assert re.search(r"RabbitMQ \d+\.\d+\.\d+ answers", there.detail)
+    monkeypatch.setenv("ZOT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("ZOT_RESULTS", site.results)
+    for url, told in (
+        (site.rabbitmq.url.replace("guest:guest", "guest:changed"), "it refuses the user or password of its URL"),
+        (site.rabbitmq.url.removesuffix("/") + "absent", "it does not allow this to the user of its URL: NOT_ALLOWED"),
+    ):
+        refused = next(service_checks.broker_checks(Settings(broker=url, results=site.results)))
+        assert refused.outcome == "unknown"
+        assert told in refused.detail
+        with closing(ArtifactClient(url, result_url=site.results)) as client:
+            with pytest.raises(BrokerUnavailable) as caught:
+                client.verify("releases", "any")
+            assert f"refuses this: {told}" in str(caught.value)
+        monkeypatch.setenv("ZOT_BROKER", url)
+        assert cli.run(["health", "worker", "--ready"]) == 3
+        assert told in capsys.readouterr().out
 
 
 def test_a_running_job_is_cancelled(site):
