@@ -1,4 +1,4 @@
-"""Tell of a full disk of this machine, where bytes wait in files of our own."""
+"""Name the directory of temporary files in the error of a full disk of this machine."""
 
 import errno
 import tempfile
@@ -13,12 +13,10 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 @contextmanager
 def spooling_in(directory: Path | None) -> Iterator[None]:
-    """Name the directory in the error of a write to a file in it that does not fit: the system names none.
+    """Raise OutOfSpace, which names the directory, if a file in it does not fit: the system's error names none.
 
-    By default it is the system's directory for temporary files.
-
-    Raises:
-        OutOfSpace: a file in the directory does not fit.
+    By default it is the system's directory for temporary files. Other errors of the system pass: most are transient,
+    such as too many open files.
     """
     try:
         yield

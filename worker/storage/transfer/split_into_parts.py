@@ -5,22 +5,20 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from worker.storage.driver import Body, PartData
-from worker.storage.errors import OutOfSpace, SizeMismatch
+from worker.storage.errors import SizeMismatch
+from worker.storage.spooling import spooling_in
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 MIB = 1024 * 1024
-
-_Given = TypeVar("_Given")
-_Made = TypeVar("_Made")
 
 
 def plan_parts(size: int, *, min_part: int, max_part: int, max_parts: int, multiple: int = MIB) -> int:
@@ -128,14 +126,15 @@ def spool_part(body: Body, size: int, directory: Path | None) -> SpooledPart:
     Raises:
         OutOfSpace: they do not fit into the directory.
     """
-    part = _spooling(SpooledPart, directory, directory)
-    try:
-        while len(part) < size and (data := body.read(min(MIB, size - len(part)))):
-            _spooling(part.append, data, directory)
-        part.seek(0)
-    except BaseException:
-        part.close()
-        raise
+    with spooling_in(directory):
+        part = SpooledPart(directory)
+        try:
+            while len(part) < size and (data := body.read(min(MIB, size - len(part)))):
+                part.append(data)
+            part.seek(0)
+        except BaseException:
+            part.close()
+            raise
     return part
 
 
@@ -177,14 +176,6 @@ def _written_over(part: bytearray, body: Body) -> bytearray:
             filled += len(data)
     del part[filled:]  # in place: a copy would be one part more in memory
     return part
-
-
-def _spooling(do: Callable[[_Given], _Made], given: _Given, directory: Path | None) -> _Made:
-    try:
-        return do(given)
-    except OSError as error:
-        where = directory or tempfile.gettempdir()
-        raise OutOfSpace(f"no room to spool a part to in {where}: {error.strerror}; make room there") from error
 
 
 def _divided(dividend: int, divisor: int) -> int:

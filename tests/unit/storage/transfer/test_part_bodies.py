@@ -1,7 +1,10 @@
 """Parts are planned so that every object fits into them, and into memory, however large it is."""
 
+import errno
 import hashlib
 import io
+import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -78,10 +81,23 @@ def test_other_bytes_on_the_disk_are_not_sent(tmp_path: Path) -> None:
             drain(part)
 
 
-def test_no_room_is_named(tmp_path: Path) -> None:
-    """Where nothing can be spooled, the error names the directory."""
-    with pytest.raises(OutOfSpace, match="absent.*make room"):
-        spool_part(body(), MIB, tmp_path / "absent")
+def test_no_room_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk is OutOfSpace and names the directory; too many open files, which may pass, are no full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(OSError, match="open files") as caught:
+            spool_part(body(), MIB, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert caught.value.errno == errno.EMFILE
+
+    def append(_part: SpooledPart, _data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(SpooledPart, "append", append)
+    with pytest.raises(OutOfSpace, match=f"{tmp_path}.*make room"):
+        spool_part(body(), MIB, tmp_path)
 
 
 def test_a_source_that_fails_leaves_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
