@@ -43,7 +43,7 @@ REFUSED = 10
 """Requests of one verb that a store refuses a job before it may count as refusing all."""
 _READS = frozenset({"stat", "read", "verify"})
 _ANSWERS = (NotFound, Archived, IntegrityError)
-"""What a store says about one object to those who may read it; S3 says 403 to others, also where there is no object."""
+"""Errors that show that the job may read objects: without that right, S3 answers 403 also for a missing object."""
 
 
 class Job(Protocol):
@@ -63,7 +63,7 @@ class Job(Protocol):
 
 @dataclass(slots=True)
 class NoJob:
-    """What uses a store and is no running job: a command, a download, or the cleanup after a job.
+    """In place of a running job, for a command, a download, or the cleanup after a job.
 
     Nothing asks it to stop, and it has no lease.
     """
@@ -85,8 +85,8 @@ class LimitedStore:
 
     - Before the store is asked, the pause and the circuit breaker are checked, at most once a second.
     - Before an object is written or deleted, the lease of the job is confirmed, and again when the last byte of the
-      source was read: a job whose worker was frozen for longer brings nothing back that was deleted since, and deletes
-      nothing that was written.
+      source was read: so a job whose worker was frozen does not write what was deleted since, and does not delete what
+      was written since.
     - Bytes are read and written under one of the store's concurrency slots, of which a job has one whatever the number
       of its transfers, and within its bandwidth. `on_bytes` is called with the size of each piece, by default the job's
       `heartbeat`; what it raises ends the transfer.
@@ -116,7 +116,7 @@ class LimitedStore:
         self._refusals = Counter[str]()
         """By verb, how often the store has refused the job."""
         self._served: set[str] = set()
-        """The verbs in which the store has done something for the job: what it refuses may be refused to one object."""
+        """The verbs that the store has served for the job: if it refuses one, the refusal may be about one object."""
         self._refusal: tuple[str, str | None] | None = None
         """Why the store refuses all that the job asks; and the verb that, once served, takes that back, or None."""
         self._slot: Slot | None = None
@@ -217,7 +217,7 @@ class LimitedStore:
         on_bytes: OnBytes | None = None,
         **options: Unpack[WriteOptions],
     ) -> tuple[ObjectStat, Digest]:
-        """Write an object; an error of its source whose `store` is set leaves as it is, and does not count here."""
+        """Write an object; an error of its source is raised unchanged, and does not count against this store."""
         with self._transfer("write", on_bytes) as metered:
             self._job.confirm_lease()
             try:
@@ -428,7 +428,7 @@ class LimitedStore:
             yield partial(self._meter, verb, on_bytes or self._job.heartbeat)
 
     def _meter(self, verb: str, tell: OnBytes, count: int) -> None:
-        """Count a piece of so many bytes, take it from the bandwidth, and tell the job."""
+        """Count a piece of so many bytes, wait for the bandwidth, and call `tell`."""
         if count:
             STORE_BYTES.add(self.name, verb, count=count)
         self._check_slot()
@@ -469,7 +469,7 @@ class LimitedStore:
             self._served.add(verb)
 
     def _is_place_of_another(self) -> bool:
-        """Return whether the whole store is the place of another one, and not only a bucket of it."""
+        """Return whether the whole store, and not only a bucket of it, is the same place as another store."""
         try:
             self._store.check_identity("record")
         except StorageError as answer:
@@ -566,7 +566,7 @@ class LimitedStores(Mapping[str, LimitedStore]):
                     f"the worker on {socket.gethostname()} has older settings, without the store {name!r}: restart it"
                 )
             waits = Snooze(told, _RESTARTED_WITHIN)
-            waits.store = name  # so that `status` tells it
+            waits.store = name  # `status` shows it
             raise waits from None
 
     def __contains__(self, name: object) -> bool:
@@ -613,7 +613,7 @@ class LimitedStores(Mapping[str, LimitedStore]):
 
 
 class _SourceError(Exception):
-    """A source failed. Not a StorageError, because drivers and multipart writes take those for the target's."""
+    """A source failed. It is not a StorageError, because drivers would take that for an error of the target."""
 
     def __init__(self, error: StorageError) -> None:
         super().__init__(error)

@@ -23,7 +23,7 @@ PREFIX = "zot-artifacts"
 _NOT_ASKED_FOR = 5.0
 """Seconds for which a server that did not answer is not asked again."""
 _TIMES_AS_LONG = 8
-"""So many times as long as it was silent, if that is longer."""
+"""It is not asked for so many times as long as it was silent, if that is longer."""
 _PING_WITHIN = 0.5
 """Seconds that each answer to a ping of a silent server may take."""
 _TIME_LIMITS = {"socket_timeout": SOCKET_TIMEOUT, "socket_connect_timeout": CONNECT_TIMEOUT}
@@ -91,7 +91,7 @@ class Backoff:
 
 
 def _answers_ping(client: "redis.Redis") -> bool:
-    """Return whether a Redis answers at once, on a connection of its own: those of the pool may be as good as gone."""
+    """Return whether a Redis answers at once, on a connection of its own: those of the pool may be broken."""
     pool = client.connection_pool
     options = {**pool.connection_kwargs, "socket_timeout": _PING_WITHIN, "retry": Retry(NoBackoff(), 0)}
     if "path" not in options:  # a socket of the system is there or not

@@ -26,11 +26,11 @@ class Snooze(Exception):
 
 
 class StoreRefuses(Snooze):
-    """A store has refused all that the job asked of it in one verb, and will until an operator acts."""
+    """A store has refused all requests of one verb, and will refuse them until an operator acts."""
 
 
 class Paused(Snooze):
-    """An operator has paused what the job needs. The length of a pause does not count against the job."""
+    """An operator has paused the job or a store that it needs. The length of a pause does not count against the job."""
 
 
 def seconds_to_pause(since: datetime) -> float:

@@ -166,7 +166,7 @@ class PartLimits:
 
 
 class MetadataRules(Protocol):
-    """What metadata a store can keep beside the bytes."""
+    """The metadata that a store can keep beside the bytes."""
 
     def check(self, metadata: Mapping[str, str], where: str) -> None:
         """Raise InvalidMetadata if the store cannot keep all of it; `where` begins the message."""
@@ -381,18 +381,18 @@ class Driver(Protocol):
     def stat(self, bucket: str, key: str) -> ObjectStat: ...
 
     def find_version(self, bucket: str, key: str) -> str | None:
-        """Return the version of the object that is there, None if there is none; an absent bucket is no error.
+        """Return the version of the object, None if there is no object; an absent bucket is no error.
 
-        It is empty where the store gives none. An object whose bytes or metadata cannot be read has a version too,
-        where the store tells it.
+        It is empty if the store gives none. It is also returned of an object whose bytes or metadata cannot be read, if
+        the store returns it.
         """
         ...
 
     def delete(self, bucket: str, key: str, *, condition: Match | None = None) -> bool:
         """Delete an object; return whether anything was there. An absent object or bucket is no error.
 
-        A request whose answer was lost is sent again, and then the store has nothing any more. That counts as an object
-        that was there: the first request has deleted it, or another program has.
+        A request whose answer was lost is sent again, and then there is no object any more. This returns True, as
+        the first request, or another program, has deleted the object.
 
         Raises:
             PreconditionFailed: `condition` names another version than the one that is there.

@@ -134,7 +134,7 @@ class Archived(PermanentError):
 
 
 class UnexpectedAnswer(PermanentError):
-    """The store answered about one object in a way that is not understood. It says nothing about other objects."""
+    """The store's answer about one object cannot be understood; it may answer well about other objects."""
 
 
 class UploadEnded(NotFound):
@@ -156,15 +156,15 @@ class OutOfSpace(PermanentError):
 class SameStore(PermanentError):
     """Two configured stores are one physical place: a copy in each would be one copy.
 
-    `other`: the one of them that was not asked, where both have each object under the same key. None where the root of
-    one is inside that of the other: what is there under the same key is two files.
+    `other`: the other store, if both have each object under the same key. None if the root of one is inside the root
+    of the other, where the same key names two files.
     """
 
     other: str | None = None
 
 
 REFUSALS = (AccessDenied, OutOfSpace, SameStore)
-"""What a store answers until an operator acts: about one object, or about all of them."""
+"""Errors that a store returns until an operator acts, about one object or about all."""
 
 
 class IntegrityError(PermanentError):

@@ -78,7 +78,7 @@ def _translated(driver: Any, error: Exception, args: tuple[Any, ...]) -> Storage
         return translated
     if isinstance(error, UnicodeEncodeError):
         translated = InvalidKey(f"{what}: it is not valid Unicode (lone surrogate)")
-    else:  # not the text of the error: nothing is known of it, so it may hold a secret
+    else:  # without the text of the error, which may hold a secret
         unexpected = f"the store or its SDK raised an unexpected error ({type(error).__name__})"
         translated = UnexpectedAnswer(f"{what}: {unexpected}")
     translated.__cause__ = None  # a traceback shows no context then

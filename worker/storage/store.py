@@ -160,8 +160,8 @@ class Store:
             source: the bytes, read once, in pieces; hashed bytes are not hashed again.
             size: how many bytes there must be, if known.
             sha256: the SHA-256 they must have, if known.
-            metadata: kept by stores whose capabilities say so.
-            properties: the headers beside the bytes, kept by stores whose capabilities say so.
+            metadata: kept if the capabilities have `user_metadata`.
+            properties: headers and tags, kept if the capabilities have `user_metadata`.
             storage_class: the store's name of a class or tier, in place of the configured one.
             condition: see `Driver.put`.
             on_bytes: called with the number of bytes after each read of the source.
@@ -232,7 +232,7 @@ class Store:
     def expect_writes(self, paths: Iterable[tuple[str, str]]) -> None:
         """Expect new objects under these buckets and keys, so that a store without conditions is asked for all at once.
 
-        It changes nothing that a write promises, and what is expected need not be written.
+        The promises of a write stay the same, and not all expected objects need be written.
         """
         if hasattr(self._driver, "expect_writes"):
             cast("ExpectingDriver", self._driver).expect_writes(paths)
@@ -401,7 +401,7 @@ class Store:
                 _, version, stored = found
                 expected = each[2]
                 yield Verification(verified, expected, expected.size, expected.sha256, version, None, stored)
-            else:  # a bad copy gets its verdict from a read of its own
+            else:  # a bad copy gets its verdict from a second read
                 yield self.verify_object(*each)
 
     def read_objects(self, wanted: Iterable[tuple[str, str, Digest]]) -> Iterator[bytes | None]:
@@ -485,7 +485,7 @@ class Store:
         if left is None or (condition is not None and left != condition.version):
             return True
         if all(row.key != key for row in islice(self._driver.iter_objects(bucket, key), 1)):
-            return True  # what was asked for is the object of a key that differs only in how its letters are encoded
+            return True  # the store found another object, whose key differs only in Unicode normalisation
         said = f"{self.name}: {bucket}/{key}: the store accepted the delete and still has the object"
         raise NotDeleted(said)
 

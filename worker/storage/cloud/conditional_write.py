@@ -1,4 +1,4 @@
-"""Decide whether a conditional write succeeded whose answer was an error.
+"""Decide whether a conditional write succeeded although its answer was an error.
 
 An SDK repeats a request whose answer got lost. The store then refuses the second request because of the object of the
 first one, or because the multipart upload is completed. So the object under the key decides, and not the answer.
@@ -62,15 +62,15 @@ def settle(
 ) -> ObjectStat | StorageError:
     """Return the stat of the object if this write made it after all, otherwise the error to raise.
 
-    That is the error of `find` where the store refuses the write and does not answer `find` now: this write may have
-    made the object that it is refused for, so that the job has to try again.
+    If the store refuses the write and does not answer `find` now, that is the error of `find`: the refusal may be due
+    to the object that this write made, so the job has to try again.
 
     Args:
-        write: whose answer was an error.
+        write: the write that was answered with an error.
         origin: the store.
-        failure: what the answer means by itself.
+        failure: the meaning of the answer by itself.
         find: asks for the object under the key.
-        refused: whether the answer says that the condition does not hold.
+        refused: whether the answer means that the condition does not hold.
     """
     try:
         found = find()
@@ -83,9 +83,9 @@ def settle(
 
 
 def as_found(made: ObjectStat, write: Write, origin: Origin, find: Callable[[], Found | None]) -> ObjectStat:
-    """Return what the store says of an object that it made of bytes which were not in the request, with its size.
+    """Return the stat of an object that the store made of bytes which were not in the request, with its real size.
 
-    Without an answer now, or where a later write has replaced the object, that is `made`, what the write returned.
+    If the store does not answer now, or a later write has replaced the object, return `made`, the answer to the write.
 
     Raises:
         Conflict: there is no object.
@@ -117,7 +117,7 @@ def other_version(where: str, condition: Match, found: str | None) -> Preconditi
 
 
 def check_copied(where: str, found: ObjectStat, version: str | None) -> None:
-    """Raise Conflict if a copy is to be made of another version than the one that was found."""
+    """Raise Conflict if the object that was found is not the version that is to be copied."""
     if version not in {None, found.version}:
         raise Conflict(f"{where} was replaced by another writer before it was copied")
 

@@ -106,7 +106,7 @@ class CloudDriver(ABC):
         return self._plain_reads.read(self._real_object(bucket, key), size)
 
     def small_reads(self) -> PlainReadsAhead:
-        """Return what reads many small objects."""
+        """Return a reader of many small objects."""
         return self._plain_reads.ahead(self._real_object)
 
     # Buckets
@@ -162,7 +162,7 @@ class CloudDriver(ABC):
 
     @abstractmethod
     def _first_segments(self, real: str) -> Iterator[str]:
-        """Yield what precedes the first slash in the names of a real bucket, each once, with the slash."""
+        """Yield the first segments of the names in a real bucket, each once, with its slash."""
 
     @abstractmethod
     def _write_marker(self, bucket: str) -> None: ...

@@ -31,7 +31,7 @@ DAMAGED = "the bytes were damaged on the way"
 _MAX_QUOTE = 160
 _SERVER_FAILURE = "5"
 _AMAZON = "https://s3.amazonaws.com"
-"""What a proxy is looked up for where the SDK chooses the endpoint."""
+"""The URL for which a proxy is looked up if the SDK chooses the endpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +106,8 @@ def by_class(error: Exception, rows: Iterable[ClassRow], origin: Origin, what: s
 def check_environment(store: str, endpoint: str, variables: Sequence[str]) -> str | None:
     """Return the file of authorities that the first of these environment variables names; None if none is set.
 
-    Each SDK has an error of its own, at the first request, for a file that does not exist and for a proxy whose URL is
-    none: two of them a plain OSError, or one that would fail each job for good.
+    At the first request, each SDK raises an error of its own for a file that does not exist, or for an invalid URL of a
+    proxy: two of them a plain OSError, or an error that would fail each job for good.
 
     Raises:
         Unavailable: the endpoint needs the file, and it does not exist, or a proxy that cannot be used.
@@ -149,8 +149,8 @@ def translator(
 def missing_bucket(origin: Origin, bucket: str) -> StorageError:
     """Return the error for a real bucket that does not exist.
 
-    The absence of the one bucket that holds everything is a wrong configuration and says nothing about the objects:
-    NotFound would give every copy in it the verdict missing.
+    If the one bucket that holds everything is absent, the configuration is wrong: NotFound would give every copy in it
+    the verdict missing.
     """
     if origin.bucket is None:
         return NotFound(f"{origin.store}: {origin.word} {bucket!r} does not exist at {origin.endpoint}; create it")

@@ -64,7 +64,7 @@ class MetadataFormat:
             raise InvalidMetadata(f"{where}: the metadata takes {size} bytes, the store keeps at most {self.limit}")
 
     def kept(self, metadata: Mapping[str, str]) -> Mapping[str, str]:
-        """Return what the store can keep of the user's metadata: without the largest values, where it is too much."""
+        """Return the part of the user's metadata that the store can keep; the largest values are left out first."""
         sizes: dict[str, int] = {}
         for name, value in metadata.items():
             with suppress(InvalidMetadata):
@@ -96,7 +96,7 @@ class MetadataFormat:
         properties: ObjectProperties = NO_PROPERTIES,
         not_carried: Mapping[str, object] | None = None,
     ) -> ObjectStat:
-        """Return the stat of an object from what an answer says of it.
+        """Return the stat of an object from the fields of an answer.
 
         A missing or impossible time becomes UNKNOWN_TIME.
 
@@ -152,7 +152,7 @@ class MetadataFormat:
         return quote(value, safe=_PRINTABLE) if self.percent_encoded else value
 
     def _decode(self, value: str) -> str:
-        """Return a value as the user gave it; one that is not encoded UTF-8 stays as it is stored."""
+        """Return a value as the user gave it, or as it is stored if it is not percent-encoded UTF-8."""
         if not self.percent_encoded:
             return value
         try:

@@ -1,7 +1,7 @@
 """Send plain HTTP requests for small objects to a store, without its SDK, over connections that are used again.
 
-`http.client` reads the head of an answer four times as slowly, because it reads headers as those of an e-mail. So it
-reads only the answers that `_read_head` does not understand.
+`http.client` parses headers like those of an e-mail, which takes four times as long. So it reads only the answers that
+`_read_head` does not understand.
 """
 
 import io
@@ -68,7 +68,7 @@ class RealObject(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a store says to a write, or of an object. The names of the headers are in lower case."""
+    """The answer to a write or to a HEAD. The names of the headers are in lower case."""
 
     status: int
     headers: dict[str, str]
@@ -91,12 +91,12 @@ class PlainAnswer:
 class BucketEndpoint:
     """Where a real bucket is, how a request to it is signed, and the connections to it that are free.
 
-    They end with it, as those of urllib3's pools do: a request that was under way when it was closed keeps one more.
+    They are closed with it, as in urllib3's pools; a request that is under way then keeps its connection.
 
     Attributes:
         url: of the bucket, without a slash at its end.
-        sign: returns the headers of a request, from its method, its URL and those that it has without its signature.
-        query: what follows the URL of every object; it may hold a signature, and so is a secret.
+        sign: returns all headers of a request, from its method, its URL and its headers without the signature.
+        query: the query string of every URL; it may hold a signature, and so is a secret.
         free: connections that no request uses.
     """
 
@@ -134,7 +134,7 @@ class BucketEndpoint:
             answer = _receive(connection, size, time.monotonic() + patience)
         finally:
             if answer is None or not _is_kept(answer.headers):
-                connection.close()  # what else it may hold would count as the next answer
+                connection.close()  # bytes that are left would be read as the next answer
             else:
                 self._keep(connection)
         return answer
@@ -186,7 +186,7 @@ class BucketEndpoint:
             connection.close()
 
     def connected(self, timeout: float) -> socket.socket:
-        """Return a connection of which the store has not closed its end, and that may be silent so many seconds."""
+        """Return a connection that the store has not closed, with a timeout of so many seconds for each answer."""
         with suppress(IndexError):
             while True:
                 connection = self.free.pop()
@@ -261,7 +261,7 @@ def request_head(method: str, url: str, headers: Headers) -> bytes:
     """Return the beginning of a request.
 
     Raises:
-        HTTPException: a header, or the URL, would be another one for the store.
+        HTTPException: the store would read a header, or the URL, as another one.
     """
     _, _, netloc, path = url.split("/", 3)
     host = {} if "Host" in headers else {"Host": netloc}
@@ -277,7 +277,7 @@ class _Head(NamedTuple):
 
 
 def _read_head(head: bytes) -> _Head | None:
-    """Return the status and the headers of an answer; None if it is not certain what they are, or where it ends."""
+    """Return the status and the headers of an answer; None if they, or its end, are not certain."""
     status, *lines = head.decode("latin-1").split("\r\n")
     found = _STATUS.fullmatch(status)
     if found is None or not head.count(b"\r") == head.count(b"\n") == len(lines):  # one alone may end a line, too
@@ -298,7 +298,7 @@ def _is_kept(headers: Headers) -> bool:
 
 
 def _receive(connection: socket.socket, size: int, deadline: float) -> PlainAnswer | None:
-    """Return an answer whose body has `size` bytes, and None as soon as it is another one."""
+    """Return an answer of status 200 whose body has `size` bytes; None as soon as it shows to be another one."""
     buffer = bytearray(_LONGEST_HEAD + size)
     view, filled, body = memoryview(buffer), 0, 0
     headers: dict[str, str] = {}

@@ -28,12 +28,12 @@ from worker.storage.driver import SmallRead, WholeObject, WholeRead
 from worker.storage.errors import StorageError
 
 PATIENCE = 4
-"""Seconds for one request, which a job that has to stop waits for.
+"""Seconds for one request; a job that has to stop waits for its end.
 
-A slower line is left to the SDK, whose time limit is for each piece.
+On a slower line the SDK reads the object: its time limit is for each piece.
 """
 AHEAD = 8
-"""Objects that one thread has asked for at a time. The answers wait in the connections, and not in this process."""
+"""Objects that one thread asks for at a time. Their answers wait in the connections, not in memory of this process."""
 _STALE = 1.0
 """Seconds after the last request, after which all answers are read first: a bandwidth limit may delay the next one."""
 _Asked = tuple[BucketEndpoint, socket.socket]
@@ -52,8 +52,8 @@ class PlainReads:
 
         Args:
             locate: where a real bucket is; None for one that needs the SDK.
-            read: returns what an answer says, None where that is not understood.
-            sdk_errors: what the provider's SDK raises while it looks for credentials.
+            read: parses an answer; None if it is not understood.
+            sdk_errors: the errors that the provider's SDK raises while it looks for credentials.
         """
         self._endpoints = BucketEndpoints(locate)
         self._read = read
@@ -68,7 +68,7 @@ class PlainReads:
             return None
 
     def ahead(self, target: Callable[[str, str], RealObject]) -> "PlainReadsAhead":
-        """Return what reads many objects, for one thread; `target` says where the object of a bucket and key is."""
+        """Return a reader of many objects, for one thread; `target` returns the real object of a bucket and key."""
         return PlainReadsAhead(self, target)
 
     def ask(self, target: RealObject) -> _Asked | None:
@@ -86,7 +86,7 @@ class PlainReads:
         return None if answer is None else self._read(answer)
 
     def head(self, target: RealObject, headers: Headers) -> Answer | None:
-        """Return what the store says of an object, with these headers in the request; None where the SDK has to ask."""
+        """Send a HEAD with these headers and return the answer; None if the SDK has to send it."""
         try:
             endpoint = self._endpoints.get(target.real) if is_plain_name(target.name) else None
             if endpoint is None:
