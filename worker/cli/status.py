@@ -23,7 +23,7 @@ def status(as_json: AsJson = False) -> None:
         stores that refuse all that a batch or a sweep asks of them
         sweeps on schedule whose last run failed
         queues without a worker, and a beat that does not tick
-        a data directory with less than 1 GiB of free disk
+        a disk of the data directory, or of a store in a directory, with less than 1 GiB free
         jobs of the last day that failed with AccessDenied, OutOfSpace or SameStore
 
     Jobs of the last day that failed with another error are counted, and are not open.

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from worker import clock
@@ -425,26 +426,26 @@ def _log(session: Sources) -> Iterator[Check]:
 
 
 def _disks(session: Sources) -> Iterator[Check]:
+    yield _disk("data directory", session.settings.home)  # where queues, downloads and streams wait
     for name, config in session.settings.stores.items():
-        if not isinstance(config, FilesystemConfig):
-            continue
-        try:
-            free = shutil.disk_usage(config.root).free
-            read_only = os.statvfs(config.root).f_flag & os.ST_RDONLY
-        except OSError as error:
-            yield Check(f"disk {name}", "unknown", f"{config.root}: {error.strerror}", "bring the disk back")
-            continue
-        if fault := _wrong_disk(session, name):
-            yield Check(f"disk {name}", "bad", fault)
-            continue
-        if read_only:
-            told = "this machine has mounted it read-only, as systems do after errors of the disk"
-            yield Check(f"disk {name}", "unknown", told, f"make {config.root} writable")
-        elif free >= _LEAST_FREE:
-            yield Check(f"disk {name}", "good", f"{size(free)} free")
-        else:
-            told = f"{size(free)} free, less than {size(_LEAST_FREE)}"
-            yield Check(f"disk {name}", "bad", told, f"make room in {config.root}")
+        if isinstance(config, FilesystemConfig):
+            fault = _wrong_disk(session, name)
+            yield Check(f"disk {name}", "bad", fault) if fault else _disk(f"disk {name}", config.root)
+
+
+def _disk(name: str, directory: Path) -> Check:
+    """Return whether the disk of a directory has room, and can be written."""
+    try:
+        free = shutil.disk_usage(directory).free
+        read_only = os.statvfs(directory).f_flag & os.ST_RDONLY
+    except OSError as error:
+        return Check(name, "unknown", f"{directory}: {error.strerror}", "bring the disk back")
+    if read_only:
+        told = "this machine has mounted it read-only, as systems do after errors of the disk"
+        return Check(name, "unknown", told, f"make {directory} writable")
+    if free >= _LEAST_FREE:
+        return Check(name, "good", f"{size(free)} free")
+    return Check(name, "bad", f"{size(free)} free, less than {size(_LEAST_FREE)}", f"make room in {directory}")
 
 
 def _wrong_disk(session: Sources, name: str) -> str | None:
