@@ -112,12 +112,20 @@ def test_a_sweep_sends_pages_that_verify_what_is_due(sweeper, due, context, monk
     assert sweeper.plan("sweep-2").pages == {"primary": 0, "dr": 0, "cold": 0}
 
 
-def test_pages_that_wait_are_not_planned_twice(sweeper, due):
-    """A sweep that runs while the pages of the one before it wait adds none for the same copies."""
+def test_pages_that_wait_are_not_planned_twice(sweeper, due, context, monkeypatch):
+    """A sweep that runs while the pages of the one before it wait adds none for the same copies.
+
+    The copies that a page had no time for are those of the next sweep, at once.
+    """
     due(2)
     sweeper.plan()
     assert sweeper.plan("sweep-2").pages == {"primary": 0, "dr": 0, "cold": 0}
     assert len(sweeper.messages.sent) == 2
+    with monkeypatch.context() as short:
+        short.setitem(context.settings.page.__dict__, "time", timedelta())
+        assert [page.objects for page in sweeper.pages()] == [0, 0]
+    sweeper.plan("sweep-3")
+    assert [page.objects for page in sweeper.pages()] == [2, 2]
 
 
 def test_a_sweep_that_died_before_its_messages_sends_them_at_its_next_attempt(sweeper, due, context, monkeypatch):
@@ -254,7 +262,7 @@ def test_a_copy_that_another_page_has_read_meanwhile_is_not_read_again(sweeper, 
 
 
 def test_a_large_copy_leaves_the_page_as_a_job_of_its_own(sweeper, due, context, monkeypatch):
-    """A page sends a verify job for each copy above `page.large`, and reads the others."""
+    """A page sends a verify job for each copy above `page.large`; what `page.size` has no room for, another page."""
     due(2)
     monkeypatch.setitem(context.settings.page.__dict__, "large", 6)
     sent: list[Any] = []
@@ -265,6 +273,13 @@ def test_a_large_copy_leaves_the_page_as_a_job_of_its_own(sweeper, due, context,
     result = sweeper.page("sweep-1.00000001")
     assert (result.objects, result.left) == (0, ("releases/a/000", "releases/a/001"))
     assert [key for key, _ in sent] == ["a/000", "a/001"]
+    monkeypatch.setitem(context.settings.page.__dict__, "large", 100)
+    monkeypatch.setitem(context.settings.page.__dict__, "size", 1)
+    result = sweeper.page("sweep-1.00000002")
+    assert (result.objects, result.left) == (1, ())
+    sweeper.messages.sent.clear()
+    sweeper.plan("sweep-2")
+    assert sum(page.objects for page in sweeper.pages()) == 1, "the copies of jobs of their own stay claimed"
 
 
 def test_a_paused_store_keeps_its_page_waiting(sweeper, due, context):
