@@ -22,7 +22,7 @@ KEYS = st.builds(
     SUFFIXES,
 )
 FEW = settings(
-    max_examples=4,  # each is a score of keys over the network
+    max_examples=2,  # each is a score of keys over the network
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

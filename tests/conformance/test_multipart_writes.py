@@ -235,6 +235,7 @@ class TestCompleting:
             assert (written.size, written.version, written.sha256) == (asked.size, asked.version, asked.sha256)
             assert abs((written.modified - asked.modified).total_seconds()) < 5
 
+    @pytest.mark.unless("layout")
     def test_one_part(self, bucket: BucketUnderTest) -> None:
         """A single part, smaller than the smallest that others may be, is an object too."""
         with begun(bucket, b"small") as writing:
@@ -259,6 +260,7 @@ class TestCompleting:
                 writing.put_all()
             assert (bucket.keys(), bucket.exists(new.key), bucket.read("old")) == (["old"], False, OLD)
 
+    @pytest.mark.unless("layout")
     @pytest.mark.unless("part_left_out")
     def test_exactly_these_parts(self, bucket: BucketUnderTest) -> None:
         """A part that is not named is not in the object."""
@@ -268,6 +270,7 @@ class TestCompleting:
             writing.complete(parts)
             assert bucket.read(writing.key) == writing.data
 
+    @pytest.mark.unless("layout")
     @pytest.mark.unless("stale_part")
     def test_other_bytes_since(self, bucket: BucketUnderTest) -> None:
         """A part that was replaced after it was named is not taken for it: nothing is written."""
@@ -279,6 +282,7 @@ class TestCompleting:
                 writing.complete(parts)
             assert bucket.read(writing.key) == OLD
 
+    @pytest.mark.unless("layout")
     def test_part_that_is_not_there(self, bucket: BucketUnderTest) -> None:
         """A part that the store does not have is an error that names the object, and nothing is written."""
         with begun(bucket) as writing:
@@ -288,6 +292,7 @@ class TestCompleting:
                 writing.complete([*parts, absent])
             assert not bucket.exists(writing.key)
 
+    @pytest.mark.unless("layout")
     def test_nothing_is_left(self, bucket: BucketUnderTest) -> None:
         """A completed write is not open any more, and nothing of it is left beside the object."""
         with begun(bucket) as writing:
@@ -378,6 +383,7 @@ class TestEnding:
             target.store.abort_upload(writing.bucket, writing.key, writing.token)
             assert (left_in(bucket), bucket.keys()) == ([], [])
 
+    @pytest.mark.unless("layout")
     def test_abort_twice(self, bucket: BucketUnderTest) -> None:
         """Aborting what is not open any more is no error, and leaves nothing."""
         with begun(bucket) as writing:
@@ -386,6 +392,7 @@ class TestEnding:
             writing.abort()
             assert (left_in(bucket), bucket.keys()) == ([], [])
 
+    @pytest.mark.unless("layout")
     def test_abort_spares_the_completed(self, bucket: BucketUnderTest) -> None:
         """Aborting a completed write does not touch its object."""
         with begun(bucket) as writing:
@@ -393,6 +400,7 @@ class TestEnding:
             writing.abort()
             assert bucket.read(writing.key) == writing.data
 
+    @pytest.mark.unless("layout")
     @pytest.mark.parametrize("ending", ["complete", "abort"])
     def test_token_ends_with_the_write(self, bucket: BucketUnderTest, ending: str) -> None:
         """Once completed or aborted, a write takes no part and lists none: NotFound, and nothing is left of the try."""
@@ -405,6 +413,7 @@ class TestEnding:
                 writing.parts()
             assert left_in(bucket) == []
 
+    @pytest.mark.unless("layout")
     def test_complete_after_abort(self, bucket: BucketUnderTest) -> None:
         """An aborted write cannot be completed, and nothing becomes visible."""
         with begun(bucket) as writing:

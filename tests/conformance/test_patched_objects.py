@@ -84,6 +84,7 @@ def test_only_bad_chunks_are_asked_for(bucket: BucketUnderTest, bad: tuple[int, 
     assert_nothing_staged(bucket)
 
 
+@pytest.mark.unless("layout")
 def test_bad_chunks_are_found_where_they_are_not_known(bucket: BucketUnderTest) -> None:
     """The object is read; where most of it is bad, or nothing, it is left as it is."""
     assert repair(bucket, bucket.write(KEY, rotten([3]))) is not None
@@ -94,6 +95,7 @@ def test_bad_chunks_are_found_where_they_are_not_known(bucket: BucketUnderTest) 
     assert bucket.read(KEY) == most
 
 
+@pytest.mark.unless("layout")
 def test_a_result_that_is_not_right_replaces_nothing(bucket: BucketUnderTest) -> None:
     """It was read in full before: the bad bytes stay under the key, and the result is removed."""
     bad = rotten([1, 2])
@@ -102,6 +104,7 @@ def test_a_result_that_is_not_right_replaces_nothing(bucket: BucketUnderTest) ->
     assert_nothing_staged(bucket)
 
 
+@pytest.mark.unless("layout")
 def test_another_repair_changes_no_result_that_was_read(bucket: BucketUnderTest) -> None:
     """If two run at once, each puts the bytes under the key that it has read, and not those of the other one."""
     found, unread, staged, swapped = bucket.write(KEY, rotten([1])), SIZE, threading.Event(), threading.Event()
@@ -131,6 +134,7 @@ def test_another_repair_changes_no_result_that_was_read(bucket: BucketUnderTest)
     assert_nothing_staged(bucket)
 
 
+@pytest.mark.unless("layout")
 def test_a_source_that_fails_leaves_the_object_and_nothing_else(bucket: BucketUnderTest) -> None:
     """Its error is raised as it is."""
     bad = rotten([1])
@@ -144,6 +148,7 @@ def test_a_source_that_fails_leaves_the_object_and_nothing_else(bucket: BucketUn
     assert_nothing_staged(bucket)
 
 
+@pytest.mark.unless("layout")
 @pytest.mark.parametrize("late", [False, True], ids=["before", "meanwhile"])
 def test_an_object_that_was_overwritten_stays(bucket: BucketUnderTest, late: bool) -> None:
     """Neither are its ranges mixed with those of the bad version, nor is it replaced."""

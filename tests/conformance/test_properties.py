@@ -17,6 +17,7 @@ PROPERTIES = ObjectProperties(
 )
 
 
+@pytest.mark.unless("layout")
 @sizes((0, 5), (1, 1))
 def test_properties_come_back(bucket: BucketUnderTest, size: int) -> None:
     """Content-Type, -Encoding, -Disposition, -Language and Cache-Control are kept by one request and by parts."""
@@ -30,6 +31,7 @@ def test_properties_come_back(bucket: BucketUnderTest, size: int) -> None:
         assert b"".join(reader) == some_bytes(size)
 
 
+@pytest.mark.unless("layout")
 def test_nothing_is_made_up(bucket: BucketUnderTest) -> None:
     """An object that was written without properties has none, whatever default a store puts there."""
     bucket.write("plain", b"x")
@@ -47,6 +49,7 @@ def test_a_copy_has_them_too(bucket: BucketUnderTest) -> None:
         assert bucket.stat("twin").properties == PROPERTIES
 
 
+@pytest.mark.unless("layout")
 def test_another_version_than_was_read_is_not_copied(bucket: BucketUnderTest) -> None:
     """A copy of a version that another writer has replaced is a Conflict; the version that is there is copied."""
     driver = bucket.store._driver
@@ -60,6 +63,7 @@ def test_another_version_than_was_read_is_not_copied(bucket: BucketUnderTest) ->
     assert driver.copy(bucket.name, "page", bucket.name, "twin", version=bucket.stat("page").version).size == 3
 
 
+@pytest.mark.unless("layout")
 def test_what_is_no_header_is_refused(bucket: BucketUnderTest) -> None:
     """A property that cannot travel as a header is refused before anything is sent, with the key."""
     if not bucket.capabilities.user_metadata or bucket.store.name == "memory":

@@ -17,6 +17,7 @@ SIZES = ((0, 10), (1, 1))
 
 
 class TestVerdicts:
+    @pytest.mark.unless("layout")
     @sizes((0, 0), *SIZES)
     def test_verified(self, bucket: BucketUnderTest, size: int) -> None:
         """Good bytes are `verified`, by the recorded digest and by the one beside the object."""
@@ -26,6 +27,7 @@ class TestVerdicts:
             seen = bucket.store.verify_object(bucket.name, "app", expected)
             assert (seen.verdict, seen.sha256, seen.version) == (Verdict.VERIFIED, digest_of(data).sha256, version)
 
+    @pytest.mark.unless("layout")
     def test_corrupt(self, bucket: BucketUnderTest) -> None:
         """Other bytes of the right size are `corrupt`, and the verdict names the digest that was found."""
         bucket.write("app", b"these bytes")
@@ -36,6 +38,7 @@ class TestVerdicts:
         """An object that is not there is `missing`."""
         assert bucket.store.verify_object(bucket.name, "app", digest_of(b"")).verdict is Verdict.MISSING
 
+    @pytest.mark.unless("layout")
     def test_size_mismatch(self, bucket: BucketUnderTest) -> None:
         """An object of another size is `size_mismatch`, whatever its bytes."""
         bucket.write("app", b"these bytes")

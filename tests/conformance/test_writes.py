@@ -16,24 +16,23 @@ SIZES = ((0, 7), (1, 1))
 
 @pytest.mark.unless("layout")
 class TestFailedWrites:
-    @pytest.mark.parametrize("error", [RuntimeError("torn"), OSError("disk"), KeyboardInterrupt(), SystemExit(1)])
     @sizes((0, 0), (0, 7), (2, 0))
-    def test_body_that_breaks(self, bucket: BucketUnderTest, size: int, error: BaseException) -> None:
+    def test_body_that_breaks(self, bucket: BucketUnderTest, size: int) -> None:
         """Whatever ends a body in the middle passes through, nothing becomes visible and the old content stays."""
         data = some_bytes(2 * bucket.part + 3)
         whole = digest_of(data)
         bucket.write("old", OLD)
-        for key in ("new", "old"):
-            with pytest.raises(type(error)):
-                bucket.store.write_object(
-                    bucket.name,
-                    key,
-                    Breaking(data[:size], error),
-                    size=whole.size,
-                    sha256=whole.sha256,
-                )
-        assert bucket.keys() == ["old"]
-        assert bucket.read("old") == OLD
+        for error in (RuntimeError("torn"), OSError("disk"), KeyboardInterrupt(), SystemExit(1)):
+            for key in ("new", "old"):
+                with pytest.raises(type(error)):
+                    bucket.store.write_object(
+                        bucket.name,
+                        key,
+                        Breaking(data[:size], error),
+                        size=whole.size,
+                        sha256=whole.sha256,
+                    )
+            assert (bucket.keys(), bucket.read("old")) == (["old"], OLD), repr(error)
 
     @sizes(*SIZES)
     def test_wrong_digest(self, bucket: BucketUnderTest, size: int) -> None:
@@ -74,6 +73,7 @@ class TestConditions:
             bucket.write("app", some_bytes(size, 2), "create_only")
         assert bucket.read("app") == some_bytes(size, 1)
 
+    @pytest.mark.unless("layout")
     @pytest.mark.reads
     @sizes(*SIZES)
     def test_match(self, bucket: BucketUnderTest, size: int) -> None:
@@ -95,6 +95,7 @@ class TestConditions:
             bucket.write("app", some_bytes(size), Match(version))
         assert not bucket.exists("app")
 
+    @pytest.mark.unless("layout")
     def test_delete_match(self, bucket: BucketUnderTest) -> None:
         """Deleting a named version spares any other."""
         first = bucket.write("app", b"one")
@@ -135,6 +136,7 @@ class TestConditions:
         assert bucket.read("app") in {some_bytes(50_000, number) for number in range(8)}
 
 
+@pytest.mark.unless("layout")
 class TestSources:
     def test_unknown_size(self, bucket: BucketUnderTest) -> None:
         """A stream of unknown size and digest is stored, and its digest is found on the way."""
