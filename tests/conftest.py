@@ -32,6 +32,7 @@ from tests.servers import (
     Valkey,
 )
 from tests.servers.directory_in_memory import directory_in_memory
+from tests.servers.new_tables import make_new_tables_at_once
 from tests.servers.worker import new_catalogue
 from worker import clock
 from worker.embedded.parent_death import die_with_parent
@@ -231,6 +232,12 @@ def make_tables() -> Callable[[str], None]:
             Path(str(parsed.database)).write_bytes(file)
 
     return make_tables
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _new_tables_at_once() -> None:
+    """Make the tables of a new SQLite catalogue without its migrations, which tests/unit/catalogue is about."""
+    make_new_tables_at_once()
 
 
 @pytest.fixture

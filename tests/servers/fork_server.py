@@ -68,6 +68,7 @@ import worker.storage.filesystem.driver
 import worker.storage.gcs.driver
 import worker.storage.s3.driver
 import zot_artifact_client
+from tests.servers.new_tables import make_new_tables_at_once
 from worker.embedded.parent_death import die_with_parent
 from worker.storage.config import S3Config
 from worker.storage.s3.providers import make_client
@@ -177,6 +178,7 @@ if __name__ == "__main__":
     for found in pkgutil.walk_packages(tasks.__path__, "tasks."):
         importlib.import_module(found.name)
     load_description_of_s3()
+    make_new_tables_at_once()
     gc.freeze()  # a fork would copy what a collection touches
     serve(socket.socket(fileno=int(sys.argv[1])))
     run(sys.argv[0])
