@@ -14,7 +14,7 @@ from azure.storage.blob import AccountSasPermissions, BlobServiceClient, Resourc
 from pydantic import SecretStr, ValidationError
 
 from tests.conformance.bodies import digest_of, some_bytes, source
-from tests.conformance.targets import PART, azure, azure_config
+from tests.conformance.targets import SMALL_PART, azure, azure_config
 from tests.faults.proxied_stores import opened_through
 from tests.servers import Azurite
 from tests.servers.proxy import Cut, Fault, FaultyProxy, Header, Lose, Request, Reset, Rewrite, Say
@@ -37,6 +37,7 @@ from worker.storage.errors import (
 )
 from worker.storage.integrity.verifying_reader import drain
 
+pytestmark = pytest.mark.usefixtures("small_parts")
 BUCKET = "releases"
 MIB = 1024 * 1024
 
@@ -125,7 +126,7 @@ def test_an_object_without_an_etag_is_deleted(through: Callable[..., Line], *, l
 
 
 class TestLostAnswers:
-    @pytest.mark.parametrize("size, request_of_commit", [(100, "/app"), (PART + 1, "comp=blocklist")])
+    @pytest.mark.parametrize("size, request_of_commit", [(100, "/app"), (SMALL_PART + 1, "comp=blocklist")])
     @pytest.mark.parametrize("condition", [None, "create_only", "match"])
     def test_our_own_write_is_recognised(
         self, through: Callable[..., Line], size: int, request_of_commit: str, condition: str | None
@@ -149,8 +150,8 @@ class TestLostAnswers:
     def test_block_is_sent_again(self, through: Callable[..., Line]) -> None:
         """A block whose answer is lost is sent again under the same name, and is there once."""
         line = through(once(Lose(), "PUT", "comp=block&"))
-        line.write(some_bytes(2 * PART))
-        assert line.read_directly() == some_bytes(2 * PART)
+        line.write(some_bytes(2 * SMALL_PART))
+        assert line.read_directly() == some_bytes(2 * SMALL_PART)
 
     def test_the_same_bytes_of_another_are_a_conflict(self, through: Callable[..., Line]) -> None:
         """Another writer's object is a conflict even when its bytes are the same: they do not say who wrote them."""
@@ -266,7 +267,7 @@ class TestWrongConfiguration:
     def test_tier_is_asked_for(self, azurite: Azurite, service: BlobServiceClient) -> None:
         """What is written goes into the configured tier, or into the one that this write names."""
         cool = store(azurite, service, access_tier="cool")
-        for key, size, asked in (("one", 1, None), ("parts", PART + 1, None), ("hot", 1, "hot")):
+        for key, size, asked in (("one", 1, None), ("parts", SMALL_PART + 1, None), ("hot", 1, "hot")):
             cool.write_object(BUCKET, key, source(some_bytes(size)), storage_class=asked)
         container = cool._driver._config.container  # type: ignore[attr-defined]
         tiers = {row.name: row.blob_tier for row in service.get_container_client(container).list_blobs()}
@@ -291,7 +292,7 @@ class TestSignature:
     def test_works(self, signed: tuple[Store, str]) -> None:
         """A signature that allows it is enough for everything; copies go through us, since they would publish it."""
         opened, _ = signed
-        for size in (0, 10, PART + 1):
+        for size in (0, 10, SMALL_PART + 1):
             opened.write_object(BUCKET, "app", source(some_bytes(size)))
             bucket, _, key = opened.quarantine_object(BUCKET, "app", f"job-{size}").partition("/")
             assert opened.verify_object(bucket, key, digest_of(some_bytes(size))).verdict is Verdict.VERIFIED
@@ -361,7 +362,7 @@ class TestOthersBlobs:
         opened = store(azurite, service)
         service.get_blob_client(container_of(opened), f"{BUCKET}/app").stage_block("theirs", b"x")
         with pytest.raises(Conflict, match="blocks of another program"):
-            opened.write_object(BUCKET, "app", source(some_bytes(PART + 1)))
+            opened.write_object(BUCKET, "app", source(some_bytes(SMALL_PART + 1)))
         [left] = opened.iter_stale_uploads()
         assert not left.ours
         assert not opened.remove_stale_upload(left)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.conformance.bodies import digest_of, some_bytes, source
-from tests.conformance.targets import PART, make_s3_bucket, s3_config
+from tests.conformance.targets import SMALL_PART, make_s3_bucket, s3_config
 from tests.servers import RcloneS3
 from tests.servers.proxy import Damage, Fault, FaultyProxy, Request
 from worker.storage import Match, Store
@@ -17,6 +17,8 @@ from worker.storage.configured_stores import open_driver
 from worker.storage.errors import AlreadyExists, Conflict, PermanentError, PreconditionFailed, Unavailable
 from worker.storage.s3 import driver as s3_driver
 from worker.storage.s3 import upload as s3_upload
+
+pytestmark = pytest.mark.usefixtures("small_parts")
 
 
 class Line:
@@ -65,7 +67,7 @@ def _ignores_checksums(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("size", "layout"),
-    [(100, {}), (PART + 100, {}), (100, {"layout": "native", "bucket": None})],
+    [(100, {}), (SMALL_PART + 100, {}), (100, {"layout": "native", "bucket": None})],
     ids=["whole", "parts", "native"],
 )
 def test_a_store_of_plain_files_refuses_what_is_damaged(
@@ -88,7 +90,7 @@ def test_a_store_of_plain_files_refuses_what_is_damaged(
 
 @pytest.mark.parametrize(
     ("size", "before"),
-    [(100, None), (100, b"before"), (PART + 100, b"before")],
+    [(100, None), (100, b"before"), (SMALL_PART + 100, b"before")],
     ids=["new", "over_another", "parts_over_another"],
 )
 def test_a_store_without_checksums_shows_nothing_that_was_not_read_back(

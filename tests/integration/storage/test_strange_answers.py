@@ -14,7 +14,7 @@ import pytest
 from tests.conformance.bodies import digest_of, some_bytes, source
 from tests.conformance.targets import (
     AZURITE_API,
-    PART,
+    SMALL_PART,
     azure_config,
     gcs_config,
     make_gcs_bucket,
@@ -47,6 +47,7 @@ from worker.storage.errors import (
 from worker.storage.integrity.verifying_reader import VerifiedReader, VerifyingReader
 from worker.storage.probe import probe
 
+pytestmark = pytest.mark.usefixtures("small_parts")
 BUCKET = "releases"
 HTML = Say(200, b"<html><body>Sign in to the hotel's network</body></html>", {"Content-Type": "text/html"})
 CLOUDS = ("s3", "gcs", "azure")
@@ -141,7 +142,7 @@ class TestAnswersAboutOneObject:
             lambda store: b"".join(store.read_object(BUCKET, "app")),
             lambda store: list(store.list_objects(BUCKET)),
             lambda store: store.write_object(BUCKET, "app", source(b"x")),
-            lambda store: store.write_object(BUCKET, "app", source(some_bytes(PART + 1))),
+            lambda store: store.write_object(BUCKET, "app", source(some_bytes(SMALL_PART + 1))),
             lambda store: store.delete_object(BUCKET, "app"),
             lambda store: store.health_check(),
             lambda store: list(store.iter_stale_uploads()),
@@ -157,7 +158,7 @@ class TestAnswersAboutOneObject:
         [
             lambda store: list(store.list_objects(BUCKET)),
             lambda store: list(store.iter_stale_uploads()),
-            lambda store: store.write_object(BUCKET, "app", source(some_bytes(PART + 1))),
+            lambda store: store.write_object(BUCKET, "app", source(some_bytes(SMALL_PART + 1))),
         ],
         ids=["list", "stale", "write_parts"],
     )
@@ -257,7 +258,7 @@ class TestAnswersAboutOneObject:
             lambda: list(faulty.list_objects(BUCKET)),
             lambda: faulty.read_object(BUCKET, "app"),
             lambda: faulty.write_object(BUCKET, "app", source(b"x")),
-            lambda: faulty.write_object(BUCKET, "app", source(some_bytes(PART + 1))),
+            lambda: faulty.write_object(BUCKET, "app", source(some_bytes(SMALL_PART + 1))),
             lambda: faulty.delete_object(BUCKET, "app"),
         ):
             with pytest.raises(TransientError, match="far: "):
@@ -580,7 +581,7 @@ class TestNames:
 
 @pytest.mark.usefixtures("both_paths")
 class TestDamagedUploads:
-    @pytest.mark.parametrize("size", [100, PART + 100])
+    @pytest.mark.parametrize("size", [100, SMALL_PART + 100])
     def test_what_is_damaged_on_the_way_is_no_copy(
         self, through: Callable[..., tuple[Store, Store]], cloud: str, size: int
     ) -> None:
@@ -600,7 +601,7 @@ class TestDamagedUploads:
         assert done
         assert not direct.object_exists(BUCKET, "app")
 
-    @pytest.mark.parametrize("size", [100, PART + 100])
+    @pytest.mark.parametrize("size", [100, SMALL_PART + 100])
     def test_what_a_damaged_write_was_to_replace_is_kept(
         self, through: Callable[..., tuple[Store, Store]], size: int
     ) -> None:
@@ -752,11 +753,11 @@ class TestAcceptedAndNotDone:
             if cloud == "azure":
                 blob = driver._blob(BUCKET, "app")
                 metadata = blob.get_blob_properties().metadata
-                blob.upload_blob(some_bytes(PART), overwrite=True, metadata=metadata)
+                blob.upload_blob(some_bytes(SMALL_PART), overwrite=True, metadata=metadata)
                 return
             place = driver._address(BUCKET, "app")
             metadata = driver._client().head_object(**place)["Metadata"]
-            driver._client().put_object(**place, Metadata=metadata, Body=some_bytes(PART))
+            driver._client().put_object(**place, Metadata=metadata, Body=some_bytes(SMALL_PART))
 
         later = Then(lambda: opened[0].write_object(BUCKET, "app", source(b"later")))
         lies = [later, Then(cut_short), Then(lambda: opened[0].delete_object(BUCKET, "app"))]
@@ -764,10 +765,10 @@ class TestAcceptedAndNotDone:
         direct, faulty = through(lambda request: lies.pop() if lies and completes(request) else None)
         opened.append(direct)
         with pytest.raises(Conflict, match="far: releases/app: the store accepted the write and has no object"):
-            faulty.write_object(BUCKET, "app", source(some_bytes(PART + 1)))
-        with pytest.raises(Unavailable, match=f"made an object of {PART} bytes of {PART + 1}"):
-            faulty.write_object(BUCKET, "app", source(some_bytes(PART + 1)))
-        made, _ = faulty.write_object(BUCKET, "app", source(some_bytes(PART + 1)))
+            faulty.write_object(BUCKET, "app", source(some_bytes(SMALL_PART + 1)))
+        with pytest.raises(Unavailable, match=f"made an object of {SMALL_PART} bytes of {SMALL_PART + 1}"):
+            faulty.write_object(BUCKET, "app", source(some_bytes(SMALL_PART + 1)))
+        made, _ = faulty.write_object(BUCKET, "app", source(some_bytes(SMALL_PART + 1)))
         assert made.version != direct.stat_object(BUCKET, "app").version
         assert direct.verify_object(BUCKET, "app").expected == digest_of(b"later")
 
@@ -860,9 +861,9 @@ class TestOurOwnUpload:
 
         _, faulty = through(spoil)
         with pytest.raises(TransientError):
-            faulty.write_object(BUCKET, "app", source(some_bytes(PART + 1)))
+            faulty.write_object(BUCKET, "app", source(some_bytes(SMALL_PART + 1)))
         assert list(faulty.iter_stale_uploads()) == []
-        faulty.write_object(BUCKET, "app", source(some_bytes(PART + 1)))
+        faulty.write_object(BUCKET, "app", source(some_bytes(SMALL_PART + 1)))
         assert faulty.verify_object(BUCKET, "app").verdict is Verdict.VERIFIED
 
     def test_an_upload_to_a_reserved_bucket_is_ours(self, through: Callable[..., tuple[Store, Store]]) -> None:
