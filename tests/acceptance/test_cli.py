@@ -128,7 +128,7 @@ def test_an_artifact_lives_from_upload_to_delete(zot: Zot, key: str, source: Pat
 
 def test_bytes_go_through_pipes(zot: Zot, key: str) -> None:
     """`upload -` takes standard input, `get … -` writes exactly its bytes to standard output, and nothing else."""
-    content = os.urandom(200_000)
+    content = os.urandom(10) + b"0123456789" + os.urandom(200_000)
     command = [*COMMAND, "upload", "-", key, "--json"]
     sent = subprocess.run(command, input=content, env=zot.environment, capture_output=True, check=True, timeout=60)
     job = json.loads(sent.stdout)["job"]
@@ -136,9 +136,7 @@ def test_bytes_go_through_pipes(zot: Zot, key: str) -> None:
     got = subprocess.run([*COMMAND, "get", key, "-"], env=zot.environment, capture_output=True, check=True, timeout=60)
     assert got.stdout == content
     assert leftovers(zot) == []
-    ranged = [*COMMAND, "get", key, "-", "--range", "10-19"]
-    part = subprocess.run(ranged, env=zot.environment, capture_output=True, check=True, timeout=60)
-    assert part.stdout == content[10:20]
+    assert zot("get", key, "-", "--range", "10-19").stdout == "0123456789"
 
 
 def test_a_corrupt_copy_writes_nothing_to_a_pipe(zot: Zot, key: str, source: Path) -> None:
