@@ -328,14 +328,25 @@ def test_what_is_uploaded_again_while_its_delete_waits_stays(laid, drive, contex
     assert [each.version for each in context.catalogue.artifacts.page("releases")] == [2]
 
 
-def test_a_page_whose_batch_is_unknown_leaves_what_came_after_it(laid, run, context):
-    """A catalogue that was restored may be older than the batch of a message; the message has the newest version."""
+def test_a_page_whose_batch_is_unknown_leaves_what_came_after_it(laid, run, context, source):
+    """A catalogue that was restored may be older than the batch of a message; the message has the newest version.
+
+    Nor does a page that has begun delete what replaced its objects.
+    """
     laid(2)
     newest = context.catalogue.artifact("releases", "a/001").id
     laid(1, "b/")
-    selection = RangeSelection(bucket="releases", until="z", newest=newest)
-    assert run(page, PageRequest(verb="delete", range=selection)).outcomes == {"deleted": 2}
-    assert [each.key for each in context.catalogue.artifacts.page("releases")] == ["b/000"]
+    wanted = PageRequest(verb="delete", range=RangeSelection(bucket="releases", until="z", newest=newest))
+    pause(context, "primary", "dr")
+    with pytest.raises(Snooze):
+        run(page, wanted, id_="page-1")
+    with context.catalogue._database.write() as connection:
+        connection.execute(sa.update(tables.jobs).values(lease_until=clock.now()))
+    pause(context)
+    run(upload, UploadRequest(bucket="releases", key="a/000", source=source(b"uploaded after the page began")))
+    assert run(page, wanted, id_="page-1").outcomes == {"deleted": 1, "kept": 1}
+    left = [(each.key, each.version) for each in context.catalogue.artifacts.page("releases")]
+    assert left == [("a/000", 2), ("b/000", 1)]
 
 
 def test_a_cancelled_page_stops_and_keeps_what_it_has_recorded(laid, drive, monkeypatch, context):

@@ -548,9 +548,15 @@ def test_a_page_asks_a_store_without_conditions_once(
 
 @pytest.mark.parametrize("error", [Unavailable, AccessDenied, OutOfSpace])
 def test_what_fails_or_is_locked_leaves_the_page(
-    request_: PageRequest, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, error: type[StorageError]
+    request_: PageRequest, run: Callable[..., Any], stored, monkeypatch: pytest.MonkeyPatch, error: type[StorageError]
 ) -> None:
-    """One object that a store does not take, and one that another job is writing, become jobs of their own."""
+    """One object that a store does not take, and one that another job is writing, become jobs of their own.
+
+    What another program has written under a key goes to quarantine before it is replaced.
+    """
+    theirs = stored("dr", f"v1/{NAMES[11]}")
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"of another program")
     real_write, real_acquire = LimitedStore.write_objects, ArtifactLocks.acquire
 
     def write(store: LimitedStore, puts: list[SmallPut]) -> list[ObjectStat | StorageError]:
@@ -568,3 +574,5 @@ def test_what_fails_or_is_locked_leaves_the_page(
     result = run(page, request_)
     assert result.outcomes == {"stored": len(NAMES) - 2}
     assert set(result.left) == {f"releases/v1/{NAMES[7]}", f"releases/v1/{NAMES[9]}"}
+    quarantined = [path for path in stored("dr", bucket="zot-quarantine", key="releases").rglob("*") if path.is_file()]
+    assert b"of another program" in [path.read_bytes() for path in quarantined]

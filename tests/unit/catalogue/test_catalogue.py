@@ -427,6 +427,15 @@ def test_a_copy_that_another_job_begins_during_the_search_is_not_claimed(catalog
     found = artifacts.copies(written)["cold"]
     assert (found.state, found.evidence) == ("stored", {"adopted": "first read"})
     assert [of for of in (deleted, replaced) if "cold" in artifacts.copies(of)] == []
+
+    begun = stored(catalogue, "b")
+    artifacts.ensure_copy(begun, "cold")
+
+    def delete_it(*_, **__):
+        catalogue.deletions.begin(begun, now=now, until=now, by=None, reason=None, job="job-1")
+        return True
+
+    assert catalogue.sweep_claims.begun("cold", None, "", wanted=delete_it, **times, until=until) == []
     assert {each.key for each in catalogue.findings.page(kind=FindingKind.UNDER_REPLICATED)} == {"t", "f"}
 
 
