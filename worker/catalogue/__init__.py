@@ -23,6 +23,7 @@ from worker.catalogue.batches import (
     NewBatchItem,
     PageCounts,
 )
+from worker.catalogue.brokers import Brokers
 from worker.catalogue.budgets import Budgets, BudgetState
 from worker.catalogue.canaries import CANARY_TIMES, Canaries, CanaryRound, CanaryTimes
 from worker.catalogue.companions import Companions, NamedCompanion, WrongCompanion
@@ -259,6 +260,7 @@ class Catalogue:
     backup_times = cached_property(lambda self: BackupTimes(self._database))
     batch_lists = cached_property(lambda self: BatchLists(self._database))
     batches = cached_property(lambda self: Batches(self._database))
+    brokers = cached_property(lambda self: Brokers(self._database))
     budgets = cached_property(lambda self: Budgets(self._database))
     canaries = cached_property(lambda self: Canaries(self._database))
     companions = cached_property(lambda self: Companions(self._database))

@@ -5,13 +5,17 @@ broker that is a Redis is checked; RabbitMQ has no place for the id.
 """
 
 import logging
+import socket
 from typing import Any, ClassVar
+from uuid import uuid4
 
 import redis
 from celery import bootsteps
 from celery.exceptions import WorkerShutdown
 from kombu.transport.redis import Channel
 
+from worker import clock
+from worker.catalogue.brokers import Brokers
 from worker.settings.model import Settings, SettingsError
 from zot_artifact_client.broker_urls import redis_client
 from zot_artifact_client.connection import broker_errors, is_redis, without_credentials
@@ -21,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 CATALOGUE = "zot-artifacts:catalogue"
 """The Redis key, in the broker, of the id of the catalogue that its jobs belong to."""
+BROKER = "zot-artifacts:broker"
+"""The Redis key, in the broker, of a random id of its own: one broker may have several URLs."""
 _SHOWN = 64
 """Characters of an id that another program may have written."""
 
@@ -50,6 +56,30 @@ def check_owner_in(client: Any, settings: Settings, identity: str, *, claim: boo
         f"the wrong catalogue. Correct the setting `broker` or `catalogue`; {way_out} if the catalogue was replaced on "
         "purpose"
     )
+
+
+def note_broker_in(client: Any, url: str, brokers: Brokers) -> None:
+    """Record in the catalogue that its jobs are sent over the broker with this URL."""
+    client.set(BROKER, str(uuid4()), nx=True)
+    place = f"{without_credentials(url)} of {socket.gethostname()}"
+    brokers.note(_id_of(client) or "", bounded(place, 500), clock.now())
+
+
+def other_brokers(settings: Settings, brokers: Brokers) -> list[str]:
+    """Return the other brokers over which jobs of the catalogue are sent now; none if that is not known."""
+    if not is_redis(settings.broker_url):
+        return []
+    try:
+        with _client(settings) as client:
+            own = _id_of(client)
+    except (redis.RedisError, OSError):
+        return []
+    return [] if own is None else brokers.others(own, clock.now())
+
+
+def _id_of(client: Any) -> str | None:
+    found: bytes | None = client.get(BROKER)
+    return None if found is None else bounded(found.decode(errors="replace"), _SHOWN)
 
 
 def check_owner(settings: Settings, identity: str, *, claim: bool = True) -> bool:

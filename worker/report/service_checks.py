@@ -31,17 +31,25 @@ def broker_checks(settings: Settings) -> Iterator[Check]:
 
 
 def owner_of_broker(settings: Settings, catalogue: Catalogue) -> Iterator[Check]:
-    """Tell that the broker belongs to another catalogue: other workers take its jobs, and record them there."""
+    """Tell that the broker belongs to another catalogue, or the catalogue has another broker beside this one."""
     try:
         _ = settings.broker_url
     except NoBroker:
         return
-    from worker.intake.catalogue_of_broker import OtherCatalogue, check_owner
+    from worker.intake.catalogue_of_broker import OtherCatalogue, check_owner, other_brokers
 
     try:
         check_owner(settings, catalogue.identity, claim=False)
     except OtherCatalogue as error:
         yield Check("catalogue of the broker", "bad", str(error))
+        return
+    for place in other_brokers(settings, catalogue.brokers):
+        yield Check(
+            "broker of the catalogue",
+            "bad",
+            f"jobs of this catalogue are also sent over {place}: `sweep.recover` sends open jobs of one over the other",
+            "give all programs of one catalogue the same ZOT_BROKER",
+        )
 
 
 def open_breakers(settings: Settings) -> "dict[str, OpenBreaker]":

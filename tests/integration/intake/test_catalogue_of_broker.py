@@ -1,8 +1,11 @@
 """A broker belongs to one catalogue: no worker of another one takes its jobs."""
 
 import json
+import socket
+import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -25,8 +28,10 @@ from worker.intake.catalogue_of_broker import (
     check_owner,
     check_owner_in,
     check_owner_late,
+    note_broker_in,
 )
 from worker.limits.check_pauses import PAUSED_QUEUES
+from worker.report.service_checks import owner_of_broker
 from worker.settings import Settings
 from zot_artifact_client import ArtifactClient
 
@@ -194,6 +199,44 @@ def test_the_first_of_two_catalogues_gets_the_broker(broker: redis.Redis, server
     assert "secret" not in str(refused.value)
     check_owner(Settings(broker="redis://127.0.0.1:1/0"), "second")
     check_owner(Settings(broker="amqp://127.0.0.1:1//", results=server.url), "second")
+
+
+def test_two_brokers_of_one_catalogue_are_told(
+    broker: redis.Redis, server: Valkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each names the other while both are used; a broker that was replaced, and one of two URLs, are none."""
+    settings = Settings(broker=server.url.replace("://", "://:secret@"), home=tmp_path)
+    second = Settings(broker=server.database(1), home=tmp_path)
+    now = clock.now()
+    monkeypatch.setattr(clock, "now", lambda: now)
+    with (
+        closing(Catalogue(f"sqlite:///{tmp_path / 'catalogue.sqlite3'}")) as catalogue,
+        redis.Redis.from_url(second.broker_url) as other,
+    ):
+
+        def told(of: Settings) -> list[str]:
+            return [each.detail for each in owner_of_broker(of, catalogue)]
+
+        note_broker_in(broker, settings.broker_url, catalogue.brokers)
+        note_broker_in(other, second.broker_url, catalogue.brokers)
+        assert told(second) == []  # the first one may have been replaced by it
+        now += timedelta(minutes=2)
+        monkeypatch.setattr(socket, "gethostname", lambda: "another")  # each machine with workers records it
+        for client, of in ((other, second), (broker, settings), (broker, settings)):
+            note_broker_in(client, of.broker_url, catalogue.brokers)
+        assert f"redis://127.0.0.1:{server.port}/0 of " in told(second)[0]
+        assert "secret" not in told(second)[0]
+        assert "/1 of another" in told(Settings(broker=server.url, home=tmp_path))[0]
+        now += timedelta(minutes=4)
+        note_broker_in(other, second.broker_url, catalogue.brokers)
+        assert told(second) == []
+        now += timedelta(minutes=1)
+        note_broker_in(broker, settings.broker_url, catalogue.brokers)  # it is used again, and the other one not since
+        assert told(settings) == []
+        now += timedelta(days=2)
+        note_broker_in(other, second.broker_url, catalogue.brokers)
+        with sqlite3.connect(tmp_path / "catalogue.sqlite3") as rows:
+            assert rows.execute("SELECT COUNT(*) FROM sweep_cursors").fetchone() == (2,)
 
 
 def test_a_late_comparison_is_repeated_until_the_broker_answers(
