@@ -84,13 +84,39 @@ class _Item:
     """A store takes no job now: the file stays in the page, and has its copies in the other stores."""
 
     @property
+    def where(self) -> tuple[str, str]:
+        return self.file.bucket, self.file.key
+
+    @property
     def path(self) -> str:
-        return f"{self.file.bucket}/{self.file.key}"
+        return "/".join(self.where)
 
     @property
     def decisive_error(self) -> Exception | None:
         """Return the error that decides how the file goes on, None if there is none."""
         return self.error or (most_retryable(list(self.failed.values())) if self.failed else None)
+
+    def end(self) -> PageOutcome:
+        """Return what the page records of the file, and log why one that failed leaves it."""
+        error = self.decisive_error
+        if isinstance(error, _FINAL):
+            return PageOutcome(self.number, self.path, self.file.size, "failed", str(error))
+        if error is not None:  # it is tried again in a job of its own, which tells what is wrong
+            logger.warning("%s leaves its page: %s", self.path, error)
+            return PageOutcome.leaves(self.number, self.path, self.file.size)
+        return PageOutcome(self.number, self.path, self.file.size, first_of(PLACED, self.outcomes))
+
+    def note(self, store: str, result: ObjectStat | StorageError) -> None:
+        """Note the result of the write of a new object; where a key is taken, the store still lacks its copy."""
+        if isinstance(result, ObjectStat):
+            self.written[store] = result
+            self.outcomes.append("stored")
+        elif not isinstance(result, AlreadyExists):  # what is there may be what a killed attempt wrote
+            self.failed[store] = result
+
+    def lacks(self, store: str) -> bool:
+        """Return whether a store has neither taken nor refused its copy yet."""
+        return store not in self.written and store not in self.failed
 
 
 @dataclass(slots=True)
@@ -124,20 +150,11 @@ class UploadPage:
         self.closed = closed_stores({name for item in wanted for name in item.stores}, self.job.stores)
         items = in_another_order(self._without_waiting(wanted), self.job)
         small = [item for item in items if item.file.size <= min(LARGEST, self.job.settings.page.large)]
-        with (
-            locked(self.job, [(item.file.bucket, item.file.key) for item in small]) as granted,
-            ThreadPoolExecutor(self.job.settings.page.threads, thread_name_prefix="page") as pool,
-        ):
-            free = [item for item in small if (item.file.bucket, item.file.key) in granted]
+        with locked(self.job, [item.where for item in small]) as granted:
+            free = [item for item in small if item.where in granted]
             mine = {item.number for item in free}
             self._leave([item for item in items if item.number not in mine])
-            try:
-                groups = _groups(free, first=REFUSED if self.job.snoozed_since else GROUP)
-                wanting = filter(None, map(self._without_waiting, groups))
-                self._run(wanting, pool, {name for item in free for name in item.stores})
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+            self._upload(free)
         if self.closed and self.page.open:
             raise min(self.closed.values(), key=lambda error: error.seconds)
         self._leave(self.refused)
@@ -149,11 +166,22 @@ class UploadPage:
         """Return the files that an open store lacks: an earlier delivery may have written the others, which wait."""
         if not self.closed:
             return items
-        wanted = {(item.file.bucket, item.file.key): item.stores for item in items}
+        wanted = {item.where: item.stores for item in items}
         left = lacking(wanted, self.closed, self.job)
-        return [item for item in items if (item.file.bucket, item.file.key) in left]
+        return [item for item in items if item.where in left]
 
-    def _run(self, groups: Iterator[list[_Item]], pool: ThreadPoolExecutor, stores: set[str]) -> None:
+    def _upload(self, items: Sequence[_Item]) -> None:
+        groups = _groups(items, first=REFUSED if self.job.snoozed_since else GROUP)
+        wanting = filter(None, map(self._without_waiting, groups))
+        with ThreadPoolExecutor(self.job.settings.page.threads, thread_name_prefix="page") as pool:
+            try:
+                self._upload_groups(wanting, pool, {name for item in items for name in item.stores})
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def _upload_groups(self, groups: Iterator[list[_Item]], pool: ThreadPoolExecutor, stores: set[str]) -> None:
+        """Upload one group after the other; while one is written, the files of the next are read."""
         until = time.monotonic() + self.job.settings.page.time.total_seconds()
         ahead = self._reading(next(groups, None), pool)
         while ahead is not None and self.in_time and not self.closed.keys() >= stores:
@@ -225,9 +253,9 @@ class UploadPage:
         if store.capabilities.groups and fresh and not (keeps and self.request.beside_bytes):
             self._write_group(store, fresh)
         else:
-            store.expect_writes([(item.file.bucket, item.file.key) for item in fresh])
+            store.expect_writes([item.where for item in fresh])
             do_all(pool, lambda item: self._write_new(store, item), fresh, threads)
-        left = [item for item in wanted if _is_left(item, store)]
+        left = [item for item in wanted if item.lacks(store.name)]
         do_all(pool, lambda item: self._write_known(store, item), left, threads)
         if self.request.beside_bytes and store.name not in self.not_kept:
             for artifact in [item.artifact for item in items if item.artifact and item.error is None][:1]:
@@ -240,7 +268,7 @@ class UploadPage:
         with confirmed_after(self.job, store, [item.artifact for item in items if item.artifact]):
             written = store.write_objects(puts)
         for item, result in zip(items, written, strict=True):
-            _note(store, item, result)
+            item.note(store.name, result)
 
     def _write_new(self, store: LimitedStore, item: _Item) -> None:
         assert item.artifact is not None
@@ -259,9 +287,9 @@ class UploadPage:
                     checkpoint=CopyCheckpoint(self.job.catalogue, item.artifact, store.name),
                 )
         except StorageError as error:
-            _note(store, item, error)
+            item.note(store.name, error)
         else:
-            _note(store, item, stat)
+            item.note(store.name, stat)
 
     def _write_known(self, store: LimitedStore, item: _Item) -> None:
         assert item.artifact is not None
@@ -291,7 +319,7 @@ class UploadPage:
                 self.refused.append(item)
             elif item.error is not None or not item.waits:
                 done.append(item)
-        self._save([_outcome(item) for item in done], finished)
+        self._save([item.end() for item in done], finished)
         self.job.advance(sum(item.file.size for item in done))
 
     def _leave(self, items: Sequence[_Item]) -> None:
@@ -357,25 +385,3 @@ def _groups(items: Iterable[_Item], first: int) -> Iterator[list[_Item]]:
         size += item.file.size
     if group:
         yield group
-
-
-def _note(store: LimitedStore, item: _Item, result: ObjectStat | StorageError) -> None:
-    if isinstance(result, ObjectStat):
-        item.written[store.name] = result
-        item.outcomes.append("stored")
-    elif not isinstance(result, AlreadyExists):  # what is there may be what a killed attempt wrote
-        item.failed[store.name] = result
-
-
-def _is_left(item: _Item, store: LimitedStore) -> bool:
-    return store.name not in item.written and store.name not in item.failed
-
-
-def _outcome(item: _Item) -> PageOutcome:
-    error = item.decisive_error
-    if isinstance(error, _FINAL):
-        return PageOutcome(item.number, item.path, item.file.size, "failed", str(error))
-    if error is not None:  # it is tried again in a job of its own, which tells what is wrong
-        logger.warning("%s leaves its page: %s", item.path, error)
-        return PageOutcome.leaves(item.number, item.path, item.file.size)
-    return PageOutcome(item.number, item.path, item.file.size, first_of(PLACED, item.outcomes))
