@@ -12,6 +12,7 @@ from shlex import quote
 from tasks.pages.leaving_objects import begin_selected, leave
 from worker import clock
 from worker.artifacts.page_runner import GROUP, in_another_order, out_of_time, work_on
+from worker.artifacts.page_selection import PageObject
 from worker.artifacts.per_store import is_refused
 from worker.artifacts.read_budget import take
 from worker.artifacts.stored_digests import stored_sha256_of
@@ -47,17 +48,14 @@ def _verify_claimed(claim: ClaimSelection, job: RunningJob) -> Page:
     name = claim.store
     store, pages = job.stores[name], job.catalogue.pages
     store.admit()  # what is claimed and not read keeps other pages away from it
-    found = pages.get(job.id)
-    if found is None:
-        found = claim_copies(claim, job)
-    small, large, released = _fitting(pages.claimed_copies(found), job.settings.page)
+    page = pages.get(job.id) or claim_copies(claim, job)
+    small, large, released = _fitting(pages.claimed_copies(page), job.settings.page)
     if released:
-        found = pages.release(found, [copy.id for copy in released])
-    _send(found, large)  # they stay claimed; sending again is idempotent
-    found = leave(found, large, job.catalogue)
+        page = pages.release(page, [copy.id for copy in released])
+    _send(page, large)  # they stay claimed; sending again is idempotent
+    page = leave(page, large, job.catalogue)
     job.start(sum(copy.size for copy in small), f"verifying {counted(len(small), 'copy')} in {name}")
-    objects = [ObjectToVerify(copy.id, copy.path, copy.size, (copy,)) for copy in small]
-    work = VerifyPage(job, found, objects)
+    work = VerifyPage(job, page, [ObjectToVerify(copy.id, copy.path, copy.size, (copy,)) for copy in small])
     done = work.run()
     if work.in_time:
         return done
@@ -120,11 +118,26 @@ def _fitting(copies: Sequence[PageCopy], most: PageSettings) -> tuple[list[PageC
 
 
 def _verify_selected(request: PageRequest, job: RunningJob) -> Page:
-    found, selected = begin_selected(request, job)
+    """Verify the copies of the objects of a batch. Those whose copies cannot all be asked for here leave the page."""
+    page, selected = begin_selected(request, job)
+    objects, others = _with_copies(request, selected, job)
+    page = leave(page, others, job.catalogue)
+    job.start(sum(each.size * len(each.copies) for each in objects), f"verifying {counted(len(objects), 'object')}")
+    work = VerifyPage(job, page, objects)
+    done = work.run()
+    if not work.in_time:
+        raise out_of_time(job)
+    return done
+
+
+def _with_copies(
+    request: PageRequest, selected: Sequence[PageObject], job: RunningJob
+) -> "tuple[list[ObjectToVerify], list[PageObject]]":
+    """Return the objects with their copies and the verdicts of an earlier attempt, and those that lack a copy here."""
     copies = job.catalogue.pages.copies_of([each.artifact_id for each in selected if each.artifact_id is not None])
     paths = [(each.bucket, each.key) for each in selected] if job.fence > 1 else []  # at a first attempt there are none
     before = job.catalogue.pages.verdicts_by(job.id, paths)
-    objects, leaving = [], []
+    objects, others = list[ObjectToVerify](), list[PageObject]()
     for each in selected:
         assert each.artifact_id is not None
         of = copies.get(each.artifact_id, [])
@@ -132,30 +145,24 @@ def _verify_selected(request: PageRequest, job: RunningJob) -> Page:
             of = [copy for copy in of if copy.store in request.stores]
         complete = request.stores is None or len(of) == len(request.stores)
         if not of or not complete or any(copy.store not in job.stores for copy in of):
-            leaving.append(each)
+            others.append(each)
             continue
         known = {copy.id: before.get((copy.store, copy.bucket, copy.key, copy.version)) for copy in of}
         words = {id_: word for id_, word in known.items() if word is not None}
         objects.append(ObjectToVerify(each.id, each.path, each.size, of, words))
-    found = leave(found, leaving, job.catalogue)
-    job.start(sum(each.size * len(each.copies) for each in objects), f"verifying {counted(len(objects), 'object')}")
-    work = VerifyPage(job, found, objects)
-    done = work.run()
-    if not work.in_time:
-        raise out_of_time(job)
-    return done
+    return objects, others
 
 
-def send_verifications(found: Page, _request: PageRequest, catalogue: Catalogue) -> int:
+def send_verifications(page: Page, _request: PageRequest, catalogue: Catalogue) -> int:
     """Send a job for each copy that a dead page of a sweep has left undone, and return how many."""
-    return _send(found, catalogue.pages.claimed_copies(found))
+    return _send(page, catalogue.pages.claimed_copies(page))
 
 
-def _send(found: Page, copies: Sequence[PageCopy]) -> int:
+def _send(page: Page, copies: Sequence[PageCopy]) -> int:
     for copy in copies:
         wanted = VerifyRequest(bucket=copy.bucket, key=copy.key, stores=(copy.store,), version=copy.version)
-        id_ = child_id(f"verify {copy.id} {found.claimed_until}")
-        send_child(VERIFY, wanted, id_=id_, parent=found.job, queue=Queue.SWEEP)
+        id_ = child_id(f"verify {copy.id} {page.claimed_until}")
+        send_child(VERIFY, wanted, id_=id_, parent=page.job, queue=Queue.SWEEP)
     return len(copies)
 
 
@@ -195,6 +202,10 @@ class VerifyPage:
         self._objects = {copy.id: each for each in objects for copy in each.copies}
         self._closed: dict[str, Snooze] = {}
         """The stores that take no job now."""
+        self._suspects: list[PageCopy] = []
+        """The copies that looked bad at their first read."""
+        self._refused: list[tuple[PageCopy, Verification]] = []
+        """The reads that a store has refused; it may turn out to refuse all."""
         self._time = job.settings.page.time.total_seconds()
         self.in_time = True
         """Whether there was time for all copies."""
@@ -207,44 +218,48 @@ class VerifyPage:
         """
         objects = in_another_order(self._all, self._job)
         copies = [copy for each in objects for copy in each.copies if copy.id not in each.words]
-        suspects: list[PageCopy] = []
-        refused: list[tuple[PageCopy, Verification]] = []
+        copies.sort(key=attrgetter("store"))  # stable: keys stay in order
+        threads, begin = self._threads_for(copies)
+        read_all = partial(work_on, threads=threads, begin=begin, reads_only=True, seconds=self._time)
+        with self._recorder:
+            self.in_time = read_all(copies, self._read, self._record_first)
+            self._record_refused()
+            order = {id_: number for number, id_ in enumerate(self._objects)}
+            self._suspects.sort(key=lambda copy: order[copy.id])
+            # They have time of their own, so that a page of bad copies ends some of them whatever that takes.
+            self.in_time &= read_all(self._suspects, self._read_again, self._record)
+        if self._closed:
+            raise min(self._closed.values(), key=lambda error: error.seconds)
+        return self._recorder.page
 
-        def record(seen: Sequence[tuple[PageCopy, Verification]]) -> None:
-            if all(each.verdict is _VERIFIED for _, each in seen):
-                self._record(seen)
-                return
-            refused.extend(each for each in seen if is_refused(each[1].error))
-            seen = [each for each in seen if not is_refused(each[1].error)]
-            bad = [(copy, each) for copy, each in seen if each.verdict in BAD]
-            if not bad:
-                self._record(seen)
-                return
-            suspects.extend(copy for copy, _ in bad)
-            self._record([(copy, each) for copy, each in seen if each.verdict not in BAD])
-            found = [suspicion(copy, copy.store, each, self._job.id) for copy, each in bad]
-            self._job.catalogue.findings.see(found, now=clock.now())
-
-        by_store = sorted(copies, key=attrgetter("store"))  # stable: keys stay in order
+    def _threads_for(self, copies: Sequence[PageCopy]) -> tuple[int, int]:
+        """Return how many threads read these copies, at most and at first."""
         kinds = [self._job.stores[name].capabilities for name in {copy.store for copy in copies}]
         threads, ahead = self._job.settings.page.threads, min((kind.reads_ahead for kind in kinds), default=1)
         # More threads would only take Python's lock from each other, until objects take so long that each one waits.
         # Threads that ask ahead are fewer at first: together they have a request open for each thread allowed.
-        begin = 1 if all(kind.local for kind in kinds) else max(2, threads // ahead)
-        with self._recorder:
-            read_all = partial(work_on, threads=threads, begin=begin, reads_only=True, seconds=self._time)
-            in_time = read_all(by_store, self._read, record)
-            self._closed |= closed_stores({copy.store for copy, _ in refused} - {*self._closed}, self._job.stores)
-            told = [each for each in refused if each[0].store not in self._closed]
-            for start in range(0, len(told), GROUP):
-                self._record(told[start : start + GROUP])
-            order = {id_: number for number, id_ in enumerate(self._objects)}
-            suspects.sort(key=lambda copy: order[copy.id])
-            # They have time of their own, so that a page of bad copies ends some of them whatever that takes.
-            self.in_time = read_all(suspects, self._read_again, self._record) and in_time
-        if self._closed:
-            raise min(self._closed.values(), key=lambda error: error.seconds)
-        return self._recorder.page
+        return threads, 1 if all(kind.local for kind in kinds) else max(2, threads // ahead)
+
+    def _record_first(self, seen: Sequence[tuple[PageCopy, Verification]]) -> None:
+        """Record first reads, but no bad one: such a copy is suspect until its second read."""
+        if all(each.verdict is _VERIFIED for _, each in seen):
+            self._record(seen)
+            return
+        self._refused.extend(each for each in seen if is_refused(each[1].error))
+        seen = [each for each in seen if not is_refused(each[1].error)]
+        self._record([(copy, each) for copy, each in seen if each.verdict not in BAD])
+        if bad := [(copy, each) for copy, each in seen if each.verdict in BAD]:
+            self._suspects.extend(copy for copy, _ in bad)
+            found = [suspicion(copy, copy.store, each, self._job.id) for copy, each in bad]
+            self._job.catalogue.findings.see(found, now=clock.now())
+
+    def _record_refused(self) -> None:
+        """Record that copies could not be read, but not where a store refuses all that it is asked: it is closed."""
+        stores = {copy.store for copy, _ in self._refused} - {*self._closed}
+        self._closed |= closed_stores(stores, self._job.stores)
+        told = [each for each in self._refused if each[0].store not in self._closed]
+        for start in range(0, len(told), GROUP):
+            self._record(told[start : start + GROUP])
 
     def _read(self, part: Sequence[PageCopy]) -> Iterator[tuple[PageCopy, Verification]]:
         for name, copies in groupby(part, attrgetter("store")):
