@@ -56,8 +56,8 @@ def adopt_page(request: PageRequest, job: RunningJob) -> Page:
             _to_adopt(id_, line.bucket, line.key, line.size, request, store=name, sha256=line.sha256)
             for id_, line in lines
         ]
-    found = pages.get(job.id) or pages.begin(job.id, [each.id for each in objects])
-    done = AdoptPage(job, found, store).run(objects)
+    page = pages.get(job.id) or pages.begin(job.id, [each.id for each in objects])
+    done = AdoptPage(job, page, store).run(objects)
     if request.claim is not None:
         _send([each for each in objects if each.path in done.left], name, job.catalogue, job.id)
     return done
@@ -81,12 +81,12 @@ def _orphans(request: PageRequest, claim: ClaimSelection, catalogue: Catalogue, 
     ]  # fmt: skip
 
 
-def send_adoptions(found: Page, request: PageRequest, catalogue: Catalogue) -> int:
+def send_adoptions(page: Page, request: PageRequest, catalogue: Catalogue) -> int:
     """Send a job for each object that a dead page of a sweep has left undone, and return how many."""
     assert request.claim is not None
-    objects = _orphans(request, request.claim, catalogue, found.job)
-    undone = [each for each in objects if each.id in found.open or each.path in found.left]
-    return _send(undone, request.claim.store, catalogue, found.job)
+    objects = _orphans(request, request.claim, catalogue, page.job)
+    undone = [each for each in objects if each.id in page.open or each.path in page.left]
+    return _send(undone, request.claim.store, catalogue, page.job)
 
 
 def _send(objects: Sequence[ObjectToAdopt], store: str, catalogue: Catalogue, page: str) -> int:

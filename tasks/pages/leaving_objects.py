@@ -16,23 +16,23 @@ SentT = TypeVar("SentT", AdoptRequest, ReplicateRequest)
 def begin_selected(request: PageRequest, job: RunningJob) -> tuple[Page, list[PageObject]]:
     """Return the progress of the page, and its objects without an outcome; those too large for a page leave it."""
     pages = job.catalogue.pages
-    found = pages.get(job.id)
-    objects = open_objects(request, found, job, job.parent or job.id)
-    found = found or pages.begin(job.id, [each.id for each in objects])
+    page = pages.get(job.id)
+    objects = open_objects(request, page, job, job.parent or job.id)
+    page = page or pages.begin(job.id, [each.id for each in objects])
     small: list[PageObject] = []
     others: list[PageObject] = []
     for each in objects:
         fits = each.artifact_id is not None and each.size <= job.settings.page.large
         (small if fits else others).append(each)
-    return leave(found, others, job.catalogue), small
+    return leave(page, others, job.catalogue), small
 
 
-def leave(found: Page, objects: Sequence[PageObject] | Sequence[PageCopy], catalogue: Catalogue) -> Page:
+def leave(page: Page, objects: Sequence[PageObject] | Sequence[PageCopy], catalogue: Catalogue) -> Page:
     """Record that objects leave the page; a batch sends their jobs when it counts the page."""
     if not objects:
-        return found
+        return page
     left = [PageOutcome.leaves(each.id, each.path, each.size) for each in objects]
-    return catalogue.pages.record(found, Group(left), now=clock.now())
+    return catalogue.pages.record(page, Group(left), now=clock.now())
 
 
 def send_jobs(

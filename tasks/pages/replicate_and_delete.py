@@ -34,8 +34,8 @@ def write_page(request: PageRequest, job: RunningJob) -> Page:
 
 def _replicate_claimed(request: PageRequest, claim: ClaimSelection, job: RunningJob) -> Page:
     """Replicate or repair what the sweep has claimed for this page; what fails is sent as a job of its own."""
-    found = job.catalogue.pages.get(job.id)
-    if found is None:
+    page = job.catalogue.pages.get(job.id)
+    if page is None:
         return Page(job.id, None, ())  # it has ended before
     done = _write_selected(request, job)
     _send(done, done.left, claim, job.catalogue)
@@ -45,9 +45,9 @@ def _replicate_claimed(request: PageRequest, claim: ClaimSelection, job: Running
 def _write_selected(request: PageRequest, job: RunningJob) -> Page:
     """Replicate or delete the objects that no other job writes to; the others leave the page."""
     job.stores.admitting(request.to or ())  # no source is read for targets that take no job
-    found, objects = begin_selected(request, job)
+    page, objects = begin_selected(request, job)
     with locked(job, [(each.bucket, each.key) for each in objects]) as granted:
-        found = leave(found, [each for each in objects if (each.bucket, each.key) not in granted], job.catalogue)
+        page = leave(page, [each for each in objects if (each.bucket, each.key) not in granted], job.catalogue)
         mine = [each for each in objects if (each.bucket, each.key) in granted]
         if request.claim is not None:
             mine = _still_begun(request.claim.store, job.catalogue, mine)
@@ -55,7 +55,7 @@ def _write_selected(request: PageRequest, job: RunningJob) -> Page:
         job.start(sum(each.size for each in mine), f"{request.verb}: {counted(len(mine), 'object')}")
         fresh = _fresh_copies(request, job, mine) if request.verb == REPLICATE.kind else None
         seen = seen_by(job.catalogue.batches.get(job.parent or job.id))
-        work = _Writes(request, job, found, fresh, seen)
+        work = _Writes(request, job, page, fresh, seen)
         most, seconds = job.settings.page.threads, job.settings.page.time.total_seconds()
         in_time = work_on(mine, work.do, work.record, threads=most, seconds=seconds)
     if closed := [*work.closed, *closed_stores({store for _, store in work.refused}, job.stores).values()]:
@@ -87,21 +87,21 @@ def _fresh_copies(request: PageRequest, job: RunningJob, objects: Sequence[PageO
     return FreshCopies(job, objects, current, targets)
 
 
-def send_replications(found: Page, request: PageRequest, catalogue: Catalogue) -> int:
+def send_replications(page: Page, request: PageRequest, catalogue: Catalogue) -> int:
     """Send a job for each object that a dead page of a sweep has left undone, and return how many."""
     assert request.claim is not None
-    paths = [f"{each.bucket}/{each.key}" for each in catalogue.artifacts.listed_by_ids(found.open)]
-    return _send(found, [*paths, *found.left], request.claim, catalogue)
+    paths = [f"{each.bucket}/{each.key}" for each in catalogue.artifacts.listed_by_ids(page.open)]
+    return _send(page, [*paths, *page.left], request.claim, catalogue)
 
 
-def _send(found: Page, paths: Sequence[str], claim: ClaimSelection, catalogue: Catalogue) -> int:
+def _send(page: Page, paths: Sequence[str], claim: ClaimSelection, catalogue: Catalogue) -> int:
     to = (claim.store,)
     wanted = {
-        f"replicate {path} {to} {found.claimed_until}": ReplicateRequest(bucket=bucket, key=key, to=to)
+        f"replicate {path} {to} {page.claimed_until}": ReplicateRequest(bucket=bucket, key=key, to=to)
         for path in paths
         for bucket, _, key in [path.partition("/")]
     }
-    return send_jobs(REPLICATE, wanted, claim.store, catalogue, found.job)
+    return send_jobs(REPLICATE, wanted, claim.store, catalogue, page.job)
 
 
 @dataclass(frozen=True, slots=True)

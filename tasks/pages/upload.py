@@ -56,12 +56,12 @@ def upload_page(request: PageRequest, job: RunningJob) -> Page:
     for name in request.stores or ():
         job.stores[name]  # raises UnknownStore
     pages, files = job.catalogue.pages, lines_of(request, ListedFile, job, job.id)
-    found = pages.get(job.id)
-    if found is None:
+    page = pages.get(job.id)
+    if page is None:
         job.stores.admitting({name for of in stores_of(request, files, job) for name in of})
-        found = pages.begin(job.id, range(len(files)))
-    job.start(sum(files[number].size for number in found.open), f"uploading {counted(len(found.open), 'file')}")
-    return UploadPage(job, found, request).run(files)
+        page = pages.begin(job.id, range(len(files)))
+    job.start(sum(files[number].size for number in page.open), f"uploading {counted(len(page.open), 'file')}")
+    return UploadPage(job, page, request).run(files)
 
 
 @dataclass(slots=True, eq=False)
