@@ -8,12 +8,13 @@ from worker import clock
 from worker.artifacts.certain_time import certain_time
 from worker.artifacts.lock_artifacts_for_job import locked
 from worker.artifacts.per_store import most_retryable
+from worker.artifacts.verify_copy import version_of_same_bytes
 from worker.catalogue import Artifact, Copy, CopyState, FindingKind, NewFinding, Tombstone
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
 from worker.limits.limited_store import LimitedStore
 from worker.limits.snooze import Snooze
-from worker.storage import Match, Verdict
+from worker.storage import Match
 from worker.storage.errors import NotFound, PreconditionFailed, StorageError
 from zot_artifact_client.contract import SWEEP_PURGE, SweepPurgeRequest, SweepPurgeResult
 
@@ -96,11 +97,11 @@ class _Purge:
             return False
         store = job.stores[copy.store]
         try:
-            version = copy.tag or self._version_of_same_bytes(store, artifact)
+            version = copy.tag or version_of_same_bytes(store, artifact, job.catalogue)
             try:
                 deleted = self._delete_version(store, artifact, copy, version, newest)
             except PreconditionFailed:  # a restored or remounted file system has other versions of the same bytes
-                version = self._version_of_same_bytes(store, artifact)
+                version = version_of_same_bytes(store, artifact, job.catalogue)
                 deleted = self._delete_version(store, artifact, copy, version, newest)
         except NotFound:
             return True
@@ -140,16 +141,6 @@ class _Purge:
         found = NewFinding(FindingKind.ORPHAN, store.name, artifact.bucket, artifact.key, evidence=evidence)
         self._job.catalogue.findings.see([found], now=clock.now())
         logger.warning("%s: %s: %s", store.name, artifact.path, detail)
-
-    def _version_of_same_bytes(self, store: LimitedStore, artifact: Artifact) -> str | None:
-        """Read what is under the key and return its version if it has the bytes on record, else None."""
-        manifest = self._job.catalogue.artifacts.manifest(artifact)
-        seen = store.verify_object(artifact.bucket, artifact.key, artifact.digest, manifest=manifest)
-        if seen.verdict is Verdict.MISSING:
-            raise NotFound(f"{store.name}: {artifact.path} does not exist")
-        if seen.error:  # it may have them
-            raise seen.error
-        return seen.version if seen.verdict is Verdict.VERIFIED else None
 
 
 sweep_purge_task = artifact_task(SWEEP_PURGE, writes=False)(sweep_purge)

@@ -5,11 +5,12 @@ import logging
 from worker import clock
 from worker.artifacts.lock_artifacts_for_job import locked
 from worker.artifacts.per_store import SingleFailures
+from worker.artifacts.verify_copy import version_of_same_bytes
 from worker.catalogue import Artifact, Catalogue, CopyState
 from worker.jobs.running_job import RunningJob
 from worker.limits.limited_store import LimitedStore
-from worker.storage import Match, Verdict
-from worker.storage.errors import Archived, StorageError
+from worker.storage import Match
+from worker.storage.errors import Archived, NotFound, StorageError
 
 logger = logging.getLogger(__name__)
 
@@ -58,16 +59,16 @@ def _take_away(store: LimitedStore, artifact: Artifact, catalogue: Catalogue, *,
 
     Bytes of a version that was deleted are not kept.
     """
-    manifest = catalogue.artifacts.manifest(artifact)
-    seen = store.verify_object(artifact.bucket, artifact.key, artifact.digest, manifest=manifest)
-    if seen.error is not None:
-        raise seen.error
-    if seen.verdict is not Verdict.VERIFIED or seen.version is None:
+    try:
+        version = version_of_same_bytes(store, artifact, catalogue)
+    except NotFound:
+        return False
+    if version is None:
         return False
     what = "goes, because that is deleted"
     if artifact.tombstoned_at is None:
         what = f"is kept at {store.quarantine_object(artifact.bucket, artifact.key, label)}"
     # This confirms the lease: a job that uploads the same bytes finds them there, and records them as its copy.
-    store.delete_object(artifact.bucket, artifact.key, condition=Match(seen.version))
+    store.delete_object(artifact.bucket, artifact.key, condition=Match(version))
     logger.warning("%s: %s was written by a job that has ended, and %s", store.name, artifact.path, what)
     return True

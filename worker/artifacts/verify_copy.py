@@ -8,10 +8,21 @@ from typing import Any
 
 from worker import clock
 from worker.artifacts.stored_digests import stored_sha256_of
-from worker.catalogue import Artifact, Copy, Finding, FindingKind, FinishedCopy, NewFinding, Outcome, PageCopy
+from worker.catalogue import (
+    Artifact,
+    Catalogue,
+    Copy,
+    Finding,
+    FindingKind,
+    FinishedCopy,
+    NewFinding,
+    Outcome,
+    PageCopy,
+)
 from worker.jobs.running_job import RunningJob
 from worker.limits.limited_store import LimitedStore
 from worker.storage import Verdict, Verification
+from worker.storage.errors import NotFound
 from worker.storage.integrity.verifying_reader import OnBytes
 
 logger = logging.getLogger(__name__)
@@ -101,6 +112,24 @@ def record_verdict(
         verdict.finding, copy, tag=verdict.tag, now=clock.now(), retry_at=verdict.retry_at, finished=finished
     )
     log_verdict(copy.store, artifact.path, seen)
+
+
+def version_of_same_bytes(store: LimitedStore, artifact: Artifact, catalogue: Catalogue) -> str | None:
+    """Read what is under the key of an artifact; return its version tag if it has the bytes on record, else None.
+
+    Nothing is recorded.
+
+    Raises:
+        NotFound: there is no such object.
+        StorageError: it cannot be read, and may have them.
+    """
+    manifest = catalogue.artifacts.manifest(artifact)
+    seen = store.verify_object(artifact.bucket, artifact.key, artifact.digest, manifest=manifest)
+    if seen.verdict is Verdict.MISSING:
+        raise NotFound(f"{store.name}: {artifact.path} does not exist")
+    if seen.error:
+        raise seen.error
+    return seen.version if seen.verdict is Verdict.VERIFIED else None
 
 
 def log_verdict(store: str, path: str, seen: Verification) -> None:
