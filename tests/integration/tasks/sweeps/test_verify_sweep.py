@@ -321,7 +321,7 @@ def test_a_copy_that_one_read_found_bad_is_suspect_until_the_second(sweeper, due
         stored("primary", f"a/{n:03d}").write_bytes(b"rotten!")
     sweeper.plan()
     with monkeypatch.context() as dying:
-        dying.setattr("worker.artifacts.artifact_copies.ArtifactJob.confirm", lambda *_: 1 / 0)
+        dying.setattr("tasks.pages.verify.confirm_verdict", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             sweeper.page("sweep-1.00000001")
     open_ = {(each.kind, each.key) for each in context.catalogue.findings.page(store="primary") if each.key}
