@@ -100,7 +100,8 @@ def make_app(settings: Settings) -> Celery:
         task_acks_late=True,
         task_reject_on_worker_lost=False,  # alone it loops for ever on a job that kills its worker
         task_retry_on_worker_lost=True,  # a killed child's job gets another try, after the task's default_retry_delay
-        worker_prefetch_multiplier=1,  # a small job must not wait behind a large one that another worker could take
+        # A small job must not wait behind a large one that another worker could take; see `MessagesAhead`.
+        worker_prefetch_multiplier=1,
         # RabbitMQ closes the channel over a long job, and a full Redis refuses to start one: neither ends the worker.
         broker_channel_error_retry=broker.is_rabbitmq or broker.is_redis,
         worker_eta_task_limit=10_000,  # of other brokers than Redis, whose messages wait in the worker
@@ -136,6 +137,7 @@ def make_app(settings: Settings) -> Celery:
     app.steps["consumer"].add("worker.intake.catalogue_of_broker:CheckOwner")
     app.steps["consumer"].add("worker.jobs.queue_pauses_and_revoke:PausedQueues")
     app.steps["consumer"].add("worker.jobs.queue_pauses_and_revoke:CancelRequests")
+    app.steps["consumer"].add("worker.intake.messages_ahead:MessagesAhead")
     app.steps["consumer"].add("worker.intake.delayed:ReleaseDelayed")
     app.steps["consumer"].add("worker.intake.deliveries_kept_on_disk:ReturnUnrecorded")
     return app

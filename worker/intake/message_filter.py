@@ -43,6 +43,7 @@ from worker.intake.message_rules import (
     parse_envelope,
     rejection_of,
 )
+from worker.intake.messages_ahead import return_all
 from worker.intake.rejected import RejectedMessage, rejected_messages
 from zot_artifact_client.connection import first_line, is_write_refused, what_it_does
 from zot_artifact_client.contract import QUERIES, QUERY_ID, TASKS, Queue
@@ -215,6 +216,21 @@ class _PatientQoS(kombu_redis.QoS):
         """The tags of messages that have ended and are not acknowledged yet."""
         self._timer: Any = None
         """Of their acknowledgement, if it is set."""
+        self.ahead = 0
+        """How many messages may be taken while all children work; see `MessagesAhead`."""
+
+    @property
+    def held(self) -> int:
+        """Return how many messages are taken and have not ended."""
+        return len(self._delivered) - len(self._dirty)
+
+    @property
+    def tags(self) -> list[str]:
+        """Return the delivery tags of these messages, the first one first."""
+        return [tag for tag in self._delivered if tag not in self._dirty]
+
+    def can_consume(self) -> bool:
+        return not self.prefetch_count or self.held < self.prefetch_count + self.ahead
 
     def append(self, message: Any, delivery_tag: str) -> None:
         at = message.delivery_info
@@ -279,6 +295,11 @@ class _PatientQoS(kombu_redis.QoS):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def give_back(self, delivery_tag: str) -> None:
+        """Return a message that is not worked on to the front of its queue; `reject` returns it to the end."""
+        self.restore_by_tag(delivery_tag)
+        virtual.QoS.ack(self, delivery_tag)
 
     def restore_by_tag(self, tag: Any, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -391,6 +412,10 @@ class Consumer(CeleryConsumer):
     """Called after an error of a key of another type: no worker could connect until the key is renamed."""
 
     _flush_due = 0.0
+
+    def stop(self) -> None:
+        return_all(self)  # Celery returns what waits for a child when the last running job has ended
+        super().stop()
 
     def on_connection_error_before_connected(self, exc: Exception) -> None:
         super().on_connection_error_before_connected(exc)

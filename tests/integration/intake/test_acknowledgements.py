@@ -114,3 +114,17 @@ def test_a_broker_that_is_full_forgets_an_ended_message_with_the_record_of_the_n
     finally:
         broker.config_set("maxmemory", "0")
     assert held(broker) == {"two"}
+
+
+def test_a_message_that_is_taken_ahead_goes_back_to_the_front_of_its_queue(channel, broker, hub):
+    """It was the first one of its queue, which others may have grown meanwhile."""
+    channel.qos.prefetch_count = channel.qos.ahead = 1
+    take(channel, "one")
+    assert channel.qos.can_consume()
+    take(channel, "two")
+    assert not channel.qos.can_consume()
+    broker.lpush("transfer", "three")
+    channel.qos.give_back("two")
+    assert channel.qos.can_consume()
+    assert held(broker) == {"one"}
+    assert json.loads(broker.rpop("transfer"))["headers"]["id"] == "two"
