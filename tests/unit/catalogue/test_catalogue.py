@@ -28,7 +28,7 @@ from worker.catalogue import (
 )
 from worker.catalogue.database import open_engine
 from worker.catalogue.pages import PlannedPage
-from worker.catalogue.tables import metadata
+from worker.catalogue.tables import jobs, metadata
 from worker.storage import Digest
 from worker.storage.integrity.manifest import CHUNK_SIZE, Manifest
 from zot_artifact_client.contract import JobState
@@ -297,7 +297,10 @@ def test_reads_and_retries_of_a_clock_that_was_ahead_are_due_at_once(catalogue):
 
 @pytest.mark.parametrize("verb", ["verify", "replicate"])
 def test_what_a_cancelled_page_of_a_sweep_has_left_can_be_claimed_at_once(catalogue, verb):
-    """The next sweep would find nothing to do until the claim ends; the claims of other pages stay."""
+    """The next sweep would find nothing to do until the claim ends; the claims of other pages stay.
+
+    A dead page keeps its claims and its progress, with which it continues when it is redriven.
+    """
     now, until = clock.now(), clock.now() + timedelta(hours=6)
     artifact = catalogue.artifacts.record("releases", "app.tgz", DIGEST, {}, now, stores=["cold", "dr"]).artifact
     for store in ("cold", "dr"):  # the copy in `dr` has another id than the artifact
@@ -307,6 +310,13 @@ def test_what_a_cancelled_page_of_a_sweep_has_left_can_be_claimed_at_once(catalo
     planned = PlannedPage("page-1", {"verb": verb, "claim": {"store": "dr"}}, objects=[object_], claimed_until=until)
     too_slow = replace(planned, job="page-2", claimed_until=now)  # its claim has ended, and page-1 has claimed it since
     catalogue.pages.plan("sweep", [planned, too_slow], queue="sweep", due=None, now=now)
+    of_page = sa.update(jobs).where(jobs.c.id == "page-1")
+    with catalogue._database.write() as connection:
+        connection.execute(of_page.values(state=JobState.DEAD))
+    catalogue.pages.remove_ended()
+    assert catalogue.pages.get("page-1").open == [object_]
+    with catalogue._database.write() as connection:
+        connection.execute(of_page.values(state=JobState.QUEUED))
     for job, left in (("page-2", []), ("page-1", ["app.tgz"])):
         catalogue.job_admin.cancel(job, {}, now)
         catalogue.pages.remove_ended()
