@@ -79,6 +79,13 @@ def test_every_artifact_has_one_outcome(laid, drive, context, request_):
     assert kinds(context) == ["page", "page", request_.verb]
 
 
+def test_a_page_counts_no_artifact_as_verified_that_lacks_a_named_copy(laid, drive, context):
+    """It leaves the page: the job of its own tells which of the named stores has no copy."""
+    laid(2)
+    result = drive(BatchRequest(verb="verify", bucket="releases", stores=("primary", "cold"))).finish()
+    assert (result.outcomes, kinds(context)) == ({"failed": 2}, ["page", "verify", "verify"])
+
+
 def test_the_progress_of_running_pages_is_shown(laid, drive, context):
     """Objects of a page that still runs count as done in the progress of its batch, and are not counted twice."""
     laid(3)
