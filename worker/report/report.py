@@ -25,13 +25,13 @@ SINCE = 30 * 86400
 _NAMED = 20
 
 
-def report_of(session: Sources, since: timedelta, stores: Mapping[str, Quarantines]) -> dict[str, Any]:
+def report_of(sources: Sources, since: timedelta, stores: Mapping[str, Quarantines]) -> dict[str, Any]:
     """Return the report as one document; findings are counted as far back as `since`.
 
     `stores`: those whose quarantines are listed; within their limits, or without.
     """
-    catalogue = session.catalogue
-    document = document_of(session)
+    catalogue = sources.catalogue
+    document = document_of(sources)
     now: datetime = document["at"]
     evidence = catalogue.evidence_checks.by_store()
     for row in document["stores"]:
@@ -59,10 +59,10 @@ def report_of(session: Sources, since: timedelta, stores: Mapping[str, Quarantin
             {"job": job.id, "kind": job.kind, "at": job.finished_at, "message": (job.error or {}).get("message")}
             for job in dead
         ],
-        "log_head": signed_head(catalogue, LogKeys.of(session.settings.verification_log)),
+        "log_head": signed_head(catalogue, LogKeys.of(sources.settings.verification_log)),
         "catalogue": catalogue.identity,
     }  # fmt: skip
-    return document | {"preservation": preservation_level(session.settings, document)}
+    return document | {"preservation": preservation_level(sources.settings, document)}
 
 
 def _quarantine(stores: Mapping[str, Quarantines], name: str, catalogue: Catalogue) -> dict[str, Any]:

@@ -97,20 +97,20 @@ def sweep_name(kind: str) -> str:
     return "cleanup" if kind == SWEEP_LEFTOVERS.kind else kind.removeprefix("sweep.")
 
 
-def document_of(session: Sources) -> dict[str, Any]:
+def document_of(sources: Sources) -> dict[str, Any]:
     """Return what is open as one document; it asks the catalogue, the broker and the workers."""
-    now, catalogue = clock.now(), session.catalogue
+    now, catalogue = clock.now(), sources.catalogue
     with ThreadPoolExecutor(max_workers=3) as pool:  # workers have seconds to answer
-        asked = pool.submit(lambda: list(broker_checks(session.settings)))
-        breakers = pool.submit(open_breakers, session.settings)
+        asked = pool.submit(lambda: list(broker_checks(sources.settings)))
+        breakers = pool.submit(open_breakers, sources.settings)
         failing = pool.submit(catalogue.coverage.failed_jobs, since=now - _RECENT)  # the longest of the queries
         pauses = catalogue.pauses.all()
         counts = catalogue.artifacts.count_by_state()
         few = sum(count for states in counts.values() for count in states.values()) <= _COUNTED_AT_ONCE
-        stores = [_store(session, name, counts.get(name, {}), pauses, now, few=few) for name in session.settings.stores]
+        stores = [_store(sources, name, counts.get(name, {}), pauses, now, few=few) for name in sources.settings.stores]
         repairs, dead = catalogue.coverage.jobs()
         failed = failing.result()
-        findings = sorted(_findings(session, stores, now), key=lambda each: (_RANK.index(each.kind), each.store or ""))
+        findings = sorted(_findings(sources, stores, now), key=lambda each: (_RANK.index(each.kind), each.store or ""))
         sweeps = [spec.kind for spec in TASKS.values() if spec.kind.startswith("sweep.")]
         runs = catalogue.coverage.last_runs(sweeps, now=now)
         broken = breakers.result()
@@ -120,14 +120,14 @@ def document_of(session: Sources) -> dict[str, Any]:
         checks = [
             *asked.result(),
             *(Check(f"store {name}", "bad", str(each), way_out_of_breaker(name)) for name, each in broken.items()),
-            *_probed(session, runs.get(SWEEP_PROBE.kind), broken),
+            *_probed(sources, runs.get(SWEEP_PROBE.kind), broken),
             *_refusing(waiting),
             *_refused(failed),
-            *_failing(session, runs),
-            *_disks(session),
-            *_log(session),
+            *_failing(sources, runs),
+            *_disks(sources),
+            *_log(sources),
             *catalogue_lock(catalogue),
-            *owner_of_broker(session.settings, catalogue),
+            *owner_of_broker(sources.settings, catalogue),
         ]
     return {
         "status": _status(findings, dead, checks),
@@ -147,22 +147,22 @@ def document_of(session: Sources) -> dict[str, Any]:
 
 
 def _store(
-    session: Sources, name: str, states: Mapping[str, int], pauses: list[Pause], now: datetime, *, few: bool
+    sources: Sources, name: str, states: Mapping[str, int], pauses: list[Pause], now: datetime, *, few: bool
 ) -> dict[str, Any]:
     """Return the row of a store. `few`: the catalogue has few copies, so that the bytes are counted at once."""
-    verify, claims = session.settings.sweep.verify, session.catalogue.sweep_claims
+    verify, claims = sources.settings.sweep.verify, sources.catalogue.sweep_claims
     period, first_read = verify.period_of(name), verify.first_read_of(name)
-    coverage = session.catalogue.coverage.of(name, period=period, recent=_RECENT, now=now)
+    coverage = sources.catalogue.coverage.of(name, period=period, recent=_RECENT, now=now)
     present = count_present(states)
     pause = next((each for each in pauses if (each.scope, each.name) == (Scope.STORE, name)), None)
     absent = sum(states.get(state, 0) for state in (CopyState.MISSING, CopyState.SIZE_MISMATCH))
     left = max(present - coverage.archived - coverage.read - absent, 0)  # absent ones wait for repair, not for a read
-    budgets, limits = session.catalogue.budgets, session.settings
+    budgets, limits = sources.catalogue.budgets, sources.settings
     usage = budgets.count(name, now=now) if few else budgets.counted(name)
     mean = usage.bytes // max(usage.copies, 1) if usage else 0
     pass_ = forecast_for(limits, name, present, present * mean, waiting=coverage.never)
     due = claims.overdue(name, period=period * (1 - GRACE), now=now)
-    pace = pace_of(session.catalogue, name, due, period=period, now=now)
+    pace = pace_of(sources.catalogue, name, due, period=period, now=now)
     overdue = claims.overdue(name, period=period, now=now)
     first_late = claims.first_reads_late(name, first_read=first_read, now=now)
     return {
@@ -189,7 +189,7 @@ def _store(
         "due": claims.count_due(name, period=period, first_read=first_read, now=now, limit=_MOST_DUE),
         "too_slow": pace.warning,
         "paused": None if pause is None else {"since": pause.since, "reason": pause.reason},
-        "budget": _budget(session, name, now),
+        "budget": _budget(sources, name, now),
     }
 
 
@@ -237,12 +237,12 @@ def _all_read_in(left: int, coverage: Coverage, ahead: Forecast, *, late: bool) 
     return planned if left <= coverage.never else None
 
 
-def _budget(session: Sources, name: str, now: datetime) -> dict[str, Any] | None:
+def _budget(sources: Sources, name: str, now: datetime) -> dict[str, Any] | None:
     """Return what the verify sweep has used of the budget of a store, None without one."""
-    budget = session.settings.budgets.get(name)
+    budget = sources.settings.budgets.get(name)
     if budget is None:
         return None
-    state = session.catalogue.budgets.get(name, now=now)
+    state = sources.catalogue.budgets.get(name, now=now)
     return {
         "hours": budget.hours, "reads_now": budget.is_open(now), "reads_at": budget.opens_at(now),
         "bytes_today": state.day_bytes, "requests_today": state.day_requests,
@@ -250,39 +250,39 @@ def _budget(session: Sources, name: str, now: datetime) -> dict[str, Any] | None
     }  # fmt: skip
 
 
-def _findings(session: Sources, stores: list[dict[str, Any]], now: datetime) -> Iterator[Open]:
+def _findings(sources: Sources, stores: list[dict[str, Any]], now: datetime) -> Iterator[Open]:
     """Yield what the catalogue has open; what is overdue or not configured is counted now, not at the last sweep."""
-    known = {(each.kind, each.store): each for each in session.catalogue.findings.counts()}
+    known = {(each.kind, each.store): each for each in sources.catalogue.findings.counts()}
     for row in stores:
         before = known.pop((FindingKind.OVERDUE, row["store"]), None)
         if row["overdue"]:
             period = timedelta(seconds=row["period_seconds"])
-            late = session.catalogue.coverage.overdue(row["store"], period=period, now=now, limit=NAMED)
+            late = sources.catalogue.coverage.overdue(row["store"], period=period, now=now, limit=NAMED)
             yield _counted(FindingKind.OVERDUE, row["store"], row["overdue"], before, tuple(map(asdict, late)))
-    for name, states in unconfigured(session).items():
+    for name, states in unconfigured(sources).items():
         before = known.pop((FindingKind.STORE_NOT_CONFIGURED, name), None)
         found = _counted(FindingKind.STORE_NOT_CONFIGURED, name, sum(states.values()), before)
-        yield replace(found, detail=f"{counted(found.count, 'copy')}; {way_out_of_unconfigured(session, name)}")
-    untrusted = session.catalogue.repairs.untrusted()
+        yield replace(found, detail=f"{counted(found.count, 'copy')}; {way_out_of_unconfigured(sources, name)}")
+    untrusted = sources.catalogue.repairs.untrusted()
     lost = {
-        (each.bucket, each.key) for each in session.catalogue.findings.page(kind=FindingKind.LOST, limit=_MOST_LOST)
+        (each.bucket, each.key) for each in sources.catalogue.findings.page(kind=FindingKind.LOST, limit=_MOST_LOST)
     }
     for (kind, store), each in known.items():
         if kind in {FindingKind.OVERDUE, FindingKind.STORE_NOT_CONFIGURED}:
             continue  # it is no longer so, which the next sweep records
         if kind is FindingKind.CANARY:
             continue  # it was damaged on purpose: `canaries` has it
-        some = session.catalogue.findings.page(kind=kind, store=store or "", limit=NAMED)
+        some = sources.catalogue.findings.page(kind=kind, store=store or "", limit=NAMED)
         detail = None
         if kind is FindingKind.STORE_UNTRUSTED and store in untrusted:
             reason = untrusted[store].reason
             detail = f"{reason}; its repairs stopped: `zot-artifacts stores trust {store}`"
         elif some and some[0].bucket is None:
             detail = str(some[0].evidence.get("detail") or some[0].subject)
-        doing = _doing(session, kind, store, stopped=store in untrusted)
+        doing = _doing(sources, kind, store, stopped=store in untrusted)
         yield Open(
             kind, store, each.count, each.acknowledged, each.acted, each.since,
-            () if detail else tuple(_example(session, found, doing, lost) for found in some), detail,
+            () if detail else tuple(_example(sources, found, doing, lost) for found in some), detail,
         )  # fmt: skip
 
 
@@ -294,12 +294,12 @@ def _counted(
 
 
 def _example(
-    session: Sources, found: FindingRecord, doing: str, lost: Container[tuple[str | None, str | None]]
+    sources: Sources, found: FindingRecord, doing: str, lost: Container[tuple[str | None, str | None]]
 ) -> dict[str, Any]:
-    job = session.catalogue.ledger.get(found.job) if found.job else None
+    job = sources.catalogue.ledger.get(found.job) if found.job else None
     if found.kind in _REPAIRED and (found.bucket, found.key) in lost:
         doing = "no good copy"  # to repair from
-    elif found.kind in _REPAIRED and _is_deleted(session, found):
+    elif found.kind in _REPAIRED and _is_deleted(sources, found):
         doing = "ends with the purge"  # a deleted artifact is not repaired
     verified = found.action == "verify" and job is not None and job.state == JobState.SUCCEEDED
     if found.action and not verified:  # what a read that has ended left open waits for the next step
@@ -311,14 +311,14 @@ def _example(
     }  # fmt: skip
 
 
-def _is_deleted(session: Sources, found: FindingRecord) -> bool:
-    of = session.catalogue.artifacts.version(found.bucket or "", found.key or "", found.version or 0)
+def _is_deleted(sources: Sources, found: FindingRecord) -> bool:
+    of = sources.catalogue.artifacts.version(found.bucket or "", found.key or "", found.version or 0)
     return of is not None and of.tombstoned_at is not None
 
 
-def _doing(session: Sources, kind: FindingKind, store: str | None, *, stopped: bool) -> str:
+def _doing(sources: Sources, kind: FindingKind, store: str | None, *, stopped: bool) -> str:
     """Return what is done about the findings of one kind in one store before a job is sent."""
-    repair = session.settings.sweep.repair
+    repair = sources.settings.sweep.repair
     if kind in _REPAIRED and stopped:
         return "repairs stopped"
     if kind in _REPAIRED and (store in repair.off or not repair.enabled):
@@ -334,23 +334,23 @@ def _run(kind: str, run: LastRun) -> dict[str, Any]:
     return {"sweep": kind, "seconds": seconds, **asdict(replace(run, ended=None)), "failing_since": failing_since}
 
 
-def _probed(session: Sources, run: LastRun | None, broken: Collection[str]) -> Iterator[Check]:
+def _probed(sources: Sources, run: LastRun | None, broken: Collection[str]) -> Iterator[Check]:
     """Yield the stores that failed their last probe: one that refuses requests opens no circuit breaker."""
-    ended, sweep = run.ended if run else None, session.settings.sweep.probe
+    ended, sweep = run.ended if run else None, sources.settings.sweep.probe
     faults = (ended.result or {}).get("faults") if ended else None
     way_out = "repair it, then run `zot-artifacts sweep probe`"
     if sweep.enabled:
         way_out += f"; the next probe, after {duration_text(sweep.every.total_seconds())} at most, ends this, too"
     for name, fault in sorted((faults or {}).items()):
-        if name in session.settings.stores and name not in broken:
-            since = f" since {moment(first)}" if (first := _failing_since(session, name)) else ""
+        if name in sources.settings.stores and name not in broken:
+            since = f" since {moment(first)}" if (first := _failing_since(sources, name)) else ""
             yield Check(f"store {name}", "bad", f"its probes fail{since}: {fault.removeprefix(f'{name}: ')}", way_out)
 
 
-def _failing_since(session: Sources, store: str) -> datetime | None:
+def _failing_since(sources: Sources, store: str) -> datetime | None:
     """Return when the first of the probes of a store that failed in a row was sent, as far as the last ones show."""
     failed = []
-    for job in session.catalogue.job_admin.find([JobState.SUCCEEDED], kind=SWEEP_PROBE.kind, limit=_PROBES):
+    for job in sources.catalogue.job_admin.find([JobState.SUCCEEDED], kind=SWEEP_PROBE.kind, limit=_PROBES):
         result = job.result or {}
         if store in result.get("faults", ()):
             failed.append(job.created_at)
@@ -385,12 +385,12 @@ def _refused(failed: Iterable[FailedJobs]) -> Iterator[Check]:
             )
 
 
-def _failing(session: Sources, runs: Mapping[str, LastRun]) -> Iterator[Check]:
+def _failing(sources: Sources, runs: Mapping[str, LastRun]) -> Iterator[Check]:
     """Yield the sweeps whose last run failed: what they look for is not known since then.
 
     The command for a sweep that beat does not start tells by itself how the run ended.
     """
-    schedule = beat_schedule(session.settings)
+    schedule = beat_schedule(sources.settings)
     for kind, run in runs.items():
         ended = run.ended
         if kind in schedule and ended and ended.failing_since:
@@ -404,20 +404,20 @@ def _failing(session: Sources, runs: Mapping[str, LastRun]) -> Iterator[Check]:
             )
 
 
-def _log(session: Sources) -> Iterator[Check]:
+def _log(sources: Sources) -> Iterator[Check]:
     """Check the log against the row up to which this machine knows it, and the heads of stores on its disks.
 
     The stores in clouds are asked by `sweep.verify`, which opens a finding.
     """
-    catalogue, keys = session.catalogue, LogKeys.of(session.settings.verification_log)
-    checked = CheckedLog(session.settings.broker_file.parent, catalogue).get()
+    catalogue, keys = sources.catalogue, LogKeys.of(sources.settings.verification_log)
+    checked = CheckedLog(sources.settings.broker_file.parent, catalogue).get()
     try:
-        written = WrittenLog(session.settings.broker_file.parent, catalogue).get()
+        written = WrittenLog(sources.settings.broker_file.parent, catalogue).get()
         faults = [check_noted_head(catalogue, noted) for noted in (checked, written)]
-        for name, config in session.settings.stores.items():
+        for name, config in sources.settings.stores.items():
             if isinstance(config, FilesystemConfig):
                 with suppress(StorageError):  # the check of its disk tells
-                    faults.append(check_kept_head(session.stores[name], catalogue, keys))
+                    faults.append(check_kept_head(sources.stores[name], catalogue, keys))
     except BadKeyFile as error:
         faults = [str(error)]
     if told := "; ".join(dict.fromkeys(fault for fault in faults if fault)):
@@ -425,11 +425,11 @@ def _log(session: Sources) -> Iterator[Check]:
         yield Check("verification log", "bad", told, way_out)
 
 
-def _disks(session: Sources) -> Iterator[Check]:
-    yield _disk("data directory", session.settings.home)  # where queues, downloads and streams wait
-    for name, config in session.settings.stores.items():
+def _disks(sources: Sources) -> Iterator[Check]:
+    yield _disk("data directory", sources.settings.home)  # where queues, downloads and streams wait
+    for name, config in sources.settings.stores.items():
         if isinstance(config, FilesystemConfig):
-            fault = _wrong_disk(session, name)
+            fault = _wrong_disk(sources, name)
             yield Check(f"disk {name}", "bad", fault) if fault else _disk(f"disk {name}", config.root)
 
 
@@ -448,11 +448,11 @@ def _disk(name: str, directory: Path) -> Check:
     return Check(name, "bad", f"{size(free)} free, less than {size(_LEAST_FREE)}", f"make room in {directory}")
 
 
-def _wrong_disk(session: Sources, name: str) -> str | None:
+def _wrong_disk(sources: Sources, name: str) -> str | None:
     """Return that another disk than before, or none, is mounted at the root of a store; None if it is the right one."""
     with suppress(StorageError, CatalogueError):  # the store does not answer, or the catalogue takes no record of it
         try:
-            session.stores[name].check_identity("read")
+            sources.stores[name].check_identity("read")
         except OtherStore as error:
             return error.message.removeprefix(f"{name}: ")
     return None
