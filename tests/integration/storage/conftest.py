@@ -12,6 +12,6 @@ def _sdks_retry_at_once(sdks_retry_at_once: None) -> None:
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Send small parts, which the emulators take: to move bytes takes most of the time of a test."""
+    """Send small parts, which the emulators take: a tenth of the processor time of these tests was to move bytes."""
     monkeypatch.setattr(targets, "PART", targets.SMALL_PART)
     monkeypatch.setattr("worker.storage.s3.driver.MIN_PART", targets.SMALL_PART)
