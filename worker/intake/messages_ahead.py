@@ -52,11 +52,9 @@ def return_all(consumer: Any) -> None:
     if not hasattr(qos, "ahead"):
         return
     waiting = {each.message.delivery_tag for each in state.reserved_requests - state.active_requests}
-    try:
-        for tag in [tag for tag in qos.tags if tag in waiting][::-1]:
-            qos.give_back(tag)
-    except (redis.RedisError, OSError) as error:
-        logger.debug("messages are returned later: %s", type(error).__name__)
+    for tag in [tag for tag in qos.tags if tag in waiting][::-1]:
+        if not _is_given_back(qos, tag):
+            break
 
 
 def _return(consumer: Any, *, down_to: int) -> None:
@@ -64,6 +62,17 @@ def _return(consumer: Any, *, down_to: int) -> None:
     qos, waiting = consumer.task_consumer.channel.qos, consumer.controller.semaphore._waiting  # noqa: SLF001
     while waiting and qos.held > down_to:
         _, (request,), _ = waiting[-1]
-        qos.give_back(request.message.delivery_tag)
+        if not _is_given_back(qos, request.message.delivery_tag):
+            break
         waiting.pop()
         state.task_ready(request)
+
+
+def _is_given_back(qos: Any, tag: str) -> bool:
+    """Return a message to its queue; False if the broker takes none now, such as a full one."""
+    try:
+        qos.give_back(tag)
+    except (redis.RedisError, OSError) as error:
+        logger.debug("messages are returned later: %s", type(error).__name__)
+        return False
+    return True

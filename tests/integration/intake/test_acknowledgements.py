@@ -9,9 +9,11 @@ import pytest
 import redis
 from celery.worker import state
 from kombu.asynchronous import Hub, get_event_loop, set_event_loop
+from kombu.asynchronous.semaphore import LaxBoundedSemaphore
 
 from tests.servers import Valkey
 from worker.intake.message_filter import Connection
+from worker.intake.messages_ahead import MessagesAhead
 
 
 @pytest.fixture
@@ -33,6 +35,13 @@ def hub() -> Iterator[Hub]:
     yield made
     made.timer.clear()
     set_event_loop(before)
+
+
+class Request:
+    """What Celery keeps of a message that waits for a child."""
+
+    def __init__(self, tag: str) -> None:
+        self.id, self.message = tag, SimpleNamespace(delivery_tag=tag)
 
 
 def take(channel: Any, tag: str) -> None:
@@ -128,3 +137,28 @@ def test_a_message_that_is_taken_ahead_goes_back_to_the_front_of_its_queue(chann
     assert channel.qos.can_consume()
     assert held(broker) == {"one"}
     assert json.loads(broker.rpop("transfer"))["headers"]["id"] == "two"
+
+
+def test_a_broker_that_is_full_gets_a_message_that_waits_for_a_child_back_later(channel, broker, hub, monkeypatch):
+    """It stays with this worker meanwhile; an error would fill the log with a traceback four times a second."""
+    monkeypatch.setattr(state, "all_total_count", [0])
+    semaphore, requests = LaxBoundedSemaphore(1), [Request(tag) for tag in ("runs", "waits")]
+    for request in requests:
+        take(channel, request.id)
+        semaphore.acquire(lambda _: None, request)
+    channel.qos.prefetch_count = 1
+    consumer = SimpleNamespace(
+        task_consumer=SimpleNamespace(channel=channel),
+        controller=SimpleNamespace(semaphore=semaphore),
+        pool=SimpleNamespace(num_processes=1),
+    )
+    step = MessagesAhead(consumer)
+    broker.config_set("maxmemory", "1")
+    try:
+        step.tick(consumer)
+    finally:
+        broker.config_set("maxmemory", "0")
+    assert held(broker) == {"runs", "waits"}
+    step.tick(consumer)
+    assert held(broker) == {"runs"}
+    assert json.loads(broker.rpop("transfer"))["headers"]["id"] == "waits"
