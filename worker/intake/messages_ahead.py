@@ -27,7 +27,7 @@ class MessagesAhead(TimerStep):
 
     def start(self, consumer: Any) -> None:
         """Take messages ahead from now on."""
-        qos = consumer.task_consumer.channel.qos
+        qos: Any = getattr(consumer.task_consumer.channel, "qos", None)  # a channel of RabbitMQ has none
         if hasattr(qos, "ahead") and consumer.controller.semaphore is not None:
             qos.ahead = consumer.pool.num_processes
             super().start(consumer)
@@ -48,7 +48,7 @@ def return_all(consumer: Any) -> None:
 
     A child may have one of them already: the ledger lets one worker do it.
     """
-    qos = consumer.task_consumer and consumer.task_consumer.channel.qos
+    qos: Any = consumer.task_consumer and getattr(consumer.task_consumer.channel, "qos", None)
     if not hasattr(qos, "ahead"):
         return
     waiting = {each.message.delivery_tag for each in state.reserved_requests - state.active_requests}
