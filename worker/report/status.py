@@ -330,8 +330,9 @@ def _doing(sources: Sources, kind: FindingKind, store: str | None, *, stopped: b
 
 def _run(kind: str, run: LastRun) -> dict[str, Any]:
     seconds = (run.finished_at - run.started_at).total_seconds() if run.finished_at and run.started_at else None
-    failing_since = run.ended and run.ended.failing_since
-    return {"sweep": kind, "seconds": seconds, **asdict(replace(run, ended=None)), "failing_since": failing_since}
+    facts = asdict(run)
+    ended = facts.pop("ended")
+    return {"sweep": kind, "seconds": seconds, **facts, "failing_since": ended and ended["failing_since"]}
 
 
 def _probed(sources: Sources, run: LastRun | None, broken: Collection[str]) -> Iterator[Check]:

@@ -433,6 +433,9 @@ def test_a_sweep_whose_last_run_failed_is_open(catalogue: Catalogue, zot: Zot, m
         [(name, outcome, detail, way_out)] = ran(job, state, ago=-timedelta(seconds=3))
         assert (name, outcome) == ("sweep cleanup", "bad")
         assert detail == f"its runs fail since {moment(first.finished_at)}: dr: listing is denied to run 2"
+        [row] = zot("status")[1]["sweeps"]
+        assert (row["job"], datetime.fromisoformat(row["failing_since"])) == (job, first.finished_at)
+        assert "ended" not in row, "that run has its own fields here"
         assert way_out.startswith(
             "`zot-artifacts jobs run 2` has the cause; repair that, then run `zot-artifacts sweep cleanup`;"
         )
