@@ -22,7 +22,7 @@ def status(as_json: AsJson = False) -> None:
         stores whose circuit breaker is open, or whose probe failed
         stores that refuse all that a batch or a sweep asks of them
         sweeps on schedule whose last run failed
-        queues without a worker, and a beat that does not tick
+        queues without a worker, a beat that does not tick, and workers that cannot use the catalogue
         a disk of the data directory, or of a store in a directory, with less than 1 GiB free
         jobs of the last day that failed with AccessDenied, OutOfSpace or SameStore
 

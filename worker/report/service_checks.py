@@ -4,6 +4,7 @@ The clients of the broker are imported only if there is one: they are a third of
 """
 
 from collections.abc import Iterator
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from worker.catalogue import Catalogue, CatalogueError
@@ -76,14 +77,29 @@ def way_out_of_breaker(store: str) -> str:
 
 def told_since_when(settings: Settings, fault: object) -> str:
     """Return what is wrong with the catalogue, and since when workers cannot use it, as far as Redis has that."""
+    since = _away_since(settings)
+    return f"{fault}; no worker can use it since {moment(since)}, and all jobs wait" if since else str(fault)
+
+
+def catalogue_of_workers(settings: Settings) -> Iterator[Check]:
+    """Tell that workers cannot use a catalogue that answers here, as after its password has changed."""
+    if since := _away_since(settings):
+        yield Check(
+            "catalogue of the workers",
+            "bad",
+            f"it answers here, and no worker can use it since {moment(since)}: jobs wait",
+            "compare ZOT_CATALOGUE of the workers with the one here, and restart them; their log has the error",
+        )
+
+
+def _away_since(settings: Settings) -> datetime | None:
     try:
         url = settings.results_url
     except (NoBroker, OSError):  # OSError: the data directory cannot be read
-        return str(fault)
+        return None
     from worker.limits.catalogue_outage import away_since
 
-    since = away_since(url)
-    return f"{fault}; no worker can use it since {moment(since)}, and all jobs wait" if since else str(fault)
+    return away_since(url)
 
 
 def catalogue_lock(catalogue: Catalogue) -> Iterator[Check]:

@@ -45,6 +45,7 @@ from worker.report.check import Check
 from worker.report.service_checks import (
     broker_checks,
     catalogue_lock,
+    catalogue_of_workers,
     open_breakers,
     owner_of_broker,
     way_out_of_breaker,
@@ -126,6 +127,7 @@ def document_of(sources: Sources) -> dict[str, Any]:
             *_failing(sources, runs),
             *_disks(sources),
             *_log(sources),
+            *catalogue_of_workers(sources.settings),
             *catalogue_lock(catalogue),
             *owner_of_broker(sources.settings, catalogue),
         ]

@@ -92,12 +92,15 @@ def test_a_worker_that_refuses_its_catalogue_is_bad(
         assert cli.run(["sweep", "recover"]) == 0
         until(lambda: "jobs are not recovered for now" in worker.log)
         capsys.readouterr()
+        assert cli.run(["status"]) == 1
+        answers = capsys.readouterr().out
         monkeypatch.setenv("ZOT_CATALOGUE", "postgresql+psycopg://zot@127.0.0.1:1/zot")
         away = doctor()
         cli.run(["status"])
     assert (away["catalogue"]["outcome"], "catalogue of the workers" in away) == ("unknown", False)
     for told in (away["catalogue"]["detail"], capsys.readouterr().err):
         assert f"no worker can use it since {clock.now():%Y-}" in told
+    assert f"it answers here, and no worker can use it since {clock.now():%Y-}" in answers
     assert found["catalogue"]["outcome"] == "good"
     assert found["catalogue of the workers"]["outcome"] == "bad"
     assert "replaced while it was in use" in found["catalogue of the workers"]["detail"]
