@@ -1,4 +1,4 @@
-"""Name the directory of temporary files in the error of a full disk of this machine."""
+"""Name the directory of temporary files in the error of one that is full or cannot be written."""
 
 import errno
 import tempfile
@@ -6,22 +6,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from worker.storage.errors import OutOfSpace, StorageError
+from worker.storage.errors import OutOfSpace, PermanentError, StorageError
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_UNUSABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR})
 
 
 @contextmanager
 def spooling_in(directory: Path | None) -> Iterator[None]:
-    """Raise OutOfSpace, which names the directory, if a file in it does not fit: the system's error names none.
+    """Name the directory, and the way out, if a file in it does not fit or cannot be made.
 
     By default it is the system's directory for temporary files. Other errors of the system pass: most are transient,
     such as too many open files.
+
+    Raises:
+        OutOfSpace: a file does not fit.
+        PermanentError: no file can be made there.
     """
     try:
         yield
     except OSError as error:
-        if isinstance(error, StorageError) or error.errno not in _FULL:
+        if isinstance(error, StorageError):
             raise
-        where = directory or tempfile.gettempdir()
+        where = Path(directory or tempfile.gettempdir())
+        if error.errno in _UNUSABLE and error.filename is not None and where in {*Path(error.filename).parents}:
+            told = f"no file can be made in {where}: {error.strerror}; let the user of this program write there"
+            raise PermanentError(told) from error
+        if error.errno not in _FULL:
+            raise
         raise OutOfSpace(f"no room to spool to in {where}: {error.strerror}; make room there") from error

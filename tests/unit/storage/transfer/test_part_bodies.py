@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from worker.storage.config import AzureConfig, GcsConfig, S3Config, StoreConfig
 from worker.storage.configured_stores import open_driver
-from worker.storage.errors import OutOfSpace
+from worker.storage.errors import OutOfSpace, PermanentError
 from worker.storage.integrity.verifying_reader import VerifyingReader, drain
 from worker.storage.transfer.multipart import MEMORY, PARALLEL_PARTS, plan_upload
 from worker.storage.transfer.split_into_parts import MIB, SpooledPart, plan_parts, spool_part
@@ -82,7 +82,12 @@ def test_other_bytes_on_the_disk_are_not_sent(tmp_path: Path) -> None:
 
 
 def test_no_room_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full disk is OutOfSpace and names the directory; too many open files, which may pass, are no full disk."""
+    """A full disk is OutOfSpace and names the directory; too many open files, which may pass, are no full disk.
+
+    A directory that is not there, or cannot be written, is named too.
+    """
+    with pytest.raises(PermanentError, match=f"no file can be made in {tmp_path}/absent"):
+        spool_part(body(), MIB, tmp_path / "absent")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
     try:
