@@ -82,12 +82,12 @@ def told_since_when(settings: Settings, fault: object) -> str:
 
 
 def catalogue_of_workers(settings: Settings) -> Iterator[Check]:
-    """Tell that workers cannot use a catalogue that answers here, as after its password has changed."""
+    """Tell that a worker cannot use a catalogue that answers here, as after its password has changed."""
     if since := _away_since(settings):
         yield Check(
             "catalogue of the workers",
             "bad",
-            f"it answers here, and no worker can use it since {moment(since)}: jobs wait",
+            f"it answers here, and a worker could not use it since {moment(since)}: its jobs wait",
             "compare ZOT_CATALOGUE of the workers with the one here, and restart them; their log has the error",
         )
 

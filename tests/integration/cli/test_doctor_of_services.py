@@ -100,7 +100,7 @@ def test_a_worker_that_refuses_its_catalogue_is_bad(
     assert (away["catalogue"]["outcome"], "catalogue of the workers" in away) == ("unknown", False)
     for told in (away["catalogue"]["detail"], capsys.readouterr().err):
         assert f"no worker can use it since {clock.now():%Y-}" in told
-    assert f"it answers here, and no worker can use it since {clock.now():%Y-}" in answers
+    assert f"it answers here, and a worker could not use it since {clock.now():%Y-}" in answers
     assert found["catalogue"]["outcome"] == "good"
     assert found["catalogue of the workers"]["outcome"] == "bad"
     assert "replaced while it was in use" in found["catalogue of the workers"]["detail"]
