@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Row
 
 from worker.storage import Digest, Verdict
-from zot_artifact_client.contract import BATCH, PAGE, JobState, Queue, is_batch_job
+from zot_artifact_client.contract import BATCH, PAGE, VERIFY, JobState, Queue, is_batch_job
 from zot_artifact_client.idempotency_conflicts import digest_of
 
 
@@ -208,10 +208,12 @@ class JobRecord:
         """Return the state in which the job ends when its attempts are used up: `dead`, so that it is redriven.
 
         A sweep has failed then, and so has what it sent for one object: the next run of the sweep does the same. A page
-        is `dead` until `sweep.recover` has sent a job for each object that it has left undone.
+        is `dead` until `sweep.recover` has sent a job for each object that it has left undone. So is a verification,
+        such as one that exceeds the time limit: it has left no verdict, and no finding tells of the copy.
         """
         of_sweep = self.queue == Queue.SWEEP and self.parent is not None and not is_batch_job(self.id, self.parent)
-        return JobState.FAILED if self.is_sweep or (of_sweep and self.kind != PAGE.kind) else JobState.DEAD
+        is_done_again = self.is_sweep or (of_sweep and self.kind not in {PAGE.kind, VERIFY.kind})
+        return JobState.FAILED if is_done_again else JobState.DEAD
 
 
 @dataclass(frozen=True, slots=True)
