@@ -50,7 +50,6 @@ def test_an_error_of_a_source_counts_against_the_source_and_not_the_target(share
     source, target = limited(ours, "a", content=bytes(5000)), limited(ours, "b")
     with source.read_object("releases", "app") as reader:
         reader._reader._reader.read = lambda _size: (_ for _ in ()).throw(Unavailable("a: away"))
-        reader._reader._body._source = reader._reader._reader
         with pytest.raises(Unavailable) as error:
             write(target, reader)
     assert error.value.store == "a"
