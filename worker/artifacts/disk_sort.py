@@ -64,11 +64,11 @@ class DiskSort:
             self._runs = [merged]
 
     def _written(self, rows: Iterator[Row]) -> IO[str]:
-        file: IO[str] = tempfile.TemporaryFile(  # noqa: SIM115 - open until the rows were read
-            "w+", encoding="utf-8", dir=self._directory, prefix="zot-sort-"
-        )
-        self._files.callback(file.close)
         with spooling_in(self._directory):
+            file: IO[str] = tempfile.TemporaryFile(  # noqa: SIM115 - open until the rows were read
+                "w+", encoding="utf-8", dir=self._directory, prefix="zot-sort-"
+            )
+            self._files.callback(file.close)
             for row in rows:
                 file.write(json.dumps(row, separators=(",", ":")) + "\n")
             file.flush()

@@ -6,7 +6,7 @@ A client that shares no disk with the workers, and has no credentials of a store
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from tempfile import TemporaryFile
@@ -21,6 +21,7 @@ from worker.storage.errors import NotFound, SizeMismatch
 from worker.storage.filesystem.open_without_symlinks import translate
 from worker.storage.integrity.verifying_reader import write_at
 from worker.storage.keys import UPLOADS_BUCKET
+from worker.storage.spooling import spooling_in
 
 SCHEME = "staged"
 MIB = 1024 * 1024
@@ -104,9 +105,12 @@ def assembled(
         SizeMismatch: they have more or fewer bytes than were announced.
         NotFound: there are none.
         OutOfSpace: the data directory has no space left.
+        PermanentError: no file can be made in its spool directory.
     """
     store, announced = _store_of(source, stores, job), read_source(source).size
-    with TemporaryFile(dir=settings.spool_dir) as file:
+    with ExitStack() as held:
+        with spooling_in(settings.spool_dir):
+            file = held.enter_context(TemporaryFile(dir=settings.spool_dir))
         rows, offset = list(store.list_objects(UPLOADS_BUCKET, f"{job}/")), 0
         if not rows:
             raise NotFound(f"source {source}: {store.name} has no part of it: it has expired, send it again")

@@ -3,7 +3,7 @@
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import islice
@@ -798,6 +798,7 @@ class Store:
 
         Raises:
             OutOfSpace: the disk has no room for the copy.
+            PermanentError: no file can be made in the spool directory.
         """
         if isinstance(source, HashedBytes):
             yield source, replace(info, size=source.digest.size, sha256=source.digest.sha256)
@@ -807,8 +808,9 @@ class Store:
             yield source, info
             return
         body = VerifyingReader(source, size=info.size, sha256=info.sha256)
-        with tempfile.TemporaryFile(dir=self._spool_dir, prefix="zot-spool-") as spool:
+        with ExitStack() as held:
             with spooling_in(self._spool_dir):
+                spool = held.enter_context(tempfile.TemporaryFile(dir=self._spool_dir, prefix="zot-spool-"))
                 while piece := body.read(BUFFER_SIZE):
                     spool.write(piece)
                 spool.seek(0)

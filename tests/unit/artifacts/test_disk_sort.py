@@ -3,7 +3,10 @@
 import random
 from pathlib import Path
 
+import pytest
+
 from worker.artifacts.disk_sort import DiskSort
+from worker.storage.errors import PermanentError
 
 
 def test_rows_come_back_in_their_order(tmp_path: Path) -> None:
@@ -25,3 +28,11 @@ def test_keys_come_in_the_order_of_listings(tmp_path: Path) -> None:
         for key in keys:
             sort.add((key,))
         assert [key for (key,) in sort] == sorted(keys, key=str.encode)
+
+
+def test_a_directory_in_which_no_file_can_be_made_is_named(tmp_path: Path) -> None:
+    """Rows that do not fit into memory then fail with the directory in the message, and not as a bug."""
+    absent = tmp_path / "absent"
+    told = f"no file can be made in {absent}"
+    with DiskSort(absent, run=1) as sort, pytest.raises(PermanentError, match=told):
+        sort.add(("row",))

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.memory_driver import MemoryDriver
+from worker.artifacts.parts_staged_in_store import assembled, source_of
 from worker.artifacts.sources import SourceRefused, open_source, remove_staged
 from worker.settings import Settings, load_settings
 from worker.settings.section_models import SourceSettings
-from worker.storage.errors import Unavailable
+from worker.storage import Store
+from worker.storage.errors import PermanentError, Unavailable
 
 
 @pytest.fixture
@@ -97,4 +100,13 @@ def test_an_error_of_the_machine_may_pass(settings: Settings, monkeypatch: pytes
         assert failed.value.store is not None, "an error of a source counts against no store"
     monkeypatch.setattr("worker.artifacts.sources.local_file.os.open", fail)
     with pytest.raises(Unavailable, match=str(path)), open_source(str(path), settings):
+        pass
+
+
+def test_parts_for_which_no_file_can_be_made_name_the_directory(settings: Settings) -> None:
+    """Without a directory to put them together in, the upload fails with its name, and not as a bug."""
+    settings.spool_dir.rmdir()
+    source, stores = source_of("dr", "job-1", 5), {"dr": Store(MemoryDriver("dr"))}
+    parts = assembled(source, stores, settings, job="job-1", heartbeat=lambda: None)
+    with pytest.raises(PermanentError, match=f"no file can be made in {settings.spool_dir}"), parts:
         pass

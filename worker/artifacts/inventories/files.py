@@ -14,6 +14,7 @@ from worker.settings import Settings
 from worker.storage.driver import BUFFER_SIZE
 from worker.storage.errors import NotFound
 from worker.storage.filesystem.open_without_symlinks import translate
+from worker.storage.spooling import spooling_in
 
 _MANIFEST = 64 << 20
 """Bytes of the largest manifest, of a report of 100,000 files."""
@@ -59,7 +60,9 @@ class ReportFiles:
         """
         digest, size = hashlib.md5(usedforsecurity=False), 0
         spool_dir = self._settings.spool_dir if self._settings.spool_dir.is_dir() else Path(tempfile.gettempdir())
-        with tempfile.TemporaryFile(dir=spool_dir, prefix="zot-inventory-") as copy:
+        with ExitStack() as held:
+            with spooling_in(spool_dir):
+                copy = held.enter_context(tempfile.TemporaryFile(dir=spool_dir, prefix="zot-inventory-"))
             with self._found(file.name) as reader:
                 while piece := reader.read(BUFFER_SIZE):
                     digest.update(piece)

@@ -13,9 +13,10 @@ import pytest
 from tests.memory_driver import MemoryDriver
 from worker.jobs.interrupt_signal import Interrupted
 from worker.storage.driver import Capabilities, Digest, ObjectStat, Part, PartLimits, WriteInfo
-from worker.storage.errors import AccessDenied, DigestMismatch, NotFound, SizeMismatch, Unavailable
+from worker.storage.errors import AccessDenied, DigestMismatch, NotFound, PermanentError, SizeMismatch, Unavailable
 from worker.storage.integrity.manifest import Manifest
 from worker.storage.integrity.verifying_reader import VerifyingReader
+from worker.storage.store import Store
 from worker.storage.transfer import multipart
 from worker.storage.transfer.multipart import MultipartWrite, OpenUpload, SentPart
 
@@ -193,6 +194,13 @@ def test_parts_beyond_the_budget_go_from_the_disk(driver, tmp_path):
     assert driver.files == 9
     assert stored(driver) == CONTENT
     assert (open_files(tmp_path), list(tmp_path.iterdir())) == ([], [])
+
+
+def test_a_directory_in_which_no_body_can_be_spooled_is_named(driver, tmp_path):
+    """A body of unknown digest waits on the disk: without the directory for it, the write fails with its name."""
+    absent = tmp_path / "absent"
+    with pytest.raises(PermanentError, match=f"no file can be made in {absent}"):
+        Store(driver, spool_dir=absent).write_object("releases", "app.tgz", io.BytesIO(CONTENT))
 
 
 def test_a_part_that_was_sent_from_rotten_bytes_is_sent_again(driver):
