@@ -83,12 +83,12 @@ def batch(request: BatchRequest, job: RunningJob, messages: Messages | None = No
     most = request.in_flight or job.settings.batch.in_flight
     seen = _see_jobs(request, job, most)
     planned = next_jobs(request, job, before, room=most - seen.in_flight)
-    found = [*seen.left, *planned.found]
+    found = [*seen.left, *planned.jobs]
     new = [new_item(request, before, number, each) for number, each in enumerate(found, before.planned + 1)]
     lost = _lost(messages, seen.running)
 
     now, every = clock.now(), job.settings.batch.step
-    moved = seen.ended or planned.found or seen.objects
+    moved = seen.ended or planned.jobs or seen.objects
     wait = min(every, _rest(before, seen, now)) if moved else every * _IDLE
     kind = BatchItemKind(request.verb, QUEUE.value, now + UNSEEN if lost is None else None)
     cursor = with_not_kept(planned.cursor, [each.outcome.item for each in seen.ended])

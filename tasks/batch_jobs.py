@@ -48,9 +48,9 @@ class PageJob:
 
 @dataclass(frozen=True, slots=True)
 class PlannedJobs:
-    """The next jobs of a batch, and the cursor after them."""
+    """The next jobs of a batch, and the cursor after them. `exhausted`: no more jobs follow."""
 
-    found: Sequence[ObjectJob | PageJob]
+    jobs: Sequence[ObjectJob | PageJob]
     cursor: Mapping[str, Any]
     exhausted: bool
 

@@ -38,15 +38,15 @@ def _next_range(
     after, seen, most = before.cursor["after"], seen_by(before), min(room, PAGES_AT_ONCE) * limits.objects
     artifacts = catalogue.artifacts.listing(request.bucket, request.prefix, after, most, seen=seen)
     pages = list(split(map(artifact_object, artifacts), limits))
-    found: list[ObjectJob | PageJob] = []
+    jobs: list[ObjectJob | PageJob] = []
     for page in pages[:room]:
         until = str(page[-1].end)
         selection = RangeSelection(
             bucket=request.bucket, prefix=request.prefix, after=after, until=until, newest=seen.newest
         )
-        found.append(_job_of(page, _page_request(request).model_copy(update={"range": selection})))
+        jobs.append(_job_of(page, _page_request(request).model_copy(update={"range": selection})))
         after = until
-    return PlannedJobs(found, {**before.cursor, "after": after}, len(artifacts) < most and len(pages) <= room)
+    return PlannedJobs(jobs, {**before.cursor, "after": after}, len(artifacts) < most and len(pages) <= room)
 
 
 def _next_lines(request: BatchRequest, job: RunningJob, before: Batch, room: int, limits: PageSettings) -> PlannedJobs:
@@ -54,13 +54,13 @@ def _next_lines(request: BatchRequest, job: RunningJob, before: Batch, room: int
     offset, tag, most = before.cursor["offset"], before.cursor["tag"], min(room, PAGES_AT_ONCE) * limits.objects
     lines = key_lists.page(request.keys_from, job.settings, offset=offset, tag=tag, limit=most, job=before.job)
     pages = list(split(of_lines(lines, job.catalogue), limits))
-    found: list[ObjectJob | PageJob] = []
+    jobs: list[ObjectJob | PageJob] = []
     for page in pages[:room]:
         end = int(page[-1].end)
         selection = LinesSelection(file=request.keys_from, offset=offset, end=end, tag=tag)
-        found.append(_job_of(page, _page_request(request).model_copy(update={"lines": selection})))
+        jobs.append(_job_of(page, _page_request(request).model_copy(update={"lines": selection})))
         offset = end
-    return PlannedJobs(found, {**before.cursor, "offset": offset}, len(lines) < most and len(pages) <= room)
+    return PlannedJobs(jobs, {**before.cursor, "offset": offset}, len(lines) < most and len(pages) <= room)
 
 
 def _page_request(request: BatchRequest) -> PageRequest:

@@ -166,7 +166,7 @@ def test_the_pages_and_jobs_of_a_batch_carry_what_it_gives(context, source_root)
     tag = batch_lists.check(str(source_root / "list"), ListedFile, context.settings, lambda: None, job="batch").tag
     cursor = {"file": str(source_root / "list"), "offset": 0, "tag": tag}
     before = context.catalogue.batches.begin("batch", cursor, total=1, total_bytes=1, now=clock.now())
-    [planned] = next_listed_pages(request, context, before, 1).found
+    [planned] = next_listed_pages(request, context, before, 1).jobs
     single = new_item(request, before, 1, ObjectJob("releases", "k", 1, "/in/k"))
     for payload in (planned.request.payload(), single.request):
         assert payload | given == payload
