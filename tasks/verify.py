@@ -39,29 +39,29 @@ def verify(request: VerifyRequest, job: RunningJob) -> VerifyResult:
 def _verify(job: RunningJob, artifact: Artifact, copies: list[Copy]) -> VerifyResult:
     """Read the copies of one artifact."""
 
-    def verify(copy: Copy) -> CopyVerdict | None:
+    def verify_one(copy: Copy) -> CopyVerdict | None:
         if job.snoozed_since:  # it may have this verdict from before it waited for another store
             before = job.catalogue.verifications.by_job(job.id, artifact, copy.store)
             if before is not None:
                 job.advance(artifact.digest.size)
-                beside = _beside(job, artifact, copy.store)
-                return CopyVerdict(store=copy.store, verdict=before[0], sha256=before[1], detail=before[2] or beside)
+                fault = _metadata_fault(job, artifact, copy.store)
+                return CopyVerdict(store=copy.store, verdict=before[0], sha256=before[1], detail=before[2] or fault)
         job.step(f"reading from {copy.store}")
         seen = verify_copy(job, artifact, copy)
         if seen is None:
             return None
-        beside = None if seen.stored_sha256 in {None, seen.sha256} else _beside(job, artifact, copy.store)
-        return CopyVerdict(store=copy.store, verdict=seen.verdict, sha256=seen.sha256, detail=seen.detail or beside)
+        fault = None if seen.stored_sha256 in {None, seen.sha256} else _metadata_fault(job, artifact, copy.store)
+        return CopyVerdict(store=copy.store, verdict=seen.verdict, sha256=seen.sha256, detail=seen.detail or fault)
 
-    verdicts = for_each_store(copies, verify)
+    verdicts = for_each_store(copies, verify_one)
     return VerifyResult(
         **artifact.facts,
         copies=tuple(verdict for verdict in verdicts if verdict is not None),
     )
 
 
-def _beside(job: RunningJob, artifact: Artifact, store: str) -> str | None:
-    """Return that the digest beside the right bytes of a copy is not right; None if that is no open finding."""
+def _metadata_fault(job: RunningJob, artifact: Artifact, store: str) -> str | None:
+    """Return what the open finding `metadata` of a copy means: its digest in the store is wrong; None without one."""
     if not job.catalogue.findings.has_wrong_metadata(artifact, store):
         return None
     return "the bytes are right, the SHA-256 beside them is wrong or lost: `zot-artifacts sweep repair` rewrites it"
