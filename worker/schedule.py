@@ -24,6 +24,11 @@ from zot_artifact_client.contract import (
 )
 
 
+def sweep_name(kind: str) -> str:
+    """Return the name of a sweep, as its command has it; the task of the cleanup has kept an older one."""
+    return "cleanup" if kind == SWEEP_LEFTOVERS.kind else kind.removeprefix("sweep.")
+
+
 def beat_schedule(settings: Settings) -> dict[str, dict[str, Any]]:
     """Return Celery's schedule. A sweep that has not started `clock.SKEW` after the next one was due is dropped.
 

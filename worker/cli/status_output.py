@@ -10,7 +10,8 @@ from worker.cli.output import flat, print_table, say
 from worker.cli.pause import describe_pause
 from worker.counted import counted
 from worker.readable import age, moment, size
-from worker.report.status import NAMED, WAITS, sweep_name
+from worker.report.status import NAMED, WAITS
+from worker.schedule import sweep_name
 from worker.storage.durations_and_sizes import duration_text
 from zot_artifact_client.contract import SWEEP_PROBE
 

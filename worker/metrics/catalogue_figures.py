@@ -18,7 +18,7 @@ from worker.catalogue import (
     count_present,
 )
 from worker.metrics.family_builders import Histogram, Sample, counter, gauge, histogram
-from worker.schedule import beat_schedule
+from worker.schedule import beat_schedule, sweep_name
 from worker.settings import Settings
 from zot_artifact_client.contract import SWEEP_LEFTOVERS, TASKS, JobState, SweepLeftoversResult
 
@@ -240,5 +240,5 @@ def _end(ended: EndedJob | ResolvedFinding) -> datetime:
 
 
 def _sweep(kind: str) -> str:
-    """Return the label of a sweep: its setting, which for the cleanup is no longer the name of its task."""
-    return "sweep.cleanup" if kind == SWEEP_LEFTOVERS.kind else kind
+    """Return the label of a sweep, such as `sweep.cleanup`."""
+    return f"sweep.{sweep_name(kind)}"

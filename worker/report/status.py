@@ -52,11 +52,11 @@ from worker.report.service_checks import (
 )
 from worker.report.sources import Sources
 from worker.report.unconfigured_stores import unconfigured, way_out_of_unconfigured
-from worker.schedule import beat_schedule
+from worker.schedule import beat_schedule, sweep_name
 from worker.storage.config import FilesystemConfig
 from worker.storage.durations_and_sizes import duration_text
 from worker.storage.errors import REFUSALS, OtherStore, StorageError
-from zot_artifact_client.contract import SWEEP_LEFTOVERS, SWEEP_PROBE, TASKS, JobState
+from zot_artifact_client.contract import SWEEP_PROBE, TASKS, JobState
 
 NAMED = 5
 """Findings of one kind in one store that are named."""
@@ -91,11 +91,6 @@ class Open:
     since: datetime | None = None
     examples: tuple[dict[str, Any], ...] = ()
     detail: str | None = None
-
-
-def sweep_name(kind: str) -> str:
-    """Return the name of a sweep, as its command has it."""
-    return "cleanup" if kind == SWEEP_LEFTOVERS.kind else kind.removeprefix("sweep.")
 
 
 def document_of(sources: Sources) -> dict[str, Any]:
