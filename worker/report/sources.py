@@ -9,7 +9,7 @@ from worker.storage.configured_stores import Stores
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """The settings, the catalogue and the stores; these have no limits."""
+    """The settings, the catalogue, and the stores without admission control."""
 
     settings: Settings
     catalogue: Catalogue

@@ -59,7 +59,7 @@ from worker.storage.errors import REFUSALS, OtherStore, StorageError
 from zot_artifact_client.contract import SWEEP_PROBE, TASKS, JobState
 
 NAMED = 5
-"""Findings of one kind in one store that are named."""
+"""Findings of one kind in one store, and buckets of a store, that are named."""
 WAITS = "waits for repair"
 _RECENT = timedelta(days=1)
 """The reads of this time give the rate of the forecast; the jobs that failed in it are shown."""

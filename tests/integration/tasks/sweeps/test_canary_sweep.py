@@ -167,9 +167,8 @@ def test_a_bad_canary_that_was_not_damaged_on_purpose_is_rot(
     assert last is not None
     context.catalogue.canaries.close(last, now=clock.now())
     canary_objects.damage(context.stores["dr"], settings.stores["dr"], KEY)
-    context.catalogue.canaries.damaged(
-        last, context.catalogue.artifact("zot-canary", KEY), now=clock.now()
-    )  # makes it due
+    artifact = context.catalogue.artifact("zot-canary", KEY)
+    context.catalogue.canaries.damaged(last, artifact, now=clock.now())  # makes it due
     verify()
     assert kinds(context) == [FindingKind.CORRUPT]
     repair()
