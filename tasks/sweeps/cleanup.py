@@ -1,9 +1,12 @@
-"""Sweep cleanup: remove what killed writers left in the stores, the staging directory and the spool directory."""
+"""Sweep cleanup: remove what killed writers left in the stores, the staging directory and the spool directory.
+
+It also purges the quarantine of each store.
+"""
 
 import logging
 from datetime import datetime
 
-from worker.artifacts.abandoned_writes import take_away_abandoned
+from worker.artifacts.abandoned_writes import remove_abandoned_writes
 from worker.artifacts.certain_time import certain_time
 from worker.artifacts.per_store import SingleFailures, for_each_store
 from worker.artifacts.quarantined_bytes import purge, quarantined
@@ -22,7 +25,7 @@ logger = logging.getLogger(__name__)
 def sweep_cleanup(request: SweepLeftoversRequest, job: RunningJob) -> SweepLeftoversResult:
     """Remove what is older than `sweep.cleanup.age` and belongs to no job that is still open.
 
-    Stores that are paused are left out.
+    What is in quarantine for longer than `quarantine.retention` is purged. Stores that are paused are left out.
 
     Raises:
         UnknownStore: naming the stores there are.
@@ -39,7 +42,7 @@ def sweep_cleanup(request: SweepLeftoversRequest, job: RunningJob) -> SweepLefto
         if store.capabilities.signs_puts and store.capabilities.reserved_buckets:
             removed += remove_unneeded_parts(store, job.catalogue, age)
         if store.capabilities.reserved_buckets:
-            removed += take_away_abandoned(store, job)
+            removed += remove_abandoned_writes(store, job)
             removed += _purge_quarantine(store, job)
             kept[name] = sum(each.size or 0 for each in store.list_objects(QUARANTINE_BUCKET))
         return name, removed

@@ -1,4 +1,4 @@
-"""Take away what jobs wrote and did not record before they ended."""
+"""Remove from a store what jobs wrote and did not record before they ended."""
 
 import logging
 
@@ -15,7 +15,7 @@ from worker.storage.errors import Archived, NotFound, StorageError
 logger = logging.getLogger(__name__)
 
 
-def take_away_abandoned(store: LimitedStore, job: RunningJob) -> int:
+def remove_abandoned_writes(store: LimitedStore, job: RunningJob) -> int:
     """Move to quarantine what jobs wrote and did not record before they ended, and return how many objects that was.
 
     An upload leaves such bytes if it is killed after it has written, and then superseded or cancelled. What a worker
@@ -24,7 +24,7 @@ def take_away_abandoned(store: LimitedStore, job: RunningJob) -> int:
     Nothing is done where another job writes to the artifact, or where the object has other bytes than the version.
 
     Raises:
-        StorageError: too many of the objects could not be asked about; the others were taken away.
+        StorageError: too many of the objects could not be asked about; the others were removed.
         LostLease: while the worker was frozen, another job has begun to write to one of the artifacts.
     """
     artifacts, settings = job.catalogue.artifacts, job.settings
@@ -41,7 +41,7 @@ def take_away_abandoned(store: LimitedStore, job: RunningJob) -> int:
                 if copy.state is CopyState.WRITING:
                     held = artifacts.version_in_store(store.name, *path)
                     if held is None:
-                        moved += _take_away(store, found, job.catalogue, label=writer or job.id)
+                        moved += _remove(store, found, job.catalogue, label=writer or job.id)
                     else:
                         artifacts.read_again(held[1], now=clock.now())
                     artifacts.delete_copies([copy])
@@ -54,8 +54,8 @@ def take_away_abandoned(store: LimitedStore, job: RunningJob) -> int:
     return moved
 
 
-def _take_away(store: LimitedStore, artifact: Artifact, catalogue: Catalogue, *, label: str) -> bool:
-    """Move an object to quarantine if it has the bytes of a version; return whether it had.
+def _remove(store: LimitedStore, artifact: Artifact, catalogue: Catalogue, *, label: str) -> bool:
+    """Remove an object into quarantine if it has the bytes of a version; return whether it had.
 
     Bytes of a version that was deleted are not kept.
     """

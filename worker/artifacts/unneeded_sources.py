@@ -25,9 +25,7 @@ logger = logging.getLogger(__name__)
 def remove_unneeded_parts(store: LimitedStore, catalogue: Catalogue, age: timedelta) -> int:
     """Remove the parts of uploads that no open job needs, and return how many uploads those were of."""
     old = old_uploads(store, clock.earliest() - age)
-    # A job is in the ledger before it leaves the outbox: asked in the other order, one could be in neither.
-    waiting = _waiting(set(old))
-    sources = catalogue.ledger.sources_of_open_jobs() if old else set()
+    waiting, sources = _needed(set(old), catalogue)
     wanted = {read_source(source)[:2] for source in sources if is_staged_in_store(source)}
     gone = [upload for upload in old if upload not in waiting and (store.name, upload) not in wanted]
     for upload in gone:
@@ -46,14 +44,20 @@ def remove_unneeded_files(job: RunningJob, age: timedelta) -> int:
         _remove(path)
         removed += 1
     staged = {path: path.with_name(path.name.removesuffix(".upload")) for path in _old(settings.staging_dir, age)}
-    # A job is in the ledger before it leaves the outbox: asked in the other order, one could be in neither.
-    waiting = _waiting({directory.name for directory in staged.values()})
-    wanted = job.catalogue.ledger.sources_of_open_jobs()
+    waiting, sources = _needed({directory.name for directory in staged.values()}, job.catalogue)
     for path, directory in staged.items():
-        if directory.name not in waiting and not any(source.startswith(f"{directory}/") for source in wanted):
+        if directory.name not in waiting and not any(source.startswith(f"{directory}/") for source in sources):
             _remove(path)
             removed += 1
     return removed
+
+
+def _needed(jobs: set[str], catalogue: Catalogue) -> tuple[set[str], set[str]]:
+    """Return those of these jobs that no worker has taken, and the sources of all open jobs."""
+    if not jobs:
+        return set(), set()
+    waiting = _waiting(jobs)  # first: a job is in the ledger before it leaves the outbox, so that it is in one of them
+    return waiting, catalogue.ledger.sources_of_open_jobs()
 
 
 def _waiting(jobs: set[str]) -> set[str]:
@@ -61,8 +65,6 @@ def _waiting(jobs: set[str]) -> set[str]:
 
     A broker that is no Redis does not have them by id: what is staged for a job waits no longer than `age` there.
     """
-    if not jobs:
-        return set()
     try:
         lost = Outbox(current_app).lost(sorted(jobs))
     except BROKER_ERRORS as error:
