@@ -316,10 +316,8 @@ def test_a_named_companion_is_placed_as_its_artifact(context: Context, run, put,
     for key in ("sboms/a.json", "sboms/a.json.sig", "sboms/b.json"):
         put("models-en", key)
     context.catalogue.companions.add("models-en", "sboms/a.json", "big/a", by="ana", now=clock.now())
-    of, companions = (
-        context.catalogue.artifact("models-en", "big/a"),
-        context.catalogue.companions.of("models-en", "big/a"),
-    )
+    of = context.catalogue.artifact("models-en", "big/a")
+    companions = context.catalogue.companions.of("models-en", "big/a")
     deletions, until = context.catalogue.deletions, clock.now() + timedelta(days=1)
     deletions.begin(of, now=clock.now(), until=until, by=None, reason=None, job="job", companions=companions)
     deletions.undo("models-en", "big/a", now=clock.now())
