@@ -1,4 +1,4 @@
-"""Tell the time where bytes go once they are old enough: a clock that is ahead must not end that time early."""
+"""Tell the present time to a job that removes old bytes: a clock that is ahead must not remove them too early."""
 
 from collections.abc import Callable
 from datetime import datetime, timedelta

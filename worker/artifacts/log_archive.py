@@ -45,8 +45,7 @@ def archive_log(
 
     Each archive is read back from each store, and recorded before any of its rows is removed. A second run completes
     a run that was killed. An archive that a store lacks is copied to it first. Return the months that were archived;
-    none while the log has a finding. `check` is called between the transactions that remove
-    rows.
+    none while the log has a finding. `check` is called between the transactions that remove rows.
 
     Raises:
         CatalogueError: the log was changed.

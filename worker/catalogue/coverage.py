@@ -106,7 +106,10 @@ class WaitingJobs:
 
 @dataclass(frozen=True, slots=True)
 class EndedRun:
-    """The last run of a sweep that succeeded or failed. `failing_since`: when the first ended that failed in a row."""
+    """A run of a sweep that succeeded or failed.
+
+    `failing_since`: when the first of the runs ended that have failed in a row up to this one; None if it succeeded.
+    """
 
     job: str
     failing_since: datetime | None
@@ -116,7 +119,10 @@ class EndedRun:
 
 @dataclass(frozen=True, slots=True)
 class LastRun:
-    """The last run of a sweep, which may not have ended. `ended`: the last one that has; None if none of all stores."""
+    """The last run of a sweep, which may be still open.
+
+    `ended`: the last run of all stores that succeeded or failed; None without one.
+    """
 
     job: str
     state: str
@@ -395,7 +401,7 @@ def _lacks_effect(job: Any) -> sa.ColumnElement[bool]:
 
 
 def _ended_run(connection: sa.Connection, run: sa.Row[Any]) -> EndedRun:
-    """Return a run that has ended; one that failed, with the runs before it that failed since one succeeded."""
+    """Return a run that succeeded or failed, with the time since which runs have failed in a row."""
     if run.state == JobState.SUCCEEDED:
         return EndedRun(run.id, None, run.result, run.error)
     began = jobs.c.created_at

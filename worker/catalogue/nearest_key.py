@@ -1,4 +1,4 @@
-"""Tell which key a user meant who named one that no artifact has."""
+"""Suggest the key that was meant if a user names one that no artifact has."""
 
 import difflib
 

@@ -71,10 +71,10 @@ _MISSING = {
     "42P01",  # a table
     "42703",  # a column
 }
-"""What a dump that is restored lacks meanwhile."""
+"""What a catalogue lacks while a dump of it is restored, by SQLSTATE."""
 _NO_RIGHT = "42501"
-_NEWEST_LIMIT = 170_000
-"""The version of the server from which a transaction has a time limit of its own."""
+_TRANSACTION_TIMEOUT_SINCE = 170_000
+"""The first version of the server that has `transaction_timeout`."""
 
 _WAYS_OUT = {
     "25006": "name a server in ZOT_CATALOGUE that can be written; this one is a standby, or is set to read only",
@@ -90,7 +90,7 @@ _TOO_MANY = (
     "let the server take more connections, by max_connections or the role's CONNECTION LIMIT, put a pooler before it, "
     "or run fewer processes of workers: each keeps up to two"
 )
-_WAYS_OUT_OF_CONNECTING = {
+_CONNECTION_WAYS_OUT = {
     "too many clients": _TOO_MANY,
     "too many connections": _TOO_MANY,
     "connection slots are reserved": _TOO_MANY,
@@ -106,7 +106,7 @@ _WAYS_OUT_OF_CONNECTING = {
     "no encryption": "it may require TLS; add sslmode=verify-full to the query of ZOT_CATALOGUE",
     "valid client certificate": "it requires a certificate of the client; name it in sslcert and sslkey of its URL",
 }
-"""Words of errors of connecting, and what to do: libpq gives them no SQLSTATE."""
+"""What to do about an error of connecting, by words of its message: libpq gives it no SQLSTATE."""
 
 
 def options(url: URL) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def set_up(engine: Engine) -> None:
 
 
 def lift_time_limits(connection: Connection) -> None:
-    """Remove the time limits of this transaction, which has none as a whole."""
+    """Remove the time limits of the statements of this transaction, and of the time between them."""
     connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
     connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
 
@@ -172,11 +172,11 @@ def way_out(error: DBAPIError, _url: URL) -> str | None:
     """Return what to do about an error, or None if that depends."""
     if state := getattr(error.orig, "sqlstate", None):
         return _WAYS_OUT.get(state)
-    return next((way_out for words, way_out in _WAYS_OUT_OF_CONNECTING.items() if words in str(error.orig)), None)
+    return next((way_out for words, way_out in _CONNECTION_WAYS_OUT.items() if words in str(error.orig)), None)
 
 
 def _set_up_connection(connection: Any, record: Any) -> None:
-    # In a transaction: the role's isolation may be SERIALIZABLE, in which a standby answers nothing.
+    # In a transaction, which has our isolation level: the role's may be SERIALIZABLE, which a standby refuses.
     pooled = _is_pooled(connection)
     connection.rollback()
     if pooled:
@@ -211,7 +211,7 @@ def _settings(word: str, driver: Any) -> str:
         "statement_timeout": f"{STATEMENT_SECONDS}s",
         "idle_in_transaction_session_timeout": f"{IDLE_SECONDS}s",
     }
-    if driver.info.server_version >= _NEWEST_LIMIT:
+    if driver.info.server_version >= _TRANSACTION_TIMEOUT_SINCE:
         found["transaction_timeout"] = "0"  # a backup or a migration is one long transaction of short statements
     return ";".join(f"{word} {name} = '{value}'" for name, value in found.items())
 

@@ -204,8 +204,8 @@ class JobRecord:
         return self.kind.startswith("sweep.")
 
     @property
-    def end_of_attempts(self) -> JobState:
-        """Return the state in which the job ends when its attempts are used up: `dead`, so that it is redriven.
+    def exhausted_state(self) -> JobState:
+        """Return the state in which the job ends when its attempts are used up: `dead`, so that it can be redriven.
 
         A sweep has failed then, and so has what it sent for one object: the next run of the sweep does the same. A page
         is `dead` until `sweep.recover` has sent a job for each object that it has left undone. So is a verification,

@@ -363,11 +363,11 @@ class Delivery(Generic[RequestT, ResultT]):
         except Snooze as error:
             since = record.snoozed_since or clock.now()
             if clock.now() - since >= self._context.settings.jobs.max_snooze:
-                self._fail(job, record.end_of_attempts, error, last_cause(record.error))
+                self._fail(job, record.exhausted_state, error, last_cause(record.error))
             self._snooze(job, error, since, error.seconds)
         except (TransientError, CatalogueUnavailable, SoftTimeLimitExceeded) as error:
             if job.attempt >= self._context.settings.retry.max_attempts:
-                self._fail(job, record.end_of_attempts, error)
+                self._fail(job, record.exhausted_state, error)
             self._retry(job, error)
         except (StorageError, CatalogueError) as error:
             self._fail(job, JobState.FAILED, error)
@@ -431,7 +431,7 @@ class Delivery(Generic[RequestT, ResultT]):
             elif record.attempts < self._context.settings.retry.max_attempts:
                 ledger.retry(self._id, fence, _details(stop), due=self._due(0))
             else:
-                ledger.finish(self._id, fence, record.end_of_attempts, now=now, error=_details(stop))
+                ledger.finish(self._id, fence, record.exhausted_state, now=now, error=_details(stop))
         except (CatalogueError, LostLease) as error:
             logger.warning(
                 "job %s: its end is not recorded; it runs again when its lease has expired: %s", self._id, error

@@ -118,8 +118,8 @@ def test_what_a_sweep_has_sent_is_dead_where_nothing_else_tells_of_it(catalogue)
     """The finding of a copy to repair stays open, and a verification that never ended has left no verdict."""
     for kind, end in {"replicate": "failed", "verify": "dead", "page": "dead"}.items():
         record = begin(catalogue, kind, kind=kind, queue="sweep", parent="sweep-1").record
-        assert record.end_of_attempts == end
-    assert begin(catalogue, "user", kind="replicate", queue="sweep").record.end_of_attempts == "dead"
+        assert record.exhausted_state == end
+    assert begin(catalogue, "user", kind="replicate", queue="sweep").record.exhausted_state == "dead"
 
 
 BACK = timedelta(hours=1)
