@@ -43,7 +43,6 @@ from worker.intake.message_rules import (
     parse_envelope,
     rejection_of,
 )
-from worker.intake.messages_ahead import return_all
 from worker.intake.rejected import RejectedMessage, rejected_messages
 from zot_artifact_client.connection import first_line, is_write_refused, what_it_does
 from zot_artifact_client.contract import QUERIES, QUERY_ID, TASKS, Queue
@@ -412,10 +411,6 @@ class Consumer(CeleryConsumer):
     """Called after an error of a key of another type: no worker could connect until the key is renamed."""
 
     _flush_due = 0.0
-
-    def stop(self) -> None:
-        return_all(self)  # Celery returns what waits for a child when the last running job has ended
-        super().stop()
 
     def on_connection_error_before_connected(self, exc: Exception) -> None:
         super().on_connection_error_before_connected(exc)

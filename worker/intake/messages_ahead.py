@@ -10,12 +10,12 @@ from typing import Any
 import redis
 from celery.worker import state
 
-from worker.intake.timer_bootstep import TimerStep
+from worker.intake.timer_bootstep import RedisTimerStep
 
 logger = logging.getLogger(__name__)
 
 
-class MessagesAhead(TimerStep):
+class MessagesAhead(RedisTimerStep):
     """Lets a worker whose broker is a Redis take as many messages ahead as it has children."""
 
     every = 0.25
@@ -24,48 +24,41 @@ class MessagesAhead(TimerStep):
     def __init__(self, consumer: Any, **options: Any) -> None:
         super().__init__(consumer, **options)
         self._started = 0
+        """How many jobs the children had started at the last tick."""
 
     def start(self, consumer: Any) -> None:
-        """Take messages ahead from now on."""
-        qos: Any = getattr(consumer.task_consumer.channel, "qos", None)  # a channel of RabbitMQ has none
-        if hasattr(qos, "ahead") and consumer.controller.semaphore is not None:
-            qos.ahead = consumer.pool.num_processes
+        """Start the timer, unless the pool has no queue of its own for requests, as that of gevent."""
+        if consumer.controller.semaphore is not None:
             super().start(consumer)
 
     def tick(self, consumer: Any) -> None:
-        """Return what waits beyond one message for each child, if no job has started since the last time."""
+        """Allow messages ahead if a child has started a job since the last tick; return them otherwise."""
         qos, started = consumer.task_consumer.channel.qos, state.all_total_count[0]
         if started != self._started:
             qos.ahead = consumer.pool.num_processes
         elif qos.held > qos.prefetch_count:
             qos.ahead = 0
-            _return(consumer, down_to=qos.prefetch_count)
+            waiting = consumer.controller.semaphore._waiting  # noqa: SLF001
+            while waiting and qos.held > qos.prefetch_count:
+                _, (request,), _ = waiting[-1]  # the last one first: each becomes the first of its queue
+                if not _is_given_back(qos, request.message.delivery_tag):
+                    break
+                waiting.pop()
+                state.task_ready(request)
         self._started = started
 
+    def stop(self, consumer: Any) -> None:
+        """Return what no child has started; Celery does so only when the last running job has ended.
 
-def return_all(consumer: Any) -> None:
-    """Return all messages whose jobs no child has started, before the worker ends.
-
-    A child may have one of them already: the ledger lets one worker do it.
-    """
-    qos: Any = consumer.task_consumer and getattr(consumer.task_consumer.channel, "qos", None)
-    if not hasattr(qos, "ahead"):
-        return
-    waiting = {each.message.delivery_tag for each in state.reserved_requests - state.active_requests}
-    for tag in [tag for tag in qos.tags if tag in waiting][::-1]:
-        if not _is_given_back(qos, tag):
-            break
-
-
-def _return(consumer: Any, *, down_to: int) -> None:
-    """Return messages that wait until so many are held, the last one first: each becomes the first of its queue."""
-    qos, waiting = consumer.task_consumer.channel.qos, consumer.controller.semaphore._waiting  # noqa: SLF001
-    while waiting and qos.held > down_to:
-        _, (request,), _ = waiting[-1]
-        if not _is_given_back(qos, request.message.delivery_tag):
-            break
-        waiting.pop()
-        state.task_ready(request)
+        A child may have one of these messages already: the ledger lets one worker do its job.
+        """
+        super().stop(consumer)
+        if self._timer is None or consumer.task_consumer is None:
+            return
+        qos, running = consumer.task_consumer.channel.qos, {each.message.delivery_tag for each in state.active_requests}
+        for tag in [tag for tag in qos.tags if tag not in running][::-1]:
+            if not _is_given_back(qos, tag):
+                break
 
 
 def _is_given_back(qos: Any, tag: str) -> bool:

@@ -35,7 +35,10 @@ class TimerStep(bootsteps.StartStopStep):
 
 
 class RedisTimerStep(TimerStep):
-    """Calls `tick_in` with a client of the broker every `every` seconds; does nothing if the broker is not Redis."""
+    """Calls `tick_in` with a client of the broker every `every` seconds; does nothing if the broker is not Redis.
+
+    A step that needs no client of its own overrides `tick`.
+    """
 
     def start(self, consumer: Any) -> None:
         """Start the timer."""

@@ -106,7 +106,7 @@ def test_what_waits_for_a_busy_child_goes_back_to_the_front_of_its_queue(worker,
         until(is_idle)
         os.kill(child, signal.SIGSTOP)
         ids = send("one", "two", "three")
-        until(lambda: returned() == ids[1])
+        assert until(returned) == ids[1]
         os.kill(child, signal.SIGCONT)
         for id_ in ids:
             client.job(id_).wait(WITHIN)
@@ -116,4 +116,4 @@ def test_what_waits_for_a_busy_child_goes_back_to_the_front_of_its_queue(worker,
         ids = send("four", "five")
         until(lambda: all(id_ in str(redis.hvals("unacked")) for id_ in ids) or returned() == ids[1])
         os.kill(worker.pid, signal.SIGTERM)
-        until(lambda: returned() in ids)
+        assert until(returned) in ids
