@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from tasks.adopt import adopt
+from tasks.delete import delete
 from tasks.upload import upload
 from tests.integration.tasks.conftest import pause
 from tests.integration.tasks.test_batch import Driver
@@ -25,7 +26,7 @@ from worker.jobs.running_job import Cancelled, Requeue
 from worker.limits.limited_store import LimitedStore
 from worker.limits.snooze import Snooze
 from worker.storage.errors import AccessDenied, NotFound, Unavailable
-from zot_artifact_client.contract import AdoptRequest, BatchRequest, UploadRequest
+from zot_artifact_client.contract import AdoptRequest, BatchRequest, DeleteRequest, UploadRequest
 
 ALL = BatchRequest(verb="adopt", bucket="releases", prefix="a/", stores=("dr",))
 KEYS = [f"a/{number}" for number in range(6)]
@@ -339,3 +340,17 @@ def test_what_was_recorded_meanwhile_is_not_replaced(begun, run, source, context
     assert result.outcomes == {"adopted": 5, "OtherContent": 1}
     assert context.catalogue.artifacts.current("releases", KEYS[0]).digest.sha256 == sha256(b"ours")
     assert context.catalogue.artifacts.version("releases", KEYS[0], 2) is None
+
+
+def test_what_a_hold_forbids_is_a_failure(lay, drive, run, context):
+    """A companion that was deleted is not recorded anew while its artifact is held, and the batch tells the hold."""
+    lay(["a/app", "a/app.sig"])
+    for key in ("a/app", "a/app.sig"):
+        run(adopt, AdoptRequest(bucket="releases", key=key, store="dr"))
+    run(delete, DeleteRequest(bucket="releases", key="a/app.sig"))
+    context.catalogue.holds.place("releases", "a/app", by="ana", reason="case 4711", now=clock.now())
+    lay(["a/app.sig"])
+    result = drive(ALL).finish()
+    assert result.outcomes == {"already_there": 1, "OnHold": 1}
+    assert "held by ana" in result.failures[0].message
+    assert context.catalogue.artifacts.current("releases", "a/app.sig") is None
