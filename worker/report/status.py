@@ -70,6 +70,8 @@ _COUNTED_AT_ONCE = 10_000
 """Copies of all stores up to which their bytes are counted here; `sweep.verify` counts those of a larger catalogue."""
 _LEAST_FREE = 1024**3
 _OF_OPERATORS = {each.__name__ for each in REFUSALS}
+_FOR_JOBS = ("traceback", "previous")
+"""Parts of a job's error that `jobs JOB --traceback` shows, and no report."""
 _PROBES = 200
 """The last probes in which is looked for the first one that failed."""
 _RANK = list(FindingKind)
@@ -329,6 +331,8 @@ def _run(kind: str, run: LastRun) -> dict[str, Any]:
     seconds = (run.finished_at - run.started_at).total_seconds() if run.finished_at and run.started_at else None
     facts = asdict(run)
     ended = facts.pop("ended")
+    if run.error:
+        facts["error"] = {name: each for name, each in run.error.items() if name not in _FOR_JOBS}
     return {"sweep": kind, "seconds": seconds, **facts, "failing_since": ended and ended["failing_since"]}
 
 

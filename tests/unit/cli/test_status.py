@@ -402,6 +402,7 @@ def test_a_sweep_whose_last_run_failed_is_open(catalogue: Catalogue, zot: Zot, m
 
     def ran(job: str, state: JobState, *, ago: timedelta = timedelta(), request: dict[str, str] | None = None) -> Any:
         now, error = clock.now() - ago, {"type": "AccessDenied", "message": f"dr: listing is denied to {job}"}
+        kept = {**error, "traceback": "File x", "previous": {**error, "traceback": "File y"}}
         begun = catalogue.ledger.acquire(
             job, "sweep.leftovers", request or {}, owner="here", writes_to=None, parent=None, now=now,
             lease=timedelta(seconds=30), queue="sweep",
@@ -410,12 +411,14 @@ def test_a_sweep_whose_last_run_failed_is_open(catalogue: Catalogue, zot: Zot, m
         failed = state == JobState.FAILED
         if state.terminal:
             ledger = catalogue.ledger
-            ledger.finish(job, begun.record.fence, state, now=now, result={}, error=error if failed else None)
+            ledger.finish(job, begun.record.fence, state, now=now, result={}, error=kept if failed else None)
         samples = (
             each for metric in LedgerFigures(load_settings(), lambda: catalogue).collect() for each in metric.samples
         )
         good = [each.value for each in samples if each.name == "zot_artifacts_sweep_last_success"]
-        checks = [each for each in zot("status")[1]["checks"] if each["name"].startswith("sweep ")]
+        document = zot("status")[1]
+        assert "File " not in str(document["sweeps"]), "only `jobs` has tracebacks"
+        checks = [each for each in document["checks"] if each["name"].startswith("sweep ")]
         assert good in ([float(not checks)], [])
         return [(each["name"], each["outcome"], each["detail"], each["way_out"]) for each in checks]
 
