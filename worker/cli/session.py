@@ -191,9 +191,13 @@ def no_catalogue(settings: Settings) -> Failure | None:
             Status.UNKNOWN,
             type_="CatalogueLost",
         )
+    start = "start `zot-artifacts up`"
     if settings.catalogue is None:
-        told = f"no catalogue here (ZOT_HOME={settings.home}): set ZOT_HOME to the data directory of the worker"
+        way_out = f"set ZOT_HOME to the data directory of the worker, or {start}"
+        told = f"no catalogue here (ZOT_HOME={settings.home}): {way_out}"
     else:
         file = Path(_file(settings) or "").absolute()
-        told = f"no catalogue here ({file}): {absent_directory(file) or 'name its file with ZOT_CATALOGUE'}"
-    return Failure(f"{told}, or start `zot-artifacts up`", Status.USAGE, type_="NoCatalogue")
+        # `up` makes no directory of such a file.
+        way_out = absent_directory(file) or f"name its file with ZOT_CATALOGUE, or {start}"
+        told = f"no catalogue here ({file}): {way_out}"
+    return Failure(told, Status.USAGE, type_="NoCatalogue")
