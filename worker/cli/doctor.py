@@ -30,6 +30,7 @@ from worker.report.check import Check
 from worker.report.service_checks import (
     broker_checks,
     catalogue_lock,
+    catalogue_of_workers,
     open_breakers,
     owner_of_broker,
     told_since_when,
@@ -106,9 +107,12 @@ def _checks(settings: Settings) -> Iterator[Check]:
             yield Check("catalogue", "unknown", told_since_when(settings, error))  # the error names the way out
             return
         opened.callback(session.close)
-        if is_served:  # where this process cannot open it either, the workers wait for the same
-            yield from _catalogue_of_workers(workers)
+        # Where this process cannot open it either, the workers wait for the same.
+        refused = list(_catalogue_of_workers(workers)) if is_served else []
+        yield from refused
         if missing is None:
+            if not refused:  # another worker may have answered
+                yield from catalogue_of_workers(settings)
             yield _log(session)
             yield from catalogue_lock(session.catalogue)
             yield from owner_of_broker(settings, session.catalogue)
