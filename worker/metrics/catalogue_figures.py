@@ -129,7 +129,7 @@ class LedgerFigures:
             for kind, run in runs.items()
             if run.ended and kind in schedule
         ]
-        about = "Whether the last run of a sweep on schedule succeeded, of those that have ended."
+        about = "Whether the last ended run of a scheduled sweep succeeded."
         yield gauge("sweep_last_success", about, succeeded, ["sweep"])
         cleanup = runs[SWEEP_LEFTOVERS.kind].ended if SWEEP_LEFTOVERS.kind in runs else None
         kept = SweepLeftoversResult.model_validate(cleanup.result) if cleanup and cleanup.result else None
