@@ -13,11 +13,19 @@ def zot(tmp_path):
     return Zot(tmp_path / "home")
 
 
-def test_a_catalogue_on_a_server_is_made_and_read(zot, postgres):
-    """The first command that needs the tables makes them; doctor finds them good, and misses only the broker."""
+def test_a_catalogue_on_a_server_is_made_only_by_what_runs_or_fills_it(zot, postgres):
+    """A command says that a database without tables is no catalogue, and makes none; `catalogue rebuild` makes it."""
     with postgres.database(migrated=False) as url:
         elsewhere = zot.with_settings(catalogue=url)
-        assert (listed := elsewhere("jobs", "--json")).status == 0, listed
+        for command in (["status"], ["jobs"], ["pause", "store", "dr"]):
+            told = elsewhere(*command)
+            assert (told.status, told.is_one_line()) == (2, True), told
+            assert "there is no catalogue at" in told.stderr
+            assert "ZOT_CATALOGUE" in told.stderr
+        empty = elsewhere("doctor")
+        assert "catalogue: there is no catalogue at" in empty.stdout
+        assert "store dr: filesystem: writes, reads" in empty.stdout
+        assert elsewhere("catalogue", "rebuild").status == 0
         checks = {check["name"]: check["outcome"] for check in elsewhere("doctor", "--json").document["checks"]}
     assert checks["catalogue"] == "good"
     assert {name for name, outcome in checks.items() if outcome != "good"} == {"broker"}

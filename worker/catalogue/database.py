@@ -498,14 +498,15 @@ def marker_of(path: Path) -> Path:
 def _check_there(engine: Engine) -> None:
     path = _file_of(engine)
     with _opening(engine):
-        there = path is None or _device_and_inode(path) is not None
+        # SQLite would write its header into an empty file.
+        there = path is None or (_device_and_inode(path) is not None and path.stat().st_size > 0)
         if there and _revision(engine) is None:
             with _reading(engine) as connection:
                 _check_fit(connection)
             there = False
     if not there:
         engine.dispose()
-        way_out = "a worker or `zot-artifacts up` makes one; ZOT_CATALOGUE or ZOT_HOME says where it is"
+        way_out = "check ZOT_CATALOGUE or ZOT_HOME; where they are right, a worker or `zot-artifacts up` makes one"
         raise NoCatalogue(f"there is no catalogue at {_named(engine.url)}: {way_out}")
 
 

@@ -68,7 +68,7 @@ def adopt(
     """
     bucket, slash, prefix = artifact.partition("/")
     waiting = WaitOptions(not no_wait, timeout, idempotency_key)
-    with opened(existing=True, sends=True) as session:
+    with opened(sends=True) as session:
         session.check_store(store)
         if first_read and not sums and (listed := _list_beside(session.stores[store], bucket, prefix)):
             note(f"{store}: {bucket}/{listed} may have the digest: with --sums it is compared, and counts as verified")

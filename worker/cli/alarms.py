@@ -31,7 +31,7 @@ def alarms(context: typer.Context, *, as_json: AsJson = False) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    with opened(existing=True) as session:
+    with opened() as session:
         settings, states = session.settings.alarms, session.catalogue.alarms.channels()
     rows: list[dict[str, Any]] = [
         asdict(states[name]) if name in states else {"channel": name, "delivered_at": None, "pending": 0, "error": None}

@@ -84,7 +84,7 @@ def attest(
     """
     at = ArtifactPath.parse(artifact)
     signer = _signer(key)
-    with opened(existing=True) as session:
+    with opened() as session:
         found = session.catalogue.artifact(at.bucket, at.key)
         policy = Policy(copies, within)
         try:

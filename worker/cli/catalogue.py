@@ -21,7 +21,7 @@ from worker.artifacts.catalogue_backup import Backup, NoBackup, back_up, backups
 from worker.artifacts.rebuild.companions_kept_in_stores import restore_companions
 from worker.artifacts.rebuild.rebuild_catalogue import Rebuild, Tally
 from worker.artifacts.rebuild.tombstones_kept_in_stores import KeptTombstones
-from worker.catalogue import Catalogue, ExportSummary, Rules, expected_identity, load_export
+from worker.catalogue import ExportSummary, Rules, expected_identity, load_export
 from worker.catalogue.load_export import Lines
 from worker.cli.arguments import STREAM
 from worker.cli.arguments import Stores as StoreNames
@@ -90,18 +90,13 @@ def export_(
 
         zot-artifacts catalogue export - | zstd > catalogue.jsonl.zst
     """
-    settings = load_settings()
-    settings.prepare()
-    catalogue = Catalogue(settings.catalogue_url, create=False)
-    try:
+    with opened() as session:
         if file == STREAM:
-            summary = catalogue.export(sys.stdout.buffer)
+            summary = session.catalogue.export(sys.stdout.buffer)
             sys.stdout.buffer.flush()
         else:
-            with complete_file(Path(file), settings.spool_dir) as raw, compressed(raw, file) as sink:
-                summary = catalogue.export(sink)
-    finally:
-        catalogue.close()
+            with complete_file(Path(file), session.settings.spool_dir) as raw, compressed(raw, file) as sink:
+                summary = session.catalogue.export(sink)
     if file == STREAM:
         note(_told(summary))
     elif as_json:
@@ -150,7 +145,7 @@ def backup(store: StoreNames = None, as_json: AsJson = False) -> None:
 
         zot-artifacts catalogue backup --store dr
     """
-    with opened(existing=True) as session:
+    with opened() as session:
         settings = session.settings.sweep.backup
         names = list(session.store_names(store) or settings.stores)
         if not names:
@@ -298,7 +293,7 @@ def rebuild(
     """  # fmt: skip
     buckets = tuple(map(check_bucket, bucket or ()))
     job = f"rebuild-{uuid4()}"
-    with opened() as session:
+    with opened(create=True) as session:
         names, spool_dir = session.store_names(store) or tuple(session.stores), session.settings.spool_dir
         others = [name for name in session.stores if name not in names]  # only for the lists that they keep
         limited = partial(stores_within_limits, session.settings, session.stores, catalogue=session.catalogue)

@@ -42,7 +42,7 @@ def list_companions(artifact: ArtifactArgument, as_json: AsJson = False) -> None
         zot-artifacts companions ls releases/app.tgz
     """
     at = ArtifactPath.parse(artifact)
-    with opened(existing=True) as session:
+    with opened() as session:
         session.catalogue.artifact(at.bucket, at.key)
         found = session.catalogue.companions.of(at.bucket, at.key)
     if as_json:
@@ -66,7 +66,7 @@ def add(artifact: ArtifactArgument, companion: Companion, as_json: AsJson = Fals
     at, other = ArtifactPath.parse(artifact), ArtifactPath.parse(companion)
     if at.bucket != other.bucket:
         raise Failure(f"{other} is in another bucket than {at}: a companion is in the same one", Status.USAGE)
-    with opened(existing=True) as session:
+    with opened() as session:
         for each in (at, other):
             session.catalogue.artifact(each.bucket, each.key)
         session.catalogue.companions.add(at.bucket, other.key, at.key, by=user_name(), now=clock.now())
@@ -87,7 +87,7 @@ def remove(companion: Companion, as_json: AsJson = False) -> None:
         zot-artifacts companions rm releases/sboms/app.spdx.json
     """
     at = ArtifactPath.parse(companion)
-    with opened(existing=True) as session:
+    with opened() as session:
         session.catalogue.artifact(at.bucket, at.key)
         was = session.catalogue.companions.owner(at.bucket, at.key)
         session.catalogue.companions.remove(at.bucket, at.key, by=user_name(), now=clock.now())

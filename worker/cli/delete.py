@@ -72,7 +72,7 @@ def delete(
         zot-artifacts delete releases/2019/ --all
     """
     waiting = WaitOptions(not no_wait, timeout, idempotency_key, tuple(notify or ()))
-    with opened(existing=True) as session:
+    with opened() as session:
         fields: dict[str, object] = {
             "stores": session.store_names(store),
             "allow_last": allow_last or None,

@@ -63,7 +63,7 @@ def show(id_: Id, as_json: AsJson = False) -> None:
 
         zot-artifacts deletes show 1f3b0c52
     """
-    with opened(existing=True) as session:
+    with opened() as session:
         id_ = _full_id(session, id_)
         found = session.catalogue.delete_approvals.get(id_)
         job = session.catalogue.ledger.get(id_)
@@ -121,7 +121,7 @@ def reject(
 
 def _decide(id_: str, state: ApprovalState, by: str | None, note: str | None, *, as_json: bool) -> None:
     who = (by or "").strip() or user_name()
-    with opened(existing=True) as session:
+    with opened() as session:
         id_ = _full_id(session, id_)
         made = session.catalogue.delete_approvals.decide(
             id_, state, by=who, origin=origin(), note=note, now=clock.now()
@@ -142,7 +142,7 @@ def _full_id(session: Session, id_: str) -> str:
 
 
 def _list(*, every: bool, as_json: bool) -> None:
-    with opened(existing=True) as session:
+    with opened() as session:
         session.catalogue.delete_approvals.close_ended(now=clock.now())
         found = session.catalogue.delete_approvals.page(every=every)
     if as_json:

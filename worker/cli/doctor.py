@@ -16,10 +16,11 @@ from pydantic import SecretStr
 from worker.artifacts.log_signature import BadKeyFile, LogKeys
 from worker.artifacts.store_holds import tries_to_delete_held
 from worker.artifacts.verification_log_head import CheckedLog, WrittenLog, log_faults, unaccepted_restore
-from worker.catalogue import CatalogueError, CatalogueUnavailable, NewerCatalogue
+from worker.catalogue import CatalogueError, CatalogueUnavailable, NewerCatalogue, NoCatalogue
+from worker.cli.errors import Failure
 from worker.cli.output import AsJson, out, print_json, printable
 from worker.cli.pause import describe_pause
-from worker.cli.session import Session, no_catalogue, open_session
+from worker.cli.session import Session, open_session
 from worker.cli.stores import bad_copies
 from worker.counted import counted
 from worker.embedded.processes import too_few_files
@@ -96,13 +97,16 @@ def _checks(settings: Settings) -> Iterator[Check]:
         is_served |= (check.name, check.outcome) == ("workers", "good")
     workers = settings
     with ExitStack() as opened:
-        missing = no_catalogue(settings)
-        if missing is not None:  # the stores are checked all the same, with a catalogue that goes away
-            yield Check("catalogue", "unknown", told_since_when(settings, missing))
-            aside = Path(opened.enter_context(tempfile.TemporaryDirectory())) / "catalogue.sqlite3"
-            settings = settings.model_copy(update={"catalogue": SecretStr(f"sqlite:///{quote(str(aside))}")})
+        is_there = True
         try:
-            session = open_session(settings)
+            try:
+                session = open_session(settings, create=False)
+            except (Failure, NoCatalogue) as error:  # the stores are checked all the same, with one that goes away
+                is_there = False
+                yield Check("catalogue", "unknown", told_since_when(settings, error))
+                aside = Path(opened.enter_context(tempfile.TemporaryDirectory())) / "catalogue.sqlite3"
+                settings = settings.model_copy(update={"catalogue": SecretStr(f"sqlite:///{quote(str(aside))}")})
+                session = open_session(settings)
         except CatalogueError as error:
             yield Check("catalogue", "unknown", told_since_when(settings, error))  # the error names the way out
             return
@@ -110,7 +114,7 @@ def _checks(settings: Settings) -> Iterator[Check]:
         # Where this process cannot open it either, the workers wait for the same.
         refused = list(_catalogue_of_workers(workers)) if is_served else []
         yield from refused
-        if missing is None:
+        if is_there:
             if not refused:  # another worker may have answered
                 yield from catalogue_of_workers(settings)
             yield _log(session)

@@ -55,7 +55,7 @@ def export(
     if as_premis == (bagit is not None):
         raise Failure("give either --premis or --bagit DIR", Status.USAGE, type_="UsageError")
     paths = [ArtifactPath.parse(each) for each in dict.fromkeys(artifacts)]
-    with opened(existing=True) as session:
+    with opened() as session:
         found = [session.catalogue.artifact(at.bucket, at.key) for at in paths]
         if bagit is None:
             sys.stdout.buffer.write(premis(found, session.catalogue))

@@ -77,7 +77,7 @@ def show(id_: Id, as_json: AsJson = False) -> None:
 
         zot-artifacts findings show 12
     """
-    with opened(existing=True) as session:
+    with opened() as session:
         found = _get(session, id_)
         job = session.catalogue.ledger.get(found.job) if found.job else None
         verdicts = []
@@ -112,7 +112,7 @@ def acknowledge(
     """
     if not note_text.strip():
         raise Failure("--note needs a text: why may the finding stay open?", Status.USAGE, type_="UsageError")
-    with opened(existing=True) as session:
+    with opened() as session:
         if _get(session, id_).resolved_at is not None:
             raise Failure(f"finding {id_} is resolved: there is nothing to acknowledge")
         who = by or user_name()
@@ -141,7 +141,7 @@ def kind_of(name: str | None) -> FindingKind | None:
 
 def _list(kind: str | None, store: str | None, *, every: bool, limit: int, as_json: bool) -> None:
     wanted = kind_of(kind)
-    with opened(existing=True) as session:
+    with opened() as session:
         rows = session.catalogue.findings.page(kind=wanted, store=store, resolved=every, limit=limit + 1)
         if not rows:  # a store that left the configuration, and whose copies were forgotten, may have findings
             session.check_known_store(store)

@@ -77,7 +77,7 @@ def get(
         return
     refuse("goes with --recursive", {"--include": include, "--exclude": exclude, "--dry-run": dry_run})
     at = ArtifactPath.parse(artifact)
-    with opened(existing=True) as session, bar("reading") as shown:
+    with opened() as session, bar("reading") as shown:
         found = session.catalogue.artifact(at.bucket, at.key)
         part = _part(range_, found) if range_ else None
         shown.start(part.length if part else found.digest.size, "reading")
@@ -92,7 +92,7 @@ def _get_directory(source: str, dest: str, range_: str | None, filters: Filters,
     if range_ or dest == STREAM:
         what = "--range" if range_ else "DEST `-`"
         raise Failure(f"{what} is for one artifact: leave it out with --recursive", Status.USAGE)
-    with opened(existing=True) as session, bar("reading") as shown:
+    with opened() as session, bar("reading") as shown:
         chosen = selection_of(session, source, filters)
         if dry:
             print_dry_run(chosen, as_json=as_json)

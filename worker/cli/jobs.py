@@ -113,7 +113,7 @@ def list_(
         return
     states = chosen_states(state, dead=dead, failed=failed)
     check_kind(kind)
-    with opened(existing=True) as session:
+    with opened() as session:
         if job is not None and wait:
             _wait(session, job, timeout, as_json=as_json)
         if job is not None:
@@ -174,7 +174,7 @@ def retry(
     refuse("goes with --all", {"--parent": None if everything else parent})
     states = chosen_states(state) or [JobState.DEAD, *([JobState.FAILED] if parent else [])]
     check_kind(kind)
-    with opened(existing=True) as session:
+    with opened() as session:
         session.check_known_store(store)
         if ids:
             chosen = [session.job(id_) for id_ in dict.fromkeys(ids)]
@@ -225,7 +225,7 @@ def cancel(
 
     settings = load_settings()
     settings.broker_url  # noqa: B018 - raises NoBroker now: nothing can be cancelled without one
-    with opened(existing=True) as session, ArtifactClient(settings.broker_url, settings.results_url) as client:
+    with opened() as session, ArtifactClient(settings.broker_url, settings.results_url) as client:
         outcomes = {id_: _cancel(session, client, id_) for id_ in dict.fromkeys(_full_id(session, id_) for id_ in ids)}
     asked = [id_ for id_, outcome in outcomes.items() if outcome == _ASKED]
     others = {id_: outcome for id_, outcome in outcomes.items() if outcome != _ASKED}
@@ -263,7 +263,7 @@ def prune(
     except ValueError as error:
         raise Failure(f"--older-than: {error}", Status.USAGE, type_="UsageError") from None
     removed = 0
-    with opened(existing=True) as session:
+    with opened() as session:
         before = clock.earliest() - age_
         while found := session.catalogue.ledger.prune(before=before):
             removed += found

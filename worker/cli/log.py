@@ -55,7 +55,7 @@ def verify(
 
         zot-artifacts log verify
     """
-    with opened(existing=True) as session:
+    with opened() as session:
         keys = LogKeys.of(session.settings.verification_log)
         broken = _see_chain(session)
         stores = [session.stores[name] for name in session.settings.stores]
@@ -98,7 +98,7 @@ def accept(
 
         zot-artifacts log accept --yes
     """
-    with opened(existing=True) as session:
+    with opened() as session:
         keys, catalogue = LogKeys.of(session.settings.verification_log), session.catalogue
         broken = _see_chain(session)
         stores = [session.stores[name] for name in session.settings.stores]

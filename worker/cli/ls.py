@@ -33,7 +33,7 @@ def ls(
     if prefix:
         check_bucket(bucket)
         check_key_prefix(start)
-    with opened(existing=True) as session:
+    with opened() as session:
         found = _pages(session, bucket or None, start)
         if as_json:
             print_json({"artifacts": [artifact.facts for artifact in found]})

@@ -77,7 +77,7 @@ def _pauses(settings: Settings, catalogue: Catalogue | None, opened: ExitStack) 
         if not has_catalogue(settings):
             return lambda _: None
         try:
-            catalogue = Catalogue(settings.catalogue_url)
+            catalogue = Catalogue(settings.catalogue_url, create=False)
         except CatalogueError as error:
             note(f"pauses do not count, the catalogue cannot be used: {error}")
             return lambda _: None

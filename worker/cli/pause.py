@@ -40,7 +40,7 @@ def pause(
         zot-artifacts pause queue sweep
         zot-artifacts pause job 5f0a1d0e
     """
-    with opened(existing=True) as session:
+    with opened() as session:
         name = _checked(session, what, name)
         begun = session.catalogue.pauses.begin(what, name, reason=(reason or "")[:500] or None, now=clock.now())
         if what is Scope.QUEUE:
@@ -60,7 +60,7 @@ def resume(what: WhatArgument, name: NameArgument, as_json: AsJson = False) -> N
 
         zot-artifacts resume store dr
     """
-    with opened(existing=True) as session:
+    with opened() as session:
         if what is Scope.JOB:
             name = _full_id(session, name)
         ended = session.catalogue.pauses.end(what, name)
@@ -82,7 +82,7 @@ def pauses(as_json: AsJson = False) -> None:
         zot-artifacts pauses
         zot-artifacts pauses --json
     """
-    with opened(existing=True) as session:
+    with opened() as session:
         found = session.catalogue.pauses.all()
     if as_json:
         print_json({"pauses": [asdict(each) for each in found]})

@@ -85,7 +85,7 @@ def list_(
 
         zot-artifacts quarantine ls --store dr
     """
-    with opened(existing=True) as session:
+    with opened() as session:
         rows = [_row(session, found) for found in _all(session, store, prefix)]
         retention = session.settings.quarantine.retention
     if as_json:
@@ -118,7 +118,7 @@ def get(
         zot-artifacts quarantine get dr releases/5f0a1d0e/app.tgz bad.tgz
     """
     check_output(dest, as_json=as_json)
-    with opened(existing=True) as session:
+    with opened() as session:
         found = _find(session, store, id_)
         path = output_file(dest) if dest == STREAM else file_at(dest, found.key)
         with complete_file(path, session.settings.spool_dir) as file:
@@ -149,7 +149,7 @@ def restore(
 
         zot-artifacts quarantine restore dr releases/5f0a1d0e/app.tgz --as rescued/app.tgz
     """
-    with opened(existing=True) as session:
+    with opened() as session:
         found = _find(session, store, id_)
         at = ArtifactPath.parse(as_ or f"{found.bucket}/{found.key}")
         path = session.settings.spool_dir / f"zot-restore-{choose_id(UPLOAD)}"
@@ -191,7 +191,7 @@ def purge_(
     """
     if (id_ is None) == (older_than is None):
         raise Failure("name a STORE and an ID, or give --older-than", Status.USAGE, type_="UsageError")
-    with opened(existing=True) as session:
+    with opened() as session:
         if id_ is not None and store is not None:
             chosen = [_find(session, store, id_)]
         else:

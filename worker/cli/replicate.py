@@ -42,7 +42,7 @@ def replicate(
         zot-artifacts replicate --keys-from list.txt --to cloud
     """
     waiting = WaitOptions(not no_wait, timeout, idempotency_key, tuple(notify or ()))
-    with opened(existing=True) as session:
+    with opened() as session:
         fields = {"to": session.store_names(to)}
         selection = Selection(artifact, all_below, keys_from, in_flight)
         outcome = run_verb(session, REPLICATE, selection, fields, waiting)

@@ -47,7 +47,7 @@ def report(
     to_stdout = html == output_file(STREAM)
     if to_stdout and as_json:
         raise Failure("--json and --html `-` would both write to standard output: leave one out", Status.USAGE)
-    with opened(existing=True) as session:
+    with opened() as session:
         document = report_of(session, timedelta(seconds=SINCE if since is None else since), session.stores)
         if html is not None:
             with complete_file(html, session.settings.spool_dir) as file:

@@ -119,34 +119,37 @@ class Session(Sources):
 
 
 @contextmanager
-def opened(*, existing: bool = False, sends: bool = False) -> Iterator[Session]:
+def opened(*, create: bool = False, sends: bool = False) -> Iterator[Session]:
     """Open the catalogue and the stores of the settings.
 
     Args:
-        existing: raise Failure instead of making a catalogue.
+        create: make a catalogue where there is none.
         sends: raise NoBroker first if there is no broker to send to.
 
     Raises:
         SettingsError: the settings or the data directory cannot be used.
-        Failure: there is no catalogue yet.
+        Failure, NoCatalogue: there is no catalogue yet.
         CatalogueError: the catalogue cannot be used.
     """
     settings = load_settings()
     if sends:
         settings.broker_url  # noqa: B018 - raises NoBroker
-    if existing and (missing := no_catalogue(settings)):
-        raise missing
-    session = open_session(settings)
+    session = open_session(settings, create=create)
     try:
         yield session
     finally:
         session.close()
 
 
-def open_session(settings: Settings) -> Session:
-    """Open the catalogue and the stores of these settings; the caller closes the session."""
+def open_session(settings: Settings, *, create: bool = True) -> Session:
+    """Open the catalogue and the stores of these settings, with the errors of `opened`; the caller closes the session.
+
+    Without `create`, a wrong name of the data directory or the database is told: neither is made.
+    """
+    if not create and (missing := no_catalogue(settings)):
+        raise missing
     settings.prepare()
-    catalogue = Catalogue(settings.catalogue_url, on_wait=_tell_wait)
+    catalogue = Catalogue(settings.catalogue_url, create=create, on_wait=_tell_wait)
     known_ids = catalogue.store_identities(settings.stores, settings.broker_file.parent)
     stores = Stores(settings.stores, spool_dir=settings.spool_dir, known_ids=known_ids)
     return Session(settings, catalogue, stores)

@@ -48,7 +48,7 @@ def show(
         zot-artifacts show releases/app.tgz --proof
     """
     at = ArtifactPath.parse(artifact)
-    with opened(existing=True) as session:
+    with opened() as session:
         if proof:
             _prove(session, at, as_json=as_json)
             return

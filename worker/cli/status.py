@@ -37,7 +37,7 @@ def status(as_json: AsJson = False) -> None:
     """
     settings = load_settings()
     try:
-        with opened(existing=True) as session:
+        with opened() as session:
             document = document_of(session)
     except CatalogueUnavailable as error:
         raise CatalogueUnavailable(told_since_when(settings, error)) from error

@@ -40,7 +40,7 @@ def stores(context: typer.Context, as_json: AsJson = False) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    with opened(existing=True) as session:
+    with opened() as session:
         rows = _rows(session)
     if as_json:
         print_json({"stores": rows})
@@ -72,7 +72,7 @@ def forget(
         zot-artifacts stores forget old-nas --dry-run
         zot-artifacts stores forget old-nas
     """
-    with opened(existing=True) as session:
+    with opened() as session:
         _check_forgettable(session, name)
         found = session.catalogue.store_records.forget(name, dry_run=dry_run, force=allow_last)
         if not dry_run:
@@ -110,7 +110,7 @@ def accept(
 
         zot-artifacts stores accept dr
     """
-    with opened(existing=True) as session:
+    with opened() as session:
         session.check_store(name)
         settings = session.settings
         identities = session.catalogue.store_identities(settings.stores, settings.broker_file.parent)
@@ -135,7 +135,7 @@ def trust(
 
         zot-artifacts stores trust dr
     """
-    with opened(existing=True) as session:
+    with opened() as session:
         session.check_store(name)
         stopped = session.catalogue.repairs.trust(name, now=clock.now())
     if as_json:

@@ -149,7 +149,7 @@ def sweep(
     if where:
         raise Failure(f"the sweep {name} takes --store and --prefix", Status.USAGE, type_="UsageError")
     spec = _spec(name, store, prefix)
-    with opened(existing=True) as session:
+    with opened() as session:
         session.check_store(store)
         if dry_run and inventory is None:
             _dry_run(session, name, store, prefix, as_json=as_json)

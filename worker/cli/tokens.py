@@ -81,7 +81,7 @@ def add(
         )
     now = clock.now()
     record, text = new_token(name, bucket, verb, now=now, expires_at=now + expires if expires else None)
-    with opened(existing=True) as session:
+    with opened() as session:
         if not session.catalogue.access_tokens.add(record):
             raise Failure(
                 f"there is a valid token {name}: `zot-artifacts tokens rotate {name}` replaces its secret",
@@ -98,7 +98,7 @@ def list_(as_json: AsJson = False) -> None:
 
         zot-artifacts tokens ls
     """
-    with opened(existing=True) as session:
+    with opened() as session:
         found = session.catalogue.access_tokens.all()
     if as_json:
         print_json({"tokens": [_document(token) for token in found]})
@@ -133,7 +133,7 @@ def rotate(
     """
     now = clock.now()
     fresh, text = new_token(name, [ALL], [], now=now, expires_at=None)
-    with opened(existing=True) as session:
+    with opened() as session:
         tokens = session.catalogue.access_tokens
         if not tokens.rotate(name, fresh, old_until=now + grace):
             raise _unknown(name)
@@ -150,7 +150,7 @@ def revoke(name: Name, as_json: AsJson = False) -> None:
 
         zot-artifacts tokens revoke ci
     """
-    with opened(existing=True) as session:
+    with opened() as session:
         revoked = session.catalogue.access_tokens.revoke(name, clock.now())
     if not revoked:
         raise _unknown(name)

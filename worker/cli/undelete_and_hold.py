@@ -43,7 +43,7 @@ def undelete(
         zot-artifacts undelete releases/app.tgz --reason "release 2 needs it"
     """
     at = ArtifactPath.parse(artifact)
-    with opened(existing=True) as session:
+    with opened() as session:
         before = {each.key for each in session.catalogue.companions.of(at.bucket, at.key)}
         who = by or user_name()
         found = session.catalogue.deletions.undo(at.bucket, at.key, now=clock.now(), by=who, reason=reason)
@@ -68,7 +68,7 @@ def deleted(as_json: AsJson = False) -> None:
 
         zot-artifacts deleted
     """
-    with opened(existing=True) as session:
+    with opened() as session:
         found, after = [], ("", "")
         while some := session.catalogue.deletions.page(after):
             found += some
@@ -96,7 +96,7 @@ def hold(artifact: ArtifactArgument, reason: Reason, by: By = None, as_json: AsJ
     at = ArtifactPath.parse(artifact)
     if not reason.strip():
         raise Failure("--reason needs a text: why is the artifact held?", Status.USAGE, type_="UsageError")
-    with opened(existing=True) as session:
+    with opened() as session:
         if session.catalogue.deletions.get(at.bucket, at.key) is None:
             session.catalogue.artifact(at.bucket, at.key)  # a misspelt key would hold nothing
         who = by or user_name()
@@ -129,7 +129,7 @@ def release(artifact: ArtifactArgument, as_json: AsJson = False) -> None:
         zot-artifacts release releases/app.tgz
     """
     at = ArtifactPath.parse(artifact)
-    with opened(existing=True) as session:
+    with opened() as session:
         found = session.catalogue.holds.get(at.bucket, at.key)
         said: dict[str, str] = {}
         for each in session.catalogue.holds.of_companions(found) if found else ():
@@ -153,7 +153,7 @@ def holds(as_json: AsJson = False) -> None:
 
         zot-artifacts holds
     """
-    with opened(existing=True) as session:
+    with opened() as session:
         found = session.catalogue.holds.all()
     if as_json:
         print_json({"holds": [asdict(each) for each in found]})

@@ -170,7 +170,7 @@ def _upload_file(
 ) -> None:
     at = ArtifactPath.parse(artifact)
     check_key(at.bucket, at.key)
-    with opened(existing=True, sends=True) as session:
+    with opened(sends=True) as session:
         path = None if source == STREAM or "://" in source else check_file(source)
         request = request_of(
             UPLOAD, bucket=at.bucket, key=at.key, source=_source(source, path), stores=session.store_names(store),
@@ -197,7 +197,7 @@ def _upload_directory(
     if dry:
         raise typer.Exit(print_dry_run(listing, as_json=as_json))
     try:
-        with opened(existing=True, sends=True) as session:
+        with opened(sends=True) as session:
             outcome = upload_directory(session, listing, session.store_names(store), beside, waiting)
     finally:
         report(listing)

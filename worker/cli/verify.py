@@ -66,7 +66,7 @@ def verify(
     if by not in {"read", "provider"}:
         raise Failure(f"--by {by}: write `read` or `provider`", Status.USAGE, type_="UsageError")
     waiting = WaitOptions(not no_wait, timeout, idempotency_key, tuple(notify or ()))
-    with opened(existing=True) as session:
+    with opened() as session:
         fields = {"stores": session.store_names(store)}
         selection = Selection(artifact, all_below, keys_from, in_flight)
         if by == "provider" and selection.many:

@@ -32,7 +32,7 @@ def webhooks(context: typer.Context, *, as_json: AsJson = False) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    with opened(existing=True) as session:
+    with opened() as session:
         settings, states = session.settings.webhooks, session.catalogue.job_webhooks.receivers()
     nothing = {"delivered_at": None, "pending": 0, "given_up": 0, "error": None}
     rows: list[dict[str, Any]] = [
@@ -98,7 +98,7 @@ def forget(
 
         zot-artifacts webhooks forget ci
     """
-    with opened(existing=True) as session:
+    with opened() as session:
         known = {*session.settings.webhooks, *session.catalogue.job_webhooks.receivers()}
         if name not in known:
             raise Failure(

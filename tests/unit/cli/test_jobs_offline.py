@@ -404,6 +404,10 @@ def test_commands_make_no_catalogue(zot, home, monkeypatch):
     assert "catalogue: no catalogue here" in told
     assert "store dr: filesystem: writes, reads" in told
     assert not (home / "catalogue.sqlite3").exists()
+    (home / "empty.sqlite3").touch()
+    monkeypatch.setenv("ZOT_CATALOGUE", f"sqlite:///{home}/empty.sqlite3")
+    assert zot("ls")[0] == 2
+    assert (home / "empty.sqlite3").stat().st_size == 0, "a file without tables is no catalogue"
     monkeypatch.setenv("ZOT_CATALOGUE", f"sqlite:///{home}/disk/c.sqlite3")
     status, _, told = zot("ls")
     assert status == 2
