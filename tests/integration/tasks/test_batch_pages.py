@@ -1,7 +1,9 @@
 """A batch works in pages: no recorded outcome is repeated, and an object that fails becomes a job of its own."""
 
+import dataclasses
 import sqlite3
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -19,7 +21,8 @@ from worker.context import Context
 from worker.jobs.running_job import Cancelled, Requeue, RunningJob
 from worker.limits.limited_store import LimitedStore
 from worker.limits.snooze import Snooze, StoreRefuses
-from worker.storage.errors import Unavailable
+from worker.storage.configured_stores import Stores
+from worker.storage.errors import AccessDenied, Unavailable
 from zot_artifact_client.contract import BatchRequest, JobState, PageRequest, RangeSelection, UploadRequest
 
 ALL = BatchRequest(verb="verify", bucket="releases")
@@ -57,9 +60,9 @@ def drive(context) -> Callable[[BatchRequest], Driver]:
     return lambda request: Driver(context, request)
 
 
-def kinds(context: Context) -> list[str]:
+def kinds(context: Context, batch: str = "batch-1") -> list[str]:
     """Return the kinds of the jobs that the batch has sent, in planning order."""
-    found = [job for job in context.catalogue.ledger.latest(limit=1000) if job.parent == "batch-1"]
+    found = [job for job in context.catalogue.ledger.latest(limit=1000) if job.parent == batch]
     return [job.kind for job in sorted(found, key=lambda job: job.id)]
 
 
@@ -79,11 +82,24 @@ def test_every_artifact_has_one_outcome(laid, drive, context, request_):
     assert kinds(context) == ["page", "page", request_.verb]
 
 
-def test_a_page_counts_no_artifact_as_verified_that_lacks_a_named_copy(laid, drive, context):
-    """It leaves the page: the job of its own tells which of the named stores has no copy."""
+def test_a_page_counts_no_artifact_as_verified_that_lacks_a_named_copy(laid, drive, run, source, context):
+    """It leaves the page: the job of its own tells which of the named stores has no copy, or has no settings."""
     laid(2)
     result = drive(BatchRequest(verb="verify", bucket="releases", stores=("primary", "cold"))).finish()
     assert (result.outcomes, kinds(context)) == ({"failed": 2}, ["page", "verify", "verify"])
+    run(upload, UploadRequest(bucket="releases", key="b", source=source(b"b"), stores=("primary",)))
+    driver = drive(ALL)
+    driver.id = "batch-2"
+    driver.step()
+    without_dr = {name: config for name, config in context.settings.stores.items() if name != "dr"}
+    driver.context = dataclasses.replace(context, stores=Stores(without_dr))
+    result = driver.finish()
+    assert (result.outcomes, kinds(context, "batch-2")) == (
+        {"unreadable": 2, "verified": 1},
+        ["page", "verify", "verify"],
+    )
+    assert "the store 'dr' is not configured" in result.failures[0].message
+    driver.context.stores.close()
 
 
 def test_the_progress_of_running_pages_is_shown(laid, drive, context):
@@ -134,6 +150,22 @@ def test_a_page_of_bad_copies_ends_in_bounded_time(laid, drive, stored, context,
     assert len(verdicts(context)) == len(set(verdicts(context))) == 6
 
 
+def test_a_page_without_time_for_all_objects_goes_on_behind_the_jobs_that_wait(laid, drive, context, monkeypatch):
+    """Whatever the verb, its job does not end before each object has its outcome."""
+    laid(3)
+    for request in VERBS:
+        driver = drive(request)
+        driver.id = f"batch-{request.verb}"
+        driver.step()
+        sent = dict(driver.queue.waiting)
+        with monkeypatch.context() as busy:
+            busy.setitem(context.settings.page.__dict__, "time", timedelta(seconds=-1))
+            with pytest.raises(Requeue, match="others wait"):
+                driver.work()
+        driver.queue.waiting |= sent
+        assert driver.finish().outcomes == {GOOD[request.verb]: 3}
+
+
 def test_what_fails_leaves_the_page_as_a_job_of_its_own(laid, drive, stored, context):
     """An artifact without a good copy is tried again in its own job, which fails by name; the others are replicated."""
     laid(3)
@@ -157,8 +189,12 @@ def test_a_large_artifact_is_a_job_of_its_own(laid, drive, run, source, context,
 
 @pytest.mark.parametrize("request_", VERBS, ids=lambda each: each.verb)
 def test_an_artifact_that_another_job_writes_to_leaves_the_page(laid, drive, context, request_):
-    """A page that writes does nothing to what another job has locked; a page that verifies reads it."""
+    """A page that writes does nothing to what another job has locked; a page that verifies reads it.
+
+    What is held leaves a page that deletes; its own job tells who holds it.
+    """
     laid(3)
+    context.catalogue.holds.place("releases", "a/002", by="ana", reason="case 4711", now=clock.now())
     driver = drive(request_)
     driver.step()
     context.catalogue.ledger.acquire(
@@ -167,7 +203,8 @@ def test_an_artifact_that_another_job_writes_to_leaves_the_page(laid, drive, con
     )  # fmt: skip
     driver.work()
     driver.step()
-    assert kinds(context) == (["page"] if request_.verb == "verify" else ["page", request_.verb])
+    leave = {"verify": 0, "replicate": 1, "delete": 2}[request_.verb]
+    assert kinds(context) == ["page", *[request_.verb] * leave]
 
 
 @pytest.mark.parametrize("fault", [KeyboardInterrupt, CatalogueUnavailable])
@@ -373,21 +410,25 @@ def test_a_cancelled_page_stops_and_keeps_what_it_has_recorded(laid, drive, monk
     assert 0 < len(verdicts(context)) < 12
 
 
-def test_a_transient_error_of_one_object_does_not_end_the_page(laid, drive, context, monkeypatch):
-    """The object leaves the page and is replicated by its own job, with its retries."""
+@pytest.mark.parametrize("error", [Unavailable, AccessDenied], ids=lambda each: each.__name__)
+def test_an_error_of_one_object_does_not_end_the_page(laid, drive, context, monkeypatch, error):
+    """The object leaves the page and is replicated by its own job; each copy that is to be read back was."""
+    monkeypatch.setitem(context.settings.replication.__dict__, "proof", "reread")
     laid(3)
     open_, failed = type(context.stores["cold"]).write_object, []
 
     def failing(store: Any, bucket: str, key: str, *args: Any, **options: Any) -> Any:
         if key == "a/001" and not failed:
             failed.append(key)
-            raise Unavailable("cold: it does not answer")
+            raise error("cold: it does not take this one now")
         return open_(store, bucket, key, *args, **options)
 
     monkeypatch.setattr(type(context.stores["cold"]), "write_object", failing)
     result = drive(BatchRequest(verb="replicate", bucket="releases", to=("cold",))).finish()
     assert (result.objects, result.outcomes) == (3, {"stored": 3})
     assert kinds(context) == ["page", "replicate"]
+    assert sorted(key for key, store, _ in verdicts(context) if store == "cold") == ["a/000", "a/001", "a/002"]
+    assert context.catalogue.artifacts.count_by_state()["cold"] == {"verified": 3}
 
 
 def test_a_store_that_is_the_place_of_another_one_keeps_its_pages_waiting(laid, drive, settings, context, monkeypatch):

@@ -373,6 +373,35 @@ def test_a_page_reads_no_more_when_all_its_stores_are_closed(five, deliver, monk
     assert len(reads) <= 2  # the second one was read ahead
 
 
+def test_a_store_that_closes_while_another_one_waits_ends_no_file(context: Context, five, deliver, monkeypatch):
+    """A file stays in its page until each store has its copy, whichever of them takes no job first."""
+    written: list[str] = []
+    write, admit = LimitedStore.write_objects, LimitedStore.admit
+
+    def writes(store: LimitedStore, puts: list[SmallPut]) -> list[ObjectStat | StorageError]:
+        result = write(store, puts)
+        written.append(store.name)
+        return result
+
+    def closes_after(store: LimitedStore) -> None:
+        if store.name == "dr" and written == ["dr", "dr"]:
+            closed = Snooze("its breaker is open", 1.0)
+            closed.store = store.name
+            raise closed
+        admit(store)
+
+    pause(context, "primary")
+    with monkeypatch.context() as patch:
+        patch.setattr(LimitedStore, "write_objects", writes)
+        patch.setattr(LimitedStore, "admit", closes_after)
+        with pytest.raises(Snooze):
+            deliver(five)
+    pause(context)
+    assert deliver(five).outcomes == {"stored": 5}
+    copies = context.catalogue.artifacts.count_by_state()
+    assert copies == {"primary": {"stored": 5}, "dr": {"stored": 5}}
+
+
 def test_a_page_waits_for_no_store_that_has_all_its_copies(context: Context, five, deliver):
     """With placement rules, each file has stores of its own."""
     rules = tuple(PlacementRule(bucket="releases", prefix=each, stores=("cold",)) for each in "01")

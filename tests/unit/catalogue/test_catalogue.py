@@ -315,8 +315,11 @@ def test_what_a_cancelled_page_of_a_sweep_has_left_can_be_claimed_at_once(catalo
         connection.execute(of_page.values(state=JobState.DEAD))
     catalogue.pages.remove_ended()
     assert catalogue.pages.get("page-1").open == [object_]
+    assert catalogue.pages.claimed_copies(catalogue.pages.get("page-2")) == []
     with catalogue._database.write() as connection:
         connection.execute(of_page.values(state=JobState.QUEUED))
+    catalogue.pages.remove("page-1")
+    assert catalogue.pages.get("page-1").open == [object_], "it was redriven"
     for job, left in (("page-2", []), ("page-1", ["app.tgz"])):
         catalogue.job_admin.cancel(job, {}, now)
         catalogue.pages.remove_ended()
@@ -397,7 +400,10 @@ def test_a_clock_that_was_two_hours_ahead_stops_no_sweep(catalogue):
 
 
 def test_absent_copies_of_a_large_catalogue_are_found_in_slices(catalogue):
-    """Each call reads the newest artifacts and the next slice of the older ones, until each one was claimed once."""
+    """Each call reads the newest artifacts and the next slice of the older ones, until each one was claimed once.
+
+    What is claimed already takes no room from what is not.
+    """
     for number in range(12):
         stored(catalogue, f"{number:02}")
     now = clock.now()
@@ -412,6 +418,10 @@ def test_absent_copies_of_a_large_catalogue_are_found_in_slices(catalogue):
         catalogue.sweep_claims.absent("warm", "releases", "", wanted=lambda *_, **__: True, **times) for _ in range(8)
     ]
     assert [int(artifact.key) for call in one_by_one for artifact in call] == [9, 10, 11, 0, 1, 2, 3, 4]
+    now += timedelta(hours=2)  # no job has made those copies
+    times = {"now": now, "until": now + timedelta(hours=1), "limit": 3, "late_since": now}
+    begun = [catalogue.sweep_claims.begun("warm", None, "", wanted=lambda *_, **__: True, **times) for _ in range(3)]
+    assert sorted(int(artifact.key) for call in begun for artifact in call) == [0, 1, 2, 3, 4, 9, 10, 11]
 
 
 def test_a_copy_that_another_job_begins_during_the_search_is_not_claimed(catalogue):

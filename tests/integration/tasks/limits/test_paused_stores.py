@@ -7,6 +7,7 @@ import pytest
 
 from tasks.adopt import adopt
 from tasks.delete import delete
+from tasks.page import page
 from tasks.replicate import replicate
 from tasks.sweeps.cleanup import sweep_cleanup
 from tasks.sweeps.probe import sweep_probe
@@ -19,6 +20,8 @@ from worker.limits.snooze import Paused
 from zot_artifact_client.contract import (
     AdoptRequest,
     DeleteRequest,
+    PageRequest,
+    RangeSelection,
     ReplicateRequest,
     SweepLeftoversRequest,
     SweepProbeRequest,
@@ -76,12 +79,18 @@ def test_reading_from_a_paused_store_waits_too(run, source, stored, pause, work,
     assert stored("primary").exists()
 
 
-def test_a_good_copy_elsewhere_is_taken_instead(run, source, stored, pause):
-    """A replication whose first source is paused copies from the next one."""
+def test_a_good_copy_elsewhere_is_taken_instead(run, context, source, stored, pause):
+    """A replication whose first source is paused copies from the next one, alone and in a page."""
     run(upload, UploadRequest(**AT, source=source(b"release one")))
     pause("primary")
     assert run(replicate, ReplicateRequest(**AT, to=("cold",))).copies[0].source == "dr"
     assert stored("cold").exists()
+    run(upload, UploadRequest(bucket="releases", key="b", source=source(b"release two"), stores=("dr",)))
+    context.catalogue.pauses.end(Scope.STORE, "primary")
+    run(replicate, ReplicateRequest(bucket="releases", key="b", to=("primary",)))
+    pause("dr")
+    of_page = RangeSelection(bucket="releases", after="app.tgz", until="b")
+    assert run(page, PageRequest(verb="replicate", range=of_page, to=("cold",))).outcomes == {"stored": 1}
 
 
 def test_sweeps_leave_paused_stores_out(run, context, source, pause):

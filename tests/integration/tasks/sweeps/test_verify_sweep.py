@@ -185,9 +185,21 @@ def test_bad_copies_are_read_twice_and_named(sweeper, due, stored, context):
     assert (copy.state, copy.last_verified_at) == ("corrupt", None)
 
 
-def test_an_unreadable_copy_is_due_again_soon(sweeper, due, stored, context):
-    """A copy that cannot be read keeps its state, and is read again within the hour; the others are verified."""
-    due(2)
+def test_an_unreadable_copy_is_due_again_soon(sweeper, due, stored, context, monkeypatch):
+    """A copy that cannot be read keeps its state, and is read again within the hour; the others are verified.
+
+    So it is where the store refuses that one alone.
+    """
+    due(3)
+    open_ = FilesystemDriver.open
+
+    def refuse_one(driver: FilesystemDriver, bucket: str, key: str, *args: Any, **options: Any) -> Any:
+        if key == "a/002":
+            raise AccessDenied(f"{driver.name}: not this one")
+        return open_(driver, bucket, key, *args, **options)
+
+    monkeypatch.setattr(Store, "_small_reads", lambda _: None)
+    monkeypatch.setattr(FilesystemDriver, "open", refuse_one)
     path = stored("primary", "a/000")
     path.unlink()
     path.mkdir()
@@ -195,10 +207,11 @@ def test_an_unreadable_copy_is_due_again_soon(sweeper, due, stored, context):
     path.rename(path.with_name("kept"))
     path.symlink_to("kept")
     sweeper.plan()
-    assert sweeper.page("sweep-1.00000001").outcomes == {"unreadable": 1, "verified": 1}
-    copy = context.catalogue.artifacts.copies(context.catalogue.artifacts.current("releases", "a/000"))["primary"]
-    assert copy.state == "stored"
-    assert clock.now() < copy.next_due_at < clock.now() + timedelta(hours=2)
+    assert sweeper.page("sweep-1.00000001").outcomes == {"unreadable": 2, "verified": 1}
+    for key in ("a/000", "a/002"):
+        copy = context.catalogue.artifacts.copies(context.catalogue.artifacts.current("releases", key))["primary"]
+        assert copy.state == "stored"
+        assert clock.now() < copy.next_due_at < clock.now() + timedelta(hours=2)
 
 
 def test_a_page_that_was_stopped_goes_on_with_what_it_has_claimed(sweeper, due, context, monkeypatch):
