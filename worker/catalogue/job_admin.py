@@ -6,6 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from worker import clock
 from worker.catalogue.database import Database
 from worker.catalogue.job_webhooks import want_webhooks, want_webhooks_again
 from worker.catalogue.ledger import job_record
@@ -17,7 +18,9 @@ REDRIVABLE = (JobState.DEAD, JobState.FAILED, JobState.CANCELLED)
 """The states that can be redriven. A rejected job has no request that could be sent again."""
 _PARENTS = 500
 _SHOWN_OTHERWISE = {JobState.QUEUED, JobState.RUNNING}
+_IS_WAITING = sa.and_(jobs.c.state == JobState.RUNNING, jobs.c.lease_until <= sa.bindparam("now"))
 _SHOWN_STATE = sa.case(
+    (_IS_WAITING, JobState.QUEUED.value),
     (
         sa.and_(jobs.c.kind == BATCH.kind, jobs.c.state == JobState.QUEUED, jobs.c.started_at.is_not(None)),
         JobState.RUNNING.value,
@@ -30,10 +33,7 @@ _CANCEL = (
     sa.update(jobs)
     .where(
         jobs.c.id == sa.bindparam("job"),
-        sa.or_(
-            jobs.c.state.in_(WAITING_STATES),
-            sa.and_(jobs.c.state == JobState.RUNNING, jobs.c.lease_until <= sa.bindparam("now")),
-        ),
+        sa.or_(jobs.c.state.in_(WAITING_STATES), _IS_WAITING),
     )
     .values(
         state=JobState.CANCELLED, fence=jobs.c.fence + 1, lease_until=None, due_at=None,
@@ -77,6 +77,8 @@ class JobAdmin:
         if states:
             shown = _SHOWN_STATE if _SHOWN_OTHERWISE & set(states) else jobs.c.state  # the index has the state alone
             query = query.where(shown.in_(states))
+            if shown is _SHOWN_STATE:
+                query = query.params(now=clock.now())
         if kind is not None:
             query = query.where(jobs.c.kind == kind)
         if not everything:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Row
 
+from worker import clock
 from worker.storage import Digest, Verdict
 from zot_artifact_client.contract import BATCH, PAGE, VERIFY, JobState, Queue, is_batch_job
 from zot_artifact_client.idempotency_conflicts import digest_of
@@ -194,9 +195,23 @@ class JobRecord:
 
     @property
     def shown_state(self) -> str:
-        """Return the state for people and clients: between its steps a batch is `queued` in the ledger, and runs."""
+        """Return the state for people and clients: between its steps a batch is `queued` in the ledger, and runs.
+
+        A job whose lease has expired is `running` there, and waits for a worker.
+        """
+        if self.waits_since is not None:
+            return JobState.QUEUED.value
         between_steps = self.kind == BATCH.kind and self.state == JobState.QUEUED and self.started_at is not None
         return JobState.RUNNING.value if between_steps else str(self.state)
+
+    @property
+    def waits_since(self) -> datetime | None:
+        """Return when the lease of a job expired that no worker has taken again; None of every other job.
+
+        Its worker died, or cannot record how the attempt ended.
+        """
+        expired = self.state == JobState.RUNNING and self.lease_until is not None and self.lease_until <= clock.now()
+        return self.lease_until if expired else None
 
     @property
     def is_sweep(self) -> bool:

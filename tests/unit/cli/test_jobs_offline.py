@@ -90,6 +90,20 @@ def test_jobs_are_listed_by_how_and_where_they_ended(zot, end):
     assert len(zot("jobs", "--dead", "--limit", "1", "--json")[1]["jobs"]) == 1
 
 
+def test_a_job_whose_lease_has_expired_waits(zot, catalogue):
+    """It is shown as queued, with since when and why: its worker died, or could not record the end of the attempt."""
+    for id_, lease in (("works", timedelta(minutes=1)), ("waits", timedelta())):
+        catalogue.ledger.acquire(
+            id_, "upload", {"bucket": "b", "key": id_}, owner="here", writes_to=None, parent=None, now=clock.now(),
+            lease=lease, queue="transfer",
+        )  # fmt: skip
+    assert ids(zot("jobs", "--state", "running", "--json")[1]) == ["works"]
+    assert ids(zot("jobs", "--state", "queued", "--json")[1]) == ["waits"]
+    for told in (zot("jobs", "waits")[1], zot("jobs")[1]):
+        assert "its worker died or cannot use the catalogue since" in told
+        assert "queued" in told
+
+
 def test_a_job_tells_every_cause_with_its_traceback(zot, end):
     """One job shows its tracebacks when asked to, and as JSON always."""
     end("snoozed", error=SNOOZED)
