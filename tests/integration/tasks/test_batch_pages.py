@@ -167,7 +167,10 @@ def test_a_page_without_time_for_all_objects_goes_on_behind_the_jobs_that_wait(l
 
 
 def test_what_fails_leaves_the_page_as_a_job_of_its_own(laid, drive, stored, context):
-    """An artifact without a good copy is tried again in its own job, which fails by name; the others are replicated."""
+    """An artifact without a good copy is tried again in its own job, which fails by name; the others are replicated.
+
+    So is one whose last good copy a delete would take, which was not meant; no copy of it goes.
+    """
     laid(3)
     for store in ("primary", "dr"):
         stored(store, "a/001").unlink()
@@ -175,6 +178,11 @@ def test_what_fails_leaves_the_page_as_a_job_of_its_own(laid, drive, stored, con
     assert (result.objects, result.outcomes) == (3, {"stored": 2, "failed": 1})
     assert [(each.key, each.outcome) for each in result.failures] == [("a/001", "failed")]
     assert kinds(context) == ["page", "replicate"]
+    driver = drive(BatchRequest(verb="delete", bucket="releases", stores=("primary", "dr", "cold"), everything=True))
+    driver.id = "batch-2"
+    result = driver.finish()
+    assert (result.outcomes, kinds(context, "batch-2")) == ({"failed": 3}, ["page", *["delete"] * 3])
+    assert [stored(store, "a/000").exists() for store in ("primary", "dr", "cold")] == [True] * 3
 
 
 def test_a_large_artifact_is_a_job_of_its_own(laid, drive, run, source, context, monkeypatch):
