@@ -566,6 +566,23 @@ def upgrade_tables(connection: Connection, revision: str | None = None) -> None:
         raise _newer(engine, found) from None
 
 
+def check_known(connection: Connection, tables: set[str]) -> None:
+    """Refuse tables with the names of a catalogue's that are not those of one which this program knows.
+
+    Raises:
+        NewerCatalogue: they are those of a newer version.
+        CatalogueError: they are those of another program.
+    """
+    if not tables >= {*_TABLES, "alembic_version"}:
+        raise CatalogueError(
+            f"the database {_named(connection.engine.url)} has tables of another program, such as {min(tables)}: "
+            "name a new database in ZOT_CATALOGUE"
+        )
+    revision = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
+    if revision is not None and revision > _REVISION:
+        raise _newer(connection.engine, revision)
+
+
 def _newer(engine: Engine, revision: str | None) -> NewerCatalogue:
     return NewerCatalogue(
         f"the catalogue {_named(engine.url)} was made by a newer version: its tables have revision {revision}, this "

@@ -75,7 +75,8 @@ def load_export(url: str, file: Lines, *, restore: bool = False) -> ExportSummar
     Raises:
         NotEmpty: the catalogue has rows.
         BadExport: the file is damaged, cut, no export, or one of a newer version.
-        CatalogueError: the database cannot be used, or another catalogue was there before.
+        CatalogueError: the database cannot be used, has tables of another program or of a newer version, or another
+            catalogue was there before.
     """
     engine = database.open_engine(url)
     path = sqlite.file_of(engine.url) if engine.dialect.name == "sqlite" else None
@@ -137,8 +138,10 @@ class _Load:
             )
 
     def _check_empty(self) -> set[str]:
-        """Return which tables there are already; raise NotEmpty if one of them has rows of work that was done."""
+        """Return which tables there are already, all of an empty catalogue; raise NotEmpty if one has rows of work."""
         there = set(sa.inspect(self._connection).get_table_names()) & {*metadata.tables, "alembic_version"}
+        if there:
+            database.check_known(self._connection, there)
         for name in sorted(there - _FILLED_BY_USE):
             if self._connection.execute(sa.text(f"SELECT 1 FROM {name} LIMIT 1")).scalar() is not None:  # noqa: S608
                 raise NotEmpty(
@@ -149,11 +152,10 @@ class _Load:
 
     def _make_tables(self, header: Header, there: set[str]) -> None:
         """Make the tables as the export has them."""
-        cascade = " CASCADE" if self._engine.dialect.name == "postgresql" else ""
         dependent_last = [table.name for table in reversed(metadata.sorted_tables)]
         for name in [*dependent_last, "alembic_version"]:
             if name in there:
-                self._connection.execute(sa.text(f"DROP TABLE {name}{cascade}"))
+                self._connection.execute(sa.text(f"DROP TABLE {name}"))
         database.upgrade_tables(self._connection, header.revision)
         self._connection.execute(sa.text(f"DELETE FROM {_IDENTITY}"))  # noqa: S608 - the names are ours
 

@@ -80,9 +80,13 @@ _WAYS_OUT = {
     "25006": "name a server in ZOT_CATALOGUE that can be written; this one is a standby, or is set to read only",
     "55P03": "end the transaction that does not let others write: `pg_locks` of the server has its pid",
     "53100": "make room on the disk of the server",
+    "2BP01": "remove what was made on the catalogue's tables, or name a new database in ZOT_CATALOGUE",
+    "3F000": (
+        "restore its dump, or make a schema that is in the search_path of the role, and grant it USAGE and CREATE"
+    ),
     _NO_RIGHT: (
-        "make the role of ZOT_CATALOGUE the owner of the catalogue's tables and sequences: after a restore as another "
-        "role they are that one's"
+        "make the role of ZOT_CATALOGUE the owner of the database, or of the schema in its search_path, and of the "
+        "catalogue's tables and sequences: after a restore as another role they are that one's"
     ),
 }
 """What to do about an error, by its SQLSTATE."""

@@ -156,6 +156,30 @@ def test_a_catalogue_without_rows_is_loaded_into(catalogue, catalogue_url, data,
     loaded.close()
 
 
+def test_tables_that_are_of_no_empty_catalogue_stay(catalogue, catalogue_url, data, tmp_path):
+    """Those of another program or of a newer version, and a view on ours, are named and not dropped."""
+    catalogue.close()
+    engine = open_engine(catalogue_url)
+    for marker in tmp_path.glob("*-id"):
+        marker.unlink()
+    cases = {
+        "UPDATE alembic_version SET version_num = '9999'": "newer version",
+        "ALTER TABLE copies RENAME TO c": "another program",
+    }
+    if engine.dialect.name == "postgresql":
+        cases = {"CREATE VIEW ours AS SELECT * FROM artifacts": "cannot drop .*remove what was made", **cases}
+    for change, told in cases.items():
+        with engine.begin() as connection:
+            connection.execute(sa.text(change))
+            before = sa.inspect(connection).get_table_names()
+        with pytest.raises(CatalogueError, match=told):
+            load_export(catalogue_url, io.BytesIO(data), restore=True)
+        assert sa.inspect(engine).get_table_names() == before
+    with engine.connect() as connection:
+        assert connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar() == "9999"
+    engine.dispose()
+
+
 def cut(data: bytes) -> bytes:
     return data[: len(data) // 2]
 
