@@ -22,6 +22,8 @@ from worker.artifacts.parts_staged_in_store import source_of
 from worker.gateway.problems import Problem
 from worker.settings import Settings
 from worker.settings.private_data_directory import open_own, sync_directory
+from worker.storage.errors import Unavailable
+from worker.storage.spooling import FULL
 from zot_artifact_client.contract import UploadRequest
 from zot_artifact_client.idempotency_conflicts import idempotency_mismatch
 
@@ -212,8 +214,9 @@ def no_room(detail: str) -> Problem:
 
 @contextmanager
 def disk_errors() -> Iterator[None]:
-    """Raise the Problem for a disk that is full or fails, in place of the error of the operating system."""
+    """Raise NoRoom for a disk that is full, Unavailable for one that fails, in place of the error of the system."""
     try:
         yield
     except OSError as error:
-        raise no_room(f"the staging directory of the gateway cannot be written: {error.strerror}") from error
+        told = f"the staging directory of the gateway cannot be written: {error.strerror}"
+        raise (no_room(told) if error.errno in FULL else Unavailable(told)) from error

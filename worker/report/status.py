@@ -55,7 +55,7 @@ from worker.report.unconfigured_stores import unconfigured, way_out_of_unconfigu
 from worker.schedule import beat_schedule, sweep_name
 from worker.storage.config import FilesystemConfig
 from worker.storage.durations_and_sizes import duration_text
-from worker.storage.errors import REFUSALS, OtherStore, StorageError
+from worker.storage.errors import REFUSALS, OtherStore, OutOfSpace, StorageError
 from zot_artifact_client.contract import SWEEP_PROBE, TASKS, JobState
 
 NAMED = 5
@@ -375,14 +375,18 @@ def _refusing(waiting: Mapping[str, WaitingJobs]) -> Iterator[Check]:
 
 
 def _refused(failed: Iterable[FailedJobs]) -> Iterator[Check]:
-    """Yield the stores that failed jobs for a reason that an operator can end, and no service that sent a job."""
+    """Yield the stores that failed jobs for a reason that an operator can end, and no service that sent a job.
+
+    A disk of a worker may be full, too; a source that denies access is a matter of the service that names it.
+    """
     for each in failed:
-        if each.store and each.error in _OF_OPERATORS:
+        if each.error in (_OF_OPERATORS if each.store else {OutOfSpace.__name__}):
+            where, do = (f"store {each.store}", "repair it") if each.store else ("disks of the workers", "make room")
             yield Check(
-                f"store {each.store}",
+                where,
                 "bad",
                 f"{counted(each.count, 'job')} failed with {each.error} in the last day, first at {moment(each.since)}",
-                f"repair it, then run `zot-artifacts jobs retry --all --state failed --error {each.error}`; "
+                f"{do}, then run `zot-artifacts jobs retry --all --state failed --error {each.error}`; "
                 "an upload whose source is gone has to be sent anew, or completed as that prints, which ends this",
             )
 

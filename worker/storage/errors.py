@@ -45,7 +45,7 @@ class StorageError(Exception):
     """The store's own code of its answer, or the HTTP status; empty where there was no answer."""
 
     store: str | None = None
-    """The store that the error is about; `LimitedStore` sets it."""
+    """The store that the error is about; `LimitedStore` sets it. Empty if it is about none, but a source or a disk."""
 
     of_store: ClassVar[bool] = False
     """Whether it is about the store, and counts against its circuit breaker, or about one object."""

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from worker.storage.errors import OutOfSpace, PermanentError, StorageError
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""A file does not fit: the disk, or what the user may use of it, is full."""
 _UNUSABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR})
 
 
@@ -22,6 +23,8 @@ def spooling_in(directory: Path | None) -> Iterator[None]:
     Raises:
         OutOfSpace: a file does not fit.
         PermanentError: no file can be made there.
+
+    Both are about this machine, and count against no store.
     """
     try:
         yield
@@ -29,9 +32,13 @@ def spooling_in(directory: Path | None) -> Iterator[None]:
         if isinstance(error, StorageError):
             raise
         where = Path(directory or tempfile.gettempdir())
+        found: StorageError
         if error.errno in _UNUSABLE and error.filename is not None and where in {*Path(error.filename).parents}:
             told = f"no file can be made in {where}: {error.strerror}; let the user of this program write there"
-            raise PermanentError(told) from error
-        if error.errno not in _FULL:
+            found = PermanentError(told)
+        elif error.errno in FULL:
+            found = OutOfSpace(f"no room to spool to in {where}: {error.strerror}; make room there")
+        else:
             raise
-        raise OutOfSpace(f"no room to spool to in {where}: {error.strerror}; make room there") from error
+        found.store = ""
+        raise found from error

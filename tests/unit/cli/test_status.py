@@ -388,8 +388,14 @@ def test_jobs_that_a_store_refused_are_open_for_a_day(catalogue: Catalogue, zot:
     assert {(each["error"], each["store"], each["count"]) for each in document["failed_jobs"]} == {
         ("NotFound", "dr", 1), ("AccessDenied", None, 1), ("AccessDenied", "dr", 1),
     }  # fmt: skip
+    failed("d", "OutOfSpace")  # of the spool directory
+    [check] = [each for each in zot("status")[1]["checks"] if each["name"] == "disks of the workers"]
+    assert check["way_out"].startswith("make room, then run `zot-artifacts jobs retry --all --state failed --error Out")
     cli.run(["status"])
-    assert "failed in the last day: 2 AccessDenied, 1 NotFound; `zot-artifacts jobs" in capsys.readouterr().out
+    assert (
+        "failed in the last day: 2 AccessDenied, 1 NotFound, 1 OutOfSpace; `zot-artifacts jobs"
+        in capsys.readouterr().out
+    )
     assert catalogue.coverage.failed_jobs(since=clock.now()) == []
 
 

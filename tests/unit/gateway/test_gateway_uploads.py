@@ -118,6 +118,11 @@ def test_what_arrived_before_the_line_broke_stays(gateway: Gateway) -> None:
     until(lambda: append(client, place, 2_000_000, CONTENT[2_000_000:]).status_code == 204)  # 423 until it is noticed
     [source] = gateway.settings.staging_dir.glob("*/source")
     assert source.read_bytes() == CONTENT
+    gateway.settings.staging_dir.rename(gateway.settings.home / "away")
+    gateway.settings.staging_dir.touch()
+    answer = client.post("/v1/uploads", json=asked())
+    assert (answer.status_code, answer.json()["type"]) == (503, "urn:zot-artifacts:Unavailable"), "it is not full"
+    assert "staging directory of the gateway cannot be written: Not a directory" in answer.json()["detail"]
 
 
 def test_a_wrong_offset_changes_nothing(gateway: Gateway) -> None:

@@ -101,8 +101,9 @@ def test_no_room_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(SpooledPart, "append", append)
-    with pytest.raises(OutOfSpace, match=f"{tmp_path}.*make room"):
+    with pytest.raises(OutOfSpace, match=f"{tmp_path}.*make room") as full:
         spool_part(body(), MIB, tmp_path)
+    assert full.value.store == "", "it counts against no store"
 
 
 def test_a_source_that_fails_leaves_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
