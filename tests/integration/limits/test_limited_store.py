@@ -166,8 +166,11 @@ def test_no_method_asks_a_store_whose_breaker_is_open(shared, admission, call):
     assert store.driver.asked == 0
 
 
-def test_no_method_changes_an_object_once_the_lease_of_its_job_is_lost(shared, admission):
-    """Whatever a worker that was frozen calls next, its store stays as other jobs have left it."""
+def test_no_method_changes_an_object_once_the_lease_of_its_job_is_lost(shared, admission, monkeypatch):
+    """Whatever a worker that was frozen calls next, its store stays as other jobs have left it.
+
+    So it does where the worker was frozen between two requests of one copy.
+    """
     job, digest = Job(), Digest(7, hashlib.sha256(b"release").hexdigest())
     store = limited(admission(shared), job=job)
     found, chunks = store.stat_object("releases", "app"), Manifest(7, 1, bytes.fromhex(digest.sha256))
@@ -176,13 +179,25 @@ def test_no_method_changes_an_object_once_the_lease_of_its_job_is_lost(shared, a
         write,
         lambda store: store.write_objects([SmallPut("releases", "new", HashedBytes.of(b"new"))]),
         lambda store: store.delete_object("releases", "app"),
-        lambda store: store.copy_object(store, "releases", "app", digest),
-        lambda store: store.patch_object(found, chunks, digest, [], lambda _: b""),
         lambda store: store.quarantine_object("releases", "app", "job"),
-    ):
+        *(copies := (
+            lambda store: store.copy_object(store, "releases", "app", digest),
+            lambda store: store.patch_object(found, chunks, digest, [], lambda _: b""),
+        )),
+    ):  # fmt: skip
         with pytest.raises(LostLease):
             call(store)
     assert store.driver.asked == 0
+
+    def freezes(*_: object, between: Callable[[], None], **__: object) -> None:
+        job.lost = True
+        between()
+
+    for name, call in zip(("copy_object", "patch_object"), copies, strict=True):
+        job.lost = False
+        monkeypatch.setattr(Store, name, freezes)
+        with pytest.raises(LostLease):
+            call(store)
 
 
 def test_no_object_is_made_once_the_lease_is_lost_while_its_source_is_read(shared, admission, tmp_path):

@@ -123,7 +123,10 @@ def test_what_was_recorded_cannot_be_changed(catalogue, database, statement):
 
 
 def test_tampering_with_the_log_shows(catalogue, database, catalogue_url):
-    """A row that was changed behind the triggers' back breaks the chain, and the first such row is named."""
+    """A row that was changed behind the triggers' back breaks the chain, and the first such row is named.
+
+    So does one that was taken out of it: the row after it does not fit.
+    """
     artifact = stored(catalogue)
     copy = catalogue.artifacts.copies(artifact)["dr"]
     for verdict in ("verified", "corrupt", "verified"):
@@ -135,6 +138,10 @@ def test_tampering_with_the_log_shows(catalogue, database, catalogue_url):
     database.execute(f"DROP TRIGGER verifications_are_never_updated {on}")
     database.execute("UPDATE verifications SET verdict = 'verified' WHERE id = 2")
     assert catalogue.verifications.first_broken() == 2
+
+    database.execute(f"DROP TRIGGER verifications_are_never_deleted {on}")
+    database.execute("DELETE FROM verifications WHERE id = 2")
+    assert catalogue.verifications.first_broken() == 3
 
 
 def test_a_job_is_given_to_one_delivery_only(catalogue):

@@ -14,11 +14,12 @@ from tasks.sweeps.verify import sweep_verify
 from tasks.upload import upload
 from tests.integration.tasks.conftest import NullReporter
 from worker import clock
-from worker.catalogue import Leased, LostLease, pages, tables
+from worker.artifacts.verify_copy import confirm_verdict
+from worker.catalogue import Artifact, Copy, Leased, LostLease, pages, tables
 from worker.context import Context
 from worker.jobs.running_job import Requeue, RunningJob
 from worker.limits.snooze import Snooze, StoreRefuses
-from worker.storage import Store
+from worker.storage import Store, Verification
 from worker.storage.errors import AccessDenied
 from worker.storage.filesystem.driver import FilesystemDriver
 from zot_artifact_client.contract import JobState, PageRequest, PageResult, SweepVerifyRequest, UploadRequest
@@ -329,8 +330,8 @@ def test_a_store_that_begins_to_refuse_reads_keeps_the_rest_of_its_page_waiting(
 
 def test_a_copy_that_one_read_found_bad_is_suspect_until_the_second(sweeper, due, stored, context, monkeypatch):
     """A worker that dies between both reads leaves a suspect; the second read ends that."""
-    due(3)
-    for n in range(3):
+    due(4)
+    for n in range(4):
         stored("primary", f"a/{n:03d}").write_bytes(b"rotten!")
     sweeper.plan()
     with monkeypatch.context() as dying:
@@ -338,18 +339,25 @@ def test_a_copy_that_one_read_found_bad_is_suspect_until_the_second(sweeper, due
         with pytest.raises(ZeroDivisionError):
             sweeper.page("sweep-1.00000001")
     open_ = {(each.kind, each.key) for each in context.catalogue.findings.page(store="primary") if each.key}
-    assert open_ == {("suspect", f"a/{n:03d}") for n in range(3)}
+    assert open_ == {("suspect", f"a/{n:03d}") for n in range(4)}
     stored("primary", "a/001").write_bytes(b"bytes 1")
     upload_ = sweeper.take("upload-1", "upload", {})  # it has written a newer version, and has not recorded that yet
     _, newer = context.stores["primary"].write_object("releases", "a/002", BytesIO(b"newer"))
     context.catalogue.artifacts.record("releases", "a/002", newer, {}, clock.now(), stores=["primary"], job=upload_.id)
-    sweeper.page("sweep-1.00000001")
+
+    def confirm(job: RunningJob, of: Artifact, copy: Copy) -> Verification | None:
+        if of.key == "a/003":
+            context.catalogue.artifacts.delete_copies([copy])
+        return confirm_verdict(job, of, copy)
+
+    monkeypatch.setattr("tasks.pages.verify.confirm_verdict", confirm)
+    assert sweeper.page("sweep-1.00000001").outcomes == {"corrupt": 1, "verified": 1, "superseded": 2}
     still = [(each.kind, each.key) for each in context.catalogue.findings.page() if each.key]
     assert still == [("corrupt", "a/000")]
     how = {each.key: each.how for each in context.catalogue.findings.page(resolved=True) if each.kind == "suspect"}
     assert how == {
         "a/000": "found corrupt by job sweep-1.00000001", "a/001": "verified by job sweep-1.00000001",
-        "a/002": "replaced before the second read",
+        "a/002": "replaced before the second read", "a/003": "deleted",
     }  # fmt: skip
 
 
