@@ -39,10 +39,8 @@ _REFUSES = "StoreRefuses"
 """The type of the error of a job that waits for a store which refuses all that it asks."""
 _DETECTIONS = 1000
 """Most findings about bad copies whose detection times are returned."""
-_LATEST_RUNS = 100
-"""Runs of a sweep among which its last one is searched for that was of all stores."""
-_NARROWED = ("store", "bucket", "prefix")
-"""What a request for a run of a single store or prefix has."""
+_WHOLE = [sa.func.coalesce(jobs.c.request[name].as_string(), "") == "" for name in ("store", "bucket", "prefix")]
+"""The conditions of a run of a sweep that was of all stores: it names no single store or prefix."""
 _DECIDED = {JobState.SUCCEEDED, JobState.FAILED}
 """The ends of a run that tell whether a sweep works; an operator has cancelled the others."""
 
@@ -333,13 +331,13 @@ class CoverageQueries:
         found = {}
         with self._database.read() as connection:
             for kind in kinds:
-                latest = sa.select(jobs).where(jobs.c.kind == kind, SWEEPS).order_by(jobs.c.created_at.desc())
-                begun = latest.where(jobs.c.created_at <= now + clock.SKEW).limit(_LATEST_RUNS)
-                rows = connection.execute(begun).all() or connection.execute(latest.limit(_LATEST_RUNS)).all()
-                if rows:
-                    whole = [each for each in rows if not _is_narrowed(each.request)]
-                    row = (whole or rows)[0]
-                    ended = next((each for each in whole if each.state in _DECIDED), None)
+                runs = sa.select(jobs).where(jobs.c.kind == kind, SWEEPS).order_by(jobs.c.created_at.desc()).limit(1)
+                begun = runs.where(jobs.c.created_at <= now + clock.SKEW)
+                if (last := connection.execute(begun).first()) is None:
+                    begun, last = runs, connection.execute(runs).first()
+                whole = begun.where(*_WHOLE)
+                if (row := connection.execute(whole).first() or last) is not None:
+                    ended = connection.execute(whole.where(jobs.c.state.in_(_DECIDED))).first()
                     found[kind] = LastRun(
                         row.id, row.state, row.started_at, row.finished_at, row.result, row.error,
                         _ended_run(connection, ended) if ended else None,
@@ -405,15 +403,9 @@ def _ended_run(connection: sa.Connection, run: sa.Row[Any]) -> EndedRun:
     if run.state == JobState.SUCCEEDED:
         return EndedRun(run.id, None, run.result, run.error)
     began = jobs.c.created_at
-    whole = [sa.func.coalesce(jobs.c.request[name].as_string(), "") == "" for name in _NARROWED]
-    runs = [SWEEPS, jobs.c.kind == run.kind, *whole, began <= run.created_at]
+    runs = [SWEEPS, jobs.c.kind == run.kind, *_WHOLE, began <= run.created_at]
     succeeded = sa.select(began).where(*runs, jobs.c.state == JobState.SUCCEEDED).order_by(began.desc()).limit(1)
     first = sa.select(sa.func.min(jobs.c.finished_at, type_=began.type)).where(*runs, jobs.c.state == JobState.FAILED)
     if (good := connection.execute(succeeded).scalar()) is not None:
         first = first.where(began > good)
     return EndedRun(run.id, connection.execute(first).scalar(), run.result, run.error)
-
-
-def _is_narrowed(request: Mapping[str, Any]) -> bool:
-    """Return whether a run of a sweep was of a single store or prefix."""
-    return any(map(request.get, _NARROWED))

@@ -438,6 +438,11 @@ def test_a_sweep_whose_last_run_failed_is_open(catalogue: Catalogue, zot: Zot, m
     first = catalogue.ledger.get("run 1")
     assert first is not None
     assert first.finished_at is not None
+    for number in range(101):
+        catalogue.ledger.acquire(
+            f"by hand {number}", "sweep.leftovers", {"store": "dr"}, owner="here", writes_to=None, parent=None,
+            now=clock.now() + timedelta(seconds=3), lease=timedelta(seconds=30), queue="sweep",
+        )  # fmt: skip
     for job, state in (("runs", JobState.RUNNING), ("cancelled", JobState.CANCELLED)):
         [(name, outcome, detail, way_out)] = ran(job, state, ago=-timedelta(seconds=3))
         assert (name, outcome) == ("sweep cleanup", "bad")
