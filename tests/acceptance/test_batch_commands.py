@@ -55,11 +55,18 @@ def test_a_prefix_is_replicated_verified_and_deleted(zot: Zot, bucket: str) -> N
 
 
 def test_failed_objects_are_named_and_found_again(zot: Zot, bucket: str) -> None:
-    """A rotten copy ends the command with 1 and is named; the job and its children can be asked for it later."""
+    """A rotten copy ends the command with 1 and is named; the job and its children can be asked for it later.
+
+    A wrong digest beside right bytes is told, too.
+    """
     (zot.home / "stores" / "primary" / bucket / "v1" / "b").write_text("THE bytes of v1/b")
+    (zot.home / "stores" / "primary" / bucket / "v2" / "a.sha256").write_text("0" * 64)
     done = zot("verify", bucket, "--all")
     assert (done.status, done.stdout) == (1, "verify: 3 objects, 51 B: 1 corrupt, 2 verified\n")
     assert f"{bucket}/v1/b: corrupt: primary: " in done.stderr
+    assert (
+        "primary: 1 copy with right bytes and a wrong or lost SHA-256 beside them: `zot-artifacts find" in done.stderr
+    )
     job = zot("verify", bucket, "--all", "--json").document["job"]
     failed = zot("jobs", "--parent", job, "--failed", "--json").document["jobs"]
     named = [(bad["key"], bad["outcome"]) for each in failed for bad in each["result"]["failures"]]
@@ -109,7 +116,7 @@ def test_what_is_not_said_clearly_is_not_done(
 ) -> None:
     """A command that names nothing, too much, or more than one can have meant, ends with one line and sends nothing."""
     monkeypatch.setenv("ZOT_HOME", str(tmp_path / "home"))
-    with opened():
+    with opened(create=True):
         pass  # there is a catalogue
     assert run(arguments) in {1, 2}
     told = capsys.readouterr().err

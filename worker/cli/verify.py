@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
+from worker.catalogue import FindingKind
 from worker.cli.arguments import (
     All,
     ArtifactsArgument,
@@ -17,10 +18,11 @@ from worker.cli.arguments import (
 )
 from worker.cli.errors import Failure
 from worker.cli.job_outcome import finish
-from worker.cli.output import AsJson
+from worker.cli.output import AsJson, complain
 from worker.cli.replicate_verify_delete import Selection, run_verb
 from worker.cli.send_and_wait import WaitOptions
-from worker.cli.session import opened
+from worker.cli.session import Session, opened
+from worker.counted import counted
 from worker.exit_status import Status
 from zot_artifact_client.contract import EVIDENCE, VERIFY, TaskSpec
 
@@ -50,7 +52,7 @@ def verify(
 
     The SHA-256 of all bytes is compared with the one recorded at the upload.
     The exit status is 1 if a copy is corrupt, missing or of another size, and 3 if a copy could not be read.
-    A copy with right bytes and a missing or wrong SHA-256 beside them is verified: `status` has the finding `metadata`.
+    A copy with right bytes and a missing or wrong SHA-256 beside them is verified, and named on stderr.
 
     With `--by provider` no byte is read.
     What the stores say (size, version tag, digest, checksums) is compared with what was recorded at the write.
@@ -73,4 +75,15 @@ def verify(
             raise Failure("for many artifacts: `zot-artifacts sweep evidence --prefix BUCKET/PREFIX`", Status.USAGE)
         spec: TaskSpec[Any, Any] = EVIDENCE if by == "provider" else VERIFY
         outcome = run_verb(session, spec, selection, fields, waiting)
+        if selection.many and outcome.ended:
+            _tell_wrong_metadata(session)
     finish(outcome, waited=waiting.wait, as_json=as_json)
+
+
+def _tell_wrong_metadata(session: Session) -> None:
+    """Say in which stores a digest beside right bytes is wrong: a batch counts such a copy as verified."""
+    for each in session.catalogue.findings.counts():
+        if each.kind == FindingKind.METADATA:
+            there = f"{counted(each.count, 'copy')} with right bytes and a wrong or lost SHA-256 beside them"
+            listed = f"`zot-artifacts findings --kind metadata --store {each.store}`"
+            complain(f"{each.store}: {there}: {listed}; `zot-artifacts sweep repair` rewrites it")
