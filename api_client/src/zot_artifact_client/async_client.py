@@ -4,16 +4,16 @@ import asyncio
 import os
 import sys
 import threading
-from abc import abstractmethod
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Self, TypeAlias, TypeVar, Unpack, overload
+from typing import Any, Protocol, Self, TypeAlias, TypeVar, Unpack, overload
 
 from zot_artifact_client.async_broker_jobs import AsyncBrokerJobs
 from zot_artifact_client.async_gateway_jobs import AsyncGatewayJobs
-from zot_artifact_client.async_job import AsyncJob, AsyncJobs
+from zot_artifact_client.async_job import AsyncJob, AsyncJobs, AsyncResults
 from zot_artifact_client.build_requests import (
+    SentJob,
     UploadFields,
     Verbs,
     check_request,
@@ -59,6 +59,21 @@ _PIECE = 1 << 20
 """A read checks after so many bytes whether it was cancelled."""
 
 
+class AsyncSentJobs(Protocol):
+    """Sends the jobs of one service; see `SentJobs`."""
+
+    at: str
+
+    @property
+    def results(self) -> AsyncResults: ...
+    async def submit(
+        self, spec: TaskSpec[RequestT, Any], request: RequestT, *, idempotency_key: str | None, job_id: str | None
+    ) -> SentJob: ...
+    def submit_many(self, requests: Iterable[Message], *, idempotency_key: str | None) -> AsyncIterator[SentJob]: ...
+    async def query(self, spec: TaskSpec[RequestT, ResultT], request: RequestT, limit: float, /) -> ResultT: ...
+    async def close(self) -> None: ...
+
+
 class AsyncArtifacts(
     Verbs[
         Awaited[AsyncJob[UploadResult]],
@@ -81,13 +96,11 @@ class AsyncArtifacts(
     ends the call.
     """
 
-    def _send(self, spec: TaskSpec[Any, Any], request: Message, idempotency_key: str | None) -> Any:
-        return self.submit(spec, request, idempotency_key=idempotency_key)
+    def __init__(self, jobs: AsyncSentJobs, bytes_: ArtifactBytes) -> None:
+        self._jobs = jobs
+        self._bytes = bytes_
+        self._closed = False
 
-    def _ask(self, spec: TaskSpec[Any, Any], request: Message, timeout: float) -> Any:
-        return self.query(spec, request, timeout=timeout)
-
-    @abstractmethod
     async def submit(
         self,
         spec: TaskSpec[RequestT, ResultT],
@@ -97,22 +110,30 @@ class AsyncArtifacts(
         job_id: str | None = None,
     ) -> AsyncJob[ResultT]:
         """Send a request of any kind; `job_id` is an id that the caller chooses. Raise as the verbs."""
+        self._check_open()
+        check_request(spec, request)
+        sent = await self._jobs.submit(spec, request, idempotency_key=idempotency_key, job_id=job_id)
+        return AsyncJob(*sent, results=self._jobs.results)
 
-    @abstractmethod
     async def submit_many(self, requests: Iterable[Message], *, idempotency_key: str | None = None) -> AsyncJobs:
         """Send many requests, of one kind or several, some hundreds in one round trip each; return one handle of all.
 
         With an `idempotency_key`, each job's id is made from it and from the position in the list: the same list sent
         again with the same key gives the same jobs. Raise BrokerUnavailable: some may have been sent.
         """
+        self._check_open()
+        jobs = AsyncJobs(results=self._jobs.results)
+        async for sent in self._jobs.submit_many(requests, idempotency_key=idempotency_key):
+            jobs.append(AsyncJob(*sent, results=self._jobs.results))
+        return jobs
 
     @overload
     def job(self, job_id: str, kind: TaskSpec[Any, ResultT]) -> AsyncJob[ResultT]: ...
     @overload
     def job(self, job_id: str, kind: str | None = None) -> AsyncJob[Any]: ...
-    @abstractmethod
     def job(self, job_id: str, kind: TaskSpec[Any, Any] | str | None = None) -> AsyncJob[Any]:
         """Return the job with an id. Without `kind`, its result may be plain JSON. Raise InvalidRequest."""
+        return AsyncJob(check_id(job_id), spec_of(kind), results=self._jobs.results)
 
     def upload_job(self, job_id: str) -> AsyncJob[UploadResult]:
         """Return the upload job with an id."""
@@ -159,7 +180,6 @@ class AsyncArtifacts(
             return status_of(job_id, found)
         return recorded_status(answer)
 
-    @abstractmethod
     async def read(self, bucket: str, key: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return `length` bytes of an artifact from `offset`, by default all, read from the gateway.
 
@@ -171,8 +191,20 @@ class AsyncArtifacts(
             DamagedBytes, NoGoodCopy, ArtifactChanged: the right bytes cannot be read.
             NotAllowed, GatewayUnavailable: it cannot be read.
         """
+        self._check_open()
 
-    @abstractmethod
+        def read(tell: Callable[[Progress], object]) -> bytes:
+            found, wanted = bytearray(), sys.maxsize if length is None or length == -1 else length
+            with self._bytes.open(bucket, key) as file:
+                file.seek(offset)
+                while piece := file.read(min(_PIECE, wanted - len(found))):
+                    found += piece
+                    tell(Progress(bytes_done=len(found)))
+            return bytes(found)
+
+        async with _told(None) as tell:
+            return await asyncio.to_thread(read, tell)
+
     async def get(
         self,
         bucket: str,
@@ -191,23 +223,19 @@ class AsyncArtifacts(
             OSError: the file cannot be written.
             ClientError: as `read`.
         """
+        self._check_open()
+        async with _told(on_progress) as tell:
+            return await asyncio.to_thread(self._bytes.get, bucket, key, path, tell)
 
-    @abstractmethod
     async def upload_file(
         self,
         path: str | os.PathLike[str],
         bucket: str,
         key: str,
         *,
-        sha256: str | None = None,
-        stores: str | Iterable[str] | None = None,
-        metadata: Mapping[str, str] | None = None,
-        storage_classes: Mapping[str, str] | None = None,
-        properties: Mapping[str, str] | None = None,
-        tags: Mapping[str, str] | None = None,
-        companion_of: str | None = None,
         idempotency_key: str | None = None,
         on_progress: Callable[[Progress], object] | None = None,
+        **fields: Unpack[UploadFields],
     ) -> AsyncJob[UploadResult]:
         """Send a file of this machine over the gateway, and return its upload job when all bytes have arrived.
 
@@ -219,8 +247,20 @@ class AsyncArtifacts(
             OSError: the file cannot be read.
             NotAllowed, GatewayUnavailable, InvalidRequest, ClientError: the bytes were not accepted.
         """
+        self._check_open()
+        sent = sent_fields(path, bucket, key, **fields)
+        async with _told(on_progress) as tell:
+            send = partial(self._bytes.send, path, sent, idempotency_key=idempotency_key, on_progress=tell)
+            return self.upload_job(await asyncio.to_thread(send))
 
-    @abstractmethod
+    async def warm(
+        self, bucket: str, key: str, *, on_progress: Callable[[Progress], object] | None = None
+    ) -> ShowResult:
+        """Bring all chunks of an artifact into the cache, in a thread. Raise as `read`."""
+        self._check_open()
+        async with _told(on_progress) as tell:
+            return await asyncio.to_thread(self._bytes.warm, bucket, key, tell)
+
     async def query(
         self,
         spec: TaskSpec[RequestT, ResultT],
@@ -229,20 +269,30 @@ class AsyncArtifacts(
         timeout: float = QUERY_TIMEOUT,  # noqa: ASYNC109 - as above
     ) -> ResultT:
         """Send a query of `contract.QUERIES` and return its answer. Raise as `show`."""
+        self._check_open()
+        return await self._jobs.query(spec, request, timeout)
 
-    @abstractmethod
     async def snapshot(self, job_id: str) -> Snapshot:
         """Return what the result backend has of a job. Raise BrokerUnavailable."""
+        self._check_open()
+        return await self._jobs.results.snapshot(job_id)
 
-    @abstractmethod
     async def close(self) -> None:
         """Close the connections of this event loop."""
+        self._closed = True
+        await self._jobs.close()
+        self._bytes.close()
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            msg = f"the client of {self._jobs.at} is closed: make another one"
+            raise ClientError(msg)
 
 
 class AsyncArtifactClient(AsyncArtifacts):
@@ -275,117 +325,13 @@ class AsyncArtifactClient(AsyncArtifacts):
         token: str | None = None,
         cache: ChunkCache | None = None,
     ) -> None:
-        self._bytes = ArtifactBytes(gateway, token, cache, check_service(service))
-        self._jobs: AsyncBrokerJobs | AsyncGatewayJobs
+        bytes_ = ArtifactBytes(gateway, token, cache, check_service(service))
         if broker_url is not None:
-            self._jobs = AsyncBrokerJobs(broker_url, result_url, check_service(service))
-        elif self._bytes.gateway is not None and result_url is None:
-            self._jobs = AsyncGatewayJobs(self._bytes.gateway, check_service(service))
+            super().__init__(AsyncBrokerJobs(broker_url, result_url, service), bytes_)
+        elif bytes_.gateway is not None and result_url is None:
+            super().__init__(AsyncGatewayJobs(bytes_.gateway, service), bytes_)
         else:
             raise ClientError("give broker_url, or gateway and token")
-        self._closed = False
-
-    async def submit(
-        self,
-        spec: TaskSpec[RequestT, ResultT],
-        request: RequestT,
-        *,
-        idempotency_key: str | None = None,
-        job_id: str | None = None,
-    ) -> AsyncJob[ResultT]:
-        self._check_open()
-        check_request(spec, request)
-        sent = await self._jobs.submit(spec, request, idempotency_key=idempotency_key, job_id=job_id)
-        return AsyncJob(*sent, results=self._jobs.results)
-
-    async def submit_many(self, requests: Iterable[Message], *, idempotency_key: str | None = None) -> AsyncJobs:
-        self._check_open()
-        jobs = AsyncJobs(results=self._jobs.results)
-        async for sent in self._jobs.submit_many(requests, idempotency_key=idempotency_key):
-            jobs.append(AsyncJob(*sent, results=self._jobs.results))
-        return jobs
-
-    @overload
-    def job(self, job_id: str, kind: TaskSpec[Any, ResultT]) -> AsyncJob[ResultT]: ...
-    @overload
-    def job(self, job_id: str, kind: str | None = None) -> AsyncJob[Any]: ...
-    def job(self, job_id: str, kind: TaskSpec[Any, Any] | str | None = None) -> AsyncJob[Any]:
-        return AsyncJob(check_id(job_id), spec_of(kind), results=self._jobs.results)
-
-    async def query(
-        self,
-        spec: TaskSpec[RequestT, ResultT],
-        request: RequestT,
-        *,
-        timeout: float = QUERY_TIMEOUT,  # noqa: ASYNC109 - the same as of the other client
-    ) -> ResultT:
-        self._check_open()
-        return await self._jobs.query(spec, request, timeout)
-
-    async def read(self, bucket: str, key: str, offset: int = 0, length: int | None = None) -> bytes:
-        self._check_open()
-
-        def read(tell: Callable[[Progress], object]) -> bytes:
-            found, wanted = bytearray(), sys.maxsize if length is None or length == -1 else length
-            with self._bytes.open(bucket, key) as file:
-                file.seek(offset)
-                while piece := file.read(min(_PIECE, wanted - len(found))):
-                    found += piece
-                    tell(Progress(bytes_done=len(found)))
-            return bytes(found)
-
-        async with _told(None) as tell:
-            return await asyncio.to_thread(read, tell)
-
-    async def get(
-        self,
-        bucket: str,
-        key: str,
-        path: str | os.PathLike[str],
-        *,
-        on_progress: Callable[[Progress], object] | None = None,
-    ) -> ShowResult:
-        self._check_open()
-        async with _told(on_progress) as tell:
-            return await asyncio.to_thread(self._bytes.get, bucket, key, path, tell)
-
-    async def upload_file(
-        self,
-        path: str | os.PathLike[str],
-        bucket: str,
-        key: str,
-        *,
-        idempotency_key: str | None = None,
-        on_progress: Callable[[Progress], object] | None = None,
-        **fields: Unpack[UploadFields],
-    ) -> AsyncJob[UploadResult]:
-        self._check_open()
-        sent = sent_fields(path, bucket, key, **fields)
-        async with _told(on_progress) as tell:
-            send = partial(self._bytes.send, path, sent, idempotency_key=idempotency_key, on_progress=tell)
-            return self.upload_job(await asyncio.to_thread(send))
-
-    async def warm(
-        self, bucket: str, key: str, *, on_progress: Callable[[Progress], object] | None = None
-    ) -> ShowResult:
-        """Bring all chunks of an artifact into the cache, in a thread. Raise as `read`."""
-        self._check_open()
-        async with _told(on_progress) as tell:
-            return await asyncio.to_thread(self._bytes.warm, bucket, key, tell)
-
-    async def snapshot(self, job_id: str) -> Snapshot:
-        self._check_open()
-        return await self._jobs.results.snapshot(job_id)
-
-    async def close(self) -> None:
-        self._closed = True
-        await self._jobs.close()
-        self._bytes.close()
-
-    def _check_open(self) -> None:
-        if self._closed:
-            msg = f"the client of {self._jobs.at} is closed: make another one"
-            raise ClientError(msg)
 
 
 @asynccontextmanager

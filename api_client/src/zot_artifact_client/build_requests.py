@@ -121,7 +121,7 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
             source, bucket, key, sha256=sha256, stores=stores, metadata=metadata, storage_classes=storage_classes,
             properties=properties, tags=tags, companion_of=companion_of, notify=notify,
         )  # fmt: skip
-        return cast("UploadT", self._send(UPLOAD, request, idempotency_key))
+        return cast("UploadT", self.submit(UPLOAD, request, idempotency_key=idempotency_key))
 
     def replicate(
         self,
@@ -134,7 +134,7 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
     ) -> ReplicateT:
         """Copy the artifact to the named stores, from any copy whose bytes are right."""
         request = request_of(REPLICATE, bucket=bucket, key=key, to=_names(to), notify=_names(notify))
-        return cast("ReplicateT", self._send(REPLICATE, request, idempotency_key))
+        return cast("ReplicateT", self.submit(REPLICATE, request, idempotency_key=idempotency_key))
 
     def verify(
         self,
@@ -153,7 +153,7 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
         request = request_of(
             VERIFY, bucket=bucket, key=key, stores=_names(stores), version=version, notify=_names(notify)
         )
-        return cast("VerifyT", self._send(VERIFY, request, idempotency_key))
+        return cast("VerifyT", self.submit(VERIFY, request, idempotency_key=idempotency_key))
 
     def delete(
         self,
@@ -179,7 +179,7 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
             DELETE, bucket=bucket, key=key, stores=_names(stores), allow_last=allow_last, by=by, reason=reason,
             notify=_names(notify),
         )  # fmt: skip
-        return cast("DeleteT", self._send(DELETE, request, idempotency_key))
+        return cast("DeleteT", self.submit(DELETE, request, idempotency_key=idempotency_key))
 
     def adopt(
         self,
@@ -201,7 +201,7 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
         request = request_of(
             ADOPT, bucket=bucket, key=key, store=store, first_read=first_read, sha256=sha256, notify=_names(notify)
         )
-        return cast("AdoptT", self._send(ADOPT, request, idempotency_key))
+        return cast("AdoptT", self.submit(ADOPT, request, idempotency_key=idempotency_key))
 
     def batch(
         self,
@@ -251,7 +251,7 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
             in_flight=in_flight,
             notify=_names(notify),
         )
-        return cast("BatchT", self._send(BATCH, request, idempotency_key))
+        return cast("BatchT", self.submit(BATCH, request, idempotency_key=idempotency_key))
 
     def upload_dir(
         self,
@@ -296,11 +296,13 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
             notify=_names(notify),
             **_beside_bytes(metadata, storage_classes, properties, tags),
         )
-        return cast("BatchT", self._send(BATCH, request, idempotency_key))
+        return cast("BatchT", self.submit(BATCH, request, idempotency_key=idempotency_key))
 
     def sweep_verify(self, store: str | None = None, *, idempotency_key: str | None = None) -> SweepT:
         """Verify the copies of one store, or of all, that are due; beat also starts this sweep on a schedule."""
-        return cast("SweepT", self._send(SWEEP_VERIFY, request_of(SWEEP_VERIFY, store=store), idempotency_key))
+        return cast(
+            "SweepT", self.submit(SWEEP_VERIFY, request_of(SWEEP_VERIFY, store=store), idempotency_key=idempotency_key)
+        )
 
     def show(self, bucket: str, key: str, *, timeout: float = QUERY_TIMEOUT) -> ShowT:
         """Return the current version of an artifact and the state of each copy, as the catalogue has them.
@@ -313,7 +315,7 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
             InvalidRequest, BrokerUnavailable: the query cannot be sent.
             JobFailed: the worker cannot answer it, for example without its catalogue.
         """
-        return cast("ShowT", self._ask(QUERY_SHOW, request_of(QUERY_SHOW, bucket=bucket, key=key), timeout))
+        return cast("ShowT", self.query(QUERY_SHOW, request_of(QUERY_SHOW, bucket=bucket, key=key), timeout=timeout))
 
     def list(
         self, bucket: str, prefix: str = "", *, after: str = "", limit: int = MAX_LISTED, timeout: float = QUERY_TIMEOUT
@@ -324,14 +326,21 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
         the result is the `after` of the next page, None at the end. Raise as `show`, but for ArtifactNotFound.
         """
         request = request_of(QUERY_LIST, bucket=bucket, prefix=prefix, after=after, limit=limit)
-        return cast("ListT", self._ask(QUERY_LIST, request, timeout))
+        return cast("ListT", self.query(QUERY_LIST, request, timeout=timeout))
 
     @abstractmethod
-    def _send(self, spec: TaskSpec[Any, Any], request: Message, idempotency_key: str | None) -> Any:
-        """Send a request, and return what the verbs of this client return."""
+    def submit(
+        self,
+        spec: TaskSpec[RequestT, Any],
+        request: RequestT,
+        *,
+        idempotency_key: str | None = None,
+        job_id: str | None = None,
+    ) -> Any:
+        """Send a request of any kind, and return what the verbs of this client return."""
 
     @abstractmethod
-    def _ask(self, spec: TaskSpec[Any, Any], request: Message, timeout: float) -> Any:
+    def query(self, spec: TaskSpec[RequestT, Any], request: RequestT, *, timeout: float = QUERY_TIMEOUT) -> Any:
         """Send a query, and return its answer as this client returns it."""
 
 

@@ -2,13 +2,13 @@
 
 import io
 import os
-from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Self, Unpack, overload
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol, Self, Unpack, overload
 
 from zot_artifact_client.bound_to_process import BoundToProcess
 from zot_artifact_client.broker_jobs import BrokerJobs
 from zot_artifact_client.build_requests import (
+    SentJob,
     UploadFields,
     Verbs,
     check_request,
@@ -45,10 +45,26 @@ from zot_artifact_client.contract import (
 from zot_artifact_client.download import ArtifactBytes
 from zot_artifact_client.errors import ClientError, JobFailed
 from zot_artifact_client.gateway_jobs import GatewayJobs
-from zot_artifact_client.job import Job, Jobs
+from zot_artifact_client.job import Job, Jobs, ResultBackend
 from zot_artifact_client.job_ids import check_id
 from zot_artifact_client.query_messages import QUERY_TIMEOUT, UNKNOWN_TASK
 from zot_artifact_client.snapshot import JobStatus, Snapshot, recorded_status, status_of
+
+
+class SentJobs(Protocol):
+    """Sends the jobs of one service: over a broker, over a gateway, or to a worker in memory."""
+
+    at: str
+    """Where they are sent, for messages."""
+
+    @property
+    def results(self) -> ResultBackend: ...
+    def submit(
+        self, spec: TaskSpec[RequestT, Any], request: RequestT, *, idempotency_key: str | None, job_id: str | None
+    ) -> SentJob: ...
+    def submit_many(self, requests: Iterable[Message], *, idempotency_key: str | None) -> Iterator[SentJob]: ...
+    def query(self, spec: TaskSpec[RequestT, ResultT], request: RequestT, timeout: float, /) -> ResultT: ...
+    def close(self) -> None: ...
 
 
 class Artifacts(
@@ -71,13 +87,11 @@ class Artifacts(
     ends the call.
     """
 
-    def _send(self, spec: TaskSpec[Any, Any], request: Message, idempotency_key: str | None) -> Any:
-        return self.submit(spec, request, idempotency_key=idempotency_key)
+    def __init__(self, jobs: SentJobs, bytes_: ArtifactBytes) -> None:
+        self._jobs = jobs
+        self._bytes = bytes_
+        self._closed = False
 
-    def _ask(self, spec: TaskSpec[Any, Any], request: Message, timeout: float) -> Any:
-        return self.query(spec, request, timeout=timeout)
-
-    @abstractmethod
     def submit(
         self,
         spec: TaskSpec[RequestT, ResultT],
@@ -90,8 +104,11 @@ class Artifacts(
 
         `job_id` is an id that the caller chooses. Like an idempotency key, it belongs to one request.
         """
+        self._check_open()
+        check_request(spec, request)
+        sent = self._jobs.submit(spec, request, idempotency_key=idempotency_key, job_id=job_id)
+        return Job(*sent, results=self._jobs.results)
 
-    @abstractmethod
     def submit_many(self, requests: Iterable[Message], *, idempotency_key: str | None = None) -> Jobs:
         """Send many requests, of one kind or several, some hundreds in one round trip; return all jobs as one handle.
 
@@ -102,14 +119,18 @@ class Artifacts(
             InvalidRequest: a request is invalid.
             BrokerUnavailable: some requests may have been sent.
         """
+        self._check_open()
+        results = self._jobs.results
+        sent = self._jobs.submit_many(requests, idempotency_key=idempotency_key)
+        return Jobs((Job(*each, results=results) for each in sent), results=results)
 
     @overload
     def job(self, job_id: str, kind: TaskSpec[Any, ResultT]) -> Job[ResultT]: ...
     @overload
     def job(self, job_id: str, kind: str | None = None) -> Job[Any]: ...
-    @abstractmethod
     def job(self, job_id: str, kind: TaskSpec[Any, Any] | str | None = None) -> Job[Any]:
         """Return the job with an id; without `kind`, its result may be plain JSON. Raise InvalidRequest for no id."""
+        return Job(check_id(job_id), spec_of(kind), results=self._jobs.results)
 
     def upload_job(self, job_id: str) -> Job[UploadResult]:
         """Return the upload job with an id."""
@@ -155,7 +176,6 @@ class Artifacts(
                 raise
             return status_of(job_id, found)
 
-    @abstractmethod
     def open(self, bucket: str, key: str) -> io.BufferedReader:
         """Return an artifact as a seekable file in binary mode, read from the gateway.
 
@@ -168,8 +188,9 @@ class Artifacts(
             GatewayUnavailable: the gateway does not answer.
             DamagedBytes, NoGoodCopy, ArtifactChanged: raised by a read that cannot return the right bytes.
         """
+        self._check_open()
+        return self._bytes.open(bucket, key)
 
-    @abstractmethod
     def get(
         self,
         bucket: str,
@@ -187,23 +208,18 @@ class Artifacts(
             OSError: the file cannot be written.
             ClientError: as `open`.
         """
+        self._check_open()
+        return self._bytes.get(bucket, key, path, on_progress)
 
-    @abstractmethod
     def upload_file(
         self,
         path: str | os.PathLike[str],
         bucket: str,
         key: str,
         *,
-        sha256: str | None = None,
-        stores: str | Iterable[str] | None = None,
-        metadata: Mapping[str, str] | None = None,
-        storage_classes: Mapping[str, str] | None = None,
-        properties: Mapping[str, str] | None = None,
-        tags: Mapping[str, str] | None = None,
-        companion_of: str | None = None,
         idempotency_key: str | None = None,
         on_progress: Callable[[Progress], object] | None = None,
+        **fields: Unpack[UploadFields],
     ) -> Job[UploadResult]:
         """Send a file of this machine over the gateway, and return its upload job when all bytes have arrived.
 
@@ -215,24 +231,42 @@ class Artifacts(
             OSError: the file cannot be read.
             NotAllowed, GatewayUnavailable, InvalidRequest, ClientError: the bytes were not accepted.
         """
+        self._check_open()
+        sent = sent_fields(path, bucket, key, **fields)
+        job = self._bytes.send(path, sent, idempotency_key=idempotency_key, on_progress=on_progress)
+        return self.upload_job(job)
 
-    @abstractmethod
+    def warm(self, bucket: str, key: str, *, on_progress: Callable[[Progress], object] | None = None) -> ShowResult:
+        """Read all chunks of an artifact into the cache. Raise as `open`."""
+        self._check_open()
+        return self._bytes.warm(bucket, key, on_progress)
+
     def query(self, spec: TaskSpec[RequestT, ResultT], request: RequestT, *, timeout: float = QUERY_TIMEOUT) -> ResultT:
         """Send a query of `contract.QUERIES` and return its answer. Raise as `show`."""
+        self._check_open()
+        return self._jobs.query(spec, request, timeout)
 
-    @abstractmethod
     def snapshot(self, job_id: str) -> Snapshot:
         """Return what the result backend has of a job. Raise BrokerUnavailable if it does not answer."""
+        self._check_open()
+        return self._jobs.results.snapshot(job_id)
 
-    @abstractmethod
     def close(self) -> None:
         """Close the connections."""
+        self._closed = True
+        self._jobs.close()
+        self._bytes.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            msg = f"the client of {self._jobs.at} is closed: make another one"
+            raise ClientError(msg)
 
 
 class ArtifactClient(BoundToProcess, Artifacts):
@@ -264,91 +298,10 @@ class ArtifactClient(BoundToProcess, Artifacts):
         token: str | None = None,
         cache: ChunkCache | None = None,
     ) -> None:
-        self._bytes = ArtifactBytes(gateway, token, cache, check_service(service))
-        self._jobs: BrokerJobs | GatewayJobs
+        bytes_ = ArtifactBytes(gateway, token, cache, check_service(service))
         if broker_url is not None:
-            self._jobs = BrokerJobs(broker_url, result_url, check_service(service))
-        elif self._bytes.gateway is not None and result_url is None:
-            self._jobs = GatewayJobs(self._bytes.gateway, check_service(service))
+            super().__init__(BrokerJobs(broker_url, result_url, service), bytes_)
+        elif bytes_.gateway is not None and result_url is None:
+            super().__init__(GatewayJobs(bytes_.gateway, service), bytes_)
         else:
             raise ClientError("give broker_url, or gateway and token")
-        self._closed = False
-
-    def submit(
-        self,
-        spec: TaskSpec[RequestT, ResultT],
-        request: RequestT,
-        *,
-        idempotency_key: str | None = None,
-        job_id: str | None = None,
-    ) -> Job[ResultT]:
-        self._check_open()
-        check_request(spec, request)
-        sent = self._jobs.submit(spec, request, idempotency_key=idempotency_key, job_id=job_id)
-        return Job(*sent, results=self._jobs.results)
-
-    def submit_many(self, requests: Iterable[Message], *, idempotency_key: str | None = None) -> Jobs:
-        self._check_open()
-        results = self._jobs.results
-        sent = self._jobs.submit_many(requests, idempotency_key=idempotency_key)
-        return Jobs((Job(*each, results=results) for each in sent), results=results)
-
-    @overload
-    def job(self, job_id: str, kind: TaskSpec[Any, ResultT]) -> Job[ResultT]: ...
-    @overload
-    def job(self, job_id: str, kind: str | None = None) -> Job[Any]: ...
-    def job(self, job_id: str, kind: TaskSpec[Any, Any] | str | None = None) -> Job[Any]:
-        return Job(check_id(job_id), spec_of(kind), results=self._jobs.results)
-
-    def query(self, spec: TaskSpec[RequestT, ResultT], request: RequestT, *, timeout: float = QUERY_TIMEOUT) -> ResultT:
-        self._check_open()
-        return self._jobs.query(spec, request, timeout)
-
-    def snapshot(self, job_id: str) -> Snapshot:
-        self._check_open()
-        return self._jobs.results.snapshot(job_id)
-
-    def open(self, bucket: str, key: str) -> io.BufferedReader:
-        self._check_open()
-        return self._bytes.open(bucket, key)
-
-    def get(
-        self,
-        bucket: str,
-        key: str,
-        path: str | os.PathLike[str],
-        *,
-        on_progress: Callable[[Progress], object] | None = None,
-    ) -> ShowResult:
-        self._check_open()
-        return self._bytes.get(bucket, key, path, on_progress)
-
-    def upload_file(
-        self,
-        path: str | os.PathLike[str],
-        bucket: str,
-        key: str,
-        *,
-        idempotency_key: str | None = None,
-        on_progress: Callable[[Progress], object] | None = None,
-        **fields: Unpack[UploadFields],
-    ) -> Job[UploadResult]:
-        self._check_open()
-        sent = sent_fields(path, bucket, key, **fields)
-        job = self._bytes.send(path, sent, idempotency_key=idempotency_key, on_progress=on_progress)
-        return self.upload_job(job)
-
-    def warm(self, bucket: str, key: str, *, on_progress: Callable[[Progress], object] | None = None) -> ShowResult:
-        """Read all chunks of an artifact into the cache. Raise as `open`."""
-        self._check_open()
-        return self._bytes.warm(bucket, key, on_progress)
-
-    def close(self) -> None:
-        self._closed = True
-        self._jobs.close()
-        self._bytes.close()
-
-    def _check_open(self) -> None:
-        if self._closed:
-            msg = f"the client of {self._jobs.at} is closed: make another one"
-            raise ClientError(msg)

@@ -263,7 +263,7 @@ class ArtifactBytes:
         self._cache = cache
         self._service = service
 
-    def remote(self, bucket: str, key: str) -> RemoteArtifact:
+    def remote(self, bucket: str, key: str) -> Chunks:
         """Return an artifact to read. Raise as RemoteArtifact."""
         if self.gateway is None:
             raise ClientError("bytes come from the gateway: give gateway and token")

@@ -12,29 +12,22 @@ every store keeps metadata, tags and storage classes.
 
 import asyncio
 import hashlib
-import io
 import os
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Unpack, overload
+from typing import Any
 
 from zot_artifact_client.async_client import AsyncArtifacts
-from zot_artifact_client.async_job import AsyncJob, AsyncJobs, OnAsyncProgress
-from zot_artifact_client.build_requests import (
-    UploadFields,
-    check_request,
-    check_service,
-    payload_of,
-    request_of,
-    spec_of,
-    upload_request,
-)
+from zot_artifact_client.async_job import OnAsyncProgress
+from zot_artifact_client.build_requests import SentJob, check_service, payload_of, request_of
 from zot_artifact_client.client import Artifacts
 from zot_artifact_client.contract import (
     QUERY_LIST,
     QUERY_SHOW,
     QUERY_STATUS,
+    UPLOAD,
     JobState,
     Message,
     Progress,
@@ -43,14 +36,13 @@ from zot_artifact_client.contract import (
     ShowResult,
     StatusResult,
     TaskSpec,
-    UploadResult,
 )
-from zot_artifact_client.download import ArtifactFile, download
-from zot_artifact_client.errors import ClientError, InvalidRequest, JobCancelled, JobFailed, JobNotDone
+from zot_artifact_client.download import ArtifactBytes
+from zot_artifact_client.errors import InvalidRequest, JobCancelled, JobFailed, JobNotDone
 from zot_artifact_client.idempotency_conflicts import digest_of, idempotency_mismatch
 from zot_artifact_client.in_memory_worker import CHUNK, InMemoryWorker
-from zot_artifact_client.job import Job, Jobs, OnProgress, wait_timeout
-from zot_artifact_client.job_ids import check_id, choose_id, choose_ids
+from zot_artifact_client.job import OnProgress, wait_timeout
+from zot_artifact_client.job_ids import choose_id, choose_ids
 from zot_artifact_client.key_rules import broken_bucket_rule, broken_key_rule
 from zot_artifact_client.query_messages import QUERY_TIMEOUT, read_answer
 from zot_artifact_client.snapshot import Snapshot, unknown_job
@@ -67,8 +59,9 @@ class InMemoryArtifactClient(Artifacts):
 
     Attributes:
         submitted: every request that was sent, in order, with repetitions of an idempotency key left out.
-        paused: while True, jobs stay queued: waiting for one times out and cancelling one works. `resume` does them.
     """
+
+    _jobs: "InMemoryJobs"
 
     def __init__(
         self,
@@ -77,142 +70,29 @@ class InMemoryArtifactClient(Artifacts):
         *,
         service: str | None = None,
     ) -> None:
-        self._service = check_service(service)
-        self._digests: dict[str, str] = {}
-        self.submitted: list[Any] = []
-        self.paused = False
         self._worker = InMemoryWorker(stores, sources or {})
-        self._snapshots: dict[str, Snapshot] = {}
-        self._queued: dict[str, tuple[TaskSpec[Any, Any], Any]] = {}
-        self._next_end: JobNotDone | None = None
-        self._closed = False
+        jobs = InMemoryJobs(self._worker, check_service(service))
+        super().__init__(jobs, _InMemoryBytes(self._worker, jobs))
+        self.submitted = jobs.submitted
 
-    def submit(
-        self,
-        spec: TaskSpec[RequestT, ResultT],
-        request: RequestT,
-        *,
-        idempotency_key: str | None = None,
-        job_id: str | None = None,
-    ) -> Job[ResultT]:
-        self._check_open()
-        check_request(spec, request)
-        chosen = choose_id(spec, idempotency_key=idempotency_key, job_id=job_id, service=self._service)
-        return self._submit([(chosen, spec, request)])[0]
+    @property
+    def paused(self) -> bool:
+        """While True, jobs stay queued: waiting for one times out and cancelling one works. `resume` does them."""
+        return self._jobs.paused
 
-    def _submit(self, jobs: Sequence[tuple[str, TaskSpec[Any, Any], Message]]) -> Jobs:
-        digests = {id_: digest_of(spec.kind, payload_of(spec, asked)) for id_, spec, asked in jobs}  # checks the size
-        free = {id_ for id_ in digests if self.snapshot(id_).state is JobState.REFUSED}
-        if other := [
-            id_ for id_, digest in digests.items() if id_ not in free and self._digests.get(id_, digest) != digest
-        ]:
-            raise idempotency_mismatch(other)
-        for id_ in free:
-            del self._snapshots[id_]
-        self._digests |= digests
-        for id_, spec, request in jobs:
-            if id_ not in self._snapshots:
-                self.submitted.append(request)
-                self._snapshots[id_] = Snapshot(JobState.QUEUED)
-                self._queued[id_] = (spec, request)
-                if not self.paused:
-                    self.resume()
-        return Jobs((Job(id_, spec, digests[id_], results=self) for id_, spec, _ in jobs), results=self)
-
-    def submit_many(self, requests: Iterable[Message], *, idempotency_key: str | None = None) -> Jobs:
-        self._check_open()
-        return self._submit([*choose_ids(requests, idempotency_key, service=self._service)])
-
-    @overload
-    def job(self, job_id: str, kind: TaskSpec[Any, ResultT]) -> Job[ResultT]: ...
-    @overload
-    def job(self, job_id: str, kind: str | None = None) -> Job[Any]: ...
-    def job(self, job_id: str, kind: TaskSpec[Any, Any] | str | None = None) -> Job[Any]:
-        return Job(check_id(job_id), spec_of(kind), results=self)
-
-    def query(self, spec: TaskSpec[RequestT, ResultT], request: RequestT, *, timeout: float = QUERY_TIMEOUT) -> ResultT:
-        """Answer a query at once, also while jobs are paused."""
-        self._check_open()
-        answers: dict[str, Callable[[Any], Message]] = {
-            QUERY_SHOW.name: self._worker.show,
-            QUERY_LIST.name: self._worker.list,
-            QUERY_STATUS.name: lambda asked: StatusResult(job=asked.job, state=JobState.UNKNOWN),
-        }
-        try:
-            answer = answers[spec.name](request).model_dump(mode="json")
-        except JobFailed as error:
-            return read_answer(spec, _ended_by(error), timeout)
-        return read_answer(spec, Snapshot(JobState.SUCCEEDED, value=answer), timeout)
-
-    def open(self, bucket: str, key: str) -> io.BufferedReader:
-        return io.BufferedReader(ArtifactFile(self._chunks(bucket, key)))
-
-    def get(
-        self,
-        bucket: str,
-        key: str,
-        path: str | os.PathLike[str],
-        *,
-        on_progress: Callable[[Progress], object] | None = None,
-    ) -> ShowResult:
-        found = self._chunks(bucket, key)
-        download(found, path, on_progress)
-        return found.shown
-
-    def upload_file(
-        self,
-        path: str | os.PathLike[str],
-        bucket: str,
-        key: str,
-        *,
-        idempotency_key: str | None = None,
-        on_progress: Callable[[Progress], object] | None = None,
-        **fields: Unpack[UploadFields],
-    ) -> Job[UploadResult]:
-        self._check_open()
-        upload_request(path, bucket, key, **fields)
-        body = Path(path).read_bytes()
-        if rule := broken_bucket_rule(bucket) or broken_key_rule(bucket, key):
-            raise InvalidRequest(f"upload: {bucket!r}, {key!r}: {rule}")
-        sha256 = hashlib.sha256(body).hexdigest()
-        source = self._worker.stage(sha256, body)
-        if on_progress is not None:
-            on_progress(Progress(bytes_total=len(body), step="hashing"))
-            on_progress(Progress(bytes_done=len(body), bytes_total=len(body), step="sending"))
-        fields["sha256"] = fields.get("sha256") or sha256
-        return self.upload(source, bucket, key, idempotency_key=idempotency_key, **fields)
-
-    def warm(self, bucket: str, key: str, *, on_progress: Callable[[Progress], object] | None = None) -> ShowResult:
-        """Return what is shown: there is no cache to fill."""
-        del on_progress
-        return self.show(bucket, key)
-
-    def close(self) -> None:
-        """Take no more calls, as a client without its connections."""
-        self._closed = True
-
-    def _chunks(self, bucket: str, key: str) -> "_InMemoryChunks":
-        shown = self.query(QUERY_SHOW, request_of(QUERY_SHOW, bucket=bucket, key=key, chunks_from=0))
-        return _InMemoryChunks(self._worker, shown)
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ClientError("the client is closed: make another one")
-
-    # What only tests use.
-
-    def fail_next(self, error: JobNotDone) -> None:
-        """Let the next job end with this error instead of running."""
-        self._next_end = error
-
-    end_next = fail_next  # the name before 1.0
+    @paused.setter
+    def paused(self, paused: bool) -> None:
+        self._jobs.paused = paused
 
     def resume(self) -> None:
         """Do the jobs that are queued, and from now on every job at once."""
-        self.paused = False
-        while self._queued:
-            job_id = next(iter(self._queued))
-            self._snapshots[job_id] = self._run(*self._queued.pop(job_id))
+        self._jobs.resume()
+
+    def fail_next(self, error: JobNotDone) -> None:
+        """Let the next job end with this error instead of running."""
+        self._jobs.next_end = error
+
+    end_next = fail_next  # the name before 1.0
 
     def content(self, bucket: str, key: str, store: str) -> bytes | None:
         """Return the bytes in a store, or None."""
@@ -233,7 +113,89 @@ class InMemoryArtifactClient(Artifacts):
         """Remove the bytes of a copy, as a lost disk does."""
         del self._worker.stores[store][bucket, key]
 
-    # ResultBackend, for Job.
+
+class InMemoryJobs:
+    """The jobs of one service, with their states and results."""
+
+    at = "a worker in memory"
+
+    def __init__(self, worker: InMemoryWorker, service: str | None) -> None:
+        self._worker = worker
+        self._service = service
+        self._digests: dict[str, str] = {}
+        self._snapshots: dict[str, Snapshot] = {}
+        self._queued: dict[str, tuple[TaskSpec[Any, Any], Any]] = {}
+        self._lock = threading.RLock()  # an asynchronous client sends files from threads
+        self.submitted: list[Any] = []
+        self.paused = False
+        self.next_end: JobNotDone | None = None
+
+    @property
+    def results(self) -> "InMemoryJobs":
+        return self
+
+    def submit(
+        self, spec: TaskSpec[RequestT, Any], request: RequestT, *, idempotency_key: str | None, job_id: str | None
+    ) -> SentJob:
+        chosen = choose_id(spec, idempotency_key=idempotency_key, job_id=job_id, service=self._service)
+        return self._submit([(chosen, spec, request)])[0]
+
+    def submit_many(self, requests: Iterable[Message], *, idempotency_key: str | None) -> Iterator[SentJob]:
+        yield from self._submit([*choose_ids(requests, idempotency_key, service=self._service)])
+
+    def _submit(self, jobs: Sequence[tuple[str, TaskSpec[Any, Any], Message]]) -> list[SentJob]:
+        digests = {id_: digest_of(spec.kind, payload_of(spec, asked)) for id_, spec, asked in jobs}  # checks the size
+        with self._lock:
+            free = {id_ for id_ in digests if self.snapshot(id_).state is JobState.REFUSED}
+            if other := [
+                id_ for id_, digest in digests.items() if id_ not in free and self._digests.get(id_, digest) != digest
+            ]:
+                raise idempotency_mismatch(other)
+            for id_ in free:
+                del self._snapshots[id_]
+            self._digests |= digests
+            for id_, spec, request in jobs:
+                if id_ not in self._snapshots:
+                    self.submitted.append(request)
+                    self._snapshots[id_] = Snapshot(JobState.QUEUED)
+                    self._queued[id_] = (spec, request)
+                    if not self.paused:
+                        self.resume()
+        return [SentJob(id_, spec, digests[id_]) for id_, spec, _ in jobs]
+
+    def resume(self) -> None:
+        with self._lock:
+            self.paused = False
+            while self._queued:
+                job_id = next(iter(self._queued))
+                self._snapshots[job_id] = self._run(*self._queued.pop(job_id))
+
+    def _run(self, spec: TaskSpec[Any, Any], request: Any) -> Snapshot:
+        error, self.next_end = self.next_end, None
+        if error is not None:
+            return _ended_by(error)
+        try:
+            return Snapshot(JobState.SUCCEEDED, value=self._worker.run(spec, request), task=spec.name)
+        except JobFailed as failure:
+            return _ended_by(failure)
+
+    def query(self, spec: TaskSpec[RequestT, ResultT], request: RequestT, timeout: float) -> ResultT:
+        """Answer a query at once, also while jobs are paused."""
+        answers: dict[str, Callable[[Any], Message]] = {
+            QUERY_SHOW.name: self._worker.show,
+            QUERY_LIST.name: self._worker.list,
+            QUERY_STATUS.name: lambda asked: StatusResult(job=asked.job, state=JobState.UNKNOWN),
+        }
+        try:
+            answer = answers[spec.name](request).model_dump(mode="json")
+        except JobFailed as error:
+            return read_answer(spec, _ended_by(error), timeout)
+        return read_answer(spec, Snapshot(JobState.SUCCEEDED, value=answer), timeout)
+
+    def close(self) -> None:
+        pass
+
+    # The states and results: a ResultBackend
 
     def snapshot(self, job_id: str) -> Snapshot:
         return self._snapshots.get(job_id, Snapshot(JobState.UNKNOWN))
@@ -250,21 +212,51 @@ class InMemoryArtifactClient(Artifacts):
         return {id_: found for id_ in job_ids if (found := self.snapshot(id_)).state.terminal}
 
     def cancel(self, job_id: str) -> bool:
-        if job_id not in self._snapshots:
-            raise unknown_job(job_id)
-        if self._queued.pop(job_id, None) is None:
-            return False
-        self._snapshots[job_id] = _ended_by(JobCancelled(f"job {job_id} was cancelled"))
+        with self._lock:
+            if job_id not in self._snapshots:
+                raise unknown_job(job_id)
+            if self._queued.pop(job_id, None) is None:
+                return False
+            self._snapshots[job_id] = _ended_by(JobCancelled(f"job {job_id} was cancelled"))
         return True
 
-    def _run(self, spec: TaskSpec[Any, Any], request: Any) -> Snapshot:
-        error, self._next_end = self._next_end, None
-        if error is not None:
-            return _ended_by(error)
-        try:
-            return Snapshot(JobState.SUCCEEDED, value=self._worker.run(spec, request), task=spec.name)
-        except JobFailed as failure:
-            return _ended_by(failure)
+
+class _InMemoryBytes(ArtifactBytes):
+    """The bytes of artifacts, and files that are sent."""
+
+    def __init__(self, worker: InMemoryWorker, jobs: InMemoryJobs) -> None:
+        super().__init__(None, None, None)
+        self._worker = worker
+        self._jobs = jobs
+
+    def remote(self, bucket: str, key: str) -> "_InMemoryChunks":
+        asked = request_of(QUERY_SHOW, bucket=bucket, key=key, chunks_from=0)
+        return _InMemoryChunks(self._worker, self._jobs.query(QUERY_SHOW, asked, QUERY_TIMEOUT))
+
+    def send(
+        self,
+        path: str | os.PathLike[str],
+        fields: Mapping[str, object],
+        *,
+        idempotency_key: str | None,
+        on_progress: Callable[[Progress], object] | None,
+    ) -> str:
+        body = Path(path).read_bytes()
+        bucket, key = str(fields["bucket"]), str(fields["key"])
+        if rule := broken_bucket_rule(bucket) or broken_key_rule(bucket, key):
+            raise InvalidRequest(f"upload: {bucket!r}, {key!r}: {rule}")
+        sha256 = hashlib.sha256(body).hexdigest()
+        source = self._worker.stage(sha256, body)
+        if on_progress is not None:
+            on_progress(Progress(bytes_total=len(body), step="hashing"))
+            on_progress(Progress(bytes_done=len(body), bytes_total=len(body), step="sending"))
+        request = request_of(UPLOAD, **{"sha256": sha256, **fields, "source": source})
+        return self._jobs.submit(UPLOAD, request, idempotency_key=idempotency_key, job_id=None).id
+
+    def warm(self, bucket: str, key: str, on_progress: Callable[[Progress], object] | None = None) -> ShowResult:
+        """Return what is shown: there is no cache to fill."""
+        del on_progress
+        return self.remote(bucket, key).shown
 
 
 class _InMemoryChunks:
@@ -312,95 +304,42 @@ class AsyncInMemoryArtifactClient(AsyncArtifacts):
         service: str | None = None,
     ) -> None:
         self.memory = InMemoryArtifactClient(stores, sources, service=service)
-        self._results = _AsyncResults(self.memory)
-
-    async def submit(
-        self,
-        spec: TaskSpec[RequestT, ResultT],
-        request: RequestT,
-        *,
-        idempotency_key: str | None = None,
-        job_id: str | None = None,
-    ) -> AsyncJob[ResultT]:
-        job = self.memory.submit(spec, request, idempotency_key=idempotency_key, job_id=job_id)
-        return AsyncJob(job.id, spec, results=self._results)
-
-    async def submit_many(self, requests: Iterable[Message], *, idempotency_key: str | None = None) -> AsyncJobs:
-        sent = self.memory.submit_many(requests, idempotency_key=idempotency_key)
-        return AsyncJobs((AsyncJob(job.id, job.spec, results=self._results) for job in sent), results=self._results)
-
-    @overload
-    def job(self, job_id: str, kind: TaskSpec[Any, ResultT]) -> AsyncJob[ResultT]: ...
-    @overload
-    def job(self, job_id: str, kind: str | None = None) -> AsyncJob[Any]: ...
-    def job(self, job_id: str, kind: TaskSpec[Any, Any] | str | None = None) -> AsyncJob[Any]:
-        return AsyncJob(check_id(job_id), spec_of(kind), results=self._results)
-
-    async def query(
-        self,
-        spec: TaskSpec[RequestT, ResultT],
-        request: RequestT,
-        *,
-        timeout: float = QUERY_TIMEOUT,  # noqa: ASYNC109 - the same as of the other client
-    ) -> ResultT:
-        return self.memory.query(spec, request, timeout=timeout)
-
-    async def read(self, bucket: str, key: str, offset: int = 0, length: int | None = None) -> bytes:
-        with self.memory.open(bucket, key) as file:
-            file.seek(offset)
-            return file.read(-1 if length is None else length)
-
-    async def get(
-        self,
-        bucket: str,
-        key: str,
-        path: str | os.PathLike[str],
-        *,
-        on_progress: Callable[[Progress], object] | None = None,
-    ) -> ShowResult:
-        return self.memory.get(bucket, key, path, on_progress=on_progress)
-
-    async def upload_file(
-        self,
-        path: str | os.PathLike[str],
-        bucket: str,
-        key: str,
-        *,
-        idempotency_key: str | None = None,
-        on_progress: Callable[[Progress], object] | None = None,
-        **fields: Unpack[UploadFields],
-    ) -> AsyncJob[UploadResult]:
-        sent = self.memory.upload_file(
-            path, bucket, key, idempotency_key=idempotency_key, on_progress=on_progress, **fields
-        )
-        return AsyncJob(sent.id, sent.spec, results=self._results)
-
-    async def warm(
-        self, bucket: str, key: str, *, on_progress: Callable[[Progress], object] | None = None
-    ) -> ShowResult:
-        """Return what is shown: there is no cache to fill."""
-        return self.memory.warm(bucket, key, on_progress=on_progress)
-
-    async def snapshot(self, job_id: str) -> Snapshot:
-        return self.memory.snapshot(job_id)
-
-    async def close(self) -> None:
-        """Take no more calls, as a client without its connections."""
-        self.memory.close()
+        super().__init__(_AsyncInMemoryJobs(self.memory), self.memory._bytes)  # noqa: SLF001 - it is one of us
 
 
-class _AsyncResults:
-    """AsyncResults, for AsyncJob: a job that is paused may be resumed by another task, so its wait takes its time."""
+class _AsyncInMemoryJobs:
+    """InMemoryJobs as coroutines: a job that is paused may be resumed by another task, so its wait takes its time."""
 
     def __init__(self, memory: InMemoryArtifactClient) -> None:
         self._memory = memory
+        self._jobs = memory._jobs  # noqa: SLF001 - it is one of us
+        self.at = self._jobs.at
+
+    @property
+    def results(self) -> "_AsyncInMemoryJobs":
+        return self
+
+    async def submit(
+        self, spec: TaskSpec[RequestT, Any], request: RequestT, *, idempotency_key: str | None, job_id: str | None
+    ) -> SentJob:
+        return self._jobs.submit(spec, request, idempotency_key=idempotency_key, job_id=job_id)
+
+    async def submit_many(self, requests: Iterable[Message], *, idempotency_key: str | None) -> AsyncIterator[SentJob]:
+        for sent in self._jobs.submit_many(requests, idempotency_key=idempotency_key):
+            yield sent
+
+    async def query(self, spec: TaskSpec[RequestT, ResultT], request: RequestT, limit: float) -> ResultT:
+        return self._jobs.query(spec, request, limit)
+
+    async def close(self) -> None:
+        self._memory.close()
 
     async def snapshot(self, job_id: str) -> Snapshot:
-        return self._memory.snapshot(job_id)
+        return self._jobs.snapshot(job_id)
 
     async def wait_for_end(self, job_id: str, timeout: float | None, on_progress: OnAsyncProgress | None) -> Snapshot:  # noqa: ARG002, ASYNC109
         ends = None if timeout is None else time.monotonic() + timeout
-        while (found := self._memory.snapshot(job_id)).state is JobState.QUEUED:
+        while (found := self._jobs.snapshot(job_id)).state is JobState.QUEUED:
             if ends is not None and time.monotonic() >= ends:
                 raise wait_timeout(job_id, timeout)
             await asyncio.sleep(_TICK)
@@ -409,7 +348,7 @@ class _AsyncResults:
         return found
 
     async def ended(self, job_ids: Sequence[str]) -> Mapping[str, Snapshot]:
-        return self._memory.ended(job_ids)
+        return self._jobs.ended(job_ids)
 
     async def cancel(self, job_id: str) -> bool:
-        return self._memory.cancel(job_id)
+        return self._jobs.cancel(job_id)

@@ -25,7 +25,7 @@ from zot_artifact_client.job import ResultBackend
 from zot_artifact_client.query_messages import read_answer
 from zot_artifact_client.result_backend import CeleryResultBackend
 from zot_artifact_client.snapshot import Snapshot
-from zot_artifact_client.testing import AsyncInMemoryArtifactClient, InMemoryArtifactClient
+from zot_artifact_client.testing import AsyncInMemoryArtifactClient, InMemoryArtifactClient, InMemoryJobs
 
 APP = b"the bytes of app.tgz"
 
@@ -64,7 +64,7 @@ def test_it_has_the_surface_of_the_client() -> None:
     missing = surface(ArtifactClient).keys() - surface(AsyncArtifactClient).keys()
     assert missing == {"open", "__enter__", "__exit__"}  # it has `read`
     results = surface(ResultBackend)
-    for kept in (CeleryResultBackend, InMemoryArtifactClient):
+    for kept in (CeleryResultBackend, InMemoryJobs):
         assert {name: surface(kept).get(name) for name in results} == results
 
 
