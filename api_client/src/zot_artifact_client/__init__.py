@@ -90,50 +90,24 @@ __all__ = [
     "as_completed",
 ]
 
-_MODULES = {
-    "AdoptResult": "contract",
-    "ArtifactChanged": "errors",
-    "ArtifactClient": "client",
-    "ArtifactInfo": "contract",
-    "ArtifactNotFound": "errors",
-    "Artifacts": "client",
-    "AsyncArtifactClient": "async_client",
-    "AsyncArtifacts": "async_client",
-    "AsyncJob": "async_job",
-    "AsyncJobs": "async_job",
-    "BatchFailure": "contract",
-    "BatchResult": "contract",
-    "BrokerUnavailable": "errors",
-    "CacheStat": "chunk_cache",
-    "ChunkCache": "chunk_cache",
-    "ClientError": "errors",
-    "CopyInfo": "contract",
-    "DamagedBytes": "errors",
-    "DeleteResult": "contract",
-    "GatewayUnavailable": "errors",
-    "IdempotencyMismatch": "errors",
-    "InvalidRequest": "errors",
-    "InvalidUrl": "errors",
-    "Job": "job",
-    "JobCancelled": "errors",
-    "JobFailed": "errors",
-    "JobNotDone": "errors",
-    "JobState": "contract",
-    "JobStatus": "snapshot",
-    "Jobs": "job",
-    "ListResult": "contract",
-    "NoGoodCopy": "errors",
-    "NotAllowed": "errors",
-    "Progress": "contract",
-    "ReplicateResult": "contract",
-    "ShowResult": "contract",
-    "SweepVerifyResult": "contract",
-    "UnknownJob": "errors",
-    "UploadResult": "contract",
-    "VerifyResult": "contract",
-    "WaitTimeout": "errors",
-    "as_completed": "job",
+_NAMES = {
+    "async_client": "AsyncArtifactClient AsyncArtifacts",
+    "async_job": "AsyncJob AsyncJobs",
+    "chunk_cache": "CacheStat ChunkCache",
+    "client": "ArtifactClient Artifacts",
+    "contract": """
+        AdoptResult ArtifactInfo BatchFailure BatchResult CopyInfo DeleteResult JobState ListResult Progress
+        ReplicateResult ShowResult SweepVerifyResult UploadResult VerifyResult
+    """,
+    "errors": """
+        ArtifactChanged ArtifactNotFound BrokerUnavailable ClientError DamagedBytes GatewayUnavailable
+        IdempotencyMismatch InvalidRequest InvalidUrl JobCancelled JobFailed JobNotDone NoGoodCopy
+        NotAllowed UnknownJob WaitTimeout
+    """,
+    "job": "Job Jobs as_completed",
+    "snapshot": "JobStatus",
 }
+_MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
 """The module of each name. It is imported when the name is first used: Celery takes half a second to import."""
 
 
