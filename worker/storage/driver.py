@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self
 
 from worker.storage.errors import StorageError
 
@@ -35,7 +35,7 @@ class Digest:
 class ObjectProperties:
     """The HTTP headers that a cloud keeps beside the bytes and gives to its readers; None for what is not set.
 
-    `tags` are the object's tags as the query of a URL, by name. No stat has them: see `TagDriver.tags`.
+    `tags` are the object's tags as the query of a URL, by name. No stat has them: see `FullDriver.tags`.
     """
 
     content_type: str | None = None
@@ -108,15 +108,14 @@ class ListedObject:
     modified: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class WholeObject:
+class WholeObject(NamedTuple):
     """The bytes of a whole small object, as a buffer, and the version tag that they are of.
 
     `sha256` is the digest that is stored beside the object, lower-case, and empty if there is none.
     """
 
-    version: str
     data: "Buffer"
+    version: str
     sha256: str
 
 
@@ -193,23 +192,23 @@ class Capabilities:
         parts: how large and how many the parts of a resumable write are, or None where there is none.
         storage_classes: the names of the classes or tiers that a write can be given, or None where there are none. A
             store may still refuse a name that fits, where only the store knows them all.
-        whole_reads: bytes of the largest object that `WholeReadDriver.read_whole` reads; 0 where the driver is none.
-        patches: bytes of the smallest range that `PatchDriver.patch` replaces; 0 where the driver is none.
-        reads_ahead: objects that one thread has asked for at a time where it reads many (`SmallReadDriver`).
+        whole_reads: bytes of the largest object that `FullDriver.read_whole` reads; 0 where the driver is none.
+        patches: bytes of the smallest range that `FullDriver.patch` replaces; 0 where the driver is none.
+        reads_ahead: objects that one thread has asked for at a time where it reads many (`FullDriver.small_reads`).
         impossible_keys: keys that no object of the store can have, because it reads them as another key, or refuses
             them.
         realm: a text made of provider, endpoint and credentials, without a secret. Stores whose realms are equal can
-            copy from each other server-side (`CopyDriver`). None where that is impossible or not safe: where the store
-            does not decide `create_only` itself, or where a copy would share its blocks with the original and be
-            damaged with it, like a hard link or a reflink on one filesystem.
+            copy from each other server-side (`FullDriver.copy_from`). None where that is impossible or not safe: where
+            the store does not decide `create_only` itself, or where a copy would share its blocks with the original and
+            be damaged with it, like a hard link or a reflink on one filesystem.
         checks_uploads: the store compares the bytes that arrive with a checksum of the bytes sent, and refuses damaged
-            ones; None where only a `ChecksumDriver` can find out.
+            ones; None where only `FullDriver.refuses_damage` can find out.
         reserved_buckets: the store has buckets for quarantine and probes.
-        signs_puts: see `SigningDriver`.
-        holds: a bucket of the store may offer holds on objects (`HoldDriver`); the bucket is asked.
+        signs_puts: see `FullDriver.sign_put`.
+        holds: a bucket of the store may offer holds on objects (`FullDriver.offers_hold`); the bucket is asked.
         holds_refuse_writes: what is held cannot be replaced either; elsewhere a write makes a version that is not held.
-        tags: the characters of the names and values of object tags (`TagDriver`), or None where the store has no tags.
-        groups: many small objects are written faster as a group (`GroupDriver`).
+        tags: the characters of the names and values of object tags, or None where the store has no tags.
+        groups: many small objects are written faster as a group (`FullDriver.put_many`).
         local: a read is mostly work of this machine's processor, so that more threads are no faster; elsewhere several
             ranges at once are read faster than one whole object.
         marks_uploads: the store tells of each unfinished upload whether the worker began it.
@@ -282,7 +281,7 @@ class HashedBytes:
 
 @dataclass(frozen=True, slots=True)
 class SmallPut:
-    """An object of a group that is written at once; see `GroupDriver`."""
+    """An object of a group that is written at once; see `FullDriver.put_many`."""
 
     bucket: str
     key: str
@@ -462,15 +461,37 @@ class PartFile(Protocol):
 
 PartData = bytes | bytearray | PartFile
 """The bytes of a part: in memory, or in a file where a part is larger than what a transfer may hold."""
+SmallRead = tuple[str, str, Digest]
+"""An object to read as a whole: its bucket, its key and its recorded digest, whose size it must have."""
 
 
-class MultipartDriver(Driver, Protocol):
-    """A backend whose `capabilities.parts` is not None: several threads send a multipart upload and resume it.
+@dataclass(frozen=True, slots=True)
+class SignedPut:
+    """A request that writes one object without credentials, until it expires. The URL is a secret."""
 
-    A token names one multipart upload to every process for as long as the store keeps it, and holds no secret. Nothing
-    is visible under the key before `complete_upload`. Other writes of the same key do not disturb the upload, unless
-    its `PartLimits` are `exclusive`.
-    """
+    url: str = field(repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class SmallReads(Protocol):
+    """Reads many small objects one after the other, with less work for each than `Driver.open`; for one thread."""
+
+    def read(self, wanted: Iterable[SmallRead]) -> Iterator[tuple[SmallRead, WholeObject | None]]:
+        """Yield each object with what is read of it, in their order; it may open some before it reads the first.
+
+        It is None if the object is missing, large, of another size or of an odd name; `Driver.open` raises the reason.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+class FullDriver(Driver, Protocol):
+    """A backend with all methods that are optional: each is there where `capabilities` has what its section names."""
+
+    # `parts`: several threads send a multipart upload and resume it. A token names one to every process for as long as
+    # the store keeps it, and holds no secret. Nothing is visible under the key before `complete_upload`. Other writes
+    # of the same key do not disturb the upload, unless its `PartLimits` are `exclusive`.
 
     def begin_upload(self, bucket: str, key: str, info: WriteInfo) -> str:
         """Begin a multipart upload and return its token. `info` has size and digest."""
@@ -518,17 +539,13 @@ class MultipartDriver(Driver, Protocol):
         """Abort a multipart upload and remove its parts; an upload that is not open any more is no error."""
         ...
 
-
-class UnmarkedUploadDriver(MultipartDriver, Protocol):
-    """A backend whose `capabilities.marks_uploads` is False: the worker records that it is about to begin an upload."""
+    # not `marks_uploads`: the worker records that it is about to begin an upload
 
     def is_unused_upload(self, stale: StaleUpload, bucket: str, key: str) -> bool:
         """Return whether a stale upload is of this object and has no part yet."""
         ...
 
-
-class GroupDriver(Driver, Protocol):
-    """A backend whose `capabilities.groups` is True: it makes many small objects durable at once."""
+    # `groups`
 
     def put_many(self, puts: Sequence[SmallPut]) -> list[ObjectStat | StorageError]:
         """Write small objects, and return the stat or the error of each, in their order.
@@ -538,17 +555,13 @@ class GroupDriver(Driver, Protocol):
         """
         ...
 
-
-class ExpectingDriver(Driver, Protocol):
-    """A backend without conditional writes that asks for many keys at once whether they are free."""
+    # not `conditional_writes`: some of these backends ask for many keys at once whether they are free
 
     def expect_writes(self, paths: Iterable[tuple[str, str]]) -> None:
         """Expect that these buckets and keys are written soon, each once, under the condition `create_only`."""
         ...
 
-
-class WholeReadDriver(Driver, Protocol):
-    """A backend whose `capabilities.whole_reads` is not 0: it reads a small object with a single request."""
+    # `whole_reads`, and many small objects where the driver has the method
 
     def read_whole(self, bucket: str, key: str, size: int) -> WholeObject | None:
         """Return an object of exactly `size` bytes, at most `capabilities.whole_reads`.
@@ -558,9 +571,9 @@ class WholeReadDriver(Driver, Protocol):
         """
         ...
 
+    def small_reads(self) -> SmallReads: ...
 
-class ChecksumDriver(Driver, Protocol):
-    """A backend whose `capabilities.checks_uploads` may be None: a trial finds out."""
+    # `checks_uploads` may be None: a trial finds out
 
     def copy(
         self,
@@ -587,9 +600,7 @@ class ChecksumDriver(Driver, Protocol):
         """
         ...
 
-
-class PatchDriver(ChecksumDriver, Protocol):
-    """A backend whose `capabilities.patches` is not 0: it makes an object of another one with some ranges replaced."""
+    # `patches`
 
     def patch(
         self,
@@ -622,34 +633,13 @@ class PatchDriver(ChecksumDriver, Protocol):
         """
         ...
 
-
-class TagDriver(Driver, Protocol):
-    """A backend whose `capabilities.tags` is not None: `ObjectProperties.tags` are written with the object.
-
-    Where the store refuses them, such as for lack of a right, the object is written without.
-    """
+    # `tags`: `ObjectProperties.tags` are written with the object, without them where the store refuses them
 
     def tags(self, bucket: str, key: str) -> dict[str, str]:
         """Return the tags of an object that users have set."""
         ...
 
-
-SmallRead = tuple[str, str, Digest]
-"""An object to read as a whole: its bucket, its key and its recorded digest, whose size it must have."""
-WholeRead = tuple["Buffer", str, str]
-"""All bytes of an object, its version, and the digest that is stored beside it, empty if there is none."""
-
-
-@dataclass(frozen=True, slots=True)
-class SignedPut:
-    """A request that writes one object without credentials, until it expires. The URL is a secret."""
-
-    url: str = field(repr=False)
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-
-class SigningDriver(Driver, Protocol):
-    """A backend whose `capabilities.signs_puts` is true: others can write an object without its credentials."""
+    # `signs_puts`
 
     def sign_put(self, bucket: str, key: str, size: int, seconds: int) -> SignedPut:
         """Return the request that writes `size` bytes under a key. It is valid for so many seconds.
@@ -659,9 +649,7 @@ class SigningDriver(Driver, Protocol):
         """
         ...
 
-
-class HoldDriver(Driver, Protocol):
-    """A backend whose `capabilities.holds` is true: its store itself can refuse to delete an object."""
+    # `holds`: the store itself can refuse to delete an object
 
     def offers_hold(self, bucket: str) -> bool:
         """Return whether the bucket says that it offers holds on its objects."""
@@ -679,28 +667,7 @@ class HoldDriver(Driver, Protocol):
         """Try to delete the bytes under the key for good; return False if the store refuses it."""
         ...
 
-
-class SmallReads(Protocol):
-    """Reads many small objects one after the other, with less work for each than `Driver.open`; for one thread."""
-
-    def read(self, wanted: Iterable[SmallRead]) -> Iterator[tuple[SmallRead, WholeRead | None]]:
-        """Yield each object with what is read of it, in their order; it may open some before it reads the first.
-
-        It is None if the object is missing, large, of another size or of an odd name; `Driver.open` raises the reason.
-        """
-        ...
-
-    def close(self) -> None: ...
-
-
-class SmallReadDriver(Driver, Protocol):
-    """A driver that reads many small objects faster than one by one."""
-
-    def small_reads(self) -> SmallReads: ...
-
-
-class CopyDriver(Driver, Protocol):
-    """A backend whose `capabilities.realm` is not None: it copies server-side from any store of that realm."""
+    # `realm`: the store copies server-side from any store of that realm
 
     def location(self, bucket: str, key: str) -> Any:
         """Return the location by which `copy_from` of another driver of this realm finds an object."""

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TypedDict, cast
@@ -16,25 +16,18 @@ from worker.storage.driver import (
     Condition,
     Digest,
     Driver,
-    ExpectingDriver,
-    GroupDriver,
+    FullDriver,
     HashedBody,
     HashedBytes,
-    HoldDriver,
     ListedObject,
     Match,
-    MultipartDriver,
     ObjectProperties,
     ObjectReader,
     ObjectStat,
     SignedPut,
-    SigningDriver,
     SmallPut,
-    SmallReadDriver,
     SmallReads,
     StaleUpload,
-    TagDriver,
-    UnmarkedUploadDriver,
     WriteInfo,
 )
 from worker.storage.errors import (
@@ -118,13 +111,13 @@ class Store:
             identity: checks before every use that the store was used under its name before.
         """
         self.name = driver.name  # as it is configured, such as `primary`
-        self._driver = driver
+        self._driver = cast("FullDriver", driver)
         self._identity = identity
         self._memory = memory
         self._spool_dir = spool_dir
-        self._read_back = ReadBack(driver)
+        self._read_back = ReadBack(self._driver)
 
-    @cached_property
+    @property
     def capabilities(self) -> Capabilities:
         return self._driver.capabilities
 
@@ -197,7 +190,7 @@ class Store:
                 if not in_parts:
                     return self._driver.put(at_bucket, at_key, body, info, condition=condition)
                 parted = MultipartWrite(
-                    cast("MultipartDriver", self._driver), at_bucket, at_key, info, checkpoint or NoCheckpoint(),
+                    self._driver, at_bucket, at_key, info, checkpoint or NoCheckpoint(),
                     manifest=manifest, memory=self._memory, spool_dir=self._spool_dir,
                     other_place=(bucket, key) if (at_bucket, at_key) != (bucket, key) else None,
                 )  # fmt: skip
@@ -226,7 +219,7 @@ class Store:
                 refused[number] = error
             else:
                 allowed.append(put)
-        results = iter(cast("GroupDriver", self._driver).put_many(allowed)) if allowed else iter(())
+        results = iter(self._driver.put_many(allowed)) if allowed else iter(())
         return [refused[number] if number in refused else next(results) for number in range(len(puts))]
 
     def expect_writes(self, paths: Iterable[tuple[str, str]]) -> None:
@@ -235,7 +228,7 @@ class Store:
         The promises of a write stay the same, and not all expected objects need be written.
         """
         if hasattr(self._driver, "expect_writes"):
-            cast("ExpectingDriver", self._driver).expect_writes(paths)
+            self._driver.expect_writes(paths)
 
     def read_object(
         self, bucket: str, key: str, *, expected: Digest | None = None, on_bytes: OnBytes | None = None
@@ -373,15 +366,7 @@ class Store:
         self._check_existing(bucket, key)
         try:
             self._check_read(bucket, key)
-            return verify(
-                self._driver,
-                bucket,
-                key,
-                expected,
-                manifest=manifest,
-                on_bytes=on_bytes,
-                whole_reads=self.capabilities.whole_reads,
-            )
+            return verify(self._driver, bucket, key, expected, manifest=manifest, on_bytes=on_bytes)
         except StorageError as error:
             return verdict_of(error, self._driver, bucket, key, expected)
 
@@ -398,9 +383,10 @@ class Store:
         local, verified = self.capabilities.local, Verdict.VERIFIED  # local: read below the store's own directory
         for each, found in read_ahead(reads, wanted):
             if found is not None and (local or self._is_own(*each[:2])):
-                _, version, stored = found
                 expected = each[2]
-                yield Verification(verified, expected, expected.size, expected.sha256, version, None, stored)
+                yield Verification(
+                    verified, expected, expected.size, expected.sha256, found.version, None, found.sha256
+                )
             else:  # a bad copy gets its verdict from a second read
                 yield self.verify_object(*each)
 
@@ -416,7 +402,7 @@ class Store:
                 yield self._read_whole(*each)
             return
         for _, found in read_ahead(reads, wanted):
-            yield bytes(found[0]) if found else None
+            yield bytes(found.data) if found else None
 
     def _is_own(self, bucket: str, key: str) -> bool:
         """Return whether an object that was read may be one of this store; `verify_object` says why not."""
@@ -430,7 +416,7 @@ class Store:
         """Return the bytes of a small object that is right, read in one request; None for any other one."""
         try:
             self._check_read(bucket, key)
-            found = read_small(self._driver, bucket, key, expected, whole_reads=self.capabilities.whole_reads)
+            found = read_small(self._driver, bucket, key, expected)
         except StorageError:
             return None  # it is raised again where the object is read by itself
         return bytes(found.data) if found else None
@@ -578,7 +564,7 @@ class Store:
 
         Raises:
             PreconditionFailed: another version, or nothing, is under the key.
-            StorageError: see `PatchDriver.patch`; what `read` raises.
+            StorageError: see `FullDriver.patch`; what `read` raises.
         """
         self._check_write(found.bucket, found.key, existing_key=True)
         if not self.capabilities.patches or found.size != expected.size:
@@ -588,7 +574,7 @@ class Store:
         return self._read_back.patch(found, info, manifest, bad, read, between=between, on_bytes=on_read_back)
 
     def sign_put(self, bucket: str, key: str, size: int, seconds: int) -> SignedPut:
-        """Return a request with which others write one object; see `SigningDriver`.
+        """Return a request with which others write one object; see `FullDriver.sign_put`.
 
         Raises:
             PermanentError: the store cannot sign such a request.
@@ -596,7 +582,7 @@ class Store:
         self._check_write(bucket, key, existing_key=False)
         if not self.capabilities.signs_puts:
             raise PermanentError(f"{self.name}: the store cannot be written to by signed URLs")
-        return cast("SigningDriver", self._driver).sign_put(bucket, key, size, seconds)
+        return self._driver.sign_put(bucket, key, size, seconds)
 
     def offers_hold(self, bucket: str) -> bool:
         """Return whether the bucket can hold objects itself: it then refuses to delete them, whatever program asks.
@@ -604,22 +590,22 @@ class Store:
         Raises:
             StorageError: the bucket cannot be asked.
         """
-        return self.capabilities.holds and cast("HoldDriver", self._driver).offers_hold(bucket)
+        return self.capabilities.holds and self._driver.offers_hold(bucket)
 
     def set_hold(self, bucket: str, key: str, *, held: bool) -> None:
         """Have the store hold an object, or end that; only for a bucket that offers it."""
         self._check_existing(bucket, key)
         self._check_identity("write", bucket)
-        cast("HoldDriver", self._driver).set_hold(bucket, key, held=held)
+        self._driver.set_hold(bucket, key, held=held)
 
     def delete_held(self, bucket: str, key: str) -> bool:
         """Try to delete an object that is held; return False if the store refuses it. Only for an object of our own."""
         self._check_identity("write", bucket)
-        return cast("HoldDriver", self._driver).delete_held(bucket, key)
+        return self._driver.delete_held(bucket, key)
 
     def tags(self, bucket: str, key: str) -> dict[str, str]:
         """Return the object tags that users have set; none where the store has no tags."""
-        return {} if self.capabilities.tags is None else cast("TagDriver", self._driver).tags(bucket, key)
+        return {} if self.capabilities.tags is None else self._driver.tags(bucket, key)
 
     def list_objects(self, bucket: str, prefix: str = "", *, after: str = "") -> Iterator[ListedObject]:
         """Yield objects by the UTF-8 order of their keys; see `Driver.iter_objects`."""
@@ -697,7 +683,7 @@ class Store:
     def abort_upload(self, bucket: str, key: str, token: str) -> None:
         """Abort a multipart upload and remove its parts; an upload that has ended is no error."""
         self._check_identity("write", bucket)
-        cast("MultipartDriver", self._driver).abort_upload(bucket, key, token)
+        self._driver.abort_upload(bucket, key, token)
 
     def iter_stale_uploads(self) -> Iterator[StaleUpload]:
         """Yield the unfinished uploads, those that are still being written included."""
@@ -707,8 +693,7 @@ class Store:
 
     def is_unused_upload(self, stale: StaleUpload, bucket: str, key: str) -> bool:
         """Return whether a stale upload of a store that does not mark uploads is of this object and has no part yet."""
-        driver = cast("UnmarkedUploadDriver", self._driver)
-        return not self.capabilities.marks_uploads and driver.is_unused_upload(stale, bucket, key)
+        return not self.capabilities.marks_uploads and self._driver.is_unused_upload(stale, bucket, key)
 
     def remove_stale_upload(self, stale: StaleUpload) -> bool:
         """Remove a stale upload; return False if it has ended meanwhile or its writer is alive."""
@@ -758,7 +743,7 @@ class Store:
             self._check_identity("read")
         except StorageError:
             return None  # each object raises it again
-        return cast("SmallReadDriver", self._driver).small_reads()
+        return self._driver.small_reads()
 
     def _check_identity(self, purpose: Purpose, bucket: str | None = None) -> None:
         if self._identity:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
+from functools import cached_property
 from hashlib import sha256
 from http import HTTPStatus
 from itertools import islice
@@ -118,7 +119,7 @@ _SINCE_START_FROM = "2026-02-06"
 
 @exception_boundary
 class AzureDriver(CloudDriver):
-    """A container of Azure Blob Storage; see `Driver`, `MultipartDriver` and `CopyDriver`.
+    """A container of Azure Blob Storage; see `FullDriver`.
 
     The digest is the metadata `sha256`. Memory: one block of an upload for each thread.
 
@@ -138,7 +139,7 @@ class AzureDriver(CloudDriver):
         self._plain_reads = plain_reads(config, self._service)
         self._small_writes = small_writes(config, self._origin, self._service)
 
-    @property
+    @cached_property
     def capabilities(self) -> Capabilities:
         return Capabilities(
             needs_digest_first=True,

@@ -102,7 +102,7 @@ class CloudDriver(ABC):
     _plain_reads: PlainReads
 
     def read_whole(self, bucket: str, key: str, size: int) -> WholeObject | None:
-        """Return an object of exactly `size` bytes; see `WholeReadDriver`."""
+        """Return an object of exactly `size` bytes; see `FullDriver`."""
         return self._plain_reads.read(self._real_object(bucket, key), size)
 
     def small_reads(self) -> PlainReadsAhead:

@@ -24,7 +24,7 @@ from worker.storage.cloud.plain_requests import (
     RealObject,
     is_plain_name,
 )
-from worker.storage.driver import SmallRead, WholeObject, WholeRead
+from worker.storage.driver import SmallRead, WholeObject
 from worker.storage.errors import StorageError
 
 PATIENCE = 4
@@ -111,7 +111,7 @@ class PlainReadsAhead:
         self._failed = False
         self._asked_at = 0.0
 
-    def read(self, wanted: Iterable[SmallRead]) -> Iterator[tuple[SmallRead, WholeRead | None]]:
+    def read(self, wanted: Iterable[SmallRead]) -> Iterator[tuple[SmallRead, WholeObject | None]]:
         """Yield each object with what is read of it, or None; see `SmallReads`."""
         for each in wanted:
             while self._ahead and time.monotonic() - self._asked_at > _STALE:
@@ -140,7 +140,7 @@ class PlainReadsAhead:
             self._failed = True  # otherwise a store that does not answer would be waited for once for each object
             return None
 
-    def _next(self) -> tuple[SmallRead, WholeRead | None]:
+    def _next(self) -> tuple[SmallRead, WholeObject | None]:
         wanted, asked = self._ahead.popleft()
         if asked is None:
             return wanted, None
@@ -148,13 +148,12 @@ class PlainReadsAhead:
             asked[1].close()
             return wanted, None
         try:
-            found = self._reads.receive(asked, wanted[2].size)
+            return wanted, self._reads.receive(asked, wanted[2].size)
         except self._reads.failures:
             self._failed = True
             return wanted, None
-        return wanted, (found.data, found.version, found.sha256) if found else None
 
 
 def whole_object(answer: PlainAnswer, digest: str, version: str | None) -> WholeObject | None:
     """Return the object of an answer that says its version; `digest` is the header with the SHA-256 beside it."""
-    return WholeObject(version, answer.body, sha256_of(answer.headers.get(digest)) or "") if version else None
+    return WholeObject(answer.body, version, sha256_of(answer.headers.get(digest)) or "") if version else None

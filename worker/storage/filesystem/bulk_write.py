@@ -76,7 +76,7 @@ class BulkWrite:
         self._rules = rules
 
     def put_many(self, puts: Sequence[SmallPut]) -> list[ObjectStat | StorageError]:
-        """Write the objects; see `GroupDriver`."""
+        """Write the objects; see `FullDriver.put_many`."""
         items = [_Item(put, ObjectPath(put.bucket, put.key)) for put in puts]
         fresh: set[str] = set()
         with _Directories(self._tree) as directories:

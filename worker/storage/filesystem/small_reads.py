@@ -5,7 +5,7 @@ import stat
 from collections import deque
 from collections.abc import Iterable, Iterator
 
-from worker.storage.driver import SmallRead, WholeRead
+from worker.storage.driver import SmallRead, WholeObject
 from worker.storage.filesystem.digest_attribute import has_digest, read_digest
 from worker.storage.filesystem.layout import SIDECAR, SIDECAR_SIZES, parse_sidecar, version_of
 from worker.storage.filesystem.open_without_symlinks import Tree, read_up_to
@@ -34,7 +34,7 @@ class FilesystemSmallReads:
         """Whether the file before had its digest in an attribute, so that the next one probably has, too."""
         self._ahead: deque[tuple[SmallRead, _Opened | None]] = deque()
 
-    def read(self, wanted: Iterable[SmallRead]) -> Iterator[tuple[SmallRead, WholeRead | None]]:
+    def read(self, wanted: Iterable[SmallRead]) -> Iterator[tuple[SmallRead, WholeObject | None]]:
         """Yield each object with what is read of it, or None; see `SmallReads`."""
         ahead = self._ahead
         for each in wanted:
@@ -101,7 +101,7 @@ class FilesystemSmallReads:
         finally:
             os.close(sidecar)
 
-    def _finish(self, opened: _Opened) -> WholeRead | None:
+    def _finish(self, opened: _Opened) -> WholeObject | None:
         fd, found, stored = opened
         size = found.st_size
         try:
@@ -112,7 +112,7 @@ class FilesystemSmallReads:
             return None
         finally:
             _close(fd)
-        return (data, version_of(found), stored) if len(data) == size else None
+        return WholeObject(data, version_of(found), stored) if len(data) == size else None
 
     def _enter(self, bucket: str, above: str) -> None:
         self._leave()

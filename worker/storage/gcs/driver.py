@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from datetime import timedelta
+from functools import cached_property
 from operator import attrgetter
 from typing import Any
 
@@ -83,7 +84,7 @@ CLASSES = re.compile("STANDARD|NEARLINE|COLDLINE|ARCHIVE|MULTI_REGIONAL|REGIONAL
 
 @exception_boundary
 class GcsDriver(CloudDriver):
-    """A store in Google Cloud Storage; see `Driver`, `MultipartDriver` and `CopyDriver`.
+    """A store in Google Cloud Storage; see `FullDriver`.
 
     The digest is the metadata `sha256`, a version is a generation. Memory: one part, and twice that while it is passed
     to the library, whatever the size of the object.
@@ -98,7 +99,7 @@ class GcsDriver(CloudDriver):
         self._lock = threading.Lock()
         self._plain_reads = plain_reads(config, self._connected)
 
-    @property
+    @cached_property
     def capabilities(self) -> Capabilities:
         return Capabilities(
             needs_digest_first=True,

@@ -5,19 +5,14 @@ import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from functools import cached_property
-from typing import cast
 
 from worker.storage.driver import (
-    Capabilities,
-    ChecksumDriver,
     Condition,
     Digest,
-    Driver,
+    FullDriver,
     HashedBody,
     Match,
     ObjectStat,
-    PatchDriver,
     StaleUpload,
     WriteInfo,
 )
@@ -53,15 +48,11 @@ class ReadBack:
     a reserved bucket they are read at their key, and replace no object.
     """
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: FullDriver) -> None:
         self._driver = driver
         self._name = driver.name
         self._refuses_damage: bool | None = None
         self._lock = threading.Lock()
-
-    @cached_property
-    def _capabilities(self) -> Capabilities:
-        return self._driver.capabilities
 
     def is_needed(self) -> bool:
         """Return whether the store accepts damaged bytes, or whether that is unknown; it is tried once per process."""
@@ -81,10 +72,10 @@ class ReadBack:
         Raises:
             StorageError: the store does not answer.
         """
-        if not hasattr(self._driver, "refuses_damage") or not self._capabilities.reserved_buckets:
+        if not hasattr(self._driver, "refuses_damage") or not self._driver.capabilities.reserved_buckets:
             return None
         key = f"checksum-{secrets.token_hex(8)}"
-        return cast("ChecksumDriver", self._driver).refuses_damage(PROBE_BUCKET, key)
+        return self._driver.refuses_damage(PROBE_BUCKET, key)
 
     def write(
         self,
@@ -114,7 +105,7 @@ class ReadBack:
             Unavailable: the store has other bytes than were sent; they are deleted.
             PermanentError: without a reserved bucket, an object is there already.
         """
-        limits = self._capabilities
+        limits = self._driver.capabilities
         if limits.reserved_buckets and limits.copies:
             staged = send(STAGING_BUCKET, reserved_key(STAGING_BUCKET, f"{label}/{bucket}", key), None)
             self._compare(staged, body.digest, on_bytes, f"{bucket}/{key}")
@@ -153,11 +144,11 @@ class ReadBack:
         Raises:
             PreconditionFailed: another version, or nothing, is under the key.
         """
-        limits = self._capabilities
+        limits = self._driver.capabilities
         possible = limits.patches and limits.reserved_buckets and manifest.chunk_size >= limits.patches
         if not possible or not 0 < len(bad) <= min(len(manifest) // 2, _MOST_BAD):
             return None
-        driver, unit = cast("PatchDriver", self._driver), manifest.chunk_size
+        driver, unit = self._driver, manifest.chunk_size
         # A key of its own: two repairs of one object at the same time would overwrite each other's result.
         key = reserved_key(STAGING_BUCKET, f"{secrets.token_hex(8)}/{found.bucket}", found.key)
         replaced = [range(chunk.offset, chunk.offset + chunk.size) for chunk in bad]
@@ -181,7 +172,7 @@ class ReadBack:
 
     def iter_staged(self) -> Iterator[StaleUpload]:
         """Yield the objects in the reserved bucket that were not swapped in, also those of running writes."""
-        limits = self._capabilities
+        limits = self._driver.capabilities
         if not limits.reserved_buckets or (limits.checks_uploads is True and not limits.patches):
             return
         for row in self._driver.iter_objects(STAGING_BUCKET):
@@ -204,7 +195,7 @@ class ReadBack:
             return
         way_out = (
             "delete it first, or write under another key"
-            if self._capabilities.reserved_buckets
+            if self._driver.capabilities.reserved_buckets
             else f"set stores.{self._name}.reserved_bucket, where new bytes wait until they were read"
         )
         raise PermanentError(
@@ -230,9 +221,8 @@ class ReadBack:
 
     def _is_right(self, written: ObjectStat, digest: Digest) -> bool:
         """Return whether one request returns the right bytes of a small object; False does not prove that it is bad."""
-        largest = self._capabilities.whole_reads
         try:
-            return read_small(self._driver, written.bucket, written.key, digest, whole_reads=largest) is not None
+            return read_small(self._driver, written.bucket, written.key, digest) is not None
         except StorageError:
             return False
 
@@ -241,7 +231,7 @@ class ReadBack:
     ) -> ObjectStat:
         """Have the store copy the staged object, as it was read, over the old one, and delete the staged one."""
         try:
-            return cast("ChecksumDriver", self._driver).copy(
+            return self._driver.copy(
                 staged.bucket,
                 staged.key,
                 bucket,

@@ -2,17 +2,15 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from typing import cast
 
 from worker.storage.driver import (
     Digest,
     Driver,
+    FullDriver,
     ObjectStat,
     SmallRead,
     SmallReads,
     WholeObject,
-    WholeRead,
-    WholeReadDriver,
 )
 from worker.storage.errors import Archived, NotFound, StorageError
 from worker.storage.integrity.chunk_verification import MIN_PARALLEL_CHUNKS, bad_chunks
@@ -23,25 +21,22 @@ from worker.storage.transfer.resumable_read import open_resumable
 
 
 def verify(
-    driver: Driver,
+    driver: FullDriver,
     bucket: str,
     key: str,
     expected: Digest | None,
     *,
     manifest: Manifest | None,
     on_bytes: OnBytes | None,
-    whole_reads: int,
 ) -> Verification:
     """Read all bytes of an object and return the verdict; see `Store.verify_object`.
-
-    `whole_reads` is that of the driver's capabilities.
 
     Raises:
         StorageError: it cannot be read; see `verdict_of`.
     """
     if expected and manifest and len(manifest) >= MIN_PARALLEL_CHUNKS:
         return _verify_chunks(driver, driver.stat(bucket, key), expected, manifest, on_bytes)
-    if expected and (found := read_small(driver, bucket, key, expected, on_bytes, whole_reads=whole_reads)):
+    if expected and (found := read_small(driver, bucket, key, expected, on_bytes)):
         return Verification(
             Verdict.VERIFIED, expected, expected.size, expected.sha256, found.version, stored_sha256=found.sha256
         )
@@ -68,15 +63,15 @@ def verdict_of(error: StorageError, driver: Driver, bucket: str, key: str, expec
 
 
 def read_small(
-    driver: Driver, bucket: str, key: str, expected: Digest, on_bytes: OnBytes | None = None, *, whole_reads: int
+    driver: FullDriver, bucket: str, key: str, expected: Digest, on_bytes: OnBytes | None = None
 ) -> WholeObject | None:
     """Read a small object in one request and return it if its bytes are right; otherwise return None.
 
     The caller then reads the object again with the provider's SDK before it counts as bad.
     """
-    if not 0 < expected.size <= whole_reads:
+    if not 0 < expected.size <= driver.capabilities.whole_reads:
         return None
-    found = cast("WholeReadDriver", driver).read_whole(bucket, key, expected.size)
+    found = driver.read_whole(bucket, key, expected.size)
     if found is None:
         return None
     if on_bytes:
@@ -84,11 +79,11 @@ def read_small(
     return found if hashlib.sha256(found.data).hexdigest() == expected.sha256 else None
 
 
-def read_ahead(reads: SmallReads, wanted: Iterable[SmallRead]) -> Iterator[tuple[SmallRead, WholeRead | None]]:
+def read_ahead(reads: SmallReads, wanted: Iterable[SmallRead]) -> Iterator[tuple[SmallRead, WholeObject | None]]:
     """Yield each small object with its bytes, or with None if it is missing or its bytes are wrong."""
     try:
         for each, read in reads.read(wanted):
-            right = read is not None and hashlib.sha256(read[0]).hexdigest() == each[2].sha256
+            right = read is not None and hashlib.sha256(read.data).hexdigest() == each[2].sha256
             yield each, read if right else None
     finally:
         reads.close()

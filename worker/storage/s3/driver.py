@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
+from functools import cached_property
 from hashlib import sha256
 from http import HTTPStatus
 from itertools import groupby
@@ -88,7 +89,7 @@ _TAGS = re.compile(r"[\w \-.:/=+@]*")
 
 @exception_boundary
 class S3Driver(CloudDriver):
-    """A store that speaks S3; see `Driver`, `MultipartDriver` and `CopyDriver`.
+    """A store that speaks S3; see `FullDriver`.
 
     The digest is the metadata `sha256`. Memory: one part, whatever the size of the object.
     """
@@ -107,7 +108,7 @@ class S3Driver(CloudDriver):
         self._part_tags = PartTags()
         self._free_keys = FreeKeys(self._first_page)
 
-    @property
+    @cached_property
     def capabilities(self) -> Capabilities:
         return Capabilities(
             needs_digest_first=True,

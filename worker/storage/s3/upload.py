@@ -312,7 +312,7 @@ class Upload:
         unit: int,
         between: Between,
     ) -> ObjectStat:
-        """Make the object of exactly this version of `source`, and send the replaced ranges; see `PatchDriver`.
+        """Make the object of exactly this version of `source`, and send the replaced ranges; see `FullDriver`.
 
         A range that is copied ends at a multiple of `unit`, so that none but the last part is smaller than S3 allows.
         """

@@ -13,7 +13,7 @@ from worker.storage.driver import (
     ComparedBody,
     Condition,
     Driver,
-    MultipartDriver,
+    FullDriver,
     ObjectStat,
     Part,
     PartData,
@@ -140,7 +140,7 @@ class MultipartWrite:
 
     def __init__(
         self,
-        driver: MultipartDriver,
+        driver: FullDriver,
         bucket: str,
         key: str,
         info: WriteInfo,

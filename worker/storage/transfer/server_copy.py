@@ -1,9 +1,8 @@
 """Copy an object between two stores of one provider, server-side."""
 
 from collections.abc import Callable
-from typing import cast
 
-from worker.storage.driver import CopyDriver, Driver, Match, MultipartDriver, ObjectStat, WriteInfo
+from worker.storage.driver import Driver, FullDriver, Match, ObjectStat, WriteInfo
 from worker.storage.errors import AlreadyExists, NotFound, PreconditionFailed, SizeMismatch, StorageError
 from worker.storage.transfer.multipart import Checkpoint, part_size_of
 from worker.storage.transfer.upload_intents import announced
@@ -15,8 +14,8 @@ OnUpload = Callable[[str], object]
 
 
 def copy_server_side(
-    source: Driver,
-    target: Driver,
+    source: FullDriver,
+    target: FullDriver,
     bucket: str,
     key: str,
     info: WriteInfo,
@@ -48,13 +47,13 @@ def copy_server_side(
 
     def begun(token: str) -> None:
         if earlier := checkpoint.resume():  # of a process that was killed
-            cast("MultipartDriver", target).abort_upload(bucket, key, earlier.token)
+            target.abort_upload(bucket, key, earlier.token)
         checkpoint.begun(token, part_size_of(target, found.size))
 
     try:
-        original = cast("CopyDriver", source).location(bucket, key)
+        original = source.location(bucket, key)
         with announced(target, checkpoint.begins):
-            made = cast("CopyDriver", target).copy_from(original, found, info, between=between, begun=begun)
+            made = target.copy_from(original, found, info, between=between, begun=begun)
         checkpoint.ended()
     except AlreadyExists:
         raise
