@@ -435,9 +435,7 @@ class SweepProbeRequest(Message):
     store: StoreName | None = None
 
 
-class SweepReconcileRequest(_Scope):
-    """Compare what one store lists, or all of them, with the catalogue: everything, or a bucket and a prefix."""
-
+class _ListedScope(_Scope):
     inventory: Source | None = None
     """In place of the listing of `store`: the manifest of an inventory report of its provider.
 
@@ -452,20 +450,15 @@ class SweepReconcileRequest(_Scope):
         return self
 
 
-class SweepEvidenceRequest(_Scope):
+class SweepReconcileRequest(_ListedScope):
+    """Compare what one store lists, or all of them, with the catalogue: everything, or a bucket and a prefix."""
+
+
+class SweepEvidenceRequest(_ListedScope):
     """Compare what one store says about its copies, or all of them, with what was recorded at their write."""
 
     source: Literal["listing", "stat"] | None = None
     """One listing for a bucket, or one request for each object; what the settings say by default."""
-    inventory: Source | None = None
-    """In place of the listing of `store`: the manifest of an inventory report, see `SweepReconcileRequest`."""
-
-    @model_validator(mode="after")
-    def _inventory_has_a_store(self) -> Self:
-        if self.inventory is not None and self.store is None:
-            msg = "inventory goes with store"
-            raise ValueError(msg)
-        return self
 
 
 class SweepPurgeRequest(Message):
