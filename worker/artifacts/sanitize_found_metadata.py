@@ -5,9 +5,8 @@ from collections.abc import Mapping
 
 from pydantic import TypeAdapter, ValidationError
 
-from worker.limits.limited_store import LimitedStore
-from worker.limits.waiting_store import WaitingStore
-from worker.storage import ObjectStat, Store
+from worker.limits.limited_store import AnyStore
+from worker.storage import ObjectStat
 from worker.storage.cloud.object_tags import encode_tags
 from worker.storage.errors import StorageError
 from zot_artifact_client.contract import Metadata
@@ -32,7 +31,7 @@ def valid_metadata(found: Mapping[str, str]) -> Mapping[str, str]:
     return kept
 
 
-def encoded_tags(store: Store | LimitedStore | WaitingStore, stat: ObjectStat) -> str | None:
+def encoded_tags(store: AnyStore, stat: ObjectStat) -> str | None:
     """Return the tags of an object as the catalogue keeps them; None where the credentials may not read them."""
     try:
         return encode_tags(store.tags(stat.bucket, stat.key))

@@ -11,10 +11,10 @@ from worker.cli.session import has_catalogue
 from worker.exit_status import Status
 from worker.limits.admission import Admission
 from worker.limits.check_pauses import PauseCheck
-from worker.limits.limited_store import LimitedStores, NoJob
+from worker.limits.limited_store import LimitedStore, NoJob
 from worker.limits.shared_redis import SharedRedis, redis_of_results
 from worker.limits.snooze import Paused
-from worker.limits.waiting_store import WaitingStore
+from worker.limits.store_wait import StoreWait
 from worker.settings.model import NoBroker, Settings
 from worker.settings.section_models import StoreLimits
 from worker.storage.configured_stores import Stores
@@ -28,7 +28,7 @@ def stores_within_limits(
     *,
     catalogue: Catalogue | None = None,
     without_paused: bool = False,
-) -> Iterator[list[WaitingStore]]:
+) -> Iterator[list[LimitedStore]]:
     """Yield these stores with their pauses, circuit breakers, concurrency slots and bandwidth.
 
     The workers share all of them through their Redis and the catalogue. Without a broker there is no worker, and the
@@ -57,14 +57,18 @@ def stores_within_limits(
         paused = _pauses(settings, catalogue, opened)
         shared = SharedRedis(lambda: client)
         admission = Admission(settings, lambda name: stores[name].list_buckets(), shared, paused=paused)
-        limited = LimitedStores(stores, admission, NoJob(f"command-{uuid4()}"))
+        job = NoJob(f"command-{uuid4()}")
         pauses = {name: error for name in names if (error := paused(name)) is not None}
         for name, error in pauses.items():
             if not without_paused:
                 way_out = f"`zot-artifacts resume store {name}` ends the pause"
                 raise Failure(f"{error}; {way_out}", Status.UNKNOWN, type_="Paused")
             note(f"{error}: it is left out")
-        yield [WaitingStore(limited[name], note) for name in names if name not in pauses]
+        yield [
+            LimitedStore(stores[name], admission, job, wait=StoreWait(name, note))
+            for name in names
+            if name not in pauses
+        ]
 
 
 def _for_one(limits: StoreLimits) -> StoreLimits:

@@ -14,6 +14,7 @@ from worker import tracing
 from worker.limits.admission import Admission
 from worker.limits.concurrency import Slot
 from worker.limits.snooze import Snooze, StoreRefuses
+from worker.limits.store_wait import StoreWait
 from worker.metric_counters import STORE_BYTES, STORE_ERRORS, STORE_OBJECTS, STORE_SECONDS
 from worker.settings import SettingsError, stores_in_file
 from worker.storage import (
@@ -27,7 +28,16 @@ from worker.storage import (
 )
 from worker.storage.configured_stores import Stores, UnknownStore
 from worker.storage.driver import BUFFER_SIZE, HashedBytes, ObjectProperties, ObjectReader, SmallPut
-from worker.storage.errors import REFUSALS, Archived, IntegrityError, NotFound, OutOfSpace, SameStore, StorageError
+from worker.storage.errors import (
+    REFUSALS,
+    Archived,
+    IntegrityError,
+    NotFound,
+    OutOfSpace,
+    SameStore,
+    StorageError,
+    Unavailable,
+)
 from worker.storage.identity import Purpose
 from worker.storage.integrity.manifest import Chunk, Manifest
 from worker.storage.integrity.verifying_reader import OnBytes, Readable, VerifiedReader
@@ -99,10 +109,19 @@ class LimitedStore:
     Raises:
         Snooze: from any method: the store is paused, its breaker is open, its slots are all taken, or it refuses all
             that the job asks. The store was not asked. `store` names it.
+        Unavailable: in place of that, from the store of a command: it has waited, or its slot was lost.
     """
 
-    def __init__(self, store: Store, admission: Admission, job: Job, *, refused_for: float | None = None) -> None:
-        """Bind a store to a job; `refused_for`: see `LimitedStores.snooze_refused`."""
+    def __init__(
+        self,
+        store: Store,
+        admission: Admission,
+        job: Job,
+        *,
+        refused_for: float | None = None,
+        wait: StoreWait | None = None,
+    ) -> None:
+        """Bind a store to a job; `refused_for`: see `LimitedStores.snooze_refused`; `wait`: of a command."""
         self.name, self.capabilities = store.name, store.capabilities
         self._store = store
         self._admission = admission
@@ -112,6 +131,7 @@ class LimitedStore:
         self._admitted_until = 0.0
         self._failing = False
         """Failures of the store are being counted, so a success has to be recorded."""
+        self._wait = wait
         self._refused_for = refused_for
         self._refusals = Counter[str]()
         """By verb, how often the store has refused the job."""
@@ -378,12 +398,26 @@ class LimitedStore:
             refuses = StoreRefuses(f"{self.name}: it refuses all that a page asks: {refusal[0]}", self._refused_for)
             refuses.store = self.name
             raise refuses
-        if time.monotonic() < self._admitted_until:
-            return
+        if time.monotonic() >= self._admitted_until:
+            self._until_taken(self._check_admission)
+
+    def _check_admission(self) -> None:
         with self._lock:  # one thread of the job checks for all
             if time.monotonic() >= self._admitted_until:
                 self._failing = self._admission.check(self.name)
                 self._admitted_until = time.monotonic() + _ADMITTED_FOR
+
+    def _until_taken(self, ask: Callable[[], object]) -> None:
+        """Ask once whether the store takes the job; a command asks until it does, or has waited too long."""
+        while True:
+            try:
+                ask()
+            except Snooze as error:
+                if self._wait is None:
+                    raise
+                self._wait.snoozed(error)
+            else:
+                return
 
     @contextmanager
     def slot(self) -> Iterator[None]:
@@ -393,10 +427,14 @@ class LimitedStore:
         if limit is None:
             yield
             return
-        with self._lock:
-            if self._transfers == 0:
-                self._slot = self._admission.acquire_slot(self.name, f"{self._job.id}:{self._job.fence}", limit)
-            self._transfers += 1
+
+        def take() -> None:
+            with self._lock:
+                if self._transfers == 0:
+                    self._slot = self._admission.acquire_slot(self.name, f"{self._job.id}:{self._job.fence}", limit)
+                self._transfers += 1
+
+        self._until_taken(take)
         try:
             yield
         finally:
@@ -410,6 +448,8 @@ class LimitedStore:
     def _request(self, verb: str) -> Iterator[None]:
         """Admit the job, then count, time and trace what the block asks of the store, and count its failure."""
         self.admit()
+        if self._wait is not None:
+            self._wait.ended()
         STORE_OBJECTS.add(self.name, verb)
         began = time.monotonic()
         try:
@@ -443,7 +483,8 @@ class LimitedStore:
 
     def _check_slot(self) -> None:
         if self._slot is not None and self._slot.lost:
-            error = Snooze(f"{self.name}: this job's concurrency slot was given to another job", 1.0)
+            told = f"{self.name}: this job's concurrency slot was given to another job"
+            error = Snooze(told, 1.0) if self._wait is None else Unavailable(told)
             error.store = self.name
             raise error
 

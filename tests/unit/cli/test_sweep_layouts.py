@@ -163,7 +163,7 @@ def test_a_pause_in_the_middle_is_waited_for(
         pauses.end(Scope.STORE, "nas")
 
     monkeypatch.setattr(Store, "read_object", pausing)
-    monkeypatch.setattr("worker.limits.waiting_store.time", SimpleNamespace(sleep=resumed, monotonic=time.monotonic))
+    monkeypatch.setattr("worker.limits.store_wait.time", SimpleNamespace(sleep=resumed, monotonic=time.monotonic))
     assert cli.run(["sweep", "sha256sums", "nas", "there"]) == 0
     assert root.exists()
     assert sorted(asked) == ["SHA256SUMS", "a", "b"]
@@ -172,8 +172,8 @@ def test_a_pause_in_the_middle_is_waited_for(
 
 def test_a_store_that_keeps_failing_gets_no_more_requests(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its circuit breaker opens after some failures, and no request follows."""
-    monkeypatch.setattr("worker.limits.waiting_store._PATIENCE", 0)
-    monkeypatch.setattr("worker.limits.waiting_store._ASK_AGAIN", 0)
+    monkeypatch.setattr("worker.limits.store_wait._PATIENCE", 0)
+    monkeypatch.setattr("worker.limits.store_wait._ASK_AGAIN", 0)
     monkeypatch.setattr("worker.artifacts.verify_layouts.checked_prefix._THREADS", 1)
     names = [f"{number:02}" for number in range(40)]
     for name in names:

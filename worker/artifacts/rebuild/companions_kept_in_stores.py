@@ -7,8 +7,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from worker.artifacts.rebuild.kept_list_files import ReadStore, fetch_lists, keep_list
+from worker.artifacts.rebuild.kept_list_files import fetch_lists, keep_list
 from worker.catalogue import Catalogue, NamedCompanion
+from worker.limits.limited_store import AnyStore
 from worker.storage import Store
 
 _NAME = "companions"
@@ -24,7 +25,7 @@ def keep_companions(store: Store, catalogue: Catalogue, spool_dir: Path) -> bool
     return keep_list(store, _NAME, catalogue.identity, catalogue.companions, spool_dir)
 
 
-def restore_companions(catalogue: Catalogue, stores: Iterable[ReadStore], spool_dir: Path) -> int:
+def restore_companions(catalogue: Catalogue, stores: Iterable[AnyStore], spool_dir: Path) -> int:
     """Record what the stores keep about artifacts that the catalogue has, and return how many rows were new.
 
     Of two rows about the same artifact, the later one counts, whichever catalogue wrote it.

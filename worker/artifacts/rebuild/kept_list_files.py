@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
 from worker import clock
-from worker.limits.waiting_store import WaitingStore
+from worker.limits.limited_store import AnyStore
 from worker.storage import Store
 from worker.storage.errors import IntegrityError, NotFound, StorageError
 from worker.storage.keys import PROBE_BUCKET
@@ -25,8 +25,6 @@ _SUFFIX = ".jsonl.gz"
 _LONGEST = 1 << 16
 """Bytes of a line."""
 _COPIED = 1 << 20
-ReadStore = Store | WaitingStore
-"""A store as a rebuild reads it: without limits, or as one that waits for its limits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +83,7 @@ def keep_list(store: Store, name: str, catalogue: str, rows: Rows, spool_dir: Pa
 
 
 def fetch_lists(
-    stores: Iterable[ReadStore], name: str, directory: Path, read: Callable[[Mapping[str, Any]], object]
+    stores: Iterable[AnyStore], name: str, directory: Path, read: Callable[[Mapping[str, Any]], object]
 ) -> dict[str, KeptList]:
     """Copy the lists of all stores into a directory, and return the newest of each catalogue.
 
@@ -101,7 +99,7 @@ def fetch_lists(
     return found
 
 
-def _keys(store: ReadStore, name: str) -> Sequence[str]:
+def _keys(store: AnyStore, name: str) -> Sequence[str]:
     try:
         if store.capabilities.reserved_buckets:
             return [each.key for each in store.list_objects(PROBE_BUCKET, f"{name}/") if each.key.endswith(_SUFFIX)]
@@ -110,7 +108,7 @@ def _keys(store: ReadStore, name: str) -> Sequence[str]:
     return []
 
 
-def _fetch(store: ReadStore, key: str, path: Path, read: Callable[[Mapping[str, Any]], object]) -> KeptList | None:
+def _fetch(store: AnyStore, key: str, path: Path, read: Callable[[Mapping[str, Any]], object]) -> KeptList | None:
     """Copy a list to the local disk, and return it if it is whole."""
     try:
         with store.read_object(PROBE_BUCKET, key) as reader, path.open("wb") as file:

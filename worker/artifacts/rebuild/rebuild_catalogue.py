@@ -13,7 +13,6 @@ from operator import itemgetter
 from shlex import quote
 
 from worker import clock
-from worker.artifacts.rebuild.kept_list_files import ReadStore
 from worker.artifacts.rebuild.tombstones_kept_in_stores import KeptTombstones
 from worker.artifacts.reconcile import in_order
 from worker.artifacts.sanitize_found_metadata import encoded_tags, valid_metadata
@@ -31,6 +30,7 @@ from worker.catalogue import (
     Tombstone,
     UndeleteRefused,
 )
+from worker.limits.limited_store import AnyStore
 from worker.settings.section_models import PageSettings
 from worker.storage import ObjectStat, Verdict
 from worker.storage.cloud.metadata import set_properties
@@ -94,7 +94,7 @@ class Rebuild:
     def __init__(
         self,
         catalogue: Catalogue,
-        stores: Sequence[ReadStore],
+        stores: Sequence[AnyStore],
         rules: Rules,
         page: PageSettings,
         *,
@@ -135,7 +135,7 @@ class Rebuild:
 
     def run(self, buckets: Sequence[str] = ()) -> Tally:
         """Rebuild these buckets, or all that the stores list. An error of one store does not stop the others."""
-        by_bucket: dict[str, list[ReadStore]] = {}
+        by_bucket: dict[str, list[AnyStore]] = {}
         for name, store in self._stores.items():
             try:
                 # Two stores that are the same place have one copy; only the marker shows that they are.
@@ -264,7 +264,7 @@ class Rebuild:
         else:
             self.tally.deletes_redone += 1
 
-    def _pages(self, bucket: str, stores: Iterable[ReadStore]) -> Iterator[dict[str, list[Listed]]]:
+    def _pages(self, bucket: str, stores: Iterable[AnyStore]) -> Iterator[dict[str, list[Listed]]]:
         """Yield the objects of a bucket by key, some keys at a time: all stores together, in the order of keys."""
         page: dict[str, list[Listed]] = {}
         size = 0
@@ -279,7 +279,7 @@ class Rebuild:
         if page:
             yield page
 
-    def _listing(self, bucket: str, store: ReadStore) -> Iterator[Listed]:
+    def _listing(self, bucket: str, store: AnyStore) -> Iterator[Listed]:
         """Yield the rows of a store's listing. An error ends this listing, and the others continue."""
         tally = self.tally.stores[store.name]
         try:
@@ -369,7 +369,7 @@ def _place(each: Tombstone | KeptTombstone) -> tuple[str, bytes]:
     return each.bucket, each.key.encode()
 
 
-def _inspect(store: ReadStore, bucket: str, key: str, *, believe: bool) -> FoundObject:
+def _inspect(store: AnyStore, bucket: str, key: str, *, believe: bool) -> FoundObject:
     if believe:
         stat = store.stat_object(bucket, key)
         if stat.sha256:
@@ -377,7 +377,7 @@ def _inspect(store: ReadStore, bucket: str, key: str, *, believe: bool) -> Found
     return _read(store, bucket, key)
 
 
-def _read(store: ReadStore, bucket: str, key: str) -> FoundObject:
+def _read(store: AnyStore, bucket: str, key: str) -> FoundObject:
     """Read an object in full; one whose bytes differ from what the store keeps is read twice before it is bad.
 
     Raises:
@@ -401,7 +401,7 @@ def _read(store: ReadStore, bucket: str, key: str) -> FoundObject:
 
 
 def _found(
-    store: ReadStore, stat: ObjectStat, *, read: str | None = None, manifest: Manifest | None = None
+    store: AnyStore, stat: ObjectStat, *, read: str | None = None, manifest: Manifest | None = None
 ) -> FoundObject:
     tags = encoded_tags(store, stat) if "tags" in stat.not_carried else None
     return FoundObject(

@@ -7,8 +7,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
-from worker.artifacts.rebuild.kept_list_files import ReadStore, fetch_lists, keep_list
+from worker.artifacts.rebuild.kept_list_files import fetch_lists, keep_list
 from worker.catalogue import Catalogue, KeptTombstone
+from worker.limits.limited_store import AnyStore
 from worker.storage import Store
 
 _NAME = "tombstones"
@@ -29,7 +30,7 @@ class KeptTombstones:
     They are read once from each store, onto the local disk. Memory does not grow with them.
     """
 
-    def __init__(self, stores: Iterable[ReadStore], spool_dir: Path) -> None:
+    def __init__(self, stores: Iterable[AnyStore], spool_dir: Path) -> None:
         """Read the lists. A store that cannot be read, and a damaged list, are logged and left out."""
         self._directory = tempfile.TemporaryDirectory(dir=spool_dir, prefix="zot-tombstones-")
         self._lists = fetch_lists(stores, _NAME, Path(self._directory.name), _tombstone)

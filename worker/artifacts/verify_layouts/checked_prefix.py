@@ -23,7 +23,7 @@ from worker.storage.keys import check_existing_key
 from zot_artifact_client.input_rules import unique_names
 
 if TYPE_CHECKING:
-    from worker.limits.waiting_store import WaitingReader  # it imports Celery, which the help of `adopt` must not
+    from worker.limits.limited_store import LimitedReader  # it imports Celery, which the help of `adopt` must not
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -92,7 +92,7 @@ class Reads(Protocol):
     def capabilities(self) -> Capabilities: ...
     def list_objects(self, bucket: str, prefix: str = "", *, after: str = "") -> Iterator[ListedObject]: ...
     def stat_object(self, bucket: str, key: str) -> ObjectStat: ...
-    def read_object(self, bucket: str, key: str) -> "VerifiedReader | WaitingReader": ...
+    def read_object(self, bucket: str, key: str) -> "VerifiedReader | LimitedReader": ...
 
 
 class InvalidLayout(PermanentError):

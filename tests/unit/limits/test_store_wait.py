@@ -6,28 +6,38 @@ from typing import Any, cast
 
 import pytest
 
-from worker.limits import waiting_store
-from worker.limits.limited_store import LimitedStore
+from worker.limits import store_wait
+from worker.limits.limited_store import LimitedStore, NoJob
 from worker.limits.snooze import Paused, Snooze
-from worker.limits.waiting_store import WaitingStore
+from worker.limits.store_wait import StoreWait
+from worker.settings.section_models import StoreLimits
 from worker.storage.errors import Unavailable
 
 PAUSED, BUSY = Paused("nas: the store is paused", 60.0), Snooze("nas: 2 jobs use the store", 1.0)
 
 
-class _Answers:
-    """A store that takes no job for some of its answers."""
+class _Admission:
+    """The limits of a store that takes no job for some of its answers; it is asked for every request."""
+
+    def __init__(self, *answers: Snooze | None) -> None:
+        self._answers = iter(answers)
+
+    def limits_of(self, _: str) -> StoreLimits:
+        return StoreLimits()
+
+    def check(self, _: str) -> bool:
+        if answer := next(self._answers, None):
+            raise answer
+        return False
+
+
+class _Buckets:
+    """A store with two buckets."""
 
     name, capabilities = "nas", None
 
-    def __init__(self, *answers: Snooze | list[str]) -> None:
-        self._answers: Iterator[Snooze | list[str]] = iter(answers)
-
     def list_buckets(self) -> list[str]:
-        answer = next(self._answers)
-        if isinstance(answer, Snooze):
-            raise answer
-        return answer
+        return ["a", "b"]
 
     def list_objects(self, bucket: str, prefix: str = "", *, after: str = "") -> Iterator[str]:
         yield from self.list_buckets()
@@ -41,18 +51,20 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     def sleep(seconds: float) -> None:
         now[0] += seconds
 
-    monkeypatch.setattr(waiting_store, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    monkeypatch.setattr(store_wait, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    monkeypatch.setattr("worker.limits.limited_store._ADMITTED_FOR", 0)
 
 
-def _waiting(*answers: Snooze | list[str]) -> tuple[WaitingStore, list[Any]]:
+def _waiting(*answers: Snooze | None) -> tuple[LimitedStore, list[Any]]:
     told: list[Any] = []
-    return WaitingStore(cast("LimitedStore", _Answers(*answers)), told.append), told
+    admission = cast("Any", _Admission(*answers))
+    return LimitedStore(cast("Any", _Buckets()), admission, NoJob("c"), wait=StoreWait("nas", told.append)), told
 
 
 def test_the_time_of_a_pause_does_not_count_in_what_follows_it() -> None:
     """After a pause of 20 minutes the store is waited for while others use it, and its answer is returned."""
-    store, told = _waiting(*[PAUSED] * 240, *[BUSY] * 5, ["b"])
-    assert store.list_buckets() == ["b"]
+    store, told = _waiting(*[PAUSED] * 240, *[BUSY] * 5)
+    assert store.list_buckets() == ["a", "b"]
     assert told == ["nas: the store is paused: waiting"]
 
 
@@ -65,7 +77,8 @@ def test_a_store_that_takes_no_job_for_ten_minutes_is_unavailable() -> None:
 
 def test_a_listing_waits_for_its_first_row() -> None:
     """The store takes the listing only when it is asked for a row, and then all rows are returned, once."""
-    store, told = _waiting(BUSY, BUSY, ["a", "b"], [])
-    assert list(store.list_objects("b")) == ["a", "b"]
-    assert list(store.list_objects("b")) == []
+    store, told = _waiting(BUSY, BUSY)
+    rows = store.list_objects("b")
+    assert told == []
+    assert [str(row) for row in rows] == ["a", "b"]
     assert told == ["nas: 2 jobs use the store: waiting"]
