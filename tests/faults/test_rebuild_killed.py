@@ -12,7 +12,7 @@ from tests.unit.artifacts.conftest import stores  # noqa: F401
 from tests.unit.artifacts.rebuild.test_rebuild import NAMES, copies, kept_rebuild, put, rebuild
 from worker import clock
 from worker.artifacts.catalogue_backup import back_up, backups, rehearse, restore_newest
-from worker.artifacts.rebuild.tombstones_kept_in_stores import keep_tombstones
+from worker.artifacts.rebuild.kept_lists import keep_tombstones
 from worker.catalogue import Catalogue, FindingKind
 from worker.catalogue.database import Database
 from worker.settings.section_models import BackupSweepSettings

@@ -4,8 +4,7 @@ import logging
 from collections.abc import Sequence
 
 from worker.artifacts.log_signature import BadKeyFile, LogKeys
-from worker.artifacts.rebuild.companions_kept_in_stores import keep_companions
-from worker.artifacts.rebuild.tombstones_kept_in_stores import keep_tombstones
+from worker.artifacts.rebuild.kept_lists import keep_companions, keep_tombstones
 from worker.artifacts.store_holds import hold_missing
 from worker.artifacts.verification_log_head import see_head
 from worker.jobs.running_job import RunningJob

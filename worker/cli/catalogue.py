@@ -18,9 +18,8 @@ import typer
 
 from worker import clock
 from worker.artifacts.catalogue_backup import Backup, NoBackup, back_up, backups, restore_newest
-from worker.artifacts.rebuild.companions_kept_in_stores import restore_companions
+from worker.artifacts.rebuild.kept_lists import KeptTombstones, restore_companions
 from worker.artifacts.rebuild.rebuild_catalogue import Rebuild, Tally
-from worker.artifacts.rebuild.tombstones_kept_in_stores import KeptTombstones
 from worker.catalogue import ExportSummary, Rules, expected_identity, load_export
 from worker.catalogue.load_export import Lines
 from worker.cli.arguments import STREAM

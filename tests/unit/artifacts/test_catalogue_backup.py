@@ -17,7 +17,7 @@ from worker import cli, clock
 from worker.artifacts.catalogue_backup import NoBackup, back_up, backups, rehearse, restore, restore_newest
 from worker.artifacts.disk_sort import DiskSort
 from worker.artifacts.overdue_and_unconfigured_findings import see_stores
-from worker.artifacts.rebuild.kept_list_files import keep_list
+from worker.artifacts.rebuild.kept_lists import keep_list
 from worker.catalogue import BadExport, Catalogue, FindingKind
 from worker.settings import Settings
 from worker.settings.section_models import BackupSweepSettings, SweepSettings

@@ -13,7 +13,7 @@ from operator import itemgetter
 from shlex import quote
 
 from worker import clock
-from worker.artifacts.rebuild.tombstones_kept_in_stores import KeptTombstones
+from worker.artifacts.rebuild.kept_lists import KeptTombstones
 from worker.artifacts.reconcile import in_order
 from worker.artifacts.sanitize_found_metadata import encoded_tags, valid_metadata
 from worker.catalogue import (

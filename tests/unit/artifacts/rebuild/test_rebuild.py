@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from worker import clock
-from worker.artifacts.rebuild.companions_kept_in_stores import keep_companions, restore_companions
+from worker.artifacts.rebuild.kept_lists import KeptTombstones, keep_companions, keep_tombstones, restore_companions
 from worker.artifacts.rebuild.rebuild_catalogue import Rebuild, Tally
-from worker.artifacts.rebuild.tombstones_kept_in_stores import KeptTombstones, keep_tombstones
 from worker.catalogue import Catalogue, CatalogueUnavailable, FindingKind, Rules, Scope, load_export
 from worker.cli.open_limited_stores import stores_within_limits
 from worker.settings import Settings

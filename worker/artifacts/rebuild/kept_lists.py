@@ -1,6 +1,10 @@
-"""The files in which stores keep lists of rows that only the catalogue has: a header and lines of JSON, compressed."""
+"""Keep in the stores what only the catalogue has, for a rebuild of it: deletes, and named companions.
+
+Each is a list of its rows: a header and lines of JSON, compressed.
+"""
 
 import gzip
+import heapq
 import json
 import logging
 import shutil
@@ -9,10 +13,12 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, Protocol, Self, cast
 
 from worker import clock
+from worker.catalogue import Catalogue, KeptTombstone, NamedCompanion
 from worker.limits.limited_store import AnyStore
 from worker.storage import Store
 from worker.storage.errors import IntegrityError, NotFound, StorageError
@@ -25,6 +31,8 @@ _SUFFIX = ".jsonl.gz"
 _LONGEST = 1 << 16
 """Bytes of a line."""
 _COPIED = 1 << 20
+_TOMBSTONES, _COMPANIONS = "tombstones", "companions"
+_AT_ONCE = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,3 +142,90 @@ def _header(store: Store, key: str) -> dict[str, Any] | None:
         return None
     except (IntegrityError, OSError, EOFError, zlib.error, ValueError, TypeError):
         return {}
+
+
+def keep_tombstones(store: Store, catalogue: Catalogue, spool_dir: Path) -> bool:
+    """Write the list of deletes that can be undone to a store, if it keeps another list; return whether it was written.
+
+    Raises:
+        StorageError: the store cannot be reached, or does not allow it.
+    """
+    return keep_list(store, _TOMBSTONES, catalogue.identity, catalogue.deletions, spool_dir)
+
+
+class KeptTombstones:
+    """The deletes that the stores keep, of every catalogue, by bucket and key; of each catalogue its newest list.
+
+    They are read once from each store, onto the local disk. Memory does not grow with them.
+    """
+
+    def __init__(self, stores: Iterable[AnyStore], spool_dir: Path) -> None:
+        """Read the lists. A store that cannot be read, and a damaged list, are logged and left out."""
+        self._directory = tempfile.TemporaryDirectory(dir=spool_dir, prefix="zot-tombstones-")
+        self._lists = fetch_lists(stores, _TOMBSTONES, Path(self._directory.name), _tombstone)
+        self._rows = heapq.merge(*map(self.of_catalogue, self._lists), key=_place)
+        self._next = next(self._rows, None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._directory.cleanup()
+
+    def of_catalogue(self, identity: str) -> Iterator[KeptTombstone]:
+        """Yield the deletes of one catalogue."""
+        if identity in self._lists:
+            yield from map(_tombstone, self._lists[identity].rows())
+
+    def kept_at(self, identity: str) -> datetime | None:
+        """Return when the list of one catalogue was written, None if no store has one."""
+        return self._lists[identity].at if identity in self._lists else None
+
+    def take(self, bucket: str, keys: Iterable[str]) -> Mapping[str, KeptTombstone]:
+        """Return the last delete of each of these keys. The next call has to ask for later keys or buckets."""
+        wanted = set(keys)
+        last = (bucket, max((key.encode() for key in wanted), default=b""))
+        found: dict[str, KeptTombstone] = {}
+        while self._next is not None and _place(self._next) <= last:
+            each = self._next
+            before = found.get(each.key)
+            if each.bucket == bucket and each.key in wanted and (before is None or before.deleted_at < each.deleted_at):
+                found[each.key] = each
+            self._next = next(self._rows, None)
+        return found
+
+
+def _place(each: KeptTombstone) -> tuple[str, bytes]:
+    return each.bucket, each.key.encode()
+
+
+def _tombstone(row: Mapping[str, Any]) -> KeptTombstone:
+    times = {name: datetime.fromisoformat(row[name]) for name in ("deleted_at", "purge_after")}
+    return KeptTombstone(**{**row, **times})
+
+
+def keep_companions(store: Store, catalogue: Catalogue, spool_dir: Path) -> bool:
+    """Write the list of named companions to a store, if it keeps another list; return whether it was written.
+
+    Raises:
+        StorageError: the store cannot be reached, or does not allow it.
+    """
+    return keep_list(store, _COMPANIONS, catalogue.identity, catalogue.companions, spool_dir)
+
+
+def restore_companions(catalogue: Catalogue, stores: Iterable[AnyStore], spool_dir: Path) -> int:
+    """Record what the stores keep about artifacts that the catalogue has, and return how many rows were new.
+
+    Of two rows about the same artifact, the later one counts, whichever catalogue wrote it.
+    """
+    count = 0
+    with tempfile.TemporaryDirectory(dir=spool_dir, prefix="zot-companions-") as directory:
+        for each in fetch_lists(stores, _COMPANIONS, Path(directory), _companion).values():
+            rows = map(_companion, each.rows())
+            while some := list(islice(rows, _AT_ONCE)):
+                count += catalogue.companions.restore(some)
+    return count
+
+
+def _companion(row: Mapping[str, Any]) -> NamedCompanion:
+    return NamedCompanion(**{**row, "named_at": datetime.fromisoformat(row["named_at"])})
