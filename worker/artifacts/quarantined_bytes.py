@@ -3,25 +3,17 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from worker.catalogue import BAD, Catalogue
-from worker.storage.driver import Capabilities, ListedObject, Match
+from worker.storage.driver import Match
 from worker.storage.errors import PreconditionFailed
 from worker.storage.keys import QUARANTINE_BUCKET
 
+if TYPE_CHECKING:
+    from worker.limits.limited_store import AnyStore  # it imports the clients of the broker
+
 _VERDICTS = 100
-
-
-class Quarantines(Protocol):
-    """A store that has a quarantine."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def capabilities(self) -> Capabilities: ...
-    def list_objects(self, bucket: str, prefix: str = "", *, after: str = "") -> Iterator[ListedObject]: ...
-    def delete_object(self, bucket: str, key: str, *, condition: Match | None = None) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +35,7 @@ class Quarantined:
     version: str
 
 
-def quarantined(store: Quarantines, catalogue: Catalogue, prefix: str = "") -> Iterator[Quarantined]:
+def quarantined(store: "AnyStore", catalogue: Catalogue, prefix: str = "") -> Iterator[Quarantined]:
     """Yield the objects in the quarantine of a store whose ids begin with `prefix`."""
     times: dict[str, datetime | None] = {}
     for each in store.list_objects(QUARANTINE_BUCKET, prefix):
@@ -64,7 +56,7 @@ def digest_of(found: Quarantined, catalogue: Catalogue) -> str | None:
     return None
 
 
-def purge(store: Quarantines, found: Quarantined) -> bool:
+def purge(store: "AnyStore", found: Quarantined) -> bool:
     """Delete an object of the quarantine, unless it was replaced since it was found; return whether it was there."""
     try:
         return store.delete_object(QUARANTINE_BUCKET, found.id, condition=Match(found.version))

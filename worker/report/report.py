@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from worker.artifacts.log_signature import LogKeys
-from worker.artifacts.quarantined_bytes import Quarantines, quarantined
+from worker.artifacts.quarantined_bytes import quarantined
 from worker.artifacts.verification_log_head import signed_head
 from worker.catalogue import Catalogue
 from worker.limits.snooze import Snooze
@@ -17,6 +17,9 @@ from worker.report.status import document_of
 from worker.storage.errors import StorageError
 from zot_artifact_client.contract import JobState
 
+if TYPE_CHECKING:
+    from worker.limits.limited_store import AnyStore  # it imports the clients of the broker
+
 BARS = 12
 """Bars of the plot of ages; the period has `WITHIN` of them."""
 WITHIN = 10
@@ -25,7 +28,7 @@ SINCE = 30 * 86400
 _NAMED = 20
 
 
-def report_of(sources: Sources, since: timedelta, stores: Mapping[str, Quarantines]) -> dict[str, Any]:
+def report_of(sources: Sources, since: timedelta, stores: Mapping[str, "AnyStore"]) -> dict[str, Any]:
     """Return the report as one document; findings are counted as far back as `since`.
 
     `stores`: those whose quarantines are listed; within their limits, or without.
@@ -65,7 +68,7 @@ def report_of(sources: Sources, since: timedelta, stores: Mapping[str, Quarantin
     return document | {"preservation": preservation_level(sources.settings, document)}
 
 
-def _quarantine(stores: Mapping[str, Quarantines], name: str, catalogue: Catalogue) -> dict[str, Any]:
+def _quarantine(stores: Mapping[str, "AnyStore"], name: str, catalogue: Catalogue) -> dict[str, Any]:
     try:
         store = stores[name]
         if not store.capabilities.reserved_buckets:

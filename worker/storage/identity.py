@@ -4,6 +4,7 @@ What a configuration cannot show (two names of one server, a share that is mount
 is found by a marker: an object with a random id that is written once into each store and read through every store.
 """
 
+import hashlib
 import io
 import os
 import re
@@ -69,7 +70,7 @@ _MOST_BELOW = 1000
 def place_of(config: StoreConfig) -> str:
     """Return the hash of where a store is by its configuration."""
     where = config.root if isinstance(config, FilesystemConfig) else location_of(config)
-    return _sha256(f"{where}".encode())[:_PLACE_DIGITS]
+    return hashlib.sha256(f"{where}".encode()).hexdigest()[:_PLACE_DIGITS]
 
 
 def marker_of(known: str) -> str:
@@ -349,7 +350,7 @@ class Identity:
     def _create(self, store_id: str, *, may_lack_marker: bool) -> str | None:
         content = f"zot-store {store_id}\n".encode()
         body = VerifyingReader(io.BytesIO(content))
-        info = WriteInfo(len(content), _sha256(content))
+        info = WriteInfo(len(content), hashlib.sha256(content).hexdigest())
         condition: Condition = "create_only" if self._driver.capabilities.conditional_writes else None
         try:
             self._driver.put(MARKER_BUCKET, MARKER_KEY, body, info, condition=condition)
@@ -529,10 +530,3 @@ def _crossings(name: str, configs: Mapping[str, StoreConfig]) -> Iterator[tuple[
                 yield through, of, str(seen.real_bucket), f"{MARKER_BUCKET}/{MARKER_KEY}"
             if (seeing.layout, seen.layout) == ("native", "native") and seen.reserved_bucket:
                 yield through, of, seen.reserved_bucket, f"{RESERVED_PREFIX}{MARKER_BUCKET}/{MARKER_KEY}"
-
-
-def _sha256(content: bytes) -> str:
-    body = VerifyingReader(io.BytesIO(content))
-    while body.read(_MARKER_BYTES):
-        pass
-    return body.digest.sha256
