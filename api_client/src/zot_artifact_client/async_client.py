@@ -91,9 +91,7 @@ class AsyncArtifacts(
 
     Await each verb: it returns an AsyncJob.
 
-    Where jobs go over the gateway, what raises BrokerUnavailable also raises GatewayUnavailable and NotAllowed. After
-    `close`, every call raises ClientError. `on_progress` is called with a Progress, which counts bytes; what it raises
-    ends the call.
+    Each call promises and raises what that of `Artifacts` does.
     """
 
     def __init__(self, jobs: AsyncSentJobs, bytes_: ArtifactBytes) -> None:
@@ -116,10 +114,9 @@ class AsyncArtifacts(
         return AsyncJob(*sent, results=self._jobs.results)
 
     async def submit_many(self, requests: Iterable[Message], *, idempotency_key: str | None = None) -> AsyncJobs:
-        """Send many requests, of one kind or several, some hundreds in one round trip each; return one handle of all.
+        """Send many requests, some hundreds in one round trip each; return all jobs as one handle.
 
-        With an `idempotency_key`, each job's id is made from it and from the position in the list: the same list sent
-        again with the same key gives the same jobs. Raise BrokerUnavailable: some may have been sent.
+        See `Artifacts.submit_many`.
         """
         self._check_open()
         jobs = AsyncJobs(results=self._jobs.results)
@@ -160,15 +157,7 @@ class AsyncArtifacts(
         return self.job(job_id, BATCH)
 
     async def status(self, job_id: str, *, timeout: float = QUERY_TIMEOUT) -> JobStatus:  # noqa: ASYNC109 - as above
-        """Return the state of a job, of any kind and sent by any process, with its progress, result or error.
-
-        A job whose result has expired is looked up in the ledger by a worker. A job that is not there either has the
-        state `unknown`.
-
-        Raises:
-            WaitTimeout: the result backend does not have the job, and no worker has answered within `timeout` seconds.
-            InvalidRequest, BrokerUnavailable: the query cannot be sent.
-        """
+        """Return the state of a job, with its progress, result or error; see `Artifacts.status`."""
         found = await self.snapshot(check_id(job_id))
         if found.state is not JobState.UNKNOWN:
             return status_of(job_id, found)
@@ -213,15 +202,10 @@ class AsyncArtifacts(
         *,
         on_progress: Callable[[Progress], object] | None = None,
     ) -> ShowResult:
-        """Download an artifact from the gateway to a file, and return what was downloaded.
+        """Download an artifact from the gateway to a file, and return what was downloaded; see `Artifacts.get`.
 
-        Each chunk is verified before it is written. The file appears under its name, and replaces one that is there,
-        when all bytes are written and durable; otherwise nothing changes. Bytes are hashed and written in threads; a
-        cancelled download ends with the chunk that it works on. `on_progress` is called in the event loop.
-
-        Raises:
-            OSError: the file cannot be written.
-            ClientError: as `read`.
+        Bytes are hashed and written in threads; a cancelled download ends with the chunk that it works on.
+        `on_progress` is called in the event loop.
         """
         self._check_open()
         async with _told(on_progress) as tell:
@@ -239,13 +223,7 @@ class AsyncArtifacts(
     ) -> AsyncJob[UploadResult]:
         """Send a file of this machine over the gateway, and return its upload job when all bytes have arrived.
 
-        The worker needs no access to the file. The SHA-256 is sent first, and is computed unless it is given: if the
-        bytes do not match, the job fails, and the artifact does not change. An interrupted transfer is resumed; another
-        process resumes it with the same `idempotency_key`. The other arguments are those of `upload`.
-
-        Raises:
-            OSError: the file cannot be read.
-            NotAllowed, GatewayUnavailable, InvalidRequest, ClientError: the bytes were not accepted.
+        See `Artifacts.upload_file`.
         """
         self._check_open()
         sent = sent_fields(path, bucket, key, **fields)

@@ -16,26 +16,15 @@ OnAsyncProgress = Callable[[Progress], object]
 
 
 class AsyncResults(Protocol):
-    """Reads the states and results of jobs."""
+    """A ResultBackend whose methods are coroutines."""
 
-    async def snapshot(self, job_id: str) -> Snapshot:
-        """Return the state of a job now. Raise BrokerUnavailable."""
-        ...
+    async def snapshot(self, job_id: str) -> Snapshot: ...
 
     async def wait_for_end(self, job_id: str, timeout: float | None, on_progress: OnAsyncProgress | None) -> Snapshot:  # noqa: ASYNC109 - the same as of the other client
-        """Return the snapshot of an ended job.
-
-        Raise WaitTimeout, UnknownJob, BrokerUnavailable, and what `on_progress` raises.
-        """
         ...
 
-    async def ended(self, job_ids: Sequence[str]) -> Mapping[str, Snapshot]:
-        """Return those of some jobs that have ended. Raise BrokerUnavailable."""
-        ...
-
-    async def cancel(self, job_id: str) -> bool:
-        """Request that a job is cancelled; return False if it has ended. Raise UnknownJob, BrokerUnavailable."""
-        ...
+    async def ended(self, job_ids: Sequence[str]) -> Mapping[str, Snapshot]: ...
+    async def cancel(self, job_id: str) -> bool: ...
 
 
 async def end_before_timeout(
@@ -65,36 +54,20 @@ async def end_before_timeout(
 
 @dataclass(frozen=True, slots=True)
 class AsyncJob(JobHandle[ResultT]):
-    """A job by its id. Any process can make one from an id: see `AsyncArtifactClient.job`.
-
-    Each method raises BrokerUnavailable; where jobs go over the gateway, also GatewayUnavailable and NotAllowed. If the
-    caller chose the id or an idempotency key, a method raises IdempotencyMismatch when it finds that the id belongs to
-    another request: the worker may know that when the broker no longer does.
-    """
+    """A Job whose methods are coroutines, and promise and raise what those of Job do."""
 
     results: AsyncResults = field(kw_only=True, repr=False, compare=False)
 
     async def state(self) -> JobState:
-        """Return the state of the job: `unknown` for an id that is wrong, or whose result has expired.
-
-        The state becomes `running` up to a second after a worker has begun the job.
-        """
+        """Return the state of the job; see `Job.state`."""
         return self._checked(await self.results.snapshot(self.id)).state
 
     async def progress(self) -> Progress | None:
-        """Return the bytes or objects that a running job has done, or None if it does not run or has reported none."""
+        """Return what a running job has done; see `Job.progress`."""
         return self._checked(await self.results.snapshot(self.id)).progress
 
     async def result(self) -> ResultT | None:
-        """Return the result of a job that succeeded, or None if it has not ended.
-
-        If the result backend does not know the job, a worker is asked for its row of the ledger, for up to 2 s.
-
-        Raises:
-            JobFailed, JobCancelled: it ended without success.
-            UnknownJob: nothing is known of a job with this id.
-            BrokerUnavailable: the result backend cannot be reached.
-        """
+        """Return the result of a job that succeeded, or None if it has not ended; see `Job.result`."""
         snapshot = await self.results.snapshot(self.id)
         if snapshot.state is JobState.UNKNOWN:
             try:
@@ -104,41 +77,23 @@ class AsyncJob(JobHandle[ResultT]):
         return result_of(self.id, self.spec, self._checked(snapshot)) if snapshot.state.terminal else None
 
     async def wait(self, timeout: float | None = None, *, on_progress: OnAsyncProgress | None = None) -> ResultT:  # noqa: ASYNC109 - the same as of the other client
-        """Wait for the end of the job and return its result; cancelling the wait does not cancel the job.
+        """Wait for the end of the job and return its result; see `Job.wait`. Cancelling the wait cancels no job.
 
-        Args:
-            timeout: seconds, or None for as long as it takes.
-            on_progress: called, and awaited if it can be, at most a few times a second; what it raises ends the wait.
-
-        Raises:
-            WaitTimeout: the job has not ended within `timeout`; it continues.
-            JobFailed, JobCancelled: it ended without success.
-            UnknownJob: nothing is known of a job with this id.
-            BrokerUnavailable: the result backend cannot be reached; the job may continue.
+        What `on_progress` returns is awaited if it can be.
         """
         return result_of(
             self.id, self.spec, self._checked(await self.results.wait_for_end(self.id, timeout, on_progress))
         )
 
     async def cancel(self) -> bool:
-        """Request that the job is cancelled, and return at once; `wait` raises JobCancelled when the job has ended.
-
-        Return False if the job has ended already.
-
-        Raises:
-            UnknownJob: nothing is known of a job with this id. The request is still kept for a day, in case the job's
-                message arrives later.
-        """
+        """Request that the job is cancelled, and return at once; see `Job.cancel`."""
         if self.request_sha256 is not None:
             self._checked(await self.results.snapshot(self.id))
         return await self.results.cancel(self.id)
 
 
 class AsyncJobs(BoundToProcess, list[AsyncJob[Any]]):
-    """Jobs that were sent together, in the order of their requests, as one handle.
-
-    Each method raises BrokerUnavailable; where jobs go over the gateway, also GatewayUnavailable and NotAllowed.
-    """
+    """Jobs whose methods are coroutines, and promise and raise what those of Jobs do."""
 
     def __init__(self, jobs: Iterable[AsyncJob[Any]] = (), *, results: AsyncResults) -> None:
         super().__init__(jobs)
@@ -151,14 +106,7 @@ class AsyncJobs(BoundToProcess, list[AsyncJob[Any]]):
         return self.__copy__()
 
     async def as_completed(self, timeout: float | None = None) -> AsyncIterator[AsyncJob[Any]]:  # noqa: ASYNC109 - as above
-        """Yield each job when it has ended, the first one first, by polling for all of them together.
-
-        A job that the result backend does not know is yielded too, unless the ledger says that it has not ended. Its
-        `result` comes from the ledger if it has expired in Redis, and raises UnknownJob if Redis has lost the job.
-
-        Raises:
-            WaitTimeout: some have not ended within `timeout` seconds; they continue.
-        """
+        """Yield each job when it has ended, the first one first; see `as_completed`."""
         poll = Poll(self, timeout)
         while poll.left:
             ended = [id_ for page in poll.pages() for id_ in await self._results.ended(page)]
@@ -197,16 +145,7 @@ class AsyncJobs(BoundToProcess, list[AsyncJob[Any]]):
         *,
         on_end: Callable[[int, int], object] | None = None,
     ) -> list[Any]:
-        """Wait for the ends of all jobs and return their results, in the order of the jobs.
-
-        Args:
-            timeout: seconds for all of them, or None for as long as it takes.
-            on_end: called with how many have ended, and how many there are, after each end.
-
-        Raises:
-            WaitTimeout: some have not ended within `timeout`; they continue.
-            JobFailed, JobCancelled: one ended without success; raised after all have ended, for the first in the list.
-        """
+        """Wait for the ends of all jobs and return their results, in the order of the jobs; see `Jobs.wait`."""
         done = 0
         async for _ in self.as_completed(timeout):
             done += 1
@@ -215,10 +154,7 @@ class AsyncJobs(BoundToProcess, list[AsyncJob[Any]]):
         return [await job.result() for job in self]
 
     async def cancel(self) -> int:
-        """Request that all jobs are cancelled; return how many had not ended.
-
-        Unknown jobs, and those whose id belongs to another request, are not cancelled and raise nothing.
-        """
+        """Request that all jobs are cancelled; return how many had not ended; see `Jobs.cancel`."""
         count = 0
         for job in self:
             try:
