@@ -7,9 +7,7 @@ A command writes a list into a file; a batch that lists a directory or a store i
 where the workers of every machine find it.
 """
 
-import io
 import json
-import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,8 +16,7 @@ from itertools import takewhile
 from json.encoder import encode_basestring_ascii
 from typing import Any, BinaryIO, ClassVar, Protocol, Self, TypeVar
 
-from worker.artifacts.key_lists import BadKeyList
-from worker.artifacts.sources import open_source
+from worker.artifacts.key_lists import BadKeyList, opened_list, tag_of
 from worker.catalogue import Catalogue
 from worker.settings import Settings
 from worker.storage.errors import InvalidKey
@@ -178,7 +175,7 @@ def check(name: str, of: type[LineT], settings: Settings, heartbeat: Callable[[]
         SourceRefused, NotFound, AccessDenied: the list cannot be opened.
     """
     count = size = 0
-    with _opened(name, settings, job) as file:
+    with opened_list(name, settings, job) as file:
         for _, listed in _lines(name, of, file):
             count, size = count + 1, size + listed.size
             try:
@@ -191,7 +188,7 @@ def check(name: str, of: type[LineT], settings: Settings, heartbeat: Callable[[]
                 )
             if count % _HEARTBEAT_LINES == 0:
                 heartbeat()
-        return CheckedList(count, size, _tag(file))
+        return CheckedList(count, size, tag_of(file))
 
 
 @contextmanager
@@ -204,10 +201,7 @@ def opened(
         BadKeyList: the list was changed since it was checked; its lines raise it for one of another kind.
         SourceRefused, NotFound, AccessDenied: it cannot be opened.
     """
-    with _opened(name, settings, job) as file:
-        if _tag(file) != tag:
-            raise BadKeyList(f"{name}: it was changed while its batch ran; send the rest as a new batch")
-        file.seek(offset)
+    with opened_list(name, settings, job, at=(offset, tag)) as file:
         yield _lines(name, of, file)
 
 
@@ -242,13 +236,6 @@ def up_to(lines: Lines[LineT], end: int) -> list[LineT]:
     return [listed for _, listed in takewhile(lambda line: line[0] <= end, lines)]
 
 
-@contextmanager
-def _opened(name: str, settings: Settings, job: str) -> Iterator[BinaryIO]:
-    with open_source(name, settings, job=job) as source:
-        assert isinstance(source.file, io.RawIOBase)
-        yield io.BufferedReader(source.file)
-
-
 def _lines(name: str, of: type[LineT], file: BinaryIO) -> Lines[LineT]:
     offset = file.tell()
     while line := file.readline(_MAX_LINE):
@@ -260,8 +247,3 @@ def _lines(name: str, of: type[LineT], file: BinaryIO) -> Lines[LineT]:
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise BadKeyList(f"{name}: the line at byte {start} is no line of {of.list_name}") from None
         yield offset, listed
-
-
-def _tag(file: BinaryIO) -> str:
-    found = os.fstat(file.fileno())
-    return f"{found.st_size}-{found.st_mtime_ns}"

@@ -55,7 +55,7 @@ def check(name: str, settings: Settings, heartbeat: Callable[[], object], *, job
     """
     count, bad = 0, 0
     named: list[str] = []
-    with _opened(name, settings, job) as file:
+    with opened_list(name, settings, job) as file:
         for number, _, raw in _lines(file, 0):
             if number % _HEARTBEAT_LINES == 0:
                 heartbeat()
@@ -64,7 +64,7 @@ def check(name: str, settings: Settings, heartbeat: Callable[[], object], *, job
             count += fault is None
             if fault is not None and len(named) < _MAX_NAMED:
                 named.append(f"line {number}: {fault}")
-        tag = _tag(file)
+        tag = tag_of(file)
     if bad:
         more = f"; and {bad - len(named)} more" if bad > len(named) else ""
         raise BadKeyList(f"{name}: nothing was done, {bad} of its lines name no artifact: {'; '.join(named)}{more}")
@@ -79,10 +79,7 @@ def page(name: str, settings: Settings, *, offset: int, tag: str, limit: int, jo
         SourceRefused, NotFound, AccessDenied: it cannot be opened.
     """
     found: list[Line] = []
-    with _opened(name, settings, job) as file:
-        if _tag(file) != tag:
-            raise BadKeyList(f"{name}: it was changed while its batch ran; send the rest as a new batch")
-        file.seek(offset)
+    with opened_list(name, settings, job, at=(offset, tag)) as file:
         for _, end, raw in _lines(file, offset):
             bucket, _, key = raw.decode().partition("/")
             found.append(Line(bucket, key, end))
@@ -92,10 +89,23 @@ def page(name: str, settings: Settings, *, offset: int, tag: str, limit: int, jo
 
 
 @contextmanager
-def _opened(name: str, settings: Settings, job: str | None) -> Iterator[BinaryIO]:
+def opened_list(
+    name: str, settings: Settings, job: str | None, *, at: tuple[int, str] | None = None
+) -> Iterator[BinaryIO]:
+    """Open a list, from an offset on if it is checked already and has this tag.
+
+    Raises:
+        BadKeyList: it was changed since it was checked.
+        SourceRefused, NotFound, AccessDenied: it cannot be opened.
+    """
     with open_source(name, settings, job=job) as source:
         assert isinstance(source.file, io.RawIOBase)
-        yield io.BufferedReader(source.file)
+        file = io.BufferedReader(source.file)
+        if at is not None:
+            if tag_of(file) != at[1]:
+                raise BadKeyList(f"{name}: it was changed while its batch ran; send the rest as a new batch")
+            file.seek(at[0])
+        yield file
 
 
 def _lines(file: BinaryIO, offset: int) -> Iterator[tuple[int, int, bytes]]:
@@ -126,6 +136,7 @@ def _fault(raw: bytes) -> str | None:
     return None
 
 
-def _tag(file: BinaryIO) -> str:
+def tag_of(file: BinaryIO) -> str:
+    """Return the tag by which a change of an open list is found."""
     found = os.fstat(file.fileno())
     return f"{found.st_size}-{found.st_mtime_ns}"

@@ -1,6 +1,5 @@
 """One store for all backends: a driver with key rules, hashing, comparison and evidence."""
 
-import hashlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -48,6 +47,7 @@ from worker.storage.integrity.chunk_verification import (
     VerifiedRange,
     bad_chunks,
     first_bad_chunk,
+    read_chunk,
 )
 from worker.storage.integrity.manifest import Chunk, Manifest
 from worker.storage.integrity.read_back import ReadBack
@@ -322,7 +322,7 @@ class Store:
         what = f"{self.name}: {bucket}/{key}: the range of {length} bytes from {offset}"
         return VerifiedReader(reader, size=size, what=what, verified=manifest is not None)
 
-    def read_chunk(self, bucket: str, key: str, chunk: Chunk) -> bytes | bytearray:
+    def read_chunk(self, bucket: str, key: str, chunk: Chunk) -> bytearray:
         """Return the bytes of one chunk of an object's manifest, in memory; every byte is verified.
 
         Raises:
@@ -330,19 +330,8 @@ class Store:
             StorageError: see `Driver.open`.
         """
         self._check_read(bucket, key)
-        data, done = bytearray(chunk.size), 0
         with ResumableReader(self._driver, bucket, key, offset=chunk.offset, length=chunk.size) as reader:
-            while count := reader.readinto(memoryview(data)[done:]):
-                done += count
-            if done != chunk.size:
-                raise reader.too_short(chunk.size - done)
-        found = hashlib.sha256(data).hexdigest()
-        if found != chunk.sha256:
-            raise DigestMismatch(
-                f"{self.name}: {bucket}/{key}: bytes {chunk.offset} to {chunk.offset + chunk.size} have SHA-256 "
-                f"{found}, not the recorded {chunk.sha256}"
-            )
-        return data
+            return read_chunk(reader, chunk)
 
     def verify_object(
         self,

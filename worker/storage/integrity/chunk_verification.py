@@ -14,7 +14,7 @@ from worker.storage.driver import BUFFER_SIZE, Driver, ObjectReader, ObjectStat
 from worker.storage.errors import DigestMismatch
 from worker.storage.integrity.manifest import BadChunks, Chunk, Manifest
 from worker.storage.integrity.verifying_reader import OnBytes
-from worker.storage.transfer.resumable_read import ResumableReader, open_range, read_range
+from worker.storage.transfer.resumable_read import ResumableReader, open_range
 
 THREADS = 4
 """Chunks that are read at once. With only two threads, the server or disk is idle while both of them hash."""
@@ -231,22 +231,32 @@ class VerifiedRange(ObjectReader):
             DigestMismatch: the chunk that contains them is corrupt.
         """
         if not self._proved and (chunk := next(self._chunks, None)):
-            self._proved = memoryview(self._prove(chunk))[
-                max(0, self._offset - chunk.offset) : self._end - chunk.offset
-            ]
+            with open_range(self._driver, self._stat, chunk.offset, chunk.size) as reader:
+                data = memoryview(read_chunk(reader, chunk))
+            self._proved = data[max(0, self._offset - chunk.offset) : self._end - chunk.offset]
         data, self._proved = self._proved[:size], self._proved[size:]
         return bytes(data)
 
     def close(self) -> None:
         pass
 
-    def _prove(self, chunk: Chunk) -> bytes:
-        data = read_range(self._driver, self._stat, chunk.offset, chunk.size)
-        found = hashlib.sha256(data).hexdigest()
-        if found != chunk.sha256:
-            end = chunk.offset + chunk.size
-            raise DigestMismatch(
-                f"{self._driver.name}: {self._stat.bucket}/{self._stat.key}: bytes {chunk.offset} to {end} have "
-                f"SHA-256 {found}, not the recorded {chunk.sha256}"
-            )
-        return data
+
+def read_chunk(reader: ResumableReader, chunk: Chunk) -> bytearray:
+    """Return the bytes of one chunk, from a reader of that range, in memory.
+
+    Raises:
+        DigestMismatch: the object has other bytes there.
+        Unavailable: it has fewer bytes than the store reports.
+    """
+    data, done = bytearray(chunk.size), 0
+    while count := reader.readinto(memoryview(data)[done:]):
+        done += count
+    if done != chunk.size:
+        raise reader.too_short(chunk.size - done)
+    found = hashlib.sha256(data).hexdigest()
+    if found != chunk.sha256:
+        raise DigestMismatch(
+            f"{reader.where}: bytes {chunk.offset} to {chunk.offset + chunk.size} have SHA-256 {found}, not the "
+            f"recorded {chunk.sha256}"
+        )
+    return data

@@ -6,7 +6,6 @@ All bytes are of one version: an object that is overwritten while it is read rai
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from queue import SimpleQueue
 
 from worker.storage.driver import BUFFER_SIZE, Driver, ObjectReader, ObjectStat, VersionReader
@@ -74,10 +73,14 @@ class ResumableReader(VersionReader):
                 self._advance(count)
                 return count
 
+    @property
+    def where(self) -> str:
+        """Return the store and the object, for messages."""
+        return f"{self._driver.name}: {self._stat.bucket}/{self._stat.key}"
+
     def too_short(self, missing: int) -> Unavailable:
         """Return the error for a read that ended before the announced bytes."""
-        where = f"{self._driver.name}: {self._stat.bucket}/{self._stat.key}"
-        return Unavailable(f"{where} ended {missing} bytes too early")
+        return Unavailable(f"{self.where} ended {missing} bytes too early")
 
     def close(self) -> None:
         self._reader.close()
@@ -210,20 +213,6 @@ def open_range(
         reader.close()
         raise
     return reader
-
-
-def read_range(driver: Driver, stat: ObjectStat, offset: int, length: int) -> bytes:
-    """Return `length` bytes of exactly this version, in memory.
-
-    Raises:
-        Conflict: the object was overwritten.
-        Unavailable: it has fewer bytes than the store reports.
-    """
-    with open_range(driver, stat, offset, length) as reader:
-        data = b"".join(iter(partial(reader.read, BUFFER_SIZE), b""))
-        if len(data) != length:
-            raise reader.too_short(length - len(data))
-        return data
 
 
 def check_same(known: ObjectStat, found: ObjectStat, store: str) -> None:
