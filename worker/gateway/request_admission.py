@@ -54,7 +54,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if scope["path"] == HEALTH and scope["method"] in {"GET", "HEAD"}:
+        if scope["path"] == HEALTH and scope["method"] in {"GET", "HEAD"} and not _has_two_lengths(scope):
             await JSONResponse({"status": "ok"})(scope, receive, send)
             return
         answer = _Answer(send)
@@ -87,6 +87,9 @@ class Guard:
 
     async def _admit(self, scope: Scope) -> Caller:
         """Return the caller. Raise a Problem if there is no valid token, or too many requests with it."""
+        if _has_two_lengths(scope):
+            detail = "a request has Content-Length or Transfer-Encoding, not both"
+            raise Problem(HTTPStatus.BAD_REQUEST, "InvalidRequest", detail, headers={"Connection": "close"})
         head = [scope["raw_path"], scope["query_string"], *(part for header in scope["headers"] for part in header)]
         if sum(map(len, head)) > MOST_HEAD:
             detail = f"the head of a request has at most {MOST_HEAD} bytes"
@@ -115,6 +118,15 @@ class Guard:
         if not self._rates.hit(limit, who):
             reset = self._rates.get_window_stats(limit, who).reset_time - time.time()
             raise _too_many(f"more than {counted(limit.amount, 'request')} in a second: send fewer", reset)
+
+
+def _has_two_lengths(scope: Scope) -> bool:
+    """Return whether a proxy and this server may disagree where the request ends (RFC 9112, section 6.3).
+
+    What one takes for the body, the other takes for the next request: the answers after it go to the wrong clients.
+    """
+    names = {name for name, _ in scope["headers"]}
+    return b"content-length" in names and b"transfer-encoding" in names
 
 
 def _too_many(detail: str, seconds: float) -> Problem:

@@ -215,6 +215,18 @@ def test_a_head_that_is_too_large_is_refused(gateway: Gateway, size: int) -> Non
     assert answer.status_code in {400, 431}
 
 
+def test_a_request_of_two_lengths_is_the_last_of_its_connection(gateway: Gateway) -> None:
+    """With Content-Length and Transfer-Encoding it is 400, and the bytes behind it are no further request."""
+    host, _, port = gateway.url.removeprefix("http://").partition(":")
+    for line in ("GET /healthz", "POST /v1/jobs/verify"):
+        head = f"{line} HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"
+        with socket.create_connection((host, int(port)), timeout=60) as connection:
+            connection.sendall(f"{head}0\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            answer = b"".join(iter(lambda: connection.recv(4096), b""))
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert answer.count(b"HTTP/1.1") == 1
+
+
 def test_a_body_that_stops_is_ended(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request whose body sends nothing more gets 408."""
     monkeypatch.setattr(request_admission, "_BODY_WITHIN", 0.3)
