@@ -205,8 +205,8 @@ def recover_task(task: Task) -> dict[str, int]:
     try:
         done = recover(current(), task.app)
     except (CatalogueError, OtherCatalogue) as error:
-        note_catalogue(task.app, away=isinstance(error, CatalogueError))
+        note_catalogue(task.app, task.request.hostname, away=isinstance(error, CatalogueError))
         logger.warning("jobs are not recovered for now: %s", error)
         return {}
-    note_catalogue(task.app, away=False)
+    note_catalogue(task.app, task.request.hostname, away=False)
     return done.model_dump(mode="json")

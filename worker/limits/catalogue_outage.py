@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import redis
 
@@ -12,32 +12,48 @@ from worker.limits.shared_redis import PREFIX, redis_of_results, result_backend
 if TYPE_CHECKING:
     from celery import Celery
 
-_SINCE = f"{PREFIX}:catalogue:away"
-_REMEMBERED = timedelta(days=1)
-"""For so long after the last worker that could not use the catalogue, where none could since."""
+_AWAY = f"{PREFIX}:catalogue:away-by-worker"
+_REMEMBERED = timedelta(hours=1)
+"""For so long after it last failed, a worker counts that has tried no more: it may have ended."""
 
 
-def note_catalogue(app: "Celery", *, away: bool) -> None:
-    """Record whether a worker can use the catalogue now; while Redis does not answer, nothing is recorded."""
+def note_catalogue(app: "Celery", worker: str, *, away: bool) -> None:
+    """Record whether a worker can use the catalogue now; while Redis does not answer, nothing is recorded.
+
+    Another worker may be able to use it: each one has its own record.
+    """
     with suppress(redis.RedisError, OSError):
         if (client := result_backend(app)) is None:
             return
         with client:
-            if away:
-                client.set(_SINCE, clock.host_time().isoformat(timespec="seconds"), nx=True)
-                client.expire(_SINCE, _REMEMBERED)
-            else:
-                client.delete(_SINCE)
+            if not away:
+                client.hdel(_AWAY, worker)
+                return
+            now = clock.host_time()
+            since, _ = _times(client.hget(_AWAY, worker)) or (now, now)
+            client.hset(_AWAY, worker, f"{since.isoformat()} {now.isoformat()}")
+            client.expire(_AWAY, _REMEMBERED)
 
 
-def away_since(results_url: str) -> datetime | None:
-    """Return since when workers cannot use the catalogue; None if they can, or if that is not known."""
+def away_since(results_url: str) -> dict[str, datetime]:
+    """Return since when workers cannot use the catalogue, by their names; empty also if that is not known."""
     try:
         client = redis_of_results(results_url)
         if client is None:
-            return None
+            return {}
         with client:
-            found = client.get(_SINCE)
-        return datetime.fromisoformat(found.decode()) if isinstance(found, bytes) else None
-    except (redis.RedisError, OSError, ValueError):  # ValueError: another program wrote it
+            found: dict[Any, Any] = client.hgetall(_AWAY)
+    except (redis.RedisError, OSError):
+        return {}
+    times = {name.decode(errors="replace"): _times(value) for name, value in found.items()}
+    oldest = clock.host_time() - _REMEMBERED
+    return {name: each[0] for name, each in sorted(times.items()) if each and each[1] > oldest}
+
+
+def _times(kept: Any) -> tuple[datetime, datetime] | None:
+    """Return when a worker failed first and last; None if another program wrote something else."""
+    try:
+        since, last = map(datetime.fromisoformat, (kept or b"").decode().split())
+    except ValueError:
         return None
+    return since, last

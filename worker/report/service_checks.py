@@ -15,6 +15,8 @@ from worker.settings.model import NoBroker, Settings
 if TYPE_CHECKING:
     from worker.limits.circuit_breaker import OpenBreaker
 
+_NAMED = 3
+"""Workers that one check names."""
 _LOCKED_FOR = 10.0
 """Seconds without a turn to write after which the catalogue counts as locked: a worker writes for milliseconds."""
 
@@ -77,26 +79,27 @@ def way_out_of_breaker(store: str) -> str:
 
 def told_since_when(settings: Settings, fault: object) -> str:
     """Return what is wrong with the catalogue, and since when workers cannot use it, as far as Redis has that."""
-    since = _away_since(settings)
+    since = min(_away_since(settings).values(), default=None)
     return f"{fault}; no worker can use it since {moment(since)}, and all jobs wait" if since else str(fault)
 
 
 def catalogue_of_workers(settings: Settings) -> Iterator[Check]:
-    """Tell that a worker cannot use a catalogue that answers here, as after its password has changed."""
-    if since := _away_since(settings):
+    """Tell that workers cannot use a catalogue that answers here, as after its password has changed."""
+    if away := _away_since(settings):
+        names = ", ".join([*away][:_NAMED]) + (f" and {len(away) - _NAMED} more" if len(away) > _NAMED else "")
         yield Check(
             "catalogue of the workers",
             "bad",
-            f"it answers here, and a worker could not use it since {moment(since)}: its jobs wait",
-            "compare ZOT_CATALOGUE of the workers with the one here, and restart them; their log has the error",
+            f"it answers here, and {names} could not use it since {moment(min(away.values()))}: the jobs there wait",
+            "compare ZOT_CATALOGUE there with the one here, and restart these workers; their log has the error",
         )
 
 
-def _away_since(settings: Settings) -> datetime | None:
+def _away_since(settings: Settings) -> dict[str, datetime]:
     try:
         url = settings.results_url
     except (NoBroker, OSError):  # OSError: the data directory cannot be read
-        return None
+        return {}
     from worker.limits.catalogue_outage import away_since
 
     return away_since(url)

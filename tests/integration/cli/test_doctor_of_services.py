@@ -1,6 +1,7 @@
 """`doctor` reports workers, beat, circuit breakers and the data directory, with real processes."""
 
 import json
+import re
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import Celery
 
 from tests.servers import Valkey
 from tests.servers.tls import Authority, TlsProxy
@@ -17,6 +19,7 @@ from tests.waiting import until
 from worker import cli, clock
 from worker.beat_scheduler import last_tick
 from worker.cli.session import open_session
+from worker.limits.catalogue_outage import note_catalogue
 from worker.limits.circuit_breaker import CircuitBreaker
 from worker.limits.expiring_counters import Counters
 from worker.limits.shared_redis import SharedRedis
@@ -91,6 +94,8 @@ def test_a_worker_that_refuses_its_catalogue_is_bad(
         found = doctor()
         assert cli.run(["sweep", "recover"]) == 0
         until(lambda: "jobs are not recovered for now" in worker.log)
+        with Celery(backend=broker.url, set_as_current=False) as app:
+            note_catalogue(app, "worker@elsewhere", away=False)  # which can use it
         capsys.readouterr()
         assert cli.run(["status"]) == 1
         answers = capsys.readouterr().out
@@ -104,7 +109,7 @@ def test_a_worker_that_refuses_its_catalogue_is_bad(
     for told in (away["catalogue"]["detail"], lost):
         assert f"no worker can use it since {clock.now():%Y-}" in told
     for told in (answers, remembered):
-        assert f"it answers here, and a worker could not use it since {clock.now():%Y-}" in told
+        assert re.search(rf"it answers here, and \w+@\S+ could not use it since {clock.now():%Y-}", told)
     assert found["catalogue"]["outcome"] == "good"
     assert found["catalogue of the workers"]["outcome"] == "bad"
     assert "replaced while it was in use" in found["catalogue of the workers"]["detail"]
