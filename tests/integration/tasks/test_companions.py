@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from tasks.delete import delete
 from tasks.replicate import replicate
@@ -16,7 +17,7 @@ from tests.integration.tasks.conftest import NullReporter
 from worker import clock
 from worker.artifacts.queries import describe
 from worker.artifacts.wait_for_delete_approval import WaitsForApproval
-from worker.catalogue import Catalogue, Leased, OnHold, WrongCompanion
+from worker.catalogue import Catalogue, Leased, OnHold, WrongCompanion, tables
 from worker.catalogue.deletions import Deletions
 from worker.context import Context
 from worker.jobs.running_job import RunningJob
@@ -222,7 +223,7 @@ def test_a_hold_holds_the_companions_too(run, known: Catalogue, put) -> None:
 def test_a_held_companion_keeps_its_artifact_and_a_release_ends_no_other_hold(run, known: Catalogue, stored) -> None:
     """A hold on one companion forbids the delete of all, also after it was deleted with them.
 
-    The release of the artifact leaves that hold.
+    The release of the artifact leaves that hold, and the release of a companion leaves that of the artifact.
     """
     known.holds.place("releases", "app.tgz.sig", by="eva", reason="audit", now=clock.now())
     for now in (False, True):
@@ -237,6 +238,12 @@ def test_a_held_companion_keeps_its_artifact_and_a_release_ends_no_other_hold(ru
     known.holds.place("releases", "app.tgz.sig", by="eva", reason="audit", now=clock.now())
     with pytest.raises(OnHold, match="audit"):
         run(delete, DeleteRequest(**APP, now=True))
+    known.holds.place("releases", "app.tgz", by="ana", reason="case 4711", now=clock.now())
+    for key in KEYS[1:]:
+        known.holds.release("releases", key)
+    with known._database.write() as connection:
+        connection.execute(sa.update(tables.tombstones).values(purge_after=clock.now()))
+    assert run(sweep_purge, SweepPurgeRequest()).purged == 0
     assert all(stored("dr", key).exists() for key in KEYS)
 
 

@@ -234,6 +234,8 @@ def test_what_was_uploaded_again_is_never_purged(context: Context, remove, put: 
     assert (result.purged, result.copies) == (1, {"primary": 1})
     assert stored("dr").read_bytes() == b"release two"
     assert not stored("primary").exists()
+    copies = context.catalogue.artifacts.copies(context.catalogue.artifact("releases", "app.tgz"))
+    assert {store: copy.state.value for store, copy in copies.items()} == {"dr": "stored"}
 
 
 def test_the_same_bytes_that_were_uploaded_again_stay_where_a_frozen_worker_wrote_late(

@@ -100,6 +100,7 @@ def test_no_more_than_so_many_ranges_are_held(driver):
     driver.write(content((AHEAD + 3) * WINDOW))
     with open_resumable(driver, *PLACE) as reader:
         assert reader.read(1) == b"\0"
+        reader._pool.shutdown(wait=True)
         assert len(driver.asked) <= AHEAD
 
 
