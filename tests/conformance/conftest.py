@@ -116,8 +116,15 @@ def empty_buckets(target: Target) -> list[str]:
     return []
 
 
+@pytest.fixture(scope="module")
+def _no_upload_is_left(target: Target) -> Iterator[None]:
+    """Fail if an upload is left open of the cases of a module: to look for them takes several listings."""
+    yield
+    assert [unfinished.description for unfinished in target.store.iter_stale_uploads()] == []
+
+
 @pytest.fixture
-def bucket(target: Target, empty_buckets: list[str]) -> Iterator[BucketUnderTest]:
+def bucket(target: Target, empty_buckets: list[str], _no_upload_is_left: None) -> Iterator[BucketUnderTest]:
     """Return an empty bucket; afterwards empty it, and fail if anything at all is left of the case."""
     if not empty_buckets:
         empty_buckets.append(f"b-{uuid.uuid4().hex[:12]}")
@@ -126,8 +133,7 @@ def bucket(target: Target, empty_buckets: list[str]) -> Iterator[BucketUnderTest
     yield bucket
     for row in list(target.store.list_objects(bucket.name)):
         bucket.delete(row.key)
-    left = [unfinished.description for unfinished in target.store.iter_stale_uploads()]
-    assert [*left, *(path for path in target.stale_files(bucket.name) if not path.endswith(MARKER))] == []
+    assert [path for path in target.stale_files(bucket.name) if not path.endswith(MARKER)] == []
     if target.drop is None:
         empty_buckets.append(bucket.name)
     else:
