@@ -33,6 +33,7 @@ from tests.servers import (
 )
 from tests.servers.directory_in_memory import directory_in_memory
 from tests.servers.new_tables import make_new_tables_at_once
+from tests.servers.shared_statements import share_compiled_statements
 from tests.servers.worker import new_catalogue
 from worker import clock
 from worker.embedded.parent_death import die_with_parent
@@ -232,6 +233,12 @@ def make_tables() -> Callable[[str], None]:
             Path(str(parsed.database)).write_bytes(file)
 
     return make_tables
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shared_statements() -> None:
+    """Compile a statement of the catalogue once for all tests of this process."""
+    share_compiled_statements()
 
 
 @pytest.fixture(scope="session", autouse=True)
