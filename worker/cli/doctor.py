@@ -42,13 +42,12 @@ from worker.settings.loading import load_settings
 from worker.settings.model import Settings
 from worker.settings.private_data_directory import (
     is_volume_of_another_user,
-    make_room,
     private_paths,
     readable_by_others,
     way_out_of_home,
 )
 from worker.storage.config import FilesystemConfig
-from worker.storage.errors import HoldNotOffered, OtherStore, OutOfSpace, SameStore, StorageError
+from worker.storage.errors import HoldNotOffered, OtherStore, SameStore, StorageError
 from worker.storage.keys import PROBE_BUCKET
 from worker.storage.probe import PROBE, probe
 from worker.storage.same_place import indistinguishable
@@ -285,11 +284,12 @@ def _store(session: Session, name: str, breaker: OpenBreaker | None) -> Check:
     except (SameStore, OtherStore, CatalogueError) as error:
         return _wrong_store(session, name, error)
     except StorageError as error:
-        detail = error.message.removeprefix(f"{name}: ").partition("; make room in ")[0]  # the way out names the disk
+        detail = error.message.removeprefix(f"{name}: ")
         if breaker:
             told = str(breaker)
             return Check(title, "unknown", told if detail in told else f"{detail}; {told}", way_out_of_breaker(name))
-        return Check(title, "unknown", detail, _way_out(session.settings, name, error))
+        is_told = isinstance(session.settings.stores[name], FilesystemConfig)  # by the message itself
+        return Check(title, "unknown", detail, None if is_told else f"see `stores.{name}` in the settings")
     if fault:
         return Check(title, "bad", fault.removeprefix(f"{name}: "), "do not rely on it before that is repaired")
     if breaker:
@@ -314,13 +314,6 @@ def _wrong_store(session: Session, name: str, error: SameStore | OtherStore | Ca
         f"if {name} is the one that you remove, end its records: `zot-artifacts stores forget {shlex.quote(name)}`"
     )
     return Check(f"store {name}", "bad", f"{error.message}; {told}", way_out)
-
-
-def _way_out(settings: Settings, name: str, error: StorageError) -> str:
-    config = settings.stores[name]
-    if isinstance(error, OutOfSpace) and isinstance(config, FilesystemConfig):
-        return make_room(config.root)
-    return f"see `stores.{name}` in the settings"
 
 
 def _twins(settings: Settings) -> Iterator[Check]:

@@ -277,7 +277,7 @@ def _findings(sources: Sources, stores: list[dict[str, Any]], now: datetime) -> 
             reason = untrusted[store].reason
             detail = f"{reason}; its repairs stopped: `zot-artifacts stores trust {store}`"
         elif some and some[0].bucket is None:
-            detail = str(some[0].evidence.get("detail") or some[0].subject)
+            detail = str(some[0].evidence.get("detail") or some[0].subject).removeprefix(f"{store}: ")
         doing = _doing(sources, kind, store, stopped=store in untrusted)
         yield Open(
             kind, store, each.count, each.acknowledged, each.acted, each.since,

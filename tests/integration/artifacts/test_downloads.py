@@ -27,6 +27,7 @@ from worker.settings.section_models import SourceSettings
 from worker.storage.errors import (
     AccessDenied,
     OutOfSpace,
+    PermanentError,
     SizeMismatch,
     Throttled,
     Timeout,
@@ -607,7 +608,10 @@ def test_a_redirect_without_a_place_is_named(host, settings):
 
 
 def test_a_download_leaves_no_descriptor_and_no_thread(host, settings):
-    """A download that succeeds, breaks or is refused leaves neither connection nor thread nor file."""
+    """A download that succeeds, breaks or is refused leaves neither connection nor thread nor file.
+
+    A directory for its bytes that is gone is named, and is no source that is gone.
+    """
     fetched = [whole(b"hello"), answer(b"5\r\nhel", Transfer_Encoding="chunked"), answer(b"x", status="403 Forbidden")]
     before = len(list(Path("/proc/self/fd").iterdir()))
     threads = {thread for thread in threading.enumerate() if thread.name == "download"}
@@ -617,6 +621,10 @@ def test_a_download_leaves_no_descriptor_and_no_thread(host, settings):
             fetch(host, settings)
     assert {thread for thread in threading.enumerate() if thread.name == "download"} == threads
     assert not list(settings.spool_dir.iterdir())
+    for directory, job in ((settings.spool_dir, None), (settings.staging_dir, "job")):
+        directory.rmdir()
+        with pytest.raises(PermanentError, match=f"no file can be made in {directory}: No such file"):
+            fetch(host, settings, job=job)
     until(lambda: len(list(Path("/proc/self/fd").iterdir())) <= before)  # the host's own threads end a moment later
 
 

@@ -15,6 +15,7 @@ from worker.settings.private_data_directory import open_own
 from worker.storage.driver import BUFFER_SIZE
 from worker.storage.errors import PermanentError
 from worker.storage.filesystem.open_without_symlinks import translate
+from worker.storage.spooling import spooling_in
 
 _FILE = ".zot-download"
 _STATE = ".zot-download.json"
@@ -74,10 +75,12 @@ def partial_download(
     directory = settings.staging_dir / (job or "")
     with ExitStack() as held:
         try:
-            file = _claimed(directory, held) if job else None
-            other = file or held.enter_context(tempfile.TemporaryFile(dir=settings.spool_dir, prefix="zot-spool-"))
+            with spooling_in(settings.staging_dir):
+                file = _claimed(directory, held) if job else None
         except OSError as error:
             raise translate(error, "the file of the download", settings.home) from error
+        with spooling_in(settings.spool_dir):
+            other = file or held.enter_context(tempfile.TemporaryFile(dir=settings.spool_dir, prefix="zot-spool-"))
         partial = Partial(other)
         if file is None:  # another delivery of the job has the file
             yield partial
