@@ -9,7 +9,7 @@ from worker import clock
 from worker.alarms.attempts import AlarmUndelivered
 from worker.alarms.delivery import deliver
 from worker.alarms.message_text import test_digest
-from worker.cli.errors import Failure
+from worker.cli.errors import UsageError
 from worker.cli.output import AsJson, complain, print_json, print_table, say
 from worker.cli.session import opened
 from worker.exit_status import Status
@@ -59,7 +59,7 @@ def send_test(as_json: AsJson = False) -> None:
     """
     settings, now = load_settings().alarms, clock.now()
     if not set(settings.channels) - {"log"}:
-        raise Failure("no webhook and no e-mail is configured: see `alarms` in docs/settings.md", Status.USAGE)
+        raise UsageError("no webhook and no e-mail is configured: see `alarms` in docs/settings.md")
     errors: dict[str, str | None] = {}
     for channel in settings.channels:
         try:

@@ -4,13 +4,13 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Self
 
 import typer
 
-from worker.cli.errors import Failure
-from worker.exit_status import Status
+from worker.cli.errors import UsageError
 from worker.storage.durations_and_sizes import parse_duration
 from worker.storage.keys import check_bucket, check_existing_key
 from zot_artifact_client.globs import compiled
@@ -18,8 +18,13 @@ from zot_artifact_client.globs import compiled
 
 def seconds(text: str) -> float:
     """Read a time to wait, in seconds or with a unit: `90`, `90s`, `15m`, `2h`."""
+    return duration(f"{text}s" if re.fullmatch(r"[0-9]+(?:\.[0-9]+)?", text) else text).total_seconds()
+
+
+def duration(text: str) -> timedelta:
+    """Read a time with a unit: `90s`, `15m`, `30d`."""
     try:
-        return parse_duration(f"{text}s" if re.fullmatch(r"[0-9]+(?:\.[0-9]+)?", text) else text).total_seconds()
+        return parse_duration(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
 
@@ -74,7 +79,7 @@ def refuse(why: str, options: Mapping[str, object]) -> None:
     """Raise Failure if one of these options was given, by its name; `why` says where it goes."""
     for name, value in options.items():
         if value:
-            raise Failure(f"{name} {why}", Status.USAGE, type_="UsageError")
+            raise UsageError(f"{name} {why}")
 
 
 ArtifactArgument = Annotated[str, typer.Argument(metavar="BUCKET/KEY", help="The artifact, such as releases/app.tgz.")]
@@ -87,6 +92,7 @@ ArtifactsArgument = Annotated[
     ),
 ]
 Stores = Annotated[list[str] | None, typer.Option("--store", metavar="STORE", help="Only this store. Can be repeated.")]
+OneStore = Annotated[str | None, typer.Option("--store", metavar="STORE", help="Only this store.")]
 IdempotencyKey = Annotated[
     str | None,
     typer.Option(
@@ -152,7 +158,7 @@ class ArtifactPath:
         """
         bucket, slash, key = text.partition("/")
         if not (bucket and slash and key):
-            raise Failure(f"{text!r} names no artifact: write BUCKET/KEY, such as releases/app.tgz", Status.USAGE)
+            raise UsageError(f"{text!r} names no artifact: write BUCKET/KEY, such as releases/app.tgz")
         return cls(check_bucket(bucket), check_existing_key(bucket, key))
 
     def __str__(self) -> str:

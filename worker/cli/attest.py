@@ -12,26 +12,18 @@ import typer
 
 from worker import clock
 from worker.artifacts.attestation import NotAttested, Policy, sign, statement_of
-from worker.cli.arguments import STREAM, ArtifactArgument, ArtifactPath, input_file, output_file
+from worker.cli.arguments import STREAM, ArtifactArgument, ArtifactPath, duration, input_file, output_file
 from worker.cli.atomic_file import complete_file
-from worker.cli.errors import Failure
+from worker.cli.errors import Failure, UsageError
 from worker.cli.output import note, print_json
 from worker.cli.session import opened
 from worker.exit_status import Status
 from worker.input_files import read_input
-from worker.storage.durations_and_sizes import parse_duration
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 _MOST_KEY = 64 * 1024
-
-
-def _time(text: str) -> timedelta:
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
 
 
 def attest(
@@ -49,7 +41,7 @@ def attest(
     within: Annotated[
         timedelta,
         typer.Option(
-            parser=_time,
+            parser=duration,
             metavar="TIME",
             show_default=False,
             help="How old the last full read of a copy may be; 30d by default.",
@@ -118,22 +110,18 @@ def _signer(path: Path) -> "Ed25519PrivateKey":
         text = read_input(path, _MOST_KEY)
         mode = path.stat().st_mode
     except OSError as error:
-        raise Failure(f"--key {path}: {error.strerror}", Status.USAGE, type_="UsageError") from None
+        raise UsageError(f"--key {path}: {error.strerror}") from None
     if stat.S_ISREG(mode) and mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise Failure(
-            f"--key {path}: other users can read it (mode {stat.S_IMODE(mode):04o}): `chmod 600 {quote(str(path))}`",
-            Status.USAGE,
-            type_="UsageError",
+        raise UsageError(
+            f"--key {path}: other users can read it (mode {stat.S_IMODE(mode):04o}): `chmod 600 {quote(str(path))}`"
         )
     try:
         found = load_pem_private_key(text, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         found = None
     if not isinstance(found, Ed25519PrivateKey):
-        raise Failure(
+        raise UsageError(
             f"--key {path}: it is no Ed25519 private key in PEM without a password; "
-            "`openssl genpkey -algorithm ed25519` makes one",
-            Status.USAGE,
-            type_="UsageError",
+            "`openssl genpkey -algorithm ed25519` makes one"
         )
     return found

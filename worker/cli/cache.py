@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from worker.cli.arguments import ArtifactPath, no_stream
-from worker.cli.errors import Failure
+from worker.cli.errors import Failure, UsageError
 from worker.cli.output import AsJson, complain, print_json, say
 from worker.counted import counted
 from worker.exit_status import Status
@@ -88,7 +88,7 @@ def warm(
     address, token = gateway or settings.cache.gateway, settings.cache.token
     if address is None or token is None:
         lacking = "no gateway is known: give --gateway URL or set cache.gateway" if address is None else "no token"
-        raise Failure(f"{lacking}; the token is the setting cache.token or ZOT_CACHE__TOKEN", Status.USAGE)
+        raise UsageError(f"{lacking}; the token is the setting cache.token or ZOT_CACHE__TOKEN")
     cache = _cache_of(root, settings)
     warmed, status = [], Status.GOOD
     with (
@@ -170,7 +170,7 @@ def _cache_of(root: Path | None, settings: Settings) -> ChunkCache:
     """Return the cache that the command line or the settings name; it is made if it is not there."""
     directory = root or settings.cache.root
     if directory is None:
-        raise Failure("no cache is known: give --root DIR or set cache.root", Status.USAGE, type_="UsageError")
+        raise UsageError("no cache is known: give --root DIR or set cache.root")
     return ChunkCache(directory, max_size=int(settings.cache.max_size), min_free=int(settings.cache.min_free))
 
 

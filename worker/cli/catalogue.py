@@ -22,10 +22,10 @@ from worker.artifacts.rebuild.kept_lists import KeptTombstones, restore_companio
 from worker.artifacts.rebuild.rebuild_catalogue import Rebuild, Tally
 from worker.catalogue import ExportSummary, Rules, expected_identity, load_export
 from worker.catalogue.load_export import Lines
-from worker.cli.arguments import STREAM
+from worker.cli.arguments import STREAM, OneStore
 from worker.cli.arguments import Stores as StoreNames
 from worker.cli.atomic_file import complete_file
-from worker.cli.errors import Failure
+from worker.cli.errors import Failure, UsageError
 from worker.cli.open_limited_stores import stores_within_limits
 from worker.cli.output import AsJson, complain, flat, note, print_json, print_table, say
 from worker.cli.session import opened
@@ -128,9 +128,6 @@ def import_(
         say(f"loaded {_told(summary)}")
 
 
-Store = Annotated[str | None, typer.Option("--store", metavar="STORE", help="Only this store.")]
-
-
 @app.command()
 def backup(store: StoreNames = None, as_json: AsJson = False) -> None:
     """Write the catalogue to the stores of `sweep.backup.stores` now, and read it back; no worker is needed.
@@ -149,7 +146,7 @@ def backup(store: StoreNames = None, as_json: AsJson = False) -> None:
         names = list(session.store_names(store) or settings.stores)
         if not names:
             way_out = "set sweep.backup.stores to two stores, or name one with --store"
-            raise Failure(f"no store is configured for backups of the catalogue: {way_out}", Status.USAGE)
+            raise UsageError(f"no store is configured for backups of the catalogue: {way_out}")
         stores = [session.stores[name] for name in names]
         done = back_up(session.catalogue, stores, settings, session.settings.spool_dir, job=str(uuid4()))
     if as_json:
@@ -166,7 +163,7 @@ def backup(store: StoreNames = None, as_json: AsJson = False) -> None:
 
 
 @app.command("backups")
-def list_backups(store: Store = None, as_json: AsJson = False) -> None:
+def list_backups(store: OneStore = None, as_json: AsJson = False) -> None:
     """List the backups of catalogues in the stores, the newest first; no catalogue is needed.
 
     Example:

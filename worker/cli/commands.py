@@ -14,8 +14,7 @@ import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 from typer.main import get_command
 
-from worker.cli.errors import Failure
-from worker.exit_status import Status
+from worker.cli.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,13 +142,13 @@ def _refuse_dropped_options(command: Any) -> None:
             for option in options if not ctx.resilient_parsing else ():  # resilient: the shell completes half a line
                 name = option.opts[0]
                 if options.count(option) > 1 and not (option.multiple or option.count or option.is_flag):
-                    raise Failure(f"{name} is given twice, and takes one value", Status.USAGE, type_="UsageError")
+                    raise UsageError(f"{name} is given twice, and takes one value")
                 if swallowed := _swallowed(option, found.get(option.name), args, names):
                     told = f"{name} needs a value; if {swallowed} is the value, write {quote(f'{name}={swallowed}')}"
-                    raise Failure(told, Status.USAGE, type_="UsageError")
+                    raise UsageError(told)
                 if isinstance(command, TyperGroup) and rest:
                     told = f"{name} has no effect in front of {rest[0]}: write it behind {rest[0]}, if that has it"
-                    raise Failure(told, Status.USAGE, type_="UsageError")
+                    raise UsageError(told)
             return found, rest, given
 
         parser.parse_args = parse_strictly

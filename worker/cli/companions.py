@@ -6,11 +6,10 @@ import typer
 
 from worker import clock
 from worker.cli.arguments import ArtifactArgument, ArtifactPath
-from worker.cli.errors import Failure
+from worker.cli.errors import UsageError
 from worker.cli.output import AsJson, print_json, print_table, say
 from worker.cli.session import opened
 from worker.cli.user import user_name
-from worker.exit_status import Status
 from worker.readable import size
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
@@ -65,7 +64,7 @@ def add(artifact: ArtifactArgument, companion: Companion, as_json: AsJson = Fals
     """
     at, other = ArtifactPath.parse(artifact), ArtifactPath.parse(companion)
     if at.bucket != other.bucket:
-        raise Failure(f"{other} is in another bucket than {at}: a companion is in the same one", Status.USAGE)
+        raise UsageError(f"{other} is in another bucket than {at}: a companion is in the same one")
     with opened() as session:
         for each in (at, other):
             session.catalogue.artifact(each.bucket, each.key)

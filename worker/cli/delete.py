@@ -17,7 +17,7 @@ from worker.cli.arguments import (
     Stores,
     Timeout,
 )
-from worker.cli.errors import Failure
+from worker.cli.errors import Failure, UsageError
 from worker.cli.job_outcome import finish
 from worker.cli.output import AsJson, note
 from worker.cli.replicate_verify_delete import Selection, run_verb
@@ -82,7 +82,7 @@ def delete(
         if everything or (all_below and not artifact.partition("/")[2]):
             fields["everything"] = _everything(artifact, all_below=all_below, sure=everything)
         if many and now:
-            raise Failure("--now goes with one artifact", Status.USAGE, type_="UsageError")
+            raise UsageError("--now goes with one artifact")
         rules = session.settings.delete
         if now or reason:
             fields |= {"now": now or None, "reason": reason}
@@ -112,7 +112,7 @@ def _require_known(session: Session, at: ArtifactPath) -> None:
 def _everything(path: str, *, all_below: bool, sure: bool) -> bool:
     """Return True if the command line confirms that a whole bucket is meant."""
     if not sure:
-        raise Failure(f"this would delete all of {path.rstrip('/')!r}: add --everything, or a prefix", Status.USAGE)
+        raise UsageError(f"this would delete all of {path.rstrip('/')!r}: add --everything, or a prefix")
     if not all_below or path.partition("/")[2]:
-        raise Failure("--everything goes with --all BUCKET, without a prefix", Status.USAGE)
+        raise UsageError("--everything goes with --all BUCKET, without a prefix")
     return True

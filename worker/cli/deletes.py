@@ -7,7 +7,7 @@ import typer
 
 from worker import clock
 from worker.catalogue import ApprovalState, DeleteApproval
-from worker.cli.errors import Failure
+from worker.cli.errors import Failure, UsageError
 from worker.cli.output import AsJson, print_json, print_table, say
 from worker.cli.session import Session, opened
 from worker.cli.user import origin, user_name
@@ -115,7 +115,7 @@ def reject(
         zot-artifacts deletes reject 1f3b0c52 --reason "2019 is still needed"
     """
     if not reason.strip():
-        raise Failure("--reason needs a text: why is it rejected?", Status.USAGE, type_="UsageError")
+        raise UsageError("--reason needs a text: why is it rejected?")
     _decide(id_, ApprovalState.REJECTED, by, reason, as_json=as_json)
 
 

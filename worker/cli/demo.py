@@ -12,7 +12,7 @@ from rich.console import Console
 
 from worker.cli import demo_steps as steps
 from worker.cli.arguments import no_stream
-from worker.cli.errors import Failure
+from worker.cli.errors import Failure, UsageError
 from worker.cli.output import AsJson, print_json
 from worker.embedded.up_subprocess import UpFailed, running, still_there
 from worker.exit_status import Status
@@ -99,7 +99,7 @@ def _play(console: Console, home: Path, endpoint: str | None, bucket: str) -> No
 def _configure(home: Path, endpoint: str | None, bucket: str) -> None:
     """Write a configuration, and make it the only one for this process and its children."""
     if (home / "catalogue.sqlite3").exists():
-        raise Failure(f"{home} is a data directory in use: name one for the demo alone", Status.USAGE)
+        raise UsageError(f"{home} is a data directory in use: name one for the demo alone")
     home.mkdir(parents=True, exist_ok=True)
     cloud = {"cloud": {"type": "s3", "endpoint": endpoint, "bucket": bucket}}
     written = f"  {yaml.safe_dump(cloud, default_flow_style=True, width=1000).strip()[1:-1]}\n" if endpoint else ""

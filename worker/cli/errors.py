@@ -27,6 +27,13 @@ class Failure(Exception):
         self.type = type_
 
 
+class UsageError(Failure):
+    """The command line, or what it names, is wrong: nothing was done."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, Status.USAGE, type_="UsageError")
+
+
 def failure_of(error: Exception) -> Failure | None:
     """Return the Failure for an expected error, or None for a bug."""
     failure = _failure_of(error)
@@ -56,9 +63,9 @@ def _failure_of(error: Exception) -> Failure | None:
         return error
     if isinstance(error, typer.TyperException):
         told = error.format_message().replace("Value error, ", "")  # Typer quotes pydantic
-        return Failure(told, Status.USAGE, type_="UsageError")
+        return UsageError(told)
     if isinstance(error, UnicodeEncodeError):  # Python keeps such bytes of the command line as lone surrogates
-        return Failure(f"{error.object} is not UTF-8", Status.USAGE, type_="UsageError")
+        return UsageError(f"{error.object} is not UTF-8")
     for kind, status in _statuses():
         if isinstance(error, kind):
             return Failure(_one_line(str(error).splitlines()), status, type_=type(error).__name__)

@@ -15,14 +15,13 @@ from worker.artifacts.premis import premis
 from worker.catalogue import Artifact
 from worker.cli.arguments import ArtifactPath, no_stream
 from worker.cli.atomic_file import complete_file
-from worker.cli.errors import Failure
+from worker.cli.errors import Failure, UsageError
 from worker.cli.fetch_artifact import fetch
 from worker.cli.get_directory import Refused, Target
 from worker.cli.output import AsJson, print_json, say
 from worker.cli.progress import bar
 from worker.cli.session import Session, opened
 from worker.counted import counted
-from worker.exit_status import Status
 from worker.readable import size
 
 _DATA, _PREMIS = "data", "metadata/premis.xml"
@@ -53,7 +52,7 @@ def export(
         zot-artifacts export --bagit ./bag releases/app.tgz releases/app.tgz.sig
     """
     if as_premis == (bagit is not None):
-        raise Failure("give either --premis or --bagit DIR", Status.USAGE, type_="UsageError")
+        raise UsageError("give either --premis or --bagit DIR")
     paths = [ArtifactPath.parse(each) for each in dict.fromkeys(artifacts)]
     with opened() as session:
         found = [session.catalogue.artifact(at.bucket, at.key) for at in paths]

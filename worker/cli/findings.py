@@ -9,7 +9,7 @@ import typer
 
 from worker import clock
 from worker.catalogue import FindingKind, FindingRecord
-from worker.cli.errors import Failure, suggestion
+from worker.cli.errors import Failure, UsageError, suggestion
 from worker.cli.output import AsJson, note, print_json, print_table, say
 from worker.cli.session import Session, opened
 from worker.cli.user import user_name
@@ -111,7 +111,7 @@ def acknowledge(
         zot-artifacts findings acknowledge 12 --note "disk is replaced on Monday"
     """
     if not note_text.strip():
-        raise Failure("--note needs a text: why may the finding stay open?", Status.USAGE, type_="UsageError")
+        raise UsageError("--note needs a text: why may the finding stay open?")
     with opened() as session:
         if _get(session, id_).resolved_at is not None:
             raise Failure(f"finding {id_} is resolved: there is nothing to acknowledge")
@@ -136,7 +136,7 @@ def kind_of(name: str | None) -> FindingKind | None:
     except ValueError:
         known = ", ".join(FindingKind)
         message = f"there is no kind of finding {name!r}{suggestion(name, FindingKind) or '.'} There are: {known}"
-        raise Failure(message, Status.USAGE, type_="UsageError") from None
+        raise UsageError(message) from None
 
 
 def _list(kind: str | None, store: str | None, *, every: bool, limit: int, as_json: bool) -> None:

@@ -12,7 +12,7 @@ import typer
 from worker.artifacts.directory_listing import Filters
 from worker.catalogue import Artifact
 from worker.cli.arguments import STREAM, ArtifactPath, Exclude, Include, local_path, refuse
-from worker.cli.errors import Failure
+from worker.cli.errors import Failure, UsageError
 from worker.cli.fetch_artifact import Fetched, Part, fetch
 from worker.cli.get_directory import dry_run as print_dry_run
 from worker.cli.get_directory import finish, get_directory, selection_of
@@ -91,7 +91,7 @@ def get(
 def _get_directory(source: str, dest: str, range_: str | None, filters: Filters, *, dry: bool, as_json: bool) -> None:
     if range_ or dest == STREAM:
         what = "--range" if range_ else "DEST `-`"
-        raise Failure(f"{what} is for one artifact: leave it out with --recursive", Status.USAGE)
+        raise UsageError(f"{what} is for one artifact: leave it out with --recursive")
     with opened() as session, bar("reading") as shown:
         chosen = selection_of(session, source, filters)
         if dry:
@@ -104,16 +104,16 @@ def _get_directory(source: str, dest: str, range_: str | None, filters: Filters,
 def check_output(dest: str, *, as_json: bool) -> None:
     """Raise Failure if DEST is empty, or if bytes and JSON would both go to standard output."""
     if not dest:
-        raise Failure("DEST is empty: name a file, or a directory such as `.`", Status.USAGE, type_="UsageError")
+        raise UsageError("DEST is empty: name a file, or a directory such as `.`")
     if dest == STREAM and as_json:
-        raise Failure("--json and DEST `-` would both write to standard output: leave one out", Status.USAGE)
+        raise UsageError("--json and DEST `-` would both write to standard output: leave one out")
 
 
 def file_at(dest: str, key: str) -> Path:
     """Return the file that DEST names for an artifact: one with the last name of its key if DEST is a directory."""
     path = local_path(dest)
     if dest.endswith("/") and not path.is_dir():
-        raise Failure(f"{dest} is no directory: make it first, or name a file", Status.USAGE, type_="UsageError")
+        raise UsageError(f"{dest} is no directory: make it first, or name a file")
     return path / key.rpartition("/")[2] if path.is_dir() else path
 
 

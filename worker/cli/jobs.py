@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from shlex import quote
 from typing import Annotated, Any
 
@@ -11,8 +12,8 @@ from typer.core import TyperGroup
 from worker import clock
 from worker.catalogue import JobRecord
 from worker.catalogue.job_admin import REDRIVABLE
-from worker.cli.arguments import Timeout, refuse
-from worker.cli.errors import Failure
+from worker.cli.arguments import Timeout, duration, refuse
+from worker.cli.errors import Failure, UsageError
 from worker.cli.job_outcome import finish, outcome_of
 from worker.cli.jobs_output import print_job, print_jobs
 from worker.cli.jobs_retry import send_again, way_out_of_missing_copies, why_not
@@ -32,7 +33,6 @@ from worker.counted import counted
 from worker.exit_status import Status
 from worker.readable import moment
 from worker.settings.loading import load_settings
-from worker.storage.durations_and_sizes import parse_duration
 from zot_artifact_client.contract import BATCH, PAGE, JobState
 
 _ASKED = "requested"
@@ -170,7 +170,7 @@ def retry(
         zot-artifacts jobs retry --all --store dr --dry-run
     """
     if bool(ids) == everything:
-        raise Failure("name the jobs, or give --all", Status.USAGE, type_="UsageError")
+        raise UsageError("name the jobs, or give --all")
     refuse("goes with --all", {"--parent": None if everything else parent})
     states = chosen_states(state) or [JobState.DEAD, *([JobState.FAILED] if parent else [])]
     check_kind(kind)
@@ -242,10 +242,8 @@ def cancel(
 @app.command()
 def prune(
     older_than: Annotated[
-        str,
-        typer.Option(
-            "--older-than", metavar="TIME", help="Remove jobs that ended at least this long ago, such as 90d."
-        ),
+        timedelta,
+        typer.Option(parser=duration, metavar="TIME", help="Remove what ended at least this long ago, such as 90d."),
     ],
     as_json: AsJson = False,
 ) -> None:
@@ -258,13 +256,9 @@ def prune(
 
         zot-artifacts jobs prune --older-than 90d
     """
-    try:
-        age_ = parse_duration(older_than)
-    except ValueError as error:
-        raise Failure(f"--older-than: {error}", Status.USAGE, type_="UsageError") from None
     removed = 0
     with opened() as session:
-        before = clock.earliest() - age_
+        before = clock.earliest() - older_than
         while found := session.catalogue.ledger.prune(before=before):
             removed += found
     if as_json:

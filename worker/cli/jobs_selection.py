@@ -6,10 +6,9 @@ from typing import Annotated, Any
 import typer
 
 from worker.catalogue import Catalogue, JobRecord
-from worker.cli.errors import Failure, suggestion
+from worker.cli.errors import UsageError, suggestion
 from worker.cli.jobs_output import causes_of
 from worker.cli.output import complain
-from worker.exit_status import Status
 from zot_artifact_client.contract import TASKS, JobState
 
 _KINDS = [spec.kind for spec in TASKS.values()]
@@ -37,7 +36,7 @@ def chosen_states(given: list[str] | None, *, dead: bool = False, failed: bool =
     for name in given or ():
         if name not in names:
             message = f"--state {name!r} is no state{suggestion(name, names) or '.'} There are: {', '.join(names)}"
-            raise Failure(message, Status.USAGE, type_="UsageError")
+            raise UsageError(message)
     flags = [*([JobState.DEAD] if dead else []), *([JobState.FAILED] if failed else [])]
     return [*(JobState(name) for name in given or ()), *flags]
 
@@ -46,7 +45,7 @@ def check_kind(kind: str | None) -> None:
     """Reject what is no kind of job."""
     if kind is not None and kind not in _KINDS:
         message = f"--kind {kind!r} is no kind of job{suggestion(kind, _KINDS) or '.'} There are: {', '.join(_KINDS)}"
-        raise Failure(message, Status.USAGE, type_="UsageError")
+        raise UsageError(message)
 
 
 def having(store: str | None, error: str | None) -> Callable[[JobRecord], bool]:

@@ -8,10 +8,9 @@ import typer
 
 from worker import clock
 from worker.catalogue import Scope
-from worker.cli.errors import Failure, suggestion
+from worker.cli.errors import Failure, UsageError, suggestion
 from worker.cli.output import AsJson, note, print_json, print_table, say
 from worker.cli.session import Session, opened
-from worker.exit_status import Status
 from worker.readable import moment
 from worker.settings.model import NoBroker
 from zot_artifact_client.contract import JobState, Queue
@@ -119,10 +118,9 @@ def _check_queue(name: str) -> None:
     names = [queue.value for queue in Queue if queue is not Queue.INTERACTIVE]
     if name == Queue.INTERACTIVE:
         message = "the queue interactive cannot be paused: jobs are recovered and cancelled through it; pause stores"
-        raise Failure(message, Status.USAGE, type_="UsageError")
+        raise UsageError(message)
     if name not in names:
-        message = f"there is no queue {name!r}{suggestion(name, names) or '.'} There are: {', '.join(names)}"
-        raise Failure(message, Status.USAGE, type_="UsageError")
+        raise UsageError(f"there is no queue {name!r}{suggestion(name, names) or '.'} There are: {', '.join(names)}")
 
 
 def _open_job(session: Session, name: str) -> str:
@@ -131,8 +129,7 @@ def _open_job(session: Session, name: str) -> str:
     except Failure as error:
         if error.type != "UnknownJob":
             raise
-        message = f"no worker has taken a job {name}: there is nothing to pause"
-        raise Failure(message, type_="UnknownJob") from None
+        raise Failure(f"no worker has taken a job {name}: there is nothing to pause", type_="UnknownJob") from None
     if JobState(record.state).terminal:
         raise Failure(f"job {record.id} has ended: {record.state}", type_="JobEnded")
     return record.id

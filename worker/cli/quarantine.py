@@ -12,9 +12,9 @@ import typer
 from worker import clock
 from worker.artifacts.per_store import SingleFailures, most_retryable
 from worker.artifacts.quarantined_bytes import Quarantined, digest_of, purge, quarantined
-from worker.cli.arguments import STREAM, ArtifactPath, output_file
+from worker.cli.arguments import STREAM, ArtifactPath, OneStore, duration, output_file
 from worker.cli.atomic_file import complete_file
-from worker.cli.errors import Failure, failure_of
+from worker.cli.errors import Failure, UsageError, failure_of
 from worker.cli.get import check_output, file_at
 from worker.cli.job_outcome import finish
 from worker.cli.output import AsJson, note, print_json, print_table, say
@@ -22,9 +22,7 @@ from worker.cli.send_and_wait import WaitOptions, request_of, sender
 from worker.cli.session import Session, opened
 from worker.cli.upload import upload_one
 from worker.counted import counted
-from worker.exit_status import Status
 from worker.readable import size
-from worker.storage.durations_and_sizes import parse_duration
 from worker.storage.errors import StorageError
 from worker.storage.keys import QUARANTINE_BUCKET
 from worker.storage.spooling import spooling_in
@@ -33,25 +31,18 @@ from zot_artifact_client.job_ids import choose_id
 
 app = typer.Typer(invoke_without_command=True, add_completion=False)
 
-Store = Annotated[str | None, typer.Option("--store", metavar="STORE", help="Only this store.")]
 StoreName = Annotated[str, typer.Argument(metavar="STORE", help="The store whose quarantine it is in.")]
 Id = Annotated[str, typer.Argument(metavar="ID", help="BUCKET/JOB/KEY, as `quarantine ls` lists it.")]
 
 
-def _age(text: str) -> timedelta:
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
 Older = Annotated[
-    timedelta | None, typer.Option("--older-than", parser=_age, metavar="TIME", help="Only what is older, such as 90d.")
+    timedelta | None,
+    typer.Option("--older-than", parser=duration, metavar="TIME", help="Only what is older, such as 90d."),
 ]
 
 
 @app.callback()
-def _quarantine(context: typer.Context, store: Store = None, as_json: AsJson = False) -> None:
+def _quarantine(context: typer.Context, store: OneStore = None, as_json: AsJson = False) -> None:
     """List, fetch, restore or purge the bad bytes that repairs have kept.
 
     Examples:
@@ -70,7 +61,7 @@ def list_(
         str, typer.Argument(metavar="BUCKET/", help="Only ids that begin with this, such as releases/.")
     ] = "",
     *,
-    store: Store = None,
+    store: OneStore = None,
     as_json: AsJson = False,
 ) -> None:
     """List the quarantined bytes: their artifact, since when, and the digest that the last verdict found.
@@ -190,7 +181,7 @@ def purge_(
         zot-artifacts quarantine purge dr releases/5f0a1d0e/app.tgz
     """
     if (id_ is None) == (older_than is None):
-        raise Failure("name a STORE and an ID, or give --older-than", Status.USAGE, type_="UsageError")
+        raise UsageError("name a STORE and an ID, or give --older-than")
     with opened() as session:
         if id_ is not None and store is not None:
             chosen = [_find(session, store, id_)]

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from worker.cli.arguments import STREAM, ArtifactPath, input_file, local_path
-from worker.cli.errors import Failure
+from worker.cli.errors import UsageError
 from worker.cli.job_outcome import Outcome
 from worker.cli.send_and_wait import WaitOptions, request_of, sender
 from worker.cli.session import Session
 from worker.cli.stage_file import check_file, stage, within_roots
-from worker.exit_status import Status
 from zot_artifact_client.contract import BATCH, BatchRequest, TaskSpec
 from zot_artifact_client.job_ids import choose_id
 
@@ -33,14 +32,14 @@ class Selection:
             Failure: the arguments contradict each other, or select nothing.
         """
         if self.keys_from is not None and (self.path or self.all_below):
-            raise Failure("--keys-from names all artifacts: leave out BUCKET/KEY and --all", Status.USAGE)
+            raise UsageError("--keys-from names all artifacts: leave out BUCKET/KEY and --all")
         if self.all_below and not self.path:
-            raise Failure("--all needs a BUCKET, or BUCKET/PREFIX", Status.USAGE)
+            raise UsageError("--all needs a BUCKET, or BUCKET/PREFIX")
         many = self.all_below or self.keys_from is not None
         if not many and not self.path:
-            raise Failure("name an artifact, or many with --all BUCKET[/PREFIX] or --keys-from FILE", Status.USAGE)
+            raise UsageError("name an artifact, or many with --all BUCKET[/PREFIX] or --keys-from FILE")
         if not many and self.in_flight is not None:
-            raise Failure("--in-flight goes with --all or --keys-from", Status.USAGE)
+            raise UsageError("--in-flight goes with --all or --keys-from")
         return many
 
 
@@ -90,5 +89,5 @@ def _list(name: str) -> Path:
         return input_file(name)
     if local_path(name).is_dir():
         why = "it is a directory; name a file with one BUCKET/KEY on each line"
-        raise Failure(f"--keys-from {name}: {why}", Status.USAGE, type_="UsageError")
+        raise UsageError(f"--keys-from {name}: {why}")
     return check_file(name)

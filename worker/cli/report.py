@@ -8,10 +8,9 @@ import typer
 
 from worker.cli.arguments import STREAM, output_file, seconds
 from worker.cli.atomic_file import complete_file
-from worker.cli.errors import Failure
+from worker.cli.errors import UsageError
 from worker.cli.output import AsJson, print_json, say
 from worker.cli.session import opened
-from worker.exit_status import Status
 from worker.report.page import page_of
 from worker.report.report import SINCE, report_of
 
@@ -43,10 +42,10 @@ def report(
         zot-artifacts report --json --since 7d
     """
     if html is None and not as_json:
-        raise Failure("say --html FILE or --json", Status.USAGE, type_="UsageError")
+        raise UsageError("say --html FILE or --json")
     to_stdout = html == output_file(STREAM)
     if to_stdout and as_json:
-        raise Failure("--json and --html `-` would both write to standard output: leave one out", Status.USAGE)
+        raise UsageError("--json and --html `-` would both write to standard output: leave one out")
     with opened() as session:
         document = report_of(session, timedelta(seconds=SINCE if since is None else since), session.stores)
         if html is not None:

@@ -8,7 +8,7 @@ import typer
 
 from worker import clock
 from worker.cli.arguments import no_stream
-from worker.cli.errors import Failure
+from worker.cli.errors import Failure, UsageError
 from worker.cli.output import complain, note
 from worker.exit_status import Status
 from worker.input_files import special_kind
@@ -47,12 +47,12 @@ def serve(
         zot-artifacts serve --host 0.0.0.0 --port 443 --certificate chain.pem --key key.pem
     """
     if (certificate is None) != (key is None):
-        raise Failure("--certificate and --key go together", Status.USAGE, type_="UsageError")
+        raise UsageError("--certificate and --key go together")
     for option, path in (("--certificate", certificate), ("--key", key)):
         if path is not None and not path.is_file():
             kind = special_kind(path) or ("a directory" if path.is_dir() else None)
             fault = f"it is {kind} and no file" if kind else "there is no such file"
-            raise Failure(f"{option} {path}: {fault}", Status.USAGE, type_="UsageError")
+            raise UsageError(f"{option} {path}: {fault}")
     settings = load_settings()
     if certificate is None and not _is_loopback(host):
         complain(f"{host} without --certificate: tokens and bytes can be read on the way; use TLS here or in a proxy")
@@ -77,7 +77,7 @@ def _check_certificate(certificate: Path, key: Path) -> None:
     from worker.server_certificate import NO_PAIR, is_chain_with_key, out_of_date
 
     if not is_chain_with_key(certificate, key):
-        raise Failure(f"--certificate {certificate}, --key {key}: {NO_PAIR}", Status.USAGE, type_="UsageError")
+        raise UsageError(f"--certificate {certificate}, --key {key}: {NO_PAIR}")
     if fault := out_of_date(certificate, clock.now()):
         complain(f"--certificate {certificate}: {fault}")
 

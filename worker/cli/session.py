@@ -10,7 +10,7 @@ from urllib.parse import unquote
 from worker.artifacts.reading_order import AvoidedStores
 from worker.catalogue import Catalogue, JobRecord, expected_identity
 from worker.catalogue.sqlite import absent_directory
-from worker.cli.errors import Failure
+from worker.cli.errors import Failure, UsageError
 from worker.cli.output import note
 from worker.exit_status import Status
 from worker.report.sources import Sources
@@ -37,7 +37,7 @@ class Session(Sources):
             Failure: a name is empty, as with `--store "$UNSET"`: without a name, all stores would be meant.
         """
         if not all(each.strip(", ") for each in given or ()):
-            raise Failure("the name of a store is empty: name one, or leave the option out", Status.USAGE)
+            raise UsageError("the name of a store is empty: name one, or leave the option out")
         names = tuple(dict.fromkeys(name.strip() for each in given or () for name in each.split(",") if name.strip()))
         for name in names:
             self.check_store(name)
@@ -69,7 +69,7 @@ class Session(Sources):
 
         id_ = id_.strip()
         if not id_:
-            raise Failure("the id of a job is empty", Status.USAGE, type_="UsageError")
+            raise UsageError("the id of a job is empty")
         ids = self.catalogue.job_admin.ids_like(id_, limit=4)
         if not ids and id_ != id_.lower():  # some programs print a UUID in capitals
             ids = self.catalogue.job_admin.ids_like(id_.lower(), limit=4)

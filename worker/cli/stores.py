@@ -8,7 +8,7 @@ import typer
 
 from worker import clock
 from worker.catalogue import BAD, FindingKind, Pause, Scope
-from worker.cli.errors import Failure, suggestion
+from worker.cli.errors import Failure, UsageError, suggestion
 from worker.cli.output import AsJson, note, print_json, print_table, say
 from worker.cli.pause import describe_pause
 from worker.cli.session import Session, opened
@@ -146,8 +146,7 @@ def trust(
 
 def _check_forgettable(session: Session, name: str) -> None:
     if name in session.settings.stores:
-        message = f"store {name} is configured: remove it from `stores` in the settings first"
-        raise Failure(message, Status.USAGE, type_="UsageError")
+        raise UsageError(f"store {name} is configured: remove it from `stores` in the settings first")
     known = session.catalogue.store_records.names()
     if name not in known:
         message = f"the catalogue has no copies in a store {name!r}{suggestion(name, known)}"

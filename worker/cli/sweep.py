@@ -12,8 +12,8 @@ import typer
 
 from worker import clock
 from worker.catalogue import JobRecord, Scope
-from worker.cli.arguments import NoWait, Timeout, no_stream
-from worker.cli.errors import Failure, suggestion
+from worker.cli.arguments import NoWait, OneStore, Timeout, no_stream
+from worker.cli.errors import UsageError, suggestion
 from worker.cli.job_outcome import Outcome, print_outcome
 from worker.cli.output import AsJson, complain, note, print_json, print_table, say
 from worker.cli.send_and_wait import Sender, WaitOptions, continuing, request_of, sender
@@ -76,7 +76,6 @@ Where = Annotated[
         metavar="STORE BUCKET[/PREFIX]", help=f"What to verify; for {', '.join(_LAYOUTS)}.", show_default=False
     ),
 ]
-Store = Annotated[str | None, typer.Option("--store", metavar="STORE", help="Only this store.")]
 Prefix = Annotated[
     str | None,
     typer.Option(
@@ -98,7 +97,7 @@ def sweep(
     name: Name,
     where: Where = None,
     *,
-    store: Store = None,
+    store: OneStore = None,
     prefix: Prefix = None,
     inventory: Inventory = None,
     dry_run: DryRun = False,
@@ -147,7 +146,7 @@ def sweep(
         at, path = place_of(name, where or [], store, prefix)
         sweep_layout(name, at, path, dry_run=dry_run, as_json=as_json)
     if where:
-        raise Failure(f"the sweep {name} takes --store and --prefix", Status.USAGE, type_="UsageError")
+        raise UsageError(f"the sweep {name} takes --store and --prefix")
     spec = _spec(name, store, prefix)
     with opened() as session:
         session.check_store(store)
@@ -191,18 +190,13 @@ def _spec(name: str, store: str | None, prefix: str | None) -> TaskSpec[Any, Any
     spec = _SWEEPS.get(name)
     if spec is None:
         names = [*_SWEEPS, *_LAYOUTS]
-        message = f"there is no sweep {name!r}{suggestion(name, names) or '.'} There are: {', '.join(names)}"
-        raise Failure(message, Status.USAGE, type_="UsageError")
+        raise UsageError(f"there is no sweep {name!r}{suggestion(name, names) or '.'} There are: {', '.join(names)}")
     if prefix is not None and name == "verify":
-        raise Failure(
-            f"to verify below a prefix now: `zot-artifacts verify {quote(prefix)} --all`",
-            Status.USAGE,
-            type_="UsageError",
-        )
+        raise UsageError(f"to verify below a prefix now: `zot-artifacts verify {quote(prefix)} --all`")
     if prefix is not None and name not in _WITH_PREFIX:
-        raise Failure(f"the sweep {name} takes no --prefix", Status.USAGE, type_="UsageError")
+        raise UsageError(f"the sweep {name} takes no --prefix")
     if store is not None and spec in (SWEEP_RECOVER, SWEEP_PURGE, SWEEP_ALARMS, SWEEP_WEBHOOKS, SWEEP_REPORT):
-        raise Failure(f"the sweep {name} takes no --store", Status.USAGE, type_="UsageError")
+        raise UsageError(f"the sweep {name} takes no --store")
     return spec
 
 
@@ -215,7 +209,7 @@ def _inventory(name: str, inventory: str, store: str | None, *, dry_run: bool) -
         else None
     )  # fmt: skip
     if wrong is not None:
-        raise Failure(wrong, Status.USAGE, type_="UsageError")
+        raise UsageError(wrong)
     no_stream(inventory)  # the worker reads it, on another machine perhaps
     return str(Path(inventory).absolute()) if Path(inventory).is_file() else inventory
 
@@ -229,7 +223,7 @@ def _dry_run(session: Session, name: str, store: str | None, prefix: str | None,
             say(f"{counted(due, 'deleted artifact')} would be purged")
         raise typer.Exit(Status.GOOD)
     if name not in PLANS:
-        raise Failure(f"the sweep {name} has no dry run", Status.USAGE, type_="UsageError")
+        raise UsageError(f"the sweep {name} has no dry run")
     paused = _paused(session, store)
     names = [each for each in ([store] if store else session.settings.stores) if each not in paused]
     rows = [{"store": each, **PLANS[name](session, each, prefix)} for each in names]

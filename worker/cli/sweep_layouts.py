@@ -11,7 +11,7 @@ from worker.artifacts.verify_layouts.checked_prefix import CheckedPrefix, Fault,
 from worker.artifacts.verify_layouts.ocfl import verify_ocfl
 from worker.artifacts.verify_layouts.oci import verify_oci
 from worker.artifacts.verify_layouts.sha256sums import verify_sha256sums
-from worker.cli.errors import Failure
+from worker.cli.errors import UsageError
 from worker.cli.open_limited_stores import stores_within_limits
 from worker.cli.output import complain, note, print_json, say
 from worker.cli.progress import bar
@@ -124,8 +124,5 @@ def place_of(name: str, given: list[str], store: str | None, prefix: str | None)
     store = given[0] if given else store
     path = given[1] if len(given) > 1 else prefix
     if not store or not path or len(given) > 2:  # noqa: PLR2004 - a store and a path
-        raise Failure(
-            f"name the store and the place: `zot-artifacts sweep {name} STORE BUCKET[/PREFIX]`", Status.USAGE,
-            type_="UsageError",
-        )  # fmt: skip
+        raise UsageError(f"name the store and the place: `zot-artifacts sweep {name} STORE BUCKET[/PREFIX]`")
     return store, path

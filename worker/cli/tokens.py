@@ -8,25 +8,15 @@ import typer
 
 from worker import clock
 from worker.catalogue import AccessToken
-from worker.cli.errors import Failure
+from worker.cli.arguments import duration
+from worker.cli.errors import Failure, UsageError
 from worker.cli.output import AsJson, note, print_json, print_table, say
 from worker.cli.session import opened
-from worker.exit_status import Status
 from worker.gateway.access import ALL, TokenVerb, new_token
-from worker.storage.durations_and_sizes import parse_duration
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-
-
-def _time(text: str) -> timedelta:
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The service that the token is for.")]
 
 
@@ -57,7 +47,7 @@ def add(
     expires: Annotated[
         timedelta | None,
         typer.Option(
-            parser=_time, metavar="TIME", help="How long it is valid, such as 90d; without it, until it is revoked."
+            parser=duration, metavar="TIME", help="How long it is valid, such as 90d; without it, until it is revoked."
         ),
     ] = None,
     as_json: AsJson = False,
@@ -74,11 +64,9 @@ def add(
         zot-artifacts tokens add site --bucket releases/public/ --verb read
     """
     if not _NAME.fullmatch(name):
-        raise Failure(f"{name!r} is no name: letters, digits, '.', '_' and '-' are expected, 64 at most", Status.USAGE)
+        raise UsageError(f"{name!r} is no name: letters, digits, '.', '_' and '-' are expected, 64 at most")
     if expires == timedelta():
-        raise Failure(
-            "--expires 0: the token would be invalid at once; leave it out for one without an end", Status.USAGE
-        )
+        raise UsageError("--expires 0: the token would be invalid at once; leave it out for one without an end")
     now = clock.now()
     record, text = new_token(name, bucket, verb, now=now, expires_at=now + expires if expires else None)
     with opened() as session:
@@ -117,7 +105,7 @@ def rotate(
     grace: Annotated[
         timedelta,
         typer.Option(
-            parser=_time,
+            parser=duration,
             metavar="TIME",
             show_default=False,
             help="How long the old secret stays valid, such as 1h; by default it is invalid at once.",

@@ -10,7 +10,7 @@ from worker import clock
 from worker.artifacts.store_holds import NOT_OFFERED, hold_copies, is_held
 from worker.catalogue import Hold
 from worker.cli.arguments import ArtifactArgument, ArtifactPath
-from worker.cli.errors import Failure
+from worker.cli.errors import Failure, UsageError
 from worker.cli.output import AsJson, complain, print_json, print_table, say
 from worker.cli.session import opened
 from worker.cli.user import user_name
@@ -95,7 +95,7 @@ def hold(artifact: ArtifactArgument, reason: Reason, by: By = None, as_json: AsJ
     """
     at = ArtifactPath.parse(artifact)
     if not reason.strip():
-        raise Failure("--reason needs a text: why is the artifact held?", Status.USAGE, type_="UsageError")
+        raise UsageError("--reason needs a text: why is the artifact held?")
     with opened() as session:
         if session.catalogue.deletions.get(at.bucket, at.key) is None:
             session.catalogue.artifact(at.bucket, at.key)  # a misspelt key would hold nothing

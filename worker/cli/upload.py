@@ -21,7 +21,7 @@ from worker.cli.arguments import (
     Timeout,
     refuse,
 )
-from worker.cli.errors import Failure
+from worker.cli.errors import UsageError
 from worker.cli.job_outcome import Outcome, finish
 from worker.cli.output import AsJson
 from worker.cli.send_and_wait import Sender, WaitOptions, request_of, sender
@@ -29,7 +29,6 @@ from worker.cli.session import opened
 from worker.cli.stage_file import Staged, check_file, stage, stage_stream, within_roots
 from worker.cli.upload_directory import count_refused, listing_of, not_sent, report, upload_directory
 from worker.cli.upload_directory import dry_run as print_dry_run
-from worker.exit_status import Status
 from worker.storage.keys import check_key
 from zot_artifact_client.contract import PROPERTIES, UPLOAD, UploadRequest
 from zot_artifact_client.job_ids import choose_id
@@ -147,8 +146,7 @@ def upload(
     if recursive:
         refuse("is for one file: leave it out with --recursive", {"--sha256": sha256, "--companion-of": companion_of})
         if storage_class and not store:
-            told = "with --recursive, name the stores of --storage-class with --store too"
-            raise Failure(told, Status.USAGE, type_="UsageError")
+            raise UsageError("with --recursive, name the stores of --storage-class with --store too")
         listing = listing_of(source, artifact, Filters(tuple(include or ()), tuple(exclude or ()), symlinks.value))
         _upload_directory(listing, store, beside, waiting, dry=dry_run, as_json=as_json)
         return
@@ -227,7 +225,7 @@ def upload_one(way: Sender, job_id: str, request: UploadRequest, path: Path | No
 
 def _upload_stdin(way: Sender, job_id: str, request: UploadRequest) -> Outcome:
     if sys.stdin.isatty():
-        raise Failure("standard input is a terminal: pipe the bytes into `zot-artifacts upload -`", Status.USAGE)
+        raise UsageError("standard input is a terminal: pipe the bytes into `zot-artifacts upload -`")
     way.shown.start(None, "reading standard input")
     staged = stage_stream(sys.stdin.buffer, way.session.settings, job_id, request.sha256, way.shown.advance)
     job = way.send_staged(UPLOAD, job_id, _staged_request(request, staged), staged)
@@ -243,9 +241,9 @@ def _pairs(option: str, given: list[str]) -> dict[str, str] | None:
     for each in given:
         name, equals, value = each.partition("=")
         if not equals:
-            raise Failure(f"{option} {each!r}: write NAME=VALUE", Status.USAGE, type_="UsageError")
+            raise UsageError(f"{option} {each!r}: write NAME=VALUE")
         if name in pairs:
-            raise Failure(f"{option}: {name!r} is given twice", Status.USAGE, type_="UsageError")
+            raise UsageError(f"{option}: {name!r} is given twice")
         pairs[name] = value
     return pairs or None
 
@@ -255,7 +253,7 @@ def _properties(given: list[str]) -> dict[str, str]:
     for name in pairs:
         if name not in PROPERTIES:
             known = ", ".join(PROPERTIES)
-            raise Failure(f"--property {name!r}: there are {known}", Status.USAGE, type_="UsageError")
+            raise UsageError(f"--property {name!r}: there are {known}")
     return pairs
 
 

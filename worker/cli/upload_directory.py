@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 from worker.artifacts.batch_lists import ListedFile
 from worker.artifacts.directory_listing import DirectoryListing, Filters
 from worker.cli.arguments import no_stream
-from worker.cli.errors import Failure
+from worker.cli.errors import Failure, UsageError
 from worker.cli.job_outcome import Outcome
 from worker.cli.output import complain, note, print_json, say
 from worker.cli.send_and_wait import Sender, WaitOptions, request_of, sender
@@ -47,7 +47,7 @@ def listing_of(source: str, target: str, filters: Filters) -> DirectoryListing:
         prefix += "/"
     try:
         if not stat.S_ISDIR(directory.stat().st_mode):
-            raise Failure(f"source {directory}: is no directory; leave out --recursive", Status.USAGE)
+            raise UsageError(f"source {directory}: is no directory; leave out --recursive")
     except OSError as error:
         raise Failure(f"source {directory}: {error.strerror}", type_="NotFound") from None
     return DirectoryListing(directory, check_bucket(bucket), check_key_prefix(prefix), filters)

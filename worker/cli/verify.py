@@ -16,14 +16,13 @@ from worker.cli.arguments import (
     Stores,
     Timeout,
 )
-from worker.cli.errors import Failure
+from worker.cli.errors import UsageError
 from worker.cli.job_outcome import finish
 from worker.cli.output import AsJson, complain
 from worker.cli.replicate_verify_delete import Selection, run_verb
 from worker.cli.send_and_wait import WaitOptions
 from worker.cli.session import Session, opened
 from worker.counted import counted
-from worker.exit_status import Status
 from zot_artifact_client.contract import EVIDENCE, VERIFY, TaskSpec
 
 By = Annotated[
@@ -66,13 +65,13 @@ def verify(
         zot-artifacts verify --by provider releases/app.tgz
     """
     if by not in {"read", "provider"}:
-        raise Failure(f"--by {by}: write `read` or `provider`", Status.USAGE, type_="UsageError")
+        raise UsageError(f"--by {by}: write `read` or `provider`")
     waiting = WaitOptions(not no_wait, timeout, idempotency_key, tuple(notify or ()))
     with opened() as session:
         fields = {"stores": session.store_names(store)}
         selection = Selection(artifact, all_below, keys_from, in_flight)
         if by == "provider" and selection.many:
-            raise Failure("for many artifacts: `zot-artifacts sweep evidence --prefix BUCKET/PREFIX`", Status.USAGE)
+            raise UsageError("for many artifacts: `zot-artifacts sweep evidence --prefix BUCKET/PREFIX`")
         spec: TaskSpec[Any, Any] = EVIDENCE if by == "provider" else VERIFY
         outcome = run_verb(session, spec, selection, fields, waiting)
         if selection.many and outcome.ended:

@@ -9,7 +9,7 @@ import typer
 from worker import clock
 from worker.alarms import webhook
 from worker.alarms.attempts import AlarmUndelivered
-from worker.cli.errors import Failure, suggestion
+from worker.cli.errors import Failure, UsageError, suggestion
 from worker.cli.output import AsJson, print_json, print_table, say
 from worker.cli.session import opened
 from worker.counted import counted
@@ -72,7 +72,7 @@ def send_test(
     """
     known, now = load_settings().webhooks, clock.now()
     if name not in known:
-        raise Failure(f"the settings have no webhook {name}{suggestion(name, known)}", Status.USAGE, type_="UsageError")
+        raise UsageError(f"the settings have no webhook {name}{suggestion(name, known)}")
     payload = {"id": str(uuid4()), "type": "test", "timestamp": now.isoformat(), "data": {}}
     try:
         webhook.post(payload, known[name], at=now, setting=f"webhooks.{name}")
@@ -101,11 +101,7 @@ def forget(
     with opened() as session:
         known = {*session.settings.webhooks, *session.catalogue.job_webhooks.receivers()}
         if name not in known:
-            raise Failure(
-                f"neither the settings nor a job name a webhook {name}{suggestion(name, known)}",
-                Status.USAGE,
-                type_="UsageError",
-            )
+            raise UsageError(f"neither the settings nor a job name a webhook {name}{suggestion(name, known)}")
         count = session.catalogue.job_webhooks.forget(name, now=clock.now())
     if as_json:
         print_json({"webhook": name, "forgotten": count})
