@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy import Row
 
 from worker.catalogue.compiled_statements import Prepared
-from worker.catalogue.database import Database
+from worker.catalogue.database import Queries
 from worker.catalogue.tables import access_tokens
 
 _GET = Prepared(sa.select(access_tokens).where(access_tokens.c.id == sa.bindparam("token")))
@@ -40,11 +40,8 @@ class AccessToken:
         return self.revoked_at is None and (self.expires_at is None or self.expires_at > now)
 
 
-class AccessTokens:
+class AccessTokens(Queries):
     """The access tokens, by id and by name."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def get(self, id_: str) -> AccessToken | None:
         """Return the secret with this id, also one that is not valid any more; None if there is none."""

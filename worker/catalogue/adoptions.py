@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from worker.catalogue.artifacts import FinishedCopy, current_version, finish_copies
-from worker.catalogue.database import CatalogueError, Database
+from worker.catalogue.database import CatalogueError, Queries
 from worker.catalogue.holds import OnHold
 from worker.catalogue.record_versions import ensure_copy, record_version
 from worker.catalogue.records import Artifact, VerdictRow
@@ -42,11 +42,8 @@ class Adoption:
     verified: bool
 
 
-class Adoptions:
+class Adoptions(Queries):
     """The record of objects that another program wrote."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def record(self, adoption: Adoption, now: datetime) -> Artifact:
         """Record an object as a copy, and if it was verified the verdict; return its version.

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from worker import clock
-from worker.catalogue.database import Database
+from worker.catalogue.database import Queries
 from worker.catalogue.tables import UNTOLD_OPEN, UNTOLD_RESOLVED, alarm_digests, findings
 
 _LONGEST_BACKOFF = timedelta(hours=1)
@@ -43,11 +43,8 @@ class ChannelState:
     error: str | None
 
 
-class Alarms:
+class Alarms(Queries):
     """The digests, by id and channel."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def make_digest(
         self, channels: Sequence[str], *, quiet: Collection[str], escalate: timedelta, now: datetime

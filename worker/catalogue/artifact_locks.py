@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 
 from worker.catalogue.bulk import by_bucket, one_of
 from worker.catalogue.compiled_statements import Prepared
-from worker.catalogue.database import Database
+from worker.catalogue.database import Queries
 from worker.catalogue.tables import artifact_locks, jobs
 from zot_artifact_client.contract import JobState
 
@@ -40,11 +40,8 @@ Path = tuple[str, str]
 """Bucket and key of an artifact."""
 
 
-class ArtifactLocks:
+class ArtifactLocks(Queries):
     """The writer locks, by bucket and key. A lock lasts as long as the lease of its job under the same fence."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def acquire(
         self, job: str, fence: int, paths: Sequence[Path], *, now: datetime, lease: timedelta, credible: int = 10

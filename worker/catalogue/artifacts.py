@@ -11,12 +11,11 @@ from sqlalchemy import Connection
 from worker import clock
 from worker.catalogue.bulk import one_of
 from worker.catalogue.compiled_statements import Prepared
-from worker.catalogue.database import Database
+from worker.catalogue.database import Queries
 from worker.catalogue.findings import note_deletes, note_tombstones, note_writes
 from worker.catalogue.holds import OnHold
 from worker.catalogue.key_ranges import begins_with, following
 from worker.catalogue.record_versions import (
-    BEGIN_AGAIN_FROM,
     VERSIONS_OF_KEY,
     NewVersion,
     Recorded,
@@ -30,15 +29,24 @@ from worker.catalogue.record_versions import (
     replaces_bytes,
     written_by,
 )
-from worker.catalogue.records import BAD, OPEN_STATES, Artifact, Copy, CopyState, ListedArtifact, artifact_of, copy_of
+from worker.catalogue.records import (
+    BAD,
+    GONE,
+    GOOD,
+    OPEN_STATES,
+    Artifact,
+    Copy,
+    CopyState,
+    ListedArtifact,
+    artifact_of,
+    copy_of,
+)
 from worker.catalogue.tables import CURRENT, artifacts, canaries, copies, jobs, manifests, tombstones
 from worker.storage import Digest
 from worker.storage.integrity.manifest import CHUNK_SIZE, Manifest
 from worker.storage.keys import CANARY_BUCKET
 from zot_artifact_client.contract import JobState
 
-GOOD = [state for state in CopyState if state.good]
-"""The states of copies that are complete, and right as far as is known."""
 _ABSENT = [state for state in CopyState if not state.present]
 
 _AT_ONCE = 200
@@ -136,11 +144,8 @@ class SeenVersions:
         return id_ <= self.newest and id_ not in self.unfinished
 
 
-class Artifacts:
+class Artifacts(Queries):
     """The artifact versions and their copies."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     # Artifacts
 
@@ -363,7 +368,7 @@ class Artifacts:
             sa.select(copies)
             .join(artifacts, artifacts.c.id == copies.c.artifact_id)
             .where(artifacts.c.bucket == bucket, artifacts.c.key == key)
-            .where(copies.c.state.not_in([CopyState.SUPERSEDED, CopyState.DELETED]))
+            .where(copies.c.state.not_in(GONE))
             .order_by(copies.c.store)
         )
         held: dict[str, list[Copy]] = {}
@@ -424,7 +429,7 @@ class Artifacts:
         ended = sa.select(artifacts.c.id).where(artifacts.c.id.in_([each.id for each in of]), ~sa.and_(*CURRENT))
         late = sa.update(copies).where(copies.c.artifact_id.in_(ended), copies.c.store == store)
         with self._database.unfenced().write() as connection:
-            connection.execute(late.where(copies.c.state.in_(BEGIN_AGAIN_FROM)).values(state=CopyState.WRITING))
+            connection.execute(late.where(copies.c.state.in_(GONE)).values(state=CopyState.WRITING))
 
     def read_again(self, copy: Copy, *, now: datetime) -> None:
         """Make a copy due, so that the next verify sweep reads it. No other job may write to the artifact meanwhile."""
@@ -437,7 +442,7 @@ class Artifacts:
         # Most often the row exists: a read waits for no writer and for no disk.
         with self._database.read() as connection:
             found = find_copy(connection, artifact, store)
-        if found and found.state not in BEGIN_AGAIN_FROM:
+        if found and found.state not in GONE:
             return found
         with self._database.write() as connection:
             return ensure_copy(connection, artifact, store)

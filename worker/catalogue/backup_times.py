@@ -5,17 +5,14 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from worker.catalogue.database import Database
+from worker.catalogue.database import Queries
 from worker.catalogue.tables import sweep_cursors
 
 _WRITTEN, _REHEARSED, _RESTORED = "backup.written", "backup.rehearsed", "backup.restored"
 
 
-class BackupTimes:
+class BackupTimes(Queries):
     """The times of the last good backup and of the last rehearsal, by store."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def written(self, store: str) -> datetime | None:
         """Return when the last good backup was written to a store, or None."""

@@ -5,18 +5,15 @@ from collections.abc import Iterator
 
 import sqlalchemy as sa
 
-from worker.catalogue.database import Database
+from worker.catalogue.database import Queries
 from worker.catalogue.tables import upload_lists
 
 _ROWS = 10
 """Rows that are read at a time."""
 
 
-class BatchLists:
+class BatchLists(Queries):
     """The lists of batches that have not ended, each in rows of several lines."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def append(self, batch: str, begin: int, lines: bytes) -> None:
         """Add lines to a list, of which the first has the number `begin`; they replace those of an earlier attempt.

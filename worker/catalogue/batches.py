@@ -9,14 +9,13 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from worker.catalogue.database import Database
+from worker.catalogue.database import Queries
 from worker.catalogue.ledger import job_record
 from worker.catalogue.pages import end_split
-from worker.catalogue.records import JobRecord
+from worker.catalogue.records import ENDED_STATES, NEW_JOB, JobRecord
 from worker.catalogue.tables import batch_items, batches, jobs
 from zot_artifact_client.contract import JobState
 
-_ENDED = [state for state in JobState if state.terminal]
 _FAILED_STATES = [JobState.FAILED, JobState.DEAD, JobState.REFUSED]
 _OF = sa.select(batches).where(batches.c.job == sa.bindparam("batch"))
 _IN_FLIGHT = (
@@ -45,14 +44,14 @@ _RECORD_FAILED = (
 _ENDED_OPEN = (
     sa.select(batches.c.job)
     .join(jobs, jobs.c.id == batches.c.job)
-    .where(batches.c.open.is_(True), jobs.c.state.in_(_ENDED))
+    .where(batches.c.open.is_(True), jobs.c.state.in_(ENDED_STATES))
 )
 
 _CHILDREN = jobs.alias("children")
 _BATCH_OF = sa.select(_CHILDREN.c.parent).where(_CHILDREN.c.id == sa.bindparam("child")).scalar_subquery()
 _WAITING = sa.exists().where(
     batch_items.c.batch == batches.c.job, batch_items.c.outcome.is_(None),
-    _CHILDREN.c.id == batch_items.c.job, _CHILDREN.c.state.not_in(_ENDED),
+    _CHILDREN.c.id == batch_items.c.job, _CHILDREN.c.state.not_in(ENDED_STATES),
 )  # fmt: skip
 _IDLE_BATCH = (
     sa.select(jobs)
@@ -165,11 +164,8 @@ class BatchItemKind:
     due: datetime | None
 
 
-class Batches:
+class Batches(Queries):
     """The batches, by the id of their jobs."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def get(self, batch: str) -> Batch | None:
         """Return the progress of a batch, or None if it has not begun."""
@@ -280,10 +276,7 @@ def _accept(
 ) -> None:  # fmt: skip
     if not items:
         return
-    accepted = {
-        "kind": kind.kind, "state": JobState.QUEUED, "attempts": 0, "fence": 0, "crashes": 0, "parent": batch,
-        "created_at": now, "queue": kind.queue, "due_at": kind.due,
-    }  # fmt: skip
+    accepted = {**NEW_JOB, "parent": batch, "created_at": now, "queue": kind.queue, "due_at": kind.due}
     connection.execute(
         sa.insert(jobs),
         [

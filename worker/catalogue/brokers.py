@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from worker.catalogue.database import Database
+from worker.catalogue.database import Queries
 from worker.catalogue.tables import sweep_cursors
 
 _BEGAN, _SEEN = "broker.began", "broker.seen"
@@ -17,11 +17,8 @@ _IN_USE = timedelta(minutes=3)
 _KEPT = timedelta(days=1)
 
 
-class Brokers:
+class Brokers(Queries):
     """The times at which brokers were used, by the id that each broker keeps."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def note(self, broker: str, place: str, now: datetime) -> None:
         """Record that jobs are sent over a broker; `place` is what `others` calls it."""

@@ -9,7 +9,7 @@ from typing import TypeVar
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from worker.catalogue.database import Database
+from worker.catalogue.database import Queries
 from worker.catalogue.sweep_claims import NeededReads
 from worker.catalogue.tables import artifacts, budgets, copies
 
@@ -62,11 +62,8 @@ class Usage:
     at: datetime
 
 
-class Budgets:
+class Budgets(Queries):
     """The state of each store's budget."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def get(self, store: str, *, now: datetime) -> BudgetState:
         """Return the state of a store's budget, with what was used today and this month (UTC)."""

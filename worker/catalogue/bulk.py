@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy import BindParameter, ColumnElement, Connection, Dialect, Insert, Table, TypeDecorator, Update
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -253,6 +254,23 @@ def _in_json(element: one_of, compiler: SQLCompiler, **options: Any) -> str:
 def _in_array(element: one_of, compiler: SQLCompiler, **options: Any) -> str:
     column, values = (compiler.process(each, **options) for each in element.clauses)
     return f"{column} = ANY({values})"
+
+
+def upserts(
+    table: Table,
+    keys: Sequence[str],
+    changes: Callable[[sa.ColumnCollection[str, Any]], Mapping[str, Any]],
+    *,
+    where: sa.TextClause | None = None,
+) -> dict[str, Insert]:
+    """Return by dialect the INSERT that changes a row which has these keys already, if it meets `where`."""
+    made: dict[str, sqlite.Insert | postgresql.Insert] = {
+        "sqlite": sqlite.insert(table), "postgresql": postgresql.insert(table),
+    }  # fmt: skip
+    return {
+        name: each.on_conflict_do_update(index_elements=keys, index_where=where, set_=dict(changes(each.excluded)))
+        for name, each in made.items()
+    }
 
 
 def by_bucket(paths: Iterable[tuple[str, str]]) -> Iterable[tuple[str, list[str]]]:

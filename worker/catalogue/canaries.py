@@ -7,7 +7,7 @@ from statistics import median
 import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
-from worker.catalogue.database import Database
+from worker.catalogue.database import Queries
 from worker.catalogue.records import Artifact, FindingKind
 from worker.catalogue.tables import canaries, copies, findings
 from worker.storage.keys import CANARY_BUCKET
@@ -44,11 +44,8 @@ class CanaryTimes:
     repair_longest: float | None
 
 
-class Canaries:
+class Canaries(Queries):
     """The rounds, the latest last. At most one is open for a store."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def last(self, store: str) -> CanaryRound | None:
         """Return the last round of a store, with what the findings say of it now."""

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from worker.catalogue.companion_keys import OWNERS, all_placed_as, companion_keys, named_for, owner_keys, placed_as
-from worker.catalogue.database import CatalogueError, Database
+from worker.catalogue.database import CatalogueError, Queries
 from worker.catalogue.holds import check_hold
 from worker.catalogue.key_ranges import begins_with
 from worker.catalogue.records import Artifact, artifact_of
@@ -48,11 +48,8 @@ class NamedCompanion:
     named_at: datetime
 
 
-class Companions:
+class Companions(Queries):
     """Which artifact belongs to which: what a user has said, else what the key says, as `app.tgz.sig` of `app.tgz`."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def of(self, bucket: str, key: str) -> list[Artifact]:
         """Return the current versions of the companions of an artifact, by key."""

@@ -10,8 +10,8 @@ import sqlalchemy as sa
 
 from worker import clock
 from worker.catalogue.artifacts import FIRST_READS, SPREADS
-from worker.catalogue.database import Database
-from worker.catalogue.records import BAD, OPEN_STATES, WAITING_STATES, CopyState
+from worker.catalogue.database import Queries
+from worker.catalogue.records import BAD, GONE, GOOD, OPEN_STATES, WAITING_STATES, CopyState
 from worker.catalogue.sweep_claims import NOT_ARCHIVED
 from worker.catalogue.tables import (
     BAD_VERDICT,
@@ -31,8 +31,6 @@ from zot_artifact_client.contract import ADOPT, DELETE, REPLICATE, UPLOAD, VERIF
 _NAMES = (artifacts.c.bucket, artifacts.c.key, artifacts.c.version, copies.c.store)
 _NOT_READ = [CopyState.MISSING, CopyState.SIZE_MISMATCH]
 """The states after a verdict that needed no read to the end."""
-_GOOD = [state for state in CopyState if state.good]
-_GONE = [CopyState.SUPERSEDED, CopyState.DELETED]
 _NUMBER, _DIGITS = "0123456789", 8
 """What is at the end of the id of a page or item of a batch; see BATCH_JOB_ID."""
 _REFUSES = "StoreRefuses"
@@ -131,11 +129,8 @@ class LastRun:
     ended: EndedRun | None
 
 
-class CoverageQueries:
+class CoverageQueries(Queries):
     """The questions about coverage. Every one about one store is answered from an index."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def overdue(self, store: str, *, period: timedelta, now: datetime, limit: int) -> list[OverdueCopy]:
         """Return some copies of a store that were not read fully for longer than `period`, the oldest first."""
@@ -382,7 +377,7 @@ def _lacks_effect(job: Any) -> sa.ColumnElement[bool]:
         sa.and_(is_item, by_page),  # the page that the item has left recorded its version
     )
     copy = sa.exists().where(copies.c.artifact_id == artifacts.c.id).correlate_except(copies)
-    read = copy.where(copies.c.store == job.store, copies.c.read_at > job.finished_at, copies.c.state.in_(_GOOD))
+    read = copy.where(copies.c.store == job.store, copies.c.read_at > job.finished_at, copies.c.state.in_(GOOD))
     done = sa.case(
         (job.kind == UPLOAD.kind, uploaded),
         (job.kind.in_([REPLICATE.kind, VERIFY.kind, ADOPT.kind]), read),
@@ -392,7 +387,7 @@ def _lacks_effect(job: Any) -> sa.ColumnElement[bool]:
     unfinished = sa.and_(job.kind != VERIFY.kind, copy.where(copies.c.state == CopyState.WRITING))
     # A delete also removes older versions, what is in its grace, and what a killed job has begun to write.
     of_key = sa.select(artifacts.c.id).where(artifacts.c.bucket == job.bucket, artifacts.c.key == job.key)
-    there = of_key.where(copy.where(copies.c.state.not_in(_GONE))).correlate_except(artifacts).exists()
+    there = of_key.where(copy.where(copies.c.state.not_in(GONE))).correlate_except(artifacts).exists()
     # The condition that decides most jobs comes first: a store that refuses everything leaves all copies unfinished.
     has_effect = of_key.where(~unfinished, *CURRENT, done).correlate_except(artifacts).exists()
     return sa.and_(~has_effect, sa.or_(job.kind != DELETE.kind, there))

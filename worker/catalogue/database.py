@@ -333,6 +333,13 @@ class Database:
             )
 
 
+class Queries:
+    """The questions and changes of one concern; each class of this package is such a one."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+
 def _device_and_inode(path: Path) -> tuple[int, int] | None:
     try:
         found = path.stat()

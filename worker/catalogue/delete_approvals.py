@@ -9,16 +9,15 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from worker.catalogue.database import CatalogueError, Database
+from worker.catalogue.database import CatalogueError, Queries
 from worker.catalogue.findings import NewFinding, resolve_key, see
-from worker.catalogue.records import FindingKind
+from worker.catalogue.records import ENDED_STATES, FindingKind
 from worker.catalogue.tables import delete_requests, jobs
 from worker.catalogue.types import without_nul
 from zot_artifact_client.contract import JobState
 
 _TEXT = 500
 _PRUNED = 1000
-_ENDED = [state for state in JobState if state.terminal]
 
 
 class ApprovalState(StrEnum):
@@ -63,11 +62,8 @@ class DeleteApproval:
     versions: Sequence[int] | None = None
 
 
-class DeleteApprovals:
+class DeleteApprovals(Queries):
     """The requested deletes, by job."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def get(self, job: str) -> DeleteApproval | None:
         """Return the delete that a job does, or None if it was never counted."""
@@ -167,7 +163,7 @@ def _close_ended(connection: Connection, now: datetime) -> None:
         .where(delete_requests.c.state == ApprovalState.WAITING)
     )
     for row in connection.execute(waiting).all():
-        if row.state is not None and JobState(row.state) in _ENDED:
+        if row.state is not None and JobState(row.state) in ENDED_STATES:
             end = ApprovalState.WITHDRAWN
         elif row.expires_at <= now:
             end = ApprovalState.EXPIRED

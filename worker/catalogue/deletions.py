@@ -11,15 +11,14 @@ from sqlalchemy import Connection
 
 from worker.catalogue.artifacts import tombstone_all
 from worker.catalogue.companion_keys import companion_keys
-from worker.catalogue.database import CatalogueError, Database
+from worker.catalogue.database import CatalogueError, Queries
 from worker.catalogue.findings import see_lost_among
 from worker.catalogue.holds import OnHold, begun_writer, check_hold
-from worker.catalogue.records import Artifact, Copy, CopyState, artifact_of, copy_of
+from worker.catalogue.records import GONE, Artifact, Copy, artifact_of, copy_of
 from worker.catalogue.rows_fingerprint import fingerprint_of
 from worker.catalogue.tables import artifacts, copies, holds, tombstones, undeletes
 from worker.catalogue.types import UtcDateTime, without_nul
 
-_GONE = [CopyState.SUPERSEDED, CopyState.DELETED]
 _TEXT = 500
 _KEPT = 1000
 _NEWER = artifacts.alias("newer")
@@ -55,11 +54,8 @@ class KeptTombstone(Tombstone):
     sha256: str
 
 
-class Deletions:
+class Deletions(Queries):
     """The tombstones of artifacts whose bytes are still there."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def begin(
         self, artifact: Artifact, *, now: datetime, until: datetime, by: str | None, reason: str | None, job: str,
@@ -207,7 +203,7 @@ class Deletions:
                 sa.select(artifacts, copies.c.id.label("copy_id"))
                 .join(copies, copies.c.artifact_id == artifacts.c.id)
                 .where(artifacts.c.bucket == of.bucket, artifacts.c.key == of.key, artifacts.c.version <= of.version)
-                .where(copies.c.state.not_in(_GONE))
+                .where(copies.c.state.not_in(GONE))
             )
             found = {row.copy_id: artifact_of(row) for row in connection.execute(query)}
             rows = connection.execute(sa.select(copies).where(copies.c.id.in_(list(found))))

@@ -6,24 +6,23 @@ from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
-from worker.catalogue.database import Database
+from worker.catalogue.bulk import upserts
+from worker.catalogue.database import Queries
 from worker.catalogue.key_ranges import following
-from worker.catalogue.records import CopyState
+from worker.catalogue.records import GOOD
 from worker.catalogue.tables import artifacts, copies, evidence_checks
 
 EVIDENCE_OUTCOMES = ("agrees", "differs", "absent", "unknown")
 """The outcomes of a comparison; `unknown` where the store did not answer."""
 _PAGE = 1000
-_GOOD = [state for state in CopyState if state.good]
 _RECORDED = (
     sa.select(
         copies.c.id, artifacts.c.key, artifacts.c.version, artifacts.c.size, artifacts.c.sha256, copies.c.tag,
         copies.c.evidence, copies.c.read_at,
     )
     .join(copies, copies.c.artifact_id == artifacts.c.id)
-    .where(artifacts.c.bucket == sa.bindparam("of"), copies.c.store == sa.bindparam("at"), copies.c.state.in_(_GOOD))
+    .where(artifacts.c.bucket == sa.bindparam("of"), copies.c.store == sa.bindparam("at"), copies.c.state.in_(GOOD))
     .order_by(artifacts.c.key, artifacts.c.version)
     .limit(_PAGE)
 )  # fmt: skip
@@ -72,11 +71,8 @@ class EvidenceSummary:
     oldest_at: datetime
 
 
-class EvidenceChecks:
+class EvidenceChecks(Queries):
     """One row for each copy, with its own clock. They never move a time of verification, see promise 3."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def recorded(
         self, store: str, bucket: str, prefix: str = "", after: str = "", *, since: datetime | None = None
@@ -149,13 +145,5 @@ def _agreed(since: datetime) -> sa.ColumnElement[bool]:
     return sa.exists().where(check.copy_id == copies.c.id, check.outcome == "agrees", check.checked_at >= since)
 
 
-def _upsert(dialect: "type[sqlite.Insert | postgresql.Insert]") -> sa.Insert:
-    made = dialect(evidence_checks)
-    names = ("checked_at", "source", "outcome", "compared", "detail")
-    statement: sa.Insert = made.on_conflict_do_update(
-        index_elements=["copy_id"], set_={name: made.excluded[name] for name in names}
-    )
-    return statement
-
-
-_UPSERTS = {"sqlite": _upsert(sqlite.Insert), "postgresql": _upsert(postgresql.Insert)}
+_CHANGED = ("checked_at", "source", "outcome", "compared", "detail")
+_UPSERTS = upserts(evidence_checks, ["copy_id"], lambda new: {name: new[name] for name in _CHANGED})

@@ -7,7 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from worker.catalogue.database import Database
+from worker.catalogue.database import Queries
 from worker.catalogue.records import OPEN_STATES
 from worker.catalogue.tables import findings, jobs, pauses
 from zot_artifact_client.contract import JobState
@@ -36,11 +36,8 @@ class ResolvedFinding:
     seconds: float
 
 
-class Figures:
+class Figures(Queries):
     """The questions of the exporter. Each is answered from an index, by as many rows as it returns or counts."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def ended_jobs(self, after: datetime, until: datetime, *, limit: int) -> list[EndedJob]:
         """Return jobs that ended later than `after` and at `until` at the latest, the earliest first."""

@@ -1,7 +1,7 @@
 """Findings: deviations from the record, opened and resolved in the transaction that records why."""
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from operator import attrgetter
@@ -10,12 +10,11 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Row
-from sqlalchemy.dialects import postgresql, sqlite
 
-from worker.catalogue.bulk import by_bucket, one_of
+from worker.catalogue.bulk import by_bucket, one_of, upserts
 from worker.catalogue.compiled_statements import Asked, Prepared
-from worker.catalogue.database import Database
-from worker.catalogue.records import BAD, Artifact, Copy, CopyState, FindingKind, VerdictRow
+from worker.catalogue.database import Queries
+from worker.catalogue.records import BAD, GOOD, Artifact, Copy, FindingKind, VerdictRow
 from worker.catalogue.tables import CURRENT, artifacts, canaries, copies, findings
 from worker.catalogue.types import Text, without_nul
 from worker.storage import Verdict
@@ -29,7 +28,6 @@ COPY_KINDS = frozenset({
 """The kinds that are about the bytes of one copy."""
 _DAMAGE = {FindingKind(state) for state in BAD} | {FindingKind.SUSPECT}
 _OF_COPIES = COPY_KINDS | {FindingKind.CANARY, FindingKind.METADATA}
-_GOOD = [state for state in CopyState if state.good]
 _FEW = 500
 """Open findings that one search by a range of keys returns at most; where there are more, each key is searched."""
 _LOGGED = 20
@@ -79,7 +77,7 @@ _HAND_OVER = (
 _other = copies.alias("other")
 _LOST = sa.select(artifacts.c.bucket, artifacts.c.key, artifacts.c.version).where(
     sa.exists().where(_other.c.artifact_id == artifacts.c.id, _other.c.state.in_(BAD)),
-    ~sa.exists().where(_other.c.artifact_id == artifacts.c.id, _other.c.state.in_(_GOOD)),
+    ~sa.exists().where(_other.c.artifact_id == artifacts.c.id, _other.c.state.in_(GOOD)),
     ~sa.exists().where(
         findings.c.bucket == artifacts.c.bucket, findings.c.key == artifacts.c.key, _OPEN,
         findings.c.version == artifacts.c.version, findings.c.kind == FindingKind.LOST,
@@ -163,11 +161,8 @@ class FindingHistory:
     longest_seconds: float | None
 
 
-class Findings:
+class Findings(Queries):
     """The findings. At most one is open for a kind and a place: a copy, an artifact, an object or a store."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def see(self, found: Sequence[NewFinding], *, now: datetime) -> None:
         """Open findings, or record that open ones were seen once more."""
@@ -565,14 +560,7 @@ def _record_of(row: Row[Any]) -> FindingRecord:
     return FindingRecord(**values | {"kind": FindingKind(row.kind)})
 
 
-def _upsert(insert: Callable[[sa.Table], Any]) -> sa.Insert:
-    made = insert(findings)
-    statement: sa.Insert = made.on_conflict_do_update(
-        index_elements=["bucket", "key", "store", "kind", "version"],
-        index_where=sa.text("resolved_at IS NULL"),
-        set_={"last_seen_at": made.excluded.last_seen_at, "evidence": made.excluded.evidence},
-    )
-    return statement
-
-
-_UPSERTS = {"sqlite": _upsert(sqlite.insert), "postgresql": _upsert(postgresql.insert)}
+_UPSERTS = upserts(
+    findings, ["bucket", "key", "store", "kind", "version"],
+    lambda new: {"last_seen_at": new.last_seen_at, "evidence": new.evidence}, where=sa.text("resolved_at IS NULL"),
+)  # fmt: skip

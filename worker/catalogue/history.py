@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from worker.catalogue.database import Database
+from worker.catalogue.database import Queries
 from worker.catalogue.tables import (
     artifacts,
     copies,
@@ -52,11 +52,8 @@ def is_full_read(verdict: str, found_sha256: str | None) -> bool:
     return verdict in _READ or found_sha256 is not None
 
 
-class History:
+class History(Queries):
     """What happened to artifacts."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def of(self, bucket: str, key: str) -> list[Event]:
         """Return everything about an artifact, the earliest first; nothing if it was never recorded."""

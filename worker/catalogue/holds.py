@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from worker.catalogue.companion_keys import companion_keys, owner_keys
-from worker.catalogue.database import CatalogueError, Database
+from worker.catalogue.database import CatalogueError, Queries
 from worker.catalogue.records import OPEN_STATES
 from worker.catalogue.tables import artifact_locks, artifacts, holds, jobs, tombstones
 from worker.catalogue.types import Text, without_nul
@@ -45,11 +45,8 @@ class Hold:
     stores: Mapping[str, str] = field(default_factory=dict)
 
 
-class Holds:
+class Holds(Queries):
     """The holds, by bucket and key."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def get(self, bucket: str, key: str) -> Hold | None:
         """Return the hold on an artifact, or None."""

@@ -7,10 +7,10 @@ from typing import Any
 import sqlalchemy as sa
 
 from worker import clock
-from worker.catalogue.database import Database
+from worker.catalogue.database import Queries
 from worker.catalogue.job_webhooks import want_webhooks, want_webhooks_again
 from worker.catalogue.ledger import job_record
-from worker.catalogue.records import WAITING_STATES, JobRecord
+from worker.catalogue.records import NEW_JOB, WAITING_STATES, JobRecord
 from worker.catalogue.tables import batches, jobs
 from zot_artifact_client.contract import BATCH, PAGE, JobState
 
@@ -53,11 +53,8 @@ _REDRIVE = (
 )  # fmt: skip
 
 
-class JobAdmin:
+class JobAdmin(Queries):
     """The jobs, for operators."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def find(
         self,
@@ -141,9 +138,9 @@ class JobAdmin:
         self, id_: str, kind: str, request: Mapping[str, Any], cause: Mapping[str, Any], now: datetime
     ) -> JobRecord | None:
         """Record a job that is not in the ledger, or only as a rejected message, as cancelled; None if it is there."""
-        row = {
+        row = NEW_JOB | {
             "id": id_, "kind": kind, "request": dict(request), "state": JobState.CANCELLED, "error": dict(cause),
-            "attempts": 0, "fence": 0, "crashes": 0, "created_at": now, "finished_at": now,
+            "created_at": now, "finished_at": now,
         }  # fmt: skip
         with self._database.write() as connection:
             connection.execute(sa.delete(jobs).where(jobs.c.id == id_, jobs.c.state == JobState.REFUSED))

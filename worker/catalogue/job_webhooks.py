@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Row
 
 from worker import clock
 from worker.catalogue.alarms import is_due
-from worker.catalogue.database import Database
+from worker.catalogue.database import Queries
 from worker.catalogue.findings import NewFinding, resolve_key, see
 from worker.catalogue.records import FindingKind
 from worker.catalogue.tables import findings, job_webhooks, jobs
@@ -75,11 +75,8 @@ def want_webhooks_again(connection: Connection, job: str) -> None:
     connection.execute(sa.update(job_webhooks).where(job_webhooks.c.job == job).values(**again, error=None))
 
 
-class JobWebhooks:
+class JobWebhooks(Queries):
     """The webhooks of jobs."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def claim(self, receivers: Sequence[str], *, now: datetime, until: datetime) -> list[PendingWebhook]:
         """Return up to 100 ends of jobs that are due for these receivers; no other worker gets them until then."""

@@ -13,10 +13,10 @@ from worker import clock
 from worker.catalogue.artifact_locks import other_writer
 from worker.catalogue.artifacts import FinishedCopy, finish_copies
 from worker.catalogue.compiled_statements import Prepared
-from worker.catalogue.database import CatalogueError, CatalogueUnavailable, Database, LostLease
+from worker.catalogue.database import CatalogueError, CatalogueUnavailable, LostLease, Queries
 from worker.catalogue.job_webhooks import want_webhooks
 from worker.catalogue.pauses import Pause, pauses_of_job
-from worker.catalogue.records import OPEN_STATES, WAITING_STATES, JobRecord
+from worker.catalogue.records import NEW_JOB, OPEN_STATES, WAITING_STATES, JobRecord
 from worker.catalogue.tables import SWEEPS, artifact_locks, batch_items, batches, job_webhooks, jobs, upload_lists
 from worker.counted import counted
 from zot_artifact_client.contract import BATCH_JOB_ID, JobState
@@ -110,11 +110,8 @@ class Finished:
     record: JobRecord
 
 
-class Ledger:
+class Ledger(Queries):
     """The jobs, by id."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def acquire(
         self,
@@ -235,17 +232,8 @@ class Ledger:
             return
         with self._database.write() as connection:
             if _find(connection, id_) is None:
-                values = {"state": JobState.REFUSED, "error": dict(error), "finished_at": now}
-                row = {
-                    "id": id_,
-                    "kind": kind[:64],
-                    "request": dict(request),
-                    "created_at": now,
-                    "attempts": 0,
-                    "fence": 0,
-                    "crashes": 0,
-                }
-                connection.execute(sa.insert(jobs), row | values)
+                row = {"id": id_, "kind": kind[:64], "request": dict(request), "created_at": now, "finished_at": now}
+                connection.execute(sa.insert(jobs), NEW_JOB | row | {"state": JobState.REFUSED, "error": dict(error)})
 
     def get(self, id_: str) -> JobRecord | None:
         """Return a job, or None if it is not in the ledger. An end that this returns is durable."""
@@ -503,7 +491,7 @@ def _accept(
 ) -> Leased | Busy:
     """Record a new job, leased at once unless its artifact is leased: one row is written once."""
     now = given["created_at"]
-    job = {**given, "state": JobState.QUEUED, "attempts": 0, "fence": 0, "crashes": 0}
+    job = {**NEW_JOB, **given}
     busy = _busy(connection, JobRecord(**job), writes_to, now, lease)
     if busy:
         job |= {"due_at": busy.until + lease}

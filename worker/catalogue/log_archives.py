@@ -16,7 +16,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Row
 
-from worker.catalogue.database import CatalogueError, Database
+from worker.catalogue.database import CatalogueError, Queries
 from worker.catalogue.export import LineWriter, Sink
 from worker.catalogue.load_export import Lines
 from worker.catalogue.records import LogArchive, LogMonth
@@ -36,11 +36,8 @@ class BadArchive(CatalogueError):
     """An archive is not what was archived."""
 
 
-class LogArchives:
+class LogArchives(Queries):
     """The months of the verification log that are archived, and the removal of their rows."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def all(self) -> list[LogArchive]:
         """Return the archives, the oldest first."""

@@ -20,10 +20,10 @@ from worker.catalogue.artifacts import FinishedCopy, delete_copies, finish_copie
 from worker.catalogue.budgets import BudgetState, change_budget
 from worker.catalogue.bulk import by_bucket, one_of
 from worker.catalogue.compiled_statements import Prepared
-from worker.catalogue.database import CatalogueError, Database
+from worker.catalogue.database import CatalogueError, Database, Queries
 from worker.catalogue.findings import note_action
 from worker.catalogue.holds import OnHold
-from worker.catalogue.records import OPEN_STATES, Artifact, Copy, CopyState, VerdictRow
+from worker.catalogue.records import NEW_JOB, OPEN_STATES, Artifact, Copy, CopyState, VerdictRow
 from worker.catalogue.sweep_claims import claim_due_copies, due_copies
 from worker.catalogue.tables import artifacts, batches, copies, jobs, pages, verifications
 from worker.catalogue.verifications import PreparedVerdicts, append_verdicts, prepare_verdicts
@@ -173,11 +173,8 @@ BudgetShare = Callable[[BudgetState, Sequence[PageCopy]], tuple[BudgetState, Sha
 """Returns the state of a budget after a page has taken its share for some of these copies."""
 
 
-class Pages:
+class Pages(Queries):
     """The pages whose jobs have not ended, by the ids of their jobs."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def get(self, job: str) -> Page | None:
         """Return the progress of a page, or None if it has not begun."""
@@ -378,10 +375,7 @@ class Pages:
         now: datetime,
     ) -> None:  # fmt: skip
         """Do as `plan`, in the transaction that claims what the pages work on: no death leaves a claim without one."""
-        accepted = {
-            "kind": "page", "state": JobState.QUEUED, "attempts": 0, "fence": 0, "crashes": 0, "parent": parent,
-            "created_at": now, "queue": queue, "due_at": due,
-        }  # fmt: skip
+        accepted = {**NEW_JOB, "kind": "page", "parent": parent, "created_at": now, "queue": queue, "due_at": due}
         rows = [accepted | {"id": page.job, "request": dict(page.request)} for page in planned]
         connection.execute(sa.insert(jobs), rows)
         for page in planned:

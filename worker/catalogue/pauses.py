@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from worker.catalogue.compiled_statements import Prepared
-from worker.catalogue.database import Database
+from worker.catalogue.database import Queries
 from worker.catalogue.tables import pauses
 
 _GET = Prepared(sa.select(pauses).where(pauses.c.scope == sa.bindparam("of"), pauses.c.name == sa.bindparam("called")))
@@ -49,11 +49,8 @@ def pauses_of_job(connection: Connection, id_: str, parent: str | None) -> list[
     return [Pause(Scope(row.scope), row.name, row.since, row.reason) for row in rows]
 
 
-class Pauses:
+class Pauses(Queries):
     """The pauses, by scope and name."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def all(self) -> list[Pause]:
         """Return all pauses, the oldest first."""

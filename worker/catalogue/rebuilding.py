@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from worker.catalogue.artifacts import FinishedCopy, finish_copies
 from worker.catalogue.bulk import one_of
-from worker.catalogue.database import Database
+from worker.catalogue.database import Queries
 from worker.catalogue.deletions import KeptTombstone, Tombstone, record_tombstone
 from worker.catalogue.findings import NewFinding, see
 from worker.catalogue.holds import OnHold, check_hold
@@ -128,11 +128,8 @@ class Rebuilt:
     detail: str | None = None
 
 
-class Rebuilding:
+class Rebuilding(Queries):
     """What is known under keys, and what is recorded about objects that are not."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def known(self, bucket: str, keys: Sequence[str]) -> dict[str, KnownKey]:
         """Return what the catalogue has under keys of a bucket; keys that it does not know are left out."""

@@ -7,14 +7,13 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
-from sqlalchemy.dialects import postgresql, sqlite
 
-from worker.catalogue.database import Database
+from worker.catalogue.bulk import upserts
+from worker.catalogue.database import Queries
 from worker.catalogue.key_ranges import begins_with, following
-from worker.catalogue.records import CopyState, FindingKind
+from worker.catalogue.records import GONE, CopyState, FindingKind
 from worker.catalogue.tables import artifacts, copies, findings, reconcile_runs, reconcile_sightings
 
-_GONE = [CopyState.SUPERSEDED, CopyState.DELETED]
 _PAGE = 1000
 
 _RECORDED = (
@@ -23,7 +22,7 @@ _RECORDED = (
     )
     .join(copies, copies.c.artifact_id == artifacts.c.id)
     .where(
-        artifacts.c.bucket == sa.bindparam("of"), copies.c.store == sa.bindparam("at"), copies.c.state.not_in(_GONE),
+        artifacts.c.bucket == sa.bindparam("of"), copies.c.store == sa.bindparam("at"), copies.c.state.not_in(GONE),
     )
     .order_by(artifacts.c.key, artifacts.c.version)
     .limit(_PAGE)
@@ -86,11 +85,8 @@ class ReconcileRun:
         return self.found.get(kind, 0)
 
 
-class Reconciliations:
+class Reconciliations(Queries):
     """The runs and what they have seen; a difference counts when two runs have seen it."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def begin(
         self, store: str, scope: str, *, now: datetime, within: timedelta, since: datetime, at: datetime | None = None
@@ -216,18 +212,10 @@ def _update(connection: Connection, run: ReconcileRun, **more: object) -> None:
     connection.execute(sa.update(reconcile_runs).where(mine).values(**_row(run), **more))
 
 
-def _upsert(dialect: "type[sqlite.Insert | postgresql.Insert]") -> sa.Insert:
-    made = dialect(reconcile_sightings)
-    same = reconcile_sightings.c.kind == made.excluded.kind
-    first = sa.case((same, reconcile_sightings.c.first_run), else_=made.excluded.first_run)
-    statement: sa.Insert = made.on_conflict_do_update(
-        index_elements=["store", "bucket", "key"],
-        set_={
-            "kind": made.excluded.kind, "version": made.excluded.version, "size": made.excluded.size,
-            "first_run": first, "last_run": made.excluded.last_run,
-        },
-    )  # fmt: skip
-    return statement
+def _seen_again(new: sa.ColumnCollection[str, Any]) -> dict[str, Any]:
+    known = reconcile_sightings.c
+    first = sa.case((known.kind == new.kind, known.first_run), else_=new.first_run)
+    return {"kind": new.kind, "version": new.version, "size": new.size, "first_run": first, "last_run": new.last_run}
 
 
-_UPSERTS = {"sqlite": _upsert(sqlite.Insert), "postgresql": _upsert(postgresql.Insert)}
+_UPSERTS = upserts(reconcile_sightings, ["store", "bucket", "key"], _seen_again)

@@ -12,7 +12,7 @@ from worker.catalogue.bulk import by_bucket, one_of
 from worker.catalogue.compiled_statements import Prepared
 from worker.catalogue.database import CatalogueError
 from worker.catalogue.holds import OnHold, check_hold
-from worker.catalogue.records import OPEN_STATES, Artifact, Copy, CopyState, artifact_of, copy_of
+from worker.catalogue.records import GONE, OPEN_STATES, Artifact, Copy, CopyState, artifact_of, copy_of
 from worker.catalogue.tables import artifacts, copies, jobs, manifests
 from worker.storage import Digest
 from worker.storage.integrity.manifest import Manifest
@@ -49,7 +49,6 @@ _INSERT_MANIFEST = Prepared(sa.insert(manifests))
 _NEW_COPY = sa.insert(copies).values(state=CopyState.WRITING, evidence={}, attempts=0, spread=0)
 _INSERT_COPIES = Prepared(_NEW_COPY)
 _INSERT_COPY = Prepared(_NEW_COPY.returning(copies))
-BEGIN_AGAIN_FROM = {CopyState.SUPERSEDED, CopyState.DELETED}
 _BEGIN_AGAIN = Prepared(
     sa.update(copies)
     .where(copies.c.id == sa.bindparam("copy"))
@@ -229,7 +228,7 @@ def ensure_copy(connection: Connection, artifact: Artifact, store: str) -> Copy:
     found = find_copy(connection, artifact, store)
     if found is None:
         return copy_of(_INSERT_COPY.first(connection, artifact_id=artifact.id, store=store))
-    if found.state in BEGIN_AGAIN_FROM:
+    if found.state in GONE:
         return copy_of(_BEGIN_AGAIN.first(connection, copy=found.id))
     return found
 

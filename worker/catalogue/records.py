@@ -47,8 +47,15 @@ def count_present(states: Mapping[str, int]) -> int:
 
 OPEN_STATES = [state for state in JobState if not state.terminal]
 """The states of jobs that have not ended."""
+ENDED_STATES = [state for state in JobState if state.terminal]
+NEW_JOB = {"state": JobState.QUEUED, "attempts": 0, "fence": 0, "crashes": 0}
+"""What the row of a job has that no worker has leased yet."""
 WAITING_STATES = (JobState.QUEUED, JobState.RETRYING)
 """The states of jobs that no worker has leased."""
+GOOD = tuple(state for state in CopyState if state.good)
+"""The states of copies that are complete, and right as far as is known."""
+GONE = (CopyState.SUPERSEDED, CopyState.DELETED)
+"""The states of copies that their store should have no more."""
 BAD = (CopyState.CORRUPT, CopyState.MISSING, CopyState.SIZE_MISMATCH)
 """The states that two independent reads have confirmed."""
 

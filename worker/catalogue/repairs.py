@@ -7,15 +7,14 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from worker.catalogue.database import Database
+from worker.catalogue.database import Queries
 from worker.catalogue.findings import NewFinding, note_action, resolve_store, see
 from worker.catalogue.key_ranges import begins_with
-from worker.catalogue.records import BAD, Artifact, CopyState, FindingKind, artifact_of
+from worker.catalogue.records import BAD, GOOD, Artifact, FindingKind, artifact_of
 from worker.catalogue.sweep_claims import Plan, claim_copies, unclaimed
 from worker.catalogue.tables import BAD_VERDICT, CURRENT, artifacts, copies, findings, store_trust, verifications
 from worker.storage.keys import CANARY_BUCKET
 
-_GOOD = [state for state in CopyState if state.good]
 _other = copies.alias("other")
 
 
@@ -28,11 +27,8 @@ class UntrustedStore:
     reason: str
 
 
-class Repairs:
+class Repairs(Queries):
     """The copies and stores, as repairs need them."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def claim(
         self,
@@ -57,7 +53,7 @@ class Repairs:
             The artifact of each copy.
         """
         if metadata:
-            query, still, action = _with_wrong_metadata(store, within), copies.c.state.in_(_GOOD), "rewrite metadata"
+            query, still, action = _with_wrong_metadata(store, within), copies.c.state.in_(GOOD), "rewrite metadata"
         else:
             query, still, action = _repairable(store, sources, within), copies.c.state.in_(BAD), "repair"
         query = query.add_columns(copies.c.id.label("copy")).where(unclaimed(now, until)).limit(limit)
@@ -139,7 +135,7 @@ def _repairable(store: str, sources: Sequence[str], within: tuple[str | None, st
     good_elsewhere = sa.exists().where(
         _other.c.artifact_id == copies.c.artifact_id,
         _other.c.store.in_(sources),
-        _other.c.state.in_(_GOOD),
+        _other.c.state.in_(GOOD),
     )
     return _current_copies(store, within).where(copies.c.state.in_(BAD), good_elsewhere)
 
@@ -152,7 +148,7 @@ def _with_wrong_metadata(store: str, within: tuple[str | None, str]) -> sa.Selec
         _current_copies(store, within)
         .join(findings, known)
         .where(row.kind == FindingKind.METADATA, row.store == store, row.resolved_at.is_(None))
-        .where(copies.c.state.in_(_GOOD))
+        .where(copies.c.state.in_(GOOD))
     )
 
 

@@ -7,22 +7,20 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from worker import clock
-from worker.catalogue.database import Database
+from worker.catalogue.database import Queries
 from worker.catalogue.findings import note_deletes
-from worker.catalogue.records import Artifact, CopyState, artifact_of, copy_of
+from worker.catalogue.records import GONE, GOOD, Artifact, CopyState, artifact_of, copy_of
 from worker.catalogue.tables import artifacts, copies
 
 _GROUP = 500
 _SAMPLE = 100
-_GONE = [CopyState.SUPERSEDED, CopyState.DELETED]
-_GOOD = [state for state in CopyState if state.good]
 _PRESENT = [state for state in CopyState if state.present]
 _other = copies.alias("other")
 _LAST = sa.and_(
-    copies.c.state.in_(_GOOD),
+    copies.c.state.in_(GOOD),
     artifacts.c.tombstoned_at.is_(None),
     ~sa.exists().where(
-        _other.c.artifact_id == copies.c.artifact_id, _other.c.store != copies.c.store, _other.c.state.in_(_GOOD)
+        _other.c.artifact_id == copies.c.artifact_id, _other.c.store != copies.c.store, _other.c.state.in_(GOOD)
     ),
 )
 _NEXT = sa.select(sa.func.min(copies.c.store)).where(copies.c.store > sa.bindparam("after"))
@@ -31,7 +29,7 @@ _IN_STORE = (
     .join(copies, copies.c.artifact_id == artifacts.c.id)
     .where(
         # concat: in the order of the rows; an index by store would sort all copies of the store for each group
-        copies.c.store.concat("") == sa.bindparam("of"), copies.c.state.not_in(_GONE),
+        copies.c.store.concat("") == sa.bindparam("of"), copies.c.state.not_in(GONE),
         copies.c.id > sa.bindparam("after"),
     )
     .order_by(copies.c.id)
@@ -51,11 +49,8 @@ class ForgottenStore:
     last_examples: tuple[Artifact, ...]
 
 
-class StoreRecords:
+class StoreRecords(Queries):
     """The copies of the catalogue by the name of their store."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def names(self) -> list[str]:
         """Return the names of all stores that ever had a copy, configured or not; each is one search of an index."""
@@ -70,7 +65,7 @@ class StoreRecords:
         beyond = [name for name in self.names() if name not in configured]
         query = (
             sa.select(copies.c.store, copies.c.state, sa.func.count())
-            .where(copies.c.store.in_(beyond), copies.c.state.not_in(_GONE))
+            .where(copies.c.store.in_(beyond), copies.c.state.not_in(GONE))
             .group_by(copies.c.store, copies.c.state)
         )
         found: dict[str, dict[str, int]] = {}

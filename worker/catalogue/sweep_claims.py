@@ -11,15 +11,15 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from worker import clock
-from worker.catalogue.artifacts import FIRST_READS, GOOD, READ_ONCE, SPREADS
+from worker.catalogue.artifacts import FIRST_READS, READ_ONCE, SPREADS
 from worker.catalogue.bulk import one_of
 from worker.catalogue.companion_keys import PLACED_AS, with_owners
 from worker.catalogue.compiled_statements import Prepared
-from worker.catalogue.database import Database
+from worker.catalogue.database import Queries
 from worker.catalogue.findings import NewFinding, see
 from worker.catalogue.key_ranges import begins_with
 from worker.catalogue.record_versions import ensure_copy
-from worker.catalogue.records import BEGUN_FOR_PLACEMENT, Artifact, CopyState, FindingKind, artifact_of
+from worker.catalogue.records import BEGUN_FOR_PLACEMENT, GOOD, Artifact, CopyState, FindingKind, artifact_of
 from worker.catalogue.tables import CURRENT, artifacts, copies, sweep_cursors
 from worker.storage import Verdict
 from worker.storage.keys import CANARY_BUCKET
@@ -77,11 +77,8 @@ NOT_ARCHIVED = copies.c.last_verdict.is_distinct_from(Verdict.ARCHIVED.value)
 """The condition of copies that can be read now, as far as is known; an archived one has a `next_due_at`."""
 
 
-class SweepClaims:
+class SweepClaims(Queries):
     """The claims: no two sweeps work on the same copy."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def overdue(self, store: str, *, period: timedelta, now: datetime) -> int:
         """Return how many copies of a store, other than archived ones, were not read fully for longer than `period`."""

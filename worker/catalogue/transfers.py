@@ -6,7 +6,7 @@ from datetime import datetime
 
 import sqlalchemy as sa
 
-from worker.catalogue.database import Database
+from worker.catalogue.database import Queries
 from worker.catalogue.records import OPEN_STATES, Artifact
 from worker.catalogue.tables import artifacts, jobs, transfer_parts, transfers, upload_intents
 from worker.storage.driver import Part
@@ -41,11 +41,8 @@ class UploadIntent:
     intended_at: datetime
 
 
-class Transfers:
+class Transfers(Queries):
     """The open multipart upload of each copy; there is at most one."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def find(self, artifact: Artifact, store: str) -> OpenUpload | None:
         """Return the open upload of this copy, or None."""

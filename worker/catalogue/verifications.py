@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Row
 from worker.catalogue.artifacts import FIRST_READS, READ_ONCE, SPREADS, FinishedCopy, finish_copies
 from worker.catalogue.bulk import BulkStatement, Given, constant, insert, one_of
 from worker.catalogue.compiled_statements import Prepared, in_one_request
-from worker.catalogue.database import Database
+from worker.catalogue.database import Queries
 from worker.catalogue.findings import ask_around, note_verdicts
 from worker.catalogue.records import BAD, Artifact, Copy, CopyState, Finding, LogHead, Outcome, VerdictRow
 from worker.catalogue.tables import copies, log_archives, verifications
@@ -64,11 +64,8 @@ _LAST_ARCHIVED = (
 )
 
 
-class Verifications:
+class Verifications(Queries):
     """The verdict of every verification of a copy."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
 
     def record(
         self,
