@@ -437,8 +437,7 @@ class ArtifactJob:
             record_verdict(self.job, self.artifact, copy, seen, finished)
             return
         self.records.finished.append(finished)
-        verdict = verdict_on(self.job, self.artifact, copy, seen, finished.evidence)
-        self.records.verdicts.append(VerdictRow.of(verdict))
+        self.records.verdicts.append(verdict_on(self.job, self.artifact, copy, seen, finished.evidence))
         log_verdict(copy.store, self.artifact.path, seen)
 
     def rewrite_metadata(self, store: LimitedStore) -> PlacedCopy | None:

@@ -8,17 +8,7 @@ from typing import Any
 
 from worker import clock
 from worker.artifacts.stored_digests import stored_sha256_of
-from worker.catalogue import (
-    Artifact,
-    Catalogue,
-    Copy,
-    Finding,
-    FindingKind,
-    FinishedCopy,
-    NewFinding,
-    Outcome,
-    PageCopy,
-)
+from worker.catalogue import Artifact, Catalogue, Copy, FindingKind, FinishedCopy, NewFinding, PageCopy, VerdictRow
 from worker.jobs.running_job import RunningJob
 from worker.limits.limited_store import LimitedStore
 from worker.storage import Verdict, Verification
@@ -95,12 +85,13 @@ def is_overwritten(job: RunningJob, artifact: Artifact, store: LimitedStore) -> 
 
 def verdict_on(
     job: RunningJob, artifact: Artifact, copy: Copy, seen: Verification, evidence: Mapping[str, Any]
-) -> Outcome:
+) -> VerdictRow:
     """Return what is recorded of a full read of a copy; `evidence` is that of the write of the bytes that were read."""
     stored = stored_sha256_of(job.stores, artifact, copy.store, evidence, seen)
-    finding = Finding(job.id, copy.store, artifact, seen.verdict, seen.sha256, seen.size, seen.detail, stored)
-    period = job.settings.sweep.verify.period_of(copy.store)
-    return Outcome(finding, copy, seen.version, read_again_at(seen.verdict, period, clock.now()))
+    retry_at = read_again_at(seen.verdict, job.settings.sweep.verify.period_of(copy.store), clock.now())
+    return VerdictRow.of(
+        job.id, artifact, copy, seen.verdict, seen.sha256, seen.size, seen.detail, seen.version, retry_at, stored
+    )
 
 
 def record_verdict(
@@ -108,9 +99,7 @@ def record_verdict(
 ) -> None:
     """Record what a full read of a copy found; with `finished`, a copy that is not recorded yet, both or neither."""
     verdict = verdict_on(job, artifact, copy, seen, finished.evidence if finished else copy.evidence)
-    job.catalogue.verifications.record(
-        verdict.finding, copy, tag=verdict.tag, now=clock.now(), retry_at=verdict.retry_at, finished=finished
-    )
+    job.catalogue.verifications.record(verdict, now=clock.now(), finished=finished)
     log_verdict(copy.store, artifact.path, seen)
 
 

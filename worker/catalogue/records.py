@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from sqlalchemy import Row
 
@@ -238,33 +238,12 @@ class JobRecord:
         return JobState.FAILED if is_done_again else JobState.DEAD
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One verdict for the verification log, before it is chained to the row before it."""
-
-    job: str
-    store: str
-    artifact: Artifact
-    verdict: str
-    found_sha256: str | None = None
-    found_size: int | None = None
-    detail: str | None = None
-    stored_sha256: str | None = None
-    """As in `Verification`; it is not in the log."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """One verdict, and the copy that it is about. `tag` and `retry_at` are those of `record`."""
-
-    finding: Finding
-    copy: Copy
-    tag: str | None = None
-    retry_at: datetime | None = None
-
-
 class VerdictRow(NamedTuple):
-    """One verdict of a page, as plain values: see `Finding` and `Outcome`. After `copy` come the values of the log."""
+    """One verdict on a copy, as plain values. After `copy`, its id, come the values of the log.
+
+    `tag`: the store's version tag of the bytes read. `retry_at`: when an unreadable or archived copy is read again.
+    `stored_sha256`: as in `Verification`; it is not in the log.
+    """
 
     copy: int
     job: str
@@ -290,14 +269,11 @@ class VerdictRow(NamedTuple):
         return stored is not None and stored != self.expected_sha256 and self.verdict == Verdict.VERIFIED
 
     @classmethod
-    def of(cls, outcome: Outcome) -> "VerdictRow":
-        """Return the same verdict as plain values."""
-        finding, artifact = outcome.finding, outcome.finding.artifact
-        return cls(
-            outcome.copy.id, finding.job, finding.store, artifact.bucket, artifact.key, artifact.version,
-            finding.verdict, artifact.digest.sha256, finding.found_sha256, finding.found_size, finding.detail,
-            outcome.tag, outcome.retry_at, finding.stored_sha256,
-        )  # fmt: skip
+    def of(cls, job: str, artifact: Artifact, copy: Copy, verdict: str, *found: Any, **more: Any) -> Self:
+        """Return the verdict of a job on a copy of an artifact; `found` and `more` are the values after the verdict."""
+        about = (copy.id, job, copy.store, artifact.bucket, artifact.key, artifact.version)
+        expected = artifact.digest.sha256
+        return cls(*about, verdict, expected, *found, **more)
 
 
 @dataclass(frozen=True, slots=True)

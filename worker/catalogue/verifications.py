@@ -18,7 +18,7 @@ from worker.catalogue.bulk import BulkStatement, Given, constant, insert, one_of
 from worker.catalogue.compiled_statements import Prepared, in_one_request
 from worker.catalogue.database import Queries
 from worker.catalogue.findings import ask_around, note_verdicts
-from worker.catalogue.records import BAD, Artifact, Copy, CopyState, Finding, LogHead, Outcome, VerdictRow
+from worker.catalogue.records import BAD, Artifact, CopyState, LogHead, VerdictRow
 from worker.catalogue.tables import copies, log_archives, verifications
 from worker.catalogue.types import UtcDateTime, without_nul
 from worker.metric_counters import DETECTION, VERDICTS
@@ -67,25 +67,14 @@ _LAST_ARCHIVED = (
 class Verifications(Queries):
     """The verdict of every verification of a copy."""
 
-    def record(
-        self,
-        finding: Finding,
-        copy: Copy,
-        *,
-        tag: str | None,
-        now: datetime,
-        retry_at: datetime | None = None,
-        finished: FinishedCopy | None = None,
-    ) -> None:
+    def record(self, verdict: VerdictRow, *, now: datetime, finished: FinishedCopy | None = None) -> None:
         """Append a verdict to the log and update the copy, atomically.
 
         Every verdict moves `last_attempt_at`; only `verified` moves `last_verified_at`. `unreadable`, `archived`
         and `unverifiable` leave the state as it was: they say nothing about the bytes.
-        `tag` is the store's version tag of the bytes read.
-        `retry_at`: when an unreadable or archived copy is read again; it is due as soon as it was before.
         `finished`: the copy as it was written before that read, if that is not recorded yet.
         """
-        verdicts = prepare_verdicts([VerdictRow.of(Outcome(finding, copy, tag, retry_at))], now)
+        verdicts = prepare_verdicts([verdict], now)
         with self._database.write() as connection:
             finish_copies(connection, [finished] if finished else [], now)
             append_verdicts(connection, verdicts)

@@ -21,7 +21,7 @@ from tests.servers.process import REPOSITORY
 from tests.servers.worker import Worker
 from tests.waiting import WITHIN, until
 from worker import clock
-from worker.catalogue import Catalogue, Finding
+from worker.catalogue import Catalogue, VerdictRow
 from worker.metrics import exporter as served
 from worker.metrics.exporter import Exporter
 from worker.settings import Settings
@@ -151,7 +151,7 @@ def test_what_is_open_in_the_catalogue_is_told(broker, tmp_path, monkeypatch):
         for store in ("primary", "dr"):
             catalogue.artifacts.finish_copy(made, store, tag="1", evidence={}, now=now)
         copy = catalogue.artifacts.copies(made)["dr"]
-        catalogue.verifications.record(Finding("job", "dr", made, "corrupt"), copy, tag="1", now=now)
+        catalogue.verifications.record(VerdictRow.of("job", made, copy, "corrupt", tag="1"), now=now)
         lease = timedelta(seconds=30)
         dead, failed, error = JobState.DEAD, JobState.FAILED, {"type": "X", "message": "x"}
         ends = {"upload": dead, "made-up": dead, "sweep.leftovers": failed}
@@ -169,7 +169,7 @@ def test_what_is_open_in_the_catalogue_is_told(broker, tmp_path, monkeypatch):
         assert found["jobs", "upload", "running"] == 1
         until(lambda: scrape()["jobs_ended_total", "upload", "dead"] == 1)
         assert not [labels for labels in found if "made-up" in labels]
-        catalogue.verifications.record(Finding("job-2", "dr", made, "verified"), copy, tag="1", now=clock.now())
+        catalogue.verifications.record(VerdictRow.of("job-2", made, copy, "verified", tag="1"), now=clock.now())
         until(lambda: scrape().get(("findings_resolved_total", "none", "corrupt")) == 1)
         assert scrape()["read_share", "dr"] == 1
     catalogue.close()

@@ -19,7 +19,7 @@ from tests.servers.proxy import FaultyProxy, Say
 from worker import clock
 from worker.artifacts.artifact_copies import ArtifactJob
 from worker.artifacts.sources import SourceRefused
-from worker.catalogue import Finding, LostLease
+from worker.catalogue import LostLease, VerdictRow
 from worker.context import Context
 from worker.jobs.running_job import Cancelled, RunningJob
 from worker.limits.limited_store import LimitedStore
@@ -454,8 +454,8 @@ def test_a_copy_that_is_found_bad_during_an_upload_is_not_taken_for_good(run, co
 
     def stat(*args):
         copy = catalogue.artifacts.copies(artifact)["dr"]
-        found = Finding("sweep-1", "dr", artifact, Verdict.CORRUPT)
-        catalogue.verifications.record(found, copy, tag=copy.tag, now=clock.now())
+        found = VerdictRow.of("sweep-1", artifact, copy, Verdict.CORRUPT, tag=copy.tag)
+        catalogue.verifications.record(found, now=clock.now())
         return really(*args)
 
     monkeypatch.setattr(driver, "stat", stat)

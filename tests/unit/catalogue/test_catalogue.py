@@ -18,13 +18,13 @@ from worker.catalogue import (
     AHEAD,
     Busy,
     Catalogue,
-    Finding,
     FindingKind,
     Finished,
     Leased,
     LostLease,
     NewerCatalogue,
     OtherRequest,
+    VerdictRow,
 )
 from worker.catalogue.database import open_engine
 from worker.catalogue.pages import PlannedPage
@@ -58,7 +58,7 @@ def stored(catalogue, key="app.tgz", *, digest=DIGEST, now=None):
 
 def verified(catalogue, artifact, *, now):
     copy = catalogue.artifacts.copies(artifact)["dr"]
-    catalogue.verifications.record(Finding("job-1", "dr", artifact, "verified"), copy, tag=None, now=now)
+    catalogue.verifications.record(VerdictRow.of("job-1", artifact, copy, "verified"), now=now)
 
 
 def read_twice(catalogue, artifact, *, now):
@@ -115,7 +115,7 @@ def test_what_was_recorded_cannot_be_changed(catalogue, database, statement):
     """No recorded digest, verdict or undelete can be changed or taken away, not even with SQL."""
     artifact, now = stored(catalogue), clock.now()
     copy = catalogue.artifacts.copies(artifact)["dr"]
-    catalogue.verifications.record(Finding("job-1", "dr", artifact, "corrupt"), copy, tag=None, now=now)
+    catalogue.verifications.record(VerdictRow.of("job-1", artifact, copy, "corrupt"), now=now)
     catalogue.deletions.begin(artifact, now=now, until=now, by=None, reason=None, job="job-2")
     catalogue.deletions.undo(artifact.bucket, artifact.key, now=now)
     with pytest.raises((sqlite3.IntegrityError, psycopg.IntegrityError), match=r"never|append-only"):
@@ -130,8 +130,8 @@ def test_tampering_with_the_log_shows(catalogue, database, catalogue_url):
     artifact = stored(catalogue)
     copy = catalogue.artifacts.copies(artifact)["dr"]
     for verdict in ("verified", "corrupt", "verified"):
-        finding = Finding("job-1", "dr", artifact, verdict)
-        catalogue.verifications.record(finding, copy, tag=None, now=clock.now())
+        finding = VerdictRow.of("job-1", artifact, copy, verdict)
+        catalogue.verifications.record(finding, now=clock.now())
     assert catalogue.verifications.first_broken() is None
 
     on = "" if catalogue_url.startswith("sqlite") else "ON verifications"
@@ -267,8 +267,8 @@ def test_an_unreadable_copy_is_retried_before_the_period_is_over(catalogue):
     now = clock.now()
     artifact = stored(catalogue, now=now - 2 * PERIOD)
     copy = catalogue.artifacts.copies(artifact)["dr"]
-    finding, soon = Finding("job-1", "dr", artifact, "unreadable"), now + timedelta(hours=1)
-    catalogue.verifications.record(finding, copy, tag=None, now=now, retry_at=soon)
+    soon = now + timedelta(hours=1)
+    catalogue.verifications.record(VerdictRow.of("job-1", artifact, copy, "unreadable", retry_at=soon), now=now)
     times = {"period": PERIOD, "until": now + timedelta(days=1), "limit": 9}
     assert claimed_keys(catalogue, "dr", now=now, **times) == []
     assert len(claimed_keys(catalogue, "dr", now=soon, **times)) == 1
@@ -281,8 +281,8 @@ def test_copies_that_were_not_read_within_the_period_are_counted(catalogue):
     old = [stored(catalogue, key, now=now - 2 * PERIOD) for key in ("read", "unread", "unreadable", "deleted")]
     verified(catalogue, old[0], now=now)
     copies = [catalogue.artifacts.copies(artifact)["dr"] for artifact in old]
-    finding = Finding("job-1", "dr", old[2], "unreadable")
-    catalogue.verifications.record(finding, copies[2], tag=None, now=now, retry_at=now + timedelta(hours=1))
+    finding = VerdictRow.of("job-1", old[2], copies[2], "unreadable", retry_at=now + timedelta(hours=1))
+    catalogue.verifications.record(finding, now=now)
     catalogue.artifacts.delete_copies([copies[3]])
     assert catalogue.sweep_claims.overdue("dr", period=PERIOD, now=now) == 2
     assert catalogue.sweep_claims.overdue("dr", period=3 * PERIOD, now=now) == 0
@@ -294,9 +294,8 @@ def test_reads_and_retries_of_a_clock_that_was_ahead_are_due_at_once(catalogue):
     verified(catalogue, stored(catalogue, "read", now=ahead), now=ahead)
     artifact = stored(catalogue, "unreadable", now=ahead)
     copy = catalogue.artifacts.copies(artifact)["dr"]
-    catalogue.verifications.record(
-        Finding("job-1", "dr", artifact, "unreadable"), copy, tag=None, now=ahead, retry_at=ahead + timedelta(hours=1)
-    )
+    later = ahead + timedelta(hours=1)
+    catalogue.verifications.record(VerdictRow.of("job-1", artifact, copy, "unreadable", retry_at=later), now=ahead)
     assert catalogue.sweep_claims.count_due("dr", period=PERIOD, now=now, limit=9) == 2
     due = claimed_keys(catalogue, "dr", period=PERIOD, now=now, until=now + timedelta(hours=6), limit=9)
     assert set(due) == {"read", "unreadable"}
@@ -355,9 +354,9 @@ def test_the_oldest_verification_and_the_copies_never_verified_are_told_apart(ca
         verified(catalogue, made[key], now=now - timedelta(days=days))
     assert catalogue.artifacts.oldest_verified("dr") == now - timedelta(days=40)
     for key, verdict, at in (("bad", "corrupt", now - timedelta(days=35)), ("silent", "unreadable", now)):
-        finding = Finding("job-2", "dr", made[key], verdict)
         copy = catalogue.artifacts.copies(made[key])["dr"]
-        catalogue.verifications.record(finding, copy, tag=None, now=at, retry_at=now + timedelta(hours=1))
+        finding = VerdictRow.of("job-2", made[key], copy, verdict, retry_at=now + timedelta(hours=1))
+        catalogue.verifications.record(finding, now=at)
     assert catalogue.artifacts.oldest_verified("dr") == now - timedelta(days=30)
     read_twice(catalogue, made["silent"], now=now)
     assert catalogue.artifacts.oldest_verified("dr") == now - timedelta(days=20)

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from tests.unit.catalogue.test_catalogue import DIGEST, PERIOD
 from tests.unit.catalogue.test_store_records import copied
 from worker import clock
-from worker.catalogue import Catalogue, FailedJobs, Finding, FindingKind, NewVersion, compiled_statements
+from worker.catalogue import Catalogue, FailedJobs, FindingKind, NewVersion, VerdictRow, compiled_statements
 from worker.catalogue.tables import jobs
 from worker.jobs.send_sweep_pages import page_id
 from worker.storage import Digest
@@ -22,8 +22,8 @@ RECENT = timedelta(hours=6)
 def judged(catalogue, artifact, store, verdict, *, now=None, retry_at=None):
     """Record a verdict about a copy."""
     copy = catalogue.artifacts.copies(artifact)[store]
-    finding = Finding("job-1", store, artifact, verdict)
-    catalogue.verifications.record(finding, copy, tag="1", now=now or clock.now(), retry_at=retry_at)
+    finding = VerdictRow.of("job-1", artifact, copy, verdict, tag="1", retry_at=retry_at)
+    catalogue.verifications.record(finding, now=now or clock.now())
 
 
 def test_the_coverage_tells_read_never_read_and_unreadable_apart(catalogue):

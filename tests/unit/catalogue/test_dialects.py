@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import worker.catalogue
 from tests.claimed_keys import claimed_keys
 from worker import clock
-from worker.catalogue import Busy, Catalogue, CatalogueUnavailable, Finding, Leased, postgresql, sqlite
+from worker.catalogue import Busy, Catalogue, CatalogueUnavailable, Leased, VerdictRow, postgresql, sqlite
 from worker.catalogue.database import Database
 from worker.catalogue.key_ranges import first_after
 from worker.storage import Digest
@@ -113,8 +113,8 @@ def begin(catalogue, id_, holds):
 
 def find(catalogue, artifact, *, job="job-1", detail=None):
     copy = catalogue.artifacts.copies(artifact)["dr"]
-    finding = Finding(job, "dr", artifact, "verified", detail=detail)
-    catalogue.verifications.record(finding, copy, tag=None, now=clock.now())
+    finding = VerdictRow.of(job, artifact, copy, "verified", detail=detail)
+    catalogue.verifications.record(finding, now=clock.now())
 
 
 # Migrations

@@ -20,12 +20,12 @@ from worker.catalogue import (
     BadExport,
     Catalogue,
     CatalogueError,
-    Finding,
     FindingKind,
     Leased,
     NewFinding,
     NotEmpty,
     Scope,
+    VerdictRow,
     load_export,
 )
 from worker.catalogue.database import open_engine
@@ -41,8 +41,8 @@ def fill(catalogue: Catalogue) -> None:
     artifact = stored(catalogue)
     copy = catalogue.artifacts.copies(artifact)["dr"]
     for verdict in ("verified", "corrupt", "unreadable"):
-        finding = Finding("job-1", "dr", artifact, verdict, "f" * 64, 7, "details: ü\u2028\0")
-        catalogue.verifications.record(finding, copy, tag="tag", now=now)
+        finding = VerdictRow.of("job-1", artifact, copy, verdict, "f" * 64, 7, "details: ü\u2028\0", tag="tag")
+        catalogue.verifications.record(finding, now=now)
     digest = Digest(CHUNK_SIZE + 1, "a" * 64)
     chunks = Manifest(digest.size, CHUNK_SIZE, bytes(range(64)))
     catalogue.artifacts.record("releases", "large", digest, {"by": "ü"}, now, manifest=chunks, stores=["dr"])
@@ -121,7 +121,7 @@ def test_a_catalogue_moves_to_the_other_database_and_back(catalogue, empty_url, 
         ).artifact
         assert record.id == 3
         copy = there.artifacts.copies(record)["dr"]
-        there.verifications.record(Finding("j", "dr", record, "verified"), copy, tag=None, now=clock.now())
+        there.verifications.record(VerdictRow.of("j", record, copy, "verified"), now=clock.now())
         assert there.verifications.head().id == 4
         assert there.verifications.first_broken() is None
     finally:

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from tests.unit.catalogue.test_coverage import judged
 from tests.unit.catalogue.test_store_records import copied
 from worker import clock
-from worker.catalogue import BAD, Finding, FindingKind, Group, Outcome, VerdictRow, compiled_statements
+from worker.catalogue import BAD, FindingKind, Group, VerdictRow, compiled_statements
 from worker.storage import Digest
 
 HOUR = timedelta(hours=1)
@@ -124,7 +124,7 @@ def test_a_sweep_finds_what_became_lost_without_a_verdict(catalogue, artifact):
 def right_reads(catalogue, made):
     """Return what a page records of copies that it has found right."""
     found = [(each, catalogue.artifacts.copies(each)["dr"]) for each in made]
-    rows = [VerdictRow.of(Outcome(Finding("job-2", "dr", each, "verified"), copy)) for each, copy in found]
+    rows = [VerdictRow.of("job-2", each, copy, "verified") for each, copy in found]
     return Group([], rows)
 
 

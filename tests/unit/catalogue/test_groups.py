@@ -4,6 +4,7 @@ import hashlib
 import json
 import sqlite3
 from datetime import timedelta
+from typing import NamedTuple
 
 import pytest
 import sqlalchemy as sa
@@ -11,14 +12,14 @@ import sqlalchemy as sa
 from tests.unit.catalogue.test_catalogue import DIGEST, LEASE, begin, stored
 from worker import clock
 from worker.catalogue import (
+    Artifact,
     Busy,
     CatalogueUnavailable,
-    Finding,
+    Copy,
     FinishedCopy,
     Group,
     Leased,
     LostLease,
-    Outcome,
     PageOutcome,
     VerdictRow,
 )
@@ -27,20 +28,26 @@ from worker.storage import Digest
 from zot_artifact_client.contract import JobState
 
 
+class Read(NamedTuple):
+    artifact: Artifact
+    copy: Copy
+    row: VerdictRow
+
+
 def outcomes(catalogue, keys, *, job="page", verdict="verified"):
     found = []
     for key in keys:
         artifact = catalogue.artifacts.current("releases", key) or stored(catalogue, key)
         copy = catalogue.artifacts.copies(artifact)["dr"]
-        found.append(Outcome(Finding(job, "dr", artifact, verdict), copy, tag="1"))
+        found.append(Read(artifact, copy, VerdictRow.of(job, artifact, copy, verdict, tag="1")))
     return found
 
 
 def record(catalogue, found, *, job="page", same_tag=()):
     """Record verdicts as a page does; it knows that some of the copies have their tag already."""
     page = catalogue.pages.get(job) or catalogue.pages.begin(job, [each.copy.id for each in found])
-    ended = [PageOutcome(each.copy.id, each.finding.artifact.path, 11, each.finding.verdict) for each in found]
-    verdicts = [VerdictRow.of(each)._replace(same_tag=each in same_tag) for each in found]
+    ended = [PageOutcome(each.copy.id, each.artifact.path, 11, each.row.verdict) for each in found]
+    verdicts = [each.row._replace(same_tag=each in same_tag) for each in found]
     catalogue.pages.record(page, Group(ended, verdicts), now=clock.now())
 
 
@@ -49,7 +56,7 @@ def test_a_group_of_verdicts_is_chained_and_updates_its_copies(catalogue):
     good, bad = outcomes(catalogue, ["a", "b"]), outcomes(catalogue, ["c"], verdict="corrupt")
     record(catalogue, [*good, *bad])
     assert catalogue.verifications.first_broken() is None
-    states = {each.finding.artifact.key: catalogue.artifacts.copies(each.finding.artifact)["dr"] for each in good + bad}
+    states = {each.artifact.key: catalogue.artifacts.copies(each.artifact)["dr"] for each in good + bad}
     assert {key: copy.state.value for key, copy in states.items()} == {"a": "verified", "b": "verified", "c": "corrupt"}
     assert [states[key].last_verified_at is None for key in "abc"] == [False, False, True]
     assert [states[key].attempts for key in "abc"] == [1, 1, 1]
@@ -80,9 +87,9 @@ def test_a_verdict_changes_no_copy_that_was_deleted_or_superseded_while_it_was_r
     read = outcomes(catalogue, ["deleted", "superseded"], verdict=word)
     catalogue.artifacts.delete_copies([read[0].copy])
     stored(catalogue, "superseded", digest=Digest(11, "b" * 64))
-    before = [catalogue.artifacts.copies(each.finding.artifact)["dr"] for each in read]
+    before = [catalogue.artifacts.copies(each.artifact)["dr"] for each in read]
     record(catalogue, read, same_tag=read if verdict == "same tag" else ())
-    assert [catalogue.artifacts.copies(each.finding.artifact)["dr"] for each in read] == before
+    assert [catalogue.artifacts.copies(each.artifact)["dr"] for each in read] == before
     assert [copy.state.value for copy in before] == ["deleted", "superseded"]
     assert catalogue.findings.page() == []
     assert len(verdicts_of_page(catalogue)) == 2
@@ -119,8 +126,8 @@ def test_a_group_of_a_worker_that_lost_its_lease_is_void(catalogue):
 
 
 def add(recorder, found):
-    ended = [PageOutcome(each.copy.id, each.finding.artifact.path, 11, each.finding.verdict) for each in found]
-    recorder.add(ended, [VerdictRow.of(each) for each in found], now=clock.now())
+    ended = [PageOutcome(each.copy.id, each.artifact.path, 11, each.row.verdict) for each in found]
+    recorder.add(ended, [each.row for each in found], now=clock.now())
 
 
 def test_groups_wait_for_another_writer_while_the_page_reads_on(catalogue, monkeypatch):
@@ -325,8 +332,9 @@ def test_the_ledger_forgets_jobs_that_ended_long_ago(catalogue):
 def test_the_hash_of_a_row_is_that_of_its_json(catalogue):
     """The chain is what anyone computes from the rows with a JSON library, whatever characters they have."""
     artifact = stored(catalogue, 'ü\n"k\\')
-    finding = Finding("page", "dr", artifact, "corrupt", "b" * 64, 7, "found \x7f\u2028 é")
-    catalogue.verifications.record(finding, catalogue.artifacts.copies(artifact)["dr"], tag=None, now=clock.now())
+    copy = catalogue.artifacts.copies(artifact)["dr"]
+    finding = VerdictRow.of("page", artifact, copy, "corrupt", "b" * 64, 7, "found \x7f\u2028 é")
+    catalogue.verifications.record(finding, now=clock.now())
     (row,) = catalogue.verifications.of("releases", artifact.key)
     plain = {name: value for name, value in row.items() if name not in {"id", "hash"}} | {"at": row["at"].isoformat()}
     assert row["hash"] == hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

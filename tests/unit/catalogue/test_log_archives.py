@@ -12,7 +12,7 @@ from tests.unit.catalogue.test_catalogue import stored
 from worker import clock
 from worker.artifacts.log_archive import archive_key, archive_log
 from worker.artifacts.verification_log_head import check_kept_head, keep_head, log_faults
-from worker.catalogue import Catalogue, CatalogueError, Finding, load_export, log_archives, tables
+from worker.catalogue import Catalogue, CatalogueError, VerdictRow, load_export, log_archives, tables
 from worker.storage import Store, Stores
 from worker.storage.config import FilesystemConfig
 from worker.storage.keys import BACKUP_BUCKET
@@ -50,8 +50,9 @@ def log(catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch) -> Catalogue:
 def append(catalogue: Catalogue, now: datetime) -> None:
     artifact = catalogue.artifacts.current("releases", "app.tgz")
     assert artifact is not None
-    finding = Finding("job-1", "dr", artifact, "verified", artifact.digest.sha256, artifact.digest.size, 'a "détail"')
-    catalogue.verifications.record(finding, catalogue.artifacts.copies(artifact)["dr"], tag=None, now=now)
+    copy, digest = catalogue.artifacts.copies(artifact)["dr"], artifact.digest
+    finding = VerdictRow.of("job-1", artifact, copy, "verified", digest.sha256, digest.size, 'a "détail"')
+    catalogue.verifications.record(finding, now=now)
 
 
 def archive(log: Catalogue, stores: list[Store], tmp_path: Path, **options: object) -> list[str]:

@@ -20,7 +20,7 @@ from tests.servers.process import free_port
 from tests.servers.tls import Authority, TlsProxy
 from tests.waiting import until
 from worker import clock, shutdown_flag
-from worker.catalogue import Busy, Catalogue, CatalogueError, CatalogueUnavailable, Finding, postgresql
+from worker.catalogue import Busy, Catalogue, CatalogueError, CatalogueUnavailable, VerdictRow, postgresql
 from worker.catalogue.database import Database
 from worker.jobs.interrupt_signal import Interrupted
 from worker.storage import Digest
@@ -76,8 +76,8 @@ def test_the_log_of_a_machine_with_a_wrong_clock_is_whole(url, monkeypatch):
     try:
         artifact = record(there)
         there.artifacts.ensure_copies([(artifact, "dr")])
-        copy, verdict = there.artifacts.copies(artifact)["dr"], Finding("job-1", "dr", artifact, "verified")
-        there.verifications.record(verdict, copy, tag=None, now=clock.now())
+        copy = there.artifacts.copies(artifact)["dr"]
+        there.verifications.record(VerdictRow.of("job-1", artifact, copy, "verified"), now=clock.now())
         assert there.verifications.first_broken() is None
     finally:
         there.close()

@@ -31,13 +31,11 @@ from worker.catalogue import (
     CatalogueError,
     CatalogueUnavailable,
     EndNotDurable,
-    Finding,
     Finished,
     FinishedCopy,
     Group,
     Leased,
     NewVersion,
-    Outcome,
     PageOutcome,
     Share,
     VerdictRow,
@@ -258,8 +256,8 @@ def test_replace_rewrites_nothing_that_is_append_only(tmp_path, statement):
     path = tmp_path / "catalogue.sqlite3"
     catalogue = Catalogue(f"sqlite:///{path}")
     artifact = stored(catalogue)
-    finding = Finding("job-1", "dr", artifact, "corrupt")
-    catalogue.verifications.record(finding, catalogue.artifacts.copies(artifact)["dr"], tag=None, now=clock.now())
+    finding = VerdictRow.of("job-1", artifact, catalogue.artifacts.copies(artifact)["dr"], "corrupt")
+    catalogue.verifications.record(finding, now=clock.now())
     catalogue.close()
     with (
         closing(sqlite3.connect(path, isolation_level=None)) as shell,
@@ -449,8 +447,8 @@ def test_the_groups_of_a_page_wait_for_the_disk_with_the_end_of_its_job(url, mon
     for key in "abc":
         artifact = stored(catalogue, key)
         copy = catalogue.artifacts.copies(artifact)["dr"]
-        finding = Finding("page", "dr", artifact, "verified")
-        found.append((PageOutcome(copy.id, artifact.path, 11, "verified"), VerdictRow.of(Outcome(finding, copy))))
+        verdict = VerdictRow.of("page", artifact, copy, "verified")
+        found.append((PageOutcome(copy.id, artifact.path, 11, "verified"), verdict))
     page = catalogue.pages.begin("page", [outcome.id for outcome, _ in found])
     fence = begin(catalogue, "page").record.fence
     waits = waits_of(catalogue, monkeypatch)

@@ -28,7 +28,7 @@ from worker.artifacts.verification_log_head import (
     see_head,
     signed_head,
 )
-from worker.catalogue import Catalogue, Finding, FindingKind, LogHead
+from worker.catalogue import Catalogue, FindingKind, LogHead, VerdictRow
 from worker.context import Context
 from worker.settings import load_settings
 from worker.storage import Store
@@ -38,7 +38,7 @@ def append(catalogue: Catalogue, *verdicts: str) -> None:
     artifact = catalogue.artifacts.current("releases", "app.tgz") or stored(catalogue)
     copy = catalogue.artifacts.copies(artifact)["dr"]
     for verdict in verdicts:
-        catalogue.verifications.record(Finding("job-1", "dr", artifact, verdict), copy, tag=None, now=clock.now())
+        catalogue.verifications.record(VerdictRow.of("job-1", artifact, copy, verdict), now=clock.now())
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from tests.unit.catalogue.test_catalogue import stored
 from worker import cli, clock
 from worker.artifacts.log_archive import archive_log
-from worker.catalogue import Catalogue, Finding, Leased
+from worker.catalogue import Catalogue, Leased, VerdictRow
 from worker.settings import Settings
 from worker.settings.section_models import JobSettings
 from worker.storage import Stores
@@ -34,8 +34,8 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_tables: Callable[
         ("sweep-2", "corrupt", "f" * 64),
         ("sweep-3", "missing", None),
     ):
-        finding = Finding(job, "dr", artifact, verdict, found, 11, "a detail")
-        catalogue.verifications.record(finding, copy, tag=None, now=clock.now())
+        finding = VerdictRow.of(job, artifact, copy, verdict, found, 11, "a detail")
+        catalogue.verifications.record(finding, now=clock.now())
     repair(catalogue)
     catalogue.artifacts.finish_copy(artifact, "dr", tag="2", evidence={"etag": "x"}, now=clock.now())
     catalogue.holds.place("releases", "app.tgz", by="ops", reason="audit", now=clock.now())
@@ -102,7 +102,7 @@ def test_the_archives_with_older_reads_are_named(path, capsys):
     artifact = catalogue.artifacts.current("releases", "app.tgz")
     assert artifact is not None
     copy, now = catalogue.artifacts.copies(artifact)["dr"], clock.now() + timedelta(days=62)
-    catalogue.verifications.record(Finding("sweep-4", "dr", artifact, "verified"), copy, tag=None, now=now)
+    catalogue.verifications.record(VerdictRow.of("sweep-4", artifact, copy, "verified"), now=now)
     settings = Settings()
     stores = Stores(settings.stores, spool_dir=path.parent)
     for name in ("primary", "dr"):

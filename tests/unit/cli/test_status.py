@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from worker import cli, clock
-from worker.catalogue import Artifact, Catalogue, Finding, Leased, sqlite
+from worker.catalogue import Artifact, Catalogue, Leased, VerdictRow, sqlite
 from worker.limits.snooze import StoreRefuses
 from worker.metrics.catalogue_figures import LedgerFigures
 from worker.readable import moment
@@ -59,8 +59,8 @@ def zot(capsys: pytest.CaptureFixture[str]) -> Zot:
 
 def judge(catalogue: Catalogue, artifact: Artifact, store: str, verdict: str, **more: Any) -> None:
     copy = catalogue.artifacts.copies(artifact)[store]
-    more = {"now": clock.now()} | more
-    catalogue.verifications.record(Finding("job-1", store, artifact, verdict), copy, tag="1", **more)
+    row = VerdictRow.of("job-1", artifact, copy, verdict, tag="1", retry_at=more.get("retry_at"))
+    catalogue.verifications.record(row, now=more.get("now") or clock.now())
 
 
 def kinds(document: dict[str, Any]) -> dict[str, tuple[str, int]]:
@@ -127,8 +127,8 @@ def test_wrong_metadata_waits_for_its_repair(catalogue: Catalogue, artifact: Art
     """It ends `status` with 1 until a read finds the right digest beside the bytes; the copy itself is good."""
     copy = catalogue.artifacts.copies(artifact)["dr"]
     for stored, kinds_of in (("", {"metadata": ("dr", 1)}), (artifact.digest.sha256, {})):
-        seen = Finding("job-1", "dr", artifact, "verified", stored_sha256=stored)
-        catalogue.verifications.record(seen, copy, tag="1", now=clock.now())
+        seen = VerdictRow.of("job-1", artifact, copy, "verified", stored_sha256=stored, tag="1")
+        catalogue.verifications.record(seen, now=clock.now())
         status, document = zot("status")
         assert kinds(document) == kinds_of
         assert (status == 1) == bool(kinds_of)

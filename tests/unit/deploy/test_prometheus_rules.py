@@ -16,7 +16,7 @@ from prometheus_client import Metric
 from tests.servers import Valkey
 from worker import clock, metric_counters
 from worker.beat_scheduler import Scheduler
-from worker.catalogue import Catalogue, EvidenceCheck, Finding, FindingKind
+from worker.catalogue import Catalogue, EvidenceCheck, FindingKind, VerdictRow
 from worker.metrics.background_groups import Group
 from worker.metrics.exporter import Exporter
 from worker.metrics.totals_sender import Sender
@@ -106,7 +106,7 @@ def _fill_catalogue(settings: Settings) -> None:
         copy = catalogue.artifacts.copies(made)["dr"]
         for job, verdict in (("first", "corrupt"), ("second", "verified"), ("third", "corrupt")):
             if key == "bad" or verdict == "verified":
-                catalogue.verifications.record(Finding(job, "dr", made, verdict), copy, tag="1", now=now)
+                catalogue.verifications.record(VerdictRow.of(job, made, copy, verdict, tag="1"), now=now)
     catalogue.ledger.acquire(
         "swept", SWEEP_LEFTOVERS.kind, {}, owner="me", writes_to=None, parent=None, now=now, lease=timedelta(seconds=30)
     )
@@ -118,7 +118,7 @@ def _fill_catalogue(settings: Settings) -> None:
     catalogue.canaries.damaged(damaged, canary, now=now)
     copy = catalogue.artifacts.copies(canary)["dr"]
     for job, verdict in (("first", "corrupt"), ("second", "verified")):
-        catalogue.verifications.record(Finding(job, "dr", canary, verdict), copy, tag="1", now=now)
+        catalogue.verifications.record(VerdictRow.of(job, canary, copy, verdict, tag="1"), now=now)
     catalogue.evidence_checks.record([EvidenceCheck(copy.id, "listing", "agrees")], now=now)
     catalogue.close()
 

@@ -9,7 +9,7 @@ from tasks.upload import upload
 from worker import clock
 from worker.artifacts.catalogue_backup import backups
 from worker.artifacts.verification_log_head import keep_head, log_faults
-from worker.catalogue import Finding, FindingKind, Scope
+from worker.catalogue import FindingKind, Scope, VerdictRow
 from worker.schedule import beat_schedule
 from worker.storage.errors import StorageError
 from zot_artifact_client.contract import SweepBackupRequest, UploadRequest
@@ -37,7 +37,7 @@ def test_old_months_of_the_log_are_archived(context, run, source, monkeypatch):
     copy = context.catalogue.artifacts.copies(artifact)["dr"]
     for days in (300, 299, 0):
         now = clock.now() - timedelta(days=days)
-        context.catalogue.verifications.record(Finding("job-1", "dr", artifact, "verified"), copy, tag=None, now=now)
+        context.catalogue.verifications.record(VerdictRow.of("job-1", artifact, copy, "verified"), now=now)
     monkeypatch.setitem(context.settings.verification_log.__dict__, "keep", timedelta(days=200))
     context.catalogue.pauses.begin(Scope.STORE, "dr", reason=None, now=clock.now())
     run(sweep_backup, SweepBackupRequest())
@@ -55,7 +55,7 @@ def test_the_stores_keep_the_present_head_before_older_ones_are_archived(context
     copy = context.catalogue.artifacts.copies(artifact)["dr"]
     for days in (300, 0):
         now = clock.now() - timedelta(days=days)
-        context.catalogue.verifications.record(Finding("job-1", "dr", artifact, "verified"), copy, tag=None, now=now)
+        context.catalogue.verifications.record(VerdictRow.of("job-1", artifact, copy, "verified"), now=now)
         for name in STORES if days else ():
             assert keep_head(context.stores[name], context.catalogue) is None
     monkeypatch.setitem(context.settings.verification_log.__dict__, "keep", timedelta(days=200))
