@@ -12,6 +12,7 @@ from kombu.asynchronous import Hub, get_event_loop, set_event_loop
 from kombu.asynchronous.semaphore import LaxBoundedSemaphore
 
 from tests.servers import Valkey
+from worker.intake import message_filter
 from worker.intake.message_filter import Connection
 from worker.intake.messages_ahead import MessagesAhead
 
@@ -123,6 +124,15 @@ def test_a_broker_that_is_full_forgets_an_ended_message_with_the_record_of_the_n
     finally:
         broker.config_set("maxmemory", "0")
     assert held(broker) == {"two"}
+
+
+def test_a_queue_of_invalid_messages_leaves_the_others_their_turn(channel, monkeypatch):
+    """Otherwise jobs of the other queues would wait until the last of those messages is rejected."""
+    monkeypatch.setattr(message_filter, "reject", lambda *_: None)
+    monkeypatch.setitem(channel.__dict__, "_rules", None)
+    channel._queue_cycle.update(["transfer", "sweep"])
+    assert channel._filter((b"transfer", b"no message")) is None
+    assert channel._queue_cycle.consume(2) == ["sweep", "transfer"]
 
 
 def test_a_message_that_is_taken_ahead_goes_back_to_the_front_of_its_queue(channel, broker, hub):

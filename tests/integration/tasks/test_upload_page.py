@@ -22,6 +22,7 @@ from worker import clock
 from worker.artifacts import batch_lists
 from worker.artifacts.batch_lists import ListedFile
 from worker.artifacts.directory_listing import DirectoryListing
+from worker.artifacts.sources import Source
 from worker.catalogue import Leased
 from worker.catalogue.artifact_locks import ArtifactLocks
 from worker.context import Context
@@ -442,7 +443,7 @@ def test_a_file_that_one_store_cannot_take_is_written_to_none(context: Context, 
 def test_a_file_that_changes_while_it_is_read_is_not_recorded(
     context: Context, source_root: Path, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was read of a file that is written to meanwhile becomes no version."""
+    """What was read of a file that is written to meanwhile becomes no version, nor what ends before its size."""
     path = source_root / "f"
     path.write_bytes(b"first")
     found = path.stat()
@@ -459,7 +460,19 @@ def test_a_file_that_changes_while_it_is_read_is_not_recorded(
     monkeypatch.setattr(upload_pages, "_check_unchanged", check)
     result = run(page, request_for(context, [file], source_root))
     assert "it has changed while it was read" in result.failures[0].message
+    found = path.stat()
+    file = ListedFile("releases", "f", str(path), found.st_size, found.st_mtime_ns)
+    monkeypatch.setattr(Source, "rewind", lambda _: io.BytesIO(b"cut"))
+    assert run(page, request_for(context, [file], source_root)).left == ("releases/f",)
     assert context.catalogue.artifacts.current("releases", "f") is None
+
+
+def test_a_group_of_files_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page has two groups in memory; a file that is larger than one is alone in it."""
+    monkeypatch.setattr(upload_pages, "_GROUP_SIZE", 100)
+    files = [ListedFile("releases", str(n), "/f", size, 0) for n, size in enumerate((50, 50, 1, 120, 99, 1))]
+    items = [upload_pages._Item(n, file, ("dr",)) for n, file in enumerate(files)]
+    assert [len(group) for group in upload_pages._groups(items, first=GROUP)] == [2, 1, 1, 2]
 
 
 @pytest.mark.parametrize("place", ["record_many", "write_objects before", "write_objects after", "record"])
