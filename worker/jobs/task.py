@@ -171,6 +171,7 @@ def _cleaning_up(job: str) -> Iterator[None]:
 def send_child(spec: TaskSpec[RequestT, Any], request: RequestT, *, id_: str, parent: str, queue: Queue) -> None:
     """Enqueue a job as the child of a running one; idempotent, because the ledger knows the id.
 
+    Until a worker takes it, only the broker has it: it is for what a later run of a sweep finds and sends again.
     It stores no result in the result backend, because no client waits for it.
     """
     app: Celery = current_app
