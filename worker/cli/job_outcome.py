@@ -201,6 +201,12 @@ def _print_reconciled(result: Mapping[str, Any]) -> None:
             complain(f"{each['store']}: {each['stopped']}")
 
 
+def _print_probed(result: Mapping[str, Any]) -> None:
+    say(f"probed: {', '.join(result['probed']) or 'no store'}")
+    for store, fault in result.get("faults", {}).items():
+        complain(f"{store}: {fault.removeprefix(f'{store}: ')}")
+
+
 def _print_repairs(result: Mapping[str, Any]) -> None:
     claimed, untrusted, lost = result["claimed"], result.get("untrusted", ()), result.get("lost", 0)
     for store, count in claimed.items():
@@ -285,6 +291,7 @@ _PRINT: dict[str, Callable[[Mapping[str, Any]], None]] = {
     "delete": _print_deleted,
     "adopt": _print_adopted,
     "batch": _print_batch,
+    "sweep.probe": _print_probed,
     "sweep.verify": _print_due,
     "sweep.replicate": _print_absent,
     "sweep.leftovers": _print_cleaned,

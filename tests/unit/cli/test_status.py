@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from worker import cli, clock
 from worker.catalogue import Artifact, Catalogue, Leased, VerdictRow, sqlite
+from worker.cli.job_outcome import outcome_of, print_outcome
 from worker.limits.snooze import StoreRefuses
 from worker.metrics.catalogue_figures import LedgerFigures
 from worker.readable import moment
@@ -363,6 +364,13 @@ def test_a_store_that_failed_its_last_probe_is_open(
     assert "`zot-artifacts sweep probe`; the next probe, after 60 min at most" in gone["store dr"]["way_out"]
     cli.run(["status"])
     assert capsys.readouterr().out.count("bucket 'b' does not exist") == 1
+    print_outcome(outcome_of(catalogue.ledger.get("next")))
+    told = capsys.readouterr()
+    assert (told.out, "dr: bucket 'b' does" in told.err, "dr: dr:" in told.err) == (
+        "probed: primary, dr\n",
+        True,
+        False,
+    )
     assert probed("of one store", {}, store="primary").keys() == {"store dr"}  # which says nothing about dr
     assert probed("second", {}) == {}
 
