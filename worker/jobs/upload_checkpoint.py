@@ -9,12 +9,12 @@ from worker.catalogue import Artifact, Catalogue, CatalogueError
 from worker.jobs.running_job import Requeue
 from worker.limits.snooze import Snooze
 from worker.storage.errors import TransientError
-from worker.storage.transfer.multipart import OpenUpload, SentPart
+from worker.storage.transfer.multipart import Checkpoint, OpenUpload, SentPart
 
 
 @dataclass(frozen=True, slots=True)
-class CopyCheckpoint:
-    """The checkpoint of one copy's multipart upload; see `worker.storage.transfer.multipart.Checkpoint`."""
+class CopyCheckpoint(Checkpoint):
+    """The checkpoint of one copy's multipart upload."""
 
     catalogue: Catalogue
     artifact: Artifact

@@ -147,8 +147,5 @@ class Admission:
 
 def _busy(store: str, limit: int) -> Snooze:
     seconds = random.uniform(*_BUSY)  # noqa: S311 - spreads the jobs in time
-    error = Snooze(
-        f"{store}: {counted(limit, 'job')} in progress, which is the concurrency limit of the store", seconds
-    )
-    error.store = store
-    return error
+    told = f"{store}: {counted(limit, 'job')} in progress, which is the concurrency limit of the store"
+    return Snooze(told, seconds, store)

@@ -395,9 +395,8 @@ class LimitedStore:
         """Raise Snooze if the store is paused, its circuit breaker is open, or it refuses all that the job asks."""
         refusal = self._refusal
         if refusal is not None and refusal[1] not in self._served and self._refused_for is not None:
-            refuses = StoreRefuses(f"{self.name}: it refuses all that a page asks: {refusal[0]}", self._refused_for)
-            refuses.store = self.name
-            raise refuses
+            told = f"{self.name}: it refuses all that a page asks: {refusal[0]}"
+            raise StoreRefuses(told, self._refused_for, self.name)
         if time.monotonic() >= self._admitted_until:
             self._until_taken(self._check_admission)
 
@@ -484,7 +483,9 @@ class LimitedStore:
     def _check_slot(self) -> None:
         if self._slot is not None and self._slot.lost:
             told = f"{self.name}: this job's concurrency slot was given to another job"
-            error = Snooze(told, 1.0) if self._wait is None else Unavailable(told)
+            if self._wait is None:
+                raise Snooze(told, 1.0, self.name)
+            error = Unavailable(told)
             error.store = self.name
             raise error
 
@@ -606,9 +607,7 @@ class LimitedStores(Mapping[str, LimitedStore]):
                 told = (
                     f"the worker on {socket.gethostname()} has older settings, without the store {name!r}: restart it"
                 )
-            waits = Snooze(told, _RESTARTED_WITHIN)
-            waits.store = name  # `status` shows it
-            raise waits from None
+            raise Snooze(told, _RESTARTED_WITHIN, name) from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._stores

@@ -14,12 +14,10 @@ LONGEST_PAUSE = timedelta(seconds=_MAX_WAIT * 1.5)
 class Snooze(Exception):
     """The job has to wait at least `seconds` for a reason outside of it; that costs no attempt."""
 
-    store: str | None = None
-    """The store that the job has to wait for, or None."""
-
-    def __init__(self, reason: str, seconds: float) -> None:
+    def __init__(self, reason: str, seconds: float, store: str | None = None) -> None:
         super().__init__(reason, seconds)
         self.seconds = seconds
+        self.store = store  # that the job has to wait for, or None
 
     def __str__(self) -> str:
         return str(self.args[0])

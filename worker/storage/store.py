@@ -65,7 +65,7 @@ from worker.storage.keys import (
     reserved_key,
 )
 from worker.storage.spooling import spooling_in
-from worker.storage.transfer.multipart import MEMORY, Checkpoint, MultipartWrite, NoCheckpoint
+from worker.storage.transfer.multipart import MEMORY, Checkpoint, MultipartWrite
 from worker.storage.transfer.resumable_read import ResumableReader, open_resumable
 from worker.storage.transfer.server_copy import Between, copy_server_side
 
@@ -190,7 +190,7 @@ class Store:
                 if not in_parts:
                     return self._driver.put(at_bucket, at_key, body, info, condition=condition)
                 parted = MultipartWrite(
-                    self._driver, at_bucket, at_key, info, checkpoint or NoCheckpoint(),
+                    self._driver, at_bucket, at_key, info, checkpoint or Checkpoint(),
                     manifest=manifest, memory=self._memory, spool_dir=self._spool_dir,
                     other_place=(bucket, key) if (at_bucket, at_key) != (bucket, key) else None,
                 )  # fmt: skip
@@ -520,7 +520,7 @@ class Store:
             key,
             info,
             between=between,
-            checkpoint=checkpoint or NoCheckpoint(),
+            checkpoint=checkpoint or Checkpoint(),
         )
 
     def patch_object(

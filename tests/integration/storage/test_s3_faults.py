@@ -32,7 +32,7 @@ from worker.storage.errors import (
 from worker.storage.integrity.manifest import Manifest
 from worker.storage.s3 import driver as s3_driver
 from worker.storage.store import WriteOptions
-from worker.storage.transfer.multipart import NoCheckpoint, OpenUpload
+from worker.storage.transfer.multipart import Checkpoint, OpenUpload
 from worker.storage.transfer.resumable_read import AHEAD, WINDOW
 
 BUCKET = "releases"
@@ -338,7 +338,7 @@ class TestDialects:
         line = through(fault, provider="aws")
         token = line.faulty._driver.begin_upload(BUCKET, "app", WriteInfo(size=PART + 1))  # type: ignore[attr-defined]
 
-        class Begun(NoCheckpoint):
+        class Begun(Checkpoint):
             def resume(self) -> OpenUpload:
                 return OpenUpload(token, PART, {})
 

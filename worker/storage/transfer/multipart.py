@@ -84,54 +84,30 @@ class Chunks(Protocol):
     def sha256_of(self, number: int, /) -> str: ...
 
 
-class Checkpoint(Protocol):
-    """Records the progress of a multipart upload, so that another process can resume it."""
+class Checkpoint:
+    """Records the progress of a multipart upload, so that another process can resume it.
+
+    This one records nothing: its upload is aborted on every failure.
+    """
 
     def resume(self) -> OpenUpload | None:
         """Return the unfinished upload, if there is one."""
-        ...
-
-    def begins(self) -> None:
-        """Record that an upload is about to begin, in a store that does not record who began an upload."""
-        ...
-
-    def begun(self, token: str, part_size: int) -> None:
-        """Record an upload that has just begun, in place of the record of `begins`."""
-        ...
-
-    def sent(self, part: SentPart) -> None:
-        """Record a part that the store has confirmed. Called from several threads."""
-        ...
-
-    def ended(self) -> None:
-        """Remove the record of the upload, which was completed or aborted."""
-        ...
-
-    def worth_keeping(self, error: BaseException) -> bool:
-        """Return whether the upload will be resumed after this failure."""
-        ...
-
-
-class NoCheckpoint:
-    """The checkpoint of an upload that is never resumed: it is aborted on every failure."""
-
-    def resume(self) -> OpenUpload | None:
         return None
 
     def begins(self) -> None:
-        pass
+        """Record that an upload is about to begin, in a store that does not record who began an upload."""
 
     def begun(self, token: str, part_size: int) -> None:
-        pass
+        """Record an upload that has just begun, in place of the record of `begins`."""
 
     def sent(self, part: SentPart) -> None:
-        pass
+        """Record a part that the store has confirmed. Called from several threads."""
 
     def ended(self) -> None:
-        pass
+        """Remove the record of the upload, which was completed or aborted."""
 
-    def worth_keeping(self, error: BaseException) -> bool:
-        del error
+    def worth_keeping(self, error: BaseException) -> bool:  # noqa: ARG002
+        """Return whether the upload will be resumed after this failure."""
         return False
 
 
