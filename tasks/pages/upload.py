@@ -16,7 +16,7 @@ from tasks.plan_listed_pages import lines_of
 from worker import clock
 from worker.artifacts.artifact_copies import ArtifactJob, ReadBackMismatch, confirmed_after
 from worker.artifacts.batch_lists import ListedFile
-from worker.artifacts.kept_beside_bytes import kept_metadata, kept_properties, not_kept
+from worker.artifacts.kept_beside_bytes import kept_beside, not_kept
 from worker.artifacts.lock_artifacts_for_job import locked
 from worker.artifacts.page_runner import GROUP, in_another_order, out_of_time
 from worker.artifacts.per_store import PLACED, check_beside_bytes, first_of, is_refused, most_retryable
@@ -279,12 +279,11 @@ class UploadPage:
                     item.file.bucket,
                     item.file.key,
                     item.content,
-                    metadata=kept_metadata(item.artifact, store),
-                    properties=kept_properties(item.artifact, store),
                     storage_class=self.request.storage_classes.get(store.name),
                     condition="create_only",
                     existing_key=True,
                     checkpoint=CopyCheckpoint(self.job.catalogue, item.artifact, store.name),
+                    **kept_beside(item.artifact, store),
                 )
         except StorageError as error:
             item.note(store.name, error)

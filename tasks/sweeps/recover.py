@@ -125,7 +125,7 @@ def _start_snoozed(context: Context, app: Celery) -> None:
 
     Each starts by its own message. With a broker that is no Redis, workers keep these in memory until they are due.
     """
-    for store in filter(context.admission.closed_lately, context.settings.stores):
+    for store in (each for each in context.settings.stores if context.admission.breaker(each).closed_lately()):
         jobs = context.catalogue.ledger.snoozed_for(store)
         with redis_of_broker(app) as client:
             if jobs and client is not None and (made := make_due(client, jobs)):

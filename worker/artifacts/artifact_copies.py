@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 
 from worker import clock
 from worker.artifacts import chunk_repair
-from worker.artifacts.kept_beside_bytes import kept_metadata, kept_properties, not_kept
+from worker.artifacts.kept_beside_bytes import kept_beside, not_kept
 from worker.artifacts.store_holds import lifted
 from worker.artifacts.stored_digests import RECORDED
 from worker.artifacts.verify_copy import BAD, is_overwritten, log_verdict, record_verdict, verdict_on, verify_copy
@@ -251,14 +251,13 @@ class ArtifactJob:
                 source,
                 size=artifact.digest.size,
                 sha256=artifact.digest.sha256,
-                metadata=kept_metadata(artifact, store),
-                properties=kept_properties(artifact, store),
                 storage_class=storage_class,
                 condition=condition,
                 on_bytes=self.job.advance,
                 checkpoint=CopyCheckpoint(self.job.catalogue, artifact, store.name),
                 existing_key=True,  # an upload's key was checked before it was recorded
                 manifest=self.job.catalogue.artifacts.manifest(artifact) if in_parts else None,
+                **kept_beside(artifact, store),
             )
         return stat
 
@@ -315,8 +314,7 @@ class ArtifactJob:
                     artifact.digest,
                     source.known_bad,
                     source.read_good,
-                    metadata=kept_metadata(artifact, store),
-                    properties=kept_properties(artifact, store),
+                    **kept_beside(artifact, store),
                 )
         except PreconditionFailed:
             raise
@@ -354,9 +352,8 @@ class ArtifactJob:
                     job.stores[origin],
                     *where,
                     artifact.digest,
-                    metadata=kept_metadata(artifact, store),
-                    properties=kept_properties(artifact, store),
                     checkpoint=CopyCheckpoint(job.catalogue, artifact, store.name),
+                    **kept_beside(artifact, store),
                 )
         except AlreadyExists as error:
             raise conflict(store, artifact) from error

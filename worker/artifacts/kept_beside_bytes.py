@@ -10,20 +10,24 @@ from worker.storage.cloud.metadata import is_header
 from worker.storage.cloud.object_tags import decode_tags, fit
 from worker.storage.driver import ObjectProperties
 from worker.storage.errors import StorageError
+from worker.storage.store import BesideBytes
 
 logger = logging.getLogger(__name__)
 
 
-def kept_properties(artifact: Artifact, store: LimitedStore) -> ObjectProperties | None:
-    """Return the headers and tags that the store keeps; None if it keeps none."""
+def kept_beside(artifact: Artifact, store: LimitedStore) -> BesideBytes:
+    """Return the metadata, headers and tags that the store can keep beside the bytes of its copy."""
+    metadata = _metadata(artifact, store)
     if not store.capabilities.user_metadata:
-        return None
+        return {"metadata": metadata}
     valid = {name: value for name, value in artifact.properties.items() if name == "tags" or is_header(value)}
     properties = ObjectProperties(**valid)
-    return properties if fit(properties.tags, store.capabilities.tags) else replace(properties, tags=None)
+    if not fit(properties.tags, store.capabilities.tags):
+        properties = replace(properties, tags=None)
+    return {"metadata": metadata, "properties": properties}
 
 
-def kept_metadata(artifact: Artifact, store: LimitedStore) -> Mapping[str, str]:
+def _metadata(artifact: Artifact, store: LimitedStore) -> Mapping[str, str]:
     """Return the metadata that the store can keep: the artifact may have more, from the store where it was adopted."""
     rules = store.capabilities.metadata
     return artifact.metadata if rules is None else rules.kept(artifact.metadata)
@@ -41,7 +45,7 @@ def not_kept(artifact: Artifact, store: LimitedStore) -> list[str]:
         lost.append("tags")
     if artifact.metadata and not kept.user_metadata:
         lost.append("metadata")
-    elif kept_metadata(artifact, store) != artifact.metadata:
+    elif _metadata(artifact, store) != artifact.metadata:
         lost.append("some metadata")
     return lost
 

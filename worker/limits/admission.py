@@ -57,7 +57,7 @@ class Admission:
         self._counters = Counters(shared)
         self._breaker_settings = settings.breaker
         self._breakers: dict[str, CircuitBreaker] = {}
-        keys = [key for store in settings.stores for key in self._breaker(store).redis_keys]
+        keys = [key for store in settings.stores for key in self.breaker(store).redis_keys]
         self.breaker_keys = keys if settings.breaker.enabled else []
         """The Redis keys of the counters of all breakers: while none exists, all are closed and none counts."""
         self._all_closed_at = -_FRESH
@@ -76,7 +76,7 @@ class Admission:
                 raise paused
             if time.monotonic() - self._all_closed_at < _FRESH:
                 return False
-            return self._breaker(store).check(lambda: self._probe(store))
+            return self.breaker(store).check(lambda: self._probe(store))
         except Snooze as error:
             error.store = store
             raise
@@ -88,19 +88,7 @@ class Admission:
     def record_failure(self, store: str, reason: str = "") -> None:
         """Count a transient error of the store."""
         self._all_closed_at = -_FRESH
-        self._breaker(store).record_failure(reason)
-
-    def record_success(self, store: str) -> None:
-        """Reset the count of failures."""
-        self._breaker(store).record_success()
-
-    def close_breaker(self, store: str) -> None:
-        """Close the circuit breaker of a store that was probed with success."""
-        self._breaker(store).close()
-
-    def closed_lately(self, store: str) -> bool:
-        """Return whether the store takes jobs again, and some may still wait that its circuit breaker snoozed."""
-        return self._breaker(store).closed_lately()
+        self.breaker(store).record_failure(reason)
 
     def limits_of(self, store: str) -> StoreLimits:
         """Return the limits of a store; None for a limit that it does not have."""
@@ -128,7 +116,8 @@ class Admission:
         local_limit = max(1024, int(limit * self._share_of(store)))
         self._bandwidth.take(store, count, limit=limit, local_limit=local_limit, waiting=waiting)
 
-    def _breaker(self, store: str) -> CircuitBreaker:
+    def breaker(self, store: str) -> CircuitBreaker:
+        """Return the circuit breaker of a store; its failures are counted by `record_failure`."""
         found = self._breakers.get(store)
         if found is None:
             found = self._breakers[store] = CircuitBreaker(store, self._counters, self._breaker_settings)

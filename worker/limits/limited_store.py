@@ -27,7 +27,7 @@ from worker.storage import (
     Verification,
 )
 from worker.storage.configured_stores import Stores, UnknownStore
-from worker.storage.driver import BUFFER_SIZE, HashedBytes, ObjectProperties, ObjectReader, SmallPut
+from worker.storage.driver import BUFFER_SIZE, HashedBytes, ObjectReader, SmallPut
 from worker.storage.errors import (
     REFUSALS,
     Archived,
@@ -42,8 +42,7 @@ from worker.storage.identity import Purpose
 from worker.storage.integrity.manifest import Chunk, Manifest
 from worker.storage.integrity.verifying_reader import OnBytes, Readable, VerifiedReader
 from worker.storage.probe import probe
-from worker.storage.store import WriteOptions
-from worker.storage.transfer.multipart import Checkpoint
+from worker.storage.store import BesideBytes, CopyOptions, WriteOptions
 
 _RESTARTED_WITHIN = 15.0
 """Seconds after which a job asks again for a worker with newer settings."""
@@ -320,10 +319,7 @@ class LimitedStore:
         bucket: str,
         key: str,
         expected: Digest,
-        *,
-        metadata: Mapping[str, str] | None = None,
-        properties: ObjectProperties | None = None,
-        checkpoint: Checkpoint | None = None,
+        **options: Unpack[CopyOptions],
     ) -> ObjectStat | None:
         """Have the provider copy an object; a failure counts against neither store, because copying is optional."""
         origin.admit()
@@ -335,10 +331,8 @@ class LimitedStore:
                     bucket,
                     key,
                     expected,
-                    metadata=metadata,
-                    properties=properties,
-                    checkpoint=checkpoint,
                     between=self._go_on,
+                    **options,
                 )
             except StorageError as error:
                 error.store = error.store or self.name  # an error that names a store is not counted
@@ -353,9 +347,7 @@ class LimitedStore:
         expected: Digest,
         bad: Sequence[Chunk],
         read: Callable[[Chunk], bytes | bytearray],
-        *,
-        metadata: Mapping[str, str] | None = None,
-        properties: ObjectProperties | None = None,
+        **beside: Unpack[BesideBytes],
     ) -> ObjectStat | None:
         with self._transfer("write", None) as metered:
 
@@ -366,8 +358,8 @@ class LimitedStore:
 
             self._job.confirm_lease()
             made = self._store.patch_object(
-                found, manifest, expected, bad, read_metered, metadata=metadata, properties=properties,
-                between=self._go_on, on_read_back=partial(self._meter, "verify", self._job.heartbeat),
+                found, manifest, expected, bad, read_metered, between=self._go_on,
+                on_read_back=partial(self._meter, "verify", self._job.heartbeat), **beside,
             )  # fmt: skip
             if made is not None:
                 self._succeeded("write")
@@ -532,7 +524,7 @@ class LimitedStore:
         self._served.add(verb)
         if self._failing:
             self._failing = False
-            self._admission.record_success(self.name)
+            self._admission.breaker(self.name).record_success()
 
 
 class LimitedReader(ObjectReader):
@@ -627,7 +619,7 @@ class LimitedStores(Mapping[str, LimitedStore]):
 
     def close_breaker(self, name: str) -> None:
         """Close the circuit breaker of a store that was probed with success."""
-        self._admission.close_breaker(name)
+        self._admission.breaker(name).close()
 
     def admitting(self, names: Iterable[str]) -> list[LimitedStore]:
         """Return these stores for work that serves all of them, if at least one takes a job now; an empty set, too.

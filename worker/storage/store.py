@@ -72,13 +72,24 @@ from worker.storage.transfer.server_copy import Between, copy_server_side
 _MAX_OFFSET = 2**63 - 1
 
 
-class WriteOptions(TypedDict, total=False):
+class BesideBytes(TypedDict, total=False):
+    """What is kept beside the bytes of an object: options of each method of `Store` that makes one."""
+
+    metadata: Mapping[str, str] | None
+    properties: ObjectProperties | None
+
+
+class CopyOptions(BesideBytes, total=False):
+    """The options of `Store.copy_object` that a store with limits passes on."""
+
+    checkpoint: Checkpoint | None
+
+
+class WriteOptions(BesideBytes, total=False):
     """The options of `Store.write_object` that a store with limits passes on."""
 
     size: int | None
     sha256: str | None
-    metadata: Mapping[str, str] | None
-    properties: ObjectProperties | None
     storage_class: str | None
     condition: Condition
     checkpoint: Checkpoint | None
