@@ -10,7 +10,7 @@ from tasks.pages.replicate_and_delete import send_replications, write_page
 from tasks.pages.upload import upload_page
 from tasks.pages.verify import send_verifications, verify_page
 from worker import clock
-from worker.artifacts.verification_log_head import WrittenLog
+from worker.artifacts.verification_log.kept_head import WrittenLog
 from worker.artifacts.wait_for_delete_approval import check_page
 from worker.catalogue import Catalogue, CatalogueError, Page
 from worker.context import Context

@@ -2,7 +2,7 @@
 
 from worker.artifacts.lock_artifacts_for_job import names_companions_itself
 from worker.artifacts.per_store import for_each_store
-from worker.artifacts.verification_log_head import WrittenLog
+from worker.artifacts.verification_log.kept_head import WrittenLog
 from worker.artifacts.verify_copy import verify_copy
 from worker.catalogue import Artifact, Copy
 from worker.jobs.running_job import RunningJob

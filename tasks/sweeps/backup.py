@@ -4,9 +4,9 @@ import logging
 
 from worker import clock
 from worker.artifacts.catalogue_backup import back_up
-from worker.artifacts.log_archive import archive_log
 from worker.artifacts.per_store import most_retryable
 from worker.artifacts.records_kept_in_stores import keep_records
+from worker.artifacts.verification_log.archive import archive_log
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
 from worker.storage.errors import PermanentError

@@ -6,12 +6,12 @@ It also purges the quarantine of each store.
 import logging
 from datetime import datetime
 
-from worker.artifacts.abandoned_writes import remove_abandoned_writes
 from worker.artifacts.certain_time import certain_time
+from worker.artifacts.cleanup.abandoned_writes import remove_abandoned_writes
+from worker.artifacts.cleanup.stale_uploads import remove_stale_uploads
+from worker.artifacts.cleanup.unneeded_sources import remove_unneeded_files, remove_unneeded_parts
 from worker.artifacts.per_store import SingleFailures, for_each_store
 from worker.artifacts.quarantined_bytes import purge, quarantined
-from worker.artifacts.stale_uploads import remove_stale_uploads
-from worker.artifacts.unneeded_sources import remove_unneeded_files, remove_unneeded_parts
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
 from worker.limits.limited_store import LimitedStore

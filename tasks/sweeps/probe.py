@@ -2,8 +2,8 @@
 
 import logging
 
-from worker.artifacts.log_signature import BadKeyFile, LogKeys
-from worker.artifacts.verification_log_head import see_head
+from worker.artifacts.verification_log.kept_head import see_head
+from worker.artifacts.verification_log.signature import BadKeyFile, LogKeys
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
 from worker.storage.errors import StorageError

@@ -3,10 +3,10 @@
 import logging
 from collections.abc import Sequence
 
-from worker.artifacts.log_signature import BadKeyFile, LogKeys
 from worker.artifacts.rebuild.kept_lists import keep_companions, keep_tombstones
 from worker.artifacts.store_holds import hold_missing
-from worker.artifacts.verification_log_head import see_head
+from worker.artifacts.verification_log.kept_head import see_head
+from worker.artifacts.verification_log.signature import BadKeyFile, LogKeys
 from worker.jobs.running_job import RunningJob
 from worker.limits.snooze import Snooze
 from worker.storage.errors import StorageError

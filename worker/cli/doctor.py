@@ -13,9 +13,9 @@ from urllib.parse import quote
 import typer
 from pydantic import SecretStr
 
-from worker.artifacts.log_signature import BadKeyFile, LogKeys
 from worker.artifacts.store_holds import tries_to_delete_held
-from worker.artifacts.verification_log_head import CheckedLog, WrittenLog, log_faults, unaccepted_restore
+from worker.artifacts.verification_log.kept_head import CheckedLog, WrittenLog, log_faults, unaccepted_restore
+from worker.artifacts.verification_log.signature import BadKeyFile, LogKeys
 from worker.catalogue import CatalogueError, CatalogueUnavailable, NewerCatalogue, NoCatalogue
 from worker.cli.errors import Failure
 from worker.cli.output import AsJson, out, print_json, printable

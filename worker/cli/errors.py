@@ -89,7 +89,7 @@ def suggestion(name: str, names: Iterable[str]) -> str:
 
 def _statuses() -> tuple[tuple[type[Exception], Status], ...]:
     """Return the exit status of each error; the first match counts. Only a failed command needs these imports."""
-    from worker.artifacts.log_signature import BadKeyFile
+    from worker.artifacts.verification_log.signature import BadKeyFile
     from worker.catalogue import CatalogueError, CatalogueUnavailable
     from worker.settings.model import NoBroker, SettingsError
     from worker.storage.configured_stores import UnknownStore

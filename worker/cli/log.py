@@ -5,8 +5,7 @@ from typing import Annotated
 import typer
 
 from worker import clock
-from worker.artifacts.log_signature import LogKeys
-from worker.artifacts.verification_log_head import (
+from worker.artifacts.verification_log.kept_head import (
     CheckedLog,
     WrittenLog,
     accept_head,
@@ -14,6 +13,7 @@ from worker.artifacts.verification_log_head import (
     signed_head,
     unaccepted_restore,
 )
+from worker.artifacts.verification_log.signature import LogKeys
 from worker.catalogue import FindingKind
 from worker.cli.errors import Failure
 from worker.cli.output import AsJson, complain, print_json, say

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from worker.artifacts.log_archive import archive_key
-from worker.artifacts.log_signature import LogKeys
-from worker.artifacts.verification_log_head import signed_head
+from worker.artifacts.verification_log.archive import archive_key
+from worker.artifacts.verification_log.kept_head import signed_head
+from worker.artifacts.verification_log.signature import LogKeys
 from worker.catalogue import BAD, Copy, CopyState, EvidenceCheck
 from worker.catalogue.nearest_key import nearest
 from worker.cli.arguments import ArtifactArgument, ArtifactPath

@@ -6,9 +6,9 @@ from datetime import datetime, timedelta
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from worker.artifacts.log_signature import LogKeys
 from worker.artifacts.quarantined_bytes import quarantined
-from worker.artifacts.verification_log_head import signed_head
+from worker.artifacts.verification_log.kept_head import signed_head
+from worker.artifacts.verification_log.signature import LogKeys
 from worker.catalogue import Catalogue
 from worker.limits.snooze import Snooze
 from worker.report.preservation_level import preservation_level

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from worker import clock
-from worker.artifacts.log_signature import BadKeyFile, LogKeys
 from worker.artifacts.read_budget import Forecast, forecast_for, pace_of
-from worker.artifacts.verification_log_head import (
+from worker.artifacts.verification_log.kept_head import (
     CheckedLog,
     WrittenLog,
     check_kept_head,
     check_noted_head,
     unaccepted_restore,
 )
+from worker.artifacts.verification_log.signature import BadKeyFile, LogKeys
 from worker.catalogue import (
     BAD,
     CANARY_TIMES,

@@ -265,7 +265,7 @@ def test_what_is_not_completed_expires(client: ArtifactClient, context: Context,
     assert len(staged(context)) == 6
     now = clock.now() + timedelta(days=2)
     monkeypatch.setattr(clock, "now", lambda: now)
-    monkeypatch.setattr("worker.artifacts.unneeded_sources._waiting", lambda _: set())
+    monkeypatch.setattr("worker.artifacts.cleanup.unneeded_sources._waiting", lambda _: set())
     run(context, "cleans", sweep_cleanup, SweepLeftoversRequest(store="cloud"))
     assert {key.partition("/")[0] for key in staged(context)} == {waits.id, "notes.txt"}
 

@@ -10,7 +10,7 @@ from tasks.replicate import replicate
 from tasks.upload import upload
 from tasks.verify import verify
 from worker import clock
-from worker.artifacts.verification_log_head import WrittenLog
+from worker.artifacts.verification_log.kept_head import WrittenLog
 from worker.catalogue.tables import jobs
 from worker.context import Context
 from worker.storage import Stores

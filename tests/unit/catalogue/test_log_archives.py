@@ -10,8 +10,8 @@ import sqlalchemy as sa
 
 from tests.unit.catalogue.test_catalogue import stored
 from worker import clock
-from worker.artifacts.log_archive import archive_key, archive_log
-from worker.artifacts.verification_log_head import check_kept_head, keep_head, log_faults
+from worker.artifacts.verification_log.archive import archive_key, archive_log
+from worker.artifacts.verification_log.kept_head import check_kept_head, keep_head, log_faults
 from worker.catalogue import Catalogue, CatalogueError, VerdictRow, load_export, log_archives, tables
 from worker.storage import Store, Stores
 from worker.storage.config import FilesystemConfig

@@ -17,8 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from tests.memory_driver import MemoryDriver, MemoryReader
 from tests.unit.catalogue.test_catalogue import stored
 from worker import cli, clock
-from worker.artifacts.log_signature import BadKeyFile, LogKeys
-from worker.artifacts.verification_log_head import (
+from worker.artifacts.verification_log.kept_head import (
     CheckedLog,
     WrittenLog,
     accept_head,
@@ -28,6 +27,7 @@ from worker.artifacts.verification_log_head import (
     see_head,
     signed_head,
 )
+from worker.artifacts.verification_log.signature import BadKeyFile, LogKeys
 from worker.catalogue import Catalogue, FindingKind, LogHead, VerdictRow
 from worker.context import Context
 from worker.settings import load_settings

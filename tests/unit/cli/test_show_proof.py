@@ -11,7 +11,7 @@ import pytest
 
 from tests.unit.catalogue.test_catalogue import stored
 from worker import cli, clock
-from worker.artifacts.log_archive import archive_log
+from worker.artifacts.verification_log.archive import archive_log
 from worker.catalogue import Catalogue, Leased, VerdictRow
 from worker.settings import Settings
 from worker.settings.section_models import JobSettings

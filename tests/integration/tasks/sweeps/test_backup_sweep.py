@@ -8,7 +8,7 @@ from tasks.sweeps.backup import NoBackupStore, sweep_backup
 from tasks.upload import upload
 from worker import clock
 from worker.artifacts.catalogue_backup import backups
-from worker.artifacts.verification_log_head import keep_head, log_faults
+from worker.artifacts.verification_log.kept_head import keep_head, log_faults
 from worker.catalogue import FindingKind, Scope, VerdictRow
 from worker.schedule import beat_schedule
 from worker.storage.errors import StorageError

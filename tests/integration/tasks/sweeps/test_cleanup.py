@@ -130,7 +130,7 @@ def broker(valkey, monkeypatch) -> Iterator[str]:
     """Return the URL of an empty broker, where the sweep looks for jobs that wait."""
     valkey.empty()
     with Celery(broker=valkey.url, set_as_current=False) as app:
-        monkeypatch.setattr("worker.artifacts.unneeded_sources.current_app", app)
+        monkeypatch.setattr("worker.artifacts.cleanup.unneeded_sources.current_app", app)
         yield valkey.url
 
 

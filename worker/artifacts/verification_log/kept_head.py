@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from worker import clock
-from worker.artifacts.log_archive import archive_faults
-from worker.artifacts.log_signature import LogKeys
+from worker.artifacts.verification_log.archive import archive_faults
+from worker.artifacts.verification_log.signature import LogKeys
 from worker.catalogue import Catalogue, FindingKind, LogHead
 from worker.storage import Store
 from worker.storage.errors import IntegrityError, NotFound, StorageError
