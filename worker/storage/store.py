@@ -246,11 +246,8 @@ class Store:
     ) -> VerifiedReader:
         """Open an object; reading it to the end verifies it and raises IntegrityError when it is wrong.
 
-        Args:
-            bucket: the logical bucket.
-            key: the key in it.
-            expected: the recorded digest; without it, the digest that the store keeps beside the object.
-            on_bytes: called with the number of bytes after each read.
+        Without `expected`, the recorded digest, it is compared with the one that the store keeps beside it. `on_bytes`
+        is called with the number of bytes after each read.
 
         Raises:
             NotFound: there is no such object.
@@ -280,14 +277,9 @@ class Store:
     ) -> None:
         """Write an object to an empty file: when this returns, every byte in it is verified.
 
-        Args:
-            bucket: the logical bucket.
-            key: the key in it.
-            file: an open descriptor of a regular file, which is not made durable.
-            expected: the recorded digest.
-            manifest: the digests of the chunks, recorded with `expected`: with it a large object is read on several
-                cores, and each chunk is compared in place of the whole.
-            on_bytes: called with the number of bytes after each read; what it raises passes through.
+        `file` is an open descriptor of a regular file, which is not made durable. With `manifest`, recorded with
+        `expected`, a large object is read on several cores, and each chunk is compared in place of the whole.
+        `on_bytes` is called with the number of bytes after each read; what it raises passes through.
 
         Raises:
             IntegrityError: the object has other bytes; the file has some of them.
@@ -355,13 +347,9 @@ class Store:
     ) -> Verification:
         """Read all bytes of an object and return the verdict; a StorageError becomes a verdict and is not raised.
 
-        Args:
-            bucket: the logical bucket.
-            key: the key in it.
-            expected: the recorded digest; without it, the digest that the store keeps beside the object.
-            manifest: the digests of the chunks, recorded with `expected`: with it a large object is read on several
-                cores, and the verdict has the bad chunks.
-            on_bytes: called with the number of bytes after each read; what it raises passes through.
+        Without `expected`, the recorded digest, they are compared with the one that the store keeps beside them. With
+        `manifest`, recorded with it, a large object is read on several cores, and the verdict has the bad chunks.
+        `on_bytes` is called with the number of bytes after each read; what it raises passes through.
         """
         self._check_existing(bucket, key)
         try:
@@ -478,14 +466,9 @@ class Store:
     def quarantine_object(self, bucket: str, key: str, label: str, *, on_bytes: OnBytes | None = None) -> str:
         """Copy an object's present bytes to the quarantine, and return the `bucket/key` of the copy.
 
-        The object itself stays until it is replaced: nothing is deleted first.
-
-        Args:
-            bucket: the logical bucket.
-            key: the key in it.
-            label: distinguishes this set of bytes from others of the same key, such as a job id.
-            on_bytes: called with the size of every piece, if the store cannot copy and the bytes pass through this
-                process.
+        The object itself stays until it is replaced: nothing is deleted first. `label`, such as a job id, distinguishes
+        this set of bytes from others of the same key. `on_bytes` is called with the size of every piece, if the store
+        cannot copy and the bytes pass through this process.
         """
         self._check_read(bucket, key)
         self._check_identity("write")

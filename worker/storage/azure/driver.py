@@ -66,10 +66,8 @@ from worker.storage.cloud.listing import (
 )
 from worker.storage.cloud.metadata import UNKNOWN_TIME, set_properties
 from worker.storage.cloud.object_tags import decode_tags
-from worker.storage.cloud.plain_requests import SMALL
 from worker.storage.cloud.reader import CloudReader, empty_reader
 from worker.storage.cloud.response_body import HttpBody
-from worker.storage.cloud.small_reads import AHEAD
 from worker.storage.config import AzureConfig
 from worker.storage.driver import (
     Body,
@@ -141,26 +139,16 @@ class AzureDriver(CloudDriver):
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        return Capabilities(
-            needs_digest_first=True,
-            conditional_writes=True,
-            implicit_buckets=self._prefixed,
-            prefix_keys=True,
-            user_metadata=True,
-            metadata=METADATA,
+        official, without_sdk = is_azure(self._config), self._config.data_path == "auto"
+        return replace(
+            self._shared_capabilities(METADATA, official=official, without_sdk=without_sdk),
             max_object_size=MAX_OBJECT,
             copies=self._copies,
             parts=limits(int(self._config.part_size)),
             patches=1 if self._copies else 0,
-            whole_reads=SMALL if self._config.data_path == "auto" else 0,
-            reads_ahead=AHEAD if self._config.data_path == "auto" else 1,
             storage_classes=TIERS,
             realm=realm_of(self._config) if self._copies else None,
             tags=_TAGS,
-            checks_uploads=self._checks_uploads(known=is_azure(self._config)),
-            reserved_buckets=self._prefixed or self._layout.reserved_bucket is not None,
-            signs_puts=True,
-            holds=True,
             impossible_keys=IMPOSSIBLE_KEYS,
         )
 

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 from worker.storage.cloud.error_mapping import Origin, missing_bucket
-from worker.storage.cloud.plain_requests import RealObject
-from worker.storage.cloud.small_reads import PlainReads, PlainReadsAhead
+from worker.storage.cloud.metadata import MetadataFormat
+from worker.storage.cloud.plain_requests import SMALL, RealObject
+from worker.storage.cloud.small_reads import AHEAD, PlainReads, PlainReadsAhead
 from worker.storage.config import CloudConfig
-from worker.storage.driver import WholeObject
+from worker.storage.driver import Capabilities, WholeObject
 from worker.storage.errors import NotFound, PermanentError, StorageError
 from worker.storage.keys import RESERVED_BUCKET, RESERVED_PREFIX, RESERVED_SEGMENT
 
@@ -34,11 +35,28 @@ class CloudDriver(ABC):
     def name(self) -> str:
         return self._name
 
-    def _checks_uploads(self, *, known: bool) -> bool | None:
-        """Return `Capabilities.checks_uploads`; `known`: this is the provider's own service, which checks."""
-        if self._layout.read_back is not None:
-            return not self._layout.read_back
-        return True if known else None
+    def _shared_capabilities(self, metadata: MetadataFormat, *, official: bool, without_sdk: bool) -> Capabilities:
+        """Return what all clouds have.
+
+        `official`: this is the provider's own service, which checks uploads. `without_sdk`: small objects are read so.
+        """
+        read_back = self._layout.read_back
+        return Capabilities(
+            needs_digest_first=True,
+            conditional_writes=True,
+            implicit_buckets=self._prefixed,
+            prefix_keys=True,
+            user_metadata=True,
+            metadata=metadata,
+            max_object_size=None,
+            copies=True,
+            whole_reads=SMALL if without_sdk else 0,
+            reads_ahead=AHEAD if without_sdk else 1,
+            checks_uploads=(official or None) if read_back is None else not read_back,
+            reserved_buckets=self._prefixed or self._layout.reserved_bucket is not None,
+            signs_puts=True,
+            holds=True,
+        )
 
     def advice(self) -> list[str]:
         """Return which settings quarantine and probes lack; see `Driver.advice`."""

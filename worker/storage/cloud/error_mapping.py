@@ -24,6 +24,7 @@ Meaning = tuple[Kind, str | None]
 CodeRow = tuple[Kind, str | None, str]
 """A meaning, and its codes or HTTP statuses, separated by spaces."""
 Translate = Callable[[Exception, "Origin", str], StorageError]
+"""Returns our error for what an SDK raised, where, and about which object or bucket."""
 
 QUOTE = None
 """In place of a reason: the message quotes the store."""

@@ -5,6 +5,7 @@ import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from datetime import timedelta
 from functools import cached_property
 from operator import attrgetter
@@ -17,10 +18,8 @@ from worker.storage.cloud.conditional_write import check_copied, other_version
 from worker.storage.cloud.driver import MARKER, CloudDriver
 from worker.storage.cloud.error_mapping import missing_bucket
 from worker.storage.cloud.listing import inside, is_reserved, rows_of, size_of
-from worker.storage.cloud.plain_requests import SMALL
 from worker.storage.cloud.reader import CloudReader, empty_reader
 from worker.storage.cloud.response_body import HttpBody
-from worker.storage.cloud.small_reads import AHEAD
 from worker.storage.config import GcsConfig
 from worker.storage.driver import (
     Body,
@@ -101,24 +100,13 @@ class GcsDriver(CloudDriver):
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        return Capabilities(
-            needs_digest_first=True,
-            conditional_writes=True,
-            implicit_buckets=self._prefixed,
-            prefix_keys=True,
-            user_metadata=True,
-            metadata=METADATA,
+        official, without_sdk = self._config.endpoint is None, self._config.data_path == "auto"
+        return replace(
+            self._shared_capabilities(METADATA, official=official, without_sdk=without_sdk),
             max_object_size=MAX_OBJECT,
-            copies=True,
             parts=self._part_limits() if self._composes else None,
             storage_classes=CLASSES,
-            whole_reads=SMALL if self._config.data_path == "auto" else 0,
-            reads_ahead=AHEAD if self._config.data_path == "auto" else 1,
             realm=("gcs", endpoint_of(self._config), self._config.credentials_file, self._config.anonymous),
-            checks_uploads=self._checks_uploads(known=self._config.endpoint is None),
-            reserved_buckets=self._prefixed or self._layout.reserved_bucket is not None,
-            signs_puts=True,
-            holds=True,
             holds_refuse_writes=True,
         )
 

@@ -176,13 +176,7 @@ _KEPT: tuple[type[http.RequestException], ...] = (
 
 
 def translate(error: Exception, origin: Origin, what: str) -> StorageError:
-    """Return our error for what the libraries raised; what is none of SDK_ERRORS is an UnexpectedAnswer.
-
-    Args:
-        error: what the libraries raised.
-        origin: where.
-        what: the object or bucket it was about, for the message.
-    """
+    """Return our error for what the libraries raised; what is none of SDK_ERRORS is an UnexpectedAnswer."""
     found = _innermost(error)
     if status_of(found):
         return _translate_answer(found, origin, what)

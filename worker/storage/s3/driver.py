@@ -21,10 +21,8 @@ from worker.storage.cloud.error_mapping import missing_bucket
 from worker.storage.cloud.listing import inside, is_reserved, listed_version, rows_of, size_of
 from worker.storage.cloud.metadata import UNKNOWN_TIME, set_properties
 from worker.storage.cloud.object_tags import encode_tags
-from worker.storage.cloud.plain_requests import SMALL
 from worker.storage.cloud.reader import CloudReader, empty_reader
 from worker.storage.cloud.response_body import HttpBody
-from worker.storage.cloud.small_reads import AHEAD
 from worker.storage.config import S3Config
 from worker.storage.driver import (
     Body,
@@ -110,15 +108,11 @@ class S3Driver(CloudDriver):
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        return Capabilities(
-            needs_digest_first=True,
+        official, without_sdk = self._config.endpoint is None, is_reachable(self._config)
+        return replace(
+            self._shared_capabilities(METADATA, official=official, without_sdk=without_sdk),
             conditional_writes=self._profile.conditional_writes,
-            implicit_buckets=self._prefixed,
-            prefix_keys=True,
-            user_metadata=True,
-            metadata=METADATA,
             max_object_size=self._profile.max_object_size,
-            copies=True,
             parts=PartLimits(
                 self._part_size,
                 MAX_PART,
@@ -126,14 +120,8 @@ class S3Driver(CloudDriver):
                 compared_with="sha256" if self._profile.checksums == "when_supported" else "md5",
             ),
             patches=MIN_PART if self._profile.conditional_writes else 0,
-            whole_reads=SMALL if is_reachable(self._config) else 0,
-            reads_ahead=AHEAD if is_reachable(self._config) else 1,
             storage_classes=self._profile.storage_classes,
             realm=realm_of(self._config) if self._profile.conditional_writes else None,
-            checks_uploads=self._checks_uploads(known=self._config.endpoint is None),
-            reserved_buckets=self._prefixed or self._layout.reserved_bucket is not None,
-            signs_puts=True,
-            holds=True,
             marks_uploads=False,
             tags=_TAGS,
         )

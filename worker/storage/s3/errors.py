@@ -210,13 +210,7 @@ CLASSES: tuple[ClassRow, ...] = (
 
 
 def translate(error: Exception, origin: Origin, what: str) -> StorageError:
-    """Return our error for what the SDK raised; what is none of SDK_ERRORS is an UnexpectedAnswer.
-
-    Args:
-        error: what the SDK raised.
-        origin: where.
-        what: the object or bucket it was about, for the message.
-    """
+    """Return our error for what the SDK raised; what is none of SDK_ERRORS is an UnexpectedAnswer."""
     if isinstance(error, sdk.ClientError):
         return _translate_answer(error, origin, what)
     return by_class(error, CLASSES, origin, what, trust=TRUST)
