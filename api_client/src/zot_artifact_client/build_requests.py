@@ -95,15 +95,8 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
         bucket: str,
         key: str,
         *,
-        sha256: str | None = None,
-        stores: str | Iterable[str] | None = None,
-        metadata: Mapping[str, str] | None = None,
-        storage_classes: Mapping[str, str] | None = None,
-        properties: Mapping[str, str] | None = None,
-        tags: Mapping[str, str] | None = None,
-        companion_of: str | None = None,
-        notify: str | Iterable[str] | None = None,
         idempotency_key: str | None = None,
+        **fields: Unpack[UploadFields],
     ) -> UploadT:
         """Store the bytes of a file or of a URL as an artifact.
 
@@ -117,10 +110,7 @@ class Verbs(ABC, Generic[UploadT, ReplicateT, VerifyT, DeleteT, AdoptT, BatchT, 
         SBOM: it is replicated, verified, held and deleted with that one. `KEY.sig`, `.att`, `.sbom` and
         `.sigstore.json` need no such name.
         """
-        request = upload_request(
-            source, bucket, key, sha256=sha256, stores=stores, metadata=metadata, storage_classes=storage_classes,
-            properties=properties, tags=tags, companion_of=companion_of, notify=notify,
-        )  # fmt: skip
+        request = upload_request(source, bucket, key, **fields)
         return cast("UploadT", self.submit(UPLOAD, request, idempotency_key=idempotency_key))
 
     def replicate(
@@ -403,21 +393,30 @@ def digests_of(page: Iterable[Outgoing], kind: str | None = None) -> dict[str, s
 
 
 def upload_request(
-    source: str | os.PathLike[str], bucket: str, key: str, **fields: Unpack[UploadFields]
+    source: str | os.PathLike[str],
+    bucket: str,
+    key: str,
+    *,
+    sha256: str | None = None,
+    stores: str | Iterable[str] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    storage_classes: Mapping[str, str] | None = None,
+    properties: Mapping[str, str] | None = None,
+    tags: Mapping[str, str] | None = None,
+    companion_of: str | None = None,
+    notify: str | Iterable[str] | None = None,
 ) -> UploadRequest:
-    """Return the request of an upload. Raise InvalidRequest."""
+    """Return the request of an upload, whose arguments are those of `UploadFields`. Raise InvalidRequest."""
     return request_of(
         UPLOAD,
         source=_path(source),
         bucket=bucket,
         key=key,
-        sha256=fields.get("sha256"),
-        stores=_names(fields.get("stores")),
-        notify=_names(fields.get("notify")),
-        companion_of=fields.get("companion_of"),
-        **_beside_bytes(
-            fields.get("metadata"), fields.get("storage_classes"), fields.get("properties"), fields.get("tags")
-        ),
+        sha256=sha256,
+        stores=_names(stores),
+        notify=_names(notify),
+        companion_of=companion_of,
+        **_beside_bytes(metadata, storage_classes, properties, tags),
     )
 
 

@@ -304,3 +304,14 @@ def test_an_older_worker_answers_no_query(monkeypatch: pytest.MonkeyPatch, clien
     assert client.status("no-such-job").state is JobState.UNKNOWN
     with pytest.raises(JobFailed, match="no task is named"):
         client.show("releases", "app.tgz")
+
+
+def test_an_argument_that_no_upload_has_is_refused(client: InMemoryArtifactClient, tmp_path: Path) -> None:
+    """A misspelt name is no wish that is left out in silence: nothing is sent."""
+    (tmp_path / "f").write_bytes(b"x")
+    misspelt: dict[str, Any] = {"store": "dr"}
+    real = ArtifactClient(gateway="http://127.0.0.1:1", token="t")
+    for upload in (client.upload, client.upload_file, real.upload, real.upload_file):
+        with pytest.raises(TypeError, match="'store'"):
+            upload(tmp_path / "f", "releases", "f", **misspelt)
+    assert client.submitted == []
