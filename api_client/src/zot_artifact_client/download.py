@@ -42,12 +42,12 @@ class Chunks(Protocol):
     @property
     def size(self) -> int:
         """Return the size of the artifact in bytes."""
-        ...
+        return self.shown.size
 
     @property
     def chunks(self) -> int:
         """Return the number of chunks."""
-        ...
+        return (self.size + self.chunk_size - 1) // self.chunk_size
 
     def chunk(self, number: int) -> Chunk:
         """Return the verified bytes of a chunk. Raise ArtifactChanged, DamagedBytes, NoGoodCopy."""
@@ -58,7 +58,7 @@ class Chunks(Protocol):
         ...
 
 
-class RemoteArtifact:
+class RemoteArtifact(Chunks):
     """The Chunks of an artifact that a gateway serves.
 
     Raises:
@@ -75,7 +75,7 @@ class RemoteArtifact:
         self._lock = PerProcess(threading.Lock)
         self._parts: dict[int, tuple[str, ...]] = {}
         self._spool: IO[bytes] | None = None
-        self.shown: ShowResult = self._show(0)
+        self.shown = self._show(0)
         manifest = self.shown.manifest
         self.chunk_size = manifest.chunk_size if manifest else _WHOLE
         self._part_length = len(manifest.sha256) if manifest else 0
@@ -83,16 +83,6 @@ class RemoteArtifact:
             if manifest.chunk_size < 1 or manifest.total != self.chunks or bool(manifest.sha256) != bool(self.chunks):
                 raise self._damaged(f"a size of {self.size} bytes and {manifest.total} chunks do not fit together")
             self._parts[0] = manifest.sha256
-
-    @property
-    def size(self) -> int:
-        """Return the size of the artifact in bytes."""
-        return self.shown.size
-
-    @property
-    def chunks(self) -> int:
-        """Return the number of chunks."""
-        return (self.size + self.chunk_size - 1) // self.chunk_size
 
     def chunk(self, number: int) -> Chunk:
         """Return the verified bytes of a chunk.

@@ -37,7 +37,7 @@ from zot_artifact_client.contract import (
     StatusResult,
     TaskSpec,
 )
-from zot_artifact_client.download import ArtifactBytes
+from zot_artifact_client.download import ArtifactBytes, Chunks
 from zot_artifact_client.errors import InvalidRequest, JobCancelled, JobFailed, JobNotDone
 from zot_artifact_client.idempotency_conflicts import digest_of, idempotency_mismatch
 from zot_artifact_client.in_memory_worker import CHUNK, InMemoryWorker
@@ -259,7 +259,7 @@ class _InMemoryBytes(ArtifactBytes):
         return self.remote(bucket, key).shown
 
 
-class _InMemoryChunks:
+class _InMemoryChunks(Chunks):
     """The Chunks of an artifact as it was shown."""
 
     chunk_size = CHUNK
@@ -267,14 +267,6 @@ class _InMemoryChunks:
     def __init__(self, worker: InMemoryWorker, shown: ShowResult) -> None:
         self._worker = worker
         self.shown = shown
-
-    @property
-    def size(self) -> int:
-        return self.shown.size
-
-    @property
-    def chunks(self) -> int:
-        return (self.size + CHUNK - 1) // CHUNK
 
     def chunk(self, number: int) -> bytes:
         return self._worker.chunk(self.shown, number)
