@@ -5,7 +5,7 @@ import gc
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +15,6 @@ import pytest
 from azure.storage.blob import ExponentialRetry
 from botocore.retries.standard import ExponentialBackoff
 from kombu.transport import memory
-from sqlalchemy import make_url
 
 from tests.missing import skip_or_fail
 from tests.scheduling import PROCESSES, FromBothEnds, files_of, in_order
@@ -34,7 +33,6 @@ from tests.servers import (
 from tests.servers.directory_in_memory import directory_in_memory
 from tests.servers.new_tables import make_new_tables_at_once
 from tests.servers.shared_statements import share_compiled_statements
-from tests.servers.worker import new_catalogue
 from worker import clock
 from worker.embedded.parent_death import die_with_parent
 
@@ -222,19 +220,6 @@ def postgres(database_directory: Path) -> Iterator[Postgres]:
         yield server
 
 
-@pytest.fixture(scope="session")
-def make_tables() -> Callable[[str], None]:
-    """Return what makes the tables of a new catalogue at a URL."""
-    file = new_catalogue()  # now, before a test changes the clock or a constant
-
-    def make_tables(url: str) -> None:
-        parsed = make_url(url)
-        if parsed.get_backend_name() == "sqlite":  # a database of PostgreSQL is a copy already
-            Path(str(parsed.database)).write_bytes(file)
-
-    return make_tables
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _shared_statements() -> None:
     """Compile a statement of the catalogue once for all tests of this process."""
@@ -243,7 +228,7 @@ def _shared_statements() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _new_tables_at_once() -> None:
-    """Make the tables of a new SQLite catalogue without its migrations, which tests/unit/catalogue is about."""
+    """Make a new SQLite catalogue without its migrations, which tests/unit/catalogue is about."""
     make_new_tables_at_once()
 
 

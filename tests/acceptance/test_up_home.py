@@ -11,8 +11,9 @@ import pytest
 
 from tests.acceptance.commands import Zot
 from tests.acceptance.forked_up import running
-from tests.servers.worker import Worker, new_catalogue
+from tests.servers.worker import Worker
 from tests.waiting import WITHIN
+from worker.catalogue import Catalogue
 
 
 def test_any_name_of_the_data_directory_works(tmp_path: Path) -> None:
@@ -73,7 +74,7 @@ def test_an_older_version_starts_nothing_on_a_newer_catalogue(tmp_path: Path) ->
     """`up` and a worker say in one line that the catalogue is of a newer version, and where the way back is."""
     home = tmp_path / "home"
     home.mkdir(mode=0o700)
-    (home / "catalogue.sqlite3").write_bytes(new_catalogue())
+    Catalogue(f"sqlite:///{home / 'catalogue.sqlite3'}").close()
     with closing(sqlite3.connect(home / "catalogue.sqlite3")) as catalogue, catalogue:
         catalogue.execute("UPDATE alembic_version SET version_num = '9999'")
     done = Zot(home)("up")

@@ -26,10 +26,9 @@ STEPS = (
 
 
 @pytest.fixture
-def filled(stores: Stores, tmp_path: Path, make_tables: Callable[[str], None]) -> Path:  # noqa: F811
+def filled(stores: Stores, tmp_path: Path) -> Path:  # noqa: F811
     """Return a catalogue of four artifacts in two stores, one copy of which is corrupt and one of which is deleted."""
     path = tmp_path / "catalogue.sqlite3"
-    make_tables(f"sqlite:///{path}")
     for name in NAMES:
         for key in ("a", "b", "c", "d"):
             put(stores, name, key.encode(), key, day=1)
@@ -52,12 +51,11 @@ def run(url: str, work: Callable[[Catalogue], Any]) -> Any:
         catalogue.close()
 
 
-def test_a_rebuild_that_is_killed_ends_right(filled, stores, tmp_path, make_tables):  # noqa: F811
+def test_a_rebuild_that_is_killed_ends_right(filled, stores, tmp_path):  # noqa: F811
     """Each copy is recorded once, the corrupt one stays corrupt, and the deleted artifact stays deleted."""
 
     def attempt(number: int) -> Callable[[], Any]:
         url = f"sqlite:///{tmp_path / f'{number}.sqlite3'}"
-        make_tables(url)
         return lambda: run(url, lambda of: kept_rebuild(of, stores, tmp_path))
 
     done = 0

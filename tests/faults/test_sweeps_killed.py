@@ -28,7 +28,7 @@ from tasks.verify import verify
 from tests.faults.killed_at_steps import steps
 from tests.integration.tasks.conftest import NullReporter
 from worker import clock
-from worker.catalogue import Leased
+from worker.catalogue import Catalogue, Leased
 from worker.catalogue.database import Database
 from worker.catalogue.deletions import UndeleteRefused
 from worker.context import Context
@@ -214,7 +214,7 @@ class Fleet:
 
 
 @pytest.fixture
-def fleet(tmp_path: Path, make_tables: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> Fleet:
+def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fleet:
     home, sources = tmp_path / "home", tmp_path / "sources"
     home.mkdir()
     sources.mkdir()
@@ -231,7 +231,7 @@ def fleet(tmp_path: Path, make_tables: Callable[[str], None], monkeypatch: pytes
         }
     )
     settings = settings.model_copy(update={"sweep": sweep})
-    make_tables(settings.catalogue_url)
+    Catalogue(settings.catalogue_url).close()
     Broker.path = tmp_path / "messages"
     for module in ("tasks.sweeps.reconcile", "tasks.pages.verify", "tasks.pages.leaving_objects"):
         monkeypatch.setattr(f"{module}.send_child", lambda *args, **named: Broker.send(*args, **named))  # noqa: PLW0108 - it is a step

@@ -4,9 +4,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import redis
 from celery import Celery
@@ -14,26 +12,15 @@ from kombu.exceptions import OperationalError
 
 from tests.servers.forks import PythonServer
 from tests.servers.process import REPOSITORY
-from worker.catalogue import Catalogue
 from worker.intake.catalogue_of_broker import CATALOGUE
 from zot_artifact_client.broker_urls import redis_client
 from zot_artifact_client.connection import is_redis
 
 
-@cache
-def new_catalogue() -> bytes:
-    """Return the file of a new catalogue of SQLite: all its migrations take longer than a test."""
-    with TemporaryDirectory() as directory:
-        path = Path(directory) / "catalogue.sqlite3"
-        Catalogue(f"sqlite:///{path}").close()
-        return path.read_bytes()
-
-
 class Worker(PythonServer):
     """`celery -A worker.app worker` on its own data directory.
 
-    A fork finds a new catalogue there; one with `fork=False` makes it, as for a user. A broker that belongs to the
-    catalogue of another test is accepted, unless `accept_broker` is False.
+    A broker that belongs to the catalogue of another test is accepted, unless `accept_broker` is False.
     """
 
     name = "worker"
@@ -97,9 +84,6 @@ class Worker(PythonServer):
         self.kill()
 
     def _spawn(self) -> None:
-        if self._fork and "ZOT_CATALOGUE" not in self._settings and not self.home.exists():
-            self.home.mkdir(mode=0o700)
-            (self.home / "catalogue.sqlite3").write_bytes(new_catalogue())  # to make it is half of a worker's start
         if self._accept_broker and is_redis(self._broker):
             with suppress(redis.RedisError), redis_client(self._broker) as broker:
                 broker.delete(CATALOGUE)

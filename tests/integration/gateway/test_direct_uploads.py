@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from http.client import HTTPConnection
 from io import BytesIO
@@ -83,12 +83,9 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path, valkey: Valkey) -> 
 
 
 @pytest.fixture
-def context(
-    settings: Settings, make_tables: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Context]:
+def context(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Context]:
     monkeypatch.setattr(parts_staged_in_store, "PART", MIB)
     settings.prepare()
-    make_tables(settings.catalogue_url)
     opened = Context.open(settings)
     yield opened
     opened.close()

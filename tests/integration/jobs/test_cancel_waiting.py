@@ -59,11 +59,10 @@ def client(url) -> Iterator[ArtifactClient]:
 
 
 @pytest.fixture
-def context(tmp_path, make_tables) -> Iterator[Context]:
+def context(tmp_path) -> Iterator[Context]:
     stores = {"primary": FilesystemConfig(root=tmp_path / "home" / "primary")}
     settings = Settings(home=tmp_path / "home", stores=stores, sources=SourceSettings(roots=(tmp_path / "in",)))
     settings.home.mkdir()
-    make_tables(settings.catalogue_url)
     opened = Context.open(settings)
     yield opened
     opened.close()

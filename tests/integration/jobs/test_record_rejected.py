@@ -22,10 +22,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex")  # by
 
 
 @pytest.fixture
-def context(tmp_path: Path, make_tables: Any) -> Iterator[Context]:
+def context(tmp_path: Path) -> Iterator[Context]:
     settings = Settings(home=tmp_path / "home")
     settings.home.mkdir()
-    make_tables(settings.catalogue_url)
     with closing(Context.open(settings)) as opened:
         yield opened
 

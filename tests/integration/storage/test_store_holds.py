@@ -47,10 +47,9 @@ def stores(ministack: Ministack, strict_gcs: StrictGcs, tmp_path: Path) -> Itera
 
 
 @pytest.fixture
-def catalogue(stores: Stores, tmp_path: Path, make_tables) -> Iterator[Catalogue]:
+def catalogue(stores: Stores, tmp_path: Path) -> Iterator[Catalogue]:
     """Return a catalogue of one held artifact with a copy in each store."""
     url = f"sqlite:///{tmp_path / 'catalogue.sqlite3'}"
-    make_tables(url)
     opened = Catalogue(url)
     digest = Digest(7, "ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73")
     artifact = opened.artifacts.record(*PATH, digest, {}, now=clock.now()).artifact

@@ -87,9 +87,8 @@ def settings(tmp_path: Path, source_root: Path, catalogue: str | None) -> Settin
 
 
 @pytest.fixture
-def context(settings: Settings, make_tables: Callable[[str], None]) -> Iterator[Context]:
+def context(settings: Settings) -> Iterator[Context]:
     settings.home.mkdir()
-    make_tables(settings.catalogue_url)
     opened = Context.open(settings)
     yield opened
     opened.close()

@@ -137,12 +137,11 @@ def test_a_rotten_object_is_not_adopted(context, run, put, store):
 
 
 @pytest.mark.parametrize("stores", [BOTH, ("dr",)], ids=["with a good copy", "alone"])
-def test_a_rebuild_believes_no_rot(context, put, store, make_tables, tmp_path, stores):
+def test_a_rebuild_believes_no_rot(context, put, store, tmp_path, stores):
     """A rotten object has the digest that was kept beside it, and is corrupt; its artifact is lost if it is alone."""
     put(*stores)
     store.rot(KEY, BAD)
     url = f"sqlite:///{tmp_path / 'rebuilt.sqlite3'}"
-    make_tables(url)
     rebuilt = Catalogue(url)
     try:
         every = [context.stores[name] for name in BOTH]

@@ -7,7 +7,7 @@ import re
 import socket
 import threading
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from email import message_from_bytes
 from email.policy import default
@@ -31,9 +31,8 @@ HOUR = timedelta(hours=1)
 
 
 @pytest.fixture
-def catalogue(tmp_path: Path, make_tables: Callable[[str], None]) -> Iterator[Catalogue]:
+def catalogue(tmp_path: Path) -> Iterator[Catalogue]:
     url = f"sqlite:///{tmp_path / 'catalogue.sqlite3'}"
-    make_tables(url)
     opened = Catalogue(url)
     yield opened
     opened.close()

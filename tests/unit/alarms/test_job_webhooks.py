@@ -4,7 +4,7 @@ import hashlib
 import hmac
 import json
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -30,9 +30,8 @@ ERROR = {"type": "Unavailable", "message": "dr: away", "store": "dr", "traceback
 
 
 @pytest.fixture
-def catalogue(tmp_path: Path, make_tables: Callable[[str], None]) -> Iterator[Catalogue]:
+def catalogue(tmp_path: Path) -> Iterator[Catalogue]:
     url = f"sqlite:///{tmp_path / 'catalogue.sqlite3'}"
-    make_tables(url)
     opened = Catalogue(url)
     yield opened
     opened.close()

@@ -30,9 +30,8 @@ NAMES = ("primary", "dr")
 
 
 @pytest.fixture
-def kept(tmp_path: Path, make_tables) -> Iterator[Catalogue]:
+def kept(tmp_path: Path) -> Iterator[Catalogue]:
     url = f"sqlite:///{tmp_path / 'catalogue.sqlite3'}"
-    make_tables(url)
     opened = Catalogue(url)
     fill(opened)
     yield opened
@@ -173,7 +172,7 @@ def test_a_late_backup_is_a_finding(kept, stores, tmp_path):
     assert faults(kept) == {}
 
 
-def test_a_lost_catalogue_comes_back_from_a_store(tmp_path, monkeypatch, capsys, make_tables):
+def test_a_lost_catalogue_comes_back_from_a_store(tmp_path, monkeypatch, capsys):
     """As an operator runs the commands, also where the clock was ahead when the backup was made.
 
     With a time in the future a rebuild would take what was written since the backup for corrupt copies.
@@ -182,7 +181,6 @@ def test_a_lost_catalogue_comes_back_from_a_store(tmp_path, monkeypatch, capsys,
     monkeypatch.setenv("ZOT_HOME", str(home))
     monkeypatch.setenv("ZOT_SWEEP__BACKUP__STORES", json.dumps(NAMES))
     home.mkdir()
-    make_tables(f"sqlite:///{home / 'catalogue.sqlite3'}")
     catalogue = Catalogue(f"sqlite:///{home / 'catalogue.sqlite3'}")
     fill(catalogue)
     identity, head = catalogue.identity, catalogue.verifications.head()

@@ -1,6 +1,6 @@
 """A catalogue of its own for each test, in each kind of database."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -8,8 +8,7 @@ from worker.catalogue import Catalogue
 
 
 @pytest.fixture
-def catalogue(catalogue_url: str, make_tables: Callable[[str], None]) -> Iterator[Catalogue]:
-    make_tables(catalogue_url)
+def catalogue(catalogue_url: str) -> Iterator[Catalogue]:
     opened = Catalogue(catalogue_url)
     yield opened
     opened.close()

@@ -276,10 +276,9 @@ def test_a_store_with_few_of_all_copies_is_counted_without_a_scan_of_all(sqlite_
 
 
 @pytest.fixture
-def sqlite_catalogue(tmp_path, make_tables):
+def sqlite_catalogue(tmp_path):
     """Return a catalogue in SQLite: PostgreSQL scans small tables whatever their indexes are."""
     url = f"sqlite:///{tmp_path / 'catalogue.sqlite3'}"
-    make_tables(url)
     with closing(Catalogue(url)) as opened:
         yield opened
 

@@ -6,7 +6,6 @@ import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -42,9 +41,9 @@ def append(catalogue: Catalogue, *verdicts: str) -> None:
 
 
 @pytest.fixture
-def path(tmp_path: Path, make_tables: Callable[[str], None]) -> Path:
+def path(tmp_path: Path) -> Path:
     """Return the file of a new catalogue."""
-    make_tables(f"sqlite:///{tmp_path / 'catalogue.sqlite3'}")
+    Catalogue(f"sqlite:///{tmp_path / 'catalogue.sqlite3'}").close()
     return tmp_path / "catalogue.sqlite3"
 
 

@@ -33,9 +33,8 @@ def home(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def catalogue(home, make_tables) -> Iterator[Catalogue]:
+def catalogue(home) -> Iterator[Catalogue]:
     url = f"sqlite:///{home / 'catalogue.sqlite3'}"
-    make_tables(url)
     opened = Catalogue(url)
     yield opened
     opened.close()

@@ -4,7 +4,6 @@ import io
 import json
 import shutil
 import sys
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -23,15 +22,13 @@ _BESIDE = {"metadata": {"build": "7"}, "tags": {"team": "core"}, "content_type":
 
 
 @pytest.fixture
-def settings(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, valkey: Valkey, make_tables: Callable[[str], None]
-) -> Settings:
+def settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, valkey: Valkey) -> Settings:
     """Return the settings of the commands: an empty data directory, and a broker without workers."""
     monkeypatch.setenv("ZOT_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("ZOT_BROKER", valkey.url)
     made = load_settings()
     made.prepare()
-    make_tables(made.catalogue_url)
+    Catalogue(made.catalogue_url).close()
     return made
 
 

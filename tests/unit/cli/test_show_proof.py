@@ -2,7 +2,6 @@
 
 import json
 import sqlite3
-from collections.abc import Callable
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -20,11 +19,10 @@ from zot_artifact_client.contract import JobState
 
 
 @pytest.fixture
-def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_tables: Callable[[str], None]) -> Path:
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a catalogue whose artifact was uploaded, found corrupt, repaired, verified, held and checked."""
     monkeypatch.setenv("ZOT_HOME", str(tmp_path))
     path = tmp_path / "catalogue.sqlite3"
-    make_tables(f"sqlite:///{path}")
     catalogue = Catalogue(f"sqlite:///{path}")
     artifact = stored(catalogue)
     copy = catalogue.artifacts.copies(artifact)["dr"]

@@ -27,13 +27,10 @@ Zot = Callable[..., tuple[int, Any]]
 
 
 @pytest.fixture
-def catalogue(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_tables: Callable[[str], None]
-) -> Iterator[Catalogue]:
+def catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Catalogue]:
     monkeypatch.setenv("ZOT_HOME", str(tmp_path / "home"))
     settings = load_settings()
     settings.prepare()
-    make_tables(settings.catalogue_url)
     opened = Catalogue(settings.catalogue_url)
     yield opened
     opened.close()

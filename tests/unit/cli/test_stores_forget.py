@@ -14,14 +14,11 @@ from worker.storage import Digest
 
 
 @pytest.fixture
-def catalogue(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_tables: Callable[[str], None]
-) -> Iterator[Catalogue]:
+def catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Catalogue]:
     """Return a catalogue in which `old` has a copy of two artifacts, and `dr` one of the first."""
     monkeypatch.setenv("ZOT_HOME", str(tmp_path / "home"))
     settings = load_settings()
     settings.prepare()
-    make_tables(settings.catalogue_url)
     opened = Catalogue(settings.catalogue_url)
     for key, stores in (("both", ["old", "dr"]), ("only", ["old"])):
         digest = Digest(1, "0" * 64)

@@ -124,13 +124,12 @@ def broker(settings: Settings, valkey: Valkey) -> Settings:
 
 
 @pytest.fixture
-def open_gateway(make_tables: Callable[[str], None]) -> Iterator[Callable[[Settings], Any]]:
+def open_gateway() -> Iterator[Callable[[Settings], Any]]:
     """Return what opens a gateway for settings."""
 
     @contextmanager
     def opened(settings: Settings) -> Iterator[Gateway]:
         settings.prepare()
-        make_tables(settings.catalogue_url)
         context = Context.open(settings)
         services = Services(settings)
         with serving(settings, services=services) as url:

@@ -407,10 +407,9 @@ def test_without_a_broker_complete_bytes_wait(settings: Settings, open_gateway: 
         assert client.head(place).status_code == 503
 
 
-def prepared(settings: Settings, make_tables: Any) -> str:
+def prepared(settings: Settings) -> str:
     """Make the catalogue of a gateway, and return a token that may upload."""
     settings.prepare()
-    make_tables(settings.catalogue_url)
     context = Context.open(settings)
     record, text = new_token("ci", ["releases"], [TokenVerb.UPLOAD], now=clock.now(), expires_at=None)
     context.catalogue.access_tokens.add(record)
@@ -419,10 +418,10 @@ def prepared(settings: Settings, make_tables: Any) -> str:
 
 
 def test_a_client_that_goes_in_the_middle_of_a_request_is_no_bug(
-    settings: Settings, make_tables: Any, caplog: pytest.LogCaptureFixture
+    settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its line may be cut in the JSON that begins an upload; the gateway logs the request, and no traceback."""
-    text = prepared(settings, make_tables)
+    text = prepared(settings)
     with caplog.at_level(logging.INFO), serving(settings) as url:
         port = int(url.rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port)) as connection:
@@ -434,9 +433,9 @@ def test_a_client_that_goes_in_the_middle_of_a_request_is_no_bug(
     assert "Traceback" not in caplog.text
 
 
-def test_a_killed_gateway_loses_no_byte_and_sends_one_job(tmp_path: Path, broker: Settings, make_tables: Any) -> None:
+def test_a_killed_gateway_loses_no_byte_and_sends_one_job(tmp_path: Path, broker: Settings) -> None:
     """After kill -9 in an upload it continues there; after one between the job and its record, it is complete."""
-    text = prepared(broker, make_tables)
+    text = prepared(broker)
     assert broker.broker is not None
     with (
         GatewayProcess(tmp_path, broker.home, broker.broker.get_secret_value()) as process,

@@ -5,7 +5,7 @@ import errno
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
@@ -39,11 +39,10 @@ FIELDS = {"bucket": "b", "key": "k"}
 
 
 @pytest.fixture
-def context(tmp_path: Path, make_tables: Callable[[str], None]) -> Iterator[Context]:
+def context(tmp_path: Path) -> Iterator[Context]:
     stores: Any = {"main": {"type": "filesystem", "root": str(tmp_path / "main")}}
     settings = Settings(home=tmp_path / "home", stores=stores)
     settings.home.mkdir()
-    make_tables(settings.catalogue_url)
     with closing(Context.open(settings)) as opened:
         yield opened
 

@@ -37,14 +37,13 @@ def app(valkey) -> Iterator[Celery]:
 
 
 @pytest.fixture
-def context(tmp_path, make_tables) -> Iterator[Context]:
+def context(tmp_path) -> Iterator[Context]:
     settings = Settings(
         home=tmp_path / "home",
         stores={"primary": FilesystemConfig(root=tmp_path / "home" / "primary")},
         sweep=SweepSettings(recover=RecoverSweepSettings(after=timedelta(milliseconds=1))),
     )
     settings.home.mkdir()
-    make_tables(settings.catalogue_url)
     opened = Context.open(settings)
     yield opened
     opened.close()

@@ -28,10 +28,8 @@ BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
-def url(tmp_path: Path, make_tables: Callable[[str], None]) -> str:
-    url = f"sqlite:///{tmp_path / 'catalogue.sqlite3'}"
-    make_tables(url)
-    return url
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'catalogue.sqlite3'}"
 
 
 @pytest.fixture
@@ -324,9 +322,8 @@ def test_a_dry_run_records_nothing(catalogue, stores):
     assert catalogue.artifacts.seen().newest == 0
 
 
-def test_both_kinds_of_database_are_rebuilt(catalogue_url, make_tables, stores, file):
+def test_both_kinds_of_database_are_rebuilt(catalogue_url, stores, file):
     """Versions, copies, verdicts and findings of a page are recorded in PostgreSQL as in SQLite."""
-    make_tables(catalogue_url)
     put(stores, "primary", b"old", day=1)
     put(stores, "dr", b"new", day=2)
     put(stores, "dr", b"good", "rotten")
@@ -393,7 +390,7 @@ def kept_rebuild(catalogue: Catalogue, stores: Stores, tmp_path: Path, **options
         return rebuild(catalogue, stores, tombstones=tombstones, **options)
 
 
-def test_a_rebuild_keeps_what_was_deleted_deleted(catalogue, stores, tmp_path, make_tables, monkeypatch):
+def test_a_rebuild_keeps_what_was_deleted_deleted(catalogue, stores, tmp_path, monkeypatch):
     """A lost catalogue comes back with its tombstones: they can be undone, and their grace period begins anew."""
     for name in NAMES:
         for key in ("again", "deleted", "there"):
@@ -404,8 +401,6 @@ def test_a_rebuild_keeps_what_was_deleted_deleted(catalogue, stores, tmp_path, m
     assert all(keep_tombstones(stores[name], catalogue, tmp_path) for name in NAMES)
     assert not any(keep_tombstones(stores[name], catalogue, tmp_path) for name in NAMES)
     put(stores, "primary", b"new content", "again", day=3)
-
-    make_tables(f"sqlite:///{tmp_path / 'new.sqlite3'}")
     rebuilt = Catalogue(f"sqlite:///{tmp_path / 'new.sqlite3'}")
     assert outcomes(kept_rebuild(rebuilt, stores, tmp_path))["dr"] == {"conflict": 1, "deleted": 1, "verified": 1}
     assert [each.key for each in rebuilt.artifacts.page("b")] == ["again", "there"]
@@ -436,7 +431,7 @@ def test_a_copy_of_a_deleted_artifact_in_another_store_is_no_new_version(catalog
     assert (catalogue.artifacts.current("b", "app"), findings(catalogue)[0][0]) == (None, "orphan")
 
 
-def test_deletes_and_undeletes_after_a_backup_are_done_again(catalogue, stores, file, tmp_path, make_tables):
+def test_deletes_and_undeletes_after_a_backup_are_done_again(catalogue, stores, file, tmp_path):
     """A catalogue that was restored from a backup learns from the stores what was deleted and undeleted since.
 
     What was uploaded again with the same bytes is back too; what was purged or replaced since stays deleted. What some
@@ -477,7 +472,7 @@ def test_deletes_and_undeletes_after_a_backup_are_done_again(catalogue, stores, 
     restored.close()
 
 
-def test_an_artifact_that_was_uploaded_again_is_not_deleted_by_a_rebuild(catalogue, stores, tmp_path, make_tables):
+def test_an_artifact_that_was_uploaded_again_is_not_deleted_by_a_rebuild(catalogue, stores, tmp_path):
     """A store that had the bytes all the time does not tell when they were uploaded again: the list of deletes does."""
     put(stores, "dr", b"first", day=1)
     rebuild(catalogue, stores)
@@ -488,8 +483,6 @@ def test_an_artifact_that_was_uploaded_again_is_not_deleted_by_a_rebuild(catalog
     tag = stores["dr"].stat_object("b", "app").version
     catalogue.artifacts.finish_copy(again, "dr", tag=tag, evidence={}, now=BEGIN + timedelta(days=3))
     assert keep_tombstones(stores["dr"], catalogue, tmp_path)
-
-    make_tables(f"sqlite:///{tmp_path / 'new.sqlite3'}")
     rebuilt = Catalogue(f"sqlite:///{tmp_path / 'new.sqlite3'}")
     assert outcomes(kept_rebuild(rebuilt, stores, tmp_path))["dr"] == {"verified": 1}
     assert rebuilt.artifacts.current("b", "app").digest == digest
@@ -511,7 +504,7 @@ def test_a_damaged_list_of_deletes_stops_no_rebuild(catalogue, stores, file, tmp
     assert "cannot be used" in caplog.text
 
 
-def test_a_rebuild_knows_named_companions_again(catalogue, stores, tmp_path, make_tables):
+def test_a_rebuild_knows_named_companions_again(catalogue, stores, tmp_path):
     """What was said last counts, also that something is none; what is said of an artifact that is gone is left out."""
     for key in ("app", "app.sig", "gone.json", "sbom.json"):
         put(stores, "dr", key.encode(), key)
@@ -528,7 +521,6 @@ def test_a_rebuild_knows_named_companions_again(catalogue, stores, tmp_path, mak
         named.add("b", "sbom.json", "app", by="ana", now=BEGIN + past)
         assert keep_companions(stores["dr"], catalogue, tmp_path)
     stores["dr"].delete_object("b", "gone.json")
-    make_tables(f"sqlite:///{tmp_path / 'new.sqlite3'}")
     rebuilt = Catalogue(f"sqlite:///{tmp_path / 'new.sqlite3'}")
     rebuild(rebuilt, stores)
     assert [each.key for each in rebuilt.companions.of("b", "app")] == ["app.sig"]
