@@ -23,7 +23,7 @@ from worker.settings.section_models import ReconcileSweepSettings
 from worker.storage.driver import ListedObject
 from worker.storage.errors import AccessDenied, Unavailable
 from worker.storage.store import Store
-from zot_artifact_client.contract import ReconciledStore, SweepReconcileRequest, UploadRequest
+from zot_artifact_client.contract import ReconciledStore, SweepReconcileRequest, UploadRequest, VerifyRequest
 
 KEYS = ("a", "b/1", "b/2", "c")
 Sweep = Callable[..., ReconciledStore]
@@ -198,10 +198,13 @@ def test_one_object_that_the_store_does_not_tell_about_stops_no_other(
 
 
 @pytest.mark.usefixtures("uploaded")
-def test_a_difference_that_is_gone_is_resolved(context: Context, sweep: Sweep, stored, foreign, monkeypatch) -> None:
+def test_a_difference_that_is_gone_is_resolved(
+    context: Context, sweep: Sweep, stored, foreign, run, monkeypatch
+) -> None:
     """What is right at the next run is a finding no more; what was seen once and is gone was never one.
 
-    An orphan stays a finding until the store says that it is gone.
+    An orphan stays a finding until the store says that it is gone, and a copy that a read did not find until a read
+    finds it.
     """
     body = stored("dr", "a").read_bytes()
     stored("dr", "a").unlink()
@@ -227,6 +230,14 @@ def test_a_difference_that_is_gone_is_resolved(context: Context, sweep: Sweep, s
     foreign("new")
     sweep()
     assert kinds(context) == set()
+    for key in ("new", "a"):
+        stored("dr", key).unlink()
+    for found in ({("missing", "a")}, set()):
+        run(verify, VerifyRequest(bucket="releases", key="a", stores=("dr",)))
+        assert kinds(context) == found
+        stored("dr", "a").write_bytes(body)
+        sweep()
+        assert kinds(context) == found
 
 
 @pytest.mark.usefixtures("uploaded")
@@ -266,7 +277,12 @@ def test_what_is_written_during_a_run_is_no_difference(context: Context, sweep: 
 
 @pytest.mark.usefixtures("uploaded")
 def test_a_time_in_the_future_does_not_hide_a_difference(context: Context, sweep: Sweep, foreign, stored) -> None:
-    """A file that a wrong clock or an archive gave such a time would count as just written for years."""
+    """A file that a wrong clock or an archive gave such a time would count as just written for years.
+
+    Nor does an unfinished run that a clock a day ahead has begun, which would never be an earlier one.
+    """
+    later, two_days = clock.now() + timedelta(days=1), timedelta(days=2)
+    context.catalogue.reconciliations.begin("dr", "", now=later, within=two_days, since=later)
     foreign("zz")
     stored("dr", "c").write_bytes(b"another size")
     for key in ("zz", "c"):
