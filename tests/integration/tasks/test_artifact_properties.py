@@ -125,7 +125,10 @@ def test_what_a_target_cannot_hold_is_told_and_the_rest_is_carried(with_cloud, c
 
 
 def test_the_files_of_a_directory_get_what_one_upload_would_give(with_cloud, context, source_root, cloud):
-    """A page gives each file the metadata, headers and tags of its request; other ones are a new version."""
+    """A page gives each file the metadata, headers, tags and storage class of its request.
+
+    Other metadata, headers or tags are a new version.
+    """
     path = source_root / "page.html"
     path.write_bytes(b"<html>")
     found = path.stat()
@@ -135,13 +138,15 @@ def test_the_files_of_a_directory_get_what_one_upload_would_give(with_cloud, con
     lines = LinesSelection(file=str(source_root / "list"), offset=0, end=len(line), tag=tag)
     shared = {"verb": "upload", "lines": lines, "stores": ("primary", "cloud")}
     given = {"metadata": {"build": "7"}, "tags": {"team": "core"}, **PROPERTIES}
+    given["storage_classes"] = {"cloud": "STANDARD_IA"}
 
     placed = with_cloud(page, PageRequest.read(shared | given))
     assert placed.not_kept == {"primary": tuple(sorted([*PROPERTIES, "tags", "metadata"]))}
     client, config = cloud
     where = {"Bucket": config.bucket, "Key": "releases/page.html"}
     assert head(cloud) == HEADERS
-    assert client.head_object(**where)["Metadata"]["build"] == "7"
+    found = client.head_object(**where)
+    assert (found["Metadata"]["build"], found["StorageClass"]) == ("7", "STANDARD_IA")
     assert client.get_object_tagging(**where)["TagSet"] == [{"Key": "team", "Value": "core"}]
 
     again = with_cloud(page, PageRequest.read(shared | given))
