@@ -8,12 +8,11 @@ from http import HTTPStatus
 from typing import Any, cast
 
 from azure.core.exceptions import HttpResponseError
-from azure.core.pipeline import PipelineContext, PipelineRequest
-from azure.core.pipeline.transport import HttpRequest
 from azure.storage.blob import BlobServiceClient
 
 from worker.storage.azure.errors import SDK_ERRORS, translate
 from worker.storage.azure.object_stat import version_of
+from worker.storage.azure.signature import SharedKey
 from worker.storage.cloud.conditional_write import Write
 from worker.storage.cloud.error_mapping import Origin
 from worker.storage.cloud.metadata import SHA256
@@ -96,19 +95,17 @@ def _locate(config: AzureConfig, real: str, service: BlobServiceClient) -> Bucke
     authorise = _authorisation(found)
 
     def sign(method: str, url: str, headers: Headers) -> Headers:
-        always = {"x-ms-date": formatdate(usegmt=True), "x-ms-version": config.api_version}
-        request = HttpRequest(method, url, {**headers, **always})
-        authorise(PipelineRequest(request, PipelineContext(None)))
-        return dict(request.headers)
+        sent = {**headers, "x-ms-date": formatdate(usegmt=True), "x-ms-version": config.api_version}
+        return {**sent, **authorise(method, url, sent)}
 
     return BucketEndpoint(url, sign, query)
 
 
-def _authorisation(credential: Any) -> Callable[[Any], None]:
-    """Return what adds the authorisation header to a request; with a signature in the URL it adds nothing."""
+def _authorisation(credential: Any) -> Callable[[str, str, Headers], Headers]:
+    """Return what gives a request its authorisation header; with a signature in the URL there is none."""
     if hasattr(credential, "account_key"):
-        return credential.on_request  # type: ignore[no-any-return]  # the SDK's own signature with the key
-    return _Bearer(credential).sign if hasattr(credential, "get_token") else lambda _: None
+        return SharedKey(credential.account_name, credential.account_key).authorise
+    return _Bearer(credential).authorise if hasattr(credential, "get_token") else lambda *_: {}
 
 
 class _Bearer:
@@ -119,10 +116,10 @@ class _Bearer:
         self._token = ""
         self._until = 0.0
 
-    def sign(self, request: Any) -> None:
-        """Add the token to a request."""
+    def authorise(self, _method: str, _url: str, _headers: Headers) -> Headers:
+        """Return the header with the token."""
         if time.time() >= self._until:
             found = self._credential.get_token(_SCOPE)
             self._token = found.token
             self._until = min(time.time() + _KEPT_FOR, found.expires_on - 60)
-        request.http_request.headers["Authorization"] = f"Bearer {self._token}"
+        return {"Authorization": f"Bearer {self._token}"}
