@@ -249,26 +249,31 @@ class UploadPage:
         """Write new versions under free keys, and the others after an inspection of what is under their keys."""
         wanted = [item for item in items if item.error is None]
         fresh, threads = [item for item in wanted if item.fresh], self.job.settings.page.threads
+        store.expect_writes([item.where for item in fresh])
         keeps = store.capabilities.user_metadata or self.request.storage_classes
-        if store.capabilities.groups and fresh and not (keeps and self.request.beside_bytes):
-            self._write_group(store, fresh)
-        else:
-            store.expect_writes([item.where for item in fresh])
-            do_all(pool, lambda item: self._write_new(store, item), fresh, threads)
+        if store.capabilities.groups and not (keeps and self.request.beside_bytes):
+            fresh = self._write_group(store, fresh)
+        do_all(pool, lambda item: self._write_new(store, item), fresh, threads)
         left = [item for item in wanted if item.lacks(store.name)]
         do_all(pool, lambda item: self._write_known(store, item), left, threads)
         if self.request.beside_bytes and store.name not in self.not_kept:
             for artifact in [item.artifact for item in items if item.artifact and item.error is None][:1]:
                 self.not_kept[store.name] = not_kept(artifact, store)
 
-    def _write_group(self, store: LimitedStore, items: Sequence[_Item]) -> None:
+    def _write_group(self, store: LimitedStore, items: Sequence[_Item]) -> list[_Item]:
+        """Write the small ones of some new objects as a group; return those that have to be written by themselves."""
+        group = [item for item in items if item.file.size <= store.capabilities.groups]
+        if not group:
+            return list(items)
         puts = [
-            SmallPut(item.file.bucket, item.file.key, item.content, "create_only") for item in items if item.content
+            SmallPut(item.file.bucket, item.file.key, item.content, "create_only") for item in group if item.content
         ]
-        with confirmed_after(self.job, store, [item.artifact for item in items if item.artifact]):
+        with confirmed_after(self.job, store, [item.artifact for item in group if item.artifact]):
             written = store.write_objects(puts)
-        for item, result in zip(items, written, strict=True):
+        for item, result in zip(group, written, strict=False):
             item.note(store.name, result)
+        done = {item.number for item in group[: len(written)]}
+        return [item for item in items if item.number not in done]
 
     def _write_new(self, store: LimitedStore, item: _Item) -> None:
         assert item.artifact is not None
@@ -349,15 +354,15 @@ def _content(file: ListedFile, job: RunningJob) -> HashedBytes:
     with open_source(file.path, job.settings, job=job.id) as source:
         before = os.fstat(source.file.fileno())
         _check_unchanged(file, before, "since the directory was listed")
-        reader, data = source.rewind(), bytearray()
-        while piece := reader.read(max(file.size - len(data), 1)):
-            data += piece
-            if len(data) > file.size:
-                break
+        reader, pieces, left = source.rewind(), list[bytes](), file.size
+        while left >= 0 and (piece := reader.read(max(left, 1))):
+            pieces.append(piece)
+            left -= len(piece)
+        data = b"".join(pieces)  # a copy only where one read does not return all
         _check_unchanged(file, os.fstat(source.file.fileno()), "while it was read")
     if len(data) != file.size:
         raise SizeMismatch(f"source {file.path}: {len(data)} bytes were read of a file of {file.size}")
-    return HashedBytes.of(bytes(data))
+    return HashedBytes.of(data)
 
 
 def _check_unchanged(file: ListedFile, found: os.stat_result, when: str) -> None:

@@ -253,20 +253,34 @@ class LimitedStore:
             self._succeeded("write")
             return written
 
-    def write_objects(self, puts: Sequence[SmallPut]) -> list[ObjectStat | StorageError]:
-        """Write small objects as a group; the limits are those of `write_object`, for each of them."""
+    def write_objects(self, puts: Iterable[SmallPut]) -> list[ObjectStat | StorageError]:
+        """Write small objects as a group; the limits are those of `write_object`, for each of them.
+
+        Those without a result have to be written by themselves, also where the store takes no job any more.
+        """
         with self._transfer("write", None) as metered:
-            STORE_OBJECTS.add(self.name, "write", count=len(puts) - 1)  # the group counts as one
-            for put in puts:
-                metered(put.body.digest.size)
             self._job.confirm_lease()
-            written = self._store.write_objects(puts)
+            written = self._store.write_objects(self._confirmed(puts, metered))
+            STORE_OBJECTS.add(self.name, "write", count=len(written) - 1)  # the group counts as one
             failed = [each for each in written if isinstance(each, StorageError)]
-            if len(failed) < len(puts):
+            if len(failed) < len(written):
                 self._succeeded("write")
             for error in failed:
                 self._blame(error, "write")
             return written
+
+    def _confirmed(self, puts: Iterable[SmallPut], metered: OnBytes) -> Iterator[SmallPut]:
+        """Yield each object when it may be written; end where the store takes no job any more."""
+        for put in puts:
+            try:
+                self.admit()
+                metered(put.body.digest.size)
+            except Snooze as error:
+                if error.store != self.name:
+                    raise
+                return
+            self._job.confirm_lease()
+            yield put
 
     def expect_writes(self, paths: Iterable[tuple[str, str]]) -> None:
         self._store.expect_writes(paths)

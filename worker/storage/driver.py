@@ -208,7 +208,8 @@ class Capabilities:
         holds: a bucket of the store may offer holds on objects (`FullDriver.offers_hold`); the bucket is asked.
         holds_refuse_writes: what is held cannot be replaced either; elsewhere a write makes a version that is not held.
         tags: the characters of the names and values of object tags, or None where the store has no tags.
-        groups: many small objects are written faster as a group (`FullDriver.put_many`).
+        groups: bytes of the largest object that is written faster as one of a group (`FullDriver.put_many`); 0 where
+            the driver writes no groups.
         local: a read is mostly work of this machine's processor, so that more threads are no faster; elsewhere several
             ranges at once are read faster than one whole object.
         marks_uploads: the store tells of each unfinished upload whether the worker began it.
@@ -235,7 +236,7 @@ class Capabilities:
     holds: bool = False
     holds_refuse_writes: bool = False
     tags: re.Pattern[str] | None = None
-    groups: bool = False
+    groups: int = 0
     local: bool = False
     marks_uploads: bool = True
 
@@ -547,11 +548,12 @@ class FullDriver(Driver, Protocol):
 
     # `groups`
 
-    def put_many(self, puts: Sequence[SmallPut]) -> list[ObjectStat | StorageError]:
+    def put_many(self, puts: Iterable[SmallPut]) -> list[ObjectStat | StorageError]:
         """Write small objects, and return the stat or the error of each, in their order.
 
-        Each object is atomic by itself, as for `put`, and has its bytes and name on the disk when this returns. The
-        caller guarantees that no two have the same key.
+        Each object is atomic by itself, as for `put`, and durable when this returns. The caller guarantees that no two
+        have the same key. A driver may take fewer of them: the others have no result, and need a `put` each. What
+        `puts` raises passes, after the answer to each object that was sent.
         """
         ...
 

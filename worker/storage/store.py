@@ -215,23 +215,30 @@ class Store:
             )  # fmt: skip
             return stat, body.digest
 
-    def write_objects(self, puts: Sequence[SmallPut]) -> list[ObjectStat | StorageError]:
+    def write_objects(self, puts: Iterable[SmallPut]) -> list[ObjectStat | StorageError]:
         """Write small objects of different keys as a group, and return the stat or the error of each, in their order.
 
-        Each is atomic by itself and durable when this returns. Only for stores whose capabilities have `groups`.
+        Each is atomic by itself and durable when this returns. Only for objects of at most `capabilities.groups` bytes.
+        Those without a result have to be written by themselves.
         """
-        allowed: list[SmallPut] = []
-        refused: dict[int, StorageError] = {}
-        for number, put in enumerate(puts):
-            try:
-                self._check_write(put.bucket, put.key, existing_key=True)
-                self._check_size(put.bucket, put.key, put.body.digest.size)
-            except StorageError as error:
-                refused[number] = error
-            else:
-                allowed.append(put)
-        results = iter(self._driver.put_many(allowed)) if allowed else iter(())
-        return [refused[number] if number in refused else next(results) for number in range(len(puts))]
+        if not self.capabilities.groups or not self.checks_uploads():
+            return []  # without a check, each is read back
+        taken, refused = 0, dict[int, StorageError]()
+
+        def allowed() -> Iterator[SmallPut]:
+            nonlocal taken
+            for put in puts:
+                taken += 1
+                try:
+                    self._check_write(put.bucket, put.key, existing_key=True)
+                    self._check_size(put.bucket, put.key, put.body.digest.size)
+                except StorageError as error:
+                    refused[taken - 1] = error
+                else:
+                    yield put
+
+        results = iter(self._driver.put_many(allowed()))
+        return [refused[number] if number in refused else next(results) for number in range(taken)]
 
     def expect_writes(self, paths: Iterable[tuple[str, str]]) -> None:
         """Expect new objects under these buckets and keys, so that a store without conditions is asked for all at once.

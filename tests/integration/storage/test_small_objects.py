@@ -1,6 +1,7 @@
 """Small objects take one request, mean the same as through the SDKs, and never hang, leak or follow the environment."""
 
 import multiprocessing
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -15,19 +16,22 @@ from tests.conformance.bodies import digest_of, some_bytes, source
 from tests.conformance.targets import PART, Target
 from tests.faults.proxied_stores import opened_through, port_of
 from tests.servers import Ministack, RcloneS3
-from tests.servers.proxy import Delay, Fault, FaultyProxy, Lose, Request, Say
+from tests.servers.proxy import Delay, Fault, FaultyProxy, Lose, Request, Say, Then
 from tests.waiting import WITHIN
 from worker.jobs.interrupt_signal import at_most
+from worker.jobs.running_job import Cancelled
 from worker.storage import Store, Verdict
-from worker.storage.cloud import small_reads
+from worker.storage.cloud import small_reads, small_writes
 from worker.storage.cloud.plain_requests import SMALL
+from worker.storage.cloud.small_writes import AHEAD
 from worker.storage.config import StoreConfig
 from worker.storage.configured_stores import open_driver
-from worker.storage.driver import Match, ObjectProperties
-from worker.storage.errors import AlreadyExists, PreconditionFailed, Throttled, Timeout, Unavailable
+from worker.storage.driver import HashedBytes, Match, ObjectProperties, ObjectStat, SmallPut
+from worker.storage.errors import AccessDenied, AlreadyExists, PreconditionFailed, Throttled, Timeout, Unavailable
 
 BUCKET = "releases"
 BODY = some_bytes(16 * 1024)
+GROUPED = HashedBytes.of(BODY)
 CLOUDS: dict[str, tuple[str, Callable[[Any, Path], Target]]] = {
     "s3": ("ministack", targets.s3_ministack),
     "gcs": ("strict_gcs", targets.gcs),
@@ -115,6 +119,55 @@ def test_a_write_without_an_answer_is_sent_again_by_the_sdk(
         assert agents[0] is None
         assert None not in agents[1:]
         assert verdict(direct, f"new-{number}") is Verdict.VERIFIED
+
+
+@pytest.mark.parametrize("cloud", ["s3", "azure"], indirect=True)  # Cloud Storage is written to by the SDK alone
+def test_a_group_is_sent_ahead(
+    through: Callable[..., tuple[Store, FaultyProxy]], direct: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New objects are sent before earlier ones are answered; each is one request, and none replaces what is there."""
+    monkeypatch.setattr(small_writes, "_SLOW", WITHIN)
+    sent = threading.Semaphore(0)
+
+    def answer(request: Request) -> Fault:
+        sent.release()
+        return Then(lambda: [sent.acquire(timeout=WITHIN) for _ in range(3)]) if "/ahead-0" in request.path else None
+
+    store, proxy = through(answer)
+    keys = [f"ahead-{number}" for number in range(AHEAD + 2)]
+    written = store.write_objects([SmallPut(BUCKET, key, GROUPED, "create_only") for key in [*keys, "app"]])
+    assert isinstance(written.pop(), AlreadyExists)
+    assert [each.key for each in written if isinstance(each, ObjectStat)] == keys
+    assert [verdict(direct, key) for key in keys] == [Verdict.VERIFIED] * len(keys)
+    puts = [request for request in proxy.requests if request.method == "PUT"]
+    assert (len(puts), {request.headers.get("User-Agent") for request in puts}) == (len(keys) + 1, {None})
+    assert written[0] == replace(direct.stat_object(BUCKET, keys[0]), modified=written[0].modified)
+
+
+@pytest.mark.parametrize("cloud", ["s3", "azure"], indirect=True)
+def test_a_group_loses_no_object_that_was_sent(
+    through: Callable[..., tuple[Store, FaultyProxy]], direct: Store
+) -> None:
+    """Whatever ends a group, each object that was sent is answered for; the rest is left to the caller."""
+    lost = [Lose()]
+    store, _ = through(lambda request: lost.pop() if lost and "/lost" in request.path else None)
+    [written] = store.write_objects([SmallPut(BUCKET, "lost", GROUPED, "create_only")])
+    assert written.version == direct.stat_object(BUCKET, "lost").version  # type: ignore[union-attr]
+
+    def stopping() -> Iterator[SmallPut]:
+        yield from (SmallPut(BUCKET, key, GROUPED, "create_only") for key in ("before-0", "before-1"))
+        raise Cancelled
+
+    with pytest.raises(Cancelled):
+        store.write_objects(stopping())
+    assert verdict(direct, "before-0") is verdict(direct, "before-1") is Verdict.VERIFIED
+
+    store, proxy = through(lambda request: Say(403, b"") if request.method == "PUT" else None)
+    puts = [SmallPut(BUCKET, f"refused-{number}", GROUPED, "create_only") for number in range(3 * AHEAD)]
+    refused = store.write_objects(puts)
+    assert 0 < len(refused) <= AHEAD
+    assert {type(each) for each in refused} == {AccessDenied}
+    assert len([request for request in proxy.requests if request.method == "PUT"]) == len(refused)
 
 
 @pytest.mark.parametrize("cloud", ["s3"], indirect=True)

@@ -3,7 +3,7 @@
 import dataclasses
 import io
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -214,7 +214,8 @@ def test_a_store_that_refuses_the_first_files_takes_the_others(
     """It may refuse all, so that none becomes a job at once; the next attempt begins with others, and tells."""
     write, write_one, bad = Store.write_objects, Store.write_object, {f"v1/{name}" for name in sorted(NAMES)[:12]}
 
-    def write_objects(store: Store, puts: list[SmallPut]) -> list[ObjectStat | StorageError]:
+    def write_objects(store: Store, wanted: Iterable[SmallPut]) -> list[ObjectStat | StorageError]:
+        puts = list(wanted)
         written = write(store, [put for put in puts if put.key not in bad])
         return [AccessDenied("denied") if put.key in bad else written.pop(0) for put in puts]
 

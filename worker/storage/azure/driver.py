@@ -2,7 +2,7 @@
 
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -68,6 +68,7 @@ from worker.storage.cloud.metadata import UNKNOWN_TIME, set_properties
 from worker.storage.cloud.object_tags import decode_tags
 from worker.storage.cloud.reader import CloudReader, empty_reader
 from worker.storage.cloud.response_body import HttpBody
+from worker.storage.cloud.small_writes import AHEAD_SIZE, EndOfPut, write_ahead
 from worker.storage.config import AzureConfig
 from worker.storage.driver import (
     Body,
@@ -79,6 +80,7 @@ from worker.storage.driver import (
     Part,
     PartData,
     SignedPut,
+    SmallPut,
     StaleUpload,
     WriteInfo,
 )
@@ -94,7 +96,7 @@ from worker.storage.errors import (
 from worker.storage.exception_boundary import exception_boundary
 from worker.storage.integrity.verifying_reader import VerifyingReader, drain
 from worker.storage.transfer.server_copy import Between, OnUpload
-from worker.storage.transfer.split_into_parts import md5_of, next_part
+from worker.storage.transfer.split_into_parts import md5_of, whole_body
 
 IMPOSSIBLE_KEYS = re.compile(r"\\|\.(?:/|$)")
 """Azure reads a backslash as a slash, and drops a dot at the end of a segment, so that such a key would name another
@@ -146,6 +148,7 @@ class AzureDriver(CloudDriver):
             copies=self._copies,
             parts=limits(int(self._config.part_size)),
             patches=1 if self._copies else 0,
+            groups=AHEAD_SIZE if without_sdk else 0,
             storage_classes=TIERS,
             realm=realm_of(self._config) if self._copies else None,
             tags=_TAGS,
@@ -155,15 +158,28 @@ class AzureDriver(CloudDriver):
     # Objects
 
     def put(self, bucket: str, key: str, body: Body, info: WriteInfo, *, condition: Condition = None) -> ObjectStat:
-        write = self._write(bucket, key, info, new_token(), condition)
-        data = bytes(next_part(body, write.size))  # the SDK takes a bytearray for a list of strings here
+        data = bytes(whole_body(body, info.size or 0))  # the SDK takes a bytearray for a list of strings here
         drain(body)  # a wrong body raises at its end
-        md5 = md5_of(data)
+        return self._begin_whole(bucket, key, data, info, condition)()
 
-        def small() -> Mapping[str, Any] | None:
-            return self._small_writes.put(self._real_object(bucket, key), data, headers_of(write, md5))
+    def put_many(self, puts: Iterable[SmallPut]) -> list[ObjectStat | StorageError]:
+        return write_ahead(puts, self.begin_put, self.end_put)
 
-        return Upload(lambda: self._blob(bucket, key), self._origin, write).whole(data, md5, small)
+    def begin_put(self, bucket: str, key: str, put: SmallPut) -> EndOfPut:
+        """Send an object of `put_many`."""
+        info = WriteInfo(put.body.digest.size, put.body.digest.sha256)
+        return self._begin_whole(bucket, key, put.body.data, info, put.condition)
+
+    def end_put(self, _bucket: str, _key: str, end: EndOfPut) -> ObjectStat:
+        """Return the stat of an object of `put_many`."""
+        return end()
+
+    def _begin_whole(self, bucket: str, key: str, data: bytes, info: WriteInfo, condition: Condition) -> EndOfPut:
+        """Send an object in one request, and return what waits for the answer."""
+        write, md5 = self._write(bucket, key, info, new_token(), condition), md5_of(data)
+        answer = self._small_writes.begin(self._real_object(bucket, key), data, headers_of(write, md5))
+        upload = Upload(lambda: self._blob(bucket, key), self._origin, write)
+        return lambda: upload.whole(data, md5, answer)
 
     def open(
         self, bucket: str, key: str, *, offset: int = 0, length: int | None = None, uncached: bool = False

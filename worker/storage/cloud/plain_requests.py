@@ -145,6 +145,16 @@ class BucketEndpoint:
         Raises:
             OSError, HTTPException: there is no answer.
         """
+        return self.answer(self.sent(method, url, headers, data, patience=patience), method)
+
+    def sent(
+        self, method: str, url: str, headers: Headers, data: bytes | bytearray, *, patience: float
+    ) -> socket.socket:
+        """Send a request and return the connection on which the answer comes, for `answer`.
+
+        Raises:
+            OSError, HTTPException: it cannot be sent.
+        """
         head = request_head(method, url, headers)
         connection = self.connected(patience)
         try:
@@ -156,6 +166,18 @@ class BucketEndpoint:
                 for piece in SlicedBody(data):
                     connection.sendall(piece)
                 connection.settimeout(patience)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def answer(self, connection: socket.socket, method: str) -> Answer:
+        """Return the answer to a request that was `sent`.
+
+        Raises:
+            OSError, HTTPException: there is none.
+        """
+        try:
             begun = connection.recv(_FIRST_PIECE)
             answer = _plain_answer(begun, method)
             is_reusable = answer is not None

@@ -4,11 +4,16 @@ It is sent once. Where there is no answer, or one that may pass, the SDK sends i
 write, as it would after an answer of its own that got lost.
 """
 
-from collections.abc import Callable, Mapping
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from http.client import HTTPException
-from typing import Any
+from typing import Any, NoReturn
 
 from worker.storage.cloud.error_mapping import Origin, Translate
 from worker.storage.cloud.plain_requests import (
@@ -20,12 +25,22 @@ from worker.storage.cloud.plain_requests import (
     RealObject,
     is_plain_name,
 )
-from worker.storage.errors import TransientError
+from worker.storage.driver import ObjectStat, SmallPut
+from worker.storage.errors import AlreadyExists, StorageError, TransientError
 
+AHEAD = 16
+"""Objects that `write_ahead` has sent at a time, each over a connection of its own."""
+AHEAD_SIZE = 64 * 1024
+"""Bytes of the largest of them: the system takes so much of a connection at once, so that a slow line delays no other.
+"""
+_SLOW = 1.0
+"""Seconds for an object after which no more are sent ahead."""
 _PATIENCE = 30
 """Seconds for which an answer may be silent; the SDK, which writes after that, is more patient."""
 _PATIENCE_OF_PART = 60
 """The same for a part, as long as the SDK waits: not every store takes a part that it has already."""
+EndOfPut = Callable[[], ObjectStat]
+"""Waits for the answer to an object that was sent, and returns its stat."""
 _ASKED_AGAIN = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
 
 
@@ -68,15 +83,30 @@ class SmallWrites:
 
         Raises: the SDK's error, if the store refuses the write.
         """
+        return self.begin(target, data, headers, part=part)()
+
+    def begin(
+        self, target: RealObject, data: bytes | bytearray, headers: Headers | None, *, part: str = ""
+    ) -> Callable[[], Mapping[str, Any] | None]:
+        """Send what `put` sends, and return what waits for the answer: it returns and raises what `put` does."""
         if headers is None or (len(data) > SMALL and not part) or not is_plain_name(target.name):
-            return None
+            return _no_answer
         try:
             endpoint = self._endpoints.get(target.real)
             if endpoint is None:
-                return None
+                return _no_answer
             url = endpoint.url_of(target.name) + (f"?{part}" if part else "")
             signed = endpoint.sign("PUT", url, {**headers, "Content-Length": str(len(data))})
-            answer = endpoint.send("PUT", url, signed, data, patience=_PATIENCE_OF_PART if part else _PATIENCE)
+            sent = endpoint.sent("PUT", url, signed, data, patience=_PATIENCE_OF_PART if part else _PATIENCE)
+        except self._failures:
+            return _no_answer
+        return partial(self._end, endpoint, sent, target, part)
+
+    def _end(
+        self, endpoint: BucketEndpoint, sent: socket.socket, target: RealObject, part: str
+    ) -> Mapping[str, Any] | None:
+        try:
+            answer = endpoint.answer(sent, "PUT")
         except self._failures:
             return None
         if answer.is_written:
@@ -92,3 +122,54 @@ class SmallWrites:
     def close(self) -> None:
         """End the connections."""
         self._endpoints.close()
+
+
+def write_ahead(
+    puts: Iterable[SmallPut],
+    begin: Callable[[str, str, SmallPut], EndOfPut],
+    end: Callable[[str, str, EndOfPut], ObjectStat],
+) -> list[ObjectStat | StorageError]:
+    """Write objects in one thread, which sends several before it reads the first answer, as `PlainReadsAhead` does.
+
+    After an object that takes long, or fails, no more are begun: those without a result have to be written by
+    themselves, as several threads do. What was begun is ended in any case, also where `puts` raises.
+
+    Args:
+        puts: the objects; each is sent when it is taken.
+        begin: sends an object, given its bucket and key, too, and returns what `end` takes.
+        end: waits for the answer and returns the stat.
+    """
+    ahead: deque[tuple[SmallPut, EndOfPut]] = deque()
+    written: list[ObjectStat | StorageError] = []
+
+    def ended(each: tuple[SmallPut, EndOfPut]) -> ObjectStat | StorageError:
+        put, sent = each
+        try:
+            return end(put.bucket, put.key, sent)
+        except StorageError as error:
+            return error
+
+    try:
+        for put in puts:
+            since = time.monotonic()
+            try:
+                ahead.append((put, begin(put.bucket, put.key, put)))
+            except StorageError as error:
+                ahead.append((put, partial(_raise, error)))
+            if len(ahead) == AHEAD:
+                written.append(ended(ahead.popleft()))
+            failed = written and isinstance(written[-1], StorageError) and not isinstance(written[-1], AlreadyExists)
+            if failed or time.monotonic() - since > _SLOW:
+                break
+    finally:
+        with ThreadPoolExecutor(AHEAD, thread_name_prefix="ahead") as pool:  # each may have to wait for the SDK
+            written += pool.map(ended, ahead)
+    return written
+
+
+def _no_answer() -> None:
+    """Return that the SDK has to write an object."""
+
+
+def _raise(error: StorageError) -> NoReturn:
+    raise error

@@ -8,7 +8,7 @@ The root itself is never created here.
 import errno
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -51,6 +51,7 @@ from worker.storage.filesystem.reader import FilesystemReader
 from worker.storage.filesystem.small_reads import FilesystemSmallReads
 from worker.storage.filesystem.stale_files import StaleFiles
 from worker.storage.filesystem.temp_files import LinkedTempFile, TempFile, sync_at_once
+from worker.storage.integrity.manifest import CHUNK_SIZE
 from worker.storage.integrity.verifying_reader import VerifyingReader
 
 _Result = TypeVar("_Result")
@@ -67,7 +68,7 @@ _CAPABILITIES = Capabilities(
     max_object_size=None,
     copies=True,
     impossible_keys=re.compile(r"^/|//|/$"),
-    groups=True,
+    groups=CHUNK_SIZE,
     local=True,
 )
 
@@ -121,8 +122,8 @@ class FilesystemDriver:
                 sync_at_once(temp, sidecar)
                 return self._commit(directory, path, temp, digest, condition, sidecar=sidecar)
 
-    def put_many(self, puts: Sequence[SmallPut]) -> list[ObjectStat | StorageError]:
-        return self._bulk.put_many(puts)
+    def put_many(self, puts: Iterable[SmallPut]) -> list[ObjectStat | StorageError]:
+        return self._bulk.put_many(list(puts))
 
     def open(
         self, bucket: str, key: str, *, offset: int = 0, length: int | None = None, uncached: bool = False

@@ -36,7 +36,7 @@ from worker.storage.gcs.object_stat import (
 from worker.storage.integrity.verifying_reader import drain
 from worker.storage.transfer.send_in_slices import SLICE, SlicedBody
 from worker.storage.transfer.server_copy import Between
-from worker.storage.transfer.split_into_parts import next_part, pieces_of
+from worker.storage.transfer.split_into_parts import pieces_of, whole_body
 
 TRIES = 16
 """How often an unconditional write starts again after another writer was faster."""
@@ -71,7 +71,7 @@ class Upload:
 
     def whole(self, body: Body) -> ObjectStat:
         """Send an object that fits into memory."""
-        data = next_part(body, self._write.size)
+        data = whole_body(body, self._write.size)
         drain(body)  # a wrong body raises at its end
         return self.commit(lambda pin: self._send(data, pin))
 

@@ -23,6 +23,7 @@ from worker.storage.cloud.metadata import UNKNOWN_TIME, set_properties
 from worker.storage.cloud.object_tags import encode_tags
 from worker.storage.cloud.reader import CloudReader, empty_reader
 from worker.storage.cloud.response_body import HttpBody
+from worker.storage.cloud.small_writes import AHEAD_SIZE, EndOfPut, write_ahead
 from worker.storage.config import S3Config
 from worker.storage.driver import (
     Body,
@@ -36,6 +37,7 @@ from worker.storage.driver import (
     PartData,
     PartLimits,
     SignedPut,
+    SmallPut,
     StaleUpload,
     WriteInfo,
 )
@@ -120,6 +122,7 @@ class S3Driver(CloudDriver):
                 compared_with="sha256" if self._profile.checksums == "when_supported" else "md5",
             ),
             patches=MIN_PART if self._profile.conditional_writes else 0,
+            groups=AHEAD_SIZE if without_sdk else 0,
             storage_classes=self._profile.storage_classes,
             realm=realm_of(self._config) if self._profile.conditional_writes else None,
             marks_uploads=False,
@@ -131,6 +134,19 @@ class S3Driver(CloudDriver):
     def put(self, bucket: str, key: str, body: Body, info: WriteInfo, *, condition: Condition = None) -> ObjectStat:
         upload = self._conditional_upload(bucket, key, info, uuid.uuid4().hex, condition)
         return upload.whole(body, self._small_writes)
+
+    def put_many(self, puts: Iterable[SmallPut]) -> list[ObjectStat | StorageError]:
+        return write_ahead(puts, self.begin_put, self.end_put)
+
+    def begin_put(self, bucket: str, key: str, put: SmallPut) -> EndOfPut:
+        """Send an object of `put_many`."""
+        info = WriteInfo(put.body.digest.size, put.body.digest.sha256)
+        upload = self._conditional_upload(bucket, key, info, uuid.uuid4().hex, put.condition)
+        return upload.begin_whole(put.body.data, self._small_writes)
+
+    def end_put(self, _bucket: str, _key: str, end: EndOfPut) -> ObjectStat:
+        """Return the stat of an object of `put_many`."""
+        return end()
 
     def expect_writes(self, paths: Iterable[tuple[str, str]]) -> None:
         if not self._profile.conditional_writes:

@@ -33,7 +33,7 @@ from worker.storage.s3.providers import GIB
 from worker.storage.s3.requests_without_sdk import HEADERS, headers_of
 from worker.storage.s3.signature import PAYLOAD
 from worker.storage.transfer.server_copy import Between, OnUpload
-from worker.storage.transfer.split_into_parts import MIB, md5_of, next_part, plan_parts, rewound, sha256_of
+from worker.storage.transfer.split_into_parts import MIB, md5_of, plan_parts, rewound, sha256_of, whole_body
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -122,14 +122,22 @@ class Upload:
 
     def whole(self, body: Body, small: SmallWrites) -> ObjectStat:
         """Send an object in one request: that of `small`, unless it returns None."""
-        data: Any = next_part(body, self._write.size)  # the type stubs lack that the SDK accepts a bytearray
+        data = whole_body(body, self._write.size)
         drain(body)  # a wrong body raises at its end
+        return self.begin_whole(data, small)()
+
+    def begin_whole(self, data: Any, small: SmallWrites) -> Callable[[], ObjectStat]:
+        """Send an object as `whole` does, and return what waits for the answer and returns the stat.
+
+        `data`: bytes; the type stubs lack that the SDK accepts a bytearray.
+        """
         checksum, address = self._checksum(data), self._write.address
         target = RealObject(address["Bucket"], address["Key"], self._write.what)
+        headers = headers_of(self._write, {**self._options, **checksum, **self._conditions()})
+        answer = small.begin(target, data, headers)
 
-        def send() -> Mapping[str, Any]:
-            headers = headers_of(self._write, {**self._options, **checksum, **self._conditions()})
-            return small.put(target, data, headers) or self._with_tags(
+        def end() -> Mapping[str, Any]:
+            return answer() or self._with_tags(
                 lambda options: self._client.put_object(
                     **self._write.address,
                     **self._conditions(),
@@ -140,7 +148,7 @@ class Upload:
                 )
             )
 
-        return self._commit(send)
+        return partial(self._commit, end)
 
     def check_condition(self) -> None:
         """Raise at the start the error that the store would raise at the end, or not at all."""

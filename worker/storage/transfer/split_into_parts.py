@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from worker.storage.driver import Body, PartData
+from worker.storage.driver import Body, HashedBody, PartData
 from worker.storage.errors import SizeMismatch
 from worker.storage.spooling import spooling_in
 
@@ -53,6 +53,11 @@ def next_part(body: Body, size: int, over: bytearray | None = None) -> bytearray
     while len(part) < size and (data := body.read(min(MIB, size - len(part)))):
         part += data
     return part
+
+
+def whole_body(body: Body, size: int) -> bytes | bytearray:
+    """Return all bytes of a body of so many, as `next_part` does; hashed bytes are not copied."""
+    return body.read(size) if isinstance(body, HashedBody) else next_part(body, size)
 
 
 class SpooledPart(io.RawIOBase):

@@ -387,7 +387,7 @@ def test_what_a_frozen_worker_wrote_after_its_artifact_was_deleted_goes(
     uptime, lease = clock.uptime, context.settings.jobs.lease
     if of_page and name == "write_object":
         driver = context.stores["dr"]._driver
-        monkeypatch.setattr(driver, "capabilities", replace(driver.capabilities, groups=False))
+        monkeypatch.setattr(driver, "capabilities", replace(driver.capabilities, groups=0))
     write, path = getattr(Store, name), source(b"release")
 
     def frozen(store: Store, *of: Any, **options: Any) -> Any:
