@@ -149,8 +149,8 @@ class ArtifactPath:
     key: str
 
     @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read BUCKET/KEY.
+    def parse(cls, text: str, *, many: str = "") -> Self:
+        """Read BUCKET/KEY; `many` is the option with which the command takes a bucket or a prefix.
 
         Raises:
             Failure: there is no slash in it.
@@ -158,7 +158,9 @@ class ArtifactPath:
         """
         bucket, slash, key = text.partition("/")
         if not (bucket and slash and key):
-            raise UsageError(f"{text!r} names no artifact: write BUCKET/KEY, such as releases/app.tgz")
+            told = f"{text!r} names no artifact: write BUCKET/KEY, such as releases/app.tgz"
+            way_out = f", or add {many} for all artifacts below it" if many else ""
+            raise UsageError(f"{told}{way_out}")
         return cls(check_bucket(bucket), check_existing_key(bucket, key))
 
     def __str__(self) -> str:

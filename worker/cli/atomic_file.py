@@ -46,6 +46,8 @@ def complete_file(path: Path, spool_dir: Path) -> Iterator[BinaryIO]:
             raise
         unnamed = error.filename is None or str(error.filename).endswith(_PARTIAL)  # the user knows no other name
         way_out = WAYS_OUT_OF_WRITE.get(error.errno or 0, "name another file")
+        if not path.parent.exists():
+            way_out = f"make the directory {path.parent}, or {way_out}"
         told = f"{path if unnamed else error.filename} cannot be written: {error.strerror or error}; {way_out}"
         raise Failure(told, type_="CannotWrite") from error
 

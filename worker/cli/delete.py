@@ -91,7 +91,7 @@ def delete(
         elif by:
             fields["by"] = by
         if not many:
-            _require_known(session, ArtifactPath.parse(artifact))
+            _require_known(session, ArtifactPath.parse(artifact, many="--all"))
         outcome = run_verb(session, DELETE, selection, fields, waiting)
         grace = session.settings.delete.grace
     if many and not store and grace:

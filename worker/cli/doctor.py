@@ -307,13 +307,14 @@ def _wrong_store(session: Session, name: str, error: SameStore | OtherStore | Ca
         return Check(f"store {name}", "unknown", str(error))
     other = error.other if isinstance(error, SameStore) else None
     twice = session.catalogue.store_records.count_in_both(name, other) if other else 0
+    detail = error.message.removeprefix(f"{name}: ")
     if not twice:
-        return Check(f"store {name}", "bad", error.message)
+        return Check(f"store {name}", "bad", detail)
     told = f"copies of {counted(twice, 'artifact version')} are recorded in both, and each pair is one copy"
     way_out = (
         f"if {name} is the one that you remove, end its records: `zot-artifacts stores forget {shlex.quote(name)}`"
     )
-    return Check(f"store {name}", "bad", f"{error.message}; {told}", way_out)
+    return Check(f"store {name}", "bad", f"{detail}; {told}", way_out)
 
 
 def _twins(settings: Settings) -> Iterator[Check]:

@@ -76,7 +76,7 @@ def get(
         _get_directory(artifact, dest, range_, filters, dry=dry_run, as_json=as_json)
         return
     refuse("goes with --recursive", {"--include": include, "--exclude": exclude, "--dry-run": dry_run})
-    at = ArtifactPath.parse(artifact)
+    at = ArtifactPath.parse(artifact, many="--recursive")
     with opened() as session, bar("reading") as shown:
         found = session.catalogue.artifact(at.bucket, at.key)
         part = _part(range_, found) if range_ else None

@@ -128,9 +128,12 @@ def note(line: object) -> None:
 
 
 def complain(line: str, *, about: str = "") -> None:
-    """Print an error or a warning in one line on stderr; white space in the name that it is `about` stays as it is."""
+    r"""Print an error or a warning in one line on stderr; the name that it is `about` may be long.
+
+    White space stays as it is, with line ends as `\n`, because it may be part of a name.
+    """
     name = f"{printable(about, _WIDE * 5)}: " if about else ""
-    typer.echo(f"zot-artifacts: {name}{printable(' '.join(line.split()))}", err=True)
+    typer.echo(f"zot-artifacts: {name}{printable(line.strip())}", err=True)
 
 
 def print_table(

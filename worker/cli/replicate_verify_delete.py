@@ -59,7 +59,7 @@ def run_verb(
     if selection.many:
         spec, request = BATCH, _batch_request(verb, selection, fields)
     else:
-        at = ArtifactPath.parse(selection.path)
+        at = ArtifactPath.parse(selection.path, many="--all")
         request = request_of(spec, bucket=at.bucket, key=at.key, **fields)
     job_id = choose_id(spec, idempotency_key=waiting.key)
     with sender(session, f"{verb}: waiting for a worker", waiting) as way:

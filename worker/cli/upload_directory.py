@@ -79,7 +79,7 @@ def report(listing: DirectoryListing) -> None:
     if listing.links:
         note(f"skipped: {counted(listing.links, 'symbolic link')}; --symlinks follow uploads what they refer to")
     if listing.special:
-        note(f"{listing.special} devices, sockets and FIFOs were skipped")
+        note(f"skipped: {counted(listing.special, 'special file')} (devices, sockets, FIFOs)")
     for path, reason in listing.problems:
         complain(reason, about=str(listing.directory / path))
     if listing.failed > len(listing.problems):

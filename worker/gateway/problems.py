@@ -80,7 +80,7 @@ def problem_of(error: Exception) -> Problem | None:
     for kind, status in _STATUSES:
         if isinstance(error, kind):
             retry = {"Retry-After": _RETRY_AFTER} if status is HTTPStatus.SERVICE_UNAVAILABLE else {}
-            return Problem(status, type(error).__name__, " ".join(str(error).split()), headers=retry)
+            return Problem(status, type(error).__name__, " ".join(str(error).splitlines()), headers=retry)
     return None
 
 

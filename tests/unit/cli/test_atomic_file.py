@@ -87,9 +87,10 @@ def test_an_error_names_the_destination(tmp_path: Path, name: str) -> None:
     """The error of a destination that cannot be written names it as the user did, and no temporary file."""
     (tmp_path / "directory").mkdir()
     (tmp_path / "dangling").symlink_to("nowhere/f")
-    with pytest.raises(Failure, match="directory; name another file$") as raised:
+    with pytest.raises(Failure, match="name another file$") as raised:
         _write(tmp_path / name, tmp_path)
     assert str(raised.value).startswith(f"{tmp_path / name} cannot be written: ")
+    assert (f"directory; make the directory {tmp_path / 'missing'}, or " in str(raised.value)) is (name == "missing/f")
 
 
 @contextmanager

@@ -50,6 +50,12 @@ def test_every_way_out_escapes(print_it, capsys: pytest.CaptureFixture[str]) -> 
     assert "[red]key[/]" in told
 
 
+def test_an_error_keeps_the_white_space_of_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """A name with several spaces can be copied from the error, and a line end in it is no space."""
+    output.complain("dr: releases/a  b\nc is missing\n")
+    assert capsys.readouterr().err == "zot-artifacts: dr: releases/a  b\\nc is missing\n"
+
+
 def test_json_is_escaped_and_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     """JSON has no raw control or direction character either, and is read back as it was."""
     output.print_json({"key": HOSTILE, "name": "ü"})

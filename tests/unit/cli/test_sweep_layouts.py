@@ -50,6 +50,10 @@ def test_the_exit_status_and_the_document_tell_what_is_wrong(root: Path, capsys:
     shown = capsys.readouterr()
     assert "corrupt: there/b" in shown.err
     assert "1 list, 3 objects listed, 2 read in full (6 B)" in shown.out
+    with (root / "SHA256SUMS").open("a") as sums:
+        sums.write(f"\\{'0' * 64}  new\\n  line\n")
+    assert cli.run(["sweep", "sha256sums", "nas", "there"]) == 1
+    assert r"missing: there/new\n  line: named by SHA256SUMS" in capsys.readouterr().err
     assert sorted(root.parent.rglob("*")) == before
     assert not (root.parents[1] / "home").exists()
 
