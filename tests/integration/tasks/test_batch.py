@@ -25,12 +25,13 @@ from tests.integration.tasks.conftest import NullReporter
 from tests.waiting import WITHIN
 from worker import clock
 from worker.artifacts.key_lists import BadKeyList
-from worker.catalogue import Leased, tables
+from worker.catalogue import FinishedCopy, Leased, tables
 from worker.catalogue.batch_lists import BatchLists
 from worker.context import Context
 from worker.jobs.outbox import Outbox
 from worker.jobs.running_job import Continue, RunningJob
 from worker.limits.snooze import StoreRefuses
+from worker.storage import Digest
 from worker.storage.configured_stores import Stores, UnknownStore
 from worker.storage.errors import NotFound, PermanentError, StorageError
 from zot_artifact_client.contract import (
@@ -457,14 +458,18 @@ def test_a_prefix_leaves_the_rest_alone(laid, drive, context):
     assert [artifact.key for artifact in context.catalogue.artifacts.page("releases")] == ["b/000", "b/001"]
 
 
+@pytest.mark.usefixtures("one_each")
 def test_what_comes_later_is_not_deleted(laid, drive, context):
-    """An artifact that was uploaded after the batch had been begun is none of its business."""
+    """An artifact whose upload has ended after the batch had been begun is none of its business."""
     laid(2, "a/")
+    artifacts, stores = context.catalogue.artifacts, ["primary", "dr"]
+    begun = artifacts.record("releases", "c", Digest(1, "a" * 64), {}, clock.now(), stores=stores).artifact
     driver = drive(BatchRequest(verb="delete", bucket="releases", everything=True, in_flight=1))
     driver.step()
     laid(1, "b/")
+    artifacts.finish_copies([FinishedCopy(begun, "dr", "1")], now=clock.now())
     assert driver.finish().objects == 2
-    assert [artifact.key for artifact in context.catalogue.artifacts.page("releases")] == ["b/000"]
+    assert [artifact.key for artifact in artifacts.page("releases")] == ["b/000", "c"]
 
 
 def test_the_objects_that_leave_pages_are_jobs_of_the_batch_in_flight(laid, drive, context, monkeypatch):
