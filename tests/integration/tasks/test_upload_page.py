@@ -4,6 +4,7 @@ import dataclasses
 import io
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from worker.limits.limited_store import LimitedStore
 from worker.limits.snooze import Snooze, StoreRefuses
 from worker.settings.section_models import PlacementRule
 from worker.storage import Digest, ObjectStat, Store, Verdict
+from worker.storage.cloud.small_writes import AHEAD
 from worker.storage.config import S3Config
 from worker.storage.configured_stores import Stores
 from worker.storage.driver import HashedBytes, SmallPut
@@ -358,6 +360,23 @@ def test_a_page_whose_time_is_up_goes_on_in_the_open_stores(context: Context, fi
     pause(context)
     monkeypatch.setitem(context.settings.page.__dict__, "time", timedelta(minutes=5))
     assert deliver(five).outcomes == {"stored": 5}
+
+
+def test_a_page_of_few_threads_sends_no_more_objects_at_once(five, context, deliver, monkeypatch):
+    """A store across a network gets at most as many requests as the page may have threads; sent ahead are more."""
+    asked: list[str] = []
+    write = LimitedStore.write_objects
+
+    def ask(store: LimitedStore, puts: list[SmallPut]) -> list[ObjectStat | StorageError]:
+        asked.append(store.name)
+        return write(store, puts)
+
+    driver = context.stores["dr"]._driver
+    monkeypatch.setattr(driver, "capabilities", replace(driver.capabilities, local=False))
+    monkeypatch.setattr(LimitedStore, "write_objects", ask)
+    monkeypatch.setitem(context.settings.page.__dict__, "threads", AHEAD - 1)
+    assert deliver(five).outcomes == {"stored": 5}
+    assert set(asked) == {"primary"}
 
 
 def test_a_page_reads_no_more_when_all_its_stores_are_closed(five, deliver, monkeypatch, reads):
