@@ -24,6 +24,7 @@ from worker.jobs.send_sweep_pages import UNSEEN, resume
 from worker.jobs.task import MORE_DELAY, TRANSIENT_BROKER_ERRORS, clean_up
 from worker.limits.catalogue_outage import note_catalogue
 from worker.limits.check_pauses import mirror_queues
+from worker.limits.shared_redis import redis_of_celery
 from worker.limits.snooze import LONGEST_PAUSE
 from worker.metric_counters import RESENT
 from worker.settings import Settings
@@ -96,8 +97,8 @@ def _check_owner(context: Context, app: Celery) -> None:
 
 def _mirror_pauses(context: Context, app: Celery) -> None:
     """Copy the pauses of queues to Redis again, which may have lost them."""
-    client = getattr(app.backend, "client", None)
-    if not isinstance(client, redis.Redis):
+    client = redis_of_celery(app)
+    if client is None:
         return
     try:
         mirror_queues(client, context.catalogue.pauses.all())

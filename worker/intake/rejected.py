@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-import redis
 from celery import Celery
 from kombu.transport.redis import Channel
 
 from worker.intake.message_rules import Rejection
+from worker.limits.shared_redis import redis_of_celery
 from worker.settings import Settings
 from zot_artifact_client.broker_urls import parse_url
 from zot_artifact_client.connection import (
@@ -104,8 +104,8 @@ def rejected_messages(channel: object, app: Celery) -> Iterator[RejectedMessages
         with channel.conn_or_acquire() as client:
             yield RejectedMessages(client)
         return
-    client = getattr(app.backend, "client", None)
-    yield RejectedMessages(client) if isinstance(client, redis.Redis) else None  # memcached has a `client` too
+    client = redis_of_celery(app)
+    yield None if client is None else RejectedMessages(client)
 
 
 @contextmanager

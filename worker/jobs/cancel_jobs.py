@@ -15,6 +15,7 @@ from worker.jobs.interrupt_signal import at_most
 from worker.jobs.outbox import Outbox
 from worker.jobs.result_backend import fenced_request
 from worker.jobs.unacked import correct_times
+from worker.limits.shared_redis import redis_of_celery
 from worker.limits.snooze import Snooze
 from worker.storage.errors import StorageError
 from zot_artifact_client.cancellation import CANCEL_REQUESTS, CANCEL_TTL, MAX_CANCEL_REQUESTS, add_requests
@@ -42,7 +43,7 @@ def request_cancel(app: Celery, ids: list[str], start: Callable[[], bool] = lamb
         ids: of the jobs.
         start: cancels the waiting jobs in another way than by a recovery, and returns whether it does.
     """
-    client = _redis(app)
+    client = redis_of_celery(app)
     if client is None:
         return False
     add_requests(client, ids)
@@ -63,7 +64,7 @@ def cancel_waiting_jobs(context: Context, app: Celery, clean_up: CleanUp) -> int
     The requests are looked up in pages, so that those for unknown ids cost a few round trips. The request for a job
     that cannot be cancelled is kept, and stops no other one. `clean_up` runs the `at_end` of a job's task.
     """
-    client = _redis(app)
+    client = redis_of_celery(app)
     if client is None:
         return 0
     cancelled = 0
@@ -171,8 +172,3 @@ def _publish_cancelled(app: Celery, job: JobRecord) -> None:
         Outbox(app).taken(job.id)  # after that: `republish_results` knows by it that no end is stored
     except (redis.RedisError, RuntimeError) as error:  # RuntimeError: Celery's own retries are used up
         logger.warning("job %s: its cancellation is not published for now: %s", job.id, type(error).__name__)
-
-
-def _redis(app: Celery) -> Any:
-    client = getattr(app.backend, "client", None)
-    return client if isinstance(client, redis.Redis) else None

@@ -8,7 +8,7 @@ import redis
 from celery import Celery, Task
 from celery.exceptions import BackendError
 
-from worker.limits.shared_redis import Backoff
+from worker.limits.shared_redis import Backoff, redis_of_celery
 from zot_artifact_client.connection import BROKER_ERRORS
 from zot_artifact_client.contract import CANCEL_KEY, PROGRESS_STATE, Progress
 from zot_artifact_client.text_escaping import bounded
@@ -37,7 +37,7 @@ class CeleryReporter:
         self._show(progress)
         if self._request.ignore_result:  # no client reads it, and a million would stay for a day
             return
-        if not self._results.is_over(self._client):
+        if not self._results.is_over(redis_of_celery(self._task.app)):
             return
         began = time.monotonic()
         try:
@@ -62,7 +62,7 @@ class CeleryReporter:
 
     def cancelled(self) -> bool:
         """Return whether a client asked for the job to stop; False if the result backend cannot tell."""
-        client = self._client
+        client = redis_of_celery(self._task.app)
         if client is None or not self._results.is_over(client):
             return False
         began = time.monotonic()
@@ -71,11 +71,6 @@ class CeleryReporter:
         except (redis.RedisError, OSError):  # OSError: this process has no room for one more open file
             self._results.begin(began)
             return False
-
-    @property
-    def _client(self) -> "redis.Redis | None":
-        client = getattr(self._task.backend, "client", None)
-        return client if isinstance(client, redis.Redis) else None  # the backend cache+memory:// has a `client` too
 
 
 def described(progress: Progress) -> str:

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-import redis
 from celery import Celery
 
 from worker.intake.catalogue_of_broker import CATALOGUE
@@ -17,6 +16,7 @@ from worker.jobs.outbox import RESENDS, redis_of_broker
 from worker.jobs.republish_results import CURSOR
 from worker.jobs.unacked import UNACKED, UNACKED_INDEX
 from worker.limits.check_pauses import PAUSED_QUEUES
+from worker.limits.shared_redis import redis_of_celery
 from zot_artifact_client.cancellation import CANCEL_REQUESTS
 from zot_artifact_client.contract import Queue
 from zot_artifact_client.contract.queues import UNROUTED
@@ -39,8 +39,7 @@ def move_wrong_types(app: Celery) -> None:
     with redis_of_broker(app) as client:
         if client is not None:
             _move(client, _IN_BROKER)
-    backend = getattr(app.backend, "client", None)
-    if isinstance(backend, redis.Redis):
+    if (backend := redis_of_celery(app)) is not None:
         _move(backend, _IN_BACKEND)
 
 

@@ -16,6 +16,7 @@ from worker.context import Context
 from worker.counted import counted
 from worker.jobs.outbox import Outbox
 from worker.jobs.result_backend import publish_end, stored_states
+from worker.limits.shared_redis import redis_of_celery
 from zot_artifact_client.contract import JobState, is_batch_job
 
 logger = logging.getLogger(__name__)
@@ -48,8 +49,8 @@ def republish_results(context: Context, app: Celery, clean_up: Callable[[Context
     clients wait for them. Jobs that are not in the outbox are not cleaned up again: nearly all of them were cleaned up
     when they ended, and the cleanup sweep removes what the others left.
     """
-    client = getattr(app.backend, "client", None)
-    if not isinstance(client, redis.Redis):
+    client = redis_of_celery(app)
+    if client is None:
         return 0
     now = clock.now()
     lost = not client.exists(CURSOR) or bool(client.exists(_LOST))
@@ -108,8 +109,8 @@ def uncompared(context: Context, app: Celery, ids: list[str]) -> set[str]:
 
     These are open jobs, which may not have stored a state yet, and jobs whose ends are not compared yet.
     """
-    client = getattr(app.backend, "client", None)
-    if not ids or not isinstance(client, redis.Redis):
+    client = redis_of_celery(app)
+    if not ids or client is None:
         return set()
     return context.catalogue.ledger.open_or_ended_since(ids, _since(client, clock.now()))
 

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import redis
 from celery import Celery
 
 from worker.catalogue import JobRecord
 from worker.jobs.outbox import redis_of_broker
+from worker.limits.shared_redis import redis_of_celery
 from zot_artifact_client.idempotency_conflicts import free_id, replace_digest
 
 
@@ -33,5 +33,4 @@ class RequestDigests:
     @contextmanager
     def _redis(self) -> Iterator[Any]:
         with redis_of_broker(self._app) as broker:
-            results = getattr(self._app.backend, "client", None)  # memcached has one, too
-            yield broker or (results if isinstance(results, redis.Redis) else None)
+            yield broker or redis_of_celery(self._app)

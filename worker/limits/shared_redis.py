@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import redis
 from celery import Celery, current_app
@@ -27,6 +27,12 @@ _TIMES_AS_LONG = 8
 _PING_WITHIN = 0.5
 """Seconds that each answer to a ping of a silent server may take."""
 _TIME_LIMITS = {"socket_timeout": SOCKET_TIMEOUT, "socket_connect_timeout": CONNECT_TIMEOUT}
+
+
+def redis_of_celery(app: Celery) -> Any:
+    """Return the client with which Celery itself stores results, None if its result backend is no Redis."""
+    client = getattr(app.backend, "client", None)
+    return client if isinstance(client, redis.Redis) else None  # memcached has a `client` too
 
 
 def result_backend(app: Celery = current_app) -> "redis.Redis | None":
