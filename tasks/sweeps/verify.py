@@ -1,7 +1,7 @@
 """Sweep verify: send as many pages as there are copies whose verification is due."""
 
 import logging
-from collections.abc import Sequence
+from collections import Counter
 from datetime import datetime
 from shlex import quote
 
@@ -58,7 +58,8 @@ def sweep_verify(request: SweepVerifyRequest, job: RunningJob, messages: Message
     for store in stores:
         _see_pace(job, store)
     keep_records(job, stores)
-    return _result(due, pages)
+    sent = Counter(page.claim.store for page in pages if page.claim is not None)
+    return SweepVerifyResult(claimed=due, pages={store: sent[store] for store in due})
 
 
 def _next_pages(job: RunningJob, store: str, open_: int) -> tuple[int, list[int]]:
@@ -146,11 +147,6 @@ def _too_large(job: RunningJob, store: str) -> str | None:
         f"{store}: {path} has {size:,} bytes, more than budgets.{store} allows in a whole day or month: the sweep "
         f"never reads it; raise the budget, or run `zot-artifacts verify {quote(path)}`"
     )
-
-
-def _result(due: dict[str, int], pages: Sequence[PageRequest]) -> SweepVerifyResult:
-    sent = {store: sum(page.claim is not None and page.claim.store == store for page in pages) for store in due}
-    return SweepVerifyResult(claimed=due, pages=sent)
 
 
 sweep_verify_task = artifact_task(SWEEP_VERIFY, writes=False)(sweep_verify)

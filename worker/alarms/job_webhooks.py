@@ -74,7 +74,8 @@ def _deliver(
         try:
             webhook.post(each.payload, receiver, at=now, setting=f"webhooks.{each.receiver}")
         except AlarmUndelivered as error:
-            next_at = _next(each, now, settings)
+            is_over = now - each.ended_at >= settings.give_up
+            next_at = None if is_over else now + backoff(each.attempts, _FIRST_DELAY)
             webhooks.failed(each, str(error), now=now, next_at=next_at)
             way = "it is not tried again" if next_at is None else f"the next attempt is at {next_at:%H:%M:%S} UTC"
             logger.warning(
@@ -89,8 +90,3 @@ def _deliver(
 def _give_back(webhooks: JobWebhooks, untried: list[PendingWebhook], now: datetime) -> None:
     for each in untried:
         webhooks.wait(each, next_at=now + timedelta(seconds=_FIRST_DELAY))
-
-
-def _next(each: PendingWebhook, now: datetime, settings: JobWebhookSettings) -> datetime | None:
-    """Return when the next attempt is due; None: the time for it is over."""
-    return None if now - each.ended_at >= settings.give_up else now + backoff(each.attempts, _FIRST_DELAY)

@@ -105,7 +105,8 @@ def migrate(engine: Engine) -> None:
     """
     with _opening(engine):
         if _revision(engine) != _REVISION:
-            _upgrade(engine)
+            with writing(engine) as connection:  # this takes the lock: only one process migrates
+                upgrade_tables(connection)
 
 
 @contextmanager
@@ -539,11 +540,6 @@ def _revision(engine: Engine) -> str | None:
         if not sa.inspect(connection).has_table("alembic_version"):
             return None
         return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
-
-
-def _upgrade(engine: Engine) -> None:
-    with writing(engine) as connection:  # this takes the lock: only one process migrates
-        upgrade_tables(connection)
 
 
 def upgrade_tables(connection: Connection, revision: str | None = None) -> None:

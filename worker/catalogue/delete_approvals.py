@@ -118,7 +118,7 @@ class DeleteApprovals(Queries):
             if found.state is not ApprovalState.WAITING:
                 who = f" by {found.decided_by}" if found.decided_by else ""
                 raise CannotDecide(f"delete {job} was {found.state}{who} at {found.decided_at:%Y-%m-%d %H:%M} UTC")
-            if _same_person(by, found.requested_by):
+            if by.strip().casefold() == found.requested_by.strip().casefold():
                 raise CannotDecide(f"{by} has requested delete {job}: another person has to decide")
             values = {
                 "state": state, "decided_by": without_nul(by[:_TEXT]), "decided_at": now,
@@ -176,10 +176,6 @@ def _settle(connection: Connection, job: str, values: Mapping[str, Any], how: st
     mine = sa.and_(delete_requests.c.job == job, delete_requests.c.state == ApprovalState.WAITING)
     connection.execute(sa.update(delete_requests).where(mine).values(**values))
     resolve_key(connection, FindingKind.DELETE_WAITING, job, how, now)
-
-
-def _same_person(one: str, other: str) -> bool:
-    return one.strip().casefold() == other.strip().casefold()
 
 
 def _find(connection: Connection, job: str) -> DeleteApproval | None:

@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any, Protocol
 
 import sqlalchemy as sa
-from sqlalchemy import Connection, Row, Table
+from sqlalchemy import Connection, Table
 from sqlalchemy.types import TypeEngine
 
 from worker import clock
@@ -148,13 +148,12 @@ def _export_table(connection: Connection, table: Table, writer: "LineWriter") ->
     count = 0
     with connection.execute(query) as result:
         while some := list(islice(result, _ROWS)):
-            writer.write(_values(row, kinds) for row in some)
+            writer.write(
+                [None if value is None else kind.write(value) for value, kind in zip(row, kinds, strict=True)]
+                for row in some
+            )
             count += len(some)
     return count
-
-
-def _values(row: Row[Any], kinds: list[ColumnKind]) -> list[Any]:
-    return [None if value is None else kind.write(value) for value, kind in zip(row, kinds, strict=True)]
 
 
 class LineWriter:

@@ -11,10 +11,8 @@ from dataclasses import asdict
 from datetime import datetime, timedelta
 from itertools import islice, takewhile
 from time import monotonic, sleep
-from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import Row
 
 from worker.catalogue.database import CatalogueError, Queries
 from worker.catalogue.export import LineWriter, Sink
@@ -96,7 +94,7 @@ class LogArchives(Queries):
                         if row.previous != previous or not row_fits(row):
                             raise CatalogueError(f"the verification log was changed at row {row.id}")
                         previous, last = row.hash, row
-                    writer.write(_values(row) for row in some)
+                    writer.write([row.id, row.at.isoformat(), *(getattr(row, name) for name in LOGGED)] for row in some)
                     count += len(some)
             writer.write([{"end": {"rows": count, "first": first.id, "last": last.id, "hash": previous}}])
         return LogMonth(month, first.id, last.id, count, before_first, last.hash, last.at)
@@ -150,10 +148,6 @@ def check_lines(lines: Lines, month: LogMonth) -> None:
         raise BadArchive(f"it is damaged: {error}") from None
     if (first, last, count, previous) != (month.first, month.last, month.rows, month.hash) or lines.readline(1):
         raise BadArchive("its rows are not those that were archived: their chain ends with another hash")
-
-
-def _values(row: Row[Any]) -> list[Any]:
-    return [row.id, row.at.isoformat(), *(getattr(row, name) for name in LOGGED)]
 
 
 def _next_month(at: datetime) -> datetime:

@@ -103,7 +103,8 @@ class Reconciliations(Queries):
         mine = sa.and_(row.store == store, row.scope == scope)
         with self._database.write() as connection:
             found = connection.execute(sa.select(reconcile_runs).where(mine)).one_or_none()
-            if found and at is None and now - within < found.run <= now and _goes_on(found, since):
+            goes_on = found and (found.finished_at is None or found.run >= since)
+            if found and goes_on and at is None and now - within < found.run <= now:
                 return ReconcileRun(
                     store, scope, found.run, found.bucket, found.after, found.listed, found.recorded, dict(found.found)
                 )
@@ -194,10 +195,6 @@ class Reconciliations(Queries):
         with self._database.write() as connection:
             connection.execute(sa.delete(reconcile_sightings).where(row.store == run.store, stale, *scope))
             _update(connection, run, finished_at=now, outcome=outcome[:500])
-
-
-def _goes_on(found: sa.Row[Any], since: datetime) -> bool:
-    return found.finished_at is None or bool(found.run >= since)
 
 
 def _row(run: ReconcileRun) -> dict[str, object]:

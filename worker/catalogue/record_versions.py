@@ -317,7 +317,8 @@ def _note_reuses(connection: Connection, rows: Sequence[Row[Any]], job: str | No
 
 def is_uploaded_by(row: Row[Any], job: str) -> bool:
     """Return whether a job, or another of its batch, has uploaded a version."""
-    return any(_is_one_with(each, job) for each in _jobs_of(row))
+    batch = _batch_of(job)
+    return any(each == job or (batch is not None and _batch_of(each) == batch) for each in _jobs_of(row))
 
 
 def _jobs_of(row: Row[Any]) -> list[str]:
@@ -333,10 +334,6 @@ def written_by(connection: Connection, rows: Sequence[Row[Any]], unended: sa.Col
     still = sa.select(jobs.c.id).where(jobs.c.id.in_(names), sa.or_(unended, parent_open))
     found = set(connection.execute(still).scalars())
     return [row for row in rows if writers[row.id] & found]
-
-
-def _is_one_with(other: str, job: str) -> bool:
-    return other == job or ((batch := _batch_of(job)) is not None and _batch_of(other) == batch)
 
 
 def _batch_of(job: str) -> str | None:

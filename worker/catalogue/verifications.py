@@ -206,7 +206,8 @@ def prepare_verdicts(verdicts: Sequence[VerdictRow], now: datetime) -> PreparedV
     for each in verdicts:
         row: tuple[Any, ...] = each[1:11]  # the values of `LOGGED`: to name them takes longer
         if each.detail is not None or "\0" in each.job:
-            row = _readable(row)
+            job, *about, detail = row  # without NUL and long details: the hash is over what can be read back
+            row = (without_nul(job), *about, without_nul(detail[:2000]) if detail else None)
         rows.append(row)
         texts.append(_canonical(at, row))
         if each.same_tag and each.verdict == verified:
@@ -214,12 +215,6 @@ def prepare_verdicts(verdicts: Sequence[VerdictRow], now: datetime) -> PreparedV
         else:
             updates.setdefault(each.verdict, []).append((each.copy, each.tag, each.retry_at))
     return PreparedVerdicts(verdicts, now, rows, texts, updates, unchanged)
-
-
-def _readable(row: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return a row without NUL and long details: its hash is over what can be read back."""
-    job, *about, detail = row
-    return (without_nul(job), *about, without_nul(detail[:2000]) if detail else None)
 
 
 def append_verdicts(connection: Connection, prepared: PreparedVerdicts) -> None:

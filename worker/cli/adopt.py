@@ -149,7 +149,8 @@ def _write_list(session: Session, place: Place, file: IO[bytes], *, first_read: 
     below = CheckedPrefix(session.stores[place.store], place.bucket, place.prefix, spool_dir=session.settings.spool_dir)
     count = 0
     with below.sorter() as lists:
-        _read_lists(below, place, lists)
+        for fault in sort_lists(below, chain(lists_above(below, place.prefix), below.listed()), lists):
+            place.fail(fault.key, "BadList", f"{place.store}: {place.bucket}/{fault.key}: {fault.detail}")
         for row, sha256 in _with_digests(below, place, lists):
             if is_list(row.key) and not first_read:
                 continue
@@ -165,12 +166,6 @@ def _write_list(session: Session, place: Place, file: IO[bytes], *, first_read: 
         raise Failure(
             f"{place.store}: there is no object below {place.bucket}/{place.prefix} to adopt", type_="NotFound"
         )
-
-
-def _read_lists(below: CheckedPrefix, place: Place, lists: DiskSort) -> None:
-    """Sort the digests of all lists below the prefix and of those in the directories above it."""
-    for fault in sort_lists(below, chain(lists_above(below, place.prefix), below.listed()), lists):
-        place.fail(fault.key, "BadList", f"{place.store}: {place.bucket}/{fault.key}: {fault.detail}")
 
 
 def _with_digests(below: CheckedPrefix, place: Place, lists: DiskSort) -> Iterator[tuple[ListedObject, str | None]]:

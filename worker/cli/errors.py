@@ -68,7 +68,7 @@ def _failure_of(error: Exception) -> Failure | None:
         return UsageError(f"{error.object} is not UTF-8")
     for kind, status in _statuses():
         if isinstance(error, kind):
-            return Failure(_one_line(str(error).splitlines()), status, type_=type(error).__name__)
+            return Failure("; ".join(filter(None, str(error).splitlines())), status, type_=type(error).__name__)
     if isinstance(error, OSError) and error.strerror:  # of a file
         return Failure(of_file(error), Status.BAD, type_=type(error).__name__)
     return None
@@ -120,7 +120,3 @@ def _statuses() -> tuple[tuple[type[Exception], Status], ...]:
         (TransientError, Status.UNKNOWN),
         (StorageError, Status.BAD),
     )
-
-
-def _one_line(lines: Iterable[str]) -> str:
-    return "; ".join(line for line in lines if line)

@@ -118,7 +118,8 @@ def _asked(app: Celery, server: ServerUrl, settings: Settings, node: str) -> Hea
     state = next(filter(None, (_state(app, node) for _ in range(_TRIES))), None)
     if state is None:
         return Health(good=False, detail=f"{node} does not answer; --node names another worker, such as worker@HOST")
-    paused = _paused(settings)
+    client = redis_of_results(settings.results_url)
+    paused = client is not None and paused_queues(client)
     if not state.queues and not paused:
         return Health(good=False, detail=f"{node} answers, and consumes from no queue")
     if not server.is_redis or state.free < 1:
@@ -170,11 +171,6 @@ def _state(app: Celery, node: str) -> State | None:
 def _heads(client: "redis.Redis", state: State) -> dict[str, bytes]:
     found: dict[str, Any] = {name: client.lindex(name, -1) for name in state.queues}
     return {name: head for name, head in found.items() if head is not None}
-
-
-def _paused(settings: Settings) -> set[str]:
-    client = redis_of_results(settings.results_url)
-    return (paused_queues(client) or set()) if client is not None else set()
 
 
 def _with_catalogue(settings: Settings, found: Health) -> Health:

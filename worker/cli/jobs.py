@@ -191,8 +191,8 @@ def retry(
                     complain("these are failed jobs and no dead letters: add --state failed")
         rejected = {record.id: reason for record in chosen if (reason := why_not(session, record))}
         fit = [record for record in chosen if record.id not in rejected]
-        if everything and fit and not (dry_run or yes):
-            _confirm(f"send {counted(len(fit), 'job')} again?")
+        if everything and fit and not (dry_run or yes) and sys.stdin.isatty():
+            typer.confirm(f"send {counted(len(fit), 'job')} again?", abort=True, err=True)
         retried = [record.id for record in fit] if dry_run else list(send_again(session, fit, rejected))
     _print_retried(retried, rejected, dry_run=dry_run, as_json=as_json)
     raise typer.Exit(Status.BAD if rejected or (error is not None and not chosen) else Status.GOOD)
@@ -309,11 +309,6 @@ def _full_id(session: Session, id_: str) -> str:
 def _ended(session: Session, id_: str) -> JobRecord | None:
     record = session.recorded_job(id_)
     return record if record and JobState(record.state).terminal else None
-
-
-def _confirm(question: str) -> None:
-    if sys.stdin.isatty():
-        typer.confirm(question, abort=True, err=True)
 
 
 def _print_retried(retried: list[str], rejected: Mapping[str, str], *, dry_run: bool, as_json: bool) -> None:

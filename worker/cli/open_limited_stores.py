@@ -51,7 +51,8 @@ def stores_within_limits(
         client = redis_of_results(settings.results_url)
     except NoBroker:
         client = None
-        alone = {name: _for_one(settings.store_limits.get(name, StoreLimits())) for name in names}
+        known = {name: settings.store_limits.get(name, StoreLimits()) for name in names}
+        alone = {name: of.model_copy(update={"local_share": of.local_share or 1.0}) for name, of in known.items()}
         settings = settings.model_copy(update={"store_limits": {**settings.store_limits, **alone}})
     with ExitStack() as opened:
         paused = _pauses(settings, catalogue, opened)
@@ -69,10 +70,6 @@ def stores_within_limits(
             for name in names
             if name not in pauses
         ]
-
-
-def _for_one(limits: StoreLimits) -> StoreLimits:
-    return limits.model_copy(update={"local_share": limits.local_share or 1.0})
 
 
 def _pauses(settings: Settings, catalogue: Catalogue | None, opened: ExitStack) -> Callable[[str], Paused | None]:

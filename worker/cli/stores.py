@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from worker import clock
-from worker.catalogue import BAD, FindingKind, Pause, Scope
+from worker.catalogue import BAD, FindingKind, Scope
 from worker.cli.errors import Failure, UsageError, suggestion
 from worker.cli.output import AsJson, note, print_json, print_table, say
 from worker.cli.pause import describe_pause
@@ -166,7 +166,7 @@ def _rows(session: Session) -> list[dict[str, Any]]:
     paused = {pause.name: pause for pause in session.catalogue.pauses.all() if pause.scope is Scope.STORE}
     rows = []
     for name in [*session.stores, *unconfigured(session)]:
-        configured = name in session.settings.stores
+        configured, pause = name in session.settings.stores, paused.get(name)
         error = errors[name] if configured else f"not configured: {way_out_of_unconfigured(session, name)}"
         rows.append(
             {
@@ -179,7 +179,7 @@ def _rows(session: Session) -> list[dict[str, Any]]:
                 "copies": counts.get(name, {}),
                 "oldest_verified_at": session.catalogue.artifacts.oldest_verified(name),
                 "never_verified": session.catalogue.artifacts.never_verified(name),
-                "paused": _paused(paused.get(name)),
+                "paused": {"since": pause.since, "reason": pause.reason} if pause else None,
             }
         )
     return rows
@@ -204,10 +204,6 @@ def _error(error: str | None, breaker: str | None) -> str | None:
     if error and breaker:
         breaker = breaker.removesuffix(f"; the store failed with: {error}")
     return "; ".join(filter(None, (error, breaker))) or None
-
-
-def _paused(pause: Pause | None) -> dict[str, Any] | None:
-    return None if pause is None else {"since": pause.since, "reason": pause.reason}
 
 
 def _reach(session: Session, name: str) -> str | None:

@@ -190,7 +190,7 @@ async def cancel_job(request: Request, job_id: str) -> StatusResult:
     """Request that a job is cancelled; it ends a little later. A job that has ended already is 409."""
     services = services_of(request)
     job = await visible(request, job_id, to_cancel=True)
-    if JobState(job.state).terminal or not await services.read(_cancel, services, job_id):
+    if JobState(job.state).terminal or not await services.read(lambda: services.client.job(job_id).cancel()):
         state = f"ended as {job.state}" if JobState(job.state).terminal else "ended"
         raise Problem(HTTPStatus.CONFLICT, "JobEnded", f"job {job_id} has {state}: there is nothing to cancel")
     return job
@@ -289,10 +289,6 @@ def _progress(services: Services, job_id: str) -> Progress | None:
         return services.client.job(job_id).progress
     except BrokerUnavailable:
         return None
-
-
-def _cancel(services: Services, job_id: str) -> bool:
-    return services.client.job(job_id).cancel()
 
 
 def _place(asked: Mapping[str, Any]) -> tuple[str, str]:

@@ -94,7 +94,8 @@ def _unstored(
     keys = [app.backend.get_key_for_task(job.id) for job in told]
     states = dict(zip((job.id for job in told), stored_states(client, keys), strict=True))
     absent = [id_ for id_, state in states.items() if state is None]
-    waiting = _in_outbox(app, absent)
+    lost = Outbox(app).lost(absent) if absent else None
+    waiting = set() if lost is None else set(absent) - lost
     # If a refused job is in the outbox, the entry is that of a corrected request with the same id.
     unstored = [
         job
@@ -113,11 +114,6 @@ def uncompared(context: Context, app: Celery, ids: list[str]) -> set[str]:
     if not ids or client is None:
         return set()
     return context.catalogue.ledger.open_or_ended_since(ids, _since(client, clock.now()))
-
-
-def _in_outbox(app: Celery, ids: Sequence[str]) -> set[str]:
-    lost = Outbox(app).lost(list(ids)) if ids else None
-    return set() if lost is None else set(ids) - lost
 
 
 def _since(client: Any, now: datetime) -> datetime:
