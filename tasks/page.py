@@ -67,7 +67,7 @@ def page(request: PageRequest, job: RunningJob) -> PageResult:
     check_page(request, job)
     done = _DO[request.verb](request, job)
     if request.verb in {VERIFY.kind, ADOPT.kind}:
-        job.after_end.append(WrittenLog(job.settings.broker_file.parent, job.catalogue).note_later())
+        job.after_end.append(WrittenLog(job.settings.run_dir, job.catalogue).note_later())
     return _result(request, done)
 
 

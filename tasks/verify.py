@@ -32,7 +32,7 @@ def verify(request: VerifyRequest, job: RunningJob) -> VerifyResult:
         # Each is read, also after one that a store could not be asked about.
         first, *others = for_each_store(examined, lambda each: _verify(job, *each))
     finally:
-        job.after_end.append(WrittenLog(job.settings.broker_file.parent, job.catalogue).note_later())
+        job.after_end.append(WrittenLog(job.settings.run_dir, job.catalogue).note_later())
     return first.model_copy(update={"companions": tuple(each for each in others if each.copies)})
 
 

@@ -197,7 +197,7 @@ def _prune_history(context: Context) -> None:
 
 
 def _certain(context: Context, kept: str, hold: timedelta) -> datetime:
-    return clock.not_ahead(context.settings.broker_file.with_name(kept), hold)
+    return clock.not_ahead(context.settings.run_dir / kept, hold)
 
 
 @shared_task(name=SWEEP_RECOVER.name, bind=True, ignore_result=True)

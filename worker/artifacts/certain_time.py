@@ -18,6 +18,6 @@ def certain_time(job: RunningJob, kept: str, hold: timedelta, *, first: Callable
             has kept no record, such as one with a restored catalogue, knows no later one.
     """
     database_time = job.catalogue.deletions.database_time()
-    record = job.settings.broker_file.with_name(f"clock-{kept}")
+    record = job.settings.run_dir / f"clock-{kept}"
     now = clock.not_ahead(record, hold, first=first() if database_time is None else None)
     return min(now, database_time or now)

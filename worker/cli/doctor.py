@@ -249,7 +249,7 @@ def _copies(session: Session) -> Iterator[Check]:
 
 def _log(session: Session) -> Check:
     """Check the rows that were added since the last check: the whole log may take minutes to read."""
-    record = CheckedLog(session.settings.broker_file.parent, session.catalogue)
+    record = CheckedLog(session.settings.run_dir, session.catalogue)
     checked, head = record.get(), session.catalogue.verifications.durable_head()
     stores = [session.stores[name] for name in session.settings.stores]
     try:
@@ -258,7 +258,7 @@ def _log(session: Session) -> Check:
             session.catalogue,
             checked,
             LogKeys.of(session.settings.verification_log),
-            written=WrittenLog(session.settings.broker_file.parent, session.catalogue).get(),
+            written=WrittenLog(session.settings.run_dir, session.catalogue).get(),
         )
     except BadKeyFile as error:
         return Check("catalogue", "bad", str(error), "correct the setting, or bring the file back")

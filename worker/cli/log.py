@@ -116,7 +116,7 @@ def accept(
             except StorageError as error:
                 failed[store.name] = error.message
         catalogue.backup_times.accept_restored()
-        CheckedLog(session.settings.broker_file.parent, catalogue).forget()
+        CheckedLog(session.settings.run_dir, catalogue).forget()
         _written(session).forget()
     if as_json:
         print_json({"accepted": faults, "first_broken": broken, "replaced": kept, "failed": failed})
@@ -143,4 +143,4 @@ def _broken_at(row: int) -> str:
 
 
 def _written(session: Session) -> WrittenLog:
-    return WrittenLog(session.settings.broker_file.parent, session.catalogue)
+    return WrittenLog(session.settings.run_dir, session.catalogue)

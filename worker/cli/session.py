@@ -150,7 +150,7 @@ def open_session(settings: Settings, *, create: bool = True) -> Session:
         raise missing
     settings.prepare()
     catalogue = Catalogue(settings.catalogue_url, create=create, on_wait=_tell_wait)
-    known_ids = catalogue.store_identities(settings.stores, settings.broker_file.parent)
+    known_ids = catalogue.store_identities(settings.stores, settings.run_dir)
     stores = Stores(settings.stores, spool_dir=settings.spool_dir, known_ids=known_ids)
     return Session(settings, catalogue, stores)
 

@@ -76,7 +76,7 @@ def forget(
         _check_forgettable(session, name)
         found = session.catalogue.store_records.forget(name, dry_run=dry_run, force=allow_last)
         if not dry_run:
-            session.catalogue.store_identities((), session.settings.broker_file.parent).forget(name)
+            session.catalogue.store_identities((), session.settings.run_dir).forget(name)
             if name not in unconfigured(session):
                 session.catalogue.findings.see_store(FindingKind.STORE_NOT_CONFIGURED, name, None, now=clock.now())
     kept = 0 if allow_last else found.last
@@ -113,7 +113,7 @@ def accept(
     with opened() as session:
         session.check_store(name)
         settings = session.settings
-        identities = session.catalogue.store_identities(settings.stores, settings.broker_file.parent)
+        identities = session.catalogue.store_identities(settings.stores, settings.run_dir)
         before = identities.forget(name, place_of(settings.stores[name]))
     if as_json:
         print_json({"store": name, "before": before})

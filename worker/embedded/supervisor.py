@@ -135,9 +135,8 @@ def _make_logs(logs: Path) -> None:
 
 
 def _start_broker(settings: Settings, children: Children, lock: int, say: Callable[[str], None]) -> None:
-    run_dir = settings.broker_file.parent
-    password = valkey.remembered_secret(run_dir / "broker-password")
-    port = valkey.remembered_port(run_dir / "broker-port")
+    password = valkey.remembered_secret(settings.run_dir / "broker-password")
+    port = valkey.remembered_port(settings.run_dir / "broker-port")
     url = valkey.url(port, password)
     children.start(valkey.program(settings, port, password, lock, say))
     _await(children, lambda: valkey.answers(url), _BROKER_WITHIN, f"the broker; see {settings.home}/logs/valkey.log")
@@ -197,13 +196,13 @@ def _start_celery(settings: Settings, options: UpOptions, children: Children, lo
     environment = _environment(settings)
     _start_workers(settings, options, children, environment)
     if options.beat:
-        schedule = str(settings.home / "run" / "beat-schedule")
+        schedule = str(settings.run_dir / "beat-schedule")
         children.start(_celery("beat", "--schedule", schedule, "--pidfile=", environment=environment))
     url, password_file = None, None
     if options.flower:
-        password_file = settings.home / "run" / "flower-password"
+        password_file = settings.run_dir / "flower-password"
         password = valkey.remembered_secret(password_file)
-        port = valkey.remembered_port(settings.home / "run" / "flower-port")
+        port = valkey.remembered_port(settings.run_dir / "flower-port")
         url = f"http://127.0.0.1:{port}"
         # In its environment, because every process can read its command line.
         environment |= {"FLOWER_BASIC_AUTH": f"{FLOWER_USER}:{password}"}
@@ -215,7 +214,7 @@ def _start_celery(settings: Settings, options: UpOptions, children: Children, lo
 
 def _start_gateway(settings: Settings, children: Children) -> int:
     """Start the gateway on a loopback port that stays the same, and return the port."""
-    port = valkey.remembered_port(settings.home / "run" / "gateway-port")
+    port = valkey.remembered_port(settings.run_dir / "gateway-port")
     command = (sys.executable, "-m", "worker.cli", "serve", "--port", str(port))
     children.start(Program("gateway", command, environment=_environment(settings), grace=_REQUEUE_WITHIN))
     return port

@@ -56,7 +56,7 @@ def program(settings: Settings, port: int, password: str, lock: int, say: Callab
         "maxmemory-policy noeviction",  # a full broker returns an error and never drops a job
         "proto-max-bulk-len 8mb",  # no message is larger; a worker has to read a message before it can reject it
     )
-    configuration = settings.broker_file.parent / "valkey.conf"
+    configuration = settings.run_dir / "valkey.conf"
     write_secret(configuration, "\n".join(lines) + "\n")
     server = find_server()
 

@@ -35,7 +35,7 @@ def set_up(app: Celery, settings: Settings) -> None:
     TASK_COLUMNS["kwargs"] = "Arguments"
     options.max_tasks = _MOST_TASKS
     options.persistent = True
-    options.db = str(settings.home / "run" / "flower-history")
+    options.db = str(settings.run_dir / "flower-history")
     options.state_save_interval = _SAVE_EVERY
     options.purge_offline_workers = _FORGET_WORKERS
     formatter = TaskFormatter(app)

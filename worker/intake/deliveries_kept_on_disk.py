@@ -153,7 +153,7 @@ class ReturnUnrecorded(RedisTimerStep):
         if not isinstance(consumer.connection.default_channel, Channel):
             return
         try:
-            _own = _own or UnrecordedMessage(context.configured().broker_file.parent)
+            _own = _own or UnrecordedMessage(context.configured().run_dir)
         except OSError as error:
             logger.warning("no file for messages that the broker cannot record: %s", error)
             return

@@ -416,9 +416,9 @@ def _log(sources: Sources) -> Iterator[Check]:
     The stores in clouds are asked by `sweep.verify`, which opens a finding.
     """
     catalogue, keys = sources.catalogue, LogKeys.of(sources.settings.verification_log)
-    checked = CheckedLog(sources.settings.broker_file.parent, catalogue).get()
+    checked = CheckedLog(sources.settings.run_dir, catalogue).get()
     try:
-        written = WrittenLog(sources.settings.broker_file.parent, catalogue).get()
+        written = WrittenLog(sources.settings.run_dir, catalogue).get()
         faults = [check_noted_head(catalogue, noted) for noted in (checked, written)]
         for name, config in sources.settings.stores.items():
             if isinstance(config, FilesystemConfig):

@@ -11,7 +11,7 @@ def unconfigured(sources: Sources) -> dict[str, dict[str, int]]:
 def way_out_of_unconfigured(sources: Sources, name: str) -> str:
     """Return what to do about a store that has copies in the catalogue and is not in the settings."""
     settings = sources.settings
-    identities = sources.catalogue.store_identities(settings.stores, settings.broker_file.parent)
+    identities = sources.catalogue.store_identities(settings.stores, settings.run_dir)
     if renamed := identities.renamed_to(name):
         same = f"`{renamed}` in the settings is this very store"
         others = [each for each in settings.stores if each != renamed]

@@ -393,9 +393,14 @@ class Settings(BaseSettings):
         return self.home / "catalogue.sqlite3"
 
     @property
+    def run_dir(self) -> Path:
+        """Return the directory of what this machine's processes keep for themselves."""
+        return self.home / "run"
+
+    @property
     def broker_file(self) -> Path:
         """Return the file that holds the embedded broker's URL while it runs."""
-        return self.home / "run" / "broker-url"
+        return self.run_dir / "broker-url"
 
     @property
     def staging_dir(self) -> Path:
@@ -430,7 +435,7 @@ class Settings(BaseSettings):
             SettingsError: the directory cannot be made, or something else is where a file of it belongs.
         """
         make_files_private()
-        ours = [self.home, self.staging_dir, self.spool_dir, self.broker_file.parent]
+        ours = [self.home, self.staging_dir, self.spool_dir, self.run_dir]
         try:
             if fault := next(out_of_place(self.home), None):
                 raise SettingsError(fault)
@@ -438,7 +443,7 @@ class Settings(BaseSettings):
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             for name, store in self.stores.items():
                 if isinstance(store, FilesystemConfig) and self.home in store.root.parents:
-                    _make_once(store, self.broker_file.parent / f"store-{name}")
+                    _make_once(store, self.run_dir / f"store-{name}")
             tighten(self.home)
         except OSError as error:
             what = "there is another kind of file" if isinstance(error, FileExistsError) else error.strerror

@@ -58,7 +58,7 @@ def test_a_full_read_that_matches_moves_the_last_verification(run, context):
 
 def test_a_job_notes_the_end_of_the_log_outside_the_catalogue(run, context):
     """Rows that are cut off right after a verification show without a sweep."""
-    directory = context.settings.broker_file.parent
+    directory = context.settings.run_dir
     directory.mkdir(exist_ok=True)
     run(verify, ALL)
     assert WrittenLog(directory, context.catalogue).get() == context.catalogue.verifications.head() is not None

@@ -476,13 +476,13 @@ def test_what_a_killed_command_left_in_the_spool_directory_goes(run, context):
     (settings.spool_dir / "get-1").mkdir()
     (settings.spool_dir / "get-1" / "object").write_bytes(b"half of a release")
     (settings.spool_dir / "zot-spool-1").write_bytes(b"half of a part")
-    (settings.spool_dir / "link").symlink_to(settings.broker_file.parent)
+    (settings.spool_dir / "link").symlink_to(settings.run_dir)
     young = aged(context, timedelta(hours=1))
     run(sweep_cleanup, EVERYTHING, context=young)
     assert len(list(settings.spool_dir.iterdir())) == 3
     assert run(sweep_cleanup, EVERYTHING).staged == 3
     assert list(settings.spool_dir.iterdir()) == []
-    assert settings.broker_file.parent.is_dir()
+    assert settings.run_dir.is_dir()
 
 
 @pytest.mark.usefixtures("broker")
