@@ -129,7 +129,7 @@ def _verdict(document: Mapping[str, Any]) -> tuple[str, str]:
 def _stores(stores: Sequence[Mapping[str, Any]], now: datetime) -> str:
     rows = [
         (
-            row["store"], row["copies"], None if row["bytes"] is None else size(row["bytes"]),
+            row["store"], row["copies"], _size(row["bytes"]),
             _share(row["read_within_period"], row["copies"] - row["archived"]),
             row["archived"],
             age(row["oldest_read_at"], now) if row["oldest_read_at"] else None, row["never_read"], row["overdue"],
@@ -302,7 +302,7 @@ def _resolved(resolved: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _quarantine(stores: Sequence[Mapping[str, Any]]) -> str:
-    rows = [(row["store"], kept["objects"], size(kept["bytes"] or 0), kept["error"])
+    rows = [(row["store"], kept["objects"], _size(kept["bytes"]), kept["error"])
             for row in stores for kept in [row["quarantine"]]]  # fmt: skip
     return _table(("store", "objects", "bytes", "error"), rows, "No store is configured.")
 
@@ -355,6 +355,10 @@ def _share(part: int, whole: int) -> str | None:
 
 def _ahead(value: float | None) -> str | None:
     return None if value is None else _seconds(min(value, 10.0**10))
+
+
+def _size(value: float | None) -> str | None:
+    return None if value is None else size(value)
 
 
 def _moment(value: datetime | None) -> str | None:

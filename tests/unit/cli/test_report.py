@@ -1,6 +1,7 @@
 """The report has coverage, findings and what was done about them, as JSON and as one page that loads nothing."""
 
 import re
+import shutil
 from datetime import timedelta
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 from tests.unit.cli.test_status import Zot, artifact, catalogue, judge, zot  # noqa: F401 - fixtures
 from worker import cli, clock
 from worker.catalogue import Artifact, Catalogue, EvidenceCheck
-from worker.storage import Digest
+from worker.settings import load_settings
+from worker.storage import Digest, FilesystemConfig
 
 VOID = {"meta", "rect", "line", "br", "path"}
 
@@ -147,3 +149,18 @@ def test_checks_without_reading_and_budgets_are_told_apart_from_reads(
     assert "<td>0.00</td><td>50.00</td>" in cells
     assert '<td data-name="at most">50.00</td>' in page, "on a phone, where a row is a card"
     assert Balanced(page).open == []
+
+
+def test_a_quarantine_that_cannot_be_listed_has_no_size(
+    catalogue: Catalogue,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """The page says no number of bytes where the store did not tell one."""
+    store = load_settings().stores["dr"]
+    assert isinstance(store, FilesystemConfig)
+    shutil.rmtree(store.root)
+    cli.run(["report", "--html", str(tmp_path / "report.html")])
+    quarantine = (tmp_path / "report.html").read_text().partition("<h2>Quarantine</h2>")[2].partition("<h2>")[0]
+    row = re.sub(r' data-name="[^"]*"', "", quarantine).partition("<td>dr</td>")[2].partition("</tr>")[0]
+    assert row.startswith("<td>-</td><td>-</td><td"), row
+    assert str(store.root) in row
