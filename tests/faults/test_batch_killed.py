@@ -65,7 +65,7 @@ class Place:
         return Counter((row["key"], row["store"]) for row in rows)
 
     def children(self, batch: Any) -> list[JobRecord]:
-        return [job for job in self.catalogue.ledger.latest(limit=1000) if job.parent == batch.id]
+        return [job for job in self.catalogue.job_admin.find([], limit=1000) if job.parent == batch.id]
 
 
 @contextmanager

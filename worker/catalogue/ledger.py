@@ -241,15 +241,6 @@ class Ledger(Queries):
             found = _find(connection, id_)
         return None if found is None else self._durable([found])[0]
 
-    def latest(self, *, states: Sequence[JobState] = (), limit: int = 50) -> list[JobRecord]:
-        """Return jobs, the latest first."""
-        query = sa.select(jobs).order_by(jobs.c.created_at.desc(), jobs.c.id).limit(limit)
-        if states:
-            query = query.where(jobs.c.state.in_(states))
-        with self._database.read() as connection:
-            found = [job_record(row) for row in connection.execute(query)]
-        return self._durable(found)
-
     def leased(self, now: datetime) -> dict[str | None, int]:
         """Return how many jobs workers have leased, by queue."""
         held = sa.and_(jobs.c.state == JobState.RUNNING, jobs.c.lease_until > now)

@@ -176,7 +176,7 @@ def drive(context) -> Callable[[BatchRequest], Driver]:
 
 
 def children(context: Context) -> list[Any]:
-    return [job for job in context.catalogue.ledger.latest(limit=1000) if job.parent == "batch-1"]
+    return [job for job in context.catalogue.job_admin.find([], limit=1000) if job.parent == "batch-1"]
 
 
 @pytest.mark.usefixtures("one_each")
@@ -307,7 +307,7 @@ def test_a_store_that_refuses_everything_keeps_the_pages_of_a_batch_waiting(driv
             driver.step()
         driver.context = credentials["right"]
         assert driver.finish().outcomes == {outcome: 10 if request.prefix else 20}, verb
-    assert {job.kind for job in context.catalogue.ledger.latest(limit=1000)} <= {"batch", "page"}
+    assert {job.kind for job in context.catalogue.job_admin.find([], limit=1000)} <= {"batch", "page"}
 
 
 def test_the_workers_of_several_machines_share_the_list_of_a_directory(drive, files, settings, tmp_path):

@@ -62,7 +62,7 @@ def drive(context) -> Callable[[BatchRequest], Driver]:
 
 def kinds(context: Context, batch: str = "batch-1") -> list[str]:
     """Return the kinds of the jobs that the batch has sent, in planning order."""
-    found = [job for job in context.catalogue.ledger.latest(limit=1000) if job.parent == batch]
+    found = [job for job in context.catalogue.job_admin.find([], limit=1000) if job.parent == batch]
     return [job.kind for job in sorted(found, key=lambda job: job.id)]
 
 
