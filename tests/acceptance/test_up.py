@@ -117,7 +117,7 @@ def test_what_was_queued_outlives_a_kill(zot: Zot) -> None:
         told = zot("verify", "releases/app.tgz")
         assert told.status == 3
         assert told.is_one_line()
-        assert f"`zot-artifacts up` on {zot.home} again" in told.stderr
+        assert f"none runs on {zot.home}: start `zot-artifacts up`" in told.stderr
     with up_of(zot, "--no-flower") as again:
         assert (zot.home / "run" / "broker-port").read_text() == ports
         assert await_states(zot, jobs) == {"succeeded"}

@@ -177,6 +177,6 @@ def way_out_of_broker(settings: Settings, error: Exception) -> str:
         return FULL_BROKER
     if settings.broker is None:
         return (
-            f"start `zot-artifacts up` on {settings.home} again; if it runs, its broker does not answer: stop it first"
+            f"`zot-artifacts up` runs on {settings.home}, and its broker does not answer: stop it, and start it again"
         )
     return "start it, or correct ZOT_BROKER"

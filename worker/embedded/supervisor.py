@@ -94,7 +94,7 @@ def run(
     _make_logs(logs)
     catalogue = check_file(settings.catalogue_url)  # workers would start again and again, and no command would say why
     alone = catalogue if settings.broker is None else None
-    with _locked(settings.home) as lock, _catalogue_locked(alone, settings.home), Children(logs, say) as children:
+    with _locked(settings) as lock, _catalogue_locked(alone, settings.home), Children(logs, say) as children:
         try:
             if settings.broker is None:
                 _start_broker(settings, children, lock, say)
@@ -299,13 +299,13 @@ def _listens(port: int) -> bool:
 
 
 @contextmanager
-def _locked(home: Path) -> Iterator[int]:
+def _locked(settings: Settings) -> Iterator[int]:
     """Lock the data directory. The embedded broker holds the lock too: none starts beside one that has not ended."""
-    with _lock(home / "run" / "up.lock", home) as (fd, other):
+    with _lock(settings.up_lock, settings.home) as (fd, other):
         if other is not None:
             raise AlreadyRunning(
-                f"`zot-artifacts up` runs on {home} already (process {other.pid}): stop that one first, or set "
-                "ZOT_HOME to another data directory"
+                f"`zot-artifacts up` runs on {settings.home} already (process {other.pid}): stop that one first, or "
+                "set ZOT_HOME to another data directory"
             )
         yield fd
 

@@ -5,6 +5,7 @@ Sources, the later winning: defaults, the YAML file named by `ZOT_CONFIG`, envir
 """
 
 import difflib
+import fcntl
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
@@ -362,13 +363,16 @@ class Settings(BaseSettings):
         if self.broker_file.exists() and not self.broker_file.is_file():
             raise SettingsError(no_file(self.broker_file))
         try:
-            return self.broker_file.read_text().strip()
+            # A killed `up` leaves the file, and in a copy of a data directory it names the broker of the original.
+            if not _is_unlocked(self.up_lock):
+                return self.broker_file.read_text().strip()
         except FileNotFoundError:
-            raise NoBroker(
-                f"no broker is configured and none runs on {self.home}: start `zot-artifacts up` or set ZOT_BROKER"
-            ) from None
+            pass
         except OSError as error:
             raise SettingsError(f"ZOT_HOME: {self.broker_file} cannot be read: {error.strerror}") from None
+        raise NoBroker(
+            f"no broker is configured and none runs on {self.home}: start `zot-artifacts up` or set ZOT_BROKER"
+        )
 
     @property
     def serves_default_queue(self) -> bool:
@@ -401,6 +405,11 @@ class Settings(BaseSettings):
     def broker_file(self) -> Path:
         """Return the file that holds the embedded broker's URL while it runs."""
         return self.run_dir / "broker-url"
+
+    @property
+    def up_lock(self) -> Path:
+        """Return the file that `zot-artifacts up` and its broker have locked while they run."""
+        return self.home / "run" / "up.lock"
 
     @property
     def staging_dir(self) -> Path:
@@ -451,6 +460,16 @@ class Settings(BaseSettings):
             raise SettingsError(
                 f"the data directory {self.home} cannot be used: {at}{what}; {way_out_of_home(self.home, error)}"
             ) from error
+
+
+def _is_unlocked(path: Path) -> bool:
+    """Return whether a file is there that no process has locked."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:  # it is locked, is not there, or cannot be
+        return False
+    return True
 
 
 def _make_once(store: FilesystemConfig, made: Path) -> None:

@@ -1,5 +1,6 @@
 """Every setting that is misspelt or impossible is named, none with its value."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -274,10 +275,21 @@ def test_no_secret_is_ever_printed(config):
 
 
 def test_without_a_broker_the_error_says_how_to_get_one(config):
-    """Nothing configured and nothing running: the error names the command and the variable."""
+    """Nothing configured and nothing running: the error names the command and the variable.
+
+    The URL that a killed `up` has left is not used: in a copy of its data directory it is that of the original.
+    """
     config("")
+    settings = load_settings()
+    settings.prepare()
     with pytest.raises(NoBroker, match="zot-artifacts up.*ZOT_BROKER"):
-        _ = load_settings().broker_url
+        _ = settings.broker_url
+    settings.broker_file.write_text("redis://127.0.0.1/9\n")
+    with settings.up_lock.open("w") as lock:
+        with pytest.raises(NoBroker, match="zot-artifacts up.*ZOT_BROKER"):
+            _ = settings.broker_url
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert settings.broker_url == "redis://127.0.0.1/9"
 
 
 @pytest.mark.parametrize("waits", ["retry: {backoff_max: 12h}", "breaker: {open_max: 12h}", "batch: {step: 4h}"])
