@@ -305,6 +305,7 @@ def _wrong_store(session: Session, name: str, error: SameStore | OtherStore | Ca
     """
     if isinstance(error, CatalogueError):
         return Check(f"store {name}", "unknown", str(error))
+    detail = error.message.removeprefix(f"{name}: ")
     other = error.other if isinstance(error, SameStore) else None
     twice = session.catalogue.store_records.count_in_both(name, other) if other else 0
     detail = error.message.removeprefix(f"{name}: ")

@@ -103,6 +103,7 @@ def document_of(sources: Sources) -> dict[str, Any]:
         breakers = pool.submit(open_breakers, sources.settings)
         failing = pool.submit(catalogue.coverage.failed_jobs, since=now - _RECENT)  # the longest of the queries
         pauses = catalogue.pauses.all()
+        disks = list(_disks(sources))  # first: it may find that a store was renamed in the settings
         counts = catalogue.artifacts.count_by_state()
         few = sum(count for states in counts.values() for count in states.values()) <= _COUNTED_AT_ONCE
         stores = [_store(sources, name, counts.get(name, {}), pauses, now, few=few) for name in sources.settings.stores]
@@ -122,7 +123,7 @@ def document_of(sources: Sources) -> dict[str, Any]:
             *_refusing(waiting),
             *_refused(failed),
             *_failing(sources, runs),
-            *_disks(sources),
+            *disks,
             *_log(sources),
             *catalogue_of_workers(sources.settings),
             *catalogue_lock(catalogue),

@@ -149,7 +149,9 @@ def test_stores_names_a_disk_that_was_swapped(tmp_path: Path, zot: Zot) -> None:
     assert "its marker is gone" in rows["dr"][1]
     [check] = [each for each in zot("status")[1]["checks"] if each["name"] == "disk dr"]
     assert (check["outcome"], "its marker is gone" in check["detail"]) == ("bad", True)
-    assert zot("doctor")[0] != 0
+    status, document = zot("doctor")
+    [check] = [each for each in document["checks"] if each["name"] == "store dr"]
+    assert (status, check["detail"].startswith("this is not the store")) == (1, True)
     assert list(root.iterdir()) == []
 
 

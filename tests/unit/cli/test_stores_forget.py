@@ -64,8 +64,11 @@ def test_a_store_that_was_renamed_is_told_by_its_new_name(
     zot("doctor")  # records the id of each store
     identities = catalogue.store_identities(("primary", "dr"), tmp_path / "home" / "run")
     identities.put("old", str(identities.get(renamed)))
+    identities.forget(renamed)  # no program has used it by the new name yet
     way_out = f"`{renamed}` in the settings is this very store{how}"
     way_out += "`zot-artifacts stores forget old`" * how.endswith("then ")
+    [found] = [each for each in zot("status")[1]["findings"] if each["kind"] == "store_not_configured"]
+    assert found["detail"] == f"2 copies; {way_out}"
     [old] = [each for each in zot("stores")[1]["stores"] if each["store"] == "old"]
     assert old["error"] == f"not configured: {way_out}"
     checks = {each["name"]: each for each in zot("doctor")[1]["checks"]}
