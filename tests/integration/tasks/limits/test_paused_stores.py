@@ -1,6 +1,7 @@
 """Stores that are paused: their jobs wait, and no others do."""
 
 import time
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -17,6 +18,7 @@ from tasks.verify import verify
 from worker import clock
 from worker.catalogue import Scope
 from worker.limits.snooze import Paused
+from worker.storage.configured_stores import Stores
 from zot_artifact_client.contract import (
     AdoptRequest,
     DeleteRequest,
@@ -80,7 +82,7 @@ def test_reading_from_a_paused_store_waits_too(run, source, stored, pause, work,
 
 
 def test_a_good_copy_elsewhere_is_taken_instead(run, context, source, stored, pause):
-    """A replication whose first source is paused copies from the next one, alone and in a page."""
+    """A replication whose first source is paused, or not configured, copies from the next one, also in a page."""
     run(upload, UploadRequest(**AT, source=source(b"release one")))
     pause("primary")
     assert run(replicate, ReplicateRequest(**AT, to=("cold",))).copies[0].source == "dr"
@@ -88,9 +90,14 @@ def test_a_good_copy_elsewhere_is_taken_instead(run, context, source, stored, pa
     run(upload, UploadRequest(bucket="releases", key="b", source=source(b"release two"), stores=("dr",)))
     context.catalogue.pauses.end(Scope.STORE, "primary")
     run(replicate, ReplicateRequest(bucket="releases", key="b", to=("primary",)))
+    run(upload, UploadRequest(bucket="releases", key="c", source=source(b"release three")))
     pause("dr")
-    of_page = RangeSelection(bucket="releases", after="app.tgz", until="b")
-    assert run(page, PageRequest(verb="replicate", range=of_page, to=("cold",))).outcomes == {"stored": 1}
+    without_dr = Stores({name: config for name, config in context.settings.stores.items() if name != "dr"})
+    for after, key, of in (("app.tgz", "b", context), ("b", "c", replace(context, stores=without_dr))):
+        of_page = RangeSelection(bucket="releases", after=after, until=key)
+        wanted = PageRequest(verb="replicate", range=of_page, to=("cold",))
+        assert run(page, wanted, context=of).outcomes == {"stored": 1}
+    without_dr.close()
 
 
 def test_sweeps_leave_paused_stores_out(run, context, source, pause):
