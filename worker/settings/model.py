@@ -465,7 +465,9 @@ class Settings(BaseSettings):
 def _is_unlocked(path: Path) -> bool:
     """Return whether a file is there that no process has locked."""
     try:
-        with path.open("rb") as file:
+        with open(
+            path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)
+        ) as file:  # it may be a FIFO
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:  # it is locked, is not there, or cannot be
         return False

@@ -290,6 +290,10 @@ def test_without_a_broker_the_error_says_how_to_get_one(config):
             _ = settings.broker_url
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert settings.broker_url == "redis://127.0.0.1/9"
+    settings.up_lock.unlink()
+    os.mkfifo(settings.up_lock)  # is not waited for
+    with pytest.raises(NoBroker, match="zot-artifacts up"):
+        _ = settings.broker_url
 
 
 @pytest.mark.parametrize("waits", ["retry: {backoff_max: 12h}", "breaker: {open_max: 12h}", "batch: {step: 4h}"])
