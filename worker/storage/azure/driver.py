@@ -68,7 +68,7 @@ from worker.storage.cloud.metadata import UNKNOWN_TIME, set_properties
 from worker.storage.cloud.object_tags import decode_tags
 from worker.storage.cloud.reader import CloudReader, empty_reader
 from worker.storage.cloud.response_body import HttpBody
-from worker.storage.cloud.small_writes import AHEAD_SIZE, EndOfPut, write_ahead
+from worker.storage.cloud.small_writes import AHEAD_SIZE, BegunPut, no_answer, write_ahead
 from worker.storage.config import AzureConfig
 from worker.storage.driver import (
     Body,
@@ -160,26 +160,26 @@ class AzureDriver(CloudDriver):
     def put(self, bucket: str, key: str, body: Body, info: WriteInfo, *, condition: Condition = None) -> ObjectStat:
         data = bytes(whole_body(body, info.size or 0))  # the SDK takes a bytearray for a list of strings here
         drain(body)  # a wrong body raises at its end
-        return self._begin_whole(bucket, key, data, info, condition)()
+        return self._begin_whole(bucket, key, data, info, condition).end()
 
     def put_many(self, puts: Iterable[SmallPut]) -> list[ObjectStat | StorageError]:
         return write_ahead(puts, self.begin_put, self.end_put)
 
-    def begin_put(self, bucket: str, key: str, put: SmallPut) -> EndOfPut:
+    def begin_put(self, bucket: str, key: str, put: SmallPut) -> BegunPut:
         """Send an object of `put_many`."""
         info = WriteInfo(put.body.digest.size, put.body.digest.sha256)
         return self._begin_whole(bucket, key, put.body.data, info, put.condition)
 
-    def end_put(self, _bucket: str, _key: str, end: EndOfPut) -> ObjectStat:
+    def end_put(self, _bucket: str, _key: str, begun: BegunPut) -> ObjectStat:
         """Return the stat of an object of `put_many`."""
-        return end()
+        return begun.end()
 
-    def _begin_whole(self, bucket: str, key: str, data: bytes, info: WriteInfo, condition: Condition) -> EndOfPut:
-        """Send an object in one request, and return what waits for the answer."""
+    def _begin_whole(self, bucket: str, key: str, data: bytes, info: WriteInfo, condition: Condition) -> BegunPut:
+        """Send an object in one request, and return what ends that."""
         write, md5 = self._write(bucket, key, info, new_token(), condition), md5_of(data)
         answer = self._small_writes.begin(self._real_object(bucket, key), data, headers_of(write, md5))
         upload = Upload(lambda: self._blob(bucket, key), self._origin, write)
-        return lambda: upload.whole(data, md5, answer)
+        return BegunPut(lambda: upload.whole(data, md5, answer), is_sent=answer is not no_answer)
 
     def open(
         self, bucket: str, key: str, *, offset: int = 0, length: int | None = None, uncached: bool = False

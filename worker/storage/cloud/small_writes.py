@@ -39,8 +39,6 @@ _PATIENCE = 30
 """Seconds for which an answer may be silent; the SDK, which writes after that, is more patient."""
 _PATIENCE_OF_PART = 60
 """The same for a part, as long as the SDK waits: not every store takes a part that it has already."""
-EndOfPut = Callable[[], ObjectStat]
-"""Waits for the answer to an object that was sent, and returns its stat."""
 _ASKED_AGAIN = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
 
 
@@ -88,18 +86,21 @@ class SmallWrites:
     def begin(
         self, target: RealObject, data: bytes | bytearray, headers: Headers | None, *, part: str = ""
     ) -> Callable[[], Mapping[str, Any] | None]:
-        """Send what `put` sends, and return what waits for the answer: it returns and raises what `put` does."""
+        """Send what `put` sends, and return what waits for the answer: it returns and raises what `put` does.
+
+        It is `no_answer` where nothing was sent.
+        """
         if headers is None or (len(data) > SMALL and not part) or not is_plain_name(target.name):
-            return _no_answer
+            return no_answer
         try:
             endpoint = self._endpoints.get(target.real)
             if endpoint is None:
-                return _no_answer
+                return no_answer
             url = endpoint.url_of(target.name) + (f"?{part}" if part else "")
             signed = endpoint.sign("PUT", url, {**headers, "Content-Length": str(len(data))})
             sent = endpoint.sent("PUT", url, signed, data, patience=_PATIENCE_OF_PART if part else _PATIENCE)
         except self._failures:
-            return _no_answer
+            return no_answer
         return partial(self._end, endpoint, sent, target, part)
 
     def _end(
@@ -124,28 +125,39 @@ class SmallWrites:
         self._endpoints.close()
 
 
+@dataclass(frozen=True, slots=True)
+class BegunPut:
+    """An object of `write_ahead`; `end` waits for the answer and returns the stat.
+
+    Where nothing `is_sent`, as through a proxy, the SDK writes the object then.
+    """
+
+    end: Callable[[], ObjectStat]
+    is_sent: bool
+
+
 def write_ahead(
     puts: Iterable[SmallPut],
-    begin: Callable[[str, str, SmallPut], EndOfPut],
-    end: Callable[[str, str, EndOfPut], ObjectStat],
+    begin: Callable[[str, str, SmallPut], BegunPut],
+    end: Callable[[str, str, BegunPut], ObjectStat],
 ) -> list[ObjectStat | StorageError]:
     """Write objects in one thread, which sends several before it reads the first answer, as `PlainReadsAhead` does.
 
-    After an object that takes long, or fails, no more are begun: those without a result have to be written by
-    themselves, as several threads do. What was begun is ended in any case, also where `puts` raises.
+    After an object that takes long, fails, or needs the SDK, no more are begun: those without a result have to be
+    written by themselves, as several threads do. What was begun is ended in any case, also where `puts` raises.
 
     Args:
         puts: the objects; each is sent when it is taken.
-        begin: sends an object, given its bucket and key, too, and returns what `end` takes.
-        end: waits for the answer and returns the stat.
+        begin: sends an object, given its bucket and key, too.
+        end: returns the stat of what was begun.
     """
-    ahead: deque[tuple[SmallPut, EndOfPut]] = deque()
+    ahead: deque[tuple[SmallPut, BegunPut]] = deque()
     written: list[ObjectStat | StorageError] = []
 
-    def ended(each: tuple[SmallPut, EndOfPut]) -> ObjectStat | StorageError:
-        put, sent = each
+    def ended(each: tuple[SmallPut, BegunPut]) -> ObjectStat | StorageError:
+        put, begun = each
         try:
-            return end(put.bucket, put.key, sent)
+            return end(put.bucket, put.key, begun)
         except StorageError as error:
             return error
 
@@ -153,13 +165,14 @@ def write_ahead(
         for put in puts:
             since = time.monotonic()
             try:
-                ahead.append((put, begin(put.bucket, put.key, put)))
+                begun = begin(put.bucket, put.key, put)
             except StorageError as error:
-                ahead.append((put, partial(_raise, error)))
+                begun = BegunPut(partial(_raise, error), is_sent=True)
+            ahead.append((put, begun))
             if len(ahead) == AHEAD:
                 written.append(ended(ahead.popleft()))
             failed = written and isinstance(written[-1], StorageError) and not isinstance(written[-1], AlreadyExists)
-            if failed or time.monotonic() - since > _SLOW:
+            if failed or not begun.is_sent or time.monotonic() - since > _SLOW:
                 break
     finally:
         with ThreadPoolExecutor(AHEAD, thread_name_prefix="ahead") as pool:  # each may have to wait for the SDK
@@ -167,7 +180,7 @@ def write_ahead(
     return written
 
 
-def _no_answer() -> None:
+def no_answer() -> None:
     """Return that the SDK has to write an object."""
 
 

@@ -23,7 +23,7 @@ from worker.storage.cloud.metadata import UNKNOWN_TIME, set_properties
 from worker.storage.cloud.object_tags import encode_tags
 from worker.storage.cloud.reader import CloudReader, empty_reader
 from worker.storage.cloud.response_body import HttpBody
-from worker.storage.cloud.small_writes import AHEAD_SIZE, EndOfPut, write_ahead
+from worker.storage.cloud.small_writes import AHEAD_SIZE, BegunPut, write_ahead
 from worker.storage.config import S3Config
 from worker.storage.driver import (
     Body,
@@ -138,15 +138,15 @@ class S3Driver(CloudDriver):
     def put_many(self, puts: Iterable[SmallPut]) -> list[ObjectStat | StorageError]:
         return write_ahead(puts, self.begin_put, self.end_put)
 
-    def begin_put(self, bucket: str, key: str, put: SmallPut) -> EndOfPut:
+    def begin_put(self, bucket: str, key: str, put: SmallPut) -> BegunPut:
         """Send an object of `put_many`."""
         info = WriteInfo(put.body.digest.size, put.body.digest.sha256)
         upload = self._conditional_upload(bucket, key, info, uuid.uuid4().hex, put.condition)
         return upload.begin_whole(put.body.data, self._small_writes)
 
-    def end_put(self, _bucket: str, _key: str, end: EndOfPut) -> ObjectStat:
+    def end_put(self, _bucket: str, _key: str, begun: BegunPut) -> ObjectStat:
         """Return the stat of an object of `put_many`."""
-        return end()
+        return begun.end()
 
     def expect_writes(self, paths: Iterable[tuple[str, str]]) -> None:
         if not self._profile.conditional_writes:

@@ -14,7 +14,7 @@ from botocore.exceptions import ClientError
 from worker.storage.cloud.conditional_write import Found, Write, as_found, broken_condition, settle
 from worker.storage.cloud.error_mapping import Origin
 from worker.storage.cloud.plain_requests import RealObject
-from worker.storage.cloud.small_writes import SmallWrites
+from worker.storage.cloud.small_writes import BegunPut, SmallWrites, no_answer
 from worker.storage.driver import Body, Match, ObjectStat, Part, PartData
 from worker.storage.errors import (
     NotFound,
@@ -124,10 +124,10 @@ class Upload:
         """Send an object in one request: that of `small`, unless it returns None."""
         data = whole_body(body, self._write.size)
         drain(body)  # a wrong body raises at its end
-        return self.begin_whole(data, small)()
+        return self.begin_whole(data, small).end()
 
-    def begin_whole(self, data: Any, small: SmallWrites) -> Callable[[], ObjectStat]:
-        """Send an object as `whole` does, and return what waits for the answer and returns the stat.
+    def begin_whole(self, data: Any, small: SmallWrites) -> BegunPut:
+        """Send an object as `whole` does, and return what ends that.
 
         `data`: bytes; the type stubs lack that the SDK accepts a bytearray.
         """
@@ -148,7 +148,7 @@ class Upload:
                 )
             )
 
-        return partial(self._commit, end)
+        return BegunPut(partial(self._commit, end), is_sent=answer is not no_answer)
 
     def check_condition(self) -> None:
         """Raise at the start the error that the store would raise at the end, or not at all."""
