@@ -62,7 +62,7 @@ def check_size(size: int, stores: Iterable[LimitedStore], what: str) -> None:
 
 def is_refused(error: Exception | None) -> bool:
     """Return whether a store has refused an object, and may refuse all of them until an operator acts."""
-    return isinstance(error, REFUSALS) and error.store is not None
+    return isinstance(error, REFUSALS) and bool(error.store)
 
 
 def first_of(order: Sequence[str], words: Collection[str]) -> str:

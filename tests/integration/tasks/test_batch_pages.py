@@ -1,6 +1,7 @@
 """A batch works in pages: no recorded outcome is repeated, and an object that fails becomes a job of its own."""
 
 import dataclasses
+import errno
 import sqlite3
 from collections.abc import Callable
 from datetime import timedelta
@@ -22,7 +23,8 @@ from worker.jobs.running_job import Cancelled, Requeue, RunningJob
 from worker.limits.limited_store import LimitedStore
 from worker.limits.snooze import Snooze, StoreRefuses
 from worker.storage.configured_stores import Stores
-from worker.storage.errors import AccessDenied, Unavailable
+from worker.storage.errors import AccessDenied, OutOfSpace, Unavailable
+from worker.storage.spooling import spooling_in
 from zot_artifact_client.contract import BatchRequest, JobState, PageRequest, RangeSelection, UploadRequest
 
 ALL = BatchRequest(verb="verify", bucket="releases")
@@ -418,7 +420,7 @@ def test_a_cancelled_page_stops_and_keeps_what_it_has_recorded(laid, drive, monk
     assert 0 < len(verdicts(context)) < 12
 
 
-@pytest.mark.parametrize("error", [Unavailable, AccessDenied], ids=lambda each: each.__name__)
+@pytest.mark.parametrize("error", [Unavailable, AccessDenied, OutOfSpace], ids=lambda each: each.__name__)
 def test_an_error_of_one_object_does_not_end_the_page(laid, drive, context, monkeypatch, error):
     """The object leaves the page and is replicated by its own job; each copy that is to be read back was."""
     monkeypatch.setitem(context.settings.replication.__dict__, "proof", "reread")
@@ -428,7 +430,10 @@ def test_an_error_of_one_object_does_not_end_the_page(laid, drive, context, monk
     def failing(store: Any, bucket: str, key: str, *args: Any, **options: Any) -> Any:
         if key == "a/001" and not failed:
             failed.append(key)
-            raise error("cold: it does not take this one now")
+            with spooling_in(None):
+                if error is OutOfSpace:  # it is about no store
+                    raise OSError(errno.ENOSPC, "No space left on device")
+                raise error("cold: it does not take this one now")
         return open_(store, bucket, key, *args, **options)
 
     monkeypatch.setattr(type(context.stores["cold"]), "write_object", failing)
