@@ -1,10 +1,12 @@
 """A download is complete or an error, and its job can be interrupted at any time."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import resource
 import socket
+import tempfile
 import threading
 import time
 from base64 import b64encode
@@ -607,10 +609,10 @@ def test_a_redirect_without_a_place_is_named(host, settings):
     assert len(host.requests) == 1
 
 
-def test_a_download_leaves_no_descriptor_and_no_thread(host, settings):
+def test_a_download_leaves_no_descriptor_and_no_thread(host, settings, monkeypatch):
     """A download that succeeds, breaks or is refused leaves neither connection nor thread nor file.
 
-    A directory for its bytes that is gone is named, and is no source that is gone.
+    A directory for its bytes that is gone is named, and is no source that is gone; a disk that fails may recover.
     """
     fetched = [whole(b"hello"), answer(b"5\r\nhel", Transfer_Encoding="chunked"), answer(b"x", status="403 Forbidden")]
     before = len(list(Path("/proc/self/fd").iterdir()))
@@ -621,6 +623,14 @@ def test_a_download_leaves_no_descriptor_and_no_thread(host, settings):
             fetch(host, settings)
     assert {thread for thread in threading.enumerate() if thread.name == "download"} == threads
     assert not list(settings.spool_dir.iterdir())
+
+    def broken(**_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "TemporaryFile", broken)
+        with pytest.raises(Unavailable, match="the file of the download"):
+            fetch(host, settings)
     for directory, job in ((settings.spool_dir, None), (settings.staging_dir, "job")):
         directory.rmdir()
         with pytest.raises(PermanentError, match=f"no file can be made in {directory}: No such file"):

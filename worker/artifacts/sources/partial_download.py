@@ -77,10 +77,10 @@ def partial_download(
         try:
             with spooling_in(settings.staging_dir):
                 file = _claimed(directory, held) if job else None
+            with spooling_in(settings.spool_dir):
+                other = file or held.enter_context(tempfile.TemporaryFile(dir=settings.spool_dir, prefix="zot-spool-"))
         except OSError as error:
             raise translate(error, "the file of the download", settings.home) from error
-        with spooling_in(settings.spool_dir):
-            other = file or held.enter_context(tempfile.TemporaryFile(dir=settings.spool_dir, prefix="zot-spool-"))
         partial = Partial(other)
         if file is None:  # another delivery of the job has the file
             yield partial
