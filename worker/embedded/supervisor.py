@@ -353,14 +353,18 @@ def _lock(path: Path, home: Path) -> Iterator[tuple[int, _Holder | None]]:
 
 def _await_lock(fd: int) -> _Holder | None:
     deadline = time.monotonic() + 20
+    is_first = True
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             pid, _, home = os.fsdecode(os.pread(fd, 8192, 0)).partition("\n")
-            if _runs(pid) or time.monotonic() > deadline:
+            if (_runs(pid) and not is_first) or time.monotonic() > deadline:
                 return _Holder(pid, Path(home.rstrip("\n")))
-            time.sleep(_POLL)  # a killed `up`: its broker still writes its file, and no event shows when it ends
+            # No event shows when it ends: the broker of a killed `up` still writes its file, or a command has looked
+            # whether an `up` runs, and the id in the file is now that of another process.
+            is_first = False
+            time.sleep(_POLL)
         else:
             return None
 

@@ -11,6 +11,7 @@ import pytest
 
 from tests.servers.process import REPOSITORY
 from worker.catalogue import FindingKind
+from worker.embedded import supervisor
 from worker.settings.alarms import Told
 from worker.settings.loading import load_settings
 from worker.settings.model import NoBroker, SettingsError
@@ -294,6 +295,20 @@ def test_without_a_broker_the_error_says_how_to_get_one(config):
     os.mkfifo(settings.up_lock)  # is not waited for
     with pytest.raises(NoBroker, match="zot-artifacts up"):
         _ = settings.broker_url
+
+
+def test_a_command_that_looks_for_the_broker_stops_no_up(config, monkeypatch):
+    """It locks the file for a moment; the id that an ended `up` has left there may be that of another process."""
+    config("")
+    settings = load_settings()
+    settings.prepare()
+    command = settings.up_lock.open("w")
+    command.write(f"{os.getpid()}\n{settings.home}\n")
+    command.flush()
+    fcntl.flock(command, fcntl.LOCK_SH)
+    monkeypatch.setattr(supervisor.time, "sleep", lambda _: command.close())
+    with supervisor._locked(settings), pytest.raises(supervisor.AlreadyRunning), supervisor._locked(settings):
+        pass
 
 
 @pytest.mark.parametrize("waits", ["retry: {backoff_max: 12h}", "breaker: {open_max: 12h}", "batch: {step: 4h}"])
