@@ -308,7 +308,6 @@ def _wrong_store(session: Session, name: str, error: SameStore | OtherStore | Ca
     detail = error.message.removeprefix(f"{name}: ")
     other = error.other if isinstance(error, SameStore) else None
     twice = session.catalogue.store_records.count_in_both(name, other) if other else 0
-    detail = error.message.removeprefix(f"{name}: ")
     if not twice:
         return Check(f"store {name}", "bad", detail)
     told = f"copies of {counted(twice, 'artifact version')} are recorded in both, and each pair is one copy"
