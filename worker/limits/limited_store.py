@@ -212,6 +212,7 @@ class LimitedStore:
         with ExitStack() as held:
             metered = held.enter_context(self._transfer("read", on_bytes))
             reader = self._store.read_object(bucket, key, expected=expected, on_bytes=metered)
+            self._answered()
             held.callback(reader.close)
             return LimitedReader(self, reader, held.pop_all())
 
@@ -453,8 +454,6 @@ class LimitedStore:
     def _request(self, verb: str) -> Iterator[None]:
         """Admit the job, then count, time and trace what the block asks of the store, and count its failure."""
         self.admit()
-        if self._wait is not None:
-            self._wait.ended()
         STORE_OBJECTS.add(self.name, verb)
         began = time.monotonic()
         try:
@@ -463,8 +462,15 @@ class LimitedStore:
         except StorageError as error:
             self._blame(error, verb)
             raise
+        else:
+            self._answered()
         finally:
             STORE_SECONDS.observe(self.name, verb, value=time.monotonic() - began)
+
+    def _answered(self) -> None:
+        """End the wait of a command: its next one may take as long again."""
+        if self._wait is not None:
+            self._wait.ended()
 
     @contextmanager
     def _transfer(self, verb: str, on_bytes: OnBytes | None) -> Iterator[OnBytes]:

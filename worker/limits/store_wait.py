@@ -30,7 +30,7 @@ class StoreWait:
             Unavailable: all threads together have waited too long.
         """
         with self._lock:
-            now, since = time.monotonic(), self._since  # a thread that the store takes resets it without the lock
+            now, since = time.monotonic(), self._since  # a thread that gets its answer resets it without the lock
             if since is None:
                 self._tell(f"{error}: waiting")
             if since is None or isinstance(error, Paused):
@@ -41,5 +41,5 @@ class StoreWait:
         time.sleep(min(error.seconds, _ASK_AGAIN))
 
     def ended(self) -> None:
-        """Note that the store takes the job."""
+        """Note that the store has answered a request."""
         self._since = None

@@ -30,6 +30,9 @@ class _Admission:
             raise answer
         return False
 
+    def record_failure(self, *_: str) -> None:
+        """Count nothing."""
+
 
 class _Buckets:
     """A store with two buckets."""
@@ -73,6 +76,22 @@ def test_a_store_that_takes_no_job_for_ten_minutes_is_unavailable() -> None:
     store, _ = _waiting(*[BUSY] * 1000)
     with pytest.raises(Unavailable, match="nas: it took no job for 601 s: nas: 2 jobs use the store"):
         store.list_buckets()
+
+
+def test_a_probe_alone_ends_no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store whose circuit breaker closes, and whose requests fail all the same, is given up after ten minutes."""
+    store, told = _waiting(*([BUSY] * 100 + [None]) * 7)
+
+    def fail(_: _Buckets) -> list[str]:
+        raise Unavailable("no disk")
+
+    monkeypatch.setattr(_Buckets, "list_buckets", fail)
+    for _ in range(6):
+        with pytest.raises(Unavailable, match="no disk"):
+            store.list_buckets()
+    with pytest.raises(Unavailable, match="it took no job for 601 s"):
+        store.list_buckets()
+    assert len(told) == 1
 
 
 def test_a_listing_waits_for_its_first_row() -> None:
