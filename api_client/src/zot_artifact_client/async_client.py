@@ -314,16 +314,33 @@ class AsyncArtifactClient(AsyncArtifacts):
 
 @asynccontextmanager
 async def _told(on_progress: Callable[[Progress], object] | None) -> AsyncIterator[Callable[[Progress], None]]:
-    """Return what a thread calls with its progress; it ends the thread's work once the coroutine is cancelled."""
+    """Return what a thread calls with its progress; it ends the thread's work once the coroutine is cancelled.
+
+    What `on_progress` raises in the event loop ends that work, too, and is raised here.
+    """
     loop, given_up = asyncio.get_running_loop(), threading.Event()
+    raised: list[Exception] = []
+
+    def call(told: Callable[[Progress], object], progress: Progress) -> None:
+        try:
+            if not raised:
+                told(progress)
+        except Exception as error:  # noqa: BLE001 - it is the caller's, who gets it
+            raised.append(error)
+            given_up.set()
 
     def tell(progress: Progress) -> None:
         if given_up.is_set():
             raise ClientError("the transfer was cancelled")
         if on_progress is not None:
-            loop.call_soon_threadsafe(on_progress, progress)
+            loop.call_soon_threadsafe(call, on_progress, progress)
 
     try:
         yield tell
+    except ClientError:
+        if not raised:
+            raise
     finally:
         given_up.set()
+    if raised:
+        raise raised[0]

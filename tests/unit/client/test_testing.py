@@ -1,5 +1,6 @@
 """The in-memory client has the methods of the real one and the semantics of the worker."""
 
+import asyncio
 import hashlib
 import inspect
 import json
@@ -17,6 +18,7 @@ from zot_artifact_client import (
     JobCancelled,
     JobFailed,
     JobState,
+    Progress,
     UnknownJob,
     WaitTimeout,
 )
@@ -304,6 +306,24 @@ def test_an_older_worker_answers_no_query(monkeypatch: pytest.MonkeyPatch, clien
     assert client.status("no-such-job").state is JobState.UNKNOWN
     with pytest.raises(JobFailed, match="no task is named"):
         client.show("releases", "app.tgz")
+
+
+def test_what_on_progress_raises_ends_the_call(tmp_path: Path) -> None:
+    """The asynchronous client calls it in the event loop, and raises what it raised."""
+    (tmp_path / "f").write_bytes(b"x")
+
+    def stop(_: Progress) -> None:
+        raise KeyError("stop")
+
+    async def run() -> None:
+        client = AsyncInMemoryArtifactClient()
+        with pytest.raises(KeyError, match="stop"):
+            await client.upload_file(tmp_path / "f", "releases", "f", on_progress=stop)
+        await client.upload_file(tmp_path / "f", "releases", "f")
+        with pytest.raises(KeyError, match="stop"):
+            await client.get("releases", "f", tmp_path / "got", on_progress=stop)
+
+    asyncio.run(run())
 
 
 def test_an_argument_that_no_upload_has_is_refused(client: InMemoryArtifactClient, tmp_path: Path) -> None:
