@@ -440,6 +440,7 @@ def test_an_error_of_one_object_does_not_end_the_page(laid, drive, context, monk
     result = drive(BatchRequest(verb="replicate", bucket="releases", to=("cold",))).finish()
     assert (result.objects, result.outcomes) == (3, {"stored": 3})
     assert kinds(context) == ["page", "replicate"]
+    assert context.catalogue.job_admin.find([JobState.FAILED]) == []
     assert sorted(key for key, store, _ in verdicts(context) if store == "cold") == ["a/000", "a/001", "a/002"]
     assert context.catalogue.artifacts.count_by_state()["cold"] == {"verified": 3}
 
