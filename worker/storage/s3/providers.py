@@ -178,11 +178,22 @@ def make_client(
         ) from error
     for operation, root in _LISTINGS.items():
         client.meta.events.register(f"before-parse.s3.{operation}", partial(_clean_page, root))
+    client.meta.events.register("needs-retry.s3.HeadBucket", _ask_no_bucket_again)
     client.meta.events.register("before-send.s3.CreateMultipartUpload", request_begins)
     client.meta.events.register("before-send.s3", _damage if damaging else _send_in_pieces)
     endpoint: Any = client._endpoint  # type: ignore[attr-defined]  # noqa: SLF001  the SDK offers no other place
     endpoint.http_session = _LimitedSession(endpoint.http_session)
     return client
+
+
+def _ask_no_bucket_again(request_dict: dict[str, Any], response: tuple[Any, dict[str, Any]] | None, **_: Any) -> None:
+    """Let the SDK take a redirection of a bucket that names no region as the answer.
+
+    After any redirection without one it asks for the bucket. It would ask again after the answer to that, and so on
+    until the stack of Python is full: 80 requests.
+    """
+    if response is not None and "x-amz-bucket-region" not in response[1]["ResponseMetadata"]["HTTPHeaders"]:
+        request_dict["context"]["s3_redirect"]["redirected"] = True
 
 
 class _LimitedSession:
