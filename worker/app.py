@@ -130,7 +130,7 @@ def make_app(settings: Settings) -> Celery:
         beat_schedule=beat_schedule(settings),
         beat_scheduler="worker.beat_scheduler:Scheduler",  # records its ticks, which doctor reads
         beat_max_loop_interval=LONGEST_SLEEP,
-        beat_schedule_filename=str(settings.home / "run" / "beat-schedule"),
+        beat_schedule_filename=str(settings.run_dir / "beat-schedule"),
         timezone="UTC",
         worker_hijack_root_logger=True,
     )

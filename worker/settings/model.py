@@ -398,7 +398,7 @@ class Settings(BaseSettings):
 
     @property
     def run_dir(self) -> Path:
-        """Return the directory of what this machine's processes keep for themselves."""
+        """Return the directory of the locks, ports, secrets and records that only the processes of this machine use."""
         return self.home / "run"
 
     @property
@@ -409,7 +409,7 @@ class Settings(BaseSettings):
     @property
     def up_lock(self) -> Path:
         """Return the file that `zot-artifacts up` and its broker have locked while they run."""
-        return self.home / "run" / "up.lock"
+        return self.run_dir / "up.lock"
 
     @property
     def staging_dir(self) -> Path:
