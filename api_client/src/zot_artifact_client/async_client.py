@@ -59,8 +59,8 @@ _PIECE = 1 << 20
 """A read checks after so many bytes whether it was cancelled."""
 
 
-class AsyncSentJobs(Protocol):
-    """Sends the jobs of one service; see `SentJobs`."""
+class AsyncJobTransport(Protocol):
+    """Sends the jobs of one service; see `JobTransport`."""
 
     at: str
 
@@ -94,7 +94,7 @@ class AsyncArtifacts(
     Each call promises and raises what that of `Artifacts` does.
     """
 
-    def __init__(self, jobs: AsyncSentJobs, bytes_: ArtifactBytes) -> None:
+    def __init__(self, jobs: AsyncJobTransport, bytes_: ArtifactBytes) -> None:
         self._jobs = jobs
         self._bytes = bytes_
         self._closed = False

@@ -51,7 +51,7 @@ from zot_artifact_client.query_messages import QUERY_TIMEOUT, UNKNOWN_TASK
 from zot_artifact_client.snapshot import JobStatus, Snapshot, recorded_status, status_of
 
 
-class SentJobs(Protocol):
+class JobTransport(Protocol):
     """Sends the jobs of one service: over a broker, over a gateway, or to a worker in memory."""
 
     at: str
@@ -87,7 +87,7 @@ class Artifacts(
     ends the call.
     """
 
-    def __init__(self, jobs: SentJobs, bytes_: ArtifactBytes) -> None:
+    def __init__(self, jobs: JobTransport, bytes_: ArtifactBytes) -> None:
         self._jobs = jobs
         self._bytes = bytes_
         self._closed = False
