@@ -296,7 +296,7 @@ class AsyncInMemoryArtifactClient(AsyncArtifacts):
         service: str | None = None,
     ) -> None:
         self.memory = InMemoryArtifactClient(stores, sources, service=service)
-        super().__init__(_AsyncInMemoryJobs(self.memory), self.memory._bytes)  # noqa: SLF001 - it is one of us
+        super().__init__(_AsyncInMemoryJobs(self.memory), self.memory._bytes)  # noqa: SLF001 - it is of this module
 
 
 class _AsyncInMemoryJobs:
@@ -304,7 +304,7 @@ class _AsyncInMemoryJobs:
 
     def __init__(self, memory: InMemoryArtifactClient) -> None:
         self._memory = memory
-        self._jobs = memory._jobs  # noqa: SLF001 - it is one of us
+        self._jobs = memory._jobs  # noqa: SLF001 - it is of this module
         self.at = self._jobs.at
 
     @property

@@ -327,7 +327,7 @@ def test_what_on_progress_raises_ends_the_call(tmp_path: Path) -> None:
 
 
 def test_an_argument_that_no_upload_has_is_refused(client: InMemoryArtifactClient, tmp_path: Path) -> None:
-    """A misspelt name is no wish that is left out in silence: nothing is sent."""
+    """A misspelt argument raises TypeError, and nothing is sent."""
     (tmp_path / "f").write_bytes(b"x")
     misspelt: dict[str, Any] = {"store": "dr"}
     real = ArtifactClient(gateway="http://127.0.0.1:1", token="t")
