@@ -46,7 +46,7 @@ def print_jobs(records: list[JobRecord], waiting: Mapping[str, Mapping[str, Wait
             r.shown_state,
             r.attempts,
             age(r.created_at, now) if narrow else r.created_at,
-            _lease(r) or (r.error or {}).get("message") or _failed(r) or _waits(waiting.get(r.id, {})),
+            _expired_lease(r) or (r.error or {}).get("message") or _failed(r) or _waits(waiting.get(r.id, {})),
         )
         for r in records
     ]
@@ -102,8 +102,8 @@ def _waits(jobs: Mapping[str, WaitingJobs]) -> str | None:
     )
 
 
-def _lease(record: JobRecord) -> str | None:
-    """Return since when a job waits that its worker has not given back, and what tells why."""
+def _expired_lease(record: JobRecord) -> str | None:
+    """Return since when a job has waited whose lease has expired, and the command that tells why; None of others."""
     if (since := record.waits_since) is None:
         return None
     return f"its worker died or cannot use the catalogue since {moment(since)}: `zot-artifacts status` has the cause"
@@ -182,7 +182,7 @@ def _fields(record: JobRecord) -> Iterator[tuple[str, object]]:
     yield "progress", _progress(record)
     for name, value in (("created", record.created_at), ("started", record.started_at), ("ended", record.finished_at)):
         yield name, value and moment(value)
-    yield "waiting", _lease(record)
+    yield "waiting", _expired_lease(record)
     if record.state in (JobState.QUEUED, JobState.RETRYING) and record.due_at:
         yield "next attempt", f"by {moment(record.due_at)}"
     for number, cause in enumerate(causes_of(record)):
