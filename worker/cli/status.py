@@ -24,7 +24,7 @@ def status(as_json: AsJson = False) -> None:
         sweeps on schedule whose last run failed
         queues without a worker, a beat that does not tick, and workers that cannot use the catalogue
         a disk of the data directory, or of a store in a directory, with less than 1 GiB free
-        jobs of the last day that a store failed with AccessDenied, OutOfSpace or SameStore, or a full disk of a worker
+        jobs of the last day that failed with AccessDenied, OutOfSpace or SameStore of a store, or a worker's full disk
 
     Jobs of the last day that failed with another error are counted, and are not open.
     A job that failed is not counted once a later job has done the same.
