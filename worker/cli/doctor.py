@@ -110,8 +110,8 @@ def _checks(settings: Settings) -> Iterator[Check]:
             yield Check("catalogue", "unknown", told_since_when(settings, error))  # the error names the way out
             return
         opened.callback(session.close)
-        # Where this process cannot open it either, the workers wait for the same.
-        refused = list(_catalogue_of_workers(workers)) if is_served else []
+        # Only here: where this process cannot open the catalogue, the workers wait for the same cause.
+        refused = list(_catalogue_of_one_worker(workers)) if is_served else []
         yield from refused
         if is_there:
             if not refused:  # another worker may have answered
@@ -122,8 +122,8 @@ def _checks(settings: Settings) -> Iterator[Check]:
         yield from _catalogue(session)
 
 
-def _catalogue_of_workers(settings: Settings) -> Iterator[Check]:
-    """Tell that a worker refuses its catalogue: its file may have been replaced by one that opens well here.
+def _catalogue_of_one_worker(settings: Settings) -> Iterator[Check]:
+    """Ask a worker: it refuses its catalogue where the file was replaced, also by one that opens well here.
 
     A worker that is too busy to answer tells nothing.
     """
@@ -288,8 +288,8 @@ def _store(session: Session, name: str, breaker: OpenBreaker | None) -> Check:
         if breaker:
             told = str(breaker)
             return Check(title, "unknown", told if detail in told else f"{detail}; {told}", way_out_of_breaker(name))
-        is_told = isinstance(session.settings.stores[name], FilesystemConfig)  # by the message itself
-        return Check(title, "unknown", detail, None if is_told else f"see `stores.{name}` in the settings")
+        has_way_out = isinstance(session.settings.stores[name], FilesystemConfig)  # in the message
+        return Check(title, "unknown", detail, None if has_way_out else f"see `stores.{name}` in the settings")
     if fault:
         return Check(title, "bad", fault.removeprefix(f"{name}: "), "do not rely on it before that is repaired")
     if breaker:
