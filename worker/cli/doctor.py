@@ -99,13 +99,13 @@ def _checks(settings: Settings) -> Iterator[Check]:
         is_there = True
         try:
             try:
-                session = open_session(settings, create=False)
+                session = open_session(settings)
             except (Failure, NoCatalogue) as error:  # the stores are checked all the same, with one that goes away
                 is_there = False
                 yield Check("catalogue", "unknown", told_since_when(settings, error))
                 aside = Path(opened.enter_context(tempfile.TemporaryDirectory())) / "catalogue.sqlite3"
                 settings = settings.model_copy(update={"catalogue": SecretStr(f"sqlite:///{quote(str(aside))}")})
-                session = open_session(settings)
+                session = open_session(settings, create=True)
         except CatalogueError as error:
             yield Check("catalogue", "unknown", told_since_when(settings, error))  # the error names the way out
             return

@@ -141,10 +141,10 @@ def opened(*, create: bool = False, sends: bool = False) -> Iterator[Session]:
         session.close()
 
 
-def open_session(settings: Settings, *, create: bool = True) -> Session:
+def open_session(settings: Settings, *, create: bool = False) -> Session:
     """Open the catalogue and the stores of these settings, with the errors of `opened`; the caller closes the session.
 
-    Without `create`, a wrong name of the data directory or the database is told: neither is made.
+    Without `create`, it makes no data directory and no database: a name that is wrong must be told.
     """
     if not create and (missing := no_catalogue(settings)):
         raise missing
@@ -200,7 +200,7 @@ def no_catalogue(settings: Settings) -> Failure | None:
         told = f"no catalogue here (ZOT_HOME={settings.home}): {way_out}"
     else:
         file = Path(_file(settings) or "").absolute()
-        # `up` makes no directory of such a file.
+        # `up` does not make the directory of such a file.
         way_out = absent_directory(file) or f"name its file with ZOT_CATALOGUE, or {start}"
         told = f"no catalogue here ({file}): {way_out}"
     return Failure(told, Status.USAGE, type_="NoCatalogue")

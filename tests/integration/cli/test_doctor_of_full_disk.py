@@ -28,7 +28,7 @@ def test_a_full_disk_is_named_with_the_way_out(
     monkeypatch.setenv("ZOT_HOME", str(home / "home"))
     monkeypatch.setenv("ZOT_STORES", json.dumps({"nas": {"type": "filesystem", "root": str(nas / "nas")}}))
     (nas / "nas").mkdir()
-    open_session(load_settings()).close()
+    open_session(load_settings(), create=True).close()
     with (small_disk / "full").open("wb", buffering=0) as file:
         fill(file.fileno())
     cli.run(["doctor", "--json"])
@@ -56,7 +56,7 @@ def test_a_directory_that_is_in_a_root_need_not_be_added_to_the_roots(
     monkeypatch.setenv("ZOT_STORES", json.dumps({"nas": {"type": "filesystem", "root": str(tmp_path / "nas")}}))
     monkeypatch.setenv("ZOT_SOURCES__ROOTS", json.dumps([str(tmp_path / root)]))
     monkeypatch.setenv("ZOT_BROKER", "redis://127.0.0.1:1/0")  # nothing is sent
-    with closing(open_session(load_settings())), (small_disk / "full").open("wb", buffering=0) as file:
+    with closing(open_session(load_settings(), create=True)), (small_disk / "full").open("wb", buffering=0) as file:
         fill(file.fileno())
         assert cli.run(["upload", "-r", str(tmp_path / "src"), "releases"]) == 1
     said = capsys.readouterr().err.strip()

@@ -37,7 +37,7 @@ def doctor(
     """Return what runs `doctor` on this broker, with a catalogue, and returns its checks by name."""
     monkeypatch.setenv("ZOT_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("ZOT_BROKER", broker.url)
-    open_session(load_settings()).close()
+    open_session(load_settings(), create=True).close()
 
     def run() -> dict[str, Any]:
         cli.run(["doctor", "--json"])

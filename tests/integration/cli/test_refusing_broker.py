@@ -77,7 +77,7 @@ def test_a_broker_that_refuses_is_not_said_to_be_away(
     monkeypatch.setattr(health, "_ANSWERS_WITHIN", 2.0)
     monkeypatch.setenv("ZOT_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("ZOT_BROKER", broker.url)
-    open_session(load_settings()).close()
+    open_session(load_settings(), create=True).close()
     with redis.Redis(port=broker.port) as client:
         login = refuse(client)
         monkeypatch.setenv("ZOT_BROKER", f"redis://{login}127.0.0.1:{broker.port}/0")

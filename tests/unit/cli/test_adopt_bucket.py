@@ -50,7 +50,7 @@ class Way:
 @pytest.fixture
 def session(tmp_path: Path) -> Iterator[Session]:
     root = tmp_path / "home" / "stores" / "only"
-    opened = open_session(Settings(home=tmp_path / "home", stores={"only": FilesystemConfig(root=root)}))
+    opened = open_session(Settings(home=tmp_path / "home", stores={"only": FilesystemConfig(root=root)}), create=True)
     yield opened
     opened.close()
 

@@ -39,7 +39,7 @@ def test_a_dead_cloud_is_read_after_the_others(
 ) -> None:
     """The directory comes first where its copy is good; elsewhere a cloud without a connection is tried after it."""
     digest = Digest(len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
-    with closing(open_session(load_settings())) as session:
+    with closing(open_session(load_settings(), create=True)) as session:
         session.stores["local"].write_object("releases", "app.tgz", io.BytesIO(CONTENT))
         artifacts = session.catalogue.artifacts
         made = artifacts.record("releases", "app.tgz", digest, {}, clock.now(), stores=["cloud", "local"]).artifact
@@ -59,7 +59,7 @@ def test_a_dead_cloud_is_read_after_the_others(
 
 def test_a_dead_store_hides_no_backup(capsys: pytest.CaptureFixture[str]) -> None:
     """`catalogue backups` lists those of the stores that answer, names the others, and ends with 3."""
-    with closing(open_session(load_settings())) as session:
+    with closing(open_session(load_settings(), create=True)) as session:
         settings = session.settings
         done = back_up(
             session.catalogue, [session.stores["local"]], settings.sweep.backup, settings.spool_dir, job="job"

@@ -30,6 +30,9 @@ def test_an_absurd_range_is_refused(text: str) -> None:
 def test_a_part_without_recorded_digests_is_unverifiable(tmp_path: Path) -> None:
     """Of an artifact whose chunks have no digests no part is written, and the error says so."""
     artifact = Artifact(1, "releases", "app", 1, Digest(CHUNK_SIZE + 1, "0" * 64), {}, datetime(2026, 1, 1, tzinfo=UTC))
-    with closing(open_session(Settings(home=tmp_path))) as session, pytest.raises(Failure, match="whole") as refused:
+    with (
+        closing(open_session(Settings(home=tmp_path), create=True)) as session,
+        pytest.raises(Failure, match="whole") as refused,
+    ):
         _manifest(session, artifact, _part("1-3", artifact))
     assert refused.value.type == "Unverifiable"

@@ -21,7 +21,7 @@ def test_a_command_that_waits_for_the_catalogue_says_so(
     monkeypatch.setenv("ZOT_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(database, "TOLD_AFTER", 0.05)
     settings = load_settings()
-    open_session(settings).close()
+    open_session(settings, create=True).close()
     told: list[object] = []
     with closing(sqlite3.connect(settings.catalogue_file, check_same_thread=False)) as other:
         other.execute("BEGIN IMMEDIATE")

@@ -68,7 +68,7 @@ def test_a_relative_path_in_a_deleted_directory_names_the_way_out(
 @pytest.mark.usefixtures("catalogue")
 def test_an_empty_store_is_not_all_of_them() -> None:
     """`delete --store "$UNSET"` deleted the whole artifact."""
-    session = open_session(load_settings())
+    session = open_session(load_settings(), create=True)
     try:
         for given in ([""], [" "], ["primary", ""], [","]):
             with pytest.raises(Failure, match="the name of a store is empty"):
