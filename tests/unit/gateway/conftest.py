@@ -48,9 +48,13 @@ class Gateway:
 
     def client(self, *buckets: str, verbs: tuple[TokenVerb, ...] = tuple(TokenVerb), name: str = "ci") -> httpx.Client:
         """Return a client with a new token."""
+        return self.client_of(self.token(*buckets, verbs=verbs, name=name))
+
+    def token(self, *buckets: str, verbs: tuple[TokenVerb, ...] = tuple(TokenVerb), name: str = "ci") -> str:
+        """Return a new token."""
         record, text = new_token(name, buckets or ("releases",), verbs, now=clock.now(), expires_at=None)
         assert self.context.catalogue.access_tokens.add(record)
-        return self.client_of(text)
+        return text
 
     def client_of(self, token: str) -> httpx.Client:
         """Return a client that shows this token."""

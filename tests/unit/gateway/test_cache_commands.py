@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.unit.gateway.conftest import Gateway
-from tests.unit.gateway.test_client_bytes import CONTENT, token
+from tests.unit.gateway.test_client_bytes import CONTENT
 from worker import cli
 from zot_artifact_client import ArtifactClient, ChunkCache
 
@@ -19,7 +19,7 @@ def root(gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     monkeypatch.setenv("ZOT_CACHE__ROOT", str(tmp_path / "cache"))
     monkeypatch.setenv("ZOT_CACHE__MIN_FREE", "0B")
     monkeypatch.setenv("ZOT_CACHE__GATEWAY", gateway.url)
-    monkeypatch.setenv("ZOT_CACHE__TOKEN", token(gateway))
+    monkeypatch.setenv("ZOT_CACHE__TOKEN", gateway.token())
     return tmp_path / "cache"
 
 
@@ -40,7 +40,7 @@ def test_what_was_warmed_is_read_without_the_bytes_of_the_gateway(
     assert (status, shown["chunks"], shown["bytes"]) == (0, 3, len(CONTENT))
     for store in ("primary", "dr"):
         gateway.path(store, "app.tgz").unlink()
-    with ArtifactClient(gateway=gateway.url, token=token(gateway, name="b"), cache=ChunkCache(root)) as client:
+    with ArtifactClient(gateway=gateway.url, token=gateway.token(name="b"), cache=ChunkCache(root)) as client:
         client.get("releases", "app.tgz", tmp_path / "app.tgz")
     assert (tmp_path / "app.tgz").read_bytes() == CONTENT
 

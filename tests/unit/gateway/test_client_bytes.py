@@ -26,8 +26,7 @@ from tests.servers.process import free_port
 from tests.servers.proxy import Fault, FaultyProxy, Request, Reset
 from tests.unit.gateway.conftest import Gateway
 from tests.waiting import WITHIN
-from worker import clock
-from worker.gateway.access import TokenVerb, new_token
+from worker.gateway.access import TokenVerb
 from worker.storage.integrity.manifest import CHUNK_SIZE
 from zot_artifact_client import (
     ArtifactChanged,
@@ -60,21 +59,15 @@ MIB = 1 << 20
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
-def token(gateway: Gateway, *buckets: str, verbs: tuple[TokenVerb, ...] = tuple(TokenVerb), name: str = "ci") -> str:
-    record, text = new_token(name, buckets or ("releases",), verbs, now=clock.now(), expires_at=None)
-    assert gateway.context.catalogue.access_tokens.add(record)
-    return text
-
-
 @pytest.fixture
 def client(gateway: Gateway) -> Iterator[ArtifactClient]:
-    with ArtifactClient(gateway=gateway.url, token=token(gateway)) as made:
+    with ArtifactClient(gateway=gateway.url, token=gateway.token()) as made:
         yield made
 
 
 @pytest.fixture
 def cached(gateway: Gateway, tmp_path: Path) -> Iterator[ArtifactClient]:
-    with ArtifactClient(gateway=gateway.url, token=token(gateway), cache=ChunkCache(tmp_path / "cache")) as made:
+    with ArtifactClient(gateway=gateway.url, token=gateway.token(), cache=ChunkCache(tmp_path / "cache")) as made:
         yield made
 
 
@@ -184,7 +177,7 @@ def test_what_may_not_be_read_is_told(gateway: Gateway, client: ArtifactClient) 
     for bucket, key in (("releases", "absent"), ("secret", "app.tgz")):
         with pytest.raises(ArtifactNotFound):
             client.open(bucket, key)
-    for given in ("wrong", token(gateway, verbs=(TokenVerb.VERIFY,), name="no-reader")):
+    for given in ("wrong", gateway.token(verbs=(TokenVerb.VERIFY,), name="no-reader")):
         with ArtifactClient(gateway=gateway.url, token=given) as other, pytest.raises(NotAllowed) as refused:
             other.open("releases", "app.tgz")
         assert given not in str(refused.value)
@@ -223,7 +216,7 @@ def test_an_asynchronous_service_reads_too(gateway: Gateway, tmp_path: Path) -> 
     seen: list[int] = []
 
     async def scene() -> None:
-        url, given = "redis://127.0.0.1:1/0", token(gateway)
+        url, given = "redis://127.0.0.1:1/0", gateway.token()
         async with AsyncArtifactClient(url, gateway=gateway.url, token=given) as client:
             assert await client.read("releases", "app.tgz", CHUNK_SIZE - 2, 4) == CONTENT[CHUNK_SIZE - 2 :][:4]
             assert await client.read("releases", "app.tgz", 2 * CHUNK_SIZE) == b"the end"
@@ -257,7 +250,7 @@ def test_a_cancelled_read_fetches_no_further_chunk(gateway: Gateway, monkeypatch
         return fetch(remote, number)
 
     async def scene() -> None:
-        async with AsyncArtifactClient(gateway=gateway.url, token=token(gateway)) as client:
+        async with AsyncArtifactClient(gateway=gateway.url, token=gateway.token()) as client:
             task = asyncio.create_task(client.read("releases", "app.tgz"))
             assert await asyncio.to_thread(begun.wait, WITHIN)
             task.cancel()
@@ -651,7 +644,7 @@ def test_a_wrong_url_is_one_line(url: str) -> None:
 
 @pytest.fixture
 def over_gateway(gateway_with_broker: Gateway) -> Iterator[ArtifactClient]:
-    with ArtifactClient(gateway=gateway_with_broker.url, token=token(gateway_with_broker)) as made:
+    with ArtifactClient(gateway=gateway_with_broker.url, token=gateway_with_broker.token()) as made:
         yield made
 
 
@@ -683,7 +676,7 @@ def test_jobs_go_over_the_gateway(over_gateway: ArtifactClient, gateway_with_bro
 
 def test_services_share_no_upload(gateway_with_broker: Gateway, tmp_path: Path) -> None:
     """The same idempotency key of two services with one token names two files that are sent."""
-    way, ids = {"gateway": gateway_with_broker.url, "token": token(gateway_with_broker)}, set()
+    way, ids = {"gateway": gateway_with_broker.url, "token": gateway_with_broker.token()}, set()
     for service in ("billing", "shipping"):
         (tmp_path / "file").write_text(service)
         with ArtifactClient(**way, service=service) as client:
@@ -786,7 +779,7 @@ def test_an_upload_outlives_a_gateway_that_is_away_for_longer_than_a_query(
         return None
 
     with FaultyProxy(httpx.URL(gateway_with_broker.url).port or 0, away) as proxy:
-        way = {"gateway": f"http://127.0.0.1:{proxy.port}", "token": token(gateway_with_broker)}
+        way = {"gateway": f"http://127.0.0.1:{proxy.port}", "token": gateway_with_broker.token()}
         with ArtifactClient(**way) as client:
             client.upload_file(tmp_path / "app.tgz", "releases", "app.tgz")
     assert refused == ["PATCH", *["HEAD"] * 7]

@@ -13,7 +13,6 @@ from pydantic import SecretStr
 
 from tests.servers.proxy import Fault, FaultyProxy, Request, Reset, Say
 from tests.unit.gateway.conftest import Gateway
-from tests.unit.gateway.test_client_bytes import token
 from tests.waiting import WITHIN
 from worker import clock
 from worker.catalogue import Leased
@@ -90,7 +89,10 @@ def test_a_job_is_part_of_the_trace_that_its_request_names(gateway: Gateway, aga
 def test_a_client_over_http_continues_the_trace_of_its_service(gateway: Gateway) -> None:
     """A service that traces sees its job below its own span, whichever way the job was sent."""
     tracer = TracerProvider(shutdown_on_exit=False).get_tracer("a service")
-    with ArtifactClient(gateway=gateway.url, token=token(gateway)) as client, tracer.start_as_current_span("x") as span:
+    with (
+        ArtifactClient(gateway=gateway.url, token=gateway.token()) as client,
+        tracer.start_as_current_span("x") as span,
+    ):
         job = client.verify("releases", "app.tgz")
     context = span.get_span_context()
     assert str(traceparent_of(gateway, job.id)).startswith(f"00-{context.trace_id:032x}-{context.span_id:016x}-")
@@ -101,7 +103,7 @@ def test_an_asynchronous_client_over_http_continues_the_trace_of_its_service(gat
     tracer = TracerProvider(shutdown_on_exit=False).get_tracer("a service")
 
     async def scene() -> tuple[str, int]:
-        async with AsyncArtifactClient(gateway=gateway.url, token=token(gateway)) as client:
+        async with AsyncArtifactClient(gateway=gateway.url, token=gateway.token()) as client:
             with tracer.start_as_current_span("x") as span:
                 job = await client.verify("releases", "app.tgz")
             return job.id, span.get_span_context().trace_id
@@ -140,7 +142,7 @@ def test_a_wait_outlives_a_gateway_that_is_away(
         work(gateway, {"job": id_, "kind": "verify"}, asked.model_dump(mode="json"), result.model_dump(mode="json"))
 
     with FaultyProxy(httpx.URL(gateway.url).port or 0, away) as proxy:
-        way: dict[str, Any] = {"gateway": f"http://127.0.0.1:{proxy.port}", "token": token(gateway)}
+        way: dict[str, Any] = {"gateway": f"http://127.0.0.1:{proxy.port}", "token": gateway.token()}
         with ArtifactClient(**way) as client:
             jobs = client.submit_many([asked])
             end(jobs[0].id)
@@ -162,7 +164,7 @@ def test_an_error_is_an_answer_of_a_gateway_that_is_back(gateway: Gateway, monke
     monkeypatch.setattr("zot_artifact_client.gateway._FIRST_PAUSE", 0.01)
     faults: list[Fault] = []
     with FaultyProxy(httpx.URL(gateway.url).port or 0, lambda _: faults.pop() if faults else None) as proxy:
-        asked = GatewayOfClient(f"http://127.0.0.1:{proxy.port}", token(gateway))
+        asked = GatewayOfClient(f"http://127.0.0.1:{proxy.port}", gateway.token())
         away: list[bool] = []
         for resets in (0, 5, 1):
             faults += [Reset()] * resets
@@ -177,7 +179,7 @@ def test_a_wait_ends_when_the_gateway_stays_away(gateway: Gateway, monkeypatch: 
     """After a minute, or at the end of its own time, it raises what is wrong with the gateway."""
     monkeypatch.setattr("zot_artifact_client.gateway._FIRST_PAUSE", 0.01)
     with FaultyProxy(httpx.URL(gateway.url).port or 0, lambda each: Reset() if each.method == "GET" else None) as proxy:
-        way: dict[str, Any] = {"gateway": f"http://127.0.0.1:{proxy.port}", "token": token(gateway)}
+        way: dict[str, Any] = {"gateway": f"http://127.0.0.1:{proxy.port}", "token": gateway.token()}
         with ArtifactClient(**way) as client:
             job = client.verify("releases", "app.tgz")
             with pytest.raises(GatewayUnavailable):
