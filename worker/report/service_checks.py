@@ -79,7 +79,7 @@ def way_out_of_breaker(store: str) -> str:
 
 def told_since_when(settings: Settings, fault: object) -> str:
     """Return what is wrong with the catalogue, and since when workers cannot use it, as far as Redis has that."""
-    since = min(_away_since(settings).values(), default=None)
+    since = max(_away_since(settings).values(), default=None)  # before that, one of them could
     return f"{fault}; no worker can use it since {moment(since)}, and all jobs wait" if since else str(fault)
 
 

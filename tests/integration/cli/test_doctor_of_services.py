@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +85,9 @@ def test_a_worker_that_refuses_its_catalogue_is_bad(
     """An older copy of the file in its place has the same id and opens well here, and no worker uses it.
 
     Where the catalogue does not answer here either, nothing is said of the workers: a restart would not help. Since
-    when they cannot use it is told, by `status` too.
+    when they cannot use it is told, by `status` too; none can since the last of them cannot.
     """
-    with Worker(tmp_path, broker.url, concurrency=1) as worker:
+    with Worker(tmp_path, broker.url, concurrency=1) as worker, Celery(backend=broker.url, set_as_current=False) as app:
         file, older = worker.home / "catalogue.sqlite3", tmp_path / "older"
         assert "catalogue of the workers" not in doctor()
         older.write_bytes(file.read_bytes())
@@ -94,16 +95,21 @@ def test_a_worker_that_refuses_its_catalogue_is_bad(
         found = doctor()
         assert cli.run(["sweep", "recover"]) == 0
         until(lambda: "jobs are not recovered for now" in worker.log)
-        with Celery(backend=broker.url, set_as_current=False) as app:
-            note_catalogue(app, "worker@elsewhere", away=False)  # which can use it
+        note_catalogue(app, "worker@elsewhere", away=False)  # which can use it
         capsys.readouterr()
         assert cli.run(["status"]) == 1
         answers = capsys.readouterr().out
+        last_year = clock.now() - timedelta(days=400)
+        with monkeypatch.context() as earlier:
+            earlier.setattr(clock, "host_time", lambda: last_year)
+            note_catalogue(app, "worker@elsewhere", away=True)
+        note_catalogue(app, "worker@elsewhere", away=True)
         with monkeypatch.context() as elsewhere:
             elsewhere.setenv("ZOT_CATALOGUE", "postgresql+psycopg://zot@127.0.0.1:1/zot")
             away = doctor()
             cli.run(["status"])
             lost = capsys.readouterr().err
+        note_catalogue(app, "worker@elsewhere", away=False)
     remembered = doctor()["catalogue of the workers"]["detail"]
     assert (away["catalogue"]["outcome"], "catalogue of the workers" in away) == ("unknown", False)
     for told in (away["catalogue"]["detail"], lost):
