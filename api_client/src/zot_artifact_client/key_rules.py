@@ -8,7 +8,8 @@ replicated. The rules are the union of the limits of all backends:
 - a key consists of segments between single slashes: none is empty, `.` or `..` (filesystems, URLs);
 - a segment is at most 247 bytes (255 of a filesystem, less the longest sidecar suffix) and ends neither in a dot nor
   in a space (Azure drops the former, Windows tools both);
-- no control characters (XML listings cannot carry them) and no backslash (Azure turns it into a slash);
+- no control characters, U+FFFE or U+FFFF (XML listings cannot carry them), and no backslash (Azure turns it into a
+  slash);
 - segments starting with `.zot-` and buckets starting with `zot-` are reserved for temporary files, markers and
 quarantine.
 """
