@@ -18,9 +18,9 @@ REDRIVABLE = (JobState.DEAD, JobState.FAILED, JobState.CANCELLED)
 """The states that can be redriven. A rejected job has no request that could be sent again."""
 _PARENTS = 500
 _SHOWN_OTHERWISE = {JobState.QUEUED, JobState.RUNNING}
-_IS_WAITING = sa.and_(jobs.c.state == JobState.RUNNING, jobs.c.lease_until <= sa.bindparam("now"))
+_LEASE_EXPIRED = sa.and_(jobs.c.state == JobState.RUNNING, jobs.c.lease_until <= sa.bindparam("now"))
 _SHOWN_STATE = sa.case(
-    (_IS_WAITING, JobState.QUEUED.value),
+    (_LEASE_EXPIRED, JobState.QUEUED.value),
     (
         sa.and_(jobs.c.kind == BATCH.kind, jobs.c.state == JobState.QUEUED, jobs.c.started_at.is_not(None)),
         JobState.RUNNING.value,
@@ -33,7 +33,7 @@ _CANCEL = (
     sa.update(jobs)
     .where(
         jobs.c.id == sa.bindparam("job"),
-        sa.or_(jobs.c.state.in_(WAITING_STATES), _IS_WAITING),
+        sa.or_(jobs.c.state.in_(WAITING_STATES), _LEASE_EXPIRED),
     )
     .values(
         state=JobState.CANCELLED, fence=jobs.c.fence + 1, lease_until=None, due_at=None,

@@ -48,8 +48,9 @@ def count_present(states: Mapping[str, int]) -> int:
 OPEN_STATES = [state for state in JobState if not state.terminal]
 """The states of jobs that have not ended."""
 ENDED_STATES = [state for state in JobState if state.terminal]
+"""The states of jobs that have ended."""
 NEW_JOB = {"state": JobState.QUEUED, "attempts": 0, "fence": 0, "crashes": 0}
-"""What the row of a job has that no worker has leased yet."""
+"""The values of the row of a job that no worker has leased yet."""
 WAITING_STATES = (JobState.QUEUED, JobState.RETRYING)
 """The states of jobs that no worker has leased."""
 GOOD = tuple(state for state in CopyState if state.good)
@@ -229,9 +230,9 @@ class JobRecord:
     def exhausted_state(self) -> JobState:
         """Return the state in which the job ends when its attempts are used up: `dead`, so that it can be redriven.
 
-        A sweep has failed then, and so has what it sent for one object: the next run of the sweep does the same. A page
-        is `dead` until `sweep.recover` has sent a job for each object that it has left undone. So is a verification,
-        such as one that exceeds the time limit: it has left no verdict, and no finding tells of the copy.
+        A sweep has failed then, and so has what it sent for one object: the next run of the sweep does its work. A
+        page is `dead` until `sweep.recover` has sent a job for each object that it has left undone. So is a
+        verification, such as one that exceeds the time limit: it has left no verdict, and no finding tells of the copy.
         """
         of_sweep = self.queue == Queue.SWEEP and self.parent is not None and not is_batch_job(self.id, self.parent)
         is_done_again = self.is_sweep or (of_sweep and self.kind not in {PAGE.kind, VERIFY.kind})
