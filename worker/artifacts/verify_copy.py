@@ -90,8 +90,9 @@ def verdict_on(
     stored = stored_sha256_of(job.stores, artifact, copy.store, evidence, seen)
     retry_at = read_again_at(seen.verdict, job.settings.sweep.verify.period_of(copy.store), clock.now())
     return VerdictRow.of(
-        job.id, artifact, copy, seen.verdict, seen.sha256, seen.size, seen.detail, seen.version, retry_at, stored
-    )
+        job.id, artifact, copy, seen.verdict, found_sha256=seen.sha256, found_size=seen.size, detail=seen.detail,
+        tag=seen.version, retry_at=retry_at, stored_sha256=stored,
+    )  # fmt: skip
 
 
 def record_verdict(
