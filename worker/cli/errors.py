@@ -84,7 +84,7 @@ def of_file(error: OSError, way_out: str = "") -> str:
 def suggestion(name: str, names: Iterable[str]) -> str:
     """Return `; did you mean …?` where one of the names is like this one, else nothing."""
     close = difflib.get_close_matches(name, list(names), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f"; did you mean {str(close[0])!r}?" if close else ""
 
 
 def _statuses() -> tuple[tuple[type[Exception], Status], ...]:

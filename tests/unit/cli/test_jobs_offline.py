@@ -300,6 +300,7 @@ def test_a_file_that_a_batch_staged_is_not_sent_again_once_it_is_gone(zot, end, 
         (("jobs", "--state", "runing"), 2, "did you mean 'running'?"),
         (("jobs", "--store", "prmary"), 2, "did you mean 'primary'?"),
         (("jobs", "retry", "--all", "--kind", "uplod"), 2, "did you mean 'upload'?"),
+        (("findings", "--kind", "corupt"), 2, "did you mean 'corrupt'?"),
         (("catalogue", "rebuild", "--bucket", "nope"), 1, "in the bucket nope"),
     ],
 )
