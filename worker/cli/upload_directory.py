@@ -47,7 +47,7 @@ def listing_of(source: str, target: str, filters: Filters) -> DirectoryListing:
         prefix += "/"
     try:
         if not stat.S_ISDIR(directory.stat().st_mode):
-            raise UsageError(f"source {directory}: is no directory; leave out --recursive")
+            raise UsageError(f"source {directory} is no directory; leave out --recursive")
     except OSError as error:
         raise Failure(f"source {directory}: {error.strerror}", type_="NotFound") from None
     return DirectoryListing(directory, check_bucket(bucket), check_key_prefix(prefix), filters)

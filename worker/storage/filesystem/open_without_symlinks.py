@@ -8,6 +8,7 @@ import errno
 import fcntl
 import logging
 import os
+import shlex
 import stat
 import time
 import unicodedata
@@ -352,11 +353,13 @@ class Tree:
     def _open_root(self) -> int:
         try:
             return os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise Unavailable(
-                f"{self._store}: its root {self.root} is not a directory that exists: "
-                f"mount the disk, or make it with `mkdir -p {self.root}`"
-            ) from error
+        except FileNotFoundError as error:
+            made = f"mkdir -p {shlex.quote(str(self.root))}"
+            told = f"its root {self.root} does not exist: mount the disk, or make it with `{made}`"
+            raise Unavailable(f"{self._store}: {told}") from error
+        except NotADirectoryError as error:
+            told = f"its root {self.root} is not a directory: move the file that is in its place, or correct the root"
+            raise Unavailable(f"{self._store}: {told}") from error
 
 
 def give_mode(fd: int, mode: int | None) -> None:

@@ -11,6 +11,7 @@ import os
 import shutil
 import socket
 import stat
+import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -47,7 +48,7 @@ from worker.storage.store import Store
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    path = tmp_path / "root"
+    path = tmp_path / "its root"
     path.mkdir()
     return path
 
@@ -453,10 +454,23 @@ def test_names_that_are_not_utf8_are_passed_over(store: Store, root: Path) -> No
 def test_a_missing_root_is_not_an_empty_store(store: Store, root: Path, operation: Callable[[Store], Any]) -> None:
     """An unmounted disk is Unavailable, and never NotFound; the root is not made."""
     root.rmdir()
-    with pytest.raises(Unavailable, match=f"main: its root {root} is not a directory that exists: mount the disk"):
+    with pytest.raises(Unavailable, match=f"main: its root {root} does not exist: mount the disk"):
         operation(store)
     assert not root.exists()
     assert store.verify_object("b", "k").verdict is Verdict.UNREADABLE
+
+
+def test_what_a_root_needs_is_told(store: Store, root: Path) -> None:
+    """The command that makes a missing root works as it is printed; there is none where a file is in its place."""
+    root.rmdir()
+    with pytest.raises(Unavailable, match=r"`mkdir -p .*`") as missing:
+        store.health_check()
+    subprocess.run(["sh", "-c", str(missing.value).split("`")[1]], check=True)
+    store.health_check()
+    root.rmdir()
+    root.touch()
+    with pytest.raises(Unavailable, match=f"main: its root {root} is not a directory: move the file"):
+        store.health_check()
 
 
 def test_a_missing_root_takes_nothing_from_the_source(driver: FilesystemDriver, root: Path) -> None:
