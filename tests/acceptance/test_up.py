@@ -197,19 +197,22 @@ def test_a_stubborn_child_is_killed_after_its_grace(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["TERM", "HUP"])
 def test_waiting_is_ended_by_a_signal(tmp_path: Path, name: str) -> None:
-    """SIGTERM and the end of the terminal end the wait at once, as StopRequested."""
+    """SIGTERM and the end of the terminal end the wait at once, as StopRequested; a second one kills what runs."""
     # In a process of its own, because this one has threads, one of which would get the signal and die of it.
     wait = (
         "import os, sys; from pathlib import Path\n"
         "from worker.embedded.processes import Children, Program, StopRequested\n"
+        f"kill = f'kill -{name} {{os.getpid()}}'\n"
+        "script = f'trap \"{kill}\" TERM; {kill}; while :; do sleep 0.1; done'\n"
         "with Children(Path(sys.argv[1]), print) as children:\n"
-        "    children.start(Program('killer', ('sh', '-c', f'kill -" + name + " {os.getpid()}; exec sleep 60')))\n"
+        f"    children.start(Program('killer', ('sh', '-c', script), grace={WITHIN}))\n"
         f"    try: children.wait({WITHIN})\n"
         "    except StopRequested: print('stop')\n"
     )
     command = [sys.executable, "-c", wait, str(tmp_path)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=WITHIN, check=False)
-    assert (done.returncode, done.stdout.splitlines()) == (0, ["stop"]), done.stderr
+    said = ["stop", "second signal: killing what still runs"]
+    assert (done.returncode, done.stdout.splitlines()) == (0, said), done.stderr
 
 
 def test_the_first_process_of_a_container_reaps_orphans(tmp_path: Path) -> None:

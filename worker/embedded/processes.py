@@ -203,8 +203,10 @@ class Children:
             if got is not None and got.si_signo in _STOP:
                 self._say("second signal: killing what still runs")
                 break
+        else:
+            for child in _alive(ending):
+                self._say(f"{child.program.name} did not end within its grace period and is killed")
         for child in _alive(ending):
-            self._say(f"{child.program.name} did not end within its grace period and is killed")
             _signal(child, signal.SIGKILL)
         for child in ending:
             child.process.wait()
