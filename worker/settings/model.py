@@ -371,7 +371,8 @@ class Settings(BaseSettings):
         except OSError as error:
             raise SettingsError(f"ZOT_HOME: {self.broker_file} cannot be read: {error.strerror}") from None
         raise NoBroker(
-            f"no broker is configured and none runs on {self.home}: start `zot-artifacts up` or set ZOT_BROKER"
+            f"no broker is configured and none runs on {self.home}: start `zot-artifacts up`, or set ZOT_BROKER, or "
+            "set ZOT_HOME to the data directory of an `up` that runs"
         )
 
     @property
