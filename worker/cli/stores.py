@@ -118,7 +118,7 @@ def accept(
     if as_json:
         print_json({"store": name, "before": before})
     else:
-        say(f"{name}: {'no store was recorded' if before is None else 'the next use records the new store'}")
+        say(f"{name}: {'no store was recorded' if before is None else 'its next use records the store that is there'}")
 
 
 @app.command()
