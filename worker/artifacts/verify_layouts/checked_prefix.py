@@ -11,19 +11,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from worker.artifacts.disk_sort import DiskSort
 from worker.artifacts.reconcile import in_order
 from worker.counted import counted
-from worker.storage.driver import BUFFER_SIZE, Capabilities, ListedObject, ObjectStat
+from worker.storage.driver import BUFFER_SIZE, ListedObject
 from worker.storage.errors import IntegrityError, InvalidKey, NotFound, PermanentError, StorageError
-from worker.storage.integrity.verifying_reader import VerifiedReader
 from worker.storage.keys import check_existing_key
 from zot_artifact_client.input_rules import unique_names
 
 if TYPE_CHECKING:
-    from worker.limits.limited_store import LimitedReader  # it imports Celery, which the help of `adopt` must not
+    from worker.limits.limited_store import AnyStore  # it imports Celery, which the help of `adopt` must not
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -83,18 +82,6 @@ class Claim:
     """Why the object may be missing, if the layout says so."""
 
 
-class Reads(Protocol):
-    """The part of a store that a layout needs: it is never written to."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def capabilities(self) -> Capabilities: ...
-    def list_objects(self, bucket: str, prefix: str = "", *, after: str = "") -> Iterator[ListedObject]: ...
-    def stat_object(self, bucket: str, key: str) -> ObjectStat: ...
-    def read_object(self, bucket: str, key: str) -> "VerifiedReader | LimitedReader": ...
-
-
 class InvalidLayout(PermanentError):
     """A file of a layout breaks its format, or is larger than any that is allowed."""
 
@@ -127,7 +114,7 @@ class CheckedPrefix:
 
     def __init__(
         self,
-        store: Reads,
+        store: "AnyStore",
         bucket: str,
         prefix: str = "",
         *,
