@@ -261,14 +261,19 @@ def upserts(
     keys: Sequence[str],
     changes: Callable[[sa.ColumnCollection[str, Any]], Mapping[str, Any]],
     *,
-    where: sa.TextClause | None = None,
+    index_where: sa.TextClause | None = None,
 ) -> dict[str, Insert]:
-    """Return by dialect the INSERT that changes a row which has these keys already, if it meets `where`."""
+    """Return by dialect the INSERT that changes the row which has these keys already.
+
+    `index_where`: the condition of the unique index on the keys, if it is a partial one.
+    """
     made: dict[str, sqlite.Insert | postgresql.Insert] = {
         "sqlite": sqlite.insert(table), "postgresql": postgresql.insert(table),
     }  # fmt: skip
     return {
-        name: each.on_conflict_do_update(index_elements=keys, index_where=where, set_=dict(changes(each.excluded)))
+        name: each.on_conflict_do_update(
+            index_elements=keys, index_where=index_where, set_=dict(changes(each.excluded))
+        )
         for name, each in made.items()
     }
 

@@ -562,5 +562,6 @@ def _record_of(row: Row[Any]) -> FindingRecord:
 
 _UPSERTS = upserts(
     findings, ["bucket", "key", "store", "kind", "version"],
-    lambda new: {"last_seen_at": new.last_seen_at, "evidence": new.evidence}, where=sa.text("resolved_at IS NULL"),
+    lambda new: {"last_seen_at": new.last_seen_at, "evidence": new.evidence},
+    index_where=sa.text("resolved_at IS NULL"),
 )  # fmt: skip
