@@ -52,6 +52,7 @@ def verify(
     The SHA-256 of all bytes is compared with the one recorded at the upload.
     The exit status is 1 if a copy is corrupt, missing or of another size, and 3 if a copy could not be read.
     A copy with right bytes and a missing or wrong SHA-256 beside them is verified, and named on stderr.
+    With --all and --keys-from, stderr names the stores that have such copies.
 
     With `--by provider` no byte is read.
     What the stores say (size, version tag, digest, checksums) is compared with what was recorded at the write.
