@@ -91,7 +91,7 @@ class AsyncArtifacts(
 
     Await each verb: it returns an AsyncJob.
 
-    Each call promises and raises what that of `Artifacts` does.
+    Each method promises and raises what the same method of `Artifacts` does.
     """
 
     def __init__(self, jobs: AsyncJobTransport, bytes_: ArtifactBytes) -> None:
