@@ -242,7 +242,7 @@ def _undo(connection: Connection, row: sa.Row[Any], undone: Mapping[str, Any]) -
     versions = sa.select(artifacts).where(here)
     newer = versions.where(artifacts.c.version > row.version).limit(1)
     if connection.execute(newer).one_or_none() is not None:
-        raise UndeleteRefused(f"{bucket}/{key} was uploaded again since: delete that first, or leave it")
+        raise UndeleteRefused(f"{bucket}/{key} was uploaded again since: delete that version first, or keep it")
     those = sa.update(artifacts).where(here, artifacts.c.tombstoned_at == row.deleted_at)
     connection.execute(those.values(tombstoned_at=None))
     connection.execute(sa.delete(tombstones).where(*_at(bucket, key)))
