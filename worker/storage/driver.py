@@ -192,8 +192,8 @@ class Capabilities:
         parts: how large and how many the parts of a resumable write are, or None where there is none.
         storage_classes: the names of the classes or tiers that a write can be given, or None where there are none. A
             store may still refuse a name that fits, where only the store knows them all.
-        whole_reads: bytes of the largest object that `FullDriver.read_whole` reads; 0 where the driver is none.
-        patches: bytes of the smallest range that `FullDriver.patch` replaces; 0 where the driver is none.
+        whole_reads: bytes of the largest object that `FullDriver.read_whole` reads; 0 where it reads none.
+        patches: bytes of the smallest range that `FullDriver.patch` replaces; 0 where it replaces none.
         reads_ahead: objects that one thread has asked for at a time where it reads many (`FullDriver.small_reads`).
         impossible_keys: keys that no object of the store can have, because it reads them as another key, or refuses
             them.

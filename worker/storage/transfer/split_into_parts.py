@@ -56,7 +56,7 @@ def next_part(body: Body, size: int, over: bytearray | None = None) -> bytearray
 
 
 def whole_body(body: Body, size: int) -> bytes | bytearray:
-    """Return all bytes of a body of so many, as `next_part` does; hashed bytes are not copied."""
+    """Return all bytes of a body that has `size`, as `next_part` does; bytes that are hashed already are not copied."""
     return body.read(size) if isinstance(body, HashedBody) else next_part(body, size)
 
 
