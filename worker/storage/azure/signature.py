@@ -1,6 +1,6 @@
-"""Sign the write or read of a small object with the key of the account, at about a fifth of the SDK's processor time.
+"""Sign the write or read of a small object with the key of the account, at a fourth of the SDK's processor time.
 
-The SDK compares the names of the headers with each other, by tables, for each request.
+The SDK sorts the headers of each request with a comparison of its own; the order is kept here for each set of names.
 """
 
 import base64
