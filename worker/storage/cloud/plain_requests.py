@@ -108,23 +108,8 @@ class BucketEndpoint:
     def __post_init__(self) -> None:
         weakref.finalize(self, _close_all, self.free).atexit = False
 
-    def ask(self, url: str, headers: Headers, *, patience: float) -> socket.socket:
-        """Ask for an object and return the connection on which the answer comes, for `receive`.
-
-        Raises:
-            OSError, HTTPException: the store cannot be asked.
-        """
-        head = request_head("GET", url, headers)
-        connection = self.connected(patience)
-        try:
-            connection.sendall(head)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
     def receive(self, connection: socket.socket, size: int, *, patience: float) -> PlainAnswer | None:
-        """Return the answer to `ask` if it is status 200 with exactly `size` bytes; otherwise None.
+        """Return the answer to a GET that was `sent` if it is status 200 with exactly `size` bytes; otherwise None.
 
         Raises:
             OSError: there is no answer.
@@ -150,7 +135,7 @@ class BucketEndpoint:
     def sent(
         self, method: str, url: str, headers: Headers, data: bytes | bytearray, *, patience: float
     ) -> socket.socket:
-        """Send a request and return the connection on which the answer comes, for `answer`.
+        """Send a request and return the connection on which the answer comes, for `answer` or `receive`.
 
         Raises:
             OSError, HTTPException: it cannot be sent.

@@ -77,7 +77,7 @@ class PlainReads:
         if endpoint is None:
             return None
         url = endpoint.url_of(target.name)
-        return endpoint, endpoint.ask(url, endpoint.sign("GET", url, {}), patience=PATIENCE)
+        return endpoint, endpoint.sent("GET", url, endpoint.sign("GET", url, {}), b"", patience=PATIENCE)
 
     def receive(self, asked: _Asked, size: int) -> WholeObject | None:
         """Return what was asked for if it has exactly `size` bytes. Raises: one of `failures`."""
