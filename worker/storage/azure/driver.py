@@ -160,26 +160,21 @@ class AzureDriver(CloudDriver):
     def put(self, bucket: str, key: str, body: Body, info: WriteInfo, *, condition: Condition = None) -> ObjectStat:
         data = bytes(whole_body(body, info.size or 0))  # the SDK takes a bytearray for a list of strings here
         drain(body)  # a wrong body raises at its end
-        return self._begin_whole(bucket, key, data, info, condition).end()
+        return self.begin_put(bucket, key, data, info, condition).end()
 
     def put_many(self, puts: Iterable[SmallPut]) -> list[ObjectStat | StorageError]:
         return write_ahead(puts, self.begin_put, self.end_put)
 
-    def begin_put(self, bucket: str, key: str, put: SmallPut) -> BegunPut:
-        """Send an object of `put_many`."""
-        info = WriteInfo(put.body.digest.size, put.body.digest.sha256)
-        return self._begin_whole(bucket, key, put.body.data, info, put.condition)
-
-    def end_put(self, _bucket: str, _key: str, begun: BegunPut) -> ObjectStat:
-        """Return the stat of an object of `put_many`."""
-        return begun.end()
-
-    def _begin_whole(self, bucket: str, key: str, data: bytes, info: WriteInfo, condition: Condition) -> BegunPut:
+    def begin_put(self, bucket: str, key: str, data: bytes, info: WriteInfo, condition: Condition) -> BegunPut:
         """Send an object in one request, and return what ends that."""
         write, md5 = self._write(bucket, key, info, new_token(), condition), md5_of(data)
         answer = self._small_writes.begin(self._real_object(bucket, key), data, headers_of(write, md5))
         upload = Upload(lambda: self._blob(bucket, key), self._origin, write)
         return BegunPut(lambda: upload.whole(data, md5, answer), is_sent=answer is not no_answer)
+
+    def end_put(self, _bucket: str, _key: str, begun: BegunPut) -> ObjectStat:
+        """Return the stat of an object of `put_many`."""
+        return begun.end()
 
     def open(
         self, bucket: str, key: str, *, offset: int = 0, length: int | None = None, uncached: bool = False

@@ -25,7 +25,7 @@ from worker.storage.cloud.plain_requests import (
     RealObject,
     is_plain_name,
 )
-from worker.storage.driver import ObjectStat, SmallPut
+from worker.storage.driver import Condition, ObjectStat, SmallPut, WriteInfo
 from worker.storage.errors import AlreadyExists, StorageError, TransientError
 
 AHEAD = 16
@@ -138,7 +138,7 @@ class BegunPut:
 
 def write_ahead(
     puts: Iterable[SmallPut],
-    begin: Callable[[str, str, SmallPut], BegunPut],
+    begin: Callable[[str, str, bytes, WriteInfo, Condition], BegunPut],
     end: Callable[[str, str, BegunPut], ObjectStat],
 ) -> list[ObjectStat | StorageError]:
     """Write objects in one thread, which sends several before it reads the first answer, as `PlainReadsAhead` does.
@@ -148,8 +148,8 @@ def write_ahead(
 
     Args:
         puts: the objects; each is sent when it is taken.
-        begin: sends an object, given its bucket and key, too.
-        end: returns the stat of what was begun.
+        begin: sends an object in one request.
+        end: returns the stat of what was begun, under this bucket and key.
     """
     ahead: deque[tuple[SmallPut, BegunPut]] = deque()
     written: list[ObjectStat | StorageError] = []
@@ -165,7 +165,8 @@ def write_ahead(
         for put in puts:
             since = time.monotonic()
             try:
-                begun = begin(put.bucket, put.key, put)
+                info = WriteInfo(put.body.digest.size, put.body.digest.sha256)
+                begun = begin(put.bucket, put.key, put.body.data, info, put.condition)
             except StorageError as error:
                 begun = BegunPut(partial(_raise, error), is_sent=True)
             ahead.append((put, begun))

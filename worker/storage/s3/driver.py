@@ -138,11 +138,10 @@ class S3Driver(CloudDriver):
     def put_many(self, puts: Iterable[SmallPut]) -> list[ObjectStat | StorageError]:
         return write_ahead(puts, self.begin_put, self.end_put)
 
-    def begin_put(self, bucket: str, key: str, put: SmallPut) -> BegunPut:
+    def begin_put(self, bucket: str, key: str, data: bytes, info: WriteInfo, condition: Condition) -> BegunPut:
         """Send an object of `put_many`."""
-        info = WriteInfo(put.body.digest.size, put.body.digest.sha256)
-        upload = self._conditional_upload(bucket, key, info, uuid.uuid4().hex, put.condition)
-        return upload.begin_whole(put.body.data, self._small_writes)
+        upload = self._conditional_upload(bucket, key, info, uuid.uuid4().hex, condition)
+        return upload.begin_whole(data, self._small_writes)
 
     def end_put(self, _bucket: str, _key: str, begun: BegunPut) -> ObjectStat:
         """Return the stat of an object of `put_many`."""
