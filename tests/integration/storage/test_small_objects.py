@@ -127,15 +127,19 @@ def test_a_group_is_sent_ahead(
 ) -> None:
     """New objects are sent before earlier ones are answered; each is one request, and none replaces what is there."""
     monkeypatch.setattr(small_writes, "_SLOW", WITHIN)
-    sent = threading.Semaphore(0)
+    sent, waited = threading.Semaphore(0), list[bool]()
+
+    def wait() -> None:
+        waited.append(all(sent.acquire(timeout=small_writes._PATIENCE) for _ in range(3)))
 
     def answer(request: Request) -> Fault:
         sent.release()
-        return Then(lambda: [sent.acquire(timeout=WITHIN) for _ in range(3)]) if "/ahead-0" in request.path else None
+        return Then(wait) if "/ahead-0" in request.path else None
 
     store, proxy = through(answer)
     keys = [f"ahead-{number}" for number in range(AHEAD + 2)]
     written = store.write_objects([SmallPut(BUCKET, key, GROUPED, "create_only") for key in [*keys, "app"]])
+    assert waited == [True]
     assert isinstance(written.pop(), AlreadyExists)
     assert [each.key for each in written if isinstance(each, ObjectStat)] == keys
     assert [verdict(direct, key) for key in keys] == [Verdict.VERIFIED] * len(keys)
