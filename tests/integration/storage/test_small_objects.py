@@ -156,6 +156,7 @@ def test_a_group_loses_no_object_that_was_sent(
 
     So are those that the SDK has to write: it waits for each answer, and several threads wait at once.
     """
+    monkeypatch.setattr(small_writes, "_SLOW", WITHIN)  # a slow connection ends a group, too
     lost = [Lose()]
     store, _ = through(lambda request: lost.pop() if lost and "/lost" in request.path else None)
     [written] = store.write_objects([SmallPut(BUCKET, "lost", GROUPED, "create_only")])
