@@ -132,12 +132,18 @@ def test_a_catalogue_moves_to_the_other_database_and_back(catalogue, empty_url, 
 
 
 def test_a_catalogue_that_has_rows_is_not_loaded_into(catalogue, catalogue_url, data):
-    """The error names a table that is not empty, and nothing changes."""
+    """The error names a table that is not empty, also one of jobs alone, and nothing changes."""
+
+    def refused(table: str) -> None:
+        before = content(exported(catalogue))
+        with pytest.raises(NotEmpty, match=f"{table} has rows"):
+            load_export(catalogue_url, io.BytesIO(data))
+        assert content(exported(catalogue)) == before
+
+    begin_job(catalogue, "another", "upload")
+    refused("jobs")
     stored(catalogue)
-    before = content(exported(catalogue))
-    with pytest.raises(NotEmpty, match="artifacts has rows"):
-        load_export(catalogue_url, io.BytesIO(data))
-    assert content(exported(catalogue)) == before
+    refused("artifacts")
 
 
 def test_a_catalogue_without_rows_is_loaded_into(catalogue, catalogue_url, data, tmp_path, monkeypatch):
