@@ -33,6 +33,7 @@ sweep writes the same pages again and again, and with 1,000 it waited for that a
 _MAKE_ROOM = "make room on its disk"
 _WAYS_OUT = {
     sqlite3.SQLITE_BUSY: "end the program that keeps it locked, such as a backup or an open transaction in a shell",
+    sqlite3.SQLITE_IOERR: "its disk has errors, is mounted read-only, or its quota is used up: see the kernel's log",
     sqlite3.SQLITE_READONLY: "make the file and its directory writable, or run this as the user of the worker",
     sqlite3.SQLITE_FULL: _MAKE_ROOM,
     sqlite3.SQLITE_IOERR_SHMSIZE: _MAKE_ROOM,  # the first connection finds the disk full when it makes the file `-shm`

@@ -30,8 +30,8 @@ from worker.readable import size
 from worker.report.check import Check
 from worker.report.service_checks import (
     broker_checks,
-    catalogue_lock,
     catalogue_of_workers,
+    catalogue_writes,
     open_breakers,
     owner_of_broker,
     told_since_when,
@@ -114,10 +114,11 @@ def _checks(settings: Settings) -> Iterator[Check]:
         refused = list(_catalogue_of_one_worker(workers)) if is_served else []
         yield from refused
         if is_there:
-            if not refused:  # another worker may have answered
+            writes = list(catalogue_writes(settings, session.catalogue))
+            yield from writes
+            if not writes and not refused:  # another worker may have answered
                 yield from catalogue_of_workers(settings)
             yield _log(session)
-            yield from catalogue_lock(session.catalogue)
             yield from owner_of_broker(settings, session.catalogue)
         yield from _catalogue(session)
 

@@ -84,15 +84,22 @@ def told_since_when(settings: Settings, fault: object) -> str:
 
 
 def catalogue_of_workers(settings: Settings) -> Iterator[Check]:
-    """Tell that workers cannot use a catalogue that answers here, as after its password has changed."""
-    if away := _away_since(settings):
-        names = ", ".join([*away][:_NAMED]) + (f" and {len(away) - _NAMED} more" if len(away) > _NAMED else "")
+    """Tell that workers cannot use a catalogue that can be used here, as after its password has changed."""
+    if told := _told_of_workers(settings):
         yield Check(
             "catalogue of the workers",
             "bad",
-            f"it answers here, and {names} could not use it since {moment(min(away.values()))}: the jobs there wait",
+            f"it answers here, and {told}",
             "compare ZOT_CATALOGUE there with the one here, and restart these workers; their log has the error",
         )
+
+
+def _told_of_workers(settings: Settings) -> str:
+    """Return which workers cannot use the catalogue, and since when; empty if each one can."""
+    if not (away := _away_since(settings)):
+        return ""
+    names = ", ".join([*away][:_NAMED]) + (f" and {len(away) - _NAMED} more" if len(away) > _NAMED else "")
+    return f"{names} could not use it since {moment(min(away.values()))}: the jobs there wait"
 
 
 def _away_since(settings: Settings) -> dict[str, datetime]:
@@ -105,12 +112,16 @@ def _away_since(settings: Settings) -> dict[str, datetime]:
     return away_since(url)
 
 
-def catalogue_lock(catalogue: Catalogue) -> Iterator[Check]:
-    """Tell that nothing can be written to the catalogue: jobs wait, although all services answer."""
+def catalogue_writes(settings: Settings, catalogue: Catalogue) -> Iterator[Check]:
+    """Tell that nothing can be written to the catalogue: jobs wait, although all services answer.
+
+    The workers then wait for the same cause: `catalogue_of_workers` would name another one.
+    """
     try:
         locked = catalogue.ledger.is_locked(within=_LOCKED_FOR)
     except CatalogueError as error:  # its disk is full, or it is read only; the error names the way out
-        yield Check("catalogue writes", "bad", str(error))
+        workers = _told_of_workers(settings)
+        yield Check("catalogue writes", "bad", f"{error}; {workers}" if workers else str(error))
         return
     if locked:
         detail = (

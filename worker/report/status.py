@@ -44,8 +44,8 @@ from worker.readable import moment, size
 from worker.report.check import Check
 from worker.report.service_checks import (
     broker_checks,
-    catalogue_lock,
     catalogue_of_workers,
+    catalogue_writes,
     open_breakers,
     owner_of_broker,
     way_out_of_breaker,
@@ -125,8 +125,7 @@ def document_of(sources: Sources) -> dict[str, Any]:
             *_failing(sources, runs),
             *disks,
             *_log(sources),
-            *catalogue_of_workers(sources.settings),
-            *catalogue_lock(catalogue),
+            *(list(catalogue_writes(sources.settings, catalogue)) or catalogue_of_workers(sources.settings)),
             *owner_of_broker(sources.settings, catalogue),
         ]
     return {

@@ -122,14 +122,22 @@ def test_a_worker_that_refuses_its_catalogue_is_bad(
 
 
 def test_a_catalogue_that_another_program_keeps_locked_is_bad(
-    doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    doctor: Doctor, broker: Valkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All services answer, and no job goes on: a transaction was left open in a shell, for example."""
+    """All services answer, and no job goes on: a transaction was left open in a shell, for example.
+
+    The workers cannot use it for the same cause: no line says that they have another catalogue.
+    """
     monkeypatch.setattr("worker.report.service_checks._LOCKED_FOR", 0.1)
     assert "catalogue lock" not in doctor()
+    with Celery(backend=broker.url, set_as_current=False) as app:
+        note_catalogue(app, "worker@elsewhere", away=True)
     with closing(sqlite3.connect(tmp_path / "home" / "catalogue.sqlite3", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        assert doctor()["catalogue lock"]["outcome"] == "bad"
+        locked = doctor()
+        assert (locked["catalogue lock"]["outcome"], "catalogue of the workers" in locked) == ("bad", False)
+        other.rollback()
+    assert doctor()["catalogue of the workers"]["outcome"] == "bad"
 
 
 @pytest.mark.parametrize("there", [True, False])

@@ -43,7 +43,8 @@ from worker.catalogue import (
     checkpoint_write_ahead_log,
     load_export,
 )
-from worker.report.service_checks import catalogue_lock
+from worker.report.service_checks import catalogue_writes
+from worker.settings import Settings
 from worker.storage import Digest
 from zot_artifact_client.contract import JobState
 
@@ -192,15 +193,15 @@ def test_that_nothing_can_be_written_is_noticed_without_a_job(url):
 
     The first program that opens the file then says what to do, too: it finds no room for a file beside it.
     """
-    log = Path(f"{url.removeprefix('sqlite:///')}-wal")
+    log, settings = Path(f"{url.removeprefix('sqlite:///')}-wal"), Settings(catalogue=url)
     least, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     with closing(Catalogue(url)) as catalogue:
-        assert not list(catalogue_lock(catalogue))
+        assert not list(catalogue_writes(settings, catalogue))
         resource.setrlimit(resource.RLIMIT_FSIZE, (log.stat().st_size, most))
         try:
-            with pytest.raises(CatalogueUnavailable):
+            with pytest.raises(CatalogueUnavailable, match="I/O error; its disk has errors.*quota is used up"):
                 catalogue.ledger.check_writable()
-            (told,) = catalogue_lock(catalogue)
+            (told,) = catalogue_writes(settings, catalogue)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (least, most))
         catalogue.ledger.check_writable()
