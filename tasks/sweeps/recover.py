@@ -206,8 +206,8 @@ def recover_task(task: Task) -> dict[str, int]:
     try:
         done = recover(current(), task.app)
     except (CatalogueError, OtherCatalogue) as error:
-        note_catalogue(task.app, task.request.hostname, away=isinstance(error, CatalogueError))
+        note_catalogue(task.app, task.request.hostname, error=error if isinstance(error, CatalogueError) else None)
         logger.warning("jobs are not recovered for now: %s", error)
         return {}
-    note_catalogue(task.app, task.request.hostname, away=False)
+    note_catalogue(task.app, task.request.hostname, error=None)
     return done.model_dump(mode="json")

@@ -110,17 +110,20 @@ def _checks(settings: Settings) -> Iterator[Check]:
             yield Check("catalogue", "unknown", told_since_when(settings, error))  # the error names the way out
             return
         opened.callback(session.close)
-        # Only here: where this process cannot open the catalogue, the workers wait for the same cause.
-        refused = list(_catalogue_of_one_worker(workers)) if is_served else []
-        yield from refused
-        if is_there:
-            writes = list(catalogue_writes(settings, session.catalogue))
-            yield from writes
-            if not writes and not refused:  # another worker may have answered
-                yield from catalogue_of_workers(settings)
-            yield _log(session)
-            yield from owner_of_broker(settings, session.catalogue)
-        yield from _catalogue(session)
+        try:
+            # Only here: where this process cannot open the catalogue, the workers wait for the same cause.
+            refused = list(_catalogue_of_one_worker(workers)) if is_served else []
+            yield from refused
+            if is_there:
+                writes = list(catalogue_writes(settings, session.catalogue))
+                yield from writes
+                if not writes and not refused:  # another worker may have answered
+                    yield from catalogue_of_workers(settings)
+                yield _log(session)
+                yield from owner_of_broker(settings, session.catalogue)
+            yield from _catalogue(session)
+        except CatalogueError as error:  # a part of it is damaged
+            yield Check("catalogue reads", "bad", str(error))
 
 
 def _catalogue_of_one_worker(settings: Settings) -> Iterator[Check]:

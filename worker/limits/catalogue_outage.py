@@ -1,6 +1,7 @@
-"""Keep in Redis since when workers cannot use the catalogue, which cannot say so itself."""
+"""Keep in Redis since when and why workers cannot use the catalogue, which cannot say so itself."""
 
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,17 @@ _REMEMBERED = timedelta(hours=1)
 """For so long after it last failed, a worker counts that has tried no more: it may have ended."""
 
 
-def note_catalogue(app: "Celery", worker: str, *, away: bool) -> None:
-    """Record whether a worker can use the catalogue now; while Redis does not answer, nothing is recorded.
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """Since when a worker cannot use the catalogue, when it tried last, and the error of that try."""
+
+    since: datetime
+    last: datetime
+    error: str
+
+
+def note_catalogue(app: "Celery", worker: str, *, error: Exception | None) -> None:
+    """Record why a worker cannot use the catalogue now, or that it can; while Redis does not answer, nothing.
 
     Another worker may be able to use it: each one has its own record.
     """
@@ -26,17 +36,18 @@ def note_catalogue(app: "Celery", worker: str, *, away: bool) -> None:
         if (client := result_backend(app)) is None:
             return
         with client:
-            if not away:
+            if error is None:
                 client.hdel(_AWAY, worker)
                 return
             now = clock.host_time()
-            since, _ = _times(client.hget(_AWAY, worker)) or (now, now)
-            client.hset(_AWAY, worker, f"{since.isoformat()} {now.isoformat()}")
+            known = _outage(client.hget(_AWAY, worker))
+            since = known.since if known else now
+            client.hset(_AWAY, worker, f"{since.isoformat()} {now.isoformat()} {error}")
             client.expire(_AWAY, _REMEMBERED)
 
 
-def away_since(results_url: str) -> dict[str, datetime]:
-    """Return since when workers cannot use the catalogue, by their names; empty also if that is not known."""
+def outages(results_url: str) -> dict[str, Outage]:
+    """Return which workers cannot use the catalogue, by their names; empty also if that is not known."""
     try:
         client = redis_of_results(results_url)
         if client is None:
@@ -45,15 +56,15 @@ def away_since(results_url: str) -> dict[str, datetime]:
             found: dict[Any, Any] = client.hgetall(_AWAY)
     except (redis.RedisError, OSError):
         return {}
-    times = {name.decode(errors="replace"): _times(value) for name, value in found.items()}
+    known = {name.decode(errors="replace"): _outage(value) for name, value in found.items()}
     oldest = clock.host_time() - _REMEMBERED
-    return {name: each[0] for name, each in sorted(times.items()) if each and each[1] > oldest}
+    return {name: each for name, each in sorted(known.items()) if each and each.last > oldest}
 
 
-def _times(kept: Any) -> tuple[datetime, datetime] | None:
-    """Return when a worker failed first and last; None if another program wrote something else."""
+def _outage(kept: Any) -> Outage | None:
+    """Return what is recorded of a worker; None if another program wrote something else."""
     try:
-        since, last = map(datetime.fromisoformat, (kept or b"").decode().split())
+        since, last, error = (kept or b"").decode(errors="replace").split(maxsplit=2)
+        return Outage(datetime.fromisoformat(since), datetime.fromisoformat(last), error)
     except ValueError:
         return None
-    return since, last

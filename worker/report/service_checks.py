@@ -4,7 +4,6 @@ The clients of the broker are imported only if there is one: they are a third of
 """
 
 from collections.abc import Iterator
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 from worker.catalogue import Catalogue, CatalogueError
@@ -13,6 +12,7 @@ from worker.report.check import Check
 from worker.settings.model import NoBroker, Settings
 
 if TYPE_CHECKING:
+    from worker.limits.catalogue_outage import Outage
     from worker.limits.circuit_breaker import OpenBreaker
 
 _NAMED = 3
@@ -79,37 +79,37 @@ def way_out_of_breaker(store: str) -> str:
 
 def told_since_when(settings: Settings, fault: object) -> str:
     """Return what is wrong with the catalogue, and since when workers cannot use it, as far as Redis has that."""
-    since = max(_away_since(settings).values(), default=None)  # before that, one of them could
+    since = max((each.since for each in _outages(settings).values()), default=None)  # before that, one of them could
     return f"{fault}; no worker can use it since {moment(since)}, and all jobs wait" if since else str(fault)
 
 
 def catalogue_of_workers(settings: Settings) -> Iterator[Check]:
     """Tell that workers cannot use a catalogue that can be used here, as after its password has changed."""
-    if told := _told_of_workers(settings):
+    if away := _outages(settings):
+        newest = max(away.values(), key=lambda each: each.last)
         yield Check(
             "catalogue of the workers",
             "bad",
-            f"it answers here, and {told}",
-            "compare ZOT_CATALOGUE there with the one here, and restart these workers; their log has the error",
+            f"it answers here, and {_since_when(away)}; the last error there: {newest.error}",
+            "where ZOT_CATALOGUE is another one there than here, correct it, and restart these workers",
         )
 
 
-def _told_of_workers(settings: Settings) -> str:
-    """Return which workers cannot use the catalogue, and since when; empty if each one can."""
-    if not (away := _away_since(settings)):
-        return ""
+def _since_when(away: "dict[str, Outage]") -> str:
+    """Return which workers cannot use the catalogue, and since when."""
     names = ", ".join([*away][:_NAMED]) + (f" and {len(away) - _NAMED} more" if len(away) > _NAMED else "")
-    return f"{names} could not use it since {moment(min(away.values()))}: the jobs there wait"
+    since = min(each.since for each in away.values())
+    return f"{names} could not use it since {moment(since)}: the jobs there wait"
 
 
-def _away_since(settings: Settings) -> dict[str, datetime]:
+def _outages(settings: Settings) -> "dict[str, Outage]":
     try:
         url = settings.results_url
     except (NoBroker, OSError):  # OSError: the data directory cannot be read
         return {}
-    from worker.limits.catalogue_outage import away_since
+    from worker.limits.catalogue_outage import outages
 
-    return away_since(url)
+    return outages(url)
 
 
 def catalogue_writes(settings: Settings, catalogue: Catalogue) -> Iterator[Check]:
@@ -120,8 +120,8 @@ def catalogue_writes(settings: Settings, catalogue: Catalogue) -> Iterator[Check
     try:
         locked = catalogue.ledger.is_locked(within=_LOCKED_FOR)
     except CatalogueError as error:  # its disk is full, or it is read only; the error names the way out
-        workers = _told_of_workers(settings)
-        yield Check("catalogue writes", "bad", f"{error}; {workers}" if workers else str(error))
+        away = _outages(settings)
+        yield Check("catalogue writes", "bad", f"{error}; {_since_when(away)}" if away else str(error))
         return
     if locked:
         detail = (

@@ -19,6 +19,7 @@ from tests.servers.worker import Beat, Worker
 from tests.waiting import until
 from worker import cli, clock
 from worker.beat_scheduler import last_tick
+from worker.catalogue import CatalogueUnavailable
 from worker.cli.session import open_session
 from worker.limits.catalogue_outage import note_catalogue
 from worker.limits.circuit_breaker import CircuitBreaker
@@ -29,6 +30,8 @@ from zot_artifact_client import ArtifactClient
 from zot_artifact_client.broker_urls import redis_client
 
 Doctor = Callable[[], dict[str, Any]]
+
+AWAY = CatalogueUnavailable("catalogue zot: the password is wrong")
 
 
 @pytest.fixture
@@ -95,27 +98,30 @@ def test_a_worker_that_refuses_its_catalogue_is_bad(
         found = doctor()
         assert cli.run(["sweep", "recover"]) == 0
         until(lambda: "jobs are not recovered for now" in worker.log)
-        note_catalogue(app, "worker@elsewhere", away=False)  # which can use it
+        note_catalogue(app, "worker@elsewhere", error=None)  # which can use it
         capsys.readouterr()
         assert cli.run(["status"]) == 1
         answers = capsys.readouterr().out
         last_year = clock.now() - timedelta(days=400)
         with monkeypatch.context() as earlier:
             earlier.setattr(clock, "host_time", lambda: last_year)
-            note_catalogue(app, "worker@elsewhere", away=True)
-        note_catalogue(app, "worker@elsewhere", away=True)
+            note_catalogue(app, "worker@elsewhere", error=AWAY)
+        note_catalogue(app, "worker@elsewhere", error=AWAY)
         with monkeypatch.context() as elsewhere:
             elsewhere.setenv("ZOT_CATALOGUE", "postgresql+psycopg://zot@127.0.0.1:1/zot")
             away = doctor()
             cli.run(["status"])
             lost = capsys.readouterr().err
-        note_catalogue(app, "worker@elsewhere", away=False)
+        note_catalogue(app, "worker@elsewhere", error=None)
     remembered = doctor()["catalogue of the workers"]["detail"]
     assert (away["catalogue"]["outcome"], "catalogue of the workers" in away) == ("unknown", False)
     for told in (away["catalogue"]["detail"], lost):
         assert f"no worker can use it since {clock.now():%Y-}" in told
     for told in (answers, remembered):
-        assert re.search(rf"it answers here, and \w+@\S+ could not use it since {clock.now():%Y-}", told)
+        assert re.search(
+            rf"it answers here, and \w+@\S+ could not use it since {clock.now():%Y-}.*the last error", told
+        )
+        assert "replaced while it was in use" in told
     assert found["catalogue"]["outcome"] == "good"
     assert found["catalogue of the workers"]["outcome"] == "bad"
     assert "replaced while it was in use" in found["catalogue of the workers"]["detail"]
@@ -131,7 +137,7 @@ def test_a_catalogue_that_another_program_keeps_locked_is_bad(
     monkeypatch.setattr("worker.report.service_checks._LOCKED_FOR", 0.1)
     assert "catalogue lock" not in doctor()
     with Celery(backend=broker.url, set_as_current=False) as app:
-        note_catalogue(app, "worker@elsewhere", away=True)
+        note_catalogue(app, "worker@elsewhere", error=AWAY)
     with closing(sqlite3.connect(tmp_path / "home" / "catalogue.sqlite3", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         locked = doctor()

@@ -6,6 +6,7 @@ import re
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,22 @@ def test_a_catalogue_that_can_only_be_read_is_shown(zot: Zot, monkeypatch: pytes
     names = [each["name"] for each in zot("doctor")[1]["checks"]]
     assert {"catalogue", "catalogue writes"} <= set(names)
     assert len(names) == len(set(names)), "a good and a bad line of one name contradict each other"
+
+
+def test_a_catalogue_of_which_a_part_is_damaged_is_bad(catalogue: Catalogue, zot: Zot) -> None:
+    """`doctor` says so beside its other checks, with the way out: the file opens well, and jobs wait at that part."""
+    path = load_settings().home / "catalogue.sqlite3"
+    catalogue.close()
+    with closing(sqlite3.connect(path)) as connection:
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'pauses'").fetchone()
+        (size,) = connection.execute("PRAGMA page_size").fetchone()
+    with path.open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"x" * size)
+    status, document = zot("doctor")
+    checks = {each["name"]: each for each in document["checks"]}
+    assert (status, checks["catalogue reads"]["outcome"], checks["store primary"]["outcome"]) == (1, "bad", "good")
+    assert "malformed; move it away and put the catalogue back" in checks["catalogue reads"]["detail"]
 
 
 def test_wrong_metadata_waits_for_its_repair(catalogue: Catalogue, artifact: Artifact, zot: Zot) -> None:
