@@ -278,10 +278,30 @@ SILENT: dict[str, dict[str, str]] = {  # what must raise no alarm of this name w
     "ZotStoreBreakerOpen": {'zot_artifacts_store_breaker_open{store="dr"}': "0x9 1 0x110"},
     "ZotWorkersDie": {'zot_artifacts_lease_recoveries_total{kind="page"}': "0x9 3x110"},
 }
+TOLD: dict[str, tuple[dict[str, str], dict[str, str], str]] = {  # series, labels and summary of the alarm
+    "ZotRejectedMessages": (
+        {'zot_artifacts_rejected_messages_total{reason="body"}': "0x9 1x60"},
+        {"reason": "body"},
+        "Messages that were rejected within an hour as body: 1.",
+    ),
+    "ZotWorkersDie": (
+        {'zot_artifacts_lease_recoveries_total{kind="page"}': "0x9 8x60"},
+        {},
+        "Jobs taken over within an hour from workers that had died: 8.",
+    ),
+    "ZotFiguresMissing": (
+        {"unrelated": "1x60"},
+        {},
+        "The figures of all groups are missing: the exporter, or the server that has them, does not answer.",
+    ),
+}
 
 
 def test_an_alarm_fires_for_what_it_is_about_and_for_nothing_else(tmp_path):
-    """Prometheus' own test of rules raises each alarm for its figures, and none for those of a normal day."""
+    """Prometheus' own test of rules raises each alarm for its figures, and none for those of a normal day.
+
+    What an alarm tells has whole numbers of things that can be counted, and names what is missing.
+    """
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("promtool is not installed: on Debian it is part of the package prometheus")
@@ -300,6 +320,25 @@ def test_an_alarm_fires_for_what_it_is_about_and_for_nothing_else(tmp_path):
             ],
         }
         for name, given, at, fires in cases
+    ]
+    tests += [
+        {
+            "interval": "40s",  # not at each evaluation, so that Prometheus extrapolates an increase
+            "input_series": [{"series": name, "values": values} for name, values in given.items()],
+            "alert_rule_test": [
+                {
+                    "alertname": alarm,
+                    "eval_time": "15m",
+                    "exp_alerts": [
+                        {
+                            "exp_labels": {**labels, **ALARMS[alarm]["labels"]},
+                            "exp_annotations": {**ALARMS[alarm]["annotations"], "summary": summary},
+                        }
+                    ],
+                }
+            ],
+        }
+        for alarm, (given, labels, summary) in TOLD.items()
     ]
     file = tmp_path / "alarms.yaml"
     rules = str(ROOT / "deploy/prometheus/rules.yaml")
