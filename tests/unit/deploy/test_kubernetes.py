@@ -16,7 +16,9 @@ from tests.servers.process import find_server
 from worker.cli.commands import COMMANDS
 from worker.settings import load_settings
 
-FOLDER = Path(__file__).resolve().parents[3] / "deploy" / "kubernetes"
+ROOT = Path(__file__).resolve().parents[3]
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+FOLDER = ROOT / "deploy" / "kubernetes"
 OVERLAYS = sorted(each.name for each in (FOLDER / "overlays").iterdir())
 SCHEMA = json.loads((Path(__file__).parent / "schemas" / "kubernetes-1.37.json").read_text())
 EVERYWHERE = {"zot-worker", "zot-sweeper", "zot-beat", "zot-metrics"}
@@ -194,12 +196,19 @@ def test_no_pod_takes_connections_that_no_policy_names(rendered: Rendered) -> No
 
 
 def test_what_pods_use_is_there(rendered: Rendered) -> None:
-    """Each volume, claim and ConfigMap that a pod names is in the overlay, and the ingress leads to a Service."""
+    """Each volume, claim and ConfigMap that a pod names is in the overlay, and the ingress leads to a Service.
+
+    A server keeps its data where the same image does in docker-compose.yml.
+    """
     claims, maps = rendered.of("PersistentVolumeClaim").keys(), rendered.of("ConfigMap").keys()
-    for _, pod, _ in rendered.pods():
+    for _, pod, container in rendered.pods():
         for volume in pod["volumes"]:
             assert volume.get("persistentVolumeClaim", {}).get("claimName") in {None, *claims}
             assert volume.get("configMap", {}).get("name") in {None, *maps}
+        mounted = {f"{mount['name']}:{mount['mountPath']}" for mount in container["volumeMounts"]}
+        for service in COMPOSE["services"].values():
+            if service["image"] == container["image"]:
+                assert {f"data:{volume.split(':')[1]}" for volume in service["volumes"]} <= mounted
     for ingress in rendered.of("Ingress").values():
         assert ingress["spec"]["tls"]
         [path] = ingress["spec"]["rules"][0]["http"]["paths"]
@@ -245,6 +254,7 @@ def test_gateway_and_workers_share_the_bytes_that_were_sent() -> None:
 def test_autoscaling_is_of_deployments_that_name_no_number() -> None:
     """KEDA scales what exists, with fields of its own, and no Deployment sets the number back.
 
+    Figures that Prometheus does not have are an error of the trigger, for which there is `fallback`, and not 0.
     Its queries are checked with those of the alarms.
     """
     production = render("production")
@@ -255,6 +265,7 @@ def test_autoscaling_is_of_deployments_that_name_no_number() -> None:
         assert spec.keys() <= SCALED
         assert "replicas" not in deployments[spec["scaleTargetRef"]["name"]]["spec"]
         assert all(isinstance(value, str) for trigger in spec["triggers"] for value in trigger["metadata"].values())
+        assert {trigger["metadata"]["ignoreNullValues"] for trigger in spec["triggers"]} == {"false"}
     assert {each for each, found in deployments.items() if "replicas" not in found["spec"]} == {
         each["spec"]["scaleTargetRef"]["name"] for each in production.of("ScaledObject").values()
     }
