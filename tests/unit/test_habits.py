@@ -228,13 +228,19 @@ def test_commit_hooks_are_local() -> None:
 
 
 def test_compose_starts_the_processes_that_up_starts() -> None:
-    """The containers run the application as worker, beat and Flower, beside a broker that forgets nothing."""
+    """The containers run the application as worker, beat and Flower, beside a broker that forgets nothing.
+
+    A worker has a number of processes for which its limits have room, whatever the number of cores.
+    """
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
     roles = {name: each["command"][:4] for name, each in services.items() if "celery" in each.get("command", ())}
     programs = {"worker": "worker", "sweeper": "worker", "beat": "beat", "flower": "flower"}
     assert roles == {role: ["celery", "-A", "worker.app", program] for role, program in programs.items()}
     served = [services[role]["command"][6:] for role in ("worker", "sweeper")]
-    assert served == [["--queues", "interactive,transfer,celery"], ["--queues", "sweep", "--concurrency", "1"]]
+    assert served == [
+        ["--queues", "interactive,transfer,celery", "--concurrency", "4"],
+        ["--queues", "sweep", "--concurrency", "1"],
+    ]
     broker = " ".join(services["broker"]["command"])
     assert "--appendonly yes" in broker
     assert "--maxmemory-policy noeviction" in broker
