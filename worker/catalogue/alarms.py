@@ -11,9 +11,11 @@ from sqlalchemy import Connection
 
 from worker import clock
 from worker.catalogue.database import Queries
+from worker.catalogue.records import FindingKind
 from worker.catalogue.tables import UNTOLD_OPEN, UNTOLD_RESOLVED, alarm_digests, findings
 
 _LONGEST_BACKOFF = timedelta(hours=1)
+_WORST_FIRST = list(FindingKind)
 _NAMED = 5
 """Findings of one kind and store that a digest names; the others are counted."""
 _OPENED, _ESCALATED, _RESOLVED = 1, 2, 3
@@ -176,15 +178,16 @@ def _changed(connection: Connection, before: datetime, now: datetime) -> bool:
 
 
 def _groups(connection: Connection, which: sa.ColumnElement[bool], quiet: Collection[str]) -> list[dict[str, Any]]:
-    """Return findings counted by kind and store, with the first few of each by name."""
+    """Return findings counted by kind and store, the worst kind first, with the first few of each by name."""
     row = findings.c
     wanted = sa.and_(which, row.kind.not_in(list(quiet)))
     since = sa.func.min(row.opened_at, type_=row.opened_at.type)
     counts = sa.select(row.kind, row.store, sa.func.count(), since).where(wanted).group_by(row.kind, row.store)
+    found = sorted(connection.execute(counts).all(), key=lambda each: (_WORST_FIRST.index(each.kind), each.store))
     return [
         {"kind": kind, "store": store or None, "count": count, "since": opened.isoformat(),
          "examples": _examples(connection, wanted, kind, store)}
-        for kind, store, count, opened in connection.execute(counts.order_by(row.kind, row.store)).all()
+        for kind, store, count, opened in found
     ]  # fmt: skip
 
 

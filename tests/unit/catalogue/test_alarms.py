@@ -55,6 +55,13 @@ def test_many_findings_are_one_digest(catalogue: Catalogue, tell) -> None:
     assert digests[0].payload["open"] == {"corrupt": 100}
 
 
+def test_the_worst_finding_is_told_first(catalogue: Catalogue, tell) -> None:
+    """A lost artifact is in the subject of a mail, which is cut, before what has an earlier name in the alphabet."""
+    for kind in (FindingKind.BACKUP, FindingKind.CORRUPT, FindingKind.LOST):
+        open_(catalogue, "a", kind=kind)
+    assert [kind for kind, _, _ in tell()["opened"]] == ["lost", "backup", "corrupt"]
+
+
 def test_each_change_is_told_once(catalogue: Catalogue, tell) -> None:
     """What is open is told when it is new, once more after a day, and when it is resolved; seeing it again is none."""
     open_(catalogue, "a")
