@@ -19,9 +19,10 @@ from tests.acceptance.forked_up import running, started
 from tests.servers import Valkey
 from tests.servers.process import REPOSITORY, freeze
 from tests.waiting import WITHIN, until
-from worker.embedded import up_subprocess, valkey
+from worker.embedded import supervisor, up_subprocess, valkey
 from worker.embedded.processes import CannotStart, Children, Program
 from worker.embedded.up_subprocess import Up, UpFailed, still_there
+from worker.settings import Settings
 from zot_artifact_client import ArtifactClient
 
 LEAN = ("--no-beat", "--no-flower")
@@ -246,6 +247,26 @@ def test_a_port_that_is_taken_is_not_insisted_on(tmp_path: Path) -> None:
         other.bind(("127.0.0.1", port))
         other.listen()
         assert valkey.remembered_port(path) != port
+
+
+@pytest.mark.parametrize("is_copy", [True, False])
+def test_a_port_that_is_taken_meanwhile_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_copy: bool
+) -> None:
+    """The broker of a copy of the data directory, or of another program, is never taken for the own one."""
+    settings = Settings(home=tmp_path / "home")
+    for directory in (settings.run_dir, tmp_path / "logs", tmp_path / "valkey"):
+        directory.mkdir(parents=True)
+    with Valkey(tmp_path / "valkey") as other, redis.Redis(port=other.port) as client:
+        password = valkey.remembered_secret(settings.run_dir / "broker-password") if is_copy else "of its own"
+        client.config_set("requirepass", password)
+        ports = iter([other.port])
+        remembered = valkey.remembered_port
+        monkeypatch.setattr(valkey, "remembered_port", lambda path: next(ports, None) or remembered(path))
+        with settings.up_lock.open("w") as lock, Children(tmp_path / "logs", print) as children:
+            supervisor.start_broker(settings, children, lock.fileno(), print)
+            url = settings.broker_file.read_text().strip()
+            assert valkey.answering_process(url) == children.pid("valkey")
 
 
 def test_up_that_cannot_start_says_why(tmp_path: Path) -> None:

@@ -156,6 +156,11 @@ class Children:
         """
         self._children[program.name] = _Child(program, self._logs / f"{program.name}.log")
 
+    def pid(self, name: str) -> int | None:
+        """Return the process id of a program that was started; None once it has ended, until it is restarted."""
+        process = self._children[name].process
+        return process.pid if process.poll() is None else None
+
     def wait(self, seconds: float) -> None:
         """Wait this long; a program that ends meanwhile is restarted with exponential backoff, until it starts.
 

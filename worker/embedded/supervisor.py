@@ -97,7 +97,7 @@ def run(
     with _locked(settings) as lock, _catalogue_locked(alone, settings.home), Children(logs, say) as children:
         try:
             if settings.broker is None:
-                _start_broker(settings, children, lock, say)
+                start_broker(settings, children, lock, say)
             else:
                 _await_broker(settings.broker_url, children, say)
             _check_owner(settings, say, accept=options.accept_broker)
@@ -134,16 +134,36 @@ def _make_logs(logs: Path) -> None:
         ) from error
 
 
-def _start_broker(settings: Settings, children: Children, lock: int, say: Callable[[str], None]) -> None:
-    password = valkey.remembered_secret(settings.run_dir / "broker-password")
-    port = valkey.remembered_port(settings.run_dir / "broker-port")
-    url = valkey.url(port, password)
-    children.start(valkey.program(settings, port, password, lock, say))
-    _await(children, lambda: valkey.answers(url), _BROKER_WITHIN, f"the broker; see {settings.home}/logs/valkey.log")
+def start_broker(settings: Settings, children: Children, lock: int, say: Callable[[str], None]) -> None:
+    """Start the embedded broker, and write its URL to its file. `lock` is locked as long as it runs.
+
+    Another program may take its port meanwhile. That may be the broker of a copy of this data directory, which has the
+    same password and the id of the same catalogue: the jobs of both would be mixed, so the broker gets another port.
+    """
+    while (url := _start_on_port(settings, children, lock, say)) is None:
+        children.stop("valkey")
     held = valkey.requeue_unacknowledged(url)
     if held:
         say(f"queued again, because the last `up` was killed: {counted(held, 'job')}")
     valkey.write_secret(settings.broker_file, url + "\n")
+
+
+def _start_on_port(settings: Settings, children: Children, lock: int, say: Callable[[str], None]) -> str | None:
+    """Start the broker and return its URL once it answers; None if another program has taken its port."""
+    password = valkey.remembered_secret(settings.run_dir / "broker-password")
+    port = valkey.remembered_port(settings.run_dir / "broker-port")
+    url = valkey.url(port, password)
+    children.start(valkey.program(settings, port, password, lock, say))
+
+    def is_taken() -> bool:
+        return children.pid("valkey") is None and valkey.free_port(port) is None
+
+    def answers() -> bool:
+        return (pid := children.pid("valkey")) is not None and valkey.answering_process(url) == pid
+
+    what = f"the broker; see {settings.home}/logs/valkey.log"
+    _await(children, lambda: answers() or is_taken(), _BROKER_WITHIN, what)
+    return url if answers() else None
 
 
 def _await_broker(url: str, children: Children, say: Callable[[str], None]) -> None:

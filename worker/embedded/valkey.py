@@ -79,13 +79,13 @@ def url(port: int, password: str) -> str:
     return f"redis://:{password}@127.0.0.1:{port}/0"
 
 
-def answers(broker_url: str) -> bool:
-    """Return whether the server answers with this password; while it loads its file it does not."""
+def answering_process(broker_url: str) -> int | None:
+    """Return the process id of the server that answers with this password; None while it loads its file."""
     client = redis.Redis.from_url(broker_url, socket_timeout=1, socket_connect_timeout=1)
     try:
-        return bool(client.ping())
+        return int(client.info("server")["process_id"])
     except redis.RedisError:
-        return False
+        return None
     finally:
         client.close()
 
@@ -134,17 +134,23 @@ def write_secret(path: Path, text: str) -> None:
 
 def remembered_port(path: Path) -> int:
     """Return the loopback port in this file if it is still free, else write and return one that is."""
-    for port in (_port_in(path), 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            found: int = probe.getsockname()[1]
-            path.write_text(f"{found}\n")
-            return found
-    raise SettingsError("no loopback port is free")
+    found = free_port(_port_in(path)) or free_port(0)
+    if found is None:
+        raise SettingsError("no loopback port is free")
+    path.write_text(f"{found}\n")
+    return found
+
+
+def free_port(port: int) -> int | None:
+    """Return this loopback port, or any one for 0, if it is free now; else None."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return None
+        found: int = probe.getsockname()[1]
+        return found
 
 
 def _port_in(path: Path) -> int:
