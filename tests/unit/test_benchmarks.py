@@ -133,7 +133,6 @@ def test_what_was_measured_is_told_whatever_comes_after(
     ("page", "begin", "end"),
     [
         ("README.md", "\n## Measured\n", "\n## "),
-        ("docs/scaling.md", "| what | measured |", "\n\n"),
         ("docs/howto/recover.md", "| the host of a worker |", "\n\n"),
     ],
 )
