@@ -17,6 +17,7 @@ from botocore.retries.standard import ExponentialBackoff
 from kombu.transport import memory
 
 from tests.missing import skip_or_fail
+from tests.process_start import import_tests, start_as_forks
 from tests.scheduling import PROCESSES, FromBothEnds, files_of, in_order
 from tests.servers import (
     Azurite,
@@ -69,6 +70,13 @@ def pytest_configure_node(node: Any) -> None:
     node.workerinput["starter"] = os.getpid()
 
 
+def pytest_xdist_setupnodes(config: pytest.Config, specs: list[Any]) -> None:
+    """Let the processes of pytest-xdist be forks of this one."""
+    import_tests(config.args)
+    _take_ambient_settings_away()  # what the processes share is made without them
+    start_as_forks(specs)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
     """Collect garbage seldom, and never look again at what the collection of all tests made.
@@ -85,9 +93,13 @@ def pytest_collection() -> Iterator[None]:
         gc.enable()
 
 
-def pytest_unconfigure() -> None:
-    """Let a process that does not end, because a thread does not, show all its threads and then end."""
-    faulthandler.dump_traceback_later(_ENDS_WITHIN, exit=True, file=sys.__stderr__)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Let a process that does not end, because a thread does not, show all its threads and then end.
+
+    A process of pytest-xdist waits for the others, and pytest-xdist ends it.
+    """
+    if not hasattr(config, "workerinput"):
+        faulthandler.dump_traceback_later(_ENDS_WITHIN, exit=True, file=sys.__stderr__)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -134,6 +146,10 @@ def _same_umask() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_ambient_settings() -> None:
+    _take_ambient_settings_away()
+
+
+def _take_ambient_settings_away() -> None:
     """Take what the developer's shell says about stores and the worker out of the tests' way."""
     for name in [name for name in os.environ if name.startswith(_AMBIENT) and name != "ZOT_SERVERS_VENV"]:
         del os.environ[name]

@@ -1,20 +1,19 @@
 """Run Python modules in forks of one process that has imported their libraries.
 
-A start of a worker takes two seconds of processor time, and most of them are imports; the tests start 130 workers and
-200 commands. A fork has its own session, environment, working directory and streams, and ends as any process does.
-What it has in common with its siblings is the seed of Python's hashes.
+The tests start 130 workers and 200 commands, and a start of Python spends most of its processor time on imports. A fork
+has its own session, environment, working directory and streams, and ends as any process does. What it has in common
+with its siblings is the seed of Python's hashes.
 
-Run as `python -m tests.servers.fork_server DESCRIPTOR`, the descriptor of a connected Unix socket.
+Run as `python -m tests.servers.fork_server DESCRIPTOR…`, each the descriptor of a connected Unix socket: one for each
+process that runs tests. When the first of them asks for a fork, this process imports the libraries and forks itself, so
+that each has a fork server of its own, which ends with it.
 """
-
-# ruff: noqa: F401 - the forks use what is imported here; nothing among it reads a setting when it is imported
 
 import atexit
 import gc
 import importlib
 import json
 import os
-import pkgutil
 import random
 import runpy
 import select
@@ -23,57 +22,14 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import NoReturn
 
-import alembic.runtime.migration
-import boto3.session
-import botocore.handlers
-import botocore.httpsession
-import botocore.signers
-import celery.__main__
-import celery.app.task
-import celery.apps.beat
-import celery.apps.worker
-import celery.backends.redis
-import celery.bin.celery
-import celery.concurrency.prefork
-import fastapi
-import kombu.transport.redis
-import psycopg
-import pydantic_settings
-import redis
-import rich.progress
-import rich.table
-import sqlalchemy.dialects.sqlite
-import uvicorn
-import yaml
-
-import tasks
-import worker.artifacts.sources
-import worker.beat_scheduler
-import worker.catalogue
-import worker.cli
-import worker.context
-import worker.gateway.server
-import worker.intake.message_filter
-import worker.jobs.queue_pauses_and_revoke
-import worker.metrics.totals_sender
-import worker.schedule
-import worker.settings
-import worker.shutdown_flag
-import worker.storage.azure.driver
-import worker.storage.filesystem.driver
-import worker.storage.gcs.driver
-import worker.storage.s3.driver
-import zot_artifact_client
-from tests.servers.new_tables import make_new_tables_at_once
+from worker import shutdown_flag
 from worker.embedded.parent_death import die_with_parent
-from worker.storage.config import S3Config
-from worker.storage.s3.providers import make_client
 
-IN_SHARED_MEMORY = (worker.shutdown_flag,)
+IN_SHARED_MEMORY = (shutdown_flag,)
 """The modules whose memory a process shares with those that it forks; each fork here needs one of its own."""
 REQUEST_SIZE = 1 << 16
 _FIRST_OTHER, _MOST = 3, 1 << 20
@@ -135,19 +91,29 @@ def enter(arguments: Sequence[str], environment: Mapping[str, str], directory: s
     sys.stdin = sys.__stdin__ = os.fdopen(0, encoding=coded, closefd=False)
     sys.stdout = sys.__stdout__ = os.fdopen(1, "w", encoding=coded, closefd=False)
     sys.stderr = sys.__stderr__ = os.fdopen(2, "w", 1, encoding=coded, errors="backslashreplace", closefd=False)
+    separate_from_siblings()
+
+
+def separate_from_siblings() -> None:
+    """Give this fork random numbers and shared memory of its own, not those of the other forks of its parent."""
     random.seed()
     for module in IN_SHARED_MEMORY:
         importlib.reload(module)
 
 
 def run(module: str) -> NoReturn:
-    """Run a module, and end with its status as Python does, but free no memory.
+    """Run a module, and end with its status as Python does."""
+    run_to_end(lambda: runpy.run_module(module, run_name="__main__", alter_sys=True))
+
+
+def run_to_end(program: Callable[[], object]) -> NoReturn:
+    """Run a program in a fork, and end with its status as Python does, but free no memory.
 
     That would touch every imported object, and the kernel would copy all of them for the fork.
     """
     status = 1
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        program()
         status = 0
     except SystemExit as end:
         if isinstance(end.code, str):
@@ -167,18 +133,38 @@ def run(module: str) -> NoReturn:
         os._exit(status)
 
 
-def load_description_of_s3() -> None:
-    """Let boto3 load its description of the S3 API, which all forks then share."""
-    keys = {"access_key_id": "none", "secret_access_key": "none"}
-    config = S3Config.model_validate({"bucket": "none", "endpoint": "http://127.0.0.1", **keys})
-    make_client("none", config).close()
+def await_first_request(connections: Sequence[socket.socket]) -> None:
+    """Return when one of the processes asks for a fork; end when all of them have ended."""
+    waiting = {*connections}
+    while waiting:
+        ready, _, _ = select.select(waiting, [], [])
+        if any(connection.recv(1, socket.MSG_PEEK) for connection in ready):
+            return
+        waiting.difference_update(ready)
+    os._exit(0)
+
+
+def connection_of_one(connections: Sequence[socket.socket]) -> socket.socket:
+    """Fork this process, so that there is one for each connection, and return the connection of each."""
+    first, *others = connections
+    for connection in others:
+        if not os.fork():
+            mine = connection
+            break
+    else:
+        mine = first
+    for connection in connections:
+        if connection is not mine:
+            connection.close()
+    return mine
 
 
 if __name__ == "__main__":
-    for found in pkgutil.walk_packages(tasks.__path__, "tasks."):
-        importlib.import_module(found.name)
-    load_description_of_s3()
-    make_new_tables_at_once()
+    _connections = [socket.socket(fileno=int(descriptor)) for descriptor in sys.argv[1:]]
+    await_first_request(_connections)
+    from tests.servers.fork_imports import prepare_forks  # a run whose tests start no process needs none of it
+
+    prepare_forks()
     gc.freeze()  # a fork would copy what a collection touches
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    serve(connection_of_one(_connections))
     run(sys.argv[0])

@@ -10,10 +10,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 
 from tests.servers.process import REPOSITORY, Process, Server
+
+_connections: list[socket.socket] = []
+"""The connection to the fork server of this process, once it has one."""
 
 
 class Fork:
@@ -105,18 +107,31 @@ class PythonServer(Server):
             return Fork(module, cwd=self.directory, env={**os.environ, **self.environment()}, streams=streams)
 
 
-@cache
-def _server() -> socket.socket:
-    """Start the fork server of this process, which ends with it, and return the connection to it."""
-    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    command = [sys.executable, "-m", "tests.servers.fork_server", str(its.fileno())]
+def start_fork_servers(number: int) -> list[socket.socket]:
+    """Start as many fork servers, which end with this process, and return the connections to them."""
+    pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(number)]
+    descriptors = [its.fileno() for _, its in pairs]
+    command = [sys.executable, "-m", "tests.servers.fork_server", *map(str, descriptors)]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "MALLOC_ARENA_MAX": "2"}  # libc reads it at a start
-    process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, pass_fds=[its.fileno()], umask=0o022)
-    its.close()
+    process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, pass_fds=descriptors, umask=0o022)
+    for _, its in pairs:
+        its.close()
 
     @atexit.register
     def end() -> None:
-        ours.close()
+        for ours, _ in pairs:
+            ours.close()
         process.wait()
 
-    return ours
+    return [ours for ours, _ in pairs]
+
+
+def use_fork_server(connection: socket.socket) -> None:
+    """Let this process use the fork server of this connection instead of one that it starts itself."""
+    _connections.append(connection)
+
+
+def _server() -> socket.socket:
+    if not _connections:
+        _connections.extend(start_fork_servers(1))
+    return _connections[0]
