@@ -10,7 +10,14 @@ _MOST_INTERIM = 32
 
 
 class FinalResponse(http.client.HTTPResponse):
-    """An answer that is never an interim one."""
+    """An answer that is never an interim one, and has one length at most."""
+
+    def begin(self) -> None:
+        """Read the headers. Two lengths are refused here, because urllib3 does it later and leaves the answer open."""
+        super().begin()
+        lengths = ", ".join(self.headers.get_all("Content-Length", ())).split(",")
+        if len({each.strip().lstrip("0") for each in lengths}) > 1:
+            raise http.client.HTTPException("an answer with several lengths")
 
     def _read_status(self) -> tuple[str, int, str]:
         """Read the status line of the final answer; 101 is final, because it ends HTTP on the connection."""

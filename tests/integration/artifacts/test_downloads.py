@@ -614,7 +614,12 @@ def test_a_download_leaves_no_descriptor_and_no_thread(host, settings, monkeypat
 
     A directory for its bytes that is gone is named, and is no source that is gone; a disk that fails may recover.
     """
-    fetched = [whole(b"hello"), answer(b"5\r\nhel", Transfer_Encoding="chunked"), answer(b"x", status="403 Forbidden")]
+    fetched = [
+        whole(b"hello"),
+        answer(b"5\r\nhel", Transfer_Encoding="chunked"),
+        answer(b"x", status="403 Forbidden"),
+        answer(b"hello", Content_Length="5, 6"),
+    ]
     before = len(list(Path("/proc/self/fd").iterdir()))
     threads = {thread for thread in threading.enumerate() if thread.name == "download"}
     for each in fetched * 5:
