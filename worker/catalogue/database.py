@@ -514,7 +514,10 @@ def _check_there(engine: Engine) -> None:
             there = False
     if not there:
         engine.dispose()
-        way_out = "check ZOT_CATALOGUE or ZOT_HOME; where they are right, a worker or `zot-artifacts up` makes one"
+        way_out = (
+            "check ZOT_CATALOGUE or ZOT_HOME; where they are right, a worker or `zot-artifacts up` makes one, and "
+            "`zot-artifacts catalogue restore STORE` brings back a lost one"
+        )
         raise NoCatalogue(f"there is no catalogue at {_named(engine.url)}: {way_out}")
 
 

@@ -108,6 +108,7 @@ _CONNECTION_WAYS_OUT = {
     ),
     "does not support SSL": "it speaks no TLS on this port; turn on `ssl` in its configuration",
     "no encryption": "it may require TLS; add sslmode=verify-full to the query of ZOT_CATALOGUE",
+    "authentication failed": "correct the user or the password in ZOT_CATALOGUE, then restart what has the old one",
     "valid client certificate": "it requires a certificate of the client; name it in sslcert and sslkey of its URL",
 }
 """What to do about an error of connecting, by words of its message: libpq gives it no SQLSTATE."""

@@ -87,7 +87,7 @@ def test_no_catalogue_is_made_where_one_was_expected(tmp_path, catalogue_url):
     """A command that only reads is told that there is no catalogue, and leaves no file behind."""
     path = tmp_path / "mistyped" / "catalogue.sqlite3"
     path.parent.mkdir()
-    with pytest.raises(NoCatalogue, match=r"no catalogue at sqlite:///.*mistyped.*ZOT_CATALOGUE"):
+    with pytest.raises(NoCatalogue, match=r"no catalogue at sqlite:///.*mistyped.*ZOT_CATALOGUE.*catalogue restore"):
         Catalogue(f"sqlite:///{path}", create=False)
     assert list(path.parent.iterdir()) == []
     Catalogue(catalogue_url).close()
