@@ -3,6 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Iterator
+from types import CodeType
 from typing import Any, TypeVar
 
 from worker.storage.driver import ObjectStat, StaleUpload
@@ -60,13 +61,19 @@ def _passes(error: Exception) -> bool:
 
 
 def _is_of_caller(error: Exception, arguments: list[Any]) -> bool:
-    """Return whether a function that the caller passed raised the error: the traceback then has its code."""
-    calls = [argument.read if hasattr(argument, "read") else argument for argument in arguments]
-    codes = {getattr(getattr(call, "func", call), "__code__", None) for call in calls} - {None}  # `func` of a partial
+    """Return whether a function or generator that the caller passed raised the error: the traceback has its code."""
+    codes = set(map(_code_of, arguments)) - {None}
     passed = error.__traceback__
     while passed is not None and passed.tb_frame.f_code not in codes:
         passed = passed.tb_next
     return passed is not None
+
+
+def _code_of(argument: Any) -> CodeType | None:
+    """Return the code of a function, a partial of one, a body to read, or a generator; None of anything else."""
+    call = getattr(argument, "read", argument)
+    code: CodeType | None = getattr(getattr(call, "func", call), "__code__", None) or getattr(call, "gi_code", None)
+    return code
 
 
 def _translated(driver: Any, error: Exception, args: tuple[Any, ...]) -> StorageError:

@@ -2,7 +2,7 @@
 
 import errno
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
@@ -31,6 +31,10 @@ class Odd:
 
     def put(self, bucket: str, key: str, body: VerifyingReader, info: WriteInfo) -> None:
         body.read(1)
+
+    def put_many(self, puts: Iterable[str]) -> None:
+        list(puts)
+        raise self._error
 
     def iter_objects(self, bucket: str) -> Iterator[str]:
         yield f"{bucket}/a"
@@ -68,15 +72,23 @@ def test_our_own_exceptions_pass(error: Exception) -> None:
     assert caught.value is error
 
 
-def test_what_a_body_raises_passes() -> None:
+def test_what_the_caller_raises_passes() -> None:
     """What ends a write from outside, such as a cancellation that the body raises, is no answer of the store."""
 
     class Ending(io.BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:
             raise Stop
 
+    def ending() -> Iterator[str]:
+        yield "app"
+        raise Stop
+
     with pytest.raises(Stop):
         Odd(KeyError()).put("releases", "app", VerifyingReader(Ending()), WriteInfo())
+    with pytest.raises(Stop):
+        Odd(KeyError()).put_many(ending())
+    with pytest.raises(UnexpectedAnswer):
+        Odd(KeyError()).put_many(each for each in ["app"])
 
 
 class OfFiles(Odd):
