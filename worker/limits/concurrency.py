@@ -43,7 +43,7 @@ class DistributedSemaphore:
         `limit` is for all workers; `local_limit` is for this process while Redis does not answer.
         """
         with self._lock:
-            free = len(self._local[name]) < local_limit
+            free = len(self._local[name] - {holder}) < local_limit
             if not self.renew(name, holder, limit=limit, otherwise=free):
                 return None
             self._local[name].add(holder)

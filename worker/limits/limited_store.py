@@ -36,7 +36,6 @@ from worker.storage.errors import (
     OutOfSpace,
     SameStore,
     StorageError,
-    Unavailable,
 )
 from worker.storage.identity import Purpose
 from worker.storage.integrity.manifest import Chunk, Manifest
@@ -108,7 +107,7 @@ class LimitedStore:
     Raises:
         Snooze: from any method: the store is paused, its breaker is open, its slots are all taken, or it refuses all
             that the job asks. The store was not asked. `store` names it.
-        Unavailable: in place of that, from the store of a command: it has waited, or its slot was lost.
+        Unavailable: in place of that, from the store of a command, which has waited.
     """
 
     def __init__(
@@ -429,15 +428,13 @@ class LimitedStore:
     def slot(self) -> Iterator[None]:
         """Admit the job and hold its concurrency slot over several transfers: no other job takes it between them."""
         self.admit()
-        limit = self.limits.concurrency
-        if limit is None:
+        if self.limits.concurrency is None:
             yield
             return
 
         def take() -> None:
             with self._lock:
-                if self._transfers == 0:
-                    self._slot = self._admission.acquire_slot(self.name, f"{self._job.id}:{self._job.fence}", limit)
+                self._take_slot()
                 self._transfers += 1
 
         self._until_taken(take)
@@ -447,8 +444,15 @@ class LimitedStore:
             with self._lock:
                 self._transfers -= 1
                 if self._transfers == 0 and self._slot is not None:
-                    self._slot.release()
-                    self._slot = None
+                    slot, self._slot = self._slot, None
+                    slot.release()
+
+    def _take_slot(self) -> None:
+        """Take a slot, unless the job has one; raise Snooze if all are taken."""
+        limit = self.limits.concurrency
+        with self._lock:
+            if limit is not None and (self._slot is None or self._slot.lost):
+                self._slot = self._admission.acquire_slot(self.name, f"{self._job.id}:{self._job.fence}", limit)
 
     @contextmanager
     def _request(self, verb: str) -> Iterator[None]:
@@ -493,13 +497,9 @@ class LimitedStore:
         self._job.confirm_lease()
 
     def _check_slot(self) -> None:
+        """Take another slot in place of one that expired, as after Ctrl-Z: another job may have that one by now."""
         if self._slot is not None and self._slot.lost:
-            told = f"{self.name}: this job's concurrency slot was given to another job"
-            if self._wait is None:
-                raise Snooze(told, 1.0, self.name)
-            error = Unavailable(told)
-            error.store = self.name
-            raise error
+            self._until_taken(self._take_slot)
 
     def _blame(self, error: StorageError, verb: str) -> None:
         """Set this store in an error that names none yet, and count the error if it is one of the store."""

@@ -25,6 +25,7 @@ from worker.limits.bandwidth import BandwidthLimit
 from worker.limits.concurrency import DistributedSemaphore
 from worker.limits.shared_redis import SharedRedis, result_backend
 from worker.limits.snooze import Snooze
+from worker.limits.store_wait import StoreWait
 from worker.settings.section_models import StoreLimits
 
 SPAWN = multiprocessing.get_context("spawn")  # the tests' own process has threads, which no fork survives
@@ -121,20 +122,43 @@ def test_slots_of_a_clock_that_was_ahead_are_free(url, shared):
     client.close()
 
 
-def test_a_holder_whose_slot_is_anothers_stops(url, shared, admission):
-    """A process that renewed its slot so late that it was given away moves not a byte more."""
+def test_a_holder_whose_slot_is_anothers_takes_another_one(url, shared, admission, monkeypatch):
+    """A process that was stopped for longer than its slot lasts moves not a byte more until it has a slot again.
+
+    A job is snoozed while all are taken, and a command waits.
+    """
+    monkeypatch.setattr("worker.limits.admission._BUSY", (0.01, 0.02))
     ours = admission(shared, store_limits={"a": StoreLimits(concurrency=1)}, jobs={"lease": "0.3s"})
+    places, told = "zot-artifacts:places:a", list[str]()
     redis, store = Redis.from_url(url), limited(ours)
-    with store.read_object("releases", "app") as reader:
-        reader.read(1)
+
+    def lose() -> None:
         with redis.pipeline(transaction=True) as both:  # a renewal in between would take the slot again
-            both.delete("zot-artifacts:places:a")
-            both.zadd("zot-artifacts:places:a", {"another": time.time() + 60})
+            both.delete(places)
+            both.zadd(places, {"another": time.time() + 60})
             both.execute()
         until(lambda: store._slot.lost)
-        with pytest.raises(Snooze, match="given to another") as error:
+
+    def ends(line: str) -> None:
+        told.append(line)
+        redis.zrem(places, "another")
+
+    with store.read_object("releases", "app") as reader:
+        assert reader.read(1) == b"r"
+        lose()
+        with pytest.raises(Snooze, match="the concurrency limit") as error:
             reader.read(1)
-    assert error.value.store == "a"
+        assert error.value.store == "a"
+        redis.zrem(places, "another")
+        assert reader.read(1) == b"l"
+        assert redis.zrange(places, 0, -1) == [b"job:1"]
+    store._wait = StoreWait("a", ends)
+    with store.read_object("releases", "app") as reader:
+        lose()
+        assert reader.read(7) == b"release"
+        assert redis.zrange(places, 0, -1) == [b"job:1"]
+    assert len(told) == 1
+    assert redis.zcard(places) == 0
 
 
 def test_a_job_has_one_slot_whatever_the_number_of_its_transfers(url, shared, admission):
