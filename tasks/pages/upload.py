@@ -29,7 +29,6 @@ from worker.jobs.upload_checkpoint import CopyCheckpoint
 from worker.limits.limited_store import REFUSED, LimitedStore
 from worker.limits.snooze import Snooze
 from worker.storage import ObjectStat
-from worker.storage.cloud.small_writes import AHEAD
 from worker.storage.driver import HashedBytes, SmallPut
 from worker.storage.errors import AlreadyExists, PermanentError, SizeMismatch, StorageError
 from worker.storage.integrity.manifest import CHUNK_SIZE
@@ -252,7 +251,7 @@ class UploadPage:
         fresh, threads = [item for item in wanted if item.fresh], self.job.settings.page.threads
         store.expect_writes([item.where for item in fresh])
         keeps = store.capabilities.user_metadata or self.request.storage_classes
-        allowed = store.capabilities.local or threads >= AHEAD  # a store elsewhere gets no more requests than threads
+        allowed = threads >= store.capabilities.writes_ahead  # a store gets no more requests than threads
         if store.capabilities.groups and allowed and not (keeps and self.request.beside_bytes):
             fresh = self._write_group(store, fresh)
         do_all(pool, lambda item: self._write_new(store, item), fresh, threads)

@@ -210,6 +210,7 @@ class Capabilities:
         tags: the characters of the names and values of object tags, or None where the store has no tags.
         groups: bytes of the largest object that is written faster as one of a group (`FullDriver.put_many`); 0 where
             the driver writes no groups.
+        writes_ahead: objects of a group that the driver has sent at a time.
         local: a read is mostly work of this machine's processor, so that more threads are no faster; elsewhere several
             ranges at once are read faster than one whole object.
         marks_uploads: the store tells of each unfinished upload whether the worker began it.
@@ -237,6 +238,7 @@ class Capabilities:
     holds_refuse_writes: bool = False
     tags: re.Pattern[str] | None = None
     groups: int = 0
+    writes_ahead: int = 1
     local: bool = False
     marks_uploads: bool = True
 

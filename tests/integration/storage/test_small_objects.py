@@ -177,6 +177,14 @@ def test_a_group_loses_no_object_that_was_sent(
     assert {type(each) for each in refused} == {AccessDenied}
     assert len([request for request in proxy.requests if request.method == "PUT"]) == len(refused)
 
+    def throttle_plain(request: Request) -> Fault:
+        return Say(503, b"") if request.method == "PUT" and "User-Agent" not in request.headers else None
+
+    store, proxy = through(throttle_plain)
+    by_sdk = store.write_objects([replace(put, key=f"by-sdk-{number}") for number, put in enumerate(puts)])
+    assert {type(each) for each in by_sdk} == {ObjectStat}
+    assert len(by_sdk) == AHEAD, "the SDK wrote the others in one thread"
+
     odd = Say(201, b"", {"ETag": '"odd"', "Last-Modified": "no time"})
     store, _ = through(lambda request: odd if "/refused-0" in request.path and request.method == "PUT" else None)
     assert isinstance(store.write_objects(puts[:2])[1], ObjectStat), "what cannot be understood is about one object"

@@ -32,7 +32,6 @@ from worker.limits.limited_store import LimitedStore
 from worker.limits.snooze import Snooze, StoreRefuses
 from worker.settings.section_models import PlacementRule
 from worker.storage import Digest, ObjectStat, Store, Verdict
-from worker.storage.cloud.small_writes import AHEAD
 from worker.storage.config import S3Config
 from worker.storage.configured_stores import Stores
 from worker.storage.driver import HashedBytes, SmallPut
@@ -372,9 +371,9 @@ def test_a_page_of_few_threads_sends_no_more_objects_at_once(five, context, deli
         return write(store, puts)
 
     driver = context.stores["dr"]._driver
-    monkeypatch.setattr(driver, "capabilities", replace(driver.capabilities, local=False))
+    monkeypatch.setattr(driver, "capabilities", replace(driver.capabilities, writes_ahead=9))
     monkeypatch.setattr(LimitedStore, "write_objects", ask)
-    monkeypatch.setitem(context.settings.page.__dict__, "threads", AHEAD - 1)
+    monkeypatch.setitem(context.settings.page.__dict__, "threads", 8)
     assert deliver(five).outcomes == {"stored": 5}
     assert set(asked) == {"primary"}
 

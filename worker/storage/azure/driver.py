@@ -2,7 +2,7 @@
 
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -68,7 +68,7 @@ from worker.storage.cloud.metadata import UNKNOWN_TIME, set_properties
 from worker.storage.cloud.object_tags import decode_tags
 from worker.storage.cloud.reader import CloudReader, empty_reader
 from worker.storage.cloud.response_body import HttpBody
-from worker.storage.cloud.small_writes import AHEAD_SIZE, BegunPut, no_answer, write_ahead
+from worker.storage.cloud.small_writes import AHEAD, AHEAD_SIZE, BegunPut, WritesAhead
 from worker.storage.config import AzureConfig
 from worker.storage.driver import (
     Body,
@@ -80,7 +80,6 @@ from worker.storage.driver import (
     Part,
     PartData,
     SignedPut,
-    SmallPut,
     StaleUpload,
     WriteInfo,
 )
@@ -118,7 +117,7 @@ _SINCE_START_FROM = "2026-02-06"
 
 
 @exception_boundary
-class AzureDriver(CloudDriver):
+class AzureDriver(WritesAhead, CloudDriver):
     """A container of Azure Blob Storage; see `FullDriver`.
 
     The digest is the metadata `sha256`. Memory: one block of an upload for each thread.
@@ -149,6 +148,7 @@ class AzureDriver(CloudDriver):
             parts=limits(int(self._config.part_size)),
             patches=1 if self._copies else 0,
             groups=AHEAD_SIZE if without_sdk else 0,
+            writes_ahead=AHEAD,
             storage_classes=TIERS,
             realm=realm_of(self._config) if self._copies else None,
             tags=_TAGS,
@@ -162,19 +162,11 @@ class AzureDriver(CloudDriver):
         drain(body)  # a wrong body raises at its end
         return self.begin_put(bucket, key, data, info, condition).end()
 
-    def put_many(self, puts: Iterable[SmallPut]) -> list[ObjectStat | StorageError]:
-        return write_ahead(puts, self.begin_put, self.end_put)
-
     def begin_put(self, bucket: str, key: str, data: bytes, info: WriteInfo, condition: Condition) -> BegunPut:
-        """Send an object in one request, and return what ends that."""
         write, md5 = self._write(bucket, key, info, new_token(), condition), md5_of(data)
-        answer = self._small_writes.begin(self._real_object(bucket, key), data, headers_of(write, md5))
+        request = self._small_writes.begin(self._real_object(bucket, key), data, headers_of(write, md5))
         upload = Upload(lambda: self._blob(bucket, key), self._origin, write)
-        return BegunPut(lambda: upload.whole(data, md5, answer), is_sent=answer is not no_answer)
-
-    def end_put(self, _bucket: str, _key: str, begun: BegunPut) -> ObjectStat:
-        """Return the stat of an object of `put_many`."""
-        return begun.end()
+        return BegunPut(request, lambda: upload.whole(data, md5, request))
 
     def open(
         self, bucket: str, key: str, *, offset: int = 0, length: int | None = None, uncached: bool = False

@@ -14,6 +14,7 @@ from worker.storage.azure.errors import SDK_ERRORS, code_of, translate, translat
 from worker.storage.azure.object_stat import conditions, is_object, to_found, written_stat
 from worker.storage.cloud.conditional_write import Found, Write, as_found, settle
 from worker.storage.cloud.error_mapping import Origin
+from worker.storage.cloud.small_writes import SmallWrite
 from worker.storage.driver import ObjectStat
 from worker.storage.errors import NotFound, StorageError, TransientError, Unavailable, UnexpectedAnswer
 
@@ -48,11 +49,11 @@ class Upload:
         self._origin = origin
         self._write = write
 
-    def whole(self, data: bytes, md5: bytes, small: Callable[[], Any]) -> ObjectStat:
-        """Send an object in one request: that of `small`, unless it returns None."""
+    def whole(self, data: bytes, md5: bytes, small: SmallWrite) -> ObjectStat:
+        """Make an object by one request: `small`, or that of the SDK if it needs that."""
         stat = self._commit(
             lambda options: (
-                small()
+                small.answer()
                 or self._blob().upload_blob(
                     data,
                     length=len(data),

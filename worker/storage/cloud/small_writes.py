@@ -6,6 +6,7 @@ write, as it would after an answer of its own that got lost.
 
 import socket
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from http.client import HTTPException
-from typing import Any, NoReturn
+from typing import Any
 
 from worker.storage.cloud.error_mapping import Origin, Translate
 from worker.storage.cloud.plain_requests import (
@@ -29,7 +30,7 @@ from worker.storage.driver import Condition, ObjectStat, SmallPut, WriteInfo
 from worker.storage.errors import AlreadyExists, StorageError, TransientError
 
 AHEAD = 16
-"""Objects that `write_ahead` has sent at a time, each over a connection of its own."""
+"""Objects of a group that are sent at a time, each over a connection of its own."""
 AHEAD_SIZE = 64 * 1024
 """Bytes of the largest of them: the system takes so much of a connection at once, so that a slow line delays no other.
 """
@@ -81,27 +82,24 @@ class SmallWrites:
 
         Raises: the SDK's error, if the store refuses the write.
         """
-        return self.begin(target, data, headers, part=part)()
+        return self.begin(target, data, headers, part=part).answer()
 
     def begin(
         self, target: RealObject, data: bytes | bytearray, headers: Headers | None, *, part: str = ""
-    ) -> Callable[[], Mapping[str, Any] | None]:
-        """Send what `put` sends, and return what waits for the answer: it returns and raises what `put` does.
-
-        It is `no_answer` where nothing was sent.
-        """
+    ) -> "SmallWrite":
+        """Send what `put` sends; the `answer` of what is returned returns and raises what `put` does."""
         if headers is None or (len(data) > SMALL and not part) or not is_plain_name(target.name):
-            return no_answer
+            return SmallWrite(None)
         try:
             endpoint = self._endpoints.get(target.real)
             if endpoint is None:
-                return no_answer
+                return SmallWrite(None)
             url = endpoint.url_of(target.name) + (f"?{part}" if part else "")
             signed = endpoint.sign("PUT", url, {**headers, "Content-Length": str(len(data))})
             sent = endpoint.sent("PUT", url, signed, data, patience=_PATIENCE_OF_PART if part else _PATIENCE)
         except self._failures:
-            return no_answer
-        return partial(self._end, endpoint, sent, target, part)
+            return SmallWrite(None)
+        return SmallWrite(partial(self._end, endpoint, sent, target, part))
 
     def _end(
         self, endpoint: BucketEndpoint, sent: socket.socket, target: RealObject, part: str
@@ -125,65 +123,82 @@ class SmallWrites:
         self._endpoints.close()
 
 
+class SmallWrite:
+    """A small write that was begun.
+
+    Attributes:
+        needs_sdk: the SDK has to write: nothing could be sent, as through a proxy, or the `answer` was None.
+    """
+
+    def __init__(self, wait: Callable[[], Mapping[str, Any] | None] | None) -> None:
+        self._wait = wait
+        self.needs_sdk = wait is None
+
+    def answer(self) -> Mapping[str, Any] | None:
+        """Wait for the answer, once."""
+        found = self._wait() if self._wait else None
+        self.needs_sdk = found is None
+        return found
+
+
 @dataclass(frozen=True, slots=True)
 class BegunPut:
-    """An object of `write_ahead`; `end` waits for the answer and returns the stat.
+    """An object of a group; `end` waits for the answer to `request`, or has the SDK write, and returns the stat."""
 
-    Where nothing `is_sent`, as through a proxy, the SDK writes the object then.
-    """
-
+    request: SmallWrite
     end: Callable[[], ObjectStat]
-    is_sent: bool
 
 
-def write_ahead(
-    puts: Iterable[SmallPut],
-    begin: Callable[[str, str, bytes, WriteInfo, Condition], BegunPut],
-    end: Callable[[str, str, BegunPut], ObjectStat],
-) -> list[ObjectStat | StorageError]:
-    """Write objects in one thread, which sends several before it reads the first answer, as `PlainReadsAhead` does.
+class WritesAhead(ABC):
+    """The part of a driver that writes groups: one thread sends several objects before it reads the first answer.
 
-    After an object that takes long, fails, or needs the SDK, no more are begun: those without a result have to be
-    written by themselves, as several threads do. What was begun is ended in any case, also where `puts` raises.
-
-    Args:
-        puts: the objects; each is sent when it is taken.
-        begin: sends an object in one request.
-        end: returns the stat of what was begun, under this bucket and key.
+    `PlainReadsAhead` does the same for reads.
     """
-    ahead: deque[tuple[SmallPut, BegunPut]] = deque()
-    written: list[ObjectStat | StorageError] = []
 
-    def ended(each: tuple[SmallPut, BegunPut]) -> ObjectStat | StorageError:
-        put, begun = each
+    @abstractmethod
+    def begin_put(self, bucket: str, key: str, data: bytes, info: WriteInfo, condition: Condition) -> BegunPut:
+        """Send an object in one request."""
+
+    def end_put(self, _bucket: str, _key: str, begun: BegunPut) -> ObjectStat:
+        """Return the stat of an object; a method of the driver, so that its errors are about this bucket and key."""
+        return begun.end()
+
+    def put_many(self, puts: Iterable[SmallPut]) -> list[ObjectStat | StorageError]:
+        """Write small objects; see `FullDriver`. Each is sent when it is taken.
+
+        After an object that takes long, fails, or needs the SDK, no more are sent: those without a result have to be
+        written by themselves, as several threads do. What was sent is ended in any case, also where `puts` raises.
+        """
+        ahead: deque[tuple[SmallPut, BegunPut | StorageError]] = deque()
+        written: list[ObjectStat | StorageError] = []
         try:
-            return end(put.bucket, put.key, begun)
+            for put in puts:
+                since = time.monotonic()
+                ahead.append((put, self._begun(put)))
+                first, last = ahead[0], ahead[-1]
+                if len(ahead) == AHEAD:
+                    written.append(self._ended(ahead.popleft()))
+                failed = (
+                    written and isinstance(written[-1], StorageError) and not isinstance(written[-1], AlreadyExists)
+                )
+                needs_sdk = any(isinstance(begun, BegunPut) and begun.request.needs_sdk for _, begun in (first, last))
+                if failed or needs_sdk or time.monotonic() - since > _SLOW:
+                    break
+        finally:
+            with ThreadPoolExecutor(AHEAD, thread_name_prefix="ahead") as pool:  # each may have to wait for the SDK
+                written += pool.map(self._ended, ahead)
+        return written
+
+    def _begun(self, put: SmallPut) -> BegunPut | StorageError:
+        info = WriteInfo(put.body.digest.size, put.body.digest.sha256)
+        try:
+            return self.begin_put(put.bucket, put.key, put.body.data, info, put.condition)
         except StorageError as error:
             return error
 
-    try:
-        for put in puts:
-            since = time.monotonic()
-            try:
-                info = WriteInfo(put.body.digest.size, put.body.digest.sha256)
-                begun = begin(put.bucket, put.key, put.body.data, info, put.condition)
-            except StorageError as error:
-                begun = BegunPut(partial(_raise, error), is_sent=True)
-            ahead.append((put, begun))
-            if len(ahead) == AHEAD:
-                written.append(ended(ahead.popleft()))
-            failed = written and isinstance(written[-1], StorageError) and not isinstance(written[-1], AlreadyExists)
-            if failed or not begun.is_sent or time.monotonic() - since > _SLOW:
-                break
-    finally:
-        with ThreadPoolExecutor(AHEAD, thread_name_prefix="ahead") as pool:  # each may have to wait for the SDK
-            written += pool.map(ended, ahead)
-    return written
-
-
-def no_answer() -> None:
-    """Return that the SDK has to write an object."""
-
-
-def _raise(error: StorageError) -> NoReturn:
-    raise error
+    def _ended(self, each: tuple[SmallPut, BegunPut | StorageError]) -> ObjectStat | StorageError:
+        put, begun = each
+        try:
+            return begun if isinstance(begun, StorageError) else self.end_put(put.bucket, put.key, begun)
+        except StorageError as error:
+            return error

@@ -23,7 +23,7 @@ from worker.storage.cloud.metadata import UNKNOWN_TIME, set_properties
 from worker.storage.cloud.object_tags import encode_tags
 from worker.storage.cloud.reader import CloudReader, empty_reader
 from worker.storage.cloud.response_body import HttpBody
-from worker.storage.cloud.small_writes import AHEAD_SIZE, BegunPut, write_ahead
+from worker.storage.cloud.small_writes import AHEAD, AHEAD_SIZE, BegunPut, WritesAhead
 from worker.storage.config import S3Config
 from worker.storage.driver import (
     Body,
@@ -37,7 +37,6 @@ from worker.storage.driver import (
     PartData,
     PartLimits,
     SignedPut,
-    SmallPut,
     StaleUpload,
     WriteInfo,
 )
@@ -88,7 +87,7 @@ _TAGS = re.compile(r"[\w \-.:/=+@]*")
 
 
 @exception_boundary
-class S3Driver(CloudDriver):
+class S3Driver(WritesAhead, CloudDriver):
     """A store that speaks S3; see `FullDriver`.
 
     The digest is the metadata `sha256`. Memory: one part, whatever the size of the object.
@@ -123,6 +122,7 @@ class S3Driver(CloudDriver):
             ),
             patches=MIN_PART if self._profile.conditional_writes else 0,
             groups=AHEAD_SIZE if without_sdk else 0,
+            writes_ahead=AHEAD,
             storage_classes=self._profile.storage_classes,
             realm=realm_of(self._config) if self._profile.conditional_writes else None,
             marks_uploads=False,
@@ -135,17 +135,9 @@ class S3Driver(CloudDriver):
         upload = self._conditional_upload(bucket, key, info, uuid.uuid4().hex, condition)
         return upload.whole(body, self._small_writes)
 
-    def put_many(self, puts: Iterable[SmallPut]) -> list[ObjectStat | StorageError]:
-        return write_ahead(puts, self.begin_put, self.end_put)
-
     def begin_put(self, bucket: str, key: str, data: bytes, info: WriteInfo, condition: Condition) -> BegunPut:
-        """Send an object of `put_many`."""
         upload = self._conditional_upload(bucket, key, info, uuid.uuid4().hex, condition)
         return upload.begin_whole(data, self._small_writes)
-
-    def end_put(self, _bucket: str, _key: str, begun: BegunPut) -> ObjectStat:
-        """Return the stat of an object of `put_many`."""
-        return begun.end()
 
     def expect_writes(self, paths: Iterable[tuple[str, str]]) -> None:
         if not self._profile.conditional_writes:

@@ -14,7 +14,7 @@ from botocore.exceptions import ClientError
 from worker.storage.cloud.conditional_write import Found, Write, as_found, broken_condition, settle
 from worker.storage.cloud.error_mapping import Origin
 from worker.storage.cloud.plain_requests import RealObject
-from worker.storage.cloud.small_writes import BegunPut, SmallWrites, no_answer
+from worker.storage.cloud.small_writes import BegunPut, SmallWrites
 from worker.storage.driver import Body, Match, ObjectStat, Part, PartData
 from worker.storage.errors import (
     NotFound,
@@ -134,10 +134,10 @@ class Upload:
         checksum, address = self._checksum(data), self._write.address
         target = RealObject(address["Bucket"], address["Key"], self._write.what)
         headers = headers_of(self._write, {**self._options, **checksum, **self._conditions()})
-        answer = small.begin(target, data, headers)
+        request = small.begin(target, data, headers)
 
         def end() -> Mapping[str, Any]:
-            return answer() or self._with_tags(
+            return request.answer() or self._with_tags(
                 lambda options: self._client.put_object(
                     **self._write.address,
                     **self._conditions(),
@@ -148,7 +148,7 @@ class Upload:
                 )
             )
 
-        return BegunPut(partial(self._commit, end), is_sent=answer is not no_answer)
+        return BegunPut(request, partial(self._commit, end))
 
     def check_condition(self) -> None:
         """Raise at the start the error that the store would raise at the end, or not at all."""
