@@ -96,10 +96,10 @@ def catalogue_of_workers(settings: Settings) -> Iterator[Check]:
 
 
 def _since_when(away: "dict[str, Outage]") -> str:
-    """Return which workers cannot use the catalogue, and since when."""
-    names = ", ".join([*away][:_NAMED]) + (f" and {len(away) - _NAMED} more" if len(away) > _NAMED else "")
-    since = min(each.since for each in away.values())
-    return f"{names} could not use it since {moment(since)}: the jobs there wait"
+    """Return which workers cannot use the catalogue, and since when each of them."""
+    named = [f"{name} since {moment(each.since)}" for name, each in away.items()]
+    more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+    return f"jobs wait at {', '.join(named[:_NAMED])}{more}, which cannot use it"
 
 
 def _outages(settings: Settings) -> "dict[str, Outage]":
@@ -120,13 +120,11 @@ def catalogue_writes(settings: Settings, catalogue: Catalogue) -> Iterator[Check
     try:
         locked = catalogue.ledger.is_locked(within=_LOCKED_FOR)
     except CatalogueError as error:  # its disk is full, or it is read only; the error names the way out
-        away = _outages(settings)
-        yield Check("catalogue writes", "bad", f"{error}; {_since_when(away)}" if away else str(error))
-        return
-    if locked:
-        detail = (
-            f"nothing could be written to it for {_LOCKED_FOR:.0f} s, and jobs wait: another program keeps it locked"
-        )
-        yield Check(
-            "catalogue lock", "bad", detail, "end that program, such as a backup or an open transaction in a shell"
-        )
+        name, detail, way_out = "catalogue writes", str(error), None
+    else:
+        if not locked:
+            return
+        detail = f"another program keeps it locked: nothing could be written to it for {_LOCKED_FOR:.0f} s"
+        name, way_out = "catalogue lock", "end that program, such as a backup or an open transaction in a shell"
+    away = _outages(settings)
+    yield Check(name, "bad", f"{detail}; {_since_when(away)}" if away else detail, way_out)

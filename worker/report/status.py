@@ -103,7 +103,7 @@ def document_of(sources: Sources) -> dict[str, Any]:
         breakers = pool.submit(open_breakers, sources.settings)
         failing = pool.submit(catalogue.coverage.failed_jobs, since=now - _RECENT)  # the longest of the queries
         pauses = catalogue.pauses.all()
-        disks = list(_disks(sources))  # first: it may find that a store was renamed in the settings
+        disks, away = _disks(sources)  # first: it may find that a store was renamed in the settings
         counts = catalogue.artifacts.count_by_state()
         few = sum(count for states in counts.values() for count in states.values()) <= _COUNTED_AT_ONCE
         stores = [_store(sources, name, counts.get(name, {}), pauses, now, few=few) for name in sources.settings.stores]
@@ -119,7 +119,7 @@ def document_of(sources: Sources) -> dict[str, Any]:
         checks = [
             *asked.result(),
             *(Check(f"store {name}", "bad", str(each), way_out_of_breaker(name)) for name, each in broken.items()),
-            *_probed(sources, runs.get(SWEEP_PROBE.kind), broken),
+            *_probed(sources, runs.get(SWEEP_PROBE.kind), {*broken, *away}),
             *_refusing(waiting),
             *_refused(failed),
             *_failing(sources, runs),
@@ -336,29 +336,35 @@ def _run(kind: str, run: LastRun) -> dict[str, Any]:
     return {"sweep": kind, "seconds": seconds, **facts, "failing_since": ended and ended["failing_since"]}
 
 
-def _probed(sources: Sources, run: LastRun | None, broken: Collection[str]) -> Iterator[Check]:
-    """Yield the stores that failed their last probe: one that refuses requests opens no circuit breaker."""
+def _probed(sources: Sources, run: LastRun | None, told: Collection[str]) -> Iterator[Check]:
+    """Yield the stores that failed their last probe: one that refuses requests opens no circuit breaker.
+
+    `told`: the stores whose cause another check tells.
+    """
     ended, sweep = run.ended if run else None, sources.settings.sweep.probe
     faults = (ended.result or {}).get("faults") if ended else None
     way_out = "repair it, then run `zot-artifacts sweep probe`"
     if sweep.enabled:
         way_out += f"; the next probe, after {duration_text(sweep.every.total_seconds())} at most, ends this, too"
     for name, fault in sorted((faults or {}).items()):
-        if name in sources.settings.stores and name not in broken:
-            since = f" since {moment(first)}" if (first := _failing_since(sources, name)) else ""
-            yield Check(f"store {name}", "bad", f"its probes fail{since}: {fault.removeprefix(f'{name}: ')}", way_out)
+        if name in sources.settings.stores and name not in told:
+            since, good_at = _last_probes(sources, name)
+            if good_at is None:
+                begun = f" since {moment(since)}" if since else ""
+                detail = f"its probes fail{begun}: {fault.removeprefix(f'{name}: ')}"
+                yield Check(f"store {name}", "bad", detail, way_out)
 
 
-def _failing_since(sources: Sources, store: str) -> datetime | None:
-    """Return when the first of the probes of a store that failed in a row was sent, as far as the last ones show."""
-    failed = []
+def _last_probes(sources: Sources, store: str) -> tuple[datetime | None, datetime | None]:
+    """Return since when the probes of a store fail, or when the last one was sent if that succeeded."""
+    since = None
     for job in sources.catalogue.job_admin.find([JobState.SUCCEEDED], kind=SWEEP_PROBE.kind, limit=_PROBES):
         result = job.result or {}
         if store in result.get("faults", ()):
-            failed.append(job.created_at)
+            since = job.created_at
         elif store in result.get("probed", ()):
-            break
-    return min(failed, default=None)
+            return since, None if since else job.created_at
+    return since, None
 
 
 def _refusing(waiting: Mapping[str, WaitingJobs]) -> Iterator[Check]:
@@ -431,12 +437,22 @@ def _log(sources: Sources) -> Iterator[Check]:
         yield Check("verification log", "bad", told, way_out)
 
 
-def _disks(sources: Sources) -> Iterator[Check]:
-    yield _disk("data directory", sources.settings.home)  # where queues, downloads and streams wait
+def _disks(sources: Sources) -> tuple[list[Check], set[str]]:
+    """Return the checks of the disks, and the stores whose disk is not there, or cannot be written."""
+    checks = [_disk("data directory", sources.settings.home)]  # where queues, downloads and streams wait
+    away = set()
     for name, config in sources.settings.stores.items():
         if isinstance(config, FilesystemConfig):
             fault = _wrong_disk(sources, name)
-            yield Check(f"disk {name}", "bad", fault) if fault else _disk(f"disk {name}", config.root)
+            check = Check(f"disk {name}", "bad", fault) if fault else _disk(f"disk {name}", config.root)
+            if fault or check.outcome == "unknown":
+                away.add(name)
+                since, good_at = _last_probes(sources, name)
+                told = f"its probes fail since {moment(since)}: " if since else ""
+                told = f"its probe of {moment(good_at)} succeeded, now: " if good_at else told
+                check = replace(check, detail=f"{told}{check.detail}")
+            checks.append(check)
+    return checks, away
 
 
 def _disk(name: str, directory: Path) -> Check:

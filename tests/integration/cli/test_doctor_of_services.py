@@ -107,6 +107,8 @@ def test_a_worker_that_refuses_its_catalogue_is_bad(
             earlier.setattr(clock, "host_time", lambda: last_year)
             note_catalogue(app, "worker@elsewhere", error=AWAY)
         note_catalogue(app, "worker@elsewhere", error=AWAY)
+        cli.run(["status", "--json"])
+        both = {each["name"]: each for each in json.loads(capsys.readouterr().out)["checks"]}
         with monkeypatch.context() as elsewhere:
             elsewhere.setenv("ZOT_CATALOGUE", "postgresql+psycopg://zot@127.0.0.1:1/zot")
             away = doctor()
@@ -118,10 +120,10 @@ def test_a_worker_that_refuses_its_catalogue_is_bad(
     for told in (away["catalogue"]["detail"], lost):
         assert f"no worker can use it since {clock.now():%Y-}" in told
     for told in (answers, remembered):
-        assert re.search(
-            rf"it answers here, and \w+@\S+ could not use it since {clock.now():%Y-}.*the last error", told
-        )
+        assert re.search(rf"it answers here, and jobs wait at \w+@\S+ since {clock.now():%Y-}.*the last error", told)
         assert "replaced while it was in use" in told
+    times = re.findall(r"@\S+ since (\d+)-", both["catalogue of the workers"]["detail"])
+    assert sorted(times) == [f"{last_year:%Y}", f"{clock.now():%Y}"]
     assert found["catalogue"]["outcome"] == "good"
     assert found["catalogue of the workers"]["outcome"] == "bad"
     assert "replaced while it was in use" in found["catalogue of the workers"]["detail"]
@@ -142,6 +144,7 @@ def test_a_catalogue_that_another_program_keeps_locked_is_bad(
         other.execute("BEGIN IMMEDIATE")
         locked = doctor()
         assert (locked["catalogue lock"]["outcome"], "catalogue of the workers" in locked) == ("bad", False)
+        assert f"jobs wait at worker@elsewhere since {clock.now():%Y-}" in locked["catalogue lock"]["detail"]
         other.rollback()
     assert doctor()["catalogue of the workers"]["outcome"] == "bad"
 

@@ -356,9 +356,13 @@ def test_a_store_that_is_not_trusted_is_open(catalogue: Catalogue, artifact: Art
 
 
 def test_a_store_that_failed_its_last_probe_is_open(
-    catalogue: Catalogue, zot: Zot, capsys: pytest.CaptureFixture[str]
+    catalogue: Catalogue, zot: Zot, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """A store without its bucket opens no circuit breaker, and is told once; a later probe that succeeds closes it."""
+    """A store without its bucket opens no circuit breaker, and is told once; a later probe that succeeds closes it.
+
+    Since when the disk of a store is away is told from its probes, too.
+    """
+    zot("doctor")  # it has seen the right disks
     first = clock.now() - timedelta(hours=2)
 
     def probed(job: str, faults: dict[str, str], now: datetime | None = None, **request: str) -> dict[str, Any]:
@@ -367,7 +371,7 @@ def test_a_store_that_failed_its_last_probe_is_open(
             lease=timedelta(seconds=30), queue="sweep",
         )  # fmt: skip
         assert isinstance(begun, Leased)
-        result = {"probed": ["primary", "dr"], "faults": faults}
+        result = {"probed": [request["store"]] if request else ["primary", "dr"], "faults": faults}
         catalogue.ledger.finish(job, begun.record.fence, JobState.SUCCEEDED, now=clock.now(), result=result)
         return {each["name"]: each for each in zot("status")[1]["checks"] if each["name"].startswith("store ")}
 
@@ -388,7 +392,19 @@ def test_a_store_that_failed_its_last_probe_is_open(
         False,
     )
     assert probed("of one store", {}, store="primary").keys() == {"store dr"}  # which says nothing about dr
+    [root] = (tmp_path / "home").rglob("dr")
+    root.rename(away := tmp_path / "away")
+    root.mkdir()
+    told = {each["name"]: each["detail"] for each in zot("status")[1]["checks"]}
+    assert told["disk dr"].startswith(f"its probes fail since {first:%Y-%m-%d %H:%M:%SZ}: this is not the store")
+    assert "store dr" not in told, "one cause is told once"
+    root.rmdir()
+    away.rename(root)
+    assert probed("of the other", {}, store="dr") == {}
     assert probed("second", {}) == {}
+    root.rename(away)
+    told = {each["name"]: each["detail"] for each in zot("status")[1]["checks"]}
+    assert re.match(rf"its probe of {clock.now():%Y}\S+ \S+ succeeded, now: .*No such file", told["disk dr"])
 
 
 def test_jobs_that_a_store_refused_are_open_for_a_day(catalogue: Catalogue, zot: Zot, capsys) -> None:
