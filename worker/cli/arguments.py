@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -44,6 +45,15 @@ def local_path(name: str | Path) -> Path:
     `~$report.docx` is the name of a file, for which `Path.expanduser` raises RuntimeError.
     """
     return Path(os.path.expanduser(name))  # noqa: PTH111
+
+
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask at a terminal, unless `yes`; end the command if that is not confirmed. A script is not asked."""
+    if not yes and sys.stdin.isatty():
+        typer.confirm(question, abort=True, err=True)
 
 
 STREAM = "-"

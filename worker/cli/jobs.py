@@ -1,6 +1,5 @@
 """The commands `jobs`, `jobs retry`, `jobs cancel` and `jobs prune`."""
 
-import sys
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from shlex import quote
@@ -12,7 +11,7 @@ from typer.core import TyperGroup
 from worker import clock
 from worker.catalogue import JobRecord
 from worker.catalogue.job_admin import REDRIVABLE
-from worker.cli.arguments import Timeout, duration, refuse
+from worker.cli.arguments import Timeout, Yes, confirm, duration, refuse
 from worker.cli.errors import Failure, UsageError
 from worker.cli.job_outcome import finish, outcome_of
 from worker.cli.jobs_output import print_job, print_jobs
@@ -152,7 +151,7 @@ def retry(
         str | None, typer.Option(metavar="ID", help="With --all: only the jobs of this batch, dead and failed ones.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the jobs and change nothing.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
+    yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Send jobs again that ended without success.
@@ -191,8 +190,8 @@ def retry(
                     complain("these are failed jobs and no dead letters: add --state failed")
         rejected = {record.id: reason for record in chosen if (reason := why_not(session, record))}
         fit = [record for record in chosen if record.id not in rejected]
-        if everything and fit and not (dry_run or yes) and sys.stdin.isatty():
-            typer.confirm(f"send {counted(len(fit), 'job')} again?", abort=True, err=True)
+        if everything and fit and not dry_run:
+            confirm(f"send {counted(len(fit), 'job')} again?", yes=yes)
         retried = [record.id for record in fit] if dry_run else list(send_again(session, fit, rejected))
     _print_retried(retried, rejected, dry_run=dry_run, as_json=as_json)
     raise typer.Exit(Status.BAD if rejected or (error is not None and not chosen) else Status.GOOD)

@@ -12,7 +12,7 @@ import typer
 from worker import clock
 from worker.artifacts.per_store import SingleFailures, most_retryable
 from worker.artifacts.quarantined_bytes import Quarantined, digest_of, purge, quarantined
-from worker.cli.arguments import STREAM, ArtifactPath, OneStore, duration, output_file
+from worker.cli.arguments import STREAM, ArtifactPath, OneStore, Yes, confirm, duration, output_file
 from worker.cli.atomic_file import complete_file
 from worker.cli.errors import Failure, UsageError, failure_of
 from worker.cli.get import check_output, file_at
@@ -168,6 +168,7 @@ def purge_(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be deleted, and delete nothing.")
     ] = False,
+    yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Delete bytes from the quarantine for good: those of one ID, or all that are older than a time.
@@ -188,6 +189,8 @@ def purge_(
         else:
             before = clock.earliest() - (older_than or timedelta())
             chosen = [each for each in _all(session, store, "") if each.at is not None and each.at <= before]
+            if chosen and not dry_run:
+                confirm(f"delete {counted(len(chosen), 'object')} from quarantine for good?", yes=yes)
         gone, failures = (chosen, {}) if dry_run else _purged(session, chosen)
     total = sum(each.size or 0 for each in gone)
     if as_json:

@@ -8,6 +8,7 @@ import typer
 
 from worker import clock
 from worker.catalogue import BAD, FindingKind, Scope
+from worker.cli.arguments import Yes, confirm
 from worker.cli.errors import Failure, UsageError, suggestion
 from worker.cli.output import AsJson, note, print_json, print_table, say
 from worker.cli.pause import describe_pause
@@ -60,6 +61,7 @@ def forget(
     allow_last: Annotated[
         bool, typer.Option("--allow-last", help="Forget also the only good copies of artifacts.")
     ] = False,
+    yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Record the copies in a store that is gone as deleted.
@@ -74,8 +76,12 @@ def forget(
     """
     with opened() as session:
         _check_forgettable(session, name)
-        found = session.catalogue.store_records.forget(name, dry_run=dry_run, force=allow_last)
+        records = session.catalogue.store_records
+        found = records.forget(name, dry_run=True, force=allow_last)
         if not dry_run:
+            last = f", {found.last:,} of them the only good one of its artifact" if found.last and allow_last else ""
+            confirm(f"forget {counted(found.forgotten, 'copy')} in {name}{last}?", yes=yes)
+            found = records.forget(name, dry_run=False, force=allow_last)
             session.catalogue.store_identities((), session.settings.run_dir).forget(name)
             if name not in unconfigured(session):
                 session.catalogue.findings.see_store(FindingKind.STORE_NOT_CONFIGURED, name, None, now=clock.now())

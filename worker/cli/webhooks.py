@@ -9,6 +9,7 @@ import typer
 from worker import clock
 from worker.alarms import webhook
 from worker.alarms.attempts import AlarmUndelivered
+from worker.cli.arguments import Yes, confirm
 from worker.cli.errors import Failure, UsageError, suggestion
 from worker.cli.output import AsJson, print_json, print_table, say
 from worker.cli.session import opened
@@ -87,6 +88,8 @@ def send_test(
 @app.command()
 def forget(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The webhook, as `webhooks` lists it.")],
+    *,
+    yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Forget the messages that wait for a webhook or were given up, and resolve its finding.
@@ -99,9 +102,13 @@ def forget(
         zot-artifacts webhooks forget ci
     """
     with opened() as session:
-        known = {*session.settings.webhooks, *session.catalogue.job_webhooks.receivers()}
+        receivers = session.catalogue.job_webhooks.receivers()
+        known = {*session.settings.webhooks, *receivers}
         if name not in known:
             raise UsageError(f"neither the settings nor a job name a webhook {name}{suggestion(name, known)}")
+        waiting = receivers.get(name)
+        if waiting and (left := waiting.pending + waiting.given_up):
+            confirm(f"forget the ends of {counted(left, 'job')} that {name} does not have?", yes=yes)
         count = session.catalogue.job_webhooks.forget(name, now=clock.now())
     if as_json:
         print_json({"webhook": name, "forgotten": count})

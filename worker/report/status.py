@@ -103,7 +103,7 @@ def document_of(sources: Sources) -> dict[str, Any]:
         breakers = pool.submit(open_breakers, sources.settings)
         failing = pool.submit(catalogue.coverage.failed_jobs, since=now - _RECENT)  # the longest of the queries
         pauses = catalogue.pauses.all()
-        disks, away = _disks(sources)  # first: it may find that a store was renamed in the settings
+        disks, wrong = _disks(sources)  # first: it may find that a store was renamed in the settings
         counts = catalogue.artifacts.count_by_state()
         few = sum(count for states in counts.values() for count in states.values()) <= _COUNTED_AT_ONCE
         stores = [_store(sources, name, counts.get(name, {}), pauses, now, few=few) for name in sources.settings.stores]
@@ -119,7 +119,7 @@ def document_of(sources: Sources) -> dict[str, Any]:
         checks = [
             *asked.result(),
             *(Check(f"store {name}", "bad", str(each), way_out_of_breaker(name)) for name, each in broken.items()),
-            *_probed(sources, runs.get(SWEEP_PROBE.kind), {*broken, *away}),
+            *_probed(sources, runs.get(SWEEP_PROBE.kind), {*broken, *wrong}),
             *_refusing(waiting),
             *_refused(failed),
             *_failing(sources, runs),
@@ -438,21 +438,22 @@ def _log(sources: Sources) -> Iterator[Check]:
 
 
 def _disks(sources: Sources) -> tuple[list[Check], set[str]]:
-    """Return the checks of the disks, and the stores whose disk is not there, or cannot be written."""
+    """Return the checks of the disks, and the stores whose disk is another one than before."""
     checks = [_disk("data directory", sources.settings.home)]  # where queues, downloads and streams wait
-    away = set()
+    wrong = set()
     for name, config in sources.settings.stores.items():
         if isinstance(config, FilesystemConfig):
             fault = _wrong_disk(sources, name)
             check = Check(f"disk {name}", "bad", fault) if fault else _disk(f"disk {name}", config.root)
+            if fault:
+                wrong.add(name)
             if fault or check.outcome == "unknown":
-                away.add(name)
                 since, good_at = _last_probes(sources, name)
                 told = f"its probes fail since {moment(since)}: " if since else ""
                 told = f"its probe of {moment(good_at)} succeeded, now: " if good_at else told
                 check = replace(check, detail=f"{told}{check.detail}")
             checks.append(check)
-    return checks, away
+    return checks, wrong
 
 
 def _disk(name: str, directory: Path) -> Check:

@@ -1,5 +1,6 @@
 """Stores that have left the configuration: shown, and forgotten by a command that keeps the last good copies."""
 
+import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from worker import cli, clock
 from worker.catalogue import Catalogue, FindingKind
+from worker.exit_status import Status
 from worker.settings import load_settings
 from worker.storage import Digest
 
@@ -108,11 +110,28 @@ def test_a_store_that_was_forgotten_is_no_finding_any_more(zot, catalogue: Catal
     assert catalogue.findings.page() == []
 
 
-def test_forgetting_keeps_the_last_good_copy(zot) -> None:
-    """A dry run changes nothing; without --allow-last the only good copy of an artifact stays, and the status is 1."""
+class Terminal(io.StringIO):
+    """A terminal at which this is typed."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_forgetting_keeps_the_last_good_copy(zot, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """A dry run changes nothing; without --allow-last the only good copy of an artifact stays, and the status is 1.
+
+    At a terminal the command asks first.
+    """
     status, document, _ = zot("stores", "forget", "old", "--dry-run")
     assert (status, document["forgotten"], document["last_examples"]) == (1, 1, ["releases/only"])
-    assert zot("stores", "forget", "old")[1]["forgotten"] == 1
+    with monkeypatch.context() as terminal:
+        terminal.setattr("sys.stdin", Terminal("n\n"))
+        assert cli.run(["stores", "forget", "old", "--allow-last"]) == Status.INTERRUPTED
+        told = capsys.readouterr()
+        assert "forget 2 copies in old, 1 of them the only good one of its artifact?" in told.out + told.err
+        assert zot("stores", "forget", "old", "--dry-run")[1]["forgotten"] == 1
+        assert zot("stores", "forget", "old", "--yes")[1]["forgotten"] == 1
+    assert zot("stores", "forget", "old")[1]["forgotten"] == 0
     assert [copy["store"] for copy in zot("show", "releases/both")[1]["copies"]] == ["dr"]
     assert [copy["store"] for copy in zot("show", "releases/only")[1]["copies"]] == ["old"]
     status, document, _ = zot("stores", "forget", "old", "--allow-last")
