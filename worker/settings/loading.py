@@ -112,22 +112,52 @@ def _unusable_in_json(text: str) -> list[str]:
 
 
 def _problems(error: ValidationError, in_file: Mapping[str, Any]) -> Iterable[str]:
-    """Yield a line for each problem, with the configuration file before a setting that is from there."""
-    name, variables = os.environ.get("ZOT_CONFIG"), {variable.upper() for variable in os.environ}
+    """Yield a line for each problem, with the variable, or the configuration file, that a setting is from."""
+    name = os.environ.get("ZOT_CONFIG")
     for problem in error.errors(include_url=False, include_input=False):
         named = [str(part) for part in problem["loc"]]
         # Pydantic puts the type of a store after its name.
         path = named[:2] + named[3:] if named[:1] == ["stores"] else named
         told = _problem(problem, named, path)
-        is_from_file = path[:1] and path[0] in in_file and not _is_named_in(variables, path)
-        yield f"{name}: {told}" if is_from_file else told
+        variables = list(_variables_of(path, without_last=problem["type"] == "missing"))
+        if [variable.upper() for variable in variables] == [_variable_of(path)]:
+            yield f"{variables[0]}{told.removeprefix('.'.join(path))}"
+        elif variables:
+            yield f"{', '.join(variables)}: {told}"
+        else:
+            yield f"{name}: {told}" if path[:1] and path[0] in in_file else told
 
 
-def _is_named_in(variables: Iterable[str], path: Sequence[str]) -> bool:
-    """Return whether a variable of the environment has a setting, a section that it is in, or a part of it."""
-    ways = {ENV_PREFIX + "__".join(path[:end]).upper() for end in range(1, len(path) + 1)}
-    below = ENV_PREFIX + "__".join(path).upper() + "__"
-    return any(variable in ways or variable.startswith(below) for variable in variables)
+def _variable_of(path: Sequence[str]) -> str:
+    """Return the variable of the environment that has a setting."""
+    return ENV_PREFIX + "__".join(path).upper()
+
+
+def _variables_of(path: Sequence[str], *, without_last: bool) -> Iterable[str]:
+    """Yield the variables that have a setting, or the section that it is in as JSON, or the parts of it.
+
+    `without_last`: the setting is missing from its section.
+    """
+    there = {variable.upper(): variable for variable in sorted(os.environ)}
+    for end in range(len(path), 0, -1):
+        variable = there.get(_variable_of(path[:end]))
+        inner = path[end : len(path) - without_last]
+        if variable is not None and (end == len(path) or _has(os.environ[variable], inner)):
+            yield variable
+            return
+    below = f"{_variable_of(path)}__"
+    yield from (variable for upper, variable in there.items() if path and upper.startswith(below))
+
+
+def _has(text: str, path: Sequence[str]) -> bool:
+    """Return whether a JSON text has a value at this path."""
+    try:
+        found = json.loads(text)
+        for part in path:
+            found = found[int(part) if isinstance(found, list) else part]
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return False
+    return True
 
 
 def _problem(problem: Mapping[str, Any], named: list[str], path: list[str]) -> str:
@@ -139,6 +169,8 @@ def _problem(problem: Mapping[str, Any], named: list[str], path: list[str]) -> s
         return f"{where}.type is missing; there are: {', '.join(_KINDS_OF_STORE)}"
     if problem["type"] == "union_tag_invalid":
         return f"{where}.type: {problem['ctx']['tag']!r} is no kind of store; there are: {', '.join(_KINDS_OF_STORE)}"
+    if problem["type"] == "tuple_type":
+        return f'{where}: a list is expected, such as ["primary"]'
     return f"{where}: {problem['msg'].removeprefix('Value error, ')}"
 
 

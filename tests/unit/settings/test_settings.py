@@ -347,4 +347,4 @@ def test_a_relative_path_in_the_environment_is_refused(config, monkeypatch):
     """A path that would depend on where a process was started is an error that names it."""
     config("")
     monkeypatch.setenv("ZOT_STORES", '{"a": {"type": "filesystem", "root": "data"}}')
-    assert problems() == ["stores: a.root: 'data' is not an absolute path"]
+    assert problems() == ["ZOT_STORES: a.root: 'data' is not an absolute path"]

@@ -149,10 +149,12 @@ def test_a_path_that_is_meant_as_something_else_is_refused(
     assert words in str(raised.value)
     monkeypatch.delenv("ZOT_CONFIG")
     ((section, value),) = yaml.safe_load(PATHS[setting] % json.dumps(path)).items()
-    monkeypatch.setenv(f"ZOT_{section.upper()}", value if isinstance(value, str) else json.dumps(value))
+    variable = f"ZOT_{section.upper()}"
+    monkeypatch.setenv(variable, value if isinstance(value, str) else json.dumps(value))
     with pytest.raises(SettingsError) as raised:
         load_settings()
-    assert re.match(rf"{re.escape(setting)}(\.0)?: ", str(raised.value))
+    named = "" if setting == section else rf"{re.escape(setting)}(\.0)?: "
+    assert re.match(f"{variable}: {named}", str(raised.value))
     assert words in str(raised.value)
 
 
@@ -201,7 +203,7 @@ def test_a_variable_is_read_as_strictly_as_a_file(
 def test_stores_that_are_none_are_not_replaced_by_the_defaults(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two stores in the data directory are meant only where nothing is said about stores."""
     monkeypatch.setenv("ZOT_STORES", value)
-    with pytest.raises(SettingsError, match="stores"):
+    with pytest.raises(SettingsError, match="ZOT_STORES"):
         load_settings()
 
 
@@ -268,16 +270,26 @@ def test_a_worker_tells_wrong_settings_in_one_escaped_line(tmp_path: Path) -> No
         ("retry: {max_attempts: none}", {}, "{file}: retry.max_attempts: "),
         ("retri: {max_attempts: 3}", {}, "{file}: retri is not a setting"),
         ("stores: {dr: {type: tape}}", {}, "{file}: stores.dr.type: 'tape' is no kind of store"),
-        ("retry: {max_attempts: 3}", {"ZOT_RETRY__MAX_ATTEMPTS": "none"}, "retry.max_attempts: "),
-        ("", {"ZOT_RETRY__MAX_ATTEMPTS": "none"}, "retry.max_attempts: "),
-        ("stores: {s: {type: s3, bucket: b}}", {"ZOT_STORES__S__PART_SIZE": "none"}, "stores.s.part_size: "),
+        ("retry: {max_attempts: 3}", {"ZOT_RETRY__MAX_ATTEMPTS": "none"}, "ZOT_RETRY__MAX_ATTEMPTS: Input"),
+        ("", {"zot_retry__max_attempts": "none"}, "zot_retry__max_attempts: Input"),
+        ("", {"ZOT_RETRY__MAX_ATEMPTS": "3"}, "ZOT_RETRY__MAX_ATEMPTS is not a setting; did you mean 'max_attempts'"),
+        ("", {"ZOT_RETRY": '{"max_attempts": "none"}'}, "ZOT_RETRY: retry.max_attempts: Input"),
+        ("retry: {max_attempts: none}", {"ZOT_RETRY": '{"backoff": "2s"}'}, "{file}: retry.max_attempts: "),
+        ("", {"ZOT_PLACEMENT": "primary"}, 'ZOT_PLACEMENT: a list is expected, such as ["primary"]'),
+        ("", {"ZOT_STORES": '{"s": {"type": "filesystem"}}'}, "ZOT_STORES: stores.s.root: "),
+        ("", {"ZOT_STORES__S__BUCKET": "b"}, "ZOT_STORES__S__BUCKET: stores.s.type is missing"),
+        (
+            "stores: {s: {type: s3, bucket: b}}",
+            {"ZOT_STORES__S__PART_SIZE": "none"},
+            "ZOT_STORES__S__PART_SIZE: 'none'",
+        ),
         ("stores: {s: {type: s3, bucket: b, part_size: none}}", {}, "{file}: stores.s.part_size: "),
     ],
 )
-def test_a_wrong_setting_names_its_file(
+def test_a_wrong_setting_names_where_it_is_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, variables: dict[str, str], told: str
 ) -> None:
-    """The line of a setting begins with the file that it is from, unless a variable replaces it."""
+    """The line of a setting begins with the file or the variable that it is from."""
     file = tmp_path / "zot.yaml"
     file.write_text(text)
     for name, value in {"ZOT_CONFIG": str(file), **variables}.items():
