@@ -149,14 +149,18 @@ def test_a_message_that_is_taken_ahead_goes_back_to_the_front_of_its_queue(chann
     assert json.loads(broker.rpop("transfer"))["headers"]["id"] == "two"
 
 
-def test_a_broker_that_is_full_gets_a_message_that_waits_for_a_child_back_later(channel, broker, hub, monkeypatch):
-    """It stays with this worker meanwhile; an error would fill the log with a traceback four times a second."""
-    monkeypatch.setattr(state, "all_total_count", [0])
-    semaphore, requests = LaxBoundedSemaphore(1), [Request(tag) for tag in ("runs", "waits")]
+def test_a_broker_that_is_full_gets_messages_that_wait_for_a_child_back_later(channel, broker, hub, monkeypatch):
+    """They stay with this worker meanwhile; an error would fill the log with a traceback four times a second.
+
+    Then they are returned in their order, and none is taken ahead until a child begins a job.
+    """
+    monkeypatch.setattr(state, "all_total_count", begun := [0])
+    semaphore, requests = LaxBoundedSemaphore(1), [Request(tag) for tag in ("runs", "next", "last")]
     for request in requests:
         take(channel, request.id)
+        state.task_reserved(request)
         semaphore.acquire(lambda _: None, request)
-    channel.qos.prefetch_count = 1
+    channel.qos.prefetch_count, channel.qos.ahead = 1, 2
     consumer = SimpleNamespace(
         task_consumer=SimpleNamespace(channel=channel),
         controller=SimpleNamespace(semaphore=semaphore),
@@ -168,7 +172,16 @@ def test_a_broker_that_is_full_gets_a_message_that_waits_for_a_child_back_later(
         step.tick(consumer)
     finally:
         broker.config_set("maxmemory", "0")
-    assert held(broker) == {"runs", "waits"}
+    assert held(broker) == {"runs", "next", "last"}
     step.tick(consumer)
     assert held(broker) == {"runs"}
-    assert json.loads(broker.rpop("transfer"))["headers"]["id"] == "waits"
+    assert [json.loads(message)["headers"]["id"] for message in broker.rpop("transfer", 3)] == ["next", "last"]
+    assert not semaphore._waiting
+    assert [request in state.reserved_requests for request in requests] == [True, False, False]
+    assert not channel.qos.can_consume()
+    step.tick(consumer)
+    assert held(broker) == {"runs"}, "a job that runs is given to no other worker"
+    begun[0] += 1
+    step.tick(consumer)
+    assert channel.qos.can_consume()
+    state.task_ready(requests[0])
