@@ -20,6 +20,7 @@ from worker.intake.messages_ahead import MessagesAhead
 @pytest.fixture
 def broker(valkey: Valkey) -> Iterator[redis.Redis]:
     with redis.Redis.from_url(valkey.url) as client:
+        client.delete("transfer")  # what a channel returns when it closes
         yield client
 
 
@@ -185,3 +186,24 @@ def test_a_broker_that_is_full_gets_messages_that_wait_for_a_child_back_later(ch
     step.tick(consumer)
     assert channel.qos.can_consume()
     state.task_ready(requests[0])
+
+
+def test_a_worker_that_ends_returns_what_no_child_has_begun(channel, broker, hub, monkeypatch):
+    """Other workers get these messages at once, in their order, and neither what runs nor what has ended."""
+    requests = [Request(tag) for tag in ("ended", "runs", "next", "last")]
+    for request in requests:
+        take(channel, request.id)
+    channel.qos.ack("ended")
+    monkeypatch.setattr(state, "active_requests", {requests[1]})
+    timer = SimpleNamespace(cancel=lambda: None)
+    consumer = SimpleNamespace(
+        connection=SimpleNamespace(default_channel=channel),
+        controller=SimpleNamespace(semaphore=LaxBoundedSemaphore(1)),
+        task_consumer=SimpleNamespace(channel=channel),
+        timer=SimpleNamespace(call_repeatedly=lambda *_: timer),
+    )
+    step = MessagesAhead(consumer)
+    step.start(consumer)
+    step.stop(consumer)
+    assert held(broker) == {"ended", "runs"}
+    assert [json.loads(message)["headers"]["id"] for message in broker.rpop("transfer", 3)] == ["next", "last"]

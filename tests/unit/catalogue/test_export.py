@@ -204,6 +204,11 @@ def with_another_digest(data: bytes) -> bytes:
     return data.replace(b"a" * 64, b"b" + b"a" * 63)
 
 
+def with_another_count(data: bytes) -> bytes:
+    assert b'"copies":2,' in data
+    return data.replace(b'"copies":2,', b'"copies":3,')
+
+
 def with_more(data: bytes) -> bytes:
     return data + b"x"
 
@@ -238,7 +243,7 @@ def with_a_strange_column(data: bytes) -> bytes:
     "damage",
     [
         *(cut, without_end, without_a_row, with_another_digest, with_more, of_the_future, no_export, nothing, cut_gzip),
-        with_a_strange_column,
+        *(with_a_strange_column, with_another_count),
     ],
 )
 def test_a_damaged_export_loads_nothing(data, tmp_path, damage: Callable[[bytes], bytes]):
@@ -271,9 +276,15 @@ def test_an_export_of_an_earlier_version_is_brought_up_to_date(tmp_path):
 
 
 def test_a_restored_catalogue_runs_no_job_of_the_past(tmp_path):
-    """Open jobs end as dead letters, those of sweeps as cancelled, and no copy stays claimed."""
+    """Open jobs end as dead letters, those of sweeps as cancelled; nothing stays claimed or locked, no batch goes on."""
     catalogue = Catalogue(f"sqlite:///{tmp_path / 'catalogue.sqlite3'}")
     fill(catalogue)
+    begin_job(catalogue, "batch-1", "batch")
+    catalogue.batches.begin("batch-1", {}, total=1, total_bytes=None, now=clock.now())
+    begin_job(catalogue, "page-1", "page")
+    catalogue.pages.begin("page-1", [1])
+    lease = JobSettings().lease
+    assert catalogue.artifact_locks.acquire("page-1", 1, [("releases", "app.tgz")], now=clock.now(), lease=lease)
     later = clock.now() + timedelta(days=2)
     period = timedelta(days=1)
     assert claimed_keys(catalogue, "dr", period=period, now=later, until=later + period, limit=5)
@@ -281,13 +292,14 @@ def test_a_restored_catalogue_runs_no_job_of_the_past(tmp_path):
     load_export(url, io.BytesIO(exported(catalogue)), restore=True)
     catalogue.close()
     restored = Catalogue(url)
-    jobs = {id_: restored.ledger.get(id_) for id_ in ("upload-1", "sweep-1")}
-    assert {id_: job.state for id_, job in jobs.items() if job} == {"upload-1": "dead", "sweep-1": "cancelled"}
+    jobs = {id_: restored.ledger.get(id_) for id_ in ("upload-1", "batch-1", "sweep-1", "page-1")}
+    assert [job.state for job in jobs.values() if job] == ["dead", "dead", "cancelled", "cancelled"]
     assert "backup" in str(jobs["upload-1"].error)
     restored.close()
     engine = open_engine(url)
     with engine.connect() as connection:
-        assert connection.execute(sa.text("SELECT count(*) FROM copies WHERE claimed_until IS NOT NULL")).scalar() == 0
+        for rows in ("copies WHERE claimed_until IS NOT NULL", "artifact_locks", "pages", "batches WHERE open"):
+            assert connection.execute(sa.text(f"SELECT count(*) FROM {rows}")).scalar() == 0, rows
     engine.dispose()
 
 
