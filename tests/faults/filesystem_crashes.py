@@ -141,6 +141,13 @@ def original(root: Path) -> None:
     (root / "b" / "k.sha256.sha256").write_text(hashlib.sha256(OLD).hexdigest())
 
 
+def unmarked(root: Path) -> None:
+    """Leave an object whose sidecar has no mark, as the original store wrote it."""
+    (root / "b").mkdir()
+    (root / "b" / "k").write_bytes(OLD)
+    (root / "b" / "k.sha256").write_text(hashlib.sha256(OLD).hexdigest())
+
+
 def write_group(store: Store, contents: dict[str, bytes]) -> None:
     """Write some objects as one group; raise the first error."""
     puts = [SmallPut("b", key, HashedBytes.of(content)) for key, content in contents.items()]
@@ -164,6 +171,7 @@ SCENES = {
     "replace": Scene(old, lambda s: write(s, "k", NEW), {"k": {OLD, NEW}}),
     "replace a version": Scene(old, lambda s: write(s, "k", NEW, condition=_match(s)), {"k": {OLD, NEW}}),
     "delete": Scene(old, lambda s: s.delete_object("b", "k"), {"k": {OLD, None}}),
+    "delete without a mark": Scene(unmarked, lambda s: s.delete_object("b", "k"), {"k": {OLD, None}}),
     "copy": Scene(two, lambda s: s._driver.copy("b", "other", "b", "k"), {"k": {OLD, NEW}, "other": {NEW}}),
     "replace the half replaced": Scene(half_replaced, lambda s: write(s, "k", NEW), {"k": {THIRD, NEW}}),
     "delete the half replaced": Scene(half_replaced, lambda s: s.delete_object("b", "k"), {"k": {THIRD, None}}),

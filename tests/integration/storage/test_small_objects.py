@@ -110,8 +110,10 @@ def test_a_write_without_an_answer_is_sent_again_by_the_sdk(
     through: Callable[..., tuple[Store, FaultyProxy]], direct: Store, cloud: str
 ) -> None:
     """A create-only write whose answer is lost, or that is throttled, succeeds once, and by the SDK."""
-    expired = [Say(401, b"")] if cloud == "azure" else []  # a token, which the SDK gets anew
-    for number, fault in enumerate((Lose(), Say(503, b"", {"Retry-After": "0"}), *expired)):
+    expired = Say(401, b"")  # a token, which the SDK gets anew
+    late = Say(400, b"<Error><Code>RequestTimeout</Code></Error>")
+    faults = (Lose(), Say(503, b"", {"Retry-After": "0"}), expired if cloud == "azure" else late)
+    for number, fault in enumerate(faults):
         left = [fault]
         store, proxy = through(lambda request, left=left: left.pop() if left and request.method == "PUT" else None)
         store.write_object(BUCKET, f"new-{number}", source(BODY), condition="create_only")
@@ -138,9 +140,9 @@ def test_a_group_is_sent_ahead(
 
     store, proxy = through(answer)
     keys = [f"ahead-{number}" for number in range(AHEAD + 2)]
-    written = store.write_objects([SmallPut(BUCKET, key, GROUPED, "create_only") for key in [*keys, "app"]])
+    written = store.write_objects([SmallPut(BUCKET, key, GROUPED, "create_only") for key in ["app", *keys]])
     assert waited == [True]
-    assert isinstance(written.pop(), AlreadyExists)
+    assert isinstance(written.pop(0), AlreadyExists), "it ends no group"
     assert [each.key for each in written if isinstance(each, ObjectStat)] == keys
     assert [verdict(direct, key) for key in keys] == [Verdict.VERIFIED] * len(keys)
     puts = [request for request in proxy.requests if request.method == "PUT"]
@@ -200,7 +202,7 @@ def test_a_group_loses_no_object_that_was_sent(
 def test_a_part_is_one_request_without_the_sdk(
     through: Callable[..., tuple[Store, FaultyProxy]], direct: Store, provider: str
 ) -> None:
-    """The parts of a large object are sent to S3 by plain requests, and by the SDK where there is no answer."""
+    """The parts of a large object are sent to S3 by plain requests, and by the SDK where the answer may pass."""
     body = some_bytes(2 * PART + 7)
     left: list[Fault] = []
     store, proxy = through(
@@ -208,7 +210,7 @@ def test_a_part_is_one_request_without_the_sdk(
         provider=provider,
         part_size=PART,
     )
-    for faults in ([], [Lose()]):
+    for faults in ([], [Lose()], [Say(503, b"")], [Say(429, b"")]):
         left[:] = faults
         proxy.requests.clear()
         store.write_object(BUCKET, "large", source(body), size=len(body), sha256=digest_of(body).sha256)

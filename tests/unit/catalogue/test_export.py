@@ -276,7 +276,7 @@ def test_an_export_of_an_earlier_version_is_brought_up_to_date(tmp_path):
 
 
 def test_a_restored_catalogue_runs_no_job_of_the_past(tmp_path):
-    """Open jobs end as dead letters, those of sweeps as cancelled; nothing stays claimed or locked, no batch goes on."""
+    """Open jobs end as dead letters, those of sweeps as cancelled; nothing stays claimed or locked, no batch open."""
     catalogue = Catalogue(f"sqlite:///{tmp_path / 'catalogue.sqlite3'}")
     fill(catalogue)
     begin_job(catalogue, "batch-1", "batch")
@@ -322,17 +322,21 @@ def test_a_restored_catalogue_purges_nothing_at_once(tmp_path):
 
 
 def test_a_canary_that_was_open_in_a_backup_is_damaged_anew(tmp_path):
-    """It may have been repaired since, and would be missed by every verify sweep for ever."""
+    """It may have been repaired since, and would be missed by every verify sweep for ever. A closed one stays."""
     catalogue = Catalogue(f"sqlite:///{tmp_path / 'catalogue.sqlite3'}")
-    artifact = catalogue.artifacts.record("zot-canary", "dr/0", DIGEST, {}, clock.now(), stores=["dr"]).artifact
-    begun = catalogue.canaries.begin("dr", "dr/0", now=clock.now())
-    catalogue.canaries.damaged(begun, artifact, now=clock.now())
+    for store in ("dr", "primary"):
+        artifact = catalogue.artifacts.record("zot-canary", f"{store}/0", DIGEST, {}, clock.now(), stores=[store])
+        begun = catalogue.canaries.begin(store, f"{store}/0", now=clock.now())
+        catalogue.canaries.damaged(begun, artifact.artifact, now=clock.now())
+    catalogue.canaries.close(begun, now=clock.now())
+    closed = catalogue.canaries.last("primary")
     url = f"sqlite:///{tmp_path / 'restored.sqlite3'}"
     load_export(url, io.BytesIO(exported(catalogue)), restore=True)
     catalogue.close()
     restored = Catalogue(url)
     last = restored.canaries.last("dr")
     assert (last.key, last.damaged_at, last.closed_at) == ("dr/0", None, None)
+    assert restored.canaries.last("primary") == closed
     restored.close()
 
 

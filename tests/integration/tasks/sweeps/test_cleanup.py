@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from celery import Celery
+from redis import Redis
 
 from tasks.page import page
 from tasks.sweeps.cleanup import sweep_cleanup
@@ -28,6 +30,7 @@ from worker.catalogue import Artifact, LostLease
 from worker.catalogue.ledger import Ledger
 from worker.catalogue.tables import jobs
 from worker.context import Context
+from worker.jobs.outbox import Outbox
 from worker.jobs.upload_checkpoint import CopyCheckpoint
 from worker.limits.limited_store import LimitedStore
 from worker.settings import Settings
@@ -40,6 +43,7 @@ from worker.storage.store import Store
 from worker.storage.transfer.multipart import SentPart
 from zot_artifact_client import ArtifactClient
 from zot_artifact_client.contract import UPLOAD, SweepLeftoversRequest, UploadRequest
+from zot_artifact_client.outgoing_messages import MESSAGES
 
 EVERYTHING = SweepLeftoversRequest()
 
@@ -140,6 +144,8 @@ def test_a_staged_source_goes_unless_a_job_will_ask_for_it(run, context):
     for name in ("forgotten", "wanted"):
         (context.settings.staging_dir / name).mkdir()
         (context.settings.staging_dir / name / "app.tgz").write_bytes(b"x")
+        os.utime(context.settings.staging_dir / name, (0, 0))
+    assert run(sweep_cleanup, EVERYTHING, context=aged(context, timedelta(hours=1))).staged == 0, "their files are new"
     request = {"source": str(context.settings.staging_dir / "wanted" / "app.tgz")}
     context.catalogue.ledger.acquire(
         "open", "upload", request, owner="w", writes_to=None, parent=None, now=clock.now(), lease=timedelta(seconds=30)
@@ -148,7 +154,7 @@ def test_a_staged_source_goes_unless_a_job_will_ask_for_it(run, context):
     assert [path.name for path in context.settings.staging_dir.iterdir()] == ["wanted"]
 
 
-def test_what_is_staged_for_a_job_that_no_worker_has_taken_stays(run, context, broker):
+def test_what_is_staged_for_a_job_that_no_worker_has_taken_stays(run, context, broker, monkeypatch):
     """However long a job waits, its bytes and the state of its upload stay until a worker has taken and ended it."""
     staging = context.settings.staging_dir
     for job in ("waits", "open", "ended"):
@@ -163,8 +169,22 @@ def test_what_is_staged_for_a_job_that_no_worker_has_taken_stays(run, context, b
     context.catalogue.ledger.acquire(
         "open", "upload", request, owner="w", writes_to=None, parent=None, now=clock.now(), lease=timedelta(seconds=30)
     )
+    with monkeypatch.context() as patch:
+        patch.setattr(Outbox, "lost", lambda *_: Redis(port=1).ping())
+        assert run(sweep_cleanup, EVERYTHING).staged == 0, "without an answer of the broker, all may wait"
     assert run(sweep_cleanup, EVERYTHING).staged == 2
     assert sorted(path.name for path in staging.iterdir()) == ["open", "open.upload", "waits", "waits.upload"]
+
+    sources = Ledger.sources_of_open_jobs
+
+    def taken_meanwhile(ledger: Ledger) -> set[str]:
+        found = sources(ledger)
+        with Redis.from_url(broker) as redis:
+            redis.hdel(MESSAGES, "waits")
+        return found
+
+    monkeypatch.setattr(Ledger, "sources_of_open_jobs", taken_meanwhile)
+    assert run(sweep_cleanup, EVERYTHING).staged == 0, "a job leaves the outbox after it is in the ledger"
 
 
 @pytest.fixture
@@ -177,6 +197,11 @@ def cloud(context: Context, ministack):
     for unfinished in stores["cloud"].iter_stale_uploads():
         stores["cloud"].remove_stale_upload(unfinished)
     stores.close()
+
+
+def away(*_of: Any) -> Any:
+    """Be a store that does not answer now."""
+    raise Unavailable("it is restarted")
 
 
 @pytest.mark.parametrize("setting", ["report", "abort"])
@@ -241,6 +266,11 @@ def test_an_upload_that_was_begun_and_never_recorded_goes_unless_it_may_be_anoth
     assert early.removed == {"cloud": 0}  # the answer may still be on its way
     now = clock.now() + timedelta(hours=1)
     monkeypatch.setattr(clock, "now", lambda: now)
+    if theirs == "none":  # the intent counts until the store has answered
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "is_unused_upload", away)
+            with pytest.raises(Unavailable):
+                run(sweep_cleanup, EVERYTHING, context=cloud)
     result = run(sweep_cleanup, EVERYTHING, context=cloud)
 
     left = [stale.token[-1] for stale in cloud.stores["cloud"].iter_stale_uploads()]
@@ -450,8 +480,8 @@ def test_a_copy_that_an_ended_job_may_have_written_over_stays_and_is_read_again(
 
 
 @pytest.mark.parametrize("live", [True, False])
-def test_an_open_upload_stays_only_for_a_job_that_goes_on_with_it(run, cloud, live):
-    """An upload in parts is aborted and forgotten, unless a job that has not ended will continue with it."""
+def test_an_open_upload_stays_only_for_a_job_that_goes_on_with_it(run, cloud, monkeypatch, live):
+    """An upload in parts is aborted and then forgotten, unless it is young or an open job will continue with it."""
     digest = Digest(11, "a" * 64)
     artifact = cloud.catalogue.artifacts.record("releases", "app.tgz", digest, {}, clock.now()).artifact
     driver = cloud.stores["cloud"]._driver
@@ -463,9 +493,15 @@ def test_an_open_upload_stays_only_for_a_job_that_goes_on_with_it(run, cloud, li
             "open", "upload", {}, owner="w", writes_to=artifact.path, parent=None, now=clock.now(), lease=timedelta(0)
         )
 
+    assert run(sweep_cleanup, EVERYTHING, context=aged(cloud, timedelta(hours=1))).removed == {"cloud": 0}
+    if not live:  # without its record it would be another program's
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "remove_stale_upload", away)
+            with pytest.raises(Unavailable):
+                run(sweep_cleanup, EVERYTHING, context=cloud)
     result = run(sweep_cleanup, EVERYTHING, context=cloud)
 
-    assert result.removed == {"cloud": 0 if live else 1}
+    assert (result.removed, result.foreign) == ({"cloud": 0 if live else 1}, {})
     assert len(list(cloud.stores["cloud"].iter_stale_uploads())) == int(live)
     assert (cloud.catalogue.transfers.find(artifact, "cloud") is not None) == live
 
