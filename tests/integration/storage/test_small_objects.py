@@ -304,6 +304,8 @@ def test_many_new_keys_are_asked_for_with_one_listing(rclone: RcloneS3, tmp_path
             through.write_object(BUCKET, "many/3", source(b"other"), condition="create_only")
         with pytest.raises(AlreadyExists):
             through.write_object(BUCKET, "many/4", source(b"other"), condition="create_only")
+        group = [SmallPut(BUCKET, key, GROUPED, "create_only") for key in ("many/3", "many/8")]
+        assert [type(each) for each in through.write_objects(group)] == [AlreadyExists, ObjectStat]
         assert verdict(store, "many/3") is verdict(store, "many/4") is Verdict.VERIFIED
         through.close()
     store.close()
