@@ -427,19 +427,31 @@ def test_a_store_that_takes_no_job_keeps_its_copy_for_a_later_run(
     assert (purge().copies, stored("primary").exists()) == ({"primary": 1}, False)
 
 
-def test_a_hold_while_the_purge_begins_keeps_the_delete_undoable(context: Context, remove, purge, monkeypatch) -> None:
-    """An artifact that is held after the purge has found it keeps bytes and tombstone, and its delete can be undone."""
-    remove()
-    begin = Deletions.begin_purge
+def test_what_is_held_or_undeleted_while_its_purge_begins_stays(
+    context: Context, remove, purge, monkeypatch, stored
+) -> None:
+    """What is held after the purge has found it can be undeleted; what is undeleted then keeps its bytes."""
+    begin, deletions, holds = Deletions.begin_purge, context.catalogue.deletions, context.catalogue.holds
 
     def held_before(self: Deletions, of: Tombstone, *, now: datetime) -> object:
-        context.catalogue.holds.place("releases", "app.tgz", by="ana", reason="case 4711", now=now)
+        holds.place("releases", "app.tgz", by="ana", reason="case 4711", now=now)
         return begin(self, of, now=now)
 
-    with monkeypatch.context() as race:
-        race.setattr(Deletions, "begin_purge", held_before)
-        assert purge().purged == 0
-    assert context.catalogue.deletions.undo("releases", "app.tgz", now=clock.now()).version == 1
+    def undone_before(self: Deletions, of: Tombstone, *, now: datetime) -> object:
+        deletions.undo("releases", "app.tgz", now=now)
+        return begin(self, of, now=now)
+
+    for meanwhile in (held_before, undone_before):
+        remove()
+        with monkeypatch.context() as race:
+            race.setattr(Deletions, "begin_purge", meanwhile)
+            assert purge().purged == 0
+        if meanwhile is held_before:
+            assert deletions.undo("releases", "app.tgz", now=clock.now()).version == 1
+            holds.release("releases", "app.tgz")
+    assert stored("dr").read_bytes() == stored("primary").read_bytes() == b"release one"
+    artifacts = context.catalogue.artifacts
+    assert all(copy.state.good for copy in artifacts.copies(context.catalogue.artifact("releases", "app.tgz")).values())
 
 
 def test_the_end_of_a_purge_leaves_a_later_delete(context: Context, remove) -> None:

@@ -67,9 +67,9 @@ def read_twice(catalogue, artifact, *, now):
         verified(catalogue, artifact, now=now)
 
 
-def begin(catalogue, id_="job-1", **more):
+def begin(catalogue, id_="job-1", kind="upload", **more):
     arguments = {"owner": "me", "writes_to": None, "parent": None, "now": clock.now(), "lease": LEASE} | more
-    return catalogue.ledger.acquire(id_, "upload", arguments.pop("request", {"key": "a"}), **arguments)
+    return catalogue.ledger.acquire(id_, kind, arguments.pop("request", {"key": "a"}), **arguments)
 
 
 def test_the_tables_are_those_that_the_migrations_make(catalogue_url, catalogue):
@@ -185,8 +185,9 @@ def test_two_writers_of_one_artifact_take_turns(catalogue):
 def test_an_id_is_of_one_request(catalogue):
     """A second request under the same id or idempotency key is refused; the first one stays."""
     begin(catalogue)
-    with pytest.raises(OtherRequest, match="job-1"):
-        begin(catalogue, request={"key": "b"})
+    for other in ({"request": {"key": "b"}}, {"kind": "delete"}):
+        with pytest.raises(OtherRequest, match="job-1"):
+            begin(catalogue, **other)
 
 
 def test_a_due_copy_is_claimed_once_and_the_oldest_attempt_first(catalogue):

@@ -330,4 +330,5 @@ def test_a_refused_job_hides_no_valid_request(catalogue):
     """The outbox keeps the message of that request until a worker has taken it, so that it is not lost."""
     begin(catalogue, "taken")
     catalogue.ledger.reject("refused", "upload", {}, {"type": "InvalidMessage", "message": "no"}, clock.now())
+    catalogue.ledger.reject("taken", "upload", {}, {"type": "InvalidMessage", "message": "no"}, clock.now())
     assert catalogue.ledger.known(["taken", "refused", "other"]) == {"taken"}
