@@ -77,6 +77,7 @@ def test_an_unsafe_key_is_refused_by_every_method(bucket):
     refused = f"{store.name}: key "
     for call in (
         store.stat_object,
+        store.object_exists,
         store.read_object,
         store.verify_object,
         store.delete_object,

@@ -34,6 +34,11 @@ DIFFICULT = (
     "@at!",
     "caf\u00e9",  # composed
     "cafe\u0301",  # decomposed: another key
+    "\u2028x\u200dy\ufeff\u202ez",
+    "\u0378\ufdd0\ue000\U000e0041",  # no characters, or no known ones
+    "ßİ\uff5e",
+    "x%2F",
+    "x%00",
     "日本語/ファイル",
     "🚀.tgz",
     "x.sha256",
