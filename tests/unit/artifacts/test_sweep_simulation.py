@@ -20,7 +20,7 @@ COPIES, SIZE = 12_000, 1_000_000
 
 @pytest.fixture(scope="module")
 def simulation(database_directory: Path) -> Simulation:
-    simulated = Simulation(database_directory / "simulation", 2400, period=3 * DAY, every=2 * HOUR, end=1.9)
+    simulated = Simulation(database_directory / "simulation", 2400, period=3 * DAY, every=4 * HOUR, end=2.0)
     simulated.run()
     return simulated
 
