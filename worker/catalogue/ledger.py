@@ -332,16 +332,19 @@ class Ledger(Queries):
         """Delete the jobs with these ids that have ended, with what belongs to them."""
         with self._database.read() as connection:  # so that other writers wait for the deletes only
             ids = list(connection.execute(ended).scalars())
+        deleted = 0
         for start in range(0, len(ids), _PRUNED_AT_ONCE):
             group = ids[start : start + _PRUNED_AT_ONCE]
             with self._database.write() as connection:
-                connection.execute(sa.delete(batch_items).where(batch_items.c.batch.in_(group)))
-                connection.execute(sa.delete(batches).where(batches.c.job.in_(group)))
-                connection.execute(sa.delete(upload_lists).where(upload_lists.c.batch.in_(group)))
-                connection.execute(sa.delete(artifact_locks).where(artifact_locks.c.job.in_(group)))
-                still = sa.and_(jobs.c.id.in_(group), jobs.c.state.in_(_PRUNED))  # none was redriven meanwhile
-                connection.execute(sa.delete(jobs).where(still))
-        return len(ids)
+                still = sa.select(jobs.c.id).where(jobs.c.id.in_(group), jobs.c.state.in_(_PRUNED))
+                gone = connection.execute(still).scalars().all()  # none that was redriven meanwhile
+                connection.execute(sa.delete(batch_items).where(batch_items.c.batch.in_(gone)))
+                connection.execute(sa.delete(batches).where(batches.c.job.in_(gone)))
+                connection.execute(sa.delete(upload_lists).where(upload_lists.c.batch.in_(gone)))
+                connection.execute(sa.delete(artifact_locks).where(artifact_locks.c.job.in_(gone)))
+                connection.execute(sa.delete(jobs).where(jobs.c.id.in_(gone)))
+            deleted += len(gone)
+        return deleted
 
     def open_on(self, bucket: str, key: str, *, kind: str) -> list[str]:
         """Return the jobs of a kind that write to an artifact and have not ended."""

@@ -339,9 +339,10 @@ class Pages(Queries):
         counted = sa.or_(jobs.c.state == JobState.SUCCEEDED, sa.and_(jobs.c.state.in_(_ENDED), ~counting))
         ended = sa.select(pages, jobs.c.request).join(jobs, jobs.c.id == pages.c.job).where(counted)
         with self._database.read() as connection:
-            rows = connection.execute(ended.limit(_AT_ONCE)).all()
-        if rows:
+            ids = [row.job for row in connection.execute(ended.limit(_AT_ONCE))]
+        if ids:
             with self._database.write() as connection:
+                rows = connection.execute(ended.where(pages.c.job.in_(ids))).all()  # none that was redriven meanwhile
                 for *values, request in rows:
                     _release_claims(connection, Page(*values), request)
                 connection.execute(sa.delete(pages).where(pages.c.job.in_([row.job for row in rows])))

@@ -271,8 +271,13 @@ def test_what_another_job_writes_to_is_not_purged(context: Context, remove, purg
 
 
 def test_a_delete_is_not_undone_once_its_purge_has_begun(context: Context, remove) -> None:
-    """Bytes may be gone already."""
+    """Bytes may be gone already. Nor while another job has begun to write to its key."""
     remove()
+    ledger, deletions, lease = context.catalogue.ledger, context.catalogue.deletions, timedelta(seconds=30)
+    job = {"owner": "w", "writes_to": "releases/app.tgz", "parent": None, "now": clock.now(), "lease": lease}
+    assert isinstance(ledger.acquire("writer", "upload", {}, **job), Leased)
+    with pytest.raises(UndeleteRefused, match="job writer has begun"):
+        deletions.undo("releases", "app.tgz", now=clock.now())
     tombstone = context.catalogue.deletions.get("releases", "app.tgz")
     assert tombstone
     assert context.catalogue.deletions.begin_purge(tombstone, now=tombstone.purge_after)

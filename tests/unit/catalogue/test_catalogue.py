@@ -26,7 +26,7 @@ from worker.catalogue import (
     OtherRequest,
     VerdictRow,
 )
-from worker.catalogue.database import open_engine
+from worker.catalogue.database import Database, open_engine
 from worker.catalogue.pages import PlannedPage
 from worker.catalogue.tables import jobs, metadata
 from worker.storage import Digest
@@ -70,6 +70,18 @@ def read_twice(catalogue, artifact, *, now):
 def begin(catalogue, id_="job-1", kind="upload", **more):
     arguments = {"owner": "me", "writes_to": None, "parent": None, "now": clock.now(), "lease": LEASE} | more
     return catalogue.ledger.acquire(id_, kind, arguments.pop("request", {"key": "a"}), **arguments)
+
+
+def before_next_write(monkeypatch, do):
+    """Do something between what the next call reads and what it writes."""
+    write = Database.write
+
+    def late(self, **options):
+        monkeypatch.setattr(Database, "write", write)
+        do()
+        return write(self, **options)
+
+    monkeypatch.setattr(Database, "write", late)
 
 
 def test_the_tables_are_those_that_the_migrations_make(catalogue_url, catalogue):
@@ -303,7 +315,7 @@ def test_reads_and_retries_of_a_clock_that_was_ahead_are_due_at_once(catalogue):
 
 
 @pytest.mark.parametrize("verb", ["verify", "replicate"])
-def test_what_a_cancelled_page_of_a_sweep_has_left_can_be_claimed_at_once(catalogue, verb):
+def test_what_a_cancelled_page_of_a_sweep_has_left_can_be_claimed_at_once(catalogue, monkeypatch, verb):
     """The next sweep would find nothing to do until the claim ends; the claims of other pages stay.
 
     A dead page keeps its claims and its progress, with which it continues when it is redriven.
@@ -327,6 +339,10 @@ def test_what_a_cancelled_page_of_a_sweep_has_left_can_be_claimed_at_once(catalo
         connection.execute(of_page.values(state=JobState.QUEUED))
     catalogue.pages.remove("page-1")
     assert catalogue.pages.get("page-1").open == [object_], "it was redriven"
+    catalogue.job_admin.cancel("page-1", {}, now)
+    before_next_write(monkeypatch, lambda: catalogue.job_admin.redrive("page-1", {}, due=now))
+    catalogue.pages.remove_ended()
+    assert catalogue.pages.get("page-1").open == [object_], "it was redriven meanwhile"
     for job, left in (("page-2", []), ("page-1", ["app.tgz"])):
         catalogue.job_admin.cancel(job, {}, now)
         catalogue.pages.remove_ended()

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 import sqlalchemy as sa
 
-from tests.unit.catalogue.test_catalogue import DIGEST, LEASE, begin, stored
+from tests.unit.catalogue.test_catalogue import DIGEST, LEASE, before_next_write, begin, stored
 from worker import clock
 from worker.catalogue import (
     Artifact,
@@ -296,16 +296,19 @@ def test_the_locks_of_a_page_end_with_its_lease(catalogue):
     """Locks of a page that was killed, has ended or was delivered again under another fence keep no writer away."""
     path, now = [("releases", "a")], clock.now()
     killed = begin(catalogue, "killed", now=now - 2 * LEASE).record
-    assert catalogue.artifact_locks.acquire("killed", killed.fence, path, now=now - 2 * LEASE, lease=LEASE)
+    both = [*path, ("releases", "b")]
+    assert catalogue.artifact_locks.acquire("killed", killed.fence, both, now=now - 2 * LEASE, lease=LEASE) == {*both}
     page = begin(catalogue, "page").record
     assert catalogue.artifact_locks.acquire("page", page.fence, path, now=now, lease=LEASE) == set(path)
     assert catalogue.artifact_locks.acquire("page", page.fence, path, now=now, lease=LEASE) == set(path)
     catalogue.ledger.finish("page", page.fence, JobState.SUCCEEDED, now=now)
     assert isinstance(begin(catalogue, "late", writes_to="releases/a"), Leased)
+    assert isinstance(begin(catalogue, "killed"), Leased)
+    assert isinstance(begin(catalogue, "later", writes_to="releases/b"), Leased)
 
 
-def test_the_ledger_forgets_jobs_that_ended_long_ago(catalogue):
-    """Pruning deletes ended jobs in bounded batches, and keeps dead, open and recent ones and those not yet counted."""
+def test_the_ledger_forgets_jobs_that_ended_long_ago(catalogue, monkeypatch):
+    """Pruning deletes ended jobs in bounded batches; dead, open, recent, redriven and not yet counted ones stay."""
     now = clock.now()
     long_ago = now - timedelta(days=100)
     ends = {"old": JobState.SUCCEEDED, "older": JobState.CANCELLED, "dead": JobState.DEAD, "batch": JobState.SUCCEEDED}
@@ -325,8 +328,15 @@ def test_the_ledger_forgets_jobs_that_ended_long_ago(catalogue):
     assert catalogue.ledger.prune(before=before) == 1
     assert {job.id for job in catalogue.job_admin.find([])} == {"dead", "batch", "counted", "open", "recent"}
     catalogue.batches.close("batch")
+    job = begin(catalogue, "redriven", now=long_ago).record
+    catalogue.batches.begin("redriven", {}, total=1, total_bytes=None, now=long_ago)
+    catalogue.batches.close("redriven")
+    catalogue.ledger.finish("redriven", job.fence, JobState.CANCELLED, now=long_ago)
+    before_next_write(monkeypatch, lambda: catalogue.job_admin.redrive("redriven", {}, due=now))
     assert catalogue.ledger.prune(before=before) == 2
     assert catalogue.batches.get("batch") is None
+    assert catalogue.ledger.get("redriven").state == "queued"
+    assert catalogue.batches.get("redriven")
 
 
 def test_the_hash_of_a_row_is_that_of_its_json(catalogue):
