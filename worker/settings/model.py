@@ -52,7 +52,7 @@ from worker.settings.section_models import (
 )
 from worker.storage.config import FilesystemConfig, GcsConfig, StoreConfig
 from worker.storage.local_paths import LocalPath, parse_path
-from worker.storage.same_place import contains, overlapping
+from worker.storage.same_place import Mount, contains, mounts_here, overlapping
 from zot_artifact_client.broker_urls import parse_result_url, parse_url
 from zot_artifact_client.contract.requests import STORE_NAME
 from zot_artifact_client.errors import InvalidUrl
@@ -257,23 +257,24 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _roots_are_apart_from_home(self) -> "Settings":
+        mounts = mounts_here()
         for name, store in self.stores.items():
             if not isinstance(store, FilesystemConfig):
                 continue
-            if contains(store.root, self.home):
+            if contains(store.root, self.home, mounts):
                 msg = f"stores.{name}.root: {store.root} contains the data directory {self.home}"
                 raise ValueError(msg)
-            self._check_is_outside_own_folders(f"stores.{name}.root", store.root)
+            self._check_is_outside_own_folders(f"stores.{name}.root", store.root, mounts)
         for root in self.sources.roots:
-            if contains(root, self.home):
+            if contains(root, self.home, mounts):
                 msg = f"sources.roots: {root} contains the data directory {self.home}: its catalogue could be uploaded"
                 raise ValueError(msg)
-            self._check_is_outside_own_folders("sources.roots", root)
+            self._check_is_outside_own_folders("sources.roots", root, mounts)
         return self
 
-    def _check_is_outside_own_folders(self, setting: str, path: Path) -> None:
+    def _check_is_outside_own_folders(self, setting: str, path: Path, mounts: list[Mount]) -> None:
         """Raise ValueError for a path in a folder that has the broker's password, logs, or files staged by others."""
-        if inside := next((part for part in OWN_FOLDERS if contains(self.home / part, path)), None):
+        if inside := next((part for part in OWN_FOLDERS if contains(self.home / part, path, mounts)), None):
             msg = f"{setting}: {path} is inside {self.home / inside}, which the worker uses itself"
             raise ValueError(msg)
 

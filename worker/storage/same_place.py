@@ -68,14 +68,6 @@ def _mounted_at(real: str, mounts: "list[Mount]") -> "tuple[Mount | None, str]":
     return best, os.path.normpath(os.path.join(best.top, os.path.relpath(real, best.point)))  # noqa: PTH118 - Path does not collapse dots
 
 
-def contains(outer: Path, inner: Path) -> bool:
-    """Return whether a directory is, or contains, another one, with links and bind mounts resolved.
-
-    What is mounted inside a directory is contained in it, wherever else it is.
-    """
-    return _contains(outer, inner, mounts_here())
-
-
 class Mount(NamedTuple):
     """A mount of this machine.
 
@@ -99,7 +91,11 @@ class Mount(NamedTuple):
                 yield _physical_path(Path(layer + path), mounts)
 
 
-def _contains(outer: Path, inner: Path, mounts: list[Mount]) -> bool:
+def contains(outer: Path, inner: Path, mounts: list[Mount]) -> bool:
+    """Return whether a directory is, or contains, another one, with links and bind mounts resolved.
+
+    What is mounted inside a directory is contained in it, wherever else it is.
+    """
     real = os.path.realpath(outer)
     if is_within(os.path.realpath(inner), real) or _is_or_is_above(outer, inner):
         return True
@@ -142,7 +138,7 @@ def _overlap(first: StoreConfig, second: StoreConfig, mounts: list[Mount]) -> st
 
 
 def _roots_overlap(one: Path, two: Path, mounts: list[Mount]) -> str | None:
-    inside, around = _contains(one, two, mounts), _contains(two, one, mounts)
+    inside, around = contains(one, two, mounts), contains(two, one, mounts)
     if inside and around:
         return "both roots are one directory"
     if inside or around:
