@@ -94,9 +94,9 @@ def test_what_a_url_says_beside_the_server_reaches_every_library() -> None:
     ],
 )
 def test_a_wrong_url_is_one_line_that_names_the_setting(url: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client names its argument and the worker its setting; neither shows a part of the password."""
+    """The client names its argument and the worker its variable; neither shows a part of the password."""
     monkeypatch.setenv("ZOT_BROKER", url)
-    for name, open_ in (("broker_url", lambda: ArtifactClient(url)), ("broker", load_settings)):
+    for name, open_ in (("broker_url", lambda: ArtifactClient(url)), ("ZOT_BROKER", load_settings)):
         with pytest.raises((InvalidUrl, SettingsError)) as caught:
             open_()
         assert says in str(caught.value)
@@ -132,7 +132,7 @@ def test_a_wrong_url_is_one_line_that_names_the_setting(url: str, says: str, mon
 def test_a_wrong_catalogue_is_one_line_that_names_the_setting(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The catalogue's URL is checked with the settings, without a part of its password in the error."""
     monkeypatch.setenv("ZOT_CATALOGUE", url)
-    with pytest.raises(SettingsError, match=r"^catalogue: ") as caught:
+    with pytest.raises(SettingsError, match=r"^ZOT_CATALOGUE: ") as caught:
         load_settings()
     assert SECRET not in str(caught.value)
 
@@ -158,7 +158,7 @@ def test_a_right_catalogue_is_taken(url: str, monkeypatch: pytest.MonkeyPatch) -
 def test_a_result_backend_that_celery_cannot_use_here_is_one_line(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A backend of Celery whose library is not installed is found when the settings are read."""
     monkeypatch.setenv("ZOT_RESULTS", url)
-    with pytest.raises(SettingsError, match=r"^results: [a-z]+:// cannot be used: ") as caught:
+    with pytest.raises(SettingsError, match=r"^ZOT_RESULTS: [a-z]+:// cannot be used: ") as caught:
         load_settings()
     assert SECRET not in str(caught.value)
 
