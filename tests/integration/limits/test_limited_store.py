@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from typing import Any
@@ -201,7 +201,7 @@ def test_no_method_changes_an_object_once_the_lease_of_its_job_is_lost(shared, a
 
 
 def test_no_object_is_made_once_the_lease_is_lost_while_its_source_is_read(shared, admission, tmp_path):
-    """The worker was frozen in the middle of a write, whether its store takes a stream or waits for all bytes."""
+    """The worker was frozen in the middle of a write, of a stream, of whole objects, or of a group of them."""
     directory = Store(FilesystemDriver("primary", FilesystemConfig(root=tmp_path)))
     ours = admission(shared)
     for store, job in ((directory, Job()), (Store(MemoryDriver("primary")), Job())):
@@ -214,6 +214,15 @@ def test_no_object_is_made_once_the_lease_is_lost_while_its_source_is_read(share
         with pytest.raises(LostLease):
             LimitedStore(store, ours, job).write_object("releases", "new", Freezing(b"release"))
         assert not store.object_exists("releases", "new")
+
+    def freezing(job: Job) -> Iterator[SmallPut]:
+        for key in ("new", "newer"):
+            yield SmallPut("releases", key, HashedBytes.of(b"release"))
+            job.lost = True
+
+    with pytest.raises(LostLease):
+        LimitedStore(directory, ours, job := Job()).write_objects(freezing(job))
+    assert not directory.object_exists("releases", "newer")
 
 
 def test_a_store_that_refuses_tags_does_not_refuse_all(shared, admission, monkeypatch):
