@@ -21,6 +21,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tests.unit.gateway.conftest import Gateway, serving
 from worker import clock
+from worker.catalogue import CatalogueUnavailable
+from worker.catalogue.access_tokens import AccessTokens
 from worker.gateway import jobs, request_admission, server
 from worker.gateway.access import TokenVerb, new_token
 from worker.gateway.app import openapi
@@ -309,12 +311,21 @@ def test_a_delete_that_cannot_be_undone_needs_a_verb_of_its_own(gateway: Gateway
     assert gateway.client(verbs=(TokenVerb.PURGE,), name="p").post("/v1/jobs/delete", json=one).status_code == 403
 
 
+def unavailable(*_of: Any) -> Any:
+    """Be a catalogue that restarts."""
+    raise CatalogueUnavailable("it restarts")
+
+
 def test_a_revoked_token_ends_what_still_runs(
     gateway_with_broker: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A download and a stream of events end when their token is revoked, without the bytes that follow."""
+    """A download and a stream of events end when their token is revoked, without the bytes that follow.
+
+    Until then no more than so many requests of the token run at a time, and they outlive a restart of the catalogue.
+    """
     gateway = gateway_with_broker
     monkeypatch.setattr(request_admission, "_CHECK_EVERY", 0.0)
+    monkeypatch.setattr(request_admission, "_AT_ONCE", 2)
     monkeypatch.setattr(jobs, "_ALIVE", 0.0)
     content = os.urandom(40 << 20)
     gateway.store("app.tgz", content)
@@ -327,6 +338,11 @@ def test_a_revoked_token_ends_what_still_runs(
         received, lines = download.iter_bytes(1 << 16), events.iter_lines()
         count = len(next(received))
         assert next(lines).startswith("event:")
+        assert client.get("/v1/artifacts?bucket=releases").status_code == 429
+        assert gateway.client(name="other").get("/v1/artifacts?bucket=releases").status_code == 200
+        with monkeypatch.context() as restarts:
+            restarts.setattr(AccessTokens, "get", unavailable)
+            count += sum(len(next(received)) for _ in range(160))  # more than the system keeps of a connection
         assert gateway.context.catalogue.access_tokens.revoke("ci", clock.now()) == 1
         rest: list[int] = []
         with pytest.raises(httpx.RemoteProtocolError):
