@@ -255,7 +255,7 @@ def _translate_answer(error: sdk.HttpResponseError, origin: Origin, what: str) -
         code=code,
         status=str(error.status_code),
         said=_said(error),
-        retry_after=headers.get("Retry-After"),
+        headers=headers,
     )
 
 

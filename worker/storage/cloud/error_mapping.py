@@ -1,6 +1,7 @@
 """Translate the errors of SDKs into StorageErrors, in the same words for all clouds."""
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -30,7 +31,9 @@ QUOTE = None
 """In place of a reason: the message quotes the store."""
 DAMAGED = "the bytes were damaged on the way"
 _MAX_QUOTE = 160
+_REDIRECTION = "3"
 _SERVER_FAILURE = "5"
+_HOST = re.compile(r"[A-Za-z0-9.:\[\]-]{1,253}")
 _AMAZON = "https://s3.amazonaws.com"
 """The URL for which a proxy is looked up if the SDK chooses the endpoint."""
 
@@ -65,7 +68,8 @@ def by_code(
     code: str,
     status: str,
     said: str,
-    retry_after: str | None,
+    headers: Mapping[str, str],
+    elsewhere: str = "",
 ) -> StorageError:
     """Return the StorageError for an answer of the store, by its code, else by its HTTP status.
 
@@ -76,12 +80,17 @@ def by_code(
         code: the provider's code, or empty.
         status: the HTTP status.
         said: the store's message; quoted in one short line where the table gives no reason.
-        retry_after: the Retry-After header, if there was one.
+        headers: of the answer; its Retry-After counts, and a redirection is told with the host of its Location.
+        elsewhere: where the bucket is, in place of that.
     """
+    sent = {name.lower(): value for name, value in headers.items()}
     unknown: Meaning = (Unavailable if status.startswith(_SERVER_FAILURE) else PermanentError, None)
     kind, reason = meanings.get(code) or meanings.get(status) or unknown
-    message = f"{origin.store}: {what}: {reason or quoted(said)} ({code or status})"
-    wish = read_retry_after(retry_after, clock.now())
+    if status.startswith(_REDIRECTION):
+        elsewhere = elsewhere or host_of(sent.get("location", ""))
+    named = f"; the answer names {elsewhere}" if elsewhere else ""
+    message = f"{origin.store}: {what}: {reason or quoted(said)}{named} ({code or status})"
+    wish = read_retry_after(sent.get("retry-after"), clock.now())
     error = kind(message, wish) if issubclass(kind, TransientError) else kind(message)
     error.code = code or status
     return error
@@ -168,6 +177,15 @@ def shown_url(url: str) -> str:
         return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
     except ValueError:
         return "the configured endpoint"
+
+
+def host_of(url: str) -> str:
+    """Return the host and port that a store names by a URL, or by themselves; all else may hold secrets."""
+    try:
+        host = (urlsplit(url).netloc or url).rpartition("@")[2]
+    except ValueError:
+        return ""
+    return host if _HOST.fullmatch(host) else ""
 
 
 def quoted(said: str) -> str:

@@ -230,7 +230,7 @@ def _translate_answer(error: Exception, origin: Origin, what: str) -> StorageErr
         code=_reason(error),
         status=str(status_of(error)),
         said=said,
-        retry_after=headers.get("Retry-After"),
+        headers=headers,
     )
 
 

@@ -4,6 +4,7 @@ A reason never quotes an error of the credentials or the signature: those may ca
 output of credential programs. What else a store says is quoted in one line, cut short.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from worker.storage.cloud.error_mapping import (
     by_class,
     by_code,
     code_table,
+    host_of,
     missing_bucket,
     translator,
 )
@@ -49,6 +51,7 @@ TRUST = "AWS_CA_BUNDLE"
 """The environment variable that names the certificates of authorities for the SDK."""
 _KEYS = "correct the store's keys, or what the SDK's chain finds"
 _REGION = "correct `region` or `endpoint`"
+_REGION_NAME = re.compile(r"[a-z0-9-]{1,40}")
 
 _CODES: tuple[CodeRow, ...] = (
     (NotFound, QUOTE, "NoSuchKey NoSuchBucket NoSuchVersion NotFound 404"),
@@ -243,15 +246,19 @@ def _translate_answer(error: sdk.ClientError, origin: Origin, what: str) -> Stor
         code = "InvalidObjectName"
     if code == "AccessDenied" and error.operation_name == "GetObject":
         code = "403"
-    return by_code(
-        origin,
-        what,
-        CODES,
-        code=code,
-        status=str(_metadata(error).get("HTTPStatusCode", "")),
-        said=said,
-        retry_after=_metadata(error).get("HTTPHeaders", {}).get("retry-after"),
-    )
+    headers = _metadata(error).get("HTTPHeaders", {})
+    status = str(_metadata(error).get("HTTPStatusCode", ""))
+    _, reason = CODES.get(code) or CODES.get(status) or (None, None)
+    elsewhere = _place_of_bucket(error, headers) if reason and reason.endswith(_REGION) else ""
+    return by_code(origin, what, CODES, code=code, status=status, said=said, headers=headers, elsewhere=elsewhere)
+
+
+def _place_of_bucket(error: sdk.ClientError, headers: Mapping[str, str]) -> str:
+    """Return the region, or else the host, where an answer says that the bucket is; empty if it says neither."""
+    region = str(headers.get("x-amz-bucket-region") or _details(error).get("Region", ""))
+    if _REGION_NAME.fullmatch(region):
+        return f"the region {region}"
+    return host_of(str(_details(error).get("Endpoint", "")))
 
 
 def _details(error: sdk.ClientError) -> Mapping[str, Any]:

@@ -105,6 +105,30 @@ def test_a_transient_error_carries_the_wish_of_the_store(
     assert error.retry_after == seconds
 
 
+@pytest.mark.parametrize(
+    ("code", "status", "headers", "details", "named"),
+    [
+        ("PermanentRedirect", 301, {"x-amz-bucket-region": "eu-central-1"}, {}, "the region eu-central-1"),
+        ("AuthorizationHeaderMalformed", 400, {}, {"Region": "us-west-2"}, "the region us-west-2"),
+        ("PermanentRedirect", 301, {}, {"Endpoint": "b.s3-eu-west-1.amazonaws.com"}, "b.s3-eu-west-1.amazonaws.com"),
+        ("307", 307, {"location": "https://me:hush@login.example:8443/hush?hush=1#hush"}, {}, "login.example:8443"),
+        ("302", 302, {"location": "/hush"}, {}, None),
+        ("302", 302, {"location": "http://[hush"}, {}, None),
+        ("301", 301, {"x-amz-bucket-region": "hush; rm"}, {"Endpoint": "hush\n"}, None),
+        ("AccessDenied", 403, {"x-amz-bucket-region": "eu-central-1"}, {}, None),
+    ],
+)
+def test_a_redirection_is_told_with_its_place(
+    code: str, status: int, headers: dict[str, str], details: dict[str, str], named: str | None
+) -> None:
+    """The region or the host that an answer names is what `region` or `endpoint` should be; nothing else of it is."""
+    failure = answer(code, status, headers=headers)
+    failure.response["Error"].update(details)  # type: ignore[typeddict-item]
+    told = str(translate(failure, ORIGIN, "a/b"))
+    assert told.endswith(f"; the answer names {named} ({code})" if named else f" ({code})")
+    assert ("names" in told, "hush" in told) == (named is not None, False)
+
+
 def test_clock() -> None:
     """A wrong clock is named, because nothing in the credentials is to be looked for then."""
     assert "clock" in str(translate(answer("RequestTimeTooSkewed", 403), ORIGIN, "a/b"))
