@@ -49,14 +49,14 @@ def stores_within_limits(
         stores[name]  # its error knows the nearest name
     try:
         client = redis_of_results(settings.results_url)
+        shared = SharedRedis(lambda: client)
     except NoBroker:
-        client = None
+        shared = SharedRedis(None)
         known = {name: settings.store_limits.get(name, StoreLimits()) for name in names}
         alone = {name: of.model_copy(update={"local_share": of.local_share or 1.0}) for name, of in known.items()}
         settings = settings.model_copy(update={"store_limits": {**settings.store_limits, **alone}})
     with ExitStack() as opened:
         paused = _pauses(settings, catalogue, opened)
-        shared = SharedRedis(lambda: client)
         admission = Admission(settings, lambda name: stores[name].list_buckets(), shared, paused=paused)
         job = NoJob(f"command-{uuid4()}")
         pauses = {name: error for name in names if (error := paused(name)) is not None}

@@ -122,10 +122,10 @@ class SharedRedis:
     Safe for threads.
     """
 
-    def __init__(self, find: Callable[[], "redis.Redis | None"] = result_backend) -> None:
+    def __init__(self, find: "Callable[[], redis.Redis | None] | None" = result_backend) -> None:
+        """Ask the Redis that `find` returns; `find` is None for a program without other workers."""
         self._find = find
         self._client: redis.Redis | None = None
-        self._found = False
         self._away = False
         self._backoff = Backoff()
 
@@ -136,8 +136,9 @@ class SharedRedis:
 
         With `at_once`, a Redis that has just not answered is asked all the same, by a thread that may wait.
         """
-        if not self._found:  # once, in the first thread that asks, because Celery makes another backend for each thread
-            self._client, self._found = self._find(), True
+        if find := self._find:  # once, in the first thread that asks: Celery makes another backend for each thread
+            self._client = find()
+            self._find = None
             if self._client is None:
                 logger.warning(
                     "no Redis is shared with the other workers: this process has its own limits and breakers"

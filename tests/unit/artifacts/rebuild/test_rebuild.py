@@ -533,9 +533,9 @@ def test_a_rebuild_knows_named_companions_again(catalogue, stores, tmp_path):
 
 
 def test_all_bytes_that_are_read_count_in_the_bandwidth_of_their_store(
-    catalogue: Catalogue, stores: Stores, file, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    catalogue: Catalogue, stores: Stores, file, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
 ) -> None:
-    """By store, also those of a second read."""
+    """By store, also those of a second read; without a broker there is no other worker, and nothing to say of one."""
     for name in NAMES:
         put(stores, name, b"12345")
     file("dr").write_bytes(b"12x45")
@@ -551,6 +551,7 @@ def test_all_bytes_that_are_read_count_in_the_bandwidth_of_their_store(
     with stores_within_limits(settings, stores, NAMES, catalogue=catalogue) as limited:
         rebuild(catalogue, {each.name: each for each in limited})
     assert told == {"primary": 5, "dr": 10}
+    assert "Redis" not in caplog.text
 
 
 def test_the_lists_that_stores_keep_are_read_within_the_limits_of_the_stores(
