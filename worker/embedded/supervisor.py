@@ -90,8 +90,7 @@ def run(
     if few := too_few_files():
         say(few)
     settings.prepare()  # and a umask by which queues, artifacts, catalogue and logs are for this user alone
-    logs = settings.home / "logs"
-    _make_logs(logs)
+    logs = _make_logs(settings)
     catalogue = check_file(settings.catalogue_url)  # workers would start again and again, and no command would say why
     alone = catalogue if settings.broker is None else None
     with _locked(settings) as lock, _catalogue_locked(alone, settings.home), Children(logs, say) as children:
@@ -121,17 +120,19 @@ def run(
             checkpoint_write_ahead_log(settings.catalogue_url)  # one that was killed could not
 
 
-def _make_logs(logs: Path) -> None:
+def _make_logs(settings: Settings) -> Path:
+    logs = settings.home / "logs"
     try:
         logs.mkdir(exist_ok=True)
-        for directory in (logs, logs.parent / "run"):
+        for directory in (logs, settings.run_dir):
             if not os.access(directory, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, "Permission denied", str(directory))
     except OSError as error:
         raise SettingsError(
-            f"the data directory {logs.parent} cannot be used: {error.filename}: {error.strerror}; "
-            f"{way_out_of_home(logs.parent, error)}"
+            f"the data directory {settings.home} cannot be used: {error.filename}: {error.strerror}; "
+            f"{way_out_of_home(settings.home, error)}"
         ) from error
+    return logs
 
 
 def start_broker(settings: Settings, children: Children, lock: int, say: Callable[[str], None]) -> None:
