@@ -30,7 +30,9 @@ from worker.catalogue.companions import Companions, NamedCompanion, WrongCompani
 from worker.catalogue.coverage import Coverage, CoverageQueries, FailedJobs, LastRun, WaitingJobs
 from worker.catalogue.database import (
     CatalogueError,
+    CatalogueLost,
     CatalogueUnavailable,
+    CatalogueUnreadable,
     Database,
     LostLease,
     NewerCatalogue,

@@ -49,6 +49,14 @@ class NoCatalogue(CatalogueError):
     """There is no catalogue at the URL."""
 
 
+class CatalogueLost(NoCatalogue):
+    """The file of the catalogue was there before."""
+
+
+class CatalogueUnreadable(NoCatalogue):
+    """Whether there is one is unknown: this user may not look for its file."""
+
+
 class LostLease(CatalogueError):
     """Another worker has the lease of the job, or another job its artifact; nothing was recorded."""
 

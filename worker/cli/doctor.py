@@ -17,7 +17,6 @@ from worker.artifacts.store_holds import tries_to_delete_held
 from worker.artifacts.verification_log.kept_head import CheckedLog, WrittenLog, log_faults, unaccepted_restore
 from worker.artifacts.verification_log.signature import BadKeyFile, LogKeys
 from worker.catalogue import CatalogueError, CatalogueUnavailable, NewerCatalogue, NoCatalogue
-from worker.cli.errors import Failure
 from worker.cli.output import AsJson, out, print_json, printable
 from worker.cli.pause import describe_pause
 from worker.cli.session import Session, open_session
@@ -100,7 +99,7 @@ def _checks(settings: Settings) -> Iterator[Check]:
         try:
             try:
                 session = open_session(settings)
-            except (Failure, NoCatalogue) as error:  # the stores are checked all the same, with one that goes away
+            except NoCatalogue as error:  # the stores are checked all the same, with one that goes away
                 is_there = False
                 yield Check("catalogue", "unknown", told_since_when(settings, error))
                 aside = Path(opened.enter_context(tempfile.TemporaryDirectory())) / "catalogue.sqlite3"

@@ -90,7 +90,7 @@ def suggestion(name: str, names: Iterable[str]) -> str:
 def _statuses() -> tuple[tuple[type[Exception], Status], ...]:
     """Return the exit status of each error; the first match counts. Only a failed command needs these imports."""
     from worker.artifacts.verification_log.signature import BadKeyFile
-    from worker.catalogue import CatalogueError, CatalogueUnavailable
+    from worker.catalogue import CatalogueError, CatalogueLost, CatalogueUnavailable
     from worker.settings.model import NoBroker, SettingsError
     from worker.storage.configured_stores import UnknownStore
     from worker.storage.errors import InvalidKey, StorageError, TransientError
@@ -108,6 +108,7 @@ def _statuses() -> tuple[tuple[type[Exception], Status], ...]:
         (SettingsError, Status.USAGE),
         (BadKeyFile, Status.USAGE),
         (CatalogueUnavailable, Status.UNKNOWN),
+        (CatalogueLost, Status.UNKNOWN),
         (CatalogueError, Status.USAGE),
         (InvalidRequest, Status.USAGE),
         (BrokerUnavailable, Status.UNKNOWN),

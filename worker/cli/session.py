@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from worker.artifacts.reading_order import AvoidedStores
-from worker.catalogue import Catalogue, JobRecord, expected_identity
+from worker.catalogue import Catalogue, CatalogueLost, CatalogueUnreadable, JobRecord, NoCatalogue, expected_identity
 from worker.catalogue.sqlite import absent_directory
 from worker.cli.errors import Failure, UsageError
 from worker.cli.output import note
@@ -128,7 +128,7 @@ def opened(*, create: bool = False, sends: bool = False) -> Iterator[Session]:
 
     Raises:
         SettingsError: the settings or the data directory cannot be used.
-        Failure, NoCatalogue: there is no catalogue yet.
+        NoCatalogue: there is no catalogue, or not any more.
         CatalogueError: the catalogue cannot be used.
     """
     settings = load_settings()
@@ -173,26 +173,20 @@ def _file(settings: Settings) -> str | None:
     return unquote(url.removeprefix(_SQLITE)) if url.startswith(_SQLITE) else None
 
 
-def no_catalogue(settings: Settings) -> Failure | None:
+def no_catalogue(settings: Settings) -> NoCatalogue | None:
     """Return why there is no catalogue, and the way out; None if there is one."""
     if has_catalogue(settings):
         return None
     try:
         os.stat(_file(settings) or "")  # noqa: PTH116 - as above
     except PermissionError as error:
-        return Failure(
-            f"{error.filename}: {error.strerror}: run this command as the user of the worker",
-            Status.USAGE,
-            type_="CatalogueUnreadable",
-        )
+        return CatalogueUnreadable(f"{error.filename}: {error.strerror}: run this command as the user of the worker")
     except (OSError, ValueError):
         pass
     if lost := expected_identity(settings.catalogue_url):
-        return Failure(
+        return CatalogueLost(
             f"the file of the catalogue {lost} is gone ({settings.home}): put it back, or get it by "
-            "`zot-artifacts catalogue restore STORE` or `zot-artifacts catalogue rebuild`",
-            Status.UNKNOWN,
-            type_="CatalogueLost",
+            "`zot-artifacts catalogue restore STORE` or `zot-artifacts catalogue rebuild`"
         )
     start = "start `zot-artifacts up`"
     if settings.catalogue is None:
@@ -203,4 +197,4 @@ def no_catalogue(settings: Settings) -> Failure | None:
         # `up` does not make the directory of such a file.
         way_out = absent_directory(file) or f"name its file with ZOT_CATALOGUE, or {start}"
         told = f"no catalogue here ({file}): {way_out}"
-    return Failure(told, Status.USAGE, type_="NoCatalogue")
+    return NoCatalogue(told)

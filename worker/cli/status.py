@@ -2,8 +2,7 @@
 
 import typer
 
-from worker.catalogue import CatalogueUnavailable
-from worker.cli.errors import Failure
+from worker.catalogue import CatalogueUnavailable, NoCatalogue
 from worker.cli.output import AsJson, print_json
 from worker.cli.session import opened
 from worker.cli.status_output import print_status
@@ -39,10 +38,8 @@ def status(as_json: AsJson = False) -> None:
     try:
         with opened() as session:
             document = document_of(session)
-    except CatalogueUnavailable as error:
-        raise CatalogueUnavailable(told_since_when(settings, error)) from error
-    except Failure as error:  # its file is gone
-        raise Failure(told_since_when(settings, error), error.status, type_=error.type) from error
+    except (CatalogueUnavailable, NoCatalogue) as error:
+        raise type(error)(told_since_when(settings, error)) from error
     if as_json:
         print_json(document)
     else:

@@ -222,7 +222,7 @@ def test_a_data_directory_of_another_user_is_not_called_empty(tmp_path: Path) ->
     finally:
         os.seteuid(user)
     assert failure is not None
-    assert "catalogue.sqlite3: Permission denied: run this command as the user" in failure.message
+    assert "catalogue.sqlite3: Permission denied: run this command as the user" in str(failure)
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from worker import cli, clock
 from worker.artifacts.queries import status_of
-from worker.catalogue import Catalogue, Leased
+from worker.catalogue import Catalogue, Leased, NoCatalogue
+from worker.cli.session import open_session
 from worker.exit_status import Status
 from worker.settings import load_settings
 from worker.storage import Digest
@@ -422,11 +423,22 @@ def test_commands_make_no_catalogue(zot, home, monkeypatch):
     monkeypatch.setenv("ZOT_CATALOGUE", f"sqlite:///{home}/empty.sqlite3")
     assert zot("ls")[0] == 2
     assert (home / "empty.sqlite3").stat().st_size == 0, "a file without tables is no catalogue"
+    with pytest.raises(NoCatalogue):  # one class, whether the file, its tables, or those of a server are missing
+        open_session(load_settings())
     monkeypatch.setenv("ZOT_CATALOGUE", f"sqlite:///{home}/disk/c.sqlite3")
+    with pytest.raises(NoCatalogue):
+        open_session(load_settings())
     status, _, told = zot("ls")
     assert status == 2
     assert f"no catalogue here ({home}/disk/c.sqlite3): there is no directory {home}/disk" in told
     assert "zot-artifacts up" not in told, "it ends with the same error"
+    monkeypatch.delenv("ZOT_CATALOGUE")
+    Catalogue(load_settings().catalogue_url).close()
+    (home / "catalogue.sqlite3").unlink()
+    for command in ("ls", "status"):
+        status, document, _ = zot(command, "--json")
+        assert (status, document["error"]["type"]) == (3, "CatalogueLost"), "a worker would not make another one"
+    assert "is gone" in zot("doctor")[1]
 
 
 def test_a_mistyped_key_is_not_deleted(zot, catalogue):
