@@ -19,7 +19,7 @@ from worker.artifacts.verification_log.signature import BadKeyFile, LogKeys
 from worker.catalogue import CatalogueError, CatalogueUnavailable, NewerCatalogue, NoCatalogue
 from worker.cli.output import AsJson, out, print_json, printable
 from worker.cli.pause import describe_pause
-from worker.cli.session import Session, open_session
+from worker.cli.session import Session, has_catalogue, open_session
 from worker.cli.stores import bad_copies
 from worker.counted import counted
 from worker.embedded.processes import too_few_files
@@ -45,7 +45,7 @@ from worker.settings.private_data_directory import (
     readable_by_others,
     way_out_of_home,
 )
-from worker.storage.config import FilesystemConfig
+from worker.storage.config import FilesystemConfig, StoreConfig
 from worker.storage.errors import HoldNotOffered, OtherStore, SameStore, StorageError
 from worker.storage.keys import PROBE_BUCKET
 from worker.storage.probe import PROBE, probe
@@ -83,8 +83,9 @@ def doctor(as_json: AsJson = False) -> None:
 def _checks(settings: Settings) -> Iterator[Check]:
     config = os.environ.get("ZOT_CONFIG")
     yield Check("settings", "good", f"read from {config or 'the environment'}; stores: {', '.join(settings.stores)}")
-    settings.prepare()
-    yield _home(settings)
+    if is_home := _is_data_directory(settings):  # nothing is made in another one: it may be a wrong ZOT_HOME
+        settings.prepare()
+        yield _home(settings)
     if few := too_few_files():
         yield Check("open files", "bad", few)
     yield from _source_roots(settings)
@@ -102,8 +103,10 @@ def _checks(settings: Settings) -> Iterator[Check]:
             except NoCatalogue as error:  # the stores are checked all the same, with one that goes away
                 is_there = False
                 yield Check("catalogue", "unknown", told_since_when(settings, error))
-                aside = Path(opened.enter_context(tempfile.TemporaryDirectory())) / "catalogue.sqlite3"
-                settings = settings.model_copy(update={"catalogue": SecretStr(f"sqlite:///{quote(str(aside))}")})
+                aside = Path(opened.enter_context(tempfile.TemporaryDirectory()))
+                url = f"sqlite:///{quote(str(aside / 'catalogue.sqlite3'))}"
+                there = {} if is_home else {"home": aside, "stores": _outside(settings)}
+                settings = settings.model_copy(update={"catalogue": SecretStr(url), **there})
                 session = open_session(settings, create=True)
         except CatalogueError as error:
             yield Check("catalogue", "unknown", told_since_when(settings, error))  # the error names the way out
@@ -138,6 +141,21 @@ def _catalogue_of_one_worker(settings: Settings) -> Iterator[Check]:
             yield Check("catalogue of the workers", "bad", str(error), "restart the workers once it is the right one")
     except ClientError:
         pass
+
+
+def _is_data_directory(settings: Settings) -> bool:
+    """Return whether a program has used the data directory, or has a catalogue elsewhere."""
+    used = (settings.run_dir, settings.spool_dir, settings.staging_dir)
+    return has_catalogue(settings) or all(map(os.path.isdir, used))
+
+
+def _outside(settings: Settings) -> dict[str, StoreConfig]:
+    """Return the stores that are not in the data directory."""
+    return {
+        name: store
+        for name, store in settings.stores.items()
+        if not (isinstance(store, FilesystemConfig) and settings.home in store.root.parents)
+    }
 
 
 def _home(settings: Settings) -> Check:

@@ -441,6 +441,25 @@ def test_commands_make_no_catalogue(zot, home, monkeypatch):
     assert "is gone" in zot("doctor")[1]
 
 
+def test_doctor_makes_nothing_in_a_directory_of_others(zot, tmp_path, monkeypatch):
+    """A wrong ZOT_HOME stays as it is, or absent; stores elsewhere are checked, and those in it would be made."""
+    roots = {name: tmp_path / name for name in ("wrong", "nas")}
+    roots["nas"].mkdir()
+    stores = {name: {"type": "filesystem", "root": str(root / "x")} for name, root in roots.items()}
+    (roots["nas"] / "x").mkdir()
+    monkeypatch.setenv("ZOT_STORES", json.dumps(stores))
+    monkeypatch.setenv("ZOT_PLACEMENT", '["nas"]')
+    monkeypatch.setenv("ZOT_HOME", str(roots["wrong"]))
+    for there in (False, True):
+        if there:
+            (roots["wrong"] / "run").mkdir(parents=True)  # as /var has it
+        status, told, _ = zot("doctor")
+        assert (status, "catalogue: no catalogue here" in told) == (3, True)
+        assert "store nas: filesystem: writes, reads" in told
+        assert "store wrong" not in told
+        assert [path.name for path in roots["wrong"].rglob("*")] == ["run"] * there
+
+
 def test_a_mistyped_key_is_not_deleted(zot, catalogue):
     """Deleting what the catalogue never had is an error with status 1 that suggests the key that is there."""
     from worker.storage import Digest
