@@ -119,10 +119,13 @@ def _outcome(request: BatchRequest, item: BatchItem, catalogue: Catalogue) -> Ba
     if request.verb == VERIFY.kind:
         verdict = first_of(WORST_FIRST, [copy["verdict"] for copy in copies] or ["missing"])
         return BatchOutcome(item, verdict, good=verdict == "verified")
+    if request.verb == DELETE.kind and not copies:
+        result = item.result or {}
+        path = item.request["bucket"], item.request["key"]
+        there = not result.get("purge_after") and catalogue.artifacts.current(*path)
+        gone = "already_gone" if result.get("unchanged") else "deleted"  # its bytes go after the grace period
+        return BatchOutcome(item, KEPT if there else gone, good=True)
     outcomes = [copy["outcome"] for copy in copies]
-    if request.verb == DELETE.kind and not copies and not (item.result or {}).get("purge_after"):
-        there = catalogue.artifacts.current(item.request["bucket"], item.request["key"])
-        return BatchOutcome(item, KEPT if there else "already_gone", good=True)
     return BatchOutcome(item, first_of(DELETED if request.verb == DELETE.kind else PLACED, outcomes), good=True)
 
 

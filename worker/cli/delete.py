@@ -86,7 +86,7 @@ def delete(
         rules = session.settings.delete
         if now or reason:
             fields |= {"now": now or None, "reason": reason}
-        if rules.approval_above is not None or (rules.grace and not many):
+        if rules.approval_above is not None or rules.grace:
             fields["by"] = by or user_name()
         elif by:
             fields["by"] = by

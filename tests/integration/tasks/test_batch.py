@@ -459,8 +459,11 @@ def test_a_prefix_leaves_the_rest_alone(laid, drive, context):
 
 
 @pytest.mark.usefixtures("one_each")
-def test_what_comes_later_is_not_deleted(laid, drive, context):
-    """An artifact whose upload has ended after the batch had been begun is none of its business."""
+def test_what_comes_later_is_not_deleted(laid, drive, context, monkeypatch):
+    """An artifact whose upload has ended after the batch had been begun is none of its business.
+
+    A delete that can be undone counts as the delete that it is, too, and once.
+    """
     laid(2, "a/")
     artifacts, stores = context.catalogue.artifacts, ["primary", "dr"]
     begun = artifacts.record("releases", "c", Digest(1, "a" * 64), {}, clock.now(), stores=stores).artifact
@@ -470,6 +473,12 @@ def test_what_comes_later_is_not_deleted(laid, drive, context):
     artifacts.finish_copies([FinishedCopy(begun, "dr", "1")], now=clock.now())
     assert driver.finish().objects == 2
     assert [artifact.key for artifact in artifacts.page("releases")] == ["b/000", "c"]
+    monkeypatch.setitem(context.settings.delete.__dict__, "grace", timedelta(days=7))
+    both = [drive(BatchRequest(verb="delete", bucket="releases", prefix="b/")) for _ in range(2)]
+    for number, again in enumerate(both, 2):
+        again.id = f"batch-{number}"
+        assert again.step() is None
+    assert [again.finish().outcomes for again in both] == [{"deleted": 1}, {"already_gone": 1}]
 
 
 def test_the_objects_that_leave_pages_are_jobs_of_the_batch_in_flight(laid, drive, context, monkeypatch):

@@ -12,6 +12,7 @@ import pytest
 from tests.servers import Valkey
 from worker import cli, clock
 from worker.catalogue import Catalogue, Leased
+from worker.cli.user import user_name
 from worker.gateway.services import Services
 from worker.settings import Settings, load_settings
 from zot_artifact_client.contract import VERIFY, JobState
@@ -26,6 +27,7 @@ def settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, valkey: Valkey) ->
     """Return the settings of the commands: an empty data directory, and a broker without workers."""
     monkeypatch.setenv("ZOT_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("ZOT_BROKER", valkey.url)
+    monkeypatch.setenv("ZOT_DELETE__GRACE", "7d")
     made = load_settings()
     made.prepare()
     Catalogue(made.catalogue_url).close()
@@ -48,7 +50,7 @@ def test_the_sent_request_has_what_the_options_say(
 ) -> None:
     """The request of one job, of an uploaded directory and of a batch has each webhook once, in order.
 
-    An upload of one file and of a directory take the same metadata, headers and tags.
+    An upload of one file and of a directory take the same metadata, headers and tags. A delete says who deletes.
     """
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "app.tgz").write_bytes(b"bytes")
@@ -64,6 +66,7 @@ def test_the_sent_request_has_what_the_options_say(
     assert sent.payload["notify"] == ["ci", "audit"]
     if command[0] == "upload":
         assert sent.payload | _BESIDE == sent.payload
+    assert sent.payload.get("by") == (user_name() if command[0] == "delete" else None)
     assert cli.run([*words, "--notify", "no name", "--no-wait"]) == 2
     assert "notify" in capsys.readouterr().err
 
