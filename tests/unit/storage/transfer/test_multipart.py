@@ -13,7 +13,15 @@ import pytest
 from tests.memory_driver import MemoryDriver
 from worker.jobs.interrupt_signal import Interrupted
 from worker.storage.driver import Capabilities, Digest, ObjectStat, Part, PartLimits, WriteInfo
-from worker.storage.errors import AccessDenied, DigestMismatch, NotFound, PermanentError, SizeMismatch, Unavailable
+from worker.storage.errors import (
+    AccessDenied,
+    Conflict,
+    DigestMismatch,
+    NotFound,
+    PermanentError,
+    SizeMismatch,
+    Unavailable,
+)
 from worker.storage.integrity.manifest import Manifest
 from worker.storage.integrity.verifying_reader import VerifyingReader
 from worker.storage.store import Store
@@ -158,6 +166,15 @@ def broken_off(driver, notes, **budget):
     return [number for number in range(1, 10) if number not in held]
 
 
+def raising(error):
+    """Return a function that raises an error, whatever it is called with."""
+
+    def call(*_of, **_more):
+        raise error
+
+    return call
+
+
 def test_the_object_has_the_parts_in_their_order(driver):
     """However the threads finish, the object is what was read, and nothing stays open."""
     write(driver, Notes())
@@ -173,10 +190,14 @@ def test_an_object_of_another_size_is_not_taken_for_what_was_sent(driver, monkey
         write(driver, Notes())
 
 
-def test_only_what_is_missing_is_sent_again(driver):
-    """After a break the parts that the store confirmed are not sent a second time."""
+def test_only_what_is_missing_is_sent_again(driver, monkeypatch):
+    """After a break the parts that the store confirmed are not sent a second time, also if it was at the very end."""
     notes = Notes()
     missing = broken_off(driver, notes)
+    with monkeypatch.context() as away:
+        away.setattr(driver, "complete_upload", raising(Unavailable("memory: gone")))
+        with pytest.raises(Unavailable):
+            write(driver, notes)
     write(driver, notes)
     assert sorted(driver.sent) == missing
     assert stored(driver) == CONTENT
@@ -226,9 +247,14 @@ def test_a_part_that_the_store_has_changed_is_sent_again(driver):
     assert stored(driver) == CONTENT
 
 
-def test_a_write_that_the_store_has_forgotten_starts_afresh(driver):
-    """When the store has ended the write meanwhile, a new one is begun."""
+def test_a_write_that_the_store_has_forgotten_starts_afresh(driver, monkeypatch):
+    """When the store has ended the write meanwhile, or has lost a part of it, a new one is begun."""
     notes = Notes()
+    with monkeypatch.context() as forgetful:
+        forgetful.setattr(driver, "complete_upload", raising(NotFound("memory: part 3 is gone")))
+        with pytest.raises(Conflict):
+            write(driver, notes)
+    assert not driver.begun, "it may be open without a part"
     broken_off(driver, notes)
     driver.begun.clear()
     write(driver, notes)
