@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -88,11 +89,13 @@ def test_months_that_ended_long_ago_are_archived_and_the_chain_goes_on(log, stor
     for store in stores:
         assert keep_head(store, log) is None
     head, before = log.verifications.head(), log.verifications.of("releases", "app.tgz")
-    assert archive(log, stores, tmp_path) == ["2025-01", "2025-02"]
+    assert archive_log(log, stores, tmp_path, before=datetime(2025, 2, 28, tzinfo=UTC)) == ["2025-01"]
+    assert archive(log, stores, tmp_path) == ["2025-02"]
     assert archive(log, stores, tmp_path) == []
     assert log.verifications.of("releases", "app.tgz") == before[:3]
     assert log.log_archives.extent() == (before[3]["id"], 9)
     assert log.verifications.head() == head
+    assert "lost rows" in str(log.verifications.check_head(replace(head, id=head.id + 1))), "it is in no archive"
     append(log, clock.now())
     assert faults(log, stores) == ""
     for store in stores:
