@@ -13,7 +13,7 @@ from tests.unit.catalogue.test_catalogue import stored
 from worker import clock
 from worker.artifacts.verification_log.archive import archive_key, archive_log
 from worker.artifacts.verification_log.kept_head import check_kept_head, keep_head, log_faults
-from worker.catalogue import Catalogue, CatalogueError, VerdictRow, load_export, log_archives, tables
+from worker.catalogue import Catalogue, CatalogueError, FindingKind, VerdictRow, load_export, log_archives, tables
 from worker.storage import Store, Stores
 from worker.storage.config import FilesystemConfig
 from worker.storage.keys import BACKUP_BUCKET
@@ -89,6 +89,9 @@ def test_months_that_ended_long_ago_are_archived_and_the_chain_goes_on(log, stor
     for store in stores:
         assert keep_head(store, log) is None
     head, before = log.verifications.head(), log.verifications.of("releases", "app.tgz")
+    log.findings.see_store(FindingKind.LOG_CHANGED, "dr", {"detail": "lost rows"}, now=clock.now())
+    assert archive(log, stores, tmp_path) == [], "not before an operator has accepted the log"
+    log.findings.see_store(FindingKind.LOG_CHANGED, "dr", None, now=clock.now())
     assert archive_log(log, stores, tmp_path, before=datetime(2025, 2, 28, tzinfo=UTC)) == ["2025-01"]
     assert archive(log, stores, tmp_path) == ["2025-02"]
     assert archive(log, stores, tmp_path) == []
@@ -184,6 +187,22 @@ def test_a_row_that_is_put_back_among_the_archived_ones_shows(log, stores, tmp_p
     archive(log, stores, tmp_path)
     execute(log, sa.insert(tables.verifications).values(row))
     assert log.verifications.first_broken() is not None
+
+
+@pytest.mark.parametrize("is_linked", [True, False])
+def test_a_log_that_was_changed_is_not_archived(catalogue, stores, tmp_path, is_linked):
+    """A row that has not its own hash, or does not follow from the one before it, stays where it shows."""
+    stored(catalogue)
+    for day in (1, 2):
+        append(catalogue, datetime(2025, 1, day, tzinfo=UTC))
+    last = catalogue.verifications.of("releases", "app.tgz")[0]
+    forged = {**last, "previous": last["hash"]} if is_linked else last
+    del forged["id"]
+    execute(catalogue, sa.insert(tables.verifications).values(forged))
+    append(catalogue, clock.now())
+    with pytest.raises(CatalogueError, match="was changed at row 3"):
+        archive(catalogue, stores, tmp_path)
+    assert (catalogue.verifications.count(), catalogue.log_archives.all()) == (4, [])
 
 
 def test_a_damaged_archive_shows_when_it_is_read_and_an_absent_one_is_written_again(log, stores, tmp_path):
