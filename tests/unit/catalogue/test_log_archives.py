@@ -179,6 +179,9 @@ def test_a_forged_archive_shows(log, stores):
     assert "2025-04 is in no store" in faults(log, stores, read=False)
     assert "was archived since" in str(keep_head(stores[0], log))
     assert "was archived since" in str(check_kept_head(stores[0], log))
+    after = {**forged, "month": "2025-05", "first": last["id"] + 1, "last": last["id"] + 1, "previous": "1" * 64}
+    execute(log, sa.insert(tables.log_archives).values(after))
+    assert "2025-05 does not go on from the one before it" in faults(log, stores, read=False)
 
 
 def test_a_row_that_is_put_back_among_the_archived_ones_shows(log, stores, tmp_path):
@@ -220,6 +223,8 @@ def test_a_damaged_archive_shows_when_it_is_read_and_an_absent_one_is_written_ag
     stores[0].delete_object(BACKUP_BUCKET, first)
     archive(log, stores, tmp_path)
     assert faults(log, stores) == ""
+    stores[1].write_object(BACKUP_BUCKET, first, io.BytesIO(content))  # as large, with a digest of its own
+    assert "2025-01 in dr cannot be relied on" in faults(log, stores, read=False)
 
 
 def test_an_archive_with_other_rows_shows(log, stores, tmp_path):
