@@ -14,7 +14,6 @@ from typing import Self
 import psycopg
 
 from tests.servers.process import Server, ServerFailed, ServerMissing, server_environment
-from worker.catalogue import Catalogue
 
 UNPRIVILEGED = ("unshare", "--user", "--map-user=1000", "--map-group=1000")
 _SSL_REQUEST = bytes.fromhex("0000000804d2162f")
@@ -67,6 +66,8 @@ class Postgres(Server):
     def database(self, *, migrated: bool = True) -> Iterator[str]:
         """Make a database for a `with` block, as a copy of one with the catalogue's tables or an empty one."""
         if migrated and not self._migrated:
+            from worker.catalogue import Catalogue  # of the imports of this package it is the largest
+
             self._execute("CREATE DATABASE migrated")
             Catalogue(self.url("migrated")).close()
             self._migrated = True

@@ -11,7 +11,7 @@ from tests.servers.process import REPOSITORY
 from tests.waiting import WITHIN
 
 ABSENT_HOST = "http://127.0.0.1:9"
-ROUNDS = 130
+ROUNDS = 70
 CURSORS = 2 * 200
 """Dead references to cursors that two connections keep at most: the module `sqlite3` removes them after each 200."""
 PER_ROUND = 2
