@@ -159,6 +159,7 @@ def test_a_holder_whose_slot_is_anothers_takes_another_one(url, shared, admissio
         assert redis.zrange(places, 0, -1) == [b"job:1"]
     assert len(told) == 1
     assert redis.zcard(places) == 0
+    redis.close()
 
 
 def test_a_job_has_one_slot_whatever_the_number_of_its_transfers(url, shared, admission):
