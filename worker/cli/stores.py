@@ -16,7 +16,7 @@ from worker.cli.session import Session, opened
 from worker.counted import counted
 from worker.exit_status import Status
 from worker.report.service_checks import open_breakers
-from worker.report.unconfigured_stores import unconfigured, way_out_of_unconfigured
+from worker.report.unconfigured_stores import unconfigured, way_out_of_renamed, way_out_of_unconfigured
 from worker.storage.errors import StorageError
 from worker.storage.identity import place_of
 
@@ -78,6 +78,8 @@ def forget(
         _check_forgettable(session, name)
         records = session.catalogue.store_records
         found = records.forget(name, dry_run=True, force=allow_last)
+        if told := way_out_of_renamed(session, name):
+            note(f"{name}: {told}")
         if not dry_run:
             last = f", {found.last:,} of them the only good one of its artifact" if found.last and allow_last else ""
             confirm(f"forget {counted(found.forgotten, 'copy')} in {name}{last}?", yes=yes)

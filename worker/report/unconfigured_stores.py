@@ -10,6 +10,12 @@ def unconfigured(sources: Sources) -> dict[str, dict[str, int]]:
 
 def way_out_of_unconfigured(sources: Sources, name: str) -> str:
     """Return what to do about a store that has copies in the catalogue and is not in the settings."""
+    other_way = f"add it to `stores` again, or `zot-artifacts stores forget {name} --dry-run`"
+    return way_out_of_renamed(sources, name) or other_way
+
+
+def way_out_of_renamed(sources: Sources, name: str) -> str | None:
+    """Return what to do about a store that is in the settings by another name; None if it is not."""
     settings = sources.settings
     identities = sources.catalogue.store_identities(settings.stores, settings.run_dir)
     if renamed := identities.renamed_to(name):
@@ -21,4 +27,4 @@ def way_out_of_unconfigured(sources: Sources, name: str) -> str:
             f"{same}, and has copies by that name: `zot-artifacts catalogue rebuild --store {renamed}` records the "
             f"others, then `zot-artifacts stores forget {name}`"
         )
-    return f"add it to `stores` again, or `zot-artifacts stores forget {name} --dry-run`"
+    return None

@@ -75,6 +75,7 @@ def test_a_store_that_was_renamed_is_told_by_its_new_name(
     assert old["error"] == f"not configured: {way_out}"
     checks = {each["name"]: each for each in zot("doctor")[1]["checks"]}
     assert checks["store old"]["way_out"] == way_out
+    assert f"old: {way_out}" in zot("stores", "forget", "old", "--dry-run")[2]
 
 
 def test_copies_that_two_names_of_one_place_have_are_told(
