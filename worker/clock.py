@@ -104,7 +104,7 @@ def not_ahead(kept: Path, hold: timedelta, *, first: datetime | None = None) -> 
         hold: how long the clock must stay as it is.
         first: a moment that has certainly passed, from which a new file begins. Without it the clock is believed then.
     """
-    running = _Seen(_boot(), uptime(), earliest())
+    running = _Seen(boot_id(), uptime(), earliest())
     seen = _read(kept) or replace(running, time=first or running.time)
     ran = max(0.0, running.uptime - (seen.uptime if seen.boot == running.boot else 0.0))
     certain = seen.time + timedelta(seconds=ran)
@@ -120,7 +120,8 @@ def not_ahead(kept: Path, hold: timedelta, *, first: datetime | None = None) -> 
     return _write(kept, replace(running, time=certain, lead=part, with_it=with_it))
 
 
-def _boot() -> str:
+def boot_id() -> str:
+    """Return the id of this start of the machine, which its containers share; empty where the system has none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

@@ -14,7 +14,7 @@ from worker import clock
 from worker.catalogue import CatalogueError, CatalogueUnavailable, JobRecord
 from worker.context import Context, current
 from worker.counted import counted
-from worker.intake.catalogue_of_broker import OtherCatalogue, check_owner_in, note_broker_in
+from worker.intake.catalogue_of_broker import OtherCatalogue, check_owner_in, note_broker_in, note_file_in
 from worker.intake.delayed import make_due
 from worker.jobs.cancel_jobs import cancel_waiting_jobs
 from worker.jobs.outbox import Outbox, redis_of_broker
@@ -88,11 +88,12 @@ def _step(name: str, work: Callable[[], int | None]) -> int:
 
 
 def _check_owner(context: Context, app: Celery) -> None:
-    """Record again which catalogue the broker belongs to, which Redis may have lost, and that it is used."""
+    """Record again which catalogue the broker belongs to, which Redis may have lost, and that both are used."""
     with redis_of_broker(app) as client:
         if client is not None:
             check_owner_in(client, context.settings, context.catalogue.identity)
             note_broker_in(client, app.conf.broker_url, context.catalogue.brokers)
+            note_file_in(client, context.catalogue)
 
 
 def _mirror_pauses(context: Context, app: Celery) -> None:

@@ -34,6 +34,7 @@ from worker.catalogue.database import (
     CatalogueUnavailable,
     CatalogueUnreadable,
     Database,
+    FileIdentity,
     LostLease,
     NewerCatalogue,
     NoCatalogue,
@@ -112,6 +113,11 @@ class Catalogue:
         held.identity = self.identity
         held._database = self._database.fenced(job, fence)  # noqa: SLF001 - the catalogue is one package
         return held
+
+    @property
+    def file(self) -> FileIdentity | None:
+        """Return the file of the catalogue as it was opened; None if it has none, as one in a server."""
+        return self._database.file
 
     def artifact(self, bucket: str, key: str) -> Artifact:
         """Return the current version under this key.

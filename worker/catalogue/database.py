@@ -314,6 +314,11 @@ class Database:
         self.engine.dispose()
 
     @property
+    def file(self) -> FileIdentity | None:
+        """Return the file of the catalogue as it was opened; None if it has none, as one in a server."""
+        return self._file
+
+    @property
     def revision(self) -> str:
         """Return the revision of the tables."""
         return _REVISION

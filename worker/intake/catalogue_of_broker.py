@@ -6,7 +6,7 @@ broker that is a Redis is checked; RabbitMQ has no place for the id.
 
 import logging
 import socket
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 from uuid import uuid4
 
 import redis
@@ -15,6 +15,7 @@ from celery.exceptions import WorkerShutdown
 from kombu.transport.redis import Channel
 
 from worker import clock
+from worker.catalogue import Catalogue
 from worker.catalogue.brokers import Brokers
 from worker.settings.model import Settings, SettingsError
 from zot_artifact_client.broker_urls import redis_client
@@ -27,6 +28,10 @@ CATALOGUE = "zot-artifacts:catalogue"
 """The Redis key, in the broker, of the id of the catalogue that its jobs belong to."""
 BROKER = "zot-artifacts:broker"
 """The Redis key, in the broker, of a random id of its own: one broker may have several URLs."""
+FILES = "zot-artifacts:catalogue-files"
+"""The Redis key, in the broker, of the files of SQLite catalogues that workers use: a copy has the id of the first."""
+_FILE_IN_USE = 3 * 60
+"""Seconds for which a file counts as used after a worker has last recorded that."""
 _SHOWN = 64
 """Characters of an id that another program may have written."""
 
@@ -63,6 +68,62 @@ def note_broker_in(client: Any, url: str, brokers: Brokers) -> None:
     client.set(BROKER, str(uuid4()), nx=True)
     place = f"{without_credentials(url)} of {socket.gethostname()}"
     brokers.note(_id_of(client) or "", bounded(place, 500), clock.now())
+
+
+def note_file_in(client: Any, catalogue: Catalogue) -> None:
+    """Record in the broker that a worker uses the file of this catalogue; one in a server has none."""
+    if (name := _file_id(catalogue)) is None or catalogue.file is None:
+        return
+    [now, _] = client.time()  # of the server, because the machines' clocks may differ
+    known = _file_use(client.hget(FILES, name))
+    began = known.began if known and now - known.seen < _FILE_IN_USE else now
+    place = bounded(f"{catalogue.file.path} of {socket.gethostname()}", 500)
+    client.hset(FILES, name, f"{began} {now} {place}")
+    client.expire(FILES, _FILE_IN_USE)
+
+
+def copies_in_use(settings: Settings, catalogue: Catalogue) -> list[str]:
+    """Return the other files of this catalogue that workers on its broker use now, which are copies of it.
+
+    A file that was used before this one alone, such as before a move, is none. Nothing is known of a catalogue that
+    workers here do not use.
+    """
+    if not is_redis(settings.broker_url):
+        return []
+    try:
+        with _client(settings) as client:
+            [now, _] = client.time()
+            found = {name.decode(): _file_use(value) for name, value in client.hgetall(FILES).items()}
+    except (redis.RedisError, OSError, UnicodeDecodeError):
+        return []
+    own = found.pop(_file_id(catalogue) or "", None)
+    if own is None:
+        return []
+    return sorted(of.place for of in found.values() if of and of.seen > max(own.began, now - _FILE_IN_USE))
+
+
+class _FileUse(NamedTuple):
+    """Since when workers have used a file without a pause, and when last, in seconds; and where it is."""
+
+    began: int
+    seen: int
+    place: str
+
+
+def _file_use(kept: bytes | None) -> _FileUse | None:
+    try:
+        began, seen, place = (kept or b"").decode(errors="replace").split(" ", 2)
+        return _FileUse(int(began), int(seen), bounded(place, 500))
+    except ValueError:  # another program wrote it
+        return None
+
+
+def _file_id(catalogue: Catalogue) -> str | None:
+    """Return what tells the file of a catalogue from each copy: the machine that runs, the disk and the inode."""
+    if catalogue.file is None or catalogue.file.opened is None:
+        return None
+    device, inode = catalogue.file.opened
+    return f"{clock.boot_id()}:{device}:{inode}"
 
 
 def other_brokers(settings: Settings, brokers: Brokers) -> list[str]:

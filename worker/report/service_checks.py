@@ -34,12 +34,12 @@ def broker_checks(settings: Settings) -> Iterator[Check]:
 
 
 def owner_of_broker(settings: Settings, catalogue: Catalogue) -> Iterator[Check]:
-    """Tell that the broker belongs to another catalogue, or the catalogue has another broker beside this one."""
+    """Tell that broker and catalogue do not belong to each other alone: there is another one of either beside it."""
     try:
         _ = settings.broker_url
     except NoBroker:
         return
-    from worker.intake.catalogue_of_broker import OtherCatalogue, check_owner, other_brokers
+    from worker.intake.catalogue_of_broker import OtherCatalogue, check_owner, copies_in_use, other_brokers
 
     try:
         check_owner(settings, catalogue.identity, claim=False)
@@ -52,6 +52,13 @@ def owner_of_broker(settings: Settings, catalogue: Catalogue) -> Iterator[Check]
             "bad",
             f"jobs of this catalogue are also sent over {place}: `sweep.recover` sends open jobs of one over the other",
             "give all programs of one catalogue the same ZOT_BROKER",
+        )
+    for place in copies_in_use(settings, catalogue):
+        yield Check(
+            "copy of the catalogue",
+            "bad",
+            f"workers on this broker also use a copy, {place}: each job is recorded in one of the two",
+            "stop the programs of one of them, or give them a broker of their own; neither has what the other recorded",
         )
 
 

@@ -1,6 +1,7 @@
 """A broker belongs to one catalogue: no worker of another one takes its jobs."""
 
 import json
+import shutil
 import socket
 import sqlite3
 from collections.abc import Iterator
@@ -23,12 +24,14 @@ from worker.catalogue import Catalogue
 from worker.embedded import supervisor
 from worker.intake.catalogue_of_broker import (
     CATALOGUE,
+    FILES,
     CheckOwner,
     OtherCatalogue,
     check_owner,
     check_owner_in,
     check_owner_late,
     note_broker_in,
+    note_file_in,
 )
 from worker.limits.check_pauses import PAUSED_QUEUES
 from worker.report.service_checks import owner_of_broker
@@ -237,6 +240,31 @@ def test_two_brokers_of_one_catalogue_are_told(
         note_broker_in(other, second.broker_url, catalogue.brokers)
         with sqlite3.connect(tmp_path / "catalogue.sqlite3") as rows:
             assert rows.execute("SELECT COUNT(*) FROM sweep_cursors").fetchone() == (2,)
+
+
+def test_a_copy_of_a_catalogue_that_is_used_beside_it_is_told(
+    broker: redis.Redis, server: Valkey, tmp_path: Path
+) -> None:
+    """It has the id of the catalogue, and takes its jobs; one that was used only before a move is none."""
+    settings, path, copy = Settings(broker=server.url), tmp_path / "catalogue.sqlite3", tmp_path / "copy.sqlite3"
+    Catalogue(f"sqlite:///{path}").close()
+    shutil.copy(path, copy)
+    with closing(Catalogue(f"sqlite:///{path}")) as first, closing(Catalogue(f"sqlite:///{copy}")) as second:
+
+        def told(of: Catalogue) -> list[str]:
+            return [each.detail for each in owner_of_broker(settings, of)]
+
+        note_file_in(broker, first)
+        assert told(first) == told(second) == []
+        [key] = broker.hkeys(FILES)
+        broker.hset(FILES, key, f"1 2 {path}")  # long ago
+        note_file_in(broker, second)
+        assert told(second) == []
+        note_file_in(broker, first)
+        note_file_in(broker, second)
+        until(lambda: (note_file_in(broker, first), note_file_in(broker, second), told(first) and told(second))[-1])
+        assert f"a copy, {copy} of {socket.gethostname()}" in told(first)[0]
+        assert f"a copy, {path} of {socket.gethostname()}" in told(second)[0]
 
 
 def test_a_late_comparison_is_repeated_until_the_broker_answers(
