@@ -9,6 +9,7 @@ from tests.unit.catalogue.test_store_records import copied
 from worker import clock
 from worker.catalogue import FindingKind, NewFinding, repairs
 from worker.storage import Digest
+from worker.storage.keys import CANARY_BUCKET
 
 HOUR = timedelta(hours=1)
 
@@ -34,6 +35,7 @@ def test_a_bad_copy_with_a_good_one_elsewhere_is_claimed_once(catalogue, claim, 
     for store in ("primary", "dr"):
         judged(catalogue, lost, store, "corrupt")
     assert claim("dr", "elsewhere") == []
+    assert catalogue.repairs.count_repairable("dr", sources=["primary", "dr"]) == 1
     assert claim() == ["bad"]
     assert claim() == []
     assert claim(now=clock.now() + 2 * HOUR) == ["bad"]
@@ -94,3 +96,7 @@ def test_a_store_stays_untrusted_until_it_is_trusted(catalogue):
     assert catalogue.repairs.untrusted() == {}
     assert catalogue.repairs.trust("dr", now=now) is False
     assert catalogue.repairs.count_bad("dr", since=now - 2 * HOUR, limit=10) == 0
+    for bucket, count in ((CANARY_BUCKET, 0), ("releases", 1)):  # canaries are damaged by the worker itself
+        artifact = catalogue.artifacts.record(bucket, "new", Digest(1, "a" * 64), {}, now, stores=["dr"]).artifact
+        judged(catalogue, artifact, "dr", "corrupt", now=now + HOUR)
+        assert catalogue.repairs.count_bad("dr", since=now - 2 * HOUR, limit=10) == count
