@@ -36,10 +36,9 @@ def test_every_line_of_a_worker_beat_and_flower_is_json(tmp_path: Path) -> None:
     (tmp_path / "valkey").mkdir()
     with (
         Valkey(tmp_path / "valkey") as broker,
-        # A start of Python, because an import could print something; beat and Flower import little more.
         JsonWorker(tmp_path / "worker", broker.url, concurrency=1, fork=False, log__format="json") as worker,
-        Beat(tmp_path / "beat", broker.url, log__format="json") as beat,
-        JsonFlower(tmp_path / "flower", broker.url, log__format="json") as flower,
+        Beat(tmp_path / "beat", broker.url, fork=False, log__format="json") as beat,
+        JsonFlower(tmp_path / "flower", broker.url, fork=False, log__format="json") as flower,
     ):
         flower.stop()
         beat.stop()
