@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -267,6 +269,32 @@ def test_a_port_that_is_taken_meanwhile_is_given_up(
             supervisor.start_broker(settings, children, lock.fileno(), print)
             url = settings.broker_file.read_text().strip()
             assert valkey.answering_process(url) == children.pid("valkey")
+
+
+def test_a_broker_that_loads_its_file_is_awaited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers some requests meanwhile, but none for its queues: `up` ended with an error."""
+    settings = Settings(home=tmp_path / "home")
+    files, program, loading = settings.home / "broker" / "appendonlydir", valkey.program, list[int]()
+    for directory in (settings.run_dir, tmp_path / "logs", files):
+        directory.mkdir(parents=True)
+    (files / "appendonly.aof.manifest").write_text("file appendonly.aof.1.incr.aof seq 1 type i\n")
+    saved = ["*2\r\n$6\r\nSELECT\r\n$1\r\n0\r\n", *["*3\r\n$3\r\nSET\r\n$1\r\nx\r\n$1\r\nx\r\n"] * 20_000]
+    (files / "appendonly.aof.1.incr.aof").write_bytes("".join(saved).encode())
+
+    def slow(*arguments: Any) -> Program:
+        made = program(*arguments)
+        return replace(made, command=(*made.command, "--key-load-delay", "50"))
+
+    def requeue(url: str) -> int:
+        with redis.Redis.from_url(url) as client:
+            loading.append(client.info("persistence")["loading"])
+        return 0
+
+    monkeypatch.setattr(valkey, "program", slow)
+    monkeypatch.setattr(valkey, "requeue_unacknowledged", requeue)
+    with settings.up_lock.open("w") as lock, Children(tmp_path / "logs", print) as children:
+        supervisor.start_broker(settings, children, lock.fileno(), print)
+    assert loading == [0]
 
 
 def test_up_that_cannot_start_says_why(tmp_path: Path) -> None:

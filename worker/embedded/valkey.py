@@ -83,6 +83,7 @@ def answering_process(broker_url: str) -> int | None:
     """Return the process id of the server that answers with this password; None while it loads its file."""
     client = redis.Redis.from_url(broker_url, socket_timeout=1, socket_connect_timeout=1)
     try:
+        client.ping()  # while it loads its file, it answers INFO
         return int(client.info("server")["process_id"])
     except redis.RedisError:
         return None
