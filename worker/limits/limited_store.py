@@ -500,6 +500,7 @@ class LimitedStore:
         """Take another slot in place of one that expired, as after Ctrl-Z: another job may have that one by now."""
         if self._slot is not None and self._slot.lost:
             self._until_taken(self._take_slot)
+            self._answered()
 
     def _blame(self, error: StorageError, verb: str) -> None:
         """Set this store in an error that names none yet, and count the error if it is one of the store."""
