@@ -107,8 +107,8 @@ _CONNECTION_WAYS_OUT = {
         "its certificate is for another host name; use a name that it is for, or issue it for this one"
     ),
     "does not support SSL": "it speaks no TLS on this port; turn on `ssl` in its configuration",
-    "no encryption": "it may require TLS; add sslmode=verify-full to the query of ZOT_CATALOGUE",
     "authentication failed": "correct the user or the password in ZOT_CATALOGUE, then restart what has the old one",
+    "no encryption": "it may require TLS; add sslmode=verify-full to the query of ZOT_CATALOGUE",
     "valid client certificate": "it requires a certificate of the client; name it in sslcert and sslkey of its URL",
 }
 """What to do about an error of connecting, by words of its message: libpq gives it no SQLSTATE."""

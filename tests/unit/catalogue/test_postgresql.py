@@ -226,6 +226,9 @@ def test_a_wrong_password_is_told_without_it(postgres):
     with pytest.raises(CatalogueUnavailable, match="password authentication failed.*correct the user") as raised:
         Catalogue(postgres.url().replace(postgres.password, SECRET))
     assert SECRET not in str(raised.value)
+    plain = "no pg_hba.conf entry for host, user, database, no encryption"  # libpq tries that after TLS, and tells both
+    both = sa.exc.OperationalError("", {}, psycopg.OperationalError(f"password authentication failed\n{plain}"))
+    assert postgresql.way_out(both, sa.make_url(postgres.url())).startswith("correct the user or the password")
 
 
 def test_a_server_that_takes_no_more_connections_is_told_with_the_way_out(url, postgres):
