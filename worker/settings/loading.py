@@ -113,7 +113,7 @@ def _unusable_in_json(text: str) -> list[str]:
 
 def _problems(error: ValidationError, in_file: Mapping[str, Any]) -> Iterable[str]:
     """Yield a line for each problem, with the variable, or the configuration file, that a setting is from."""
-    name = os.environ.get("ZOT_CONFIG")
+    name = os.environ.get("ZOT_CONFIG", "")
     for problem in error.errors(include_url=False, include_input=False):
         named = [str(part) for part in problem["loc"]]
         # Pydantic puts the type of a store after its name.
@@ -122,10 +122,17 @@ def _problems(error: ValidationError, in_file: Mapping[str, Any]) -> Iterable[st
         variables = list(_variables_of(path, without_last=problem["type"] == "missing"))
         if [variable.upper() for variable in variables] == [_variable_of(path)]:
             yield f"{variables[0]}{told.removeprefix('.'.join(path))}"
-        elif variables:
-            yield f"{', '.join(variables)}: {told}"
-        else:
-            yield f"{name}: {told}" if path[:1] and path[0] in in_file else told
+            continue
+        is_in_file = _is_section(in_file, path) if variables else path[:1] and path[0] in in_file
+        places = [*([name] if is_in_file else []), *variables]
+        yield f"{', '.join(places)}: {told}" if places else told
+
+
+def _is_section(found: Any, path: Sequence[str]) -> bool:
+    """Return whether a file has parts of a setting, which variables then add to and do not replace."""
+    for part in path:
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return isinstance(found, Mapping)
 
 
 def _variable_of(path: Sequence[str]) -> str:

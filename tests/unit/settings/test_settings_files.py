@@ -284,6 +284,11 @@ def test_a_worker_tells_wrong_settings_in_one_escaped_line(tmp_path: Path) -> No
             "ZOT_STORES__S__PART_SIZE: 'none'",
         ),
         ("stores: {s: {type: s3, bucket: b, part_size: none}}", {}, "{file}: stores.s.part_size: "),
+        (
+            "stores: {s: {type: s3, bucket: b, access_key_id: a}}",
+            {"ZOT_STORES__S__REGION": "r"},
+            "{file}, ZOT_STORES__S__REGION: stores.s: access_key_id and secret_access_key",
+        ),
     ],
 )
 def test_a_wrong_setting_names_where_it_is_from(
