@@ -15,7 +15,8 @@ from worker.catalogue.records import FindingKind
 from worker.catalogue.tables import UNTOLD_OPEN, UNTOLD_RESOLVED, alarm_digests, findings
 
 _LONGEST_BACKOFF = timedelta(hours=1)
-_WORST_FIRST = list(FindingKind)
+_RANKS = {kind.value: rank for rank, kind in enumerate(FindingKind)}
+"""The worst kind has the lowest; a kind that only a newer worker knows has none."""
 _NAMED = 5
 """Findings of one kind and store that a digest names; the others are counted."""
 _OPENED, _ESCALATED, _RESOLVED = 1, 2, 3
@@ -183,7 +184,7 @@ def _groups(connection: Connection, which: sa.ColumnElement[bool], quiet: Collec
     wanted = sa.and_(which, row.kind.not_in(list(quiet)))
     since = sa.func.min(row.opened_at, type_=row.opened_at.type)
     counts = sa.select(row.kind, row.store, sa.func.count(), since).where(wanted).group_by(row.kind, row.store)
-    found = sorted(connection.execute(counts).all(), key=lambda each: (_WORST_FIRST.index(each.kind), each.store))
+    found = sorted(connection.execute(counts).all(), key=lambda each: (_RANKS.get(each.kind, -1), each.store))
     return [
         {"kind": kind, "store": store or None, "count": count, "since": opened.isoformat(),
          "examples": _examples(connection, wanted, kind, store)}
