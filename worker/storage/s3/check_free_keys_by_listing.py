@@ -16,8 +16,10 @@ from worker.storage.errors import StorageError
 
 _TRUSTED = 1.0
 """Seconds for which a listing says which keys are free."""
-_ROWS = 100
-"""Rows of a listing: of a bucket with many other keys in between more would cost more than they tell."""
+_ROWS = 4
+"""Rows of the first listing: where no other key is in between, the first row tells that all are free."""
+_MOST_ROWS = 100
+"""Rows of a listing after others that did not come to the last key: more would cost more than they tell."""
 _FEWEST = 4
 """Keys that are asked for together; fewer are asked for one by one."""
 
@@ -29,9 +31,13 @@ ListPage = Callable[[str, str, str, int], Mapping[str, Any]]
 
 
 class _Listed(NamedTuple):
-    """What a listing has told: the keys that are there from `first` to `last`, None for the end of all keys."""
+    """What a listing of so many rows has told.
+
+    `there` are the keys that are there from `first` to `last`, None for the end of all keys.
+    """
 
     at: float
+    rows: int
     first: str
     last: str | None
     there: frozenset[str]
@@ -62,7 +68,8 @@ class FreeKeys:
                 return False
             listed = self._listed.get(bucket)
             if listed is None or time.monotonic() - listed.at > _TRUSTED or not _covers(listed, key):
-                listed = self._list(bucket, expected)
+                rows = _ROWS if listed is None or _covers(listed, next(reversed(expected))) else 4 * listed.rows
+                listed = self._list(bucket, expected, min(rows, _MOST_ROWS))
             del expected[key]
             if listed is None or not _covers(listed, key):
                 self._expected.pop(bucket)  # the next keys would cost a listing each, too
@@ -70,11 +77,11 @@ class FreeKeys:
             self._listed[bucket] = listed
             return key not in listed.there
 
-    def _list(self, bucket: str, expected: dict[str, None]) -> _Listed | None:
+    def _list(self, bucket: str, expected: dict[str, None], rows: int) -> _Listed | None:
         first, last, begun = next(iter(expected)), next(reversed(expected)), time.monotonic()
         prefix = commonprefix((first, last))  # noqa: RUF071 - of characters, as a listing takes it
         try:
-            page = self._list_page(bucket, prefix, _just_before(first), _ROWS)
+            page = self._list_page(bucket, prefix, _just_before(first), rows)
         except StorageError:  # the request for one key says what is wrong
             return None
         keys = [str(row["Key"]) for row in page.get("Contents") or ()]
@@ -82,7 +89,7 @@ class FreeKeys:
             return None
         if page.get("IsTruncated") is not False and not keys:
             return None
-        return _Listed(begun, first, None if page.get("IsTruncated") is False else keys[-1], frozenset(keys))
+        return _Listed(begun, rows, first, None if page.get("IsTruncated") is False else keys[-1], frozenset(keys))
 
 
 def _just_before(key: str) -> str:

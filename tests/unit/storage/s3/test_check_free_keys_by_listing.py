@@ -19,12 +19,14 @@ class Listing:
     def __init__(self, *there: str) -> None:
         self.there: list[str] = list(there)
         self.asked: list[tuple[str, str]] = []
+        self.rows: list[int] = []
         self.changes: dict[str, Any] = {}
         self.broken = False
 
     def __call__(self, bucket: str, prefix: str, after: str, rows: int) -> Mapping[str, Any]:
         assert bucket == BUCKET
         self.asked.append((prefix, after))
+        self.rows.append(rows)
         if self.broken:
             raise Unavailable("it does not answer")
         found = [{"Key": key} for key in self.there if key.startswith(prefix) and key > after]
@@ -62,15 +64,15 @@ def test_an_old_listing_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked.is_free(BUCKET, KEYS[0])
     listing.there, now[0] = [KEYS[1]], 1.01
     assert [asked.is_free(BUCKET, key) for key in KEYS[1:3]] == [False, True]
-    assert len(listing.asked) == 2
+    assert listing.rows == [check_free_keys_by_listing._ROWS] * 2
 
 
 def test_a_listing_that_ends_early_is_continued(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a listing with more rows only the keys up to its last row are known, and the next key takes another one."""
+    """Of a listing with more rows only the keys up to its last row are known, and the next key takes a longer one."""
     monkeypatch.setattr(check_free_keys_by_listing, "_ROWS", 3)
     listing = Listing("d/00", "d/01", "d/02", "d/06", "d/07")
     assert _free(listing) == ["d/03", "d/04", "d/05", "d/08", "d/09"]
-    assert len(listing.asked) == 2
+    assert listing.rows == [3, 12]
 
 
 @pytest.mark.parametrize(
