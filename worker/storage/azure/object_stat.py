@@ -8,7 +8,7 @@ from azure.core import MatchConditions
 from azure.core.exceptions import HttpResponseError
 from azure.storage.blob import BlobClient, BlobProperties
 
-from worker.storage.cloud.conditional_write import Found
+from worker.storage.cloud.conditional_write import Found, Write
 from worker.storage.cloud.metadata import MetadataFormat, properties_of
 from worker.storage.cloud.response_body import HttpBody
 from worker.storage.driver import Condition, Match, ObjectStat
@@ -55,25 +55,25 @@ def to_found(store: str, bucket: str, key: str, properties: BlobProperties) -> F
     return Found(to_stat(store, bucket, key, properties), writer_of(properties))
 
 
-def written_stat(store: str, path: str, size: int, metadata: Mapping[str, str], reply: Mapping[str, Any]) -> ObjectStat:
-    """Return the ObjectStat of a write to `path`, bucket and key, from the answer to the write.
+def written_stat(store: str, write: Write, reply: Mapping[str, Any], *, md5: str | None = None) -> ObjectStat:
+    """Return the ObjectStat of a write from the answer to it. `md5`: what Azure keeps with a blob from one request.
 
     Another request could already show the version of another writer.
 
     Raises:
         UnexpectedAnswer: the answer has no ETag.
     """
-    bucket, _, key = path.partition("/")
     version = version_of(reply.get("etag"))
     return METADATA.make_stat(
         store,
-        bucket,
-        key,
-        size=size,
+        write.bucket,
+        write.key,
+        size=write.size,
         version=version,
         modified=reply.get("last_modified"),
-        stored=metadata,
-        tags={"etag": version},
+        stored=write.metadata,
+        tags={"etag": version, "content_md5": md5},
+        properties=write.properties,
     )
 
 

@@ -3,7 +3,7 @@
 import base64
 import time
 from collections.abc import Callable
-from email.utils import formatdate, parsedate_to_datetime
+from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ from worker.storage.azure.object_stat import version_of
 from worker.storage.azure.signature import SharedKey
 from worker.storage.cloud.conditional_write import Write
 from worker.storage.cloud.error_mapping import Origin
-from worker.storage.cloud.metadata import SHA256
+from worker.storage.cloud.metadata import SHA256, moment_of
 from worker.storage.cloud.plain_requests import Answer, BucketEndpoint, Headers, PlainAnswer
 from worker.storage.cloud.small_reads import PlainReads, whole_object
 from worker.storage.cloud.small_writes import Provider, SmallWrites
@@ -71,7 +71,7 @@ def headers_of(write: Write, md5: bytes) -> Headers | None:
 
 def _reply(answer: Answer) -> dict[str, Any]:
     modified = answer.headers.get("last-modified")
-    return {"etag": answer.headers.get("etag"), "last_modified": parsedate_to_datetime(modified) if modified else None}
+    return {"etag": answer.headers.get("etag"), "last_modified": moment_of(modified) if modified else None}
 
 
 def _refusal(answer: Answer) -> HttpResponseError | None:

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 
@@ -51,7 +50,7 @@ class Upload:
 
     def whole(self, data: bytes, md5: bytes, small: SmallWrite) -> ObjectStat:
         """Make an object by one request: `small`, or that of the SDK if it needs that."""
-        stat = self._commit(
+        return self._commit(
             lambda options: (
                 small.answer()
                 or self._blob().upload_blob(
@@ -63,10 +62,9 @@ class Upload:
                     **conditions(self._write.condition),
                     **options,
                 )
-            )
+            ),
+            md5=md5.hex(),  # that of a blob made of blocks is not computed
         )
-        # Azure keeps the MD5 of a blob that came in one request; that of a blob made of blocks it does not compute.
-        return replace(stat, storage_tags={**stat.storage_tags, "content_md5": md5.hex()})
 
     def from_blocks(self, ids: list[str]) -> ObjectStat:
         """Make an object of staged blocks; its stat has the size that the store says, which the commit does not.
@@ -92,13 +90,12 @@ class Upload:
             raise outcome from None
         return outcome
 
-    def _commit(self, send: Callable[[Any], Any]) -> ObjectStat:
+    def _commit(self, send: Callable[[Any], Any], *, md5: str | None = None) -> ObjectStat:
         write = self._write
         failure: StorageError
         try:
             reply = with_tags(send, write.options, f"{self._origin.store}: {write.what}")
-            stat = written_stat(self._origin.store, write.what, write.size, write.metadata, reply)
-            return replace(stat, properties=write.properties)
+            return written_stat(self._origin.store, write, reply, md5=md5)
         except UnexpectedAnswer as error:  # the write may have succeeded
             failure, code = Unavailable(error.message), ""
         except SDK_ERRORS as error:

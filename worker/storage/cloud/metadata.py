@@ -5,6 +5,9 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
@@ -53,7 +56,8 @@ class MetadataFormat:
                 more than the provider keeps; `where` names store and key in the message.
         """
         check_properties(info.properties, where)
-        self.check(info.metadata, where)
+        if info.metadata:
+            self.check(info.metadata, where)
         user = {name: self._encode_item(name, value, where) for name, value in info.metadata.items()}
         return user | {SHA256: str(info.sha256), self.writer: writer}
 
@@ -181,9 +185,20 @@ def is_header(value: str) -> bool:
     return value.isascii() and value.isprintable()
 
 
-def set_properties(properties: ObjectProperties) -> dict[str, str]:
-    """Return the headers that are set, by name."""
-    return {name: value for name in _HEADERS if (value := getattr(properties, name)) is not None}
+@lru_cache(maxsize=64)
+def set_properties(properties: ObjectProperties) -> MappingProxyType[str, str]:
+    """Return the headers that are set, by name. The objects of a page have the same."""
+    return MappingProxyType({name: value for name in _HEADERS if (value := getattr(properties, name)) is not None})
+
+
+@lru_cache(maxsize=8)
+def moment_of(date: str) -> datetime:
+    """Return the time in a header of an answer; the answers of one second have the same.
+
+    Raises:
+        ValueError: it is none.
+    """
+    return parsedate_to_datetime(date)
 
 
 def sha256_of(claimed: str | None) -> str | None:

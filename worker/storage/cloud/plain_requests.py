@@ -48,8 +48,8 @@ _FIRST_PIECE = 1 << 14
 _LONGEST_HEAD = 1 << 14
 """Bytes of the head of an answer to a read."""
 _END = b"\r\n\r\n"
-_STATUS = re.compile(r"HTTP/1\.1 ([1-5][0-9]{2})(?: .*)?")
-_NAME = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")
+_HEAD = re.compile(r"HTTP/1\.1 ([1-5][0-9]{2})(?: [^\r\n]*)?((?:\r\n[A-Za-z0-9!#$%&'*+.^_`|~-]+:[^\r\n]*)*)")
+"""The whole head of an answer: its status, and the lines of its headers, each of which ends as HTTP says."""
 _ONCE = frozenset({"content-length", "connection"})
 """Headers that must not be there twice: they say where an answer ends."""
 _CONTINUED = frozenset({"transfer-encoding", "upgrade", "trailer"})
@@ -271,9 +271,11 @@ def request_head(method: str, url: str, headers: Headers) -> bytes:
         HTTPException: the store would read a header, or the URL, as another one.
     """
     _, _, netloc, path = url.split("/", 3)
-    host = {} if "Host" in headers else {"Host": netloc}
-    lines = [f"{method} /{path} HTTP/1.1", *(f"{name}: {value}" for name, value in {**host, **headers}.items())]
-    if " " in path or not all(line.isascii() and line.isprintable() for line in lines):
+    lines = [f"{method} /{path} HTTP/1.1", *[f"{name}: {value}" for name, value in headers.items()]]
+    if "Host" not in headers:
+        lines.insert(1, f"Host: {netloc}")
+    text = "".join(lines)
+    if " " in path or not (text.isascii() and text.isprintable()):
         raise HTTPException("a header is not printable ASCII, or the URL has a space")
     return "\r\n".join((*lines, "", "")).encode()
 
@@ -285,18 +287,19 @@ class _Head(NamedTuple):
 
 def _read_head(head: bytes) -> _Head | None:
     """Return the status and the headers of an answer; None if they, or its end, are not certain."""
-    status, *lines = head.decode("latin-1").split("\r\n")
-    found = _STATUS.fullmatch(status)
-    if found is None or not head.count(b"\r") == head.count(b"\n") == len(lines):  # one alone may end a line, too
+    found = _HEAD.fullmatch(head.decode("latin-1"))
+    if found is None:
         return None
-    headers: dict[str, str] = {}
-    for line in lines:
-        name, colon, value = line.partition(":")
-        name = name.lower()
-        if not colon or not _NAME.fullmatch(name) or (name in headers and name in _ONCE):
-            return None
-        headers[name] = value.strip(" \t")
+    lines = [line.partition(":") for line in found[2].split("\r\n")[1:]]
+    headers = {name.lower(): value.strip(" \t") for name, _, value in lines}
+    if len(headers) < len(lines) and _repeats([name.lower() for name, _, _ in lines]):
+        return None
     return _Head(int(found[1]), headers) if _CONTINUED.isdisjoint(headers) else None
+
+
+def _repeats(names: list[str]) -> bool:
+    """Return whether a header is there twice that must not be."""
+    return any(names.count(name) > 1 for name in _ONCE)
 
 
 def _is_kept(headers: Headers) -> bool:

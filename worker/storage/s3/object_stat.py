@@ -4,12 +4,10 @@ import base64
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from functools import lru_cache
 from typing import Any, Protocol
 
-from worker.storage.cloud.conditional_write import Found
-from worker.storage.cloud.metadata import MetadataFormat, properties_of
+from worker.storage.cloud.conditional_write import Found, Write
+from worker.storage.cloud.metadata import MetadataFormat, moment_of, properties_of
 from worker.storage.driver import ObjectStat
 
 METADATA = MetadataFormat(
@@ -59,8 +57,8 @@ def to_found(store: str, bucket: str, key: str, facts: Facts) -> Found:
     return Found(to_stat(store, bucket, key, facts), METADATA.stored(facts.get("Metadata")).get(METADATA.writer))
 
 
-def written_stat(store: str, path: str, size: int, metadata: Mapping[str, str], reply: Mapping[str, Any]) -> ObjectStat:
-    """Return the ObjectStat of a write to `path`, bucket and key, from the answer to the write.
+def written_stat(store: str, write: Write, reply: Mapping[str, Any]) -> ObjectStat:
+    """Return the ObjectStat of a write from the answer to it.
 
     Another request could already show the version of another writer. The time is that of the answer, by the store's
     clock.
@@ -68,10 +66,18 @@ def written_stat(store: str, path: str, size: int, metadata: Mapping[str, str], 
     Raises:
         UnexpectedAnswer: the answer has no ETag.
     """
-    modified = reply.get("LastModified") or _date_of(reply)
-    facts = {"ETag": reply.get("ETag"), "LastModified": modified, "ContentLength": size, "Metadata": metadata}
-    bucket, _, key = path.partition("/")
-    return to_stat(store, bucket, key, facts)
+    etag = version_of(reply.get("ETag"))
+    return METADATA.make_stat(
+        store,
+        write.bucket,
+        write.key,
+        size=write.size,
+        version=etag,
+        modified=reply.get("LastModified") or _date_of(reply),
+        stored=write.metadata,
+        tags={"etag": etag},
+        properties=write.properties,
+    )
 
 
 def header_name(name: str) -> str:
@@ -108,12 +114,6 @@ def _whole_size(facts: Facts) -> object:
 
 def _date_of(reply: Mapping[str, Any]) -> datetime:
     try:
-        return _parsed(reply["ResponseMetadata"]["HTTPHeaders"]["date"])
+        return moment_of(reply["ResponseMetadata"]["HTTPHeaders"]["date"])
     except (KeyError, ValueError):
         return datetime.now(UTC)
-
-
-@lru_cache(maxsize=8)
-def _parsed(date: str) -> datetime:
-    """Return the time of an answer; the answers of one second have the same."""
-    return parsedate_to_datetime(date)

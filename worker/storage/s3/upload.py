@@ -4,7 +4,7 @@ import base64
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NotRequired, TypedDict
 from urllib.parse import quote
@@ -440,8 +440,7 @@ class Upload:
         write = self._write
         failure: StorageError
         try:
-            stat = written_stat(self._origin.store, write.what, write.size, write.metadata, send())
-            return replace(stat, properties=write.properties)
+            return written_stat(self._origin.store, write, send())
         except UnexpectedAnswer as error:  # the write may have succeeded
             failure, code = Unavailable(error.message), ""
         except StorageError as error:

@@ -155,6 +155,8 @@ def pieces_of(part: PartData | memoryview, size: int = MIB) -> Iterator[bytes | 
 
 def md5_of(data: PartData) -> bytes:
     """Return the MD5 of the bytes of one request, which many stores compare with what arrives."""
+    if isinstance(data, bytes | bytearray):
+        return hashlib.md5(data, usedforsecurity=False).digest()
     digest = hashlib.md5(usedforsecurity=False)
     for piece in pieces_of(data):
         digest.update(piece)
