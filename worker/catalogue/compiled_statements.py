@@ -86,15 +86,13 @@ class Prepared:
         """Run the statement, which is compiled once, for one row of values or for many."""
         key = (connection.dialect.name, *rows[0])
         compiled = self._compiled.get(key) or self._compiled.setdefault(key, self._compile(connection.dialect, rows[0]))
-        bound: list[Any] = []
-        for row in rows:  # each value is converted once, however often the text has it
-            made = {
-                name: value if (convert := compiled.converts.get(name)) is None else convert(value)
-                for name, value in row.items()
-            }
-            bound.append([made[name] if name else constant for name, constant in compiled.values])
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        for name in columns.keys() & compiled.converts.keys():
+            columns[name] = _converted(columns[name], compiled.converts[name])
+        values = [columns[name] if name else [constant] * len(rows) for name, constant in compiled.values]
+        bound: list[Any] = list(zip(*values, strict=True)) if values else [()] * len(rows)
         if compiled.names is not None:
-            bound = [dict(zip(compiled.names, values, strict=True)) for values in bound]
+            bound = [dict(zip(compiled.names, each, strict=True)) for each in bound]
         return Asked(compiled, execute(connection, compiled.text, bound if many else bound[0], many=many))
 
     def _compile(self, dialect: Dialect, values: Mapping[str, Any]) -> _Compiled:
@@ -126,6 +124,17 @@ class Prepared:
             row=row._make,
             results=[(number, convert) for number, convert in enumerate(results) if convert is not None],
         )
+
+
+def _converted(values: Sequence[Any], convert: Callable[[Any], Any]) -> list[Any]:
+    """Convert the values of a column; one that row after row has is converted once."""
+    last, made = values[0], convert(values[0])
+    found = []
+    for value in values:
+        if value is not last:
+            last, made = value, convert(value)
+        found.append(made)
+    return found
 
 
 def execute(connection: Connection, text: str, values: Any, *, many: bool = False) -> Any:

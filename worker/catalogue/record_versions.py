@@ -141,19 +141,22 @@ def record_versions(
     recorded: dict[int, Recorded | Superseded | OnHold] = {}
     fresh: list[_Fresh] = []
     reused: list[Row[Any]] = []
+    given = _beside(metadata, properties)
     for number, each in enumerate(versions):
         row = newest.get((each.bucket, each.key))
+        if row is None:
+            fresh.append((number, each, 1, given))
+            continue
         known, beside = _compare(row, each.digest, metadata, properties, replaces_headers=True)
         try:
-            if row is not None:
-                _check_not_superseded(connection, row, job, each.digest)
-                if known is None:
-                    check_hold(connection, each.bucket, each.key)
+            _check_not_superseded(connection, row, job, each.digest)
+            if known is None:
+                check_hold(connection, each.bucket, each.key)
         except (Superseded, OnHold) as error:
             recorded[number] = error
             continue
         if known is None:
-            fresh.append((number, each, row.version + 1 if row else 1, beside))
+            fresh.append((number, each, row.version + 1, beside))
         else:
             reused.append(known)
             recorded[number] = _use_again(connection, known, each.stores, stores_named=stores_named)
@@ -177,10 +180,14 @@ def _compare(
     """
     same = newest if newest is not None and newest.tombstoned_at is None else None
     if same is None or artifact_of(same).digest != digest:
-        return None, (dict(metadata), dict(properties or {}) or None)
+        return None, _beside(metadata, properties)
     before = (same.metadata, same.properties or None)
     beside = (dict(metadata or same.metadata), with_properties(same.properties, properties) or None)
     return same if beside == before or not replaces_headers else None, beside
+
+
+def _beside(metadata: Mapping[str, str], properties: Mapping[str, str] | None) -> _Beside:
+    return dict(metadata), dict(properties or {}) or None
 
 
 def _use_again(connection: Connection, row: Row[Any], stores: Iterable[str], *, stores_named: bool) -> Recorded:
