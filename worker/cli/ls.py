@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from worker.catalogue import Artifact
+from worker.cli.errors import suggestion
 from worker.cli.output import AsJson, print_json, print_table
 from worker.cli.session import Session, opened
 from worker.readable import size
@@ -39,7 +40,9 @@ def ls(
             print_json({"artifacts": [artifact.facts for artifact in found]})
             return
         rows = [(a.path, size(a.digest.size), a.version, a.digest.sha256[:16], a.created_at) for a in found]
+        known = session.catalogue.artifacts.buckets() if prefix and not rows else [bucket]
     empty = f"no artifacts below {prefix}" if prefix else "no artifacts"
+    empty += "" if bucket in known else suggestion(bucket, known)
     print_table(("artifact", "size", "version", "sha256", "created"), rows, empty=empty, flexible=("artifact",))
 
 

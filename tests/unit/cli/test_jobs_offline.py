@@ -461,7 +461,10 @@ def test_doctor_makes_nothing_in_a_directory_of_others(zot, tmp_path, monkeypatc
 
 
 def test_a_mistyped_key_is_not_deleted(zot, catalogue):
-    """Deleting what the catalogue never had is an error with status 1 that suggests the key that is there."""
+    """Deleting what the catalogue never had is an error with status 1 that suggests the key that is there.
+
+    A bucket that is not there gets a suggestion, too, and a prefix without an artifact in one that is there none.
+    """
     from worker.storage import Digest
 
     recorded = catalogue.artifacts.record(
@@ -471,6 +474,8 @@ def test_a_mistyped_key_is_not_deleted(zot, catalogue):
     status, _, told = zot("delete", "releases/app-1.3.tgz")
     assert status == 1
     assert "never was" in told
+    assert "no artifacts below relases/; did you mean 'releases'?" in zot("ls", "relases/")[2]
+    assert "did you mean" not in zot("ls", "releases/2025/")[2]
 
 
 def test_a_batch_that_waits_for_its_jobs_is_running(zot, catalogue):
