@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from tasks.sweeps.cleanup import sweep_cleanup
 from tasks.upload import upload
 from tasks.verify import verify
 from worker import cli, clock
-from worker.artifacts.quarantined_bytes import purge
+from worker.artifacts.quarantined_bytes import purge, quarantined
 from worker.catalogue.deletions import Deletions
+from worker.catalogue.ledger import Ledger
+from worker.context import Context
 from worker.settings import Settings
 from worker.settings.section_models import QuarantineSettings
 from worker.storage.errors import Unavailable
@@ -162,8 +165,13 @@ def test_bytes_that_cannot_be_deleted_keep_no_others(
 
 
 @pytest.mark.usefixtures("repaired")
-def test_the_cleanup_sweep_purges_after_the_retention(command: Command, run, monkeypatch, stored) -> None:
-    """Until `quarantine.retention` has passed since the repair, the bytes stay; so on a machine with a new clock."""
+def test_the_cleanup_sweep_purges_after_the_retention(
+    context: Context, command: Command, run, monkeypatch, stored
+) -> None:
+    """Until `quarantine.retention` has passed since the repair, the bytes stay; so on a machine with a new clock.
+
+    So do those of a job that the ledger has forgotten, and those that have taken the place of others.
+    """
     with monkeypatch.context() as wrong:
         wrong.setattr(clock, "now", lambda now=clock.now: now() + 2 * RETENTION)
         assert run(sweep_cleanup, SweepLeftoversRequest(store="dr")).removed == {"dr": 0}
@@ -175,6 +183,11 @@ def test_the_cleanup_sweep_purges_after_the_retention(command: Command, run, mon
     monkeypatch.setattr(clock, "now", lambda: later)
     assert run(sweep_cleanup, SweepLeftoversRequest(store="dr")).removed == {"dr": 0}, "the clock may be ahead"
     monkeypatch.setattr(clock, "uptime", lambda: running)
+    with monkeypatch.context() as forgotten:
+        forgotten.setattr(Ledger, "get", lambda *_: None)
+        assert run(sweep_cleanup, SweepLeftoversRequest(store="dr")).removed == {"dr": 0}
+    [kept] = quarantined(context.stores["dr"], context.catalogue)
+    assert not purge(context.stores["dr"], replace(kept, version="0"))
     assert run(sweep_cleanup, SweepLeftoversRequest(store="dr")).removed == {"dr": 1}
     assert command("ls")[1]["quarantined"] == []
     assert stored("dr").read_bytes() == b"right bytes"

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -65,6 +66,22 @@ def test_each_object_of_a_group_has_its_own_condition(store: Store) -> None:
     assert isinstance(replaced, ObjectStat)
     with store.read_object("b", "there") as reader:
         assert b"".join(reader) == NEW
+
+
+def test_a_condition_counts_at_the_moment_an_object_is_placed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another writer may replace or delete an object while its group waits for the disk."""
+    versions = {key: store.write_object("b", key, source(OLD))[0].version for key in ("replaced", "deleted")}
+    sync = bulk_write.sync_disks
+
+    def late(directories: Iterable[int]) -> bool:
+        store.write_object("b", "replaced", source(b"of another"))
+        store.delete_object("b", "deleted")
+        return sync(directories)
+
+    monkeypatch.setattr(bulk_write, "sync_disks", late)
+    written = store.write_objects([put(key, condition=Match(version)) for key, version in versions.items()])
+    assert [type(each) for each in written] == [PreconditionFailed] * 2
+    assert [(row.key, row.size) for row in store.list_objects("b")] == [("replaced", len(b"of another"))]
 
 
 def test_a_cleanup_takes_no_file_of_a_group_on_its_way_to_its_name(
