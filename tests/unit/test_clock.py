@@ -37,7 +37,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     made = Machine(tmp_path / "kept")
     monkeypatch.setattr(clock, "now", lambda: made.now)
     monkeypatch.setattr(clock, "uptime", lambda: made.uptime)
-    monkeypatch.setattr(clock, "_boot", lambda: str(made.starts))
+    monkeypatch.setattr(clock, "boot_id", lambda: str(made.starts))
     return made
 
 
