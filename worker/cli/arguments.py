@@ -51,7 +51,7 @@ Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Ask at a terminal, unless `yes`; end the command if that is not confirmed. A script is not asked."""
+    """Ask at a terminal, unless `yes`; end the command if that is not confirmed."""
     if not yes and sys.stdin.isatty():
         typer.confirm(question, abort=True, err=True)
 
