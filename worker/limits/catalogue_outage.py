@@ -64,7 +64,8 @@ def outages(results_url: str) -> dict[str, Outage]:
 def _outage(kept: Any) -> Outage | None:
     """Return what is recorded of a worker; None if another program wrote something else."""
     try:
-        since, last, error = (kept or b"").decode(errors="replace").split(maxsplit=2)
-        return Outage(datetime.fromisoformat(since), datetime.fromisoformat(last), error)
+        since, last, *error = (kept or b"").decode(errors="replace").split(maxsplit=2)
+        told = error[0] if error else "see the log there"  # a worker of an older version records none
+        return Outage(datetime.fromisoformat(since), datetime.fromisoformat(last), told)
     except ValueError:
         return None
