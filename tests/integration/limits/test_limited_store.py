@@ -375,8 +375,11 @@ def test_work_for_several_stores_begins_if_one_of_them_takes_a_job(shared, admis
     assert bound.admitting([]) == []
 
 
-def test_what_is_read_back_counts_against_the_bandwidth_and_is_no_progress(admission, shared, monkeypatch):
-    """Bytes that are read back are taken from the bandwidth limit of the store; progress counts what was written."""
+def test_what_is_read_back_counts_against_the_bandwidth_and_is_no_progress(admission, shared, monkeypatch, tmp_path):
+    """Bytes that are read back are taken from the bandwidth limit of the store; progress counts what was written.
+
+    So are the bytes of each object of a group.
+    """
     ours = admission(shared, store_limits={"a": StoreLimits(bytes_per_second=1 << 40)})
     taken: list[int] = []
     told: list[int] = []
@@ -386,6 +389,12 @@ def test_what_is_read_back_counts_against_the_bandwidth_and_is_no_progress(admis
     store.write_object("releases", "app", io.BytesIO(b"release"), on_bytes=told.append, properties=properties)
     assert (sum(taken), sum(told)) == (14, 7)
     assert store.stat_object("releases", "app").properties == properties
+    taken.clear()
+    directory = Store(FilesystemDriver("a", FilesystemConfig(root=tmp_path)))
+    LimitedStore(directory, ours, Job()).write_objects(
+        [SmallPut("releases", key, HashedBytes.of(b"release")) for key in "ab"]
+    )
+    assert sum(taken) == 14
 
 
 def test_a_job_is_stopped_while_its_write_is_read_back(admission, shared):

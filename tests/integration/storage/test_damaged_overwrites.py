@@ -14,6 +14,7 @@ from tests.servers import RcloneS3
 from tests.servers.proxy import Damage, Fault, FaultyProxy, Request
 from worker.storage import Match, Store
 from worker.storage.configured_stores import open_driver
+from worker.storage.driver import HashedBytes, SmallPut
 from worker.storage.errors import AlreadyExists, Conflict, PermanentError, PreconditionFailed, Unavailable
 from worker.storage.s3 import driver as s3_driver
 from worker.storage.s3 import upload as s3_upload
@@ -103,6 +104,8 @@ def test_a_store_without_checksums_shows_nothing_that_was_not_read_back(
     _ignores_checksums(monkeypatch)
     stores = line()
     assert not stores.far.checks_uploads()
+    group = [SmallPut(stores.bucket, "app", HashedBytes.of(some_bytes(100)))]
+    assert stores.far.write_objects(group) == [], "nothing of it would be read back"
     version = stores.near.write_object(stores.bucket, "app", source(before))[0].version if before else None
     shown: list[str | None] = []
 
