@@ -15,6 +15,7 @@ from worker.storage.driver import Condition, HashedBytes, Match, SmallPut
 from worker.storage.errors import AlreadyExists, InvalidKey, PreconditionFailed, StorageError
 from worker.storage.filesystem import bulk_write, temp_files
 from worker.storage.filesystem.driver import FilesystemDriver
+from worker.storage.filesystem.layout import HIDDEN_SIDECAR
 
 OLD, NEW = b"old bytes", b"newer bytes"
 
@@ -32,7 +33,7 @@ def put(key: str, data: bytes = NEW, condition: Condition = None) -> SmallPut:
     return SmallPut("b", key, HashedBytes.of(data), condition)
 
 
-def test_a_group_is_written_with_digests(store: Store) -> None:
+def test_a_group_is_written_with_digests(store: Store, tmp_path: Path) -> None:
     """Every object of a group has its bytes, its digest and the version that the write returned."""
     puts = [put(f"d{number % 3}/k{number}", b"x" * number) for number in range(50)]
     written = store.write_objects(puts)
@@ -42,6 +43,10 @@ def test_a_group_is_written_with_digests(store: Store) -> None:
         assert store.verify_object("b", each.key).verdict == Verdict.VERIFIED
     assert len(list(store.list_objects("b"))) == 50
     assert list(store.iter_stale_uploads()) == []
+    killed_delete = tmp_path / "b" / f"{HIDDEN_SIDECAR}left"
+    killed_delete.write_text(hashlib.sha256(OLD).hexdigest())
+    store.write_objects([put("left")])
+    assert store.verify_object("b", "left").verdict == Verdict.VERIFIED
 
 
 def test_each_object_of_a_group_has_its_own_condition(store: Store) -> None:
