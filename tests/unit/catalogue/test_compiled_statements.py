@@ -24,7 +24,10 @@ BEGIN_AGAIN = Prepared(
 
 
 def test_values_are_bound_and_read_back_as_sqlalchemy_does(catalogue: Catalogue) -> None:
-    """Moments, JSON, text with a percent sign and None are the same, whichever of the two wrote and reads them."""
+    """Moments, JSON, text with a percent sign and None are the same, whichever of the two wrote and reads them.
+
+    So is each row of many, whether it has the value of the row before or its own.
+    """
     request = {"source": "/100%/a", "nested": [None, "ü"]}
     with catalogue._database.write() as connection:
         INSERT.run(connection, id="raw%s", request=request, created_at=NOW, error=None, **ROW)
@@ -35,6 +38,12 @@ def test_values_are_bound_and_read_back_as_sqlalchemy_does(catalogue: Catalogue)
             assert row._asdict() == connection.execute(sa.select(jobs).where(jobs.c.id == id_)).one()._asdict()
             assert (row.created_at, row.request, row.error) == (NOW.astimezone(UTC), request, None)
         assert FIND.first(connection, of="another") is None
+    shared: dict[str, int] = {"n": 1}
+    requests = [shared, shared, {"n": 2}, {"n": 1}, {"n": 3}]
+    rows = [{"id": f"many-{number}", "request": each} for number, each in enumerate(requests)]
+    with catalogue._database.write() as connection:
+        INSERT.run_many(connection, rows, created_at=NOW, error=None, **ROW)
+        assert [FIND.first(connection, of=row["id"]).request for row in rows] == requests
 
 
 def test_a_change_tells_how_many_rows_it_is_about(catalogue: Catalogue) -> None:
