@@ -225,6 +225,25 @@ def test_no_object_is_made_once_the_lease_is_lost_while_its_source_is_read(share
     assert not directory.object_exists("releases", "newer")
 
 
+def test_a_group_ends_where_its_store_takes_no_job_any_more(shared, admission, tmp_path, monkeypatch):
+    """What was sent has its result, and nothing more is sent: other jobs have found that the store keeps failing."""
+    monkeypatch.setattr("worker.limits.limited_store._ADMITTED_FOR", 0)
+    ours = admission(shared, breaker={"failures": 1})
+    directory = Store(FilesystemDriver("a", FilesystemConfig(root=tmp_path)))
+    other = limited(ours, "a")
+    other.driver.error = Unavailable("a: away")
+
+    def failing_meanwhile() -> Iterator[SmallPut]:
+        yield SmallPut("releases", "new", HashedBytes.of(b"release"))
+        with suppress(Unavailable):
+            stat(other)
+        yield SmallPut("releases", "newer", HashedBytes.of(b"release"))
+
+    written = LimitedStore(directory, ours, Job()).write_objects(failing_meanwhile())
+    assert [each.key for each in written] == ["new"]
+    assert not directory.object_exists("releases", "newer")
+
+
 def test_a_store_that_refuses_tags_does_not_refuse_all(shared, admission, monkeypatch):
     """The right to read tags is optional: a job on many objects goes on without it."""
     store = LimitedStore(Store(FailingDriver("a")), admission(shared), Job(), refused_for=1.0)
