@@ -1,5 +1,6 @@
 """Test groups of small writes to a directory store, and digests in attributes of files."""
 
+import errno
 import hashlib
 import os
 import threading
@@ -144,6 +145,23 @@ def test_a_failed_group_leaves_no_directories(store: Store, tmp_path: Path, monk
     monkeypatch.setattr(bulk_write, "sync_disks", lambda _: False)
     assert all(isinstance(each, StorageError) for each in store.write_objects([put("d/e/k"), put("k")]))
     assert sorted(path.name for path in tmp_path.iterdir()) == [".zot", "c"]
+
+
+def test_a_directory_that_cannot_be_synced_fails_all_of_its_objects(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut may take each of them; the objects of another directory are written."""
+    store.write_objects([put("d/old"), put("e/old")])
+    sync = os.fsync
+
+    def fsync(fd: int) -> None:
+        if Path(f"/proc/self/fd/{fd}").resolve().parts[-2:] == ("b", "d"):
+            raise OSError(errno.EIO, "the disk fails")
+        sync(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    written = store.write_objects([put("d/1"), put("e/1"), put("d/2")])
+    assert [isinstance(each, StorageError) for each in written] == [True, False, True]
 
 
 def test_groups_and_deletes_of_one_directory_do_not_fail(store: Store) -> None:
