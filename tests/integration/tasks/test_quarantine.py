@@ -57,8 +57,13 @@ def repaired(run, source, stored) -> bytes:
     return b"wrong bytes"
 
 
-def test_what_was_replaced_is_listed_with_its_origin_and_digest(command: Command, repaired: bytes) -> None:
-    """The list names store, artifact, time and the digest that the verdict found, and nothing for the good store."""
+def test_what_was_replaced_is_listed_with_its_origin_and_digest(command: Command, repaired: bytes, run, stored) -> None:
+    """The list names store, artifact, time and the digest that the verdict found, and nothing for the good store.
+
+    It is the digest of the bytes that were replaced, also if the copy has rotted again.
+    """
+    stored("dr").write_bytes(b"later bytes")
+    run(verify, VerifyRequest(bucket="releases", key="app.tgz"))
     status, document = command("ls")
     [row] = document["quarantined"]
     assert (status, row["store"], row["bucket"], row["key"]) == (0, "dr", "releases", "app.tgz")
