@@ -64,17 +64,8 @@ def written_stat(store: str, write: Write, reply: Mapping[str, Any], *, md5: str
         UnexpectedAnswer: the answer has no ETag.
     """
     version = version_of(reply.get("etag"))
-    return METADATA.make_stat(
-        store,
-        write.bucket,
-        write.key,
-        size=write.size,
-        version=version,
-        modified=reply.get("last_modified"),
-        stored=write.metadata,
-        tags={"etag": version, "content_md5": md5},
-        properties=write.properties,
-    )
+    tags = {"etag": version, "content_md5": md5}
+    return write.stat(METADATA, store, version=version, modified=reply.get("last_modified"), tags=tags)
 
 
 def writer_of(properties: BlobProperties) -> str | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from worker.storage.cloud.error_mapping import Origin
+from worker.storage.cloud.metadata import MetadataFormat
 from worker.storage.driver import Condition, Match, ObjectProperties, ObjectStat
 from worker.storage.errors import AlreadyExists, Conflict, PreconditionFailed, StorageError, TransientError
 
@@ -42,6 +43,15 @@ class Write:
     @property
     def what(self) -> str:
         return f"{self.bucket}/{self.key}"
+
+    def stat(
+        self, form: MetadataFormat, store: str, *, version: Any, modified: Any, tags: Mapping[str, str | None]
+    ) -> ObjectStat:
+        """Return the stat of what this write has made, with the fields of its answer; raise as `make_stat`."""
+        return form.make_stat(
+            store, self.bucket, self.key, size=self.size, version=version, modified=modified, stored=self.metadata,
+            tags=tags, properties=self.properties,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

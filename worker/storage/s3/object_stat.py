@@ -67,17 +67,8 @@ def written_stat(store: str, write: Write, reply: Mapping[str, Any]) -> ObjectSt
         UnexpectedAnswer: the answer has no ETag.
     """
     etag = version_of(reply.get("ETag"))
-    return METADATA.make_stat(
-        store,
-        write.bucket,
-        write.key,
-        size=write.size,
-        version=etag,
-        modified=reply.get("LastModified") or _date_of(reply),
-        stored=write.metadata,
-        tags={"etag": etag},
-        properties=write.properties,
-    )
+    modified = reply.get("LastModified") or _date_of(reply)
+    return write.stat(METADATA, store, version=etag, modified=modified, tags={"etag": etag})
 
 
 def header_name(name: str) -> str:
