@@ -51,6 +51,13 @@ TRUST = "AWS_CA_BUNDLE"
 """The environment variable that names the certificates of authorities for the SDK."""
 _KEYS = "correct the store's keys, or what the SDK's chain finds"
 _REGION = "correct `region` or `endpoint`"
+_IN_ANOTHER_PLACE = (
+    "PermanentRedirect Redirect IllegalLocationConstraintException InvalidLocationConstraint InvalidRegionName "
+    "301 302 303 307 308"
+)
+_FOR_ANOTHER_REGION = "AuthorizationHeaderMalformed"
+_NAMING_A_PLACE = {*_IN_ANOTHER_PLACE.split(), _FOR_ANOTHER_REGION}
+"""The codes and statuses of answers that say where the bucket is."""
 _REGION_NAME = re.compile(r"[a-z0-9-]{1,40}")
 
 _CODES: tuple[CodeRow, ...] = (
@@ -113,14 +120,9 @@ _CODES: tuple[CodeRow, ...] = (
         "the credentials do not allow it, or are wrong; without the right `s3:ListBucket`, also if it is not there",
         "403",
     ),
-    (AccessDenied, f"the store does not accept the signature; {_REGION}", "AuthorizationHeaderMalformed"),
+    (AccessDenied, f"the store does not accept the signature; {_REGION}", _FOR_ANOTHER_REGION),
     (AccessDenied, "this machine's clock is wrong; set it", "RequestTimeTooSkewed"),
-    (
-        PermanentError,
-        f"the bucket is elsewhere; {_REGION}",
-        """PermanentRedirect Redirect IllegalLocationConstraintException InvalidLocationConstraint InvalidRegionName
-        301 302 303 307 308""",
-    ),
+    (PermanentError, f"the bucket is elsewhere; {_REGION}", _IN_ANOTHER_PLACE),
     (PermanentError, "the store cannot do this; check `provider`", "NotImplemented MethodNotAllowed 405 501"),
     (
         Archived,
@@ -248,8 +250,8 @@ def _translate_answer(error: sdk.ClientError, origin: Origin, what: str) -> Stor
         code = "403"
     headers = _metadata(error).get("HTTPHeaders", {})
     status = str(_metadata(error).get("HTTPStatusCode", ""))
-    _, reason = CODES.get(code) or CODES.get(status) or (None, None)
-    elsewhere = _place_of_bucket(error, headers) if reason and reason.endswith(_REGION) else ""
+    names_place = (code if code in CODES else status) in _NAMING_A_PLACE
+    elsewhere = _place_of_bucket(error, headers) if names_place else ""
     return by_code(origin, what, CODES, code=code, status=status, said=said, headers=headers, elsewhere=elsewhere)
 
 
