@@ -72,7 +72,7 @@ def note_broker_in(client: Any, url: str, brokers: Brokers) -> None:
 
 def note_file_in(client: Any, catalogue: Catalogue) -> None:
     """Record in the broker that a worker uses the file of this catalogue; one in a server has none."""
-    if (name := _file_id(catalogue)) is None or catalogue.file is None:
+    if catalogue.file is None or (name := _file_id(catalogue)) is None:
         return
     [now, _] = client.time()  # of the server, because the machines' clocks may differ
     known = _file_use(client.hget(FILES, name))

@@ -449,9 +449,10 @@ def _disks(sources: Sources) -> tuple[list[Check], set[str]]:
                 wrong.add(name)
             if fault or check.outcome == "unknown":
                 since, good_at = _last_probes(sources, name)
-                told = f"its probes fail since {moment(since)}: " if since else ""
-                told = f"its probe of {moment(good_at)} succeeded, now: " if good_at else told
-                check = replace(check, detail=f"{told}{check.detail}")
+                if good_at:
+                    check = replace(check, detail=f"its probe of {moment(good_at)} succeeded, now: {check.detail}")
+                elif since:
+                    check = replace(check, detail=f"its probes fail since {moment(since)}: {check.detail}")
             checks.append(check)
     return checks, wrong
 
