@@ -8,10 +8,14 @@ import pytest
 
 from tests.conformance import targets
 from tests.conformance.bodies import source
-from tests.conformance.kinds import KINDS
+from tests.conformance.kinds import KINDS, Kind
 from tests.conformance.targets import Target
 from worker.storage import Capabilities, Condition, Digest, ObjectStat, Store
 from worker.storage.cloud.driver import MARKER
+
+
+def _excluded_of(kind: Kind) -> set[str]:
+    return {*kind.excludes, "server"} if kind.server else {*kind.excludes}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -28,7 +32,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     applies = [
         pytest.param(name, marks=[pytest.mark.installed_server] if kind.server else [])
         for name, kind in KINDS.items()
-        if needed <= kind.offers and not excluded & kind.excludes.keys() and (reads or kind.data_path == "sdk")
+        if needed <= kind.offers and not excluded & _excluded_of(kind) and (reads or kind.data_path == "sdk")
     ]
     metafunc.parametrize("target", applies, indirect=True, scope="session")
 

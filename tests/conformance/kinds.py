@@ -17,7 +17,8 @@ class Kind:
     Attributes:
         open: opens it, given the value of the fixture `server` (None without one) and a directory.
         offers: the optional abilities that it has; a case marked `needs(ability)` is generated for those alone.
-        excludes: what is not tested on it, with the reason; a case marked `unless(name)` is not generated for it.
+        excludes: what is not tested on it, with the reason; a case marked `unless(name)` is not generated for it. One
+            marked `unless("server")`, which would take a server too long, is generated for no store that has one.
         data_path: how it is configured. `auto` changes only how small objects are read and written: only cases
             marked `reads` are generated.
     """
@@ -70,12 +71,6 @@ KINDS = {
     "azure-native": Kind(_small(targets.azure_native), "azurite", CHUNKS, NATIVE),
 }
 _QUOTING = {"quoting": "plain requests quote the same keys in the other layout"}
-KINDS = {
-    name: replace(kind, excludes={"generated_keys": "a server takes seconds for a score of keys"} | kind.excludes)
-    if kind.server
-    else kind
-    for name, kind in KINDS.items()
-}
 KINDS |= {
     f"{name}-auto": replace(KINDS[name], data_path="auto")
     for name in ("s3-ministack", "s3-aws", "s3-rclone", "gcs", "azure")

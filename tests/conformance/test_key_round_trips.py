@@ -62,7 +62,7 @@ def apart(keys: list[str]) -> list[str]:
     return kept
 
 
-@pytest.mark.unless("generated_keys")
+@pytest.mark.unless("server")
 @FEW
 @given(st.lists(KEYS, min_size=20, max_size=30, unique=True))
 def test_allowed_keys_are_kept_and_others_refused(bucket: BucketUnderTest, keys: list[str]) -> None:
