@@ -44,6 +44,7 @@ from tests.faults.filesystem_crashes import (
     write_group,
     writes_over_directories_of_dead_writers,
 )
+from tests.open_files import open_below
 from worker.embedded.parent_death import die_with_parent
 from worker.storage.driver import HashedBytes, SmallPut
 from worker.storage.errors import (
@@ -455,15 +456,6 @@ def failing_at(count: int, error: int, calls: Iterable[str] = CALLS) -> Iterator
 LOOKS = ["stat", "fstat", "read", "pread", "preadv", "getxattr", "listxattr", "scandir", "dup"]
 """The calls by which the driver looks at the disk."""
 FAULTS = {errno.EIO: Unavailable, errno.EDQUOT: OutOfSpace, errno.EROFS: AccessDenied}
-
-
-def open_below(root: Path) -> list[str]:
-    """Return the files below a directory that this process has open; those of other tests may be closed meanwhile."""
-    found = []
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - names, not paths
-        with suppress(FileNotFoundError):  # closed meanwhile
-            found.append(str(Path(f"/proc/self/fd/{name}").readlink()))
-    return sorted(path for path in found if path.startswith(f"{root.resolve()}/"))
 
 
 @pytest.mark.parametrize("name", SCENES)

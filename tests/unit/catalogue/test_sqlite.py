@@ -21,6 +21,7 @@ from types import SimpleNamespace
 import pytest
 import sqlalchemy as sa
 
+from tests.open_files import open_below
 from tests.servers.process import REPOSITORY
 from tests.unit.catalogue.test_catalogue import stored
 from tests.waiting import WITHIN
@@ -143,10 +144,11 @@ def test_a_disk_without_locks_of_files_takes_writes(url, monkeypatch):
 
 def test_a_closed_catalogue_leaves_no_descriptor(url):
     """Each connection that has written keeps one of the write-ahead log until it is closed."""
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    place = Path(url.removeprefix("sqlite:///")).parent
     with closing(Catalogue(url)) as catalogue, ThreadPoolExecutor(4) as pool:
         assert all(isinstance(each, Leased) for each in pool.map(partial(begin, catalogue), "abcd"))
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+        assert open_below(place)
+    assert open_below(place) == []
 
 
 def test_a_new_file_with_a_writer_is_waited_for(url):

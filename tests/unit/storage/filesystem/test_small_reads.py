@@ -1,11 +1,10 @@
 """Reading many small files at once: in order, from the disk, without a trace."""
 
 import os
-from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
+from tests.open_files import open_below
 from worker.storage.config import FilesystemConfig
 from worker.storage.driver import Digest
 from worker.storage.filesystem.digest_attribute import write_digest
@@ -33,15 +32,6 @@ def wanted():
         yield "b", f"{number % 3}/{number:03}", Digest(len(data), hashlib.sha256(data).hexdigest())
 
 
-def open_files(root):
-    """Return how many files below a directory this process has open; other tests may leave some of their own."""
-    count = 0
-    for fd in Path("/proc/self/fd").iterdir():
-        with suppress(FileNotFoundError):  # that of the listing
-            count += fd.readlink().is_relative_to(root)
-    return count
-
-
 def test_verdicts_are_in_order_among_odd_objects(laid):
     """A missing, an altered, a too large and an oddly named object have their own verdicts, in the order asked."""
     (laid / "b/1/001").unlink()
@@ -56,16 +46,16 @@ def test_verdicts_are_in_order_among_odd_objects(laid):
         for each in Store(FilesystemDriver("main", FilesystemConfig(root=laid))).verify_objects(asked)
     ]
     assert found == ["verified", "missing", "corrupt", "size_mismatch", *["verified"] * (COUNT - 4)]
-    assert open_files(laid) == 0
+    assert open_below(laid) == []
 
 
 def test_files_are_closed_when_the_reading_stops(laid):
     """A page that stops in the middle leaves no file open that was opened ahead."""
     verdicts = Store(FilesystemDriver("main", FilesystemConfig(root=laid))).verify_objects(wanted())
     next(verdicts)
-    assert open_files(laid) > 0
+    assert open_below(laid)
     verdicts.close()
-    assert open_files(laid) == 0
+    assert open_below(laid) == []
 
 
 @pytest.mark.parametrize("cached", [False, True])

@@ -3,14 +3,13 @@
 import hashlib
 import io
 import uuid
-from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from threading import Barrier, Lock
 
 import pytest
 
 from tests.memory_driver import MemoryDriver
+from tests.open_files import open_below
 from worker.jobs.interrupt_signal import Interrupted
 from worker.storage.driver import Capabilities, Digest, ObjectStat, Part, PartLimits, WriteInfo
 from worker.storage.errors import (
@@ -145,15 +144,6 @@ def stored(driver) -> bytes:
         return b"".join(iter(lambda: reader.read(PART), b""))
 
 
-def open_files(directory) -> list[str]:
-    """Return what this process has open in a directory, also what has no name any more."""
-    opened: list[str] = []
-    for link in Path("/proc/self/fd").iterdir():
-        with suppress(FileNotFoundError):  # that of the listing itself
-            opened.append(str(link.readlink()))
-    return [path for path in opened if path.startswith(str(directory))]
-
-
 def broken_off(driver, notes, **budget):
     """Break a write off at its sixth part, and return the numbers of the parts that the store does not have."""
     driver.fail_from = 6
@@ -209,12 +199,12 @@ def test_parts_beyond_the_budget_go_from_the_disk(driver, tmp_path):
     notes = Notes()
     budget = {"memory": PART, "spool_dir": tmp_path}
     missing = broken_off(driver, notes, **budget)
-    assert open_files(tmp_path) == []
+    assert open_below(tmp_path) == []
     write(driver, notes, **budget)
     assert sorted(driver.sent) == missing
     assert driver.files == 9
     assert stored(driver) == CONTENT
-    assert (open_files(tmp_path), list(tmp_path.iterdir())) == ([], [])
+    assert (open_below(tmp_path), list(tmp_path.iterdir())) == ([], [])
 
 
 def test_a_directory_in_which_no_body_can_be_spooled_is_named(driver, tmp_path):
