@@ -5,6 +5,7 @@ import time
 import weakref
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from datetime import timedelta
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -176,10 +177,10 @@ class RunningJob:
         Raises:
             LostLease: another job has begun to write to the artifact, or another worker has this one's lease.
         """
-        if self._lost or clock.uptime() - self._renewed > self._lease.total_seconds() / 2:
-            shown = self.progress.model_dump(mode="json")
-            self._ledger.renew(self.id, self.fence, until=clock.now() + self._lease, progress=shown)
-            self._renewed = clock.uptime()
+        least = self._lease / 2
+        while self._lost or self._lease_age() > least:
+            self._renew_now()
+            least = self._lease  # a catalogue that takes long for each answer keeps no job from its work
 
     def _publish(self, progress: Progress) -> None:
         self._shown, self._reported = True, time.monotonic()
@@ -238,14 +239,22 @@ class RunningJob:
         return None
 
     def _renew(self) -> None:
-        if self._lost or clock.uptime() - self._renewed < self._lease.total_seconds() / 3:
+        if self._lost or self._lease_age() < self._lease / 3:
             return
         try:
-            self._ledger.renew(
-                self.id, self.fence, until=clock.now() + self._lease, progress=self.progress.model_dump(mode="json")
-            )
-            self._renewed = clock.uptime()
+            self._renew_now()
         except LostLease:
             self._lost = True
         except CatalogueUnavailable:
             pass  # the next heartbeat may get through; the lease lasts for three renewals
+
+    def _renew_now(self) -> None:
+        """Renew the lease from now on: from before the wait for the catalogue and the disk, which may be a long one."""
+        begun = clock.uptime()
+        self._ledger.renew(
+            self.id, self.fence, until=clock.now() + self._lease, progress=self.progress.model_dump(mode="json")
+        )
+        self._renewed = begun
+
+    def _lease_age(self) -> timedelta:
+        return timedelta(seconds=clock.uptime() - self._renewed)

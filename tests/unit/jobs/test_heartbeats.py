@@ -1,7 +1,7 @@
 """One thread sends the heartbeats of all jobs of a process, and another one renews their leases."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.waiting import WITHIN
+from worker import clock
 from worker.jobs.heartbeats import Heartbeats
 from worker.jobs.running_job import RunningJob
 from worker.settings.section_models import JobSettings
@@ -100,11 +101,35 @@ def test_a_process_that_had_no_room_for_the_thread_gets_it_with_its_next_job(
     assert sorted(thread.name for thread in threading.enumerate()) == sorted([*before, "heartbeats"])
 
 
+class Reporter:
+    """Reports to nothing."""
+
+    def report(self, _progress: object) -> None:
+        """Do nothing."""
+
+    def cancelled(self) -> bool:
+        """Return that no client has cancelled the job."""
+        return False
+
+
+def job_of(renew: Callable[..., object], reporter: Reporter, lease: timedelta) -> RunningJob:
+    """Return a job that renews its lease by this function."""
+    record: Any = SimpleNamespace(
+        id="job", attempts=1, fence=1, snoozed_since=None, created_at=datetime.now(UTC), parent=None, lease_until=None
+    )
+    ledger = SimpleNamespace(renew=renew)
+    context: Any = SimpleNamespace(
+        settings=SimpleNamespace(jobs=JobSettings(lease=lease)),
+        catalogue=SimpleNamespace(ledger=ledger, fenced=lambda *_: None), stores=None, admission=None, pauses=None,
+    )  # fmt: skip
+    return RunningJob(record, context, reporter)
+
+
 def test_a_lease_is_renewed_while_a_report_waits_for_redis() -> None:
     """A silent Redis holds the thread that reports for seconds, and a lease may be as short."""
     renewed, reported, waited = threading.Event(), threading.Event(), []
 
-    class Reporter:
+    class Silent(Reporter):
         """Waits as for a silent Redis."""
 
         def report(self, _progress: object) -> None:
@@ -112,17 +137,34 @@ def test_a_lease_is_renewed_while_a_report_waits_for_redis() -> None:
             waited.append(renewed.wait(5))
             reported.set()
 
-        def cancelled(self) -> bool:
-            return False
-
-    record: Any = SimpleNamespace(
-        id="job", attempts=1, fence=1, snoozed_since=None, created_at=datetime.now(UTC), parent=None, lease_until=None
-    )
-    ledger = SimpleNamespace(renew=lambda *_, **__: renewed.set())
-    context: Any = SimpleNamespace(
-        settings=SimpleNamespace(jobs=JobSettings(lease=timedelta(milliseconds=90))),
-        catalogue=SimpleNamespace(ledger=ledger, fenced=lambda *_: None), stores=None, admission=None, pauses=None,
-    )  # fmt: skip
-    with RunningJob(record, context, Reporter()):
+    with job_of(lambda *_, **__: renewed.set(), Silent(), timedelta(milliseconds=90)):
         assert reported.wait(WITHIN)
     assert waited[0]
+
+
+def test_a_lease_counts_from_before_the_wait_for_the_catalogue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A renewal that waited for a lock or a disk may be over when it is recorded: another job may write by then."""
+    now, waits, renewals = 1000.0, iter([40.0, 20.0, 0.0]), 0
+    monkeypatch.setattr(clock, "uptime", lambda: now)
+
+    def renew(*_: object, **__: object) -> None:
+        nonlocal now, renewals
+        renewals += 1
+        now += next(waits)
+
+    job = job_of(renew, Reporter(), timedelta(seconds=30))
+    job.confirm_lease()
+    assert renewals == 0, "it has just begun"
+    now += 16
+    job.confirm_lease()
+    assert renewals == 2, "the first renewal was over when it was recorded"
+    job.confirm_lease()
+    assert renewals == 3, "a change may take some of the rest"
+    job.confirm_lease()
+    job._renew()
+    assert renewals == 3
+    now += 11
+    waits = iter([12.0, 0.0])
+    for renewed in (4, 5, 5):
+        job._renew()
+        assert renewals == renewed, "so does the thread that renews it"
