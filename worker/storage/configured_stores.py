@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -53,6 +54,7 @@ class Stores(Mapping[str, Store]):
         self._open: dict[str, Store] = {}
         self._drivers: dict[str, Driver] = {}
         self._process = os.getpid()
+        self._opening = threading.Lock()
 
     def __getitem__(self, name: str) -> Store:
         """Return a store.
@@ -62,6 +64,7 @@ class Stores(Mapping[str, Store]):
         """
         if os.getpid() != self._process:  # SDK clients and their connections do not survive a fork
             self._open, self._drivers, self._process = {}, {}, os.getpid()
+            self._opening = threading.Lock()  # another thread may have had the old one
         if name not in self._configs:
             raise UnknownStore(self._unknown(name))
         if name not in self._open:
@@ -75,9 +78,11 @@ class Stores(Mapping[str, Store]):
         return self._open[name]
 
     def _driver(self, name: str) -> Driver:
-        if name not in self._drivers:
-            self._drivers[name] = open_driver(name, self._configs[name])
-        return self._drivers[name]
+        # Clouds share libraries. Of two threads that import one from two ends, Python gives one of them half of it.
+        with self._opening:
+            if name not in self._drivers:
+                self._drivers[name] = open_driver(name, self._configs[name])
+            return self._drivers[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._configs)

@@ -71,6 +71,14 @@ def test_messages_are_one_short_line(table: Table) -> None:
     assert any("no no" in message for message in messages)
 
 
+def test_what_an_operator_must_change_is_named(table: Table) -> None:
+    """Jobs wait, or fail at once, until an operator has acted: each such message ends with what to do."""
+    found = [table.translate(code) for code in table.codes]
+    waiting = [each.message for each in found if isinstance(each, errors.AccessDenied)]
+    classes = [reason for kind, reason, _ in table.classes if issubclass(kind, errors.AccessDenied)]
+    assert [each for each in waiting + classes if "; " not in each] == []
+
+
 def test_errors_survive_pickling(table: Table) -> None:
     """Every translated error crosses from a worker process as it is."""
     for code in table.codes:

@@ -125,19 +125,27 @@ _CODES: tuple[CodeRow, ...] = (
     ),
     (
         AccessDenied,
-        "the credentials do not allow it, or are wrong",
+        f"the credentials do not allow it, or are wrong; grant the role, or {_KEYS}",
         """InsufficientAccountPermissions AuthorizationPermissionMismatch AuthorizationProtocolMismatch
         AuthorizationResourceTypeMismatch AuthorizationServiceMismatch UnauthorizedBlobOverwrite
         CannotVerifyCopySource CopyAcrossAccountsNotSupported 403""",
     ),
-    (AccessDenied, "the store's firewall does not let this machine in", "AuthorizationSourceIPMismatch"),
+    (
+        AccessDenied,
+        "the store's firewall does not let this machine in; add its address",
+        "AuthorizationSourceIPMismatch",
+    ),
     (
         AccessDenied,
         "the account refuses shared keys; use a managed or workload identity",
         "KeyBasedAuthenticationNotPermitted",
     ),
-    (AccessDenied, "the account is disabled", "AccountIsDisabled ContainerDisabled"),
-    (AccessDenied, "a retention policy or a legal hold protects it", "BlobImmutableDueToPolicy"),
+    (AccessDenied, "the account is disabled; enable it in its subscription", "AccountIsDisabled ContainerDisabled"),
+    (
+        AccessDenied,
+        "a retention policy or a legal hold protects it; wait for its end, or lift it",
+        "BlobImmutableDueToPolicy",
+    ),
     (PermanentError, _LEASE, "LeaseIdMissing LeaseAlreadyPresent LeaseIdMismatchWithBlobOperation LeaseLost"),
     (PermanentError, "it has snapshots, which would be deleted with it; delete those first", "SnapshotsPresent"),
     (

@@ -84,14 +84,22 @@ _REASONS: tuple[CodeRow, ...] = (
     (AccessDenied, f"the credentials are wrong or have expired; {_KEYS}", "authError required lockedDomainExpired 401"),
     (
         AccessDenied,
-        "the credentials do not allow it, or are wrong",
+        f"the credentials do not allow it, or are wrong; grant the role, or {_KEYS}",
         """forbidden insufficientPermissions accountDisabled countryBlocked sslRequired stopChannelCallerNotOwner
         userProjectAccessDenied userProjectAccountProblem authenticationRequiredRequesterPays 403""",
     ),
-    (AccessDenied, "the Cloud Storage API is not enabled for the project", "usageLimits.accessNotConfigured"),
+    (
+        AccessDenied,
+        "the Cloud Storage API is not enabled for the project; enable it",
+        "usageLimits.accessNotConfigured",
+    ),
     (AccessDenied, "the bucket's requester pays; set `project`", "userProjectMissing"),
-    (AccessDenied, "`project` is wrong", "userProjectInvalid userProjectInconsistent"),
-    (AccessDenied, "an organisation policy forbids it", "orgPolicyConstraintFailed"),
+    (AccessDenied, "the project is wrong; correct `project`", "userProjectInvalid userProjectInconsistent"),
+    (
+        AccessDenied,
+        "an organisation policy forbids it; change that policy",
+        "orgPolicyConstraintFailed",
+    ),
     (
         PermanentError,
         "the object may not be changed yet: a retention policy or a hold protects it",
@@ -150,7 +158,8 @@ CLASSES: tuple[ClassRow, ...] = (
     (Unavailable, DAMAGED, (storage.DataCorruption, media.DataCorruption)),
     (Unavailable, "the service that hands out credentials cannot be reached",
      (auth.TransportError, auth.ResponseError)),
-    (AccessDenied, "the client certificate cannot be used", (auth.MutualTLSChannelError, auth.ClientCertError)),
+    (AccessDenied, "the client certificate cannot be used; renew it, or unset GOOGLE_API_USE_CLIENT_CERTIFICATE",
+     (auth.MutualTLSChannelError, auth.ClientCertError)),
     (
         AccessDenied,
         f"there are no usable credentials; {_KEYS}",

@@ -50,6 +50,7 @@ SDK_ERRORS = (sdk.ClientError, sdk.BotoCoreError, ResponseParserError, HTTPError
 TRUST = "AWS_CA_BUNDLE"
 """The environment variable that names the certificates of authorities for the SDK."""
 _KEYS = "correct the store's keys, or what the SDK's chain finds"
+_RIGHTS = f"the credentials do not allow it, or are wrong; grant the right, or {_KEYS}"
 _REGION = "correct `region` or `endpoint`"
 _IN_ANOTHER_PLACE = (
     "PermanentRedirect Redirect IllegalLocationConstraintException InvalidLocationConstraint InvalidRegionName "
@@ -106,18 +107,18 @@ _CODES: tuple[CodeRow, ...] = (
     ),
     (
         AccessDenied,
-        "the credentials have expired",
+        f"the credentials have expired; {_KEYS}",
         "ExpiredToken ExpiredTokenException TokenRefreshRequired RequestExpired",
     ),
     (
         AccessDenied,
-        "the credentials do not allow it, or are wrong",
+        _RIGHTS,
         """AccessDenied AllAccessDisabled AccountProblem NotSignedUp InvalidPayer UnauthorizedAccess
         UnauthorizedAccessError AccessForbidden""",
     ),
     (
         AccessDenied,  # without a body: the answer to HEAD
-        "the credentials do not allow it, or are wrong; without the right `s3:ListBucket`, also if it is not there",
+        f"{_RIGHTS}; without the right `s3:ListBucket`, also if it is not there",
         "403",
     ),
     (AccessDenied, f"the store does not accept the signature; {_REGION}", _FOR_ANOTHER_REGION),
