@@ -124,8 +124,17 @@ def _checks(settings: Settings) -> Iterator[Check]:
                 yield _log(session)
                 yield from owner_of_broker(settings, session.catalogue)
             yield from _catalogue(session)
-        except CatalogueError as error:  # a part of it is damaged
-            yield Check("catalogue reads", "bad", str(error))
+        except CatalogueError as error:
+            yield _gone_or_damaged(settings, error)
+
+
+def _gone_or_damaged(settings: Settings, error: CatalogueError) -> Check:
+    """Return what an error of the open catalogue says: it has gone away since, or a part of it is damaged."""
+    try:
+        open_session(settings).close()
+    except CatalogueError as gone:
+        return Check("catalogue reads", "unknown", told_since_when(settings, gone))
+    return Check("catalogue reads", "bad", str(error))
 
 
 def _catalogue_of_one_worker(settings: Settings) -> Iterator[Check]:
