@@ -1,5 +1,6 @@
 """The session of one command: its settings, catalogue and stores."""
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -11,7 +12,7 @@ from worker.artifacts.reading_order import AvoidedStores
 from worker.catalogue import Catalogue, CatalogueLost, CatalogueUnreadable, JobRecord, NoCatalogue, expected_identity
 from worker.catalogue.sqlite import absent_directory
 from worker.cli.errors import Failure, UsageError
-from worker.cli.output import note
+from worker.cli.output import complain, note
 from worker.exit_status import Status
 from worker.report.sources import Sources
 from worker.settings import Settings, load_settings
@@ -20,6 +21,13 @@ from zot_artifact_client.contract import JobState
 from zot_artifact_client.errors import BrokerUnavailable
 
 _SQLITE = "sqlite:///"
+
+
+class _LogLines(logging.Handler):
+    """Prints warnings of the code that workers share, such as of a store that does not answer, as a command does."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        complain(record.getMessage())
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +156,7 @@ def open_session(settings: Settings, *, create: bool = False) -> Session:
     """
     if not create and (missing := no_catalogue(settings)):
         raise missing
+    logging.lastResort = _LogLines(logging.WARNING)  # for a command that does not log
     settings.prepare()
     catalogue = Catalogue(settings.catalogue_url, create=create, on_wait=_tell_wait)
     known_ids = catalogue.store_identities(settings.stores, settings.run_dir)

@@ -1,6 +1,7 @@
 """`status` shows what is open until it is resolved, and its exit status says so; `stores` and `doctor` agree."""
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -122,6 +123,19 @@ def test_a_catalogue_that_can_only_be_read_is_shown(zot: Zot, monkeypatch: pytes
     assert len(names) == len(set(names)), "a good and a bad line of one name contradict each other"
 
 
+def test_a_catalogue_that_goes_away_is_not_called_damaged(
+    catalogue: Catalogue, zot: Zot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`doctor` tells of one that goes away between two checks as of one that is away when it begins."""
+    path = load_settings().home / "catalogue.sqlite3"
+    catalogue.close()
+    monkeypatch.setattr("worker.cli.doctor.probe", lambda _: path.rename(path.with_suffix(".away")) and None)
+    status, document = zot("doctor")
+    last = document["checks"][-1]
+    assert (status, last["name"], last["outcome"]) == (3, "catalogue reads", "unknown")
+    assert "is gone" in last["detail"]
+
+
 def test_a_catalogue_of_which_a_part_is_damaged_is_bad(catalogue: Catalogue, zot: Zot) -> None:
     """`doctor` says so beside its other checks, with the way out: the file opens well, and jobs wait at that part."""
     path = load_settings().home / "catalogue.sqlite3"
@@ -152,8 +166,13 @@ def test_wrong_metadata_waits_for_its_repair(catalogue: Catalogue, artifact: Art
 
 
 @pytest.mark.usefixtures("artifact")
-def test_stores_names_a_disk_that_was_swapped(tmp_path: Path, zot: Zot) -> None:
-    """`stores`, `status` and `doctor` tell a store on another disk, and nothing stays on an empty disk."""
+def test_stores_names_a_disk_that_was_swapped(
+    tmp_path: Path, zot: Zot, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`stores`, `status` and `doctor` tell a store on another disk, and nothing stays on an empty disk.
+
+    What the code that they share with workers logs about it is a line of the command.
+    """
     zot("doctor")  # it has seen the right disks
     [root] = (tmp_path / "home").rglob("dr")
     root.rename(tmp_path / "dr-away")
@@ -169,6 +188,9 @@ def test_stores_names_a_disk_that_was_swapped(tmp_path: Path, zot: Zot) -> None:
     status, document = zot("doctor")
     [check] = [each for each in document["checks"] if each["name"] == "store dr"]
     assert (status, check["detail"].startswith("this is not the store")) == (1, True)
+    monkeypatch.setattr(logging.root, "handlers", [])  # those of pytest
+    cli.run(["log", "verify"])
+    assert capsys.readouterr().err.startswith("zot-artifacts: the head of the verification log that dr keeps was not ")
     assert list(root.iterdir()) == []
 
 
@@ -404,7 +426,15 @@ def test_a_store_that_failed_its_last_probe_is_open(
     assert probed("second", {}) == {}
     root.rename(away)
     told = {each["name"]: each["detail"] for each in zot("status")[1]["checks"]}
-    assert re.match(rf"its probe of {clock.now():%Y}\S+ \S+ succeeded, now: .*No such file", told["disk dr"])
+    assert re.match(
+        rf"its probe of {clock.now():%Y}\S+ \S+ succeeded, now: its root \S+ does not exist", told["disk dr"]
+    )
+    assert probed("third", {"dr": f"dr: its root {root} does not exist: mount the disk"}) == {}, (
+        "one cause is told once"
+    )
+    [disk] = [each for each in zot("status")[1]["checks"] if each["name"] == "disk dr"]
+    assert re.match(rf"its probes fail since {clock.now():%Y}\S+ \S+: its root \S+ does not exist", disk["detail"])
+    assert disk["outcome"] == "bad"
 
 
 def test_jobs_that_a_store_refused_are_open_for_a_day(catalogue: Catalogue, zot: Zot, capsys) -> None:
