@@ -55,7 +55,7 @@ from worker.report.unconfigured_stores import unconfigured, way_out_of_unconfigu
 from worker.schedule import beat_schedule, sweep_name
 from worker.storage.config import FilesystemConfig
 from worker.storage.durations_and_sizes import duration_text
-from worker.storage.errors import REFUSALS, OtherStore, OutOfSpace, StorageError
+from worker.storage.errors import REFUSALS, OtherStore, OutOfSpace, SameStore, StorageError
 from zot_artifact_client.contract import SWEEP_PROBE, TASKS, JobState
 
 NAMED = 5
@@ -123,7 +123,8 @@ def document_of(sources: Sources) -> dict[str, Any]:
             *_refusing(waiting),
             *_refused(failed),
             *_failing(sources, runs),
-            *disks,
+            _disk("data directory", sources.settings.home),  # where queues, downloads and streams wait
+            *(each for name, each in disks.items() if not (name in wrong and wrong[name] in str(broken.get(name)))),
             *_log(sources),
             *(list(catalogue_writes(sources.settings, catalogue)) or catalogue_of_workers(sources.settings)),
             *owner_of_broker(sources.settings, catalogue),
@@ -437,24 +438,34 @@ def _log(sources: Sources) -> Iterator[Check]:
         yield Check("verification log", "bad", told, way_out)
 
 
-def _disks(sources: Sources) -> tuple[list[Check], set[str]]:
-    """Return the checks of the disks, and the stores whose disk is another one than before."""
-    checks = [_disk("data directory", sources.settings.home)]  # where queues, downloads and streams wait
-    wrong = set()
+def _disks(sources: Sources) -> tuple[dict[str, Check], dict[str, str]]:
+    """Return the checks of the disks of stores, and what is wrong with those stores that cannot be used."""
+    checks, wrong = {}, {}
     for name, config in sources.settings.stores.items():
         if isinstance(config, FilesystemConfig):
-            fault = _wrong_disk(sources, name)
-            check = Check(f"disk {name}", "bad", fault) if fault else _disk(f"disk {name}", config.root)
-            if fault:
-                wrong.add(name)
+            fault = _refusal(sources, name)
+            check = fault or _disk(f"disk {name}", config.root)
             if fault or check.outcome == "unknown":
+                wrong[name] = check.detail
                 since, good_at = _last_probes(sources, name)
                 if good_at:
                     check = replace(check, detail=f"its probe of {moment(good_at)} succeeded, now: {check.detail}")
                 elif since:
-                    check = replace(check, detail=f"its probes fail since {moment(since)}: {check.detail}")
-            checks.append(check)
+                    told = f"its probes fail since {moment(since)}: {check.detail}"
+                    check = replace(check, outcome="bad", detail=told)
+            checks[name] = check
     return checks, wrong
+
+
+def _refusal(sources: Sources, store: str) -> Check | None:
+    """Return that a store does not answer, or is another one than before, such as without its disk; else None."""
+    with suppress(CatalogueError):  # it takes no record of the store
+        try:
+            sources.stores[store].check_identity("read")
+        except StorageError as error:  # it names its way out
+            outcome = "bad" if isinstance(error, OtherStore | SameStore) else "unknown"
+            return Check(f"disk {store}", outcome, error.message.removeprefix(f"{store}: "))
+    return None
 
 
 def _disk(name: str, directory: Path) -> Check:
@@ -470,16 +481,6 @@ def _disk(name: str, directory: Path) -> Check:
     if free >= _LEAST_FREE:
         return Check(name, "good", f"{size(free)} free")
     return Check(name, "bad", f"{size(free)} free, less than {size(_LEAST_FREE)}", f"make room in {directory}")
-
-
-def _wrong_disk(sources: Sources, name: str) -> str | None:
-    """Return that another disk than before, or none, is mounted at the root of a store; None if it is the right one."""
-    with suppress(StorageError, CatalogueError):  # the store does not answer, or the catalogue takes no record of it
-        try:
-            sources.stores[name].check_identity("read")
-        except OtherStore as error:
-            return error.message.removeprefix(f"{name}: ")
-    return None
 
 
 def _status(findings: list[Open], dead: int, checks: list[Check]) -> Status:

@@ -182,8 +182,8 @@ def test_beat_is_good_while_it_ticks(doctor: Doctor, broker: Valkey, tmp_path: P
     assert (found["outcome"], found["detail"].startswith("it ticked ")) == ("good", True)
 
 
-def test_the_error_of_a_store_is_told_once(doctor: Doctor, broker: Valkey) -> None:
-    """Where the circuit breaker opened for the error that the store still has, the line has it once."""
+def test_the_error_of_a_store_is_told_once(doctor: Doctor, broker: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the circuit breaker opened for the error that the store still has, `doctor` and `status` have it once."""
     settings = load_settings()
     settings.prepare()
     shutil.rmtree(settings.stores["dr"].root)  # type: ignore[union-attr]
@@ -195,6 +195,9 @@ def test_the_error_of_a_store_is_told_once(doctor: Doctor, broker: Valkey) -> No
     found = doctor()["store dr"]
     assert (found["outcome"], found["detail"].count(error)) == ("unknown", 1)
     assert "its circuit breaker is open since" in found["detail"]
+    cli.run(["status"])
+    told = capsys.readouterr().out
+    assert (told.count(error), "\ndisk primary: good" in told, "\ndisk dr: " in told) == (1, True, False)
 
 
 def test_an_open_circuit_breaker_is_bad(doctor: Doctor, broker: Valkey, capsys: pytest.CaptureFixture[str]) -> None:
