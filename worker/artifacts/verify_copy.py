@@ -146,5 +146,4 @@ def suspicion(of: Artifact | PageCopy, store: str, seen: Verification, job: str)
 
 def not_configured(store: str) -> str:
     """Return the message about a copy in a store that is not configured any more."""
-    way_out = f"add it to `stores` again, or `zot-artifacts stores forget {store}`"
-    return f"the store {store!r} is not configured: {way_out}"
+    return f"the store {store!r} is not configured: `zot-artifacts status` says whether it was renamed, and the way out"

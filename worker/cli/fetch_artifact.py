@@ -81,7 +81,7 @@ def _copies(session: Session, artifact: Artifact) -> list[Copy]:
         if copy.state.present and copy.store in stores:
             found.append(copy)
         elif copy.state.present:
-            note(f"{copy.store}: has a copy of {artifact.path}, but is not configured; see `zot-artifacts stores`")
+            note(f"{copy.store}: has a copy of {artifact.path}, but is not configured; see `zot-artifacts status`")
     return reading_order(found, stores, session.avoided)
 
 

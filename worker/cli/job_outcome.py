@@ -153,8 +153,8 @@ def _print_deleted(result: Mapping[str, Any]) -> None:
         say(f"{result['bucket']}/{key}, its companion, is deleted with it")
     for store in result.get("not_configured", ()):
         complain(
-            f"{store}: a copy of {path} stays until the store is configured again, or `zot-artifacts stores forget "
-            f"{store}` ends its record"
+            f"{store}: a copy of {path} stays: the store is not configured; `zot-artifacts status` says whether it was "
+            "renamed, and the way out"
         )
     if result.get("purge_after"):
         was = "was deleted before" if result["unchanged"] else "is deleted"

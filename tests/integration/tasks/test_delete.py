@@ -249,7 +249,7 @@ def test_a_copy_in_a_store_that_left_the_configuration_is_told(run, context, sto
 def test_nothing_is_deleted_before_all_stores_are_resolved(run, context, stored, named):
     """A named store, or the only ones with a copy, that left the configuration are an error that says what to do."""
     left = without(context, "dr") if named else without(context, "dr", "primary")
-    with pytest.raises(UnknownStore, match="stores forget dr"):
+    with pytest.raises(UnknownStore, match="'dr' is not configured: .*says whether it was renamed"):
         run(delete, request(*named, allow_last=bool(named)), context=left)
     assert stored("primary").exists()
     assert context.catalogue.artifacts.current("releases", "app.tgz") is not None

@@ -173,7 +173,7 @@ def test_a_delete_at_once_removes_the_bytes(context: Context, run, put: Put, rem
     """
     remove()
     left = without(context, "primary", "dr")
-    with pytest.raises(UnknownStore, match="nothing was deleted: .*stores forget"):
+    with pytest.raises(UnknownStore, match="nothing was deleted: .*says whether it was renamed"):
         run(delete, DeleteRequest(bucket="releases", key="app.tgz", now=True), context=left)
     context.catalogue.deletions.undo("releases", "app.tgz", now=clock.now())
     remove()

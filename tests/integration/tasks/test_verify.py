@@ -183,6 +183,6 @@ def test_a_copy_in_a_store_that_left_the_configuration_is_unreadable(run, contex
     result = run(verify, wish, context=left)
     verdicts = {copy.store: copy for copy in result.copies}
     assert {store: copy.verdict for store, copy in verdicts.items()} == {"primary": "verified", "dr": "unreadable"}
-    assert "stores forget dr" in verdicts["dr"].detail
+    assert "'dr' is not configured: `zot-artifacts status` says whether it was renamed" in verdicts["dr"].detail
     assert copy_of(context).last_verdict == "unreadable"
     assert copy_of(context, "primary").state == "verified"
