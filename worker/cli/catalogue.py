@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Annotated, BinaryIO, cast
 from uuid import uuid4
@@ -292,19 +291,17 @@ def rebuild(
     with opened(create=True) as session:
         names, spool_dir = session.store_names(store) or tuple(session.stores), session.settings.spool_dir
         others = [name for name in session.stores if name not in names]  # only for the lists that they keep
-        limited = partial(stores_within_limits, session.settings, session.stores, catalogue=session.catalogue)
-        with (
-            limited(names) as stores,
-            limited(others, without_paused=True) as list_stores,
-            KeptTombstones([*stores, *list_stores], spool_dir) as tombstones,
-        ):
+        limited = stores_within_limits(
+            session.settings, session.stores, names, catalogue=session.catalogue, optional=others
+        )
+        with limited as stores, KeptTombstones(stores, spool_dir) as tombstones:
             run = Rebuild(
-                session.catalogue, stores, Rules(first_read, newer_since, session.settings.delete.grace),
+                session.catalogue, stores[: len(names)], Rules(first_read, newer_since, session.settings.delete.grace),
                 session.settings.page, job=job, by=user_name(), tombstones=tombstones, believe_digests=believe_digests,
                 dry_run=dry_run, on_page=_Shown().show,
             )  # fmt: skip
             tally = run.run(buckets)
-            companions = 0 if dry_run else restore_companions(session.catalogue, [*stores, *list_stores], spool_dir)
+            companions = 0 if dry_run else restore_companions(session.catalogue, stores, spool_dir)
     if as_json:
         print_json(_document(tally, job=job, dry_run=dry_run, companions=companions))
     else:

@@ -27,7 +27,7 @@ def stores_within_limits(
     names: Sequence[str],
     *,
     catalogue: Catalogue | None = None,
-    without_paused: bool = False,
+    optional: Sequence[str] = (),
 ) -> Iterator[list[LimitedStore]]:
     """Yield these stores with their pauses, circuit breakers, concurrency slots and bandwidth.
 
@@ -39,35 +39,36 @@ def stores_within_limits(
         stores: all that are configured.
         names: the stores to yield, in this order.
         catalogue: that of the settings, if it is open already; without one, it is opened if it is there.
-        without_paused: leave out a store that is paused, with a note.
+        optional: further stores to yield, after the others; one that is paused is left out, with a note.
 
     Raises:
-        Failure: a store is paused; nothing was read.
+        Failure: one of `names` is paused; nothing was read.
         UnknownStore: naming the stores there are.
     """
-    for name in names:
+    wanted = [*names, *optional]
+    for name in wanted:
         stores[name]  # its error knows the nearest name
     try:
         client = redis_of_results(settings.results_url)
         shared = SharedRedis(lambda: client)
     except NoBroker:
         shared = SharedRedis(None)
-        known = {name: settings.store_limits.get(name, StoreLimits()) for name in names}
+        known = {name: settings.store_limits.get(name, StoreLimits()) for name in wanted}
         alone = {name: of.model_copy(update={"local_share": of.local_share or 1.0}) for name, of in known.items()}
         settings = settings.model_copy(update={"store_limits": {**settings.store_limits, **alone}})
     with ExitStack() as opened:
         paused = _pauses(settings, catalogue, opened)
         admission = Admission(settings, lambda name: stores[name].list_buckets(), shared, paused=paused)
         job = NoJob(f"command-{uuid4()}")
-        pauses = {name: error for name in names if (error := paused(name)) is not None}
+        pauses = {name: error for name in wanted if (error := paused(name)) is not None}
         for name, error in pauses.items():
-            if not without_paused:
+            if name not in optional:
                 way_out = f"`zot-artifacts resume store {name}` ends the pause"
                 raise Failure(f"{error}; {way_out}", Status.UNKNOWN, type_="Paused")
             note(f"{error}: it is left out")
         yield [
             LimitedStore(stores[name], admission, job, wait=StoreWait(name, note))
-            for name in names
+            for name in wanted
             if name not in pauses
         ]
 

@@ -59,6 +59,18 @@ def test_an_export_makes_no_catalogue(tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_redis_that_is_away_is_told_once(tmp_path, monkeypatch, caplog):
+    """Also where a rebuild reads the lists of deletes from stores that it does not rebuild."""
+    (found := tmp_path / "stores" / "primary" / "releases").mkdir(parents=True)
+    (found / "app.tgz").touch()
+    monkeypatch.setenv("ZOT_HOME", str(tmp_path))
+    monkeypatch.setenv("ZOT_RESULTS", "redis://127.0.0.1:1/0")
+    assert cli.run(["catalogue", "rebuild", "--first-read"]) == 0
+    caplog.clear()
+    assert cli.run(["catalogue", "rebuild", "--store", "primary"]) == 0
+    assert caplog.text.count("limits and breakers cannot be shared") == 1
+
+
 def test_a_backup_goes_to_every_store_that_is_named(home, capsys):
     """`--store` can be repeated; a store that is named first is not left out."""
     command = ["catalogue", "backup", "--store", "primary", "--store", "dr"]

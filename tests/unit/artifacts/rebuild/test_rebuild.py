@@ -574,7 +574,7 @@ def test_the_lists_that_stores_keep_are_read_within_the_limits_of_the_stores(
     catalogue.pauses.begin(Scope.STORE, "dr", reason=None, now=BEGIN)
 
     with (
-        stores_within_limits(settings, stores, NAMES, catalogue=catalogue, without_paused=True) as limited,
+        stores_within_limits(settings, stores, [], catalogue=catalogue, optional=NAMES) as limited,
         KeptTombstones(limited, tmp_path) as tombstones,
     ):
         assert list(tombstones.take("b", ["app"])) == ["app"]
