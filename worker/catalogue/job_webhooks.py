@@ -186,13 +186,16 @@ class JobWebhooks(Queries):
             for each in found
         }
 
+    def count_undelivered(self, receiver: str) -> int:
+        """Return how many ends `forget` would forget, those that were not tried yet included."""
+        with self._database.read() as connection:
+            query = sa.select(sa.func.count()).select_from(job_webhooks).where(_undelivered(receiver))
+            return connection.execute(query).scalar_one()
+
     def forget(self, receiver: str, *, now: datetime) -> int:
         """Forget the ends that wait for a receiver or are given up, resolve its finding, and return how many."""
-        row = job_webhooks.c
-        open_ = sa.select(jobs.c.id).where(jobs.c.id == row.job, jobs.c.finished_at.is_(None))
-        undelivered = sa.and_(row.receiver == receiver, row.delivered_at.is_(None), ~open_.exists())
         with self._database.write() as connection:
-            count = connection.execute(sa.delete(job_webhooks).where(undelivered)).rowcount
+            count = connection.execute(sa.delete(job_webhooks).where(_undelivered(receiver))).rowcount
             resolve_key(connection, FindingKind.WEBHOOK_UNDELIVERED, receiver, "its ends were forgotten", now)
         return count
 
@@ -246,3 +249,9 @@ def _payload(row: Row[Any]) -> dict[str, Any]:
             "error": {name: row.cause[name] for name in _SAID if name in row.cause} if row.cause else None,
         },
     }  # fmt: skip
+
+
+def _undelivered(receiver: str) -> sa.ColumnElement[bool]:
+    row = job_webhooks.c
+    open_ = sa.select(jobs.c.id).where(jobs.c.id == row.job, jobs.c.finished_at.is_(None))
+    return sa.and_(row.receiver == receiver, row.delivered_at.is_(None), ~open_.exists())

@@ -102,12 +102,10 @@ def forget(
         zot-artifacts webhooks forget ci
     """
     with opened() as session:
-        receivers = session.catalogue.job_webhooks.receivers()
-        known = {*session.settings.webhooks, *receivers}
+        known = {*session.settings.webhooks, *session.catalogue.job_webhooks.receivers()}
         if name not in known:
             raise UsageError(f"neither the settings nor a job name a webhook {name}{suggestion(name, known)}")
-        waiting = receivers.get(name)
-        if waiting and (left := waiting.pending + waiting.given_up):
+        if left := session.catalogue.job_webhooks.count_undelivered(name):
             confirm(f"forget the ends of {counted(left, 'job')} that {name} does not have?", yes=yes)
         count = session.catalogue.job_webhooks.forget(name, now=clock.now())
     if as_json:

@@ -3,16 +3,21 @@
 import io
 import json
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from worker import cli, clock
-from worker.catalogue import Catalogue, FindingKind
+from worker.catalogue import Catalogue, FindingKind, Leased
 from worker.exit_status import Status
 from worker.settings import load_settings
 from worker.storage import Digest
+from worker.storage.configured_stores import Stores
+from worker.storage.keys import QUARANTINE_BUCKET
+from zot_artifact_client.contract import JobState
 
 
 @pytest.fixture
@@ -138,6 +143,30 @@ def test_forgetting_keeps_the_last_good_copy(zot, monkeypatch: pytest.MonkeyPatc
     status, document, _ = zot("stores", "forget", "old", "--allow-last")
     assert (status, document["forgotten"]) == (0, 1)
     assert [each["store"] for each in zot("stores")[1]["stores"]] == ["primary", "dr"]
+
+
+def test_what_cannot_be_undone_is_asked_at_a_terminal(
+    catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The question says how much goes, also what was not tried yet; without a yes nothing does, and --yes is one."""
+    ended = clock.now() - timedelta(days=1)
+    begun = catalogue.ledger.acquire(
+        "job", "upload", {"notify": ["ci"]}, owner="here", writes_to=None, parent=None, now=ended,
+        lease=timedelta(seconds=30),
+    )  # fmt: skip
+    assert isinstance(begun, Leased)
+    catalogue.ledger.finish("job", begun.record.fence, JobState.SUCCEEDED, now=ended, result={})
+    with closing(Stores(load_settings().stores)) as stores:
+        stores["dr"].create_bucket(QUARANTINE_BUCKET)
+        stores["dr"].write_object(QUARANTINE_BUCKET, "releases/job/app.tgz", io.BytesIO(b"rot"))
+    old = ("quarantine", "purge", "--older-than", "1h")
+    for command, question in (
+        (("webhooks", "forget", "ci"), "forget the ends of 1 job that ci does not have?"),
+        (old, "delete 1 object from quarantine for good?"),
+    ):
+        for more, status, asked in (((), Status.INTERRUPTED, True), (("--yes",), Status.GOOD, False)):
+            monkeypatch.setattr("sys.stdin", Terminal("n\n"))
+            assert (cli.run([*command, *more]), question in capsys.readouterr().err) == (status, asked), command
 
 
 def test_only_a_store_that_is_gone_can_be_forgotten(zot) -> None:
