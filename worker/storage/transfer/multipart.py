@@ -34,12 +34,10 @@ class UploadPlan:
     """How parts are sent.
 
     Attributes:
-        at_once: how many are in flight.
         prepared: how many are in flight or hashed before that.
         spooled: they wait on the disk and not in memory.
     """
 
-    at_once: int
     prepared: int
     spooled: bool
 
@@ -48,8 +46,8 @@ def plan_upload(part_size: int, memory: int = MEMORY) -> UploadPlan:
     """Return how to send parts of this size within this memory: from the disk where fewer than two of them fit."""
     prepared = min(PARALLEL_PARTS + 1, memory // part_size - 1)
     if prepared < 1:
-        return UploadPlan(PARALLEL_PARTS, PARALLEL_PARTS, spooled=True)
-    return UploadPlan(min(PARALLEL_PARTS, prepared), prepared, spooled=False)
+        return UploadPlan(PARALLEL_PARTS, spooled=True)
+    return UploadPlan(prepared, spooled=False)
 
 
 def part_size_of(driver: Driver, size: int) -> int:
@@ -196,7 +194,6 @@ class MultipartWrite:
             for place in filter(None, (self._place, self._other_place)):  # it may be open here and take no parts
                 with suppress(PermanentError):  # a store that forbids the abort may take the write
                     self._driver.abort_upload(*place, begun.token)
-            self._checkpoint.ended()
             return None
         sent = {number: sent for number, sent in begun.sent.items() if there.get(number) == sent.part}
         return OpenUpload(begun.token, begun.part_size, sent)
@@ -211,7 +208,7 @@ class MultipartWrite:
 
     def _send(self, body: Body, begun: OpenUpload) -> list[Part]:
         plan = plan_upload(begun.part_size, self._memory)
-        sending = Semaphore(plan.at_once)
+        sending = Semaphore(PARALLEL_PARTS)
         parts: list[Part] = []
         under_way: dict[Future[Part], PartData] = {}
         spare: list[bytearray] = []

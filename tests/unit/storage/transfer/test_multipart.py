@@ -322,11 +322,15 @@ def test_a_store_that_compares_parts_gets_their_recorded_digests(driver, monkeyp
 
 
 def test_two_parts_are_in_flight_and_a_third_is_ready(driver, monkeypatch):
-    """Parts that end at the same time, in any order, share no memory; a kill finds at most two in flight."""
-    both, lock, in_flight, most = Barrier(2, timeout=60), Lock(), [0], [0]
+    """Parts that end at the same time, in any order, share no memory; a kill finds at most two in flight.
+
+    A fourth is being read meanwhile, and no more memory is taken: later parts are written over earlier ones.
+    """
+    both, lock, in_flight, most, memory = Barrier(2, timeout=60), Lock(), [0], [0], dict[int, bytearray]()
     upload_part = driver.upload_part
 
     def together(*args, **kwargs) -> Part:
+        memory[id(args[-1])] = args[-1]
         with lock:
             in_flight[0] += 1
             most[0] = max(most[0], in_flight[0])
@@ -343,7 +347,7 @@ def test_two_parts_are_in_flight_and_a_third_is_ready(driver, monkeypatch):
     body = VerifyingReader(io.BytesIO(content), size=digest.size, sha256=digest.sha256)
     MultipartWrite(driver, "releases", "app.tgz", WriteInfo(digest.size, digest.sha256), Notes()).run(body, None)
     assert stored(driver) == content
-    assert most == [2]
+    assert (most, len(memory)) == ([2], 4)
 
 
 def test_parts_of_another_size_than_chunks_are_hashed_as_a_whole(driver):
