@@ -153,16 +153,18 @@ class SweepClaims(Queries):
         )
 
     def mean_size(
-        self, store: str, *, period: timedelta, first_read: timedelta | None = None, now: datetime, largest: int,
-        ahead: float = 1,
+        self, store: str, *, period: timedelta, first_read: timedelta | None = None, now: datetime,
+        largest: int | None = None, ahead: float = 1,
     ) -> int:  # fmt: skip
-        """Return the mean size of some copies that are due, each counted with `largest` bytes at most."""
+        """Return the mean size of some copies that are due, each counted with `largest` bytes at most, if given."""
         with self._database.read() as connection:
             some = due_copies(
                 connection, store, period=period, first_read=first_read, now=now, until=now, limit=_SOME, ahead=ahead
             )
             of = sa.select(artifacts.c.size).join(copies, copies.c.artifact_id == artifacts.c.id)
-            sizes = [min(size, largest) for size in connection.execute(of.where(copies.c.id.in_(some))).scalars()]
+            sizes = list(connection.execute(of.where(copies.c.id.in_(some))).scalars())
+        if largest is not None:
+            sizes = [min(size, largest) for size in sizes]
         return sum(sizes) // len(sizes) if sizes else 0
 
     def measure_absent(

@@ -22,7 +22,7 @@ def _verify(session: Session, store: str, _prefix: str | None) -> dict[str, Any]
     claims, period = session.catalogue.sweep_claims, sweep.period_of(store)
     first_read = sweep.first_read_of(store)
     due = claims.count_due(store, period=period, first_read=first_read, now=now, limit=_MOST)
-    mean = claims.mean_size(store, period=period, first_read=first_read, now=now, largest=_MOST) if due else 0
+    mean = claims.mean_size(store, period=period, first_read=first_read, now=now) if due else 0
     ahead = forecast_for(session.settings, store, due, due * mean)
     rate = session.catalogue.pages.read_rate(store, since=now - _RECENT)
     takes = ahead.takes or (timedelta(seconds=due / rate) if rate else None)

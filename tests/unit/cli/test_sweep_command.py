@@ -11,6 +11,7 @@ import yaml
 from tests.unit.cli.test_status import Zot, artifact, catalogue, judge, zot  # noqa: F401 - fixtures
 from worker import cli, clock
 from worker.catalogue import Artifact, Catalogue, tables
+from worker.storage import Digest
 
 
 def rows(zot: Zot, *arguments: str) -> dict[str, dict[str, Any]]:  # noqa: F811
@@ -30,6 +31,12 @@ def test_a_dry_run_counts_what_is_due_and_what_can_be_repaired(
         connection.execute(sa.update(tables.copies).values(read_at=clock.now() - timedelta(days=60)))
     due = {store: (row["due"], row["about"], row["requests"]) for store, row in rows(zot, "verify").items()}
     assert due == {"primary": (1, "1 B", 1), "dr": (1, "1 B", 1)}
+    record, long_ago = catalogue.artifacts.record, clock.now() - timedelta(days=60)
+    large = record("releases", "large", Digest(5 << 30, "a" * 64), {}, long_ago, stores=["dr"]).artifact
+    catalogue.artifacts.finish_copy(large, "dr", tag="1", evidence={}, now=long_ago)
+    assert rows(zot, "verify")["dr"]["about"] == "5.0 GiB", "its whole size"
+    period = timedelta(days=30)
+    assert catalogue.sweep_claims.mean_size("dr", period=period, now=clock.now(), largest=9) == 5, "9 B and 1 B"
     judge(catalogue, artifact, "dr", "corrupt")
     nothing = {"repairable": 0, "wrong_metadata": 0, "stopped": None}
     assert rows(zot, "repair") == {"primary": nothing, "dr": {"repairable": 1, "wrong_metadata": 0, "stopped": None}}
