@@ -51,6 +51,7 @@ def test_an_archived_copy_has_its_own_verdict_and_clock(run, context, settings):
     assert (found.archived, found.read, found.never, found.unreadable) == (1, 0, 0, 0)
     later = now + 2 * period
     assert context.catalogue.sweep_claims.overdue("dr", period=period, now=later) == 0
+    assert context.catalogue.sweep_claims.first_reads_late("dr", first_read=period, now=later) == 0
     assert context.catalogue.coverage.overdue("dr", period=period, now=later, limit=9) == []
     assert context.catalogue.sweep_claims.count_due("dr", period=period, now=later, limit=9) == 1
     assert context.catalogue.sweep_claims.count_due("dr", period=period, now=now, limit=9) == 0

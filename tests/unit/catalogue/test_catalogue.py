@@ -227,6 +227,16 @@ def test_copies_that_are_due_together_are_claimed_in_the_order_in_which_they_wer
     assert pages == [[f"{number:02}" for number in range(first, first + 12)] for first in (0, 12)]
 
 
+def test_the_copies_that_wait_longest_are_claimed_first_although_one_search_finds_them_all(catalogue):
+    """Copies are searched for in groups, of which each gets a part of the limit: one may have all that are first."""
+    now, hour = clock.now(), timedelta(hours=1)
+    for number in range(16):
+        older = number if number % 4 == 1 else 0  # those that were read again are in four groups, by their artifacts
+        read_twice(catalogue, stored(catalogue, f"{number:02}"), now=now - 2 * PERIOD - older * hour)
+    claim = {"period": PERIOD, "now": now, "until": now + hour}
+    assert claimed_keys(catalogue, "dr", limit=3, **claim) == ["13", "09", "05"]
+
+
 def test_a_changed_period_counts_for_the_copies_that_are_there(catalogue):
     """A copy is due by the period in force now, not by the one at its last read."""
     now = clock.now()
@@ -283,6 +293,8 @@ def test_an_unreadable_copy_is_retried_before_the_period_is_over(catalogue):
     soon = now + timedelta(hours=1)
     catalogue.verifications.record(VerdictRow.of("job-1", artifact, copy, "unreadable", retry_at=soon), now=now)
     times = {"period": PERIOD, "until": now + timedelta(days=1), "limit": 9}
+    retries = catalogue.sweep_claims.count_retries
+    assert [retries("dr", now=now), retries("dr", now=soon), retries("cold", now=soon)] == [0, 1, 0]
     assert claimed_keys(catalogue, "dr", now=now, **times) == []
     assert len(claimed_keys(catalogue, "dr", now=soon, **times)) == 1
     assert catalogue.artifacts.oldest_verified("dr") is None
@@ -298,6 +310,12 @@ def test_copies_that_were_not_read_within_the_period_are_counted(catalogue):
     catalogue.verifications.record(finding, now=now)
     catalogue.artifacts.delete_copies([copies[3]])
     assert catalogue.sweep_claims.overdue("dr", period=PERIOD, now=now) == 2
+    silent = stored(catalogue, "read once", now=now - 2 * PERIOD)
+    verified(catalogue, silent, now=now - 1.5 * PERIOD)
+    finding = VerdictRow.of("job-1", silent, catalogue.artifacts.copies(silent)["dr"], "unreadable", retry_at=now)
+    catalogue.verifications.record(finding, now=now)
+    assert catalogue.sweep_claims.overdue("dr", period=PERIOD, now=now) == 3
+    assert catalogue.sweep_claims.first_reads_late("dr", first_read=PERIOD, now=now) == 2
     assert catalogue.sweep_claims.overdue("dr", period=3 * PERIOD, now=now) == 0
 
 
@@ -480,6 +498,15 @@ def test_a_copy_that_another_job_begins_during_the_search_is_not_claimed(catalog
 
     assert catalogue.sweep_claims.begun("cold", None, "", wanted=delete_it, **times, until=until) == []
     assert {each.key for each in catalogue.findings.page(kind=FindingKind.UNDER_REPLICATED)} == {"t", "f"}
+
+    artifacts.ensure_copy(stored(catalogue, "l"), "cold")
+
+    def claim_it(*_, **__):
+        sure = lambda *_, **__: True  # noqa: E731
+        catalogue.sweep_claims.begun("cold", None, "", wanted=sure, **times, until=until)
+        return True
+
+    assert catalogue.sweep_claims.begun("cold", None, "", wanted=claim_it, **times, until=until) == []
 
 
 def test_a_version_is_recorded_with_the_copies_that_are_begun(catalogue):

@@ -57,8 +57,12 @@ def test_a_retry_that_does_not_come_is_overdue(catalogue):
 
 def test_a_job_that_waits_for_another_one_is_not_forgotten(catalogue):
     """Its delivery comes back when the other's lease is over; if it does not, the job is overdue."""
-    begin(catalogue, "first", writes_to="releases/a")
-    assert isinstance(begin(catalogue, "second", writes_to="releases/a"), Busy)
+    first, ledger = begin(catalogue, "first", writes_to="releases/a").record, catalogue.ledger
+    for _ in ("its first delivery", "the next one"):
+        assert isinstance(begin(catalogue, "second", writes_to="releases/a"), Busy)
+        assert ledger.get("second").due_at == first.lease_until + LEASE
+    assert isinstance(begin(catalogue, "first", writes_to="releases/a"), Busy)
+    assert ledger.get("first").due_at == first.lease_until, "only its heartbeat moves that"
     assert "second" not in overdue(catalogue, LEASE / 2)
     assert "second" in overdue(catalogue, 3 * LEASE)
 
