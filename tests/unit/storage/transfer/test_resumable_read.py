@@ -10,7 +10,7 @@ from tests.waiting import WITHIN
 from worker.storage.driver import BUFFER_SIZE, Capabilities, ObjectReader, WriteInfo
 from worker.storage.errors import AccessDenied, Conflict, Unavailable
 from worker.storage.integrity.verifying_reader import VerifyingReader, drain
-from worker.storage.transfer.resumable_read import AHEAD, WINDOW, open_resumable
+from worker.storage.transfer.resumable_read import AHEAD, TRIES, WINDOW, open_resumable
 
 PLACE = ("releases", "app.tgz")
 
@@ -33,6 +33,7 @@ class RangesInMemory(MemoryDriver):
 
     def open(self, bucket, key, *, offset=0, length=None, uncached=False) -> ObjectReader:
         self.asked.append((offset, length))
+        assert len(self.asked) < 50, "it is asked without end"
         return Counted(self.wrapped(super().open(bucket, key, offset=offset, length=length), offset), self)
 
     def write(self, data: bytes) -> None:
@@ -48,6 +49,11 @@ class Counted:
     def close(self) -> None:
         self._driver.closed += 1
         self._reader.close()
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
 
 class Ending:
@@ -133,6 +139,43 @@ def test_another_version_is_never_mixed_in(driver):
         driver.write(content((AHEAD + 2) * WINDOW)[::-1])
         with pytest.raises(Conflict, match="overwritten while it was read"):
             drain(reader)
+
+
+def broken() -> bytes:
+    raise Unavailable("memory: the connection broke")
+
+
+def test_a_read_goes_on_where_it_broke_as_long_as_it_advances(driver):
+    """A line that breaks again and again delays a read and does not end it; without progress the read soon ends."""
+    size = (TRIES + 2) * BUFFER_SIZE
+    driver.write(content(size))
+    driver.wrapped = lambda reader, _offset: Ending(reader, BUFFER_SIZE, broken)
+    with open_resumable(driver, *PLACE) as reader:
+        assert b"".join(reader.read(BUFFER_SIZE) for _ in range(TRIES + 2)) == content(size)
+    assert driver.asked == [(at, WINDOW - at) for at in range(0, size, BUFFER_SIZE)]
+    assert driver.closed == len(driver.asked)
+    driver.asked.clear()
+    driver.wrapped = lambda reader, offset: Ending(reader, 1 if offset else BUFFER_SIZE, broken)
+    with pytest.raises(Unavailable, match="the connection broke"):
+        read_all(driver)
+    assert [offset for offset, _ in driver.asked] == [0, *range(BUFFER_SIZE, BUFFER_SIZE + TRIES - 1)]
+
+
+@pytest.mark.parametrize("into", [False, True])
+def test_no_other_version_goes_on_where_a_read_broke(driver, into):
+    """The rest of a read is of the version that it began with, also where no digest of the whole is known."""
+
+    def replaced() -> bytes:
+        driver.write(content(2 * BUFFER_SIZE)[::-1])
+        return broken()
+
+    driver.write(content(2 * BUFFER_SIZE))
+    driver.wrapped = lambda reader, offset: reader if offset else Ending(reader, BUFFER_SIZE, replaced)
+    with open_resumable(driver, *PLACE) as reader:
+        assert len(reader.read(BUFFER_SIZE)) == BUFFER_SIZE
+        with pytest.raises(Conflict, match="overwritten while it was read"):
+            reader.readinto(memoryview(bytearray(BUFFER_SIZE))) if into else reader.read(BUFFER_SIZE)
+    assert driver.closed == len(driver.asked) == 2
 
 
 def test_who_stops_early_waits_for_one_piece_only(driver):
