@@ -7,7 +7,8 @@ from worker.catalogue import JobRecord, Ledger
 from zot_artifact_client.contract import JobState
 from zot_artifact_client.idempotency_conflicts import idempotency_mismatch
 
-_WHERE_STAGED = ("source", "staged")
+_WHERE_STAGED = {"source", "staged"}
+_WHO_ASKS = {"by"}
 
 
 def first_request(ledger: Ledger, job_id: str, kind: str, request: Mapping[str, Any]) -> JobRecord | None:
@@ -25,11 +26,11 @@ def first_request(ledger: Ledger, job_id: str, kind: str, request: Mapping[str, 
 
 
 def is_same(first: Mapping[str, Any], request: Mapping[str, Any]) -> bool:
-    """Return whether two requests are the same; of staged bytes, whose digest they name, the place does not count."""
-    if first.get("staged"):
-        first, request = (_without_place(each) for each in (first, request))
-    return first == request
+    """Return whether two requests ask for the same; who asks does not count.
 
-
-def _without_place(request: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in request.items() if name not in _WHERE_STAGED}
+    A command names its user by itself, and earlier versions did not. Of staged bytes, whose digest the requests name,
+    the place does not count.
+    """
+    ignored = _WHO_ASKS | _WHERE_STAGED if first.get("staged") else _WHO_ASKS
+    one, other = ({name: value for name, value in each.items() if name not in ignored} for each in (first, request))
+    return one == other
