@@ -38,19 +38,22 @@ def adopt(request: AdoptRequest, job: RunningJob) -> AdoptResult:
     except OtherVersion as error:
         raise Conflict(f"{store.name}: {stat.bucket}/{stat.key}: {error}") from error
     return _result(
-        artifact, store.name, str(read.adoption.evidence["adopted"]), not_recorded=read.not_recorded(artifact)
-    )
+        artifact, store.name, str(read.adoption.evidence["adopted"]),
+        not_recorded=read.not_recorded(artifact), after_delete=read.adoption.is_after_delete(artifact),
+    )  # fmt: skip
 
 
 def _result(
-    artifact: Artifact, store: str, evidence: str, *, unchanged: bool = False, not_recorded: tuple[str, ...] = ()
-) -> AdoptResult:
+    artifact: Artifact, store: str, evidence: str, *,
+    unchanged: bool = False, not_recorded: tuple[str, ...] = (), after_delete: bool = False,
+) -> AdoptResult:  # fmt: skip
     return AdoptResult(
         **artifact.facts,
         store=store,
         evidence=evidence,
         unchanged=unchanged,
         not_recorded=not_recorded,
+        after_delete=after_delete,
     )
 
 

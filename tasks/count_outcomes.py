@@ -14,7 +14,16 @@ from tasks.plan_listed_pages import LINES_OF, lines_of
 from worker.artifacts.batch_lists import ListedAdoption, ListedFile
 from worker.artifacts.page_selection import open_objects
 from worker.artifacts.per_store import DELETED, PLACED, first_of
-from worker.catalogue import Batch, BatchItem, BatchOutcome, Catalogue, FailedBatchItem, Page, PageCounts
+from worker.catalogue import (
+    ADOPTED_AFTER_DELETE,
+    Batch,
+    BatchItem,
+    BatchOutcome,
+    Catalogue,
+    FailedBatchItem,
+    Page,
+    PageCounts,
+)
 from worker.jobs.running_job import RunningJob
 from zot_artifact_client.contract import (
     ADOPT,
@@ -114,7 +123,9 @@ def _outcome(request: BatchRequest, item: BatchItem, catalogue: Catalogue) -> Ba
         word = str((item.error or {}).get("type", item.state.value))[:_WORD] if failed else item.state.value
         return BatchOutcome(item, word, good=False)
     if request.verb == ADOPT.kind:
-        return BatchOutcome(item, ALREADY_THERE if (item.result or {}).get("unchanged") else ADOPTED, good=True)
+        result = item.result or {}
+        word = ADOPTED_AFTER_DELETE if result.get("after_delete") else ADOPTED
+        return BatchOutcome(item, ALREADY_THERE if result.get("unchanged") else word, good=True)
     copies = (item.result or {}).get("copies", ())
     if request.verb == VERIFY.kind:
         verdict = first_of(WORST_FIRST, [copy["verdict"] for copy in copies] or ["missing"])

@@ -6,7 +6,7 @@ from pathlib import Path
 from shlex import quote
 
 from worker.catalogue.access_tokens import AccessToken, AccessTokens
-from worker.catalogue.adoptions import Adoption, Adoptions, OtherVersion
+from worker.catalogue.adoptions import ADOPTED_AFTER_DELETE, Adoption, Adoptions, OtherVersion
 from worker.catalogue.alarms import Alarms
 from worker.catalogue.artifact_locks import ArtifactLocks
 from worker.catalogue.artifacts import Artifacts, FinishedCopy, SeenVersions

@@ -16,6 +16,9 @@ from worker.catalogue.verifications import append_verdicts, prepare_verdicts
 from worker.storage import Digest, Verdict
 from worker.storage.integrity.manifest import Manifest
 
+ADOPTED_AFTER_DELETE = "adopted_after_delete"
+"""The outcome in a page of an object whose artifact was deleted: it has a new version."""
+
 
 class OtherVersion(CatalogueError):
     """The artifact has got another version since the object was compared with it."""
@@ -40,6 +43,10 @@ class Adoption:
     evidence: Mapping[str, Any]
     job: str
     verified: bool
+
+    def is_after_delete(self, recorded: Artifact) -> bool:
+        """Return whether the recorded version follows one that was deleted."""
+        return self.known is None and recorded.version > 1
 
 
 class Adoptions(Queries):

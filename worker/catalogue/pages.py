@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from worker.catalogue.adoptions import Adoption, OtherVersion, record_adoptions
+from worker.catalogue.adoptions import ADOPTED_AFTER_DELETE, Adoption, OtherVersion, record_adoptions
 from worker.catalogue.artifacts import FinishedCopy, delete_copies, finish_copies, tombstone_all
 from worker.catalogue.budgets import BudgetState, change_budget
 from worker.catalogue.bulk import by_bucket, one_of
@@ -306,12 +306,14 @@ class Pages(Queries):
         found: list[Artifact | None] = []
         with self._database.write() as connection:
             ended, recorded = list(outcomes), record_adoptions(connection, [each for _, each in adopted], now)
-            for (outcome, _), result in zip(adopted, recorded, strict=True):
+            for (outcome, adoption), result in zip(adopted, recorded, strict=True):
                 found.append(result if isinstance(result, Artifact) else None)
                 if isinstance(result, OtherVersion):
                     ended.append(outcome._replace(left=True))
                 elif isinstance(result, OnHold):
                     ended.append(outcome._replace(outcome=type(result).__name__, failure=str(result)))
+                elif adoption.is_after_delete(result):
+                    ended.append(outcome._replace(outcome=ADOPTED_AFTER_DELETE))
                 else:
                     ended.append(outcome)
             after = _after(page, ended)

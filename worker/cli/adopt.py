@@ -14,6 +14,7 @@ from worker.artifacts.batch_lists import ListedAdoption
 from worker.artifacts.disk_sort import DiskSort
 from worker.artifacts.verify_layouts.checked_prefix import CheckedPrefix, Claim
 from worker.artifacts.verify_layouts.sha256sums import claims_of, is_list, lists_above, lists_beside, sort_lists
+from worker.catalogue import ADOPTED_AFTER_DELETE
 from worker.cli.arguments import ArtifactPath, IdempotencyKey, NoWait, Timeout
 from worker.cli.errors import Failure
 from worker.cli.job_outcome import Outcome, finish, print_unnamed_failures
@@ -219,7 +220,9 @@ def _listed_digest(store: Store, bucket: str, key: str) -> str:
 
 def _print_adopted(place: Place, outcome: Outcome, result: Mapping[str, Any], *, as_json: bool) -> None:
     """Print how a batch has ended, together with what the lists of digests name wrong."""
-    adopted, unchanged = (result["outcomes"].get(word, 0) for word in ("adopted", "already_there"))
+    words = ("adopted", ADOPTED_AFTER_DELETE, "already_there")
+    adopted, after_delete, unchanged = (result["outcomes"].get(word, 0) for word in words)
+    adopted += after_delete
     failed = place.failed + result["failed"]
     failures = [
         {"key": each["key"], "type": each["outcome"], "message": each["message"]} for each in result["failures"]
@@ -230,8 +233,10 @@ def _print_adopted(place: Place, outcome: Outcome, result: Mapping[str, Any], *,
     if as_json:
         print_json(
             {"job": outcome.job, "bucket": place.bucket, "prefix": place.prefix, "store": place.store,
-             "adopted": adopted, "unchanged": unchanged, "failed": failed, "failures": [*place.failures, *failures]}
+             "adopted": adopted, "after_delete": after_delete, "unchanged": unchanged, "failed": failed,
+             "failures": [*place.failures, *failures]}
         )  # fmt: skip
     else:
         told = f", {failed} not" if failed else ""
-        say(f"{place.store}: {place.bucket}/{place.prefix}: {adopted} adopted, {unchanged} known already{told}")
+        new = f" ({after_delete} of them after a delete, as new versions)" if after_delete else ""
+        say(f"{place.store}: {place.bucket}/{place.prefix}: {adopted} adopted{new}, {unchanged} known already{told}")

@@ -171,6 +171,8 @@ def _print_deleted(result: Mapping[str, Any]) -> None:
 def _print_adopted(result: Mapping[str, Any]) -> None:
     how = "known already" if result["unchanged"] else "adopted"
     say(f"{_version(result)} {how} in {result['store']}, evidence: {result['evidence']}")
+    if result.get("after_delete"):
+        say(f"{result['bucket']}/{result['key']} had been deleted: this is a new version")
     if result.get("not_recorded"):
         say(f"{result['store']}: also keeps {', '.join(result['not_recorded'])}, which no replica gets")
 

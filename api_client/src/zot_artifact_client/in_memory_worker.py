@@ -309,6 +309,7 @@ class InMemoryWorker:
             raise JobFailed(f"{store}: {path} has the SHA-256 {sha256}, not the recorded {known}", "OtherContent")
         if kept is known is request.sha256 is None and not request.first_read:
             raise JobFailed(f"{store}: {path} has no digest to compare its bytes with", "Unverifiable")
+        after_delete = known is None and bool(artifact.versions)
         if known is None:
             artifact.versions.append(_Version(body, {}, {}, datetime.now(UTC)))
             artifact.deleted = False
@@ -320,8 +321,9 @@ class InMemoryWorker:
         compared = {"kept by the store": kept, "of the request": request.sha256, "in the catalogue": known}
         evidence = next((f"sha256 {name}" for name, digest in compared.items() if digest), "first read")
         return AdoptResult(
-            **artifact.facts(request.bucket, request.key), store=store, evidence=evidence, unchanged=unchanged
-        )
+            **artifact.facts(request.bucket, request.key), store=store, evidence=evidence, unchanged=unchanged,
+            after_delete=after_delete,
+        )  # fmt: skip
 
     def _batch(self, request: BatchRequest) -> BatchResult:
         self._known(request.to or request.stores or ())
@@ -376,7 +378,8 @@ class InMemoryWorker:
                 )
                 continue
             size += done["size"]
-            counts["already_there" if done["unchanged"] else "adopted"] += 1
+            new = "adopted_after_delete" if done["after_delete"] else "adopted"
+            counts["already_there" if done["unchanged"] else new] += 1
         return BatchResult(
             verb="adopt", objects=counts.total(), bytes=size, outcomes=dict(counts), failed=len(failures),
             failures=tuple(failures),

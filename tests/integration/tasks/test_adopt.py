@@ -195,12 +195,14 @@ def test_an_adopted_copy_is_a_copy_like_any_other(run, context, lay, stored):
 
 
 def test_what_was_deleted_can_be_adopted_again(run, context, lay):
-    """After a delete the object is a new version: the old one stays deleted."""
+    """After a delete the object is a new version, and the result says so: the old one stays deleted."""
     lay()
-    run(adopt, PLAIN)
+    assert run(adopt, PLAIN).after_delete is False
     run(delete, DeleteRequest(bucket="releases", key="app.tgz"))
     lay()
-    assert run(adopt, PLAIN).version == 2
+    again = run(adopt, PLAIN)
+    assert (again.version, again.after_delete) == (2, True)
+    assert run(adopt, PLAIN).after_delete is False, "it is known already"
 
 
 def test_what_is_not_there_cannot_be_adopted(run, context, lay):

@@ -84,8 +84,11 @@ def states(context: Context) -> dict[str, str]:
 
 
 def test_each_object_is_judged_as_a_single_adoption_judges_it(lay, drive, run, source, context, stored):
-    """Kept digest, none, another one, other content, known copy, unsafe key: each has its outcome in one page."""
-    lay(["a/good", "a/known"])
+    """Kept digest, none, another one, other content, known copy, deleted one: each has its outcome in one page."""
+    lay(["a/good", "a/known", "a/old"])
+    run(adopt, AdoptRequest(bucket="releases", key="a/old", store="dr"))
+    run(delete, DeleteRequest(bucket="releases", key="a/old"))
+    lay(["a/old"])
     lay(["a/rotten"], b"rotten", sha256(b"as it was"))
     lay(["a/other", "a/bare"], b"theirs", None)
     run(upload, UploadRequest(bucket="releases", key="a/other", source=source(b"ours"), stores=("primary",)))
@@ -95,15 +98,16 @@ def test_each_object_is_judged_as_a_single_adoption_judges_it(lay, drive, run, s
     result = drive(ALL).finish()
 
     assert result.outcomes == {
-        "adopted": 1, "already_there": 1, "DigestMismatch": 1, "OtherContent": 1, "Unverifiable": 1,
+        "adopted": 1, "adopted_after_delete": 1, "already_there": 1,
+        "DigestMismatch": 1, "OtherContent": 1, "Unverifiable": 1,
     }  # fmt: skip
-    assert (result.objects, result.failed) == (5, 3)
+    assert (result.objects, result.failed) == (6, 3)
     told = {each.key: each.message for each in result.failures}
     assert told.keys() == {"a/rotten", "a/other", "a/bare"}
     assert sha256(b"rotten") in told["a/rotten"]
     assert kinds(context) == ["page"]
-    assert states(context) == {"a/good": "verified", "a/known": "verified"}
-    assert len(verdicts(context)) == read + 1
+    assert states(context) == {"a/good": "verified", "a/known": "verified", "a/old": "verified"}
+    assert len(verdicts(context)) == read + 2
     artifacts = context.catalogue.artifacts
     assert artifacts.copies(artifacts.current("releases", "a/good"))["dr"].evidence == {
         "adopted": "sha256 kept by the store"

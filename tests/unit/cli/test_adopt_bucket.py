@@ -169,12 +169,13 @@ def test_the_document_has_what_the_lists_and_the_batch_say(capsys: pytest.Captur
     failure = {"job": "p", "bucket": "releases", "key": "bare", "outcome": "Unverifiable", "message": "no digest"}
     result: dict[str, Any] = {
         "objects": 4, "failed": 1, "failures": [failure],
-        "outcomes": {"adopted": 2, "already_there": 1, "Unverifiable": 1},
+        "outcomes": {"adopted": 1, "adopted_after_delete": 1, "already_there": 1, "Unverifiable": 1},
     }  # fmt: skip
     cli._print_adopted(place, Outcome("b", "batch", JobState.SUCCEEDED, result=result), result, as_json=True)
     told = capsys.readouterr()
     assert json.loads(told.out) == {
-        "job": "b", "bucket": "releases", "prefix": "", "store": "only", "adopted": 2, "unchanged": 1, "failed": 2,
+        "job": "b", "bucket": "releases", "prefix": "", "store": "only",
+        "adopted": 2, "after_delete": 1, "unchanged": 1, "failed": 2,
         "failures": [
             {"key": "gone", "type": "NotFound", "message": "only: releases/gone is not there"},
             {"key": "bare", "type": "Unverifiable", "message": "no digest"},
@@ -183,3 +184,6 @@ def test_the_document_has_what_the_lists_and_the_batch_say(capsys: pytest.Captur
     assert [line.partition(": ")[2] for line in told.err.splitlines()] == [
         "only: releases/gone is not there", "no digest",
     ]  # fmt: skip
+    cli._print_adopted(place, Outcome("b", "batch", JobState.SUCCEEDED, result=result), result, as_json=False)
+    said = "only: releases/: 2 adopted (1 of them after a delete, as new versions), 1 known already, 2 not\n"
+    assert capsys.readouterr().out == said

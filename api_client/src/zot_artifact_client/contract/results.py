@@ -127,13 +127,15 @@ class AdoptResult(ArtifactResult):
 
     `evidence` names what its bytes were compared with: `sha256 kept by the store`, `sha256 of the request`,
     `sha256 in the catalogue`, or, for no digest at all, `first read`. `not_recorded` names what the store keeps beside
-    the bytes and no artifact has, such as `Expires`: it stays with the object, and no replica gets it.
+    the bytes and no artifact has, such as `Expires`: it stays with the object, and no replica gets it. `after_delete`:
+    the artifact was deleted, and has a new version now.
     """
 
     store: str
     evidence: str
     unchanged: bool = False
     not_recorded: tuple[str, ...] = ()
+    after_delete: bool = False
 
 
 class BatchFailure(Result):
