@@ -175,7 +175,7 @@ class SweepClaims(Queries):
         They are by the store that has the copy to read, None where no other store has a good one. Claimed ones, and
         those that their upload is still writing, are included. With `wanted`, it reads all artifacts.
         """
-        columns = (artifacts.c.bucket, artifacts.c.stores_named, artifacts.c.size, _read_from(store))
+        columns = (artifacts.c.bucket, artifacts.c.stores_named, artifacts.c.size, _read_from())
         queries = [(_begun(store, *columns), partial(_is_to_complete, wanted))]
         if wanted is not None:
             queries.append((_absent(store, *columns), partial(_is_wanted, wanted)))
@@ -210,7 +210,7 @@ class SweepClaims(Queries):
         unfinished copies of the store alone.
         """
         late = (artifacts.c.committed_at <= late_since, unclaimed(now, until))
-        query = _begun(store, artifacts, copies.c.id.label("copy_id"), _read_from(store)).where(*late)
+        query = _begun(store, artifacts, copies.c.id.label("copy_id"), _read_from()).where(*late)
         if bucket is not None:  # concat: search by the copies of the store
             query = query.where(artifacts.c.bucket.concat("") == bucket, *begins_with(PLACED_AS, prefix))
         with self._database.read() as connection:
@@ -319,10 +319,10 @@ def _begun(store: str, *columns: Any) -> sa.Select[Any]:
     )
 
 
-def _read_from(store: str) -> sa.Label[Any]:
-    """Return the store from which an artifact is copied to this one, null where no other one has a good copy."""
+def _read_from() -> sa.Label[Any]:
+    """Return the store from which an artifact is copied to one without a good copy, null where none has one."""
     source = copies.alias("source")
-    good = (source.c.artifact_id == artifacts.c.id, source.c.state.in_(GOOD), source.c.store != store)
+    good = (source.c.artifact_id == artifacts.c.id, source.c.state.in_(GOOD))
     first = (source.c.last_verified_at.is_(None), source.c.store)  # as replications choose it
     return sa.select(source.c.store).where(*good).order_by(*first).limit(1).scalar_subquery().label("read_from")
 

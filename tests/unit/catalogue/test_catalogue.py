@@ -323,6 +323,7 @@ def test_reads_and_retries_of_a_clock_that_was_ahead_are_due_at_once(catalogue):
     """After a clock that was ahead was set right, a copy that was read or is to be retried in the future is due now."""
     now, ahead = clock.now(), clock.now() + timedelta(days=365)
     verified(catalogue, stored(catalogue, "read", now=ahead), now=ahead)
+    verified(catalogue, stored(catalogue, "just now"), now=now + timedelta(minutes=4))  # clocks differ by as much
     artifact = stored(catalogue, "unreadable", now=ahead)
     copy = catalogue.artifacts.copies(artifact)["dr"]
     later = ahead + timedelta(hours=1)
@@ -462,7 +463,14 @@ def test_absent_copies_of_a_large_catalogue_are_found_in_slices(catalogue):
     now += timedelta(hours=2)  # no job has made those copies
     times = {"now": now, "until": now + timedelta(hours=1), "limit": 3, "late_since": now}
     begun = [catalogue.sweep_claims.begun("warm", None, "", wanted=lambda *_, **__: True, **times) for _ in range(3)]
+    assert [len(call) for call in begun] == [3, 3, 2]
     assert sorted(int(artifact.key) for call in begun for artifact in call) == [0, 1, 2, 3, 4, 9, 10, 11]
+    times = {"now": now, "until": now + timedelta(hours=1), "limit": 4, "scan": 3}
+    later = [
+        catalogue.sweep_claims.absent("hot", "releases", "", wanted=lambda *_, call=call, **__: call > 4, **times)
+        for call in range(14)
+    ]
+    assert sorted(int(artifact.key) for call in later for artifact in call) == list(range(12)), "as a new rule wants"
 
 
 def test_a_copy_that_another_job_begins_during_the_search_is_not_claimed(catalogue):
@@ -489,14 +497,16 @@ def test_a_copy_that_another_job_begins_during_the_search_is_not_claimed(catalog
     assert (found.state, found.evidence) == ("stored", {"adopted": "first read"})
     assert [of for of in (deleted, replaced) if "cold" in artifacts.copies(of)] == []
 
-    begun = stored(catalogue, "b")
-    artifacts.ensure_copy(begun, "cold")
+    begun, ended = stored(catalogue, "b"), stored(catalogue, "e")
+    for of in (begun, ended):
+        artifacts.ensure_copy(of, "cold")
 
-    def delete_it(*_, **__):
+    def end_them(*_, **__):
         catalogue.deletions.begin(begun, now=now, until=now, by=None, reason=None, job="job-1")
+        artifacts.finish_copy(ended, "cold", tag="2", evidence={}, now=now)
         return True
 
-    assert catalogue.sweep_claims.begun("cold", None, "", wanted=delete_it, **times, until=until) == []
+    assert catalogue.sweep_claims.begun("cold", None, "", wanted=end_them, **times, until=until) == []
     assert {each.key for each in catalogue.findings.page(kind=FindingKind.UNDER_REPLICATED)} == {"t", "f"}
 
     artifacts.ensure_copy(stored(catalogue, "l"), "cold")

@@ -8,7 +8,8 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -119,11 +120,20 @@ def test_revoked_expired_and_rotated_secrets_stop_at_once(gateway: Gateway) -> N
     assert [new.get(path).status_code for path in listing] == [200, 403]
     assert old.get(listing[0]).status_code == 200
     third, _ = new_token("ci", ["*"], [], now=clock.now(), expires_at=None)
-    assert tokens.rotate("ci", third, old_until=clock.now())
+    old_until = clock.now()
+    assert tokens.rotate("ci", third, old_until=old_until)
     assert [each.get(listing[0]).status_code for each in (old, new)] == [401, 401]
+    assert [tokens.get(each.id).expires_at for each in (third, fresh)] == [None, old_until]
+    soon, _ = new_token("soon", ["*"], [TokenVerb.READ], now=now, expires_at=clock.now() + timedelta(hours=1))
+    tokens.add(soon)
+    tokens.rotate(
+        "soon", new_token("soon", [], [], now=clock.now(), expires_at=None)[0], old_until=now + timedelta(days=1)
+    )
+    assert tokens.get(soon.id) == soon, "a rotation makes no secret valid for longer"
     past, text = new_token("past", ["*"], [TokenVerb.READ], now=now, expires_at=now)
     tokens.add(past)
     assert gateway.client_of(text).get(listing[0]).status_code == 401
+    assert tokens.revoke("past", clock.now()) == 0
     gone, text = new_token("gone", ["*"], [TokenVerb.READ], now=now, expires_at=None)
     tokens.add(gone)
     client = gateway.client_of(text)
@@ -178,6 +188,13 @@ def test_a_large_request_is_refused_before_it_is_read(gateway: Gateway) -> None:
     client = gateway.client()
     assert client.post("/v1/jobs/verify", content=b"x" * (1 << 20 | 1)).status_code == 413
     assert client.post("/v1/jobs/verify", content=iter([b" " * (1 << 20), b"xx"])).status_code == 413
+    for largest in (b" " * (1 << 20), iter([b" " * (1 << 20)])):
+        assert client.post("/v1/jobs/verify", content=largest).status_code == 400
+    host, _, port = gateway.url.removeprefix("http://").partition(":")
+    head = f"POST /v1/jobs/verify HTTP/1.1\r\nHost: x\r\nAuthorization: {client.headers['Authorization']}"
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall(f"{head}\r\nContent-Length: {1 << 20 | 1}\r\n\r\n".encode())
+        assert connection.recv(12) == b"HTTP/1.1 413"
     deep = b'{"bucket":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
     for body in (deep, b"{", b"[]", b"\xff", json.dumps({"bucket": "b" * 5000, "key": "k"}).encode()):
         answer = client.post("/v1/jobs/verify", content=body, headers={"Content-Type": "application/json"})
@@ -319,7 +336,7 @@ def unavailable(*_of: Any) -> Any:
 def test_a_revoked_token_ends_what_still_runs(
     gateway_with_broker: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A download and a stream of events end when their token is revoked, without the bytes that follow.
+    """An upload, a download and a stream of events end when their token is revoked, without the bytes that follow.
 
     Until then no more than so many requests of the token run at a time, and they outlive a restart of the catalogue.
     """
@@ -331,6 +348,20 @@ def test_a_revoked_token_ends_what_still_runs(
     gateway.store("app.tgz", content)
     client = gateway.client(name="ci")
     job = client.post("/v1/jobs/verify", json={"bucket": "releases", "key": "app.tgz"}).json()["job"]
+    sender = gateway.client(name="sender")
+    new = {"bucket": "releases", "key": "a", "size": 2000, "sha256": "0" * 64}
+    place = sender.post("/v1/uploads", json=new).headers["Location"]
+
+    def body() -> Iterator[bytes]:
+        yield bytes(1000)
+        assert gateway.context.catalogue.access_tokens.revoke("sender", clock.now()) == 1
+        yield bytes(1000)
+
+    with suppress(httpx.TransportError):
+        octets = {"Content-Type": "application/offset+octet-stream", "Upload-Offset": "0"}
+        assert sender.patch(place, content=body(), headers=octets).status_code == 401
+    [source] = gateway.settings.staging_dir.glob("*/source")
+    assert source.stat().st_size <= 1000
     with (
         client.stream("GET", "/v1/objects/releases/app.tgz") as download,
         client.stream("GET", f"/v1/jobs/{job}/events") as events,

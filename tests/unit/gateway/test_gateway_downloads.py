@@ -251,6 +251,7 @@ def test_conditions_compare_the_digest(gateway: Gateway) -> None:
     assert get(If_None_Match="*").content == b""
     assert get(If_None_Match='"x"').status_code == 200
     assert get(If_Match='"x"').status_code == 412
+    assert get(If_Match=f"W/{tag}").status_code == 412
     assert get(If_Match=tag).status_code == 200
     assert get(If_Range=tag, Range="bytes=0-1").content == b"01"
     assert get(If_Range='"x"', Range="bytes=0-1").content == b"0123456789"
@@ -275,6 +276,7 @@ def test_a_hostile_key_adds_no_header(gateway: Gateway) -> None:
     assert answer.headers["Content-Disposition"].startswith("attachment; filename*=UTF-8''a%0D%0A")
     assert answer.headers["Content-Security-Policy"] == "default-src 'none'; sandbox"
     assert answer.headers["Cache-Control"] == "private, no-cache"
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
 
 
 def test_a_path_that_is_no_key_is_refused(gateway: Gateway) -> None:

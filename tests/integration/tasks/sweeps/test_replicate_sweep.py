@@ -260,6 +260,11 @@ def test_what_was_left_and_cannot_or_may_not_be_written_is_not_claimed(
     assert run(sweep_replicate, SweepReplicateRequest(prefix="x", bucket="releases")).claimed == {}
     measured = context.catalogue.sweep_claims.measure_absent("dr", None, "", wanted=context.settings.wanted_in("dr"))
     assert measured == {"primary": (1, 4)}
+    within = [
+        context.catalogue.sweep_claims.measure_absent("dr", *of, wanted=context.settings.wanted_in("dr"))
+        for of in (("releases", "lef"), ("releases", "x"), ("other", ""))
+    ]
+    assert within == [measured, {}, {}]
     assert run(sweep_replicate, SweepReplicateRequest()).claimed == {"dr": 1}
     assert open_findings(context) >= {("under_replicated", "dr", "left")}
 
