@@ -12,13 +12,14 @@ from worker.storage import AzureConfig, Capabilities, FilesystemConfig, GcsConfi
 from worker.storage.config import StoreConfig
 from worker.storage.configured_stores import open_driver
 from worker.storage.driver import WriteInfo
-from worker.storage.errors import NotFound, PreconditionFailed, SizeMismatch, Unavailable
+from worker.storage.errors import NotFound, PreconditionFailed, SizeMismatch, StorageError, Unavailable
 from worker.storage.integrity.verifying_reader import VerifyingReader
 
 S3 = {"bucket": "one", "endpoint": "https://s3.example.com", "access_key_id": "id", "secret_access_key": "key"}
 GCS = {"bucket": "one", "credentials_file": "/keys/one.json"}
 AZURE = {"container": "one", "account_url": "https://one.blob.core.windows.net", "account_key": "a2V5"}
 TOKEN = {"account_key": None, "sas_token": "sv=1&sig=x"}
+Change = Callable[[Store], None]
 
 
 def realm(config: type[StoreConfig], settings: dict[str, Any]) -> Any:
@@ -118,23 +119,62 @@ def test_a_copy_of_another_size_is_removed(near: Store) -> None:
     assert not far.object_exists("b", "app")
 
 
-def failing(act: Callable[[], object]) -> Callable[[bytes], bytes]:
-    def meanwhile(_data: bytes) -> bytes:
-        act()
+def test_what_replaces_a_copy_of_another_size_stays(near: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the copy that the provider has made is removed, and no object of another writer."""
+    driver = Copying("far", lambda data: data[:-1])
+    far, copy = Store(driver), driver.copy_from
+
+    def copy_and_lose(*of: Any, **how: Any) -> ObjectStat:
+        made = copy(*of, **how)
+        far.write_object("b", "app", source(b"of another writer"))
+        return made
+
+    monkeypatch.setattr(driver, "copy_from", copy_and_lose)
+    with pytest.raises(PreconditionFailed):
+        far.copy_object(near, "b", "app", digest_of(b"hello"))
+    assert far.stat_object("b", "app").size == len(b"of another writer")
+
+
+def nothing(_near: Store) -> None:
+    pass
+
+
+def replaced(near: Store) -> None:
+    near.write_object("b", "app", source(b"longer"))
+
+
+def deleted(near: Store) -> None:
+    near.delete_object("b", "app")
+
+
+def silent(near: Store) -> None:
+    def stat(*_of: Any) -> ObjectStat:
+        raise Unavailable("near: it does not answer")
+
+    near._driver.stat = stat  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("before, meanwhile, error, store, said", [
+    (nothing, nothing, Unavailable, None, "far: the store fails"),
+    (nothing, silent, Unavailable, None, "far: the store fails"),
+    (nothing, replaced, PreconditionFailed, "near", r"near: b/app .* version \d+ is"),
+    (nothing, deleted, PreconditionFailed, "near", "near: b/app .* nothing is there"),
+    (replaced, nothing, SizeMismatch, "near", "near: b/app has 6 bytes, not the recorded 5"),
+    (deleted, nothing, NotFound, "near", "near: b/app"),
+])  # fmt: skip
+def test_a_failure_is_that_of_a_changed_original_only_if_it_has_changed(
+    near: Store, before: Change, meanwhile: Change, error: type[StorageError], store: str | None, said: str
+) -> None:
+    """Why a provider refuses is found out by inspecting the original: changed, gone, neither, or unknown.
+
+    An error about the original names its store, so that another original is tried.
+    """
+
+    def fail(_data: bytes) -> bytes:
+        meanwhile(near)
         raise Unavailable("far: the store fails")
 
-    return meanwhile
-
-
-def test_a_failure_is_that_of_a_changed_original_only_if_it_has_changed(near: Store) -> None:
-    """Why a provider refuses is found out by inspecting the original: changed, gone, or neither."""
-    for act, error, said in (
-        (lambda: None, Unavailable, "far: the store fails"),
-        (lambda: near.write_object("b", "app", source(b"other")), PreconditionFailed, r"near: b/app .* version \d+ is"),
-        (lambda: near.delete_object("b", "app"), PreconditionFailed, "near: b/app .* nothing is there"),
-    ):
-        far = Store(Copying("far", failing(act)))
-        with pytest.raises(error, match=said):
-            far.copy_object(near, "b", "app", digest_of(b"hello"))
-    with pytest.raises(NotFound):
-        Store(Copying("far")).copy_object(near, "b", "app", digest_of(b"hello"))
+    before(near)
+    with pytest.raises(error, match=said) as raised:
+        Store(Copying("far", fail)).copy_object(near, "b", "app", digest_of(b"hello"))
+    assert raised.value.store == store
