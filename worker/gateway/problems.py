@@ -75,6 +75,8 @@ class Problem(HTTPException):
 
 def problem_of(error: Exception) -> Problem | None:
     """Return the problem for an expected error, or None for a bug."""
+    if type(error) is RuntimeError and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # once an answer has begun, the framework raises its own error because of this one
     if isinstance(error, Problem):
         return error
     for kind, status in _STATUSES:

@@ -71,8 +71,7 @@ class Guard:
                     await self._app(scope, still.checked(body.receive), answer.checked(still))
             finally:
                 self._running[caller.id] -= 1
-        except Exception as raised:  # noqa: BLE001 - every error is an answer
-            error = _original(raised)
+        except Exception as error:  # noqa: BLE001 - every error is an answer
             if answer.status is None:
                 await response_of(problem_of(error) or unexpected(error))(scope, receive, answer.send)
             elif not answer.complete:  # the server closes the connection when this returns
@@ -132,11 +131,6 @@ def _has_two_lengths(scope: Scope) -> bool:
 def _too_many(detail: str, seconds: float) -> Problem:
     retry = {"Retry-After": str(max(1, round(seconds)))}
     return Problem(HTTPStatus.TOO_MANY_REQUESTS, "TooManyRequests", detail, headers=retry)
-
-
-def _original(error: Exception) -> Exception:
-    """Return the Problem that caused an error, or the error: once an answer has begun, the framework raises its own."""
-    return error.__cause__ if isinstance(error.__cause__, Problem) else error
 
 
 def _path(scope: Scope) -> str:

@@ -383,6 +383,7 @@ def test_a_revoked_token_ends_what_still_runs(
     assert count + sum(rest) < len(content)
     broken_off = [line for line in caplog.messages if "the answer was broken off" in line]
     assert [line.endswith("the token was revoked, or has expired, meanwhile") for line in broken_off] == [True, True]
+    assert "Traceback" not in caplog.text, "it is no bug of the gateway"
 
 
 def test_one_token_has_a_limit_of_open_bytes(settings: Settings, open_gateway: Any) -> None:

@@ -16,7 +16,7 @@ import pytest
 from pydantic import ByteSize
 
 from tests.unit.gateway.conftest import Gateway
-from tests.waiting import WITHIN
+from tests.waiting import WITHIN, until
 from worker import clock
 from worker.artifacts.verified_download import VerifiedDownload
 from worker.catalogue import Scope
@@ -147,8 +147,8 @@ def test_a_store_that_is_gone_is_replaced(gateway: Gateway) -> None:
     assert gateway.client().get("/v1/objects/releases/app.tgz").content == CONTENT
 
 
-def test_rot_in_all_copies_never_reaches_the_client(gateway: Gateway) -> None:
-    """The connection ends before the rotten chunk, and what came before it is right."""
+def test_rot_in_all_copies_never_reaches_the_client(gateway: Gateway, caplog: pytest.LogCaptureFixture) -> None:
+    """The connection ends before the rotten chunk, what came before it is right, and the log says why."""
     gateway.store("app.tgz", CONTENT)
     for store in ("primary", "dr"):
         damage(gateway, store, "app.tgz", CHUNK_SIZE + 5)
@@ -158,6 +158,8 @@ def test_rot_in_all_copies_never_reaches_the_client(gateway: Gateway) -> None:
         with pytest.raises(httpx.RemoteProtocolError):
             take(answer, received)
     assert bytes(received) == CONTENT[:CHUNK_SIZE]
+    until(lambda: "broken off: releases/app.tgz: no copy is right; see" in caplog.text)
+    assert "Traceback" not in caplog.text, "it is no bug of the gateway"
 
 
 def test_rot_at_the_beginning_of_all_copies_is_a_bad_gateway(gateway: Gateway) -> None:
