@@ -5,7 +5,7 @@ import io
 import os
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from datetime import timedelta
 from hashlib import sha256
@@ -27,6 +27,7 @@ from tests.waiting import until
 from worker import clock
 from worker.artifacts.directory_listing import DirectoryListing
 from worker.catalogue import Artifact, LostLease
+from worker.catalogue.artifacts import Artifacts
 from worker.catalogue.ledger import Ledger
 from worker.catalogue.tables import jobs
 from worker.context import Context
@@ -35,9 +36,9 @@ from worker.jobs.upload_checkpoint import CopyCheckpoint
 from worker.limits.limited_store import LimitedStore
 from worker.settings import Settings
 from worker.settings.section_models import CleanupSweepSettings, SweepSettings
-from worker.storage import Digest, Stores
+from worker.storage import Digest, Stores, Verdict, Verification
 from worker.storage.driver import Part, WriteInfo
-from worker.storage.errors import AccessDenied, PreconditionFailed, Timeout, Unavailable
+from worker.storage.errors import AccessDenied, Archived, PreconditionFailed, Timeout, Unavailable
 from worker.storage.keys import QUARANTINE_BUCKET, UPLOADS_BUCKET
 from worker.storage.store import Store
 from worker.storage.transfer.multipart import SentPart
@@ -199,7 +200,7 @@ def cloud(context: Context, ministack):
     stores.close()
 
 
-def away(*_of: Any) -> Any:
+def away(*_of: Any, **_how: Any) -> Any:
     """Be a store that does not answer now."""
     raise Unavailable("it is restarted")
 
@@ -281,9 +282,14 @@ def test_an_upload_that_was_begun_and_never_recorded_goes_unless_it_may_be_anoth
     assert cloud.catalogue.transfers.intents("cloud") == []
 
 
-@pytest.mark.parametrize("lost", [2, 4])
-def test_uploads_whose_answers_were_lost_go_although_the_sdk_asked_again(run, cloud, ministack, monkeypatch, lost):
-    """The SDK repeats the request by itself and knows the last upload only; cleanup aborts the earlier ones too."""
+@pytest.mark.parametrize(("lost", "open_"), [(2, 0), (4, 0), (1, 1)])
+def test_uploads_whose_answers_were_lost_go_although_the_sdk_asked_again(
+    run, cloud, ministack, monkeypatch, lost, open_
+):
+    """The SDK repeats the request by itself and knows the last upload only; cleanup aborts the earlier ones too.
+
+    Where the last one was recorded and is open, because its process was killed, it fits no intent of an earlier one.
+    """
     config = cloud.stores["cloud"]._driver._config
     faults = [Lose()] * lost
     with FaultyProxy(
@@ -295,15 +301,17 @@ def test_uploads_whose_answers_were_lost_go_although_the_sdk_asked_again(run, cl
         artifact = cloud.catalogue.artifacts.record("releases", "app.tgz", digest, {}, clock.now()).artifact
         checkpoint = CopyCheckpoint(cloud.catalogue, artifact, "cloud")
         sent = {"size": digest.size, "sha256": digest.sha256, "checkpoint": checkpoint}
+        if open_:
+            monkeypatch.setattr(stores["cloud"]._driver, "upload_part", away)
         with suppress(Unavailable):
             stores["cloud"].write_object("releases", "app.tgz", io.BytesIO(content), **sent)
         stores.close()
     assert faults == []
-    assert len(list(cloud.stores["cloud"].iter_stale_uploads())) == lost
+    assert len(list(cloud.stores["cloud"].iter_stale_uploads())) == lost + open_
     now = clock.now() + timedelta(hours=1)
     monkeypatch.setattr(clock, "now", lambda: now)
     result = run(sweep_cleanup, EVERYTHING, context=cloud)
-    assert (result.removed, result.foreign) == ({"cloud": lost}, {})
+    assert (result.removed, result.foreign) == ({"cloud": lost + open_}, {})
     assert cloud.catalogue.transfers.intents("cloud") == []
 
 
@@ -372,6 +380,33 @@ def test_what_replaces_the_bytes_of_an_ended_job_stays(run, context, stored, mon
     with suppress(PreconditionFailed):
         run(sweep_cleanup, EVERYTHING)
     assert stored("dr").read_bytes() == b"of another program"
+
+
+def test_what_was_recorded_since_the_catalogue_was_asked_stays(run, context, stored, monkeypatch):
+    """A copy that another worker has recorded since is a copy of the record, and no remains of a job."""
+    begun, artifacts = begin_to_write(context, b"older", "ended"), context.catalogue.artifacts
+    abandoned = Artifacts.abandoned
+
+    def recorded_meanwhile(of: Artifacts, store: str, **when: Any) -> list[tuple[Artifact, str | None]]:
+        found = list(abandoned(of, store, **when))
+        for artifact, _ in found if store == "dr" else []:
+            artifacts.finish_copy(artifact, "dr", tag="1", evidence={}, now=clock.now())
+        return found
+
+    monkeypatch.setattr(Artifacts, "abandoned", recorded_meanwhile)
+    assert run(sweep_cleanup, EVERYTHING).removed == dict.fromkeys(("primary", "dr", "cold"), 0)
+    assert (stored("dr").read_bytes(), artifacts.copies(begun)["dr"].state) == (b"older", "stored")
+
+
+@pytest.mark.parametrize("failure", [Unavailable("dr: EIO"), Archived("dr: it is in the archive")])
+def test_what_an_ended_job_wrote_stays_while_it_cannot_be_read(run, context, stored, monkeypatch, failure):
+    """It may have the bytes of the version: the sweep fails at its end, unless only a restore could tell."""
+    begun = begin_to_write(context, b"older", "ended")
+    unread = Verification(Verdict.UNREADABLE, None, error=failure)
+    monkeypatch.setattr(Store, "verify_object", lambda *_of, **_how: unread)
+    with pytest.raises(Unavailable) if isinstance(failure, Unavailable) else nullcontext():
+        run(sweep_cleanup, EVERYTHING)
+    assert (stored("dr").read_bytes(), context.catalogue.artifacts.copies(begun)["dr"].state) == (b"older", "writing")
 
 
 def test_what_an_ended_job_wrote_of_the_current_version_stays(run, context, stored):
