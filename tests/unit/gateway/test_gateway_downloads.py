@@ -212,8 +212,8 @@ def test_one_range_is_sent(gateway: Gateway) -> None:
         answer = client.get("/v1/objects/releases/app.tgz", headers={"Range": range_})
         assert (answer.status_code, answer.headers["Content-Range"]) == (206, f"bytes {first}-{last}/{len(CONTENT)}")
         assert answer.content == CONTENT[first : last + 1]
-        if first // CHUNK_SIZE == last // CHUNK_SIZE:
-            assert answer.headers["Content-Digest"] == repr_digest(answer.content)
+        within = first // CHUNK_SIZE == last // CHUNK_SIZE
+        assert answer.headers.get("Content-Digest") == (repr_digest(answer.content) if within else None)
 
 
 NO_RANGES = (
