@@ -319,12 +319,12 @@ class VerifyPage:
             retry_at = read_again_at(seen.verdict, self._job.settings.sweep.verify.period_of(copy.store), now)
         return VerdictRow(
             copy.id, self._job.id, copy.store, copy.bucket, copy.key, copy.version, str(seen.verdict),
-            copy.digest.sha256, seen.sha256, seen.size, seen.detail, seen.version, retry_at,
+            copy.sha256, seen.sha256, seen.size, seen.detail, seen.version, retry_at,
             self._stored_sha256(copy, seen), seen.version == copy.tag,
         )  # fmt: skip
 
     def _stored_sha256(self, copy: PageCopy, seen: Verification) -> str | None:
-        if seen.stored_sha256 is None or seen.stored_sha256 == copy.digest.sha256:
+        if seen.stored_sha256 is None or seen.stored_sha256 == copy.sha256:
             return seen.stored_sha256
         evidence = self._job.catalogue.artifacts.evidence_of(copy.id)
         return stored_sha256_of(self._job.stores, copy, copy.store, evidence, seen)

@@ -79,15 +79,16 @@ class PageCopy(NamedTuple):
     bucket: str
     key: str
     version: int
-    digest: Digest
+    size: int
+    sha256: str
 
     @property
     def path(self) -> str:
         return f"{self.bucket}/{self.key}"
 
     @property
-    def size(self) -> int:
-        return self.digest.size
+    def digest(self) -> Digest:
+        return Digest(self.size, self.sha256)
 
 
 class PageOutcome(NamedTuple):
@@ -238,8 +239,7 @@ class Pages(Queries):
         found: dict[int, list[PageCopy]] = {}
         with self._database.read() as connection:
             rows = _COPIES_OF.tuples(connection, ids=artifact_ids)
-        for row in rows:
-            copy = PageCopy._make((*row[:8], Digest(row[8], row[9])))
+        for copy in map(PageCopy._make, rows):
             if copy.state in _PRESENT:
                 found.setdefault(copy.artifact_id, []).append(copy)
         return found
@@ -507,7 +507,7 @@ class VerdictRecorder:
 
 def _claimed_copies(connection: Connection, page: Page) -> list[PageCopy]:
     rows = _CLAIMED.tuples(connection, ids=page.open, until=page.claimed_until)
-    found = {row[0]: PageCopy._make((*row[:8], Digest(row[8], row[9]))) for row in rows}
+    found = {row[0]: PageCopy._make(row) for row in rows}
     return [found[id_] for id_ in page.open if id_ in found]
 
 
