@@ -43,6 +43,12 @@ class Asked:
             found.append(self.compiled.row(read))
         return found
 
+    @property
+    def changed(self) -> int:
+        """Return how many rows the statement has changed."""
+        count: int = self.cursor.rowcount
+        return count
+
 
 class Prepared:
     """A statement whose values are bound by name. Its rows are named tuples of what it selects or returns.

@@ -226,11 +226,14 @@ def append_verdicts(connection: Connection, prepared: PreparedVerdicts) -> None:
         return
     with in_one_request(connection):
         asked_last = _LAST_HASH.ask(connection)
-        asked_others = _OTHER_STATES.ask(connection, ids=[each.copy for each in prepared.verdicts])
+        again = _VERIFY_AGAIN.ask(connection, ids=prepared.unchanged, now=prepared.now)
         around = ask_around(connection, {(each.bucket, each.key) for each in prepared.verdicts})
     last = asked_last.all()
     previous = last[0].hash if last else FIRST_PREVIOUS
-    others = {row.id: row.state for row in asked_others.all()}
+    others: dict[int, str] = {}
+    if again.changed < len(prepared.verdicts):  # most often all were verified before
+        found = _OTHER_STATES.all(connection, ids=[each.copy for each in prepared.verdicts])
+        others = {row.id: row.state for row in found}
     gone = {id_ for id_, state in others.items() if not CopyState(state).present}
     _measure(connection, prepared)
     rows = []
@@ -243,8 +246,6 @@ def append_verdicts(connection: Connection, prepared: PreparedVerdicts) -> None:
         for word, values in prepared.updates.items():
             there = [each for each in values if each[0] not in gone] if gone else values
             _UPDATES[Verdict(word)].execute(connection, there, now=prepared.now)
-        if again := [each for each in prepared.unchanged if each not in others]:
-            _VERIFY_AGAIN.ask(connection, ids=again, now=prepared.now)
         if first := [each for each in prepared.unchanged if each in others and each not in gone]:
             _VERIFY.ask(connection, ids=first, now=prepared.now)
     note_verdicts(connection, [each for each in prepared.verdicts if each.copy not in gone], prepared.now, around)
@@ -292,13 +293,15 @@ _UPDATES = {verdict: BulkStatement(partial(_update, verdict), _GIVEN) for verdic
 _VERIFIED = _changes(Verdict.VERIFIED, copies.c.__getitem__)
 
 
-def _verify(changes: Mapping[str, Any]) -> Prepared:
-    """Return the update of all verified copies whose tag stays: SQLite takes two thirds of the time of one for each."""
-    return Prepared(sa.update(copies).where(one_of(copies.c.id, sa.bindparam("ids"))).values(dict(changes)))
+_BY_IDS = sa.update(copies).where(one_of(copies.c.id, sa.bindparam("ids")))
+_VERIFY = Prepared(_BY_IDS.values(_VERIFIED))
+"""The update of all verified copies whose tag stays: SQLite takes two thirds of the time of one for each."""
 
-
-_VERIFY = _verify(_VERIFIED)
-_VERIFY_AGAIN = _verify({name: value for name, value in _VERIFIED.items() if name not in {"state", "tag"}})
+_VERIFY_AGAIN = Prepared(
+    _BY_IDS.where(copies.c.state == CopyState.VERIFIED).values(
+        {name: value for name, value in _VERIFIED.items() if name not in {"state", "tag"}}
+    )
+)
 """That of copies which were verified before: to set the state that they have would change its index."""
 
 
