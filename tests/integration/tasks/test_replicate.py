@@ -244,7 +244,7 @@ def rot_unnoticed(context, path, **recorded):
         connection.execute(
             sa.update(copies)
             .where(copies.c.artifact_id == artifact.id, copies.c.store == "dr")
-            .values(tag=tag, **recorded)
+            .values({"tag": tag} | recorded)
         )
 
 
@@ -271,12 +271,13 @@ def test_rot_that_no_store_notices_is_found_where_the_last_read_is_long_ago(
         (b"release one", {"last_verdict": "unreadable"}),
         (b"release one", {"read_at": clock.now() + timedelta(days=1)}),
         (b"release", {}),
+        (b"release one", {"tag": "another"}),
     ],
 )
-def test_a_copy_is_read_whose_last_read_failed_or_is_to_come_or_that_has_another_size(
+def test_a_copy_is_read_whose_last_read_failed_or_is_to_come_or_that_has_another_size_or_tag(
     run, stored, context, there, recorded
 ):
-    """The trust is for bytes of the recorded size, and follows from a full read that is over."""
+    """The trust is for the recorded version tag and size, and follows from a full read that is over."""
     stored("dr").write_bytes(there)
     rot_unnoticed(context, stored("dr"), **recorded)
     assert run(replicate, request("dr")).copies[0].outcome == "repaired"
