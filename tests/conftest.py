@@ -17,7 +17,7 @@ from botocore.retries.standard import ExponentialBackoff
 from kombu.transport import memory
 
 from tests.missing import skip_or_fail
-from tests.process_start import import_tests, start_as_forks
+from tests.process_start import hold_temporary_files, import_tests, start_as_forks
 from tests.scheduling import PROCESSES, FromBothEnds, files_of, in_order
 from tests.servers import (
     Azurite,
@@ -63,6 +63,8 @@ def pytest_configure(config: pytest.Config) -> None:
         if not config.option.ignore and not config.option.ignore_glob:  # pytest ignores no file that is named
             number = int(config.workerinput["workerid"].removeprefix("gw"))
             config.args = files_of(config.args, number, config.workerinput["workercount"])
+    else:
+        hold_temporary_files()
 
 
 def pytest_configure_node(node: Any) -> None:

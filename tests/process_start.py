@@ -7,9 +7,11 @@ import atexit
 import gc
 import importlib
 import os
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Sequence
@@ -105,6 +107,21 @@ def start_as_forks(specs: Sequence[execnet.XSpec]) -> None:
         return forks.pop() if forks else start(spec, execmodel)
 
     gateway_io.create_io = create_io
+
+
+def hold_temporary_files() -> None:
+    """Make a directory for the temporary files of a run, and remove it at the end of this process, its first one.
+
+    Servers and killed workers leave some. Those of tests stay where pytest has them, which keeps three runs.
+    """
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+    directory, first = tempfile.mkdtemp(prefix="zot-run-"), os.getpid()
+    os.environ["TMPDIR"] = tempfile.tempdir = directory
+
+    @atexit.register  # before that of the fork servers: it is called after them
+    def remove() -> None:
+        if os.getpid() == first:
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 def import_tests(paths: Sequence[str]) -> None:

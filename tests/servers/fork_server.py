@@ -20,6 +20,7 @@ import select
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -84,6 +85,7 @@ def enter(arguments: Sequence[str], environment: Mapping[str, str], directory: s
     os.chdir(directory)
     os.environ.clear()
     os.environ.update(environment)
+    tempfile.tempdir = None
     sys.path[0] = directory
     sys.argv[:] = arguments
     coded = environment.get("PYTHONIOENCODING")
