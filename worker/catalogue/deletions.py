@@ -91,6 +91,12 @@ class Deletions(Queries):
         behind = sa.tuple_(tombstones.c.bucket, tombstones.c.key) > sa.tuple_(*after)
         return self._some(behind, limit=limit)
 
+    def of_job(self, job: str, after: tuple[str, str] = ("", ""), *, limit: int = 1000) -> list[Tombstone]:
+        """Return the tombstones of a delete, or of all jobs of a batch, by bucket and key, after the one given."""
+        behind = sa.tuple_(tombstones.c.bucket, tombstones.c.key) > sa.tuple_(*after)
+        its = sa.or_(tombstones.c.job == job, tombstones.c.job.between(f"{job}.{'0' * 8}", f"{job}.{'9' * 8}"))
+        return self._some(behind, its, limit=limit)
+
     def fingerprint(self) -> list[Any]:
         """Return what changes with every change of `kept`; its first item is the number of rows."""
         with self._database.read() as connection:
@@ -136,19 +142,36 @@ class Deletions(Queries):
         """
         undone = {"undone_at": now, "by": _text(by), "reason": _text(reason)}
         with self._database.write() as connection:
-            row = connection.execute(sa.select(tombstones).where(*_at(bucket, key))).one_or_none()
-            if row is None:
-                raise UndeleteRefused(
-                    f"{bucket}/{key} has no delete that can be undone: `zot-artifacts deleted` lists them"
-                )
-            together = _together(connection, _tombstone_of(row))
-            found = _undo(connection, row, undone)
-            for each in together:
-                with suppress(UndeleteRefused):  # it was uploaded again, and that is kept
-                    of = connection.execute(sa.select(tombstones).where(*_at(bucket, each.key))).one()
-                    _undo(connection, of, undone)
-            see_lost_among(connection, {(bucket, key), *((each.bucket, each.key) for each in together)}, now)
-            return found
+            found = _undo_together(connection, bucket, key, undone)
+            see_lost_among(connection, {(each.bucket, each.key) for each in found}, now)
+            return found[0]
+
+    def undo_all(
+        self, of: Sequence[Tombstone], *, now: datetime, by: str | None, reason: str | None, dry_run: bool = False
+    ) -> tuple[list[Artifact], list[str]]:
+        """Undo some deletes as `undo` does, in one transaction; with `dry_run` nothing changes.
+
+        Returns:
+            What is current again, companions included, and why others are not.
+        """
+        undone = {"undone_at": now, "by": _text(by), "reason": _text(reason)}
+        found: dict[tuple[str, str], Artifact] = {}
+        refused: list[str] = []
+        with self._database.write() as connection, connection.begin_nested() as changes:
+            for each in of:
+                if (each.bucket, each.key) in found:
+                    continue  # as a companion
+                try:
+                    some = _undo_together(connection, each.bucket, each.key, undone)
+                except UndeleteRefused as error:
+                    refused.append(str(error))
+                else:
+                    found |= {(one.bucket, one.key): one for one in some}
+            if dry_run:
+                changes.rollback()
+            else:
+                see_lost_among(connection, set(found), now)
+        return list(found.values()), refused
 
     # Purging
 
@@ -230,6 +253,24 @@ class Deletions(Queries):
 
 def _text(given: str | None) -> str | None:
     return without_nul(given[:_TEXT]) if given else None
+
+
+def _undo_together(connection: Connection, bucket: str, key: str, undone: Mapping[str, Any]) -> list[Artifact]:
+    """Undo a delete with that of its companions, and return the artifact, then the companions that are current again.
+
+    Raises:
+        UndeleteRefused: it cannot be undone; nothing was changed.
+    """
+    row = connection.execute(sa.select(tombstones).where(*_at(bucket, key))).one_or_none()
+    if row is None:
+        raise UndeleteRefused(f"{bucket}/{key} has no delete that can be undone: `zot-artifacts deleted` lists them")
+    together = _together(connection, _tombstone_of(row))
+    found = [_undo(connection, row, undone)]
+    for each in together:
+        with suppress(UndeleteRefused):  # it was uploaded again, and that is kept
+            of = connection.execute(sa.select(tombstones).where(*_at(bucket, each.key))).one()
+            found.append(_undo(connection, of, undone))
+    return found
 
 
 def _undo(connection: Connection, row: sa.Row[Any], undone: Mapping[str, Any]) -> Artifact:

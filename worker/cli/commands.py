@@ -53,7 +53,9 @@ COMMANDS = {
     "verify": Entry(_ARTIFACTS, "Read every copy in full and compare its digest.", "verify:verify"),
     "delete": Entry(_ARTIFACTS, "Delete artifacts, or their copies in single stores.", "delete:delete"),
     "undelete": Entry(
-        _ARTIFACTS, "Undo the delete of an artifact within its grace period.", "undelete_and_hold:undelete"
+        _ARTIFACTS,
+        "Undo the delete of an artifact, or all deletes of a job, within the grace period.",
+        "undelete_and_hold:undelete",
     ),
     "deleted": Entry(
         _ARTIFACTS, "List the deletes that can be undone, by whom and why.", "undelete_and_hold:deleted"

@@ -95,7 +95,8 @@ def delete(
         outcome = run_verb(session, DELETE, selection, fields, waiting)
         grace = session.settings.delete.grace
     if many and not store and grace:
-        note(f"for {duration_text(grace)} after the delete `zot-artifacts undelete` brings each back")
+        undo = f"`zot-artifacts undelete --job {outcome.job}`"
+        note(f"for {duration_text(grace)} after the delete {undo} brings them back")
     finish(outcome, waited=waiting.wait, as_json=as_json)
 
 

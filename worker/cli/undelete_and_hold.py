@@ -8,13 +8,17 @@ import typer
 
 from worker import clock
 from worker.artifacts.store_holds import NOT_OFFERED, hold_copies, is_held
-from worker.catalogue import Hold
-from worker.cli.arguments import ArtifactArgument, ArtifactPath
+from worker.catalogue import Artifact, Hold
+from worker.cli.arguments import ArtifactArgument, ArtifactPath, refuse
 from worker.cli.errors import Failure, UsageError
 from worker.cli.output import AsJson, complain, print_json, print_table, say
 from worker.cli.session import opened
 from worker.cli.user import user_name
+from worker.counted import counted
 from worker.exit_status import Status
+
+_AT_ONCE = 100
+"""Deletes that are undone in one transaction."""
 
 Reason = Annotated[
     str, typer.Option("--reason", metavar="TEXT", help="Why; it is shown to everyone who wants to delete the artifact.")
@@ -25,14 +29,28 @@ UndeleteReason = Annotated[
 UndeleteBy = Annotated[
     str | None, typer.Option("--by", metavar="NAME", help="Who undoes the delete; your user name by default.")
 ]
+OptionalArtifact = Annotated[
+    str, typer.Argument(metavar="BUCKET/KEY", help="The artifact, such as releases/app.tgz.", show_default=False)
+]
 By = Annotated[str | None, typer.Option("--by", metavar="NAME", help="Who sets the hold; your user name by default.")]
 
 
 def undelete(
-    artifact: ArtifactArgument, *, reason: UndeleteReason = None, by: UndeleteBy = None, as_json: AsJson = False
+    artifact: OptionalArtifact = "",
+    *,
+    job: Annotated[
+        str | None, typer.Option("--job", metavar="JOB", help="All artifacts that this job or batch has deleted.")
+    ] = None,
+    reason: UndeleteReason = None,
+    by: UndeleteBy = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --job: list what would come back, and change nothing.")
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Undo the delete of an artifact within its grace period.
+    """Undo the delete of an artifact, or all deletes of a job, within the grace period.
 
+    With --job, an artifact that was uploaded again since is named and stays, and the exit status is 1.
     `zot-artifacts deleted` lists the deletes that can be undone, and until when.
     `zot-artifacts show --proof` shows who undid one, and why.
 
@@ -41,7 +59,15 @@ def undelete(
         zot-artifacts undelete releases/app.tgz
 
         zot-artifacts undelete releases/app.tgz --reason "release 2 needs it"
+
+        zot-artifacts undelete --job 5f0a1d0e --dry-run
     """
+    if (job is None) == (not artifact):
+        raise UsageError("name an artifact, or a job with --job")
+    if job is not None:
+        _undelete_all(job, reason, by, dry_run=dry_run, as_json=as_json)
+        return
+    refuse("goes with --job", {"--dry-run": dry_run})
     at = ArtifactPath.parse(artifact)
     with opened() as session:
         before = {each.key for each in session.catalogue.companions.of(at.bucket, at.key)}
@@ -59,6 +85,32 @@ def undelete(
         )
     else:
         say(f"{found.path} version {found.version} is back{_with(at.bucket, after)}")
+
+
+def _undelete_all(job: str, reason: str | None, by: str | None, *, dry_run: bool, as_json: bool) -> None:
+    undone: dict[str, Artifact] = {}
+    refused: list[str] = []
+    with opened() as session:
+        deletions, id_, after = session.catalogue.deletions, session.job(job).id, ("", "")
+        while some := deletions.of_job(id_, after, limit=_AT_ONCE):
+            found, why_not = deletions.undo_all(
+                some, now=clock.now(), by=by or user_name(), reason=reason, dry_run=dry_run
+            )
+            undone |= {each.path: each for each in found}
+            refused += why_not
+            after = some[-1].bucket, some[-1].key
+    if not undone and not refused:
+        raise Failure(f"job {id_} has no delete that can be undone: `zot-artifacts deleted` lists them")
+    if as_json:
+        rows = [{"bucket": each.bucket, "key": each.key, "version": each.version} for each in undone.values()]
+        print_json({"job": id_, "undeleted": rows, "refused": refused, "dry_run": dry_run})
+    else:
+        for each in undone.values():
+            say(f"{each.path} version {each.version}")
+        say(f"{counted(len(undone), 'artifact')} {'would come' if dry_run else 'came'} back")
+        for why in refused:
+            complain(why)
+    raise typer.Exit(Status.BAD if refused else Status.GOOD)
 
 
 def deleted(as_json: AsJson = False) -> None:

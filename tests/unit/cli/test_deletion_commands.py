@@ -52,6 +52,34 @@ def test_a_delete_is_listed_and_undone(
     assert cli.run(["undelete", "releases/app.tgz"]) == 2
 
 
+def test_all_deletes_of_a_batch_are_undone_at_once(
+    catalogue: Catalogue,  # noqa: F811
+    zot: Zot,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A dry run lists them and changes nothing; one that was uploaded again is named, and deletes of others stay."""
+    monkeypatch.setattr("worker.cli.undelete_and_hold._AT_ONCE", 2)
+    now, batch = clock.now(), "5f0a1d0e-0000-5000-8000-000000000000"
+    catalogue.ledger.acquire(
+        batch, "batch", {}, owner="here", writes_to=None, parent=None, now=now, lease=timedelta(seconds=30)
+    )
+    for key, job in (("1", f"{batch}.00000001"), ("2", f"{batch}.00000001"), ("3", f"{batch}.00000002"), ("4", "4")):
+        digest = Digest(1, "0" * 64)
+        made = catalogue.artifacts.record("releases", key, digest, {}, now, stores=["dr"]).artifact
+        catalogue.artifacts.finish_copy(made, "dr", tag="1", evidence={}, now=now)
+        catalogue.deletions.begin(made, now=now, until=now + timedelta(days=7), by="ana", reason=None, job=job)
+    catalogue.artifacts.record("releases", "2", Digest(1, "1" * 64), {}, now, stores=["dr"])
+    for dry in (("--dry-run",), ()):
+        status, document = zot("undelete", "--job", "5f0a1d0e", *dry)
+        assert (status, document["job"], document["dry_run"]) == (1, batch, bool(dry))
+        assert [each["key"] for each in document["undeleted"]] == ["1", "3"]
+        assert ["releases/2 was uploaded again since" in each for each in document["refused"]] == [True]
+    assert [each["key"] for each in zot("deleted")[1]["deleted"]] == ["2", "4"]
+    assert zot("show", "releases/3")[0] == 0
+    assert zot("undelete", "releases/4", "--job", batch)[0] == 2
+    assert zot("undelete", "--job", "5f")[1]["undeleted"] == []
+
+
 def test_a_suggested_name_is_like_the_one_that_was_typed(
     catalogue: Catalogue,  # noqa: F811
     artifact: Artifact,  # noqa: F811
