@@ -253,7 +253,11 @@ def test_a_worker_that_lost_a_job_writes_nothing_for_it(catalogue, write):
 def test_a_job_that_has_ended_stays_so(catalogue):
     """What its worker writes late, such as a heartbeat, changes nothing, although no other worker had its lease."""
     job, ledger, now = begin(catalogue).record, catalogue.ledger, clock.now()
+    held = catalogue.fenced(job.id, job.fence)
+    held.artifacts.record("releases", "a", DIGEST, {}, now)
     ledger.finish(job.id, job.fence, JobState.SUCCEEDED, now=now)
+    with pytest.raises(LostLease):
+        held.artifacts.record("releases", "b", DIGEST, {}, now)
     ended = ledger.get(job.id)
     for late in (
         partial(ledger.renew, until=now + LEASE, progress=None),

@@ -10,6 +10,7 @@ import pytest
 
 from tests.waiting import WITHIN
 from worker import clock
+from worker.catalogue import LostLease
 from worker.jobs.heartbeats import Heartbeats
 from worker.jobs.running_job import RunningJob
 from worker.settings.section_models import JobSettings
@@ -112,10 +113,12 @@ class Reporter:
         return False
 
 
-def job_of(renew: Callable[..., object], reporter: Reporter, lease: timedelta) -> RunningJob:
+def job_of(
+    renew: Callable[..., object], reporter: Reporter, lease: timedelta, *, until: datetime | None = None
+) -> RunningJob:
     """Return a job that renews its lease by this function."""
     record: Any = SimpleNamespace(
-        id="job", attempts=1, fence=1, snoozed_since=None, created_at=datetime.now(UTC), parent=None, lease_until=None
+        id="job", attempts=1, fence=1, snoozed_since=None, created_at=datetime.now(UTC), parent=None, lease_until=until
     )
     ledger = SimpleNamespace(renew=renew)
     context: Any = SimpleNamespace(
@@ -168,3 +171,23 @@ def test_a_lease_counts_from_before_the_wait_for_the_catalogue(monkeypatch: pyte
     for renewed in (4, 5, 5):
         job._renew()
         assert renewals == renewed, "so does the thread that renews it"
+    waits = iter([0.0])
+    job_of(renew, Reporter(), timedelta(seconds=30), until=clock.now() + timedelta(seconds=10)).confirm_lease()
+    assert renewals == 6, "its worker was frozen, or the disk slow, since the lease began"
+
+
+def test_a_lease_that_a_heartbeat_finds_lost_stops_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At its next bytes and before its next change, although the lease would have lasted."""
+    now = 1000.0
+    monkeypatch.setattr(clock, "uptime", lambda: now)
+
+    def renew(*_: object, **__: object) -> None:
+        raise LostLease("job")
+
+    job = job_of(renew, Reporter(), timedelta(seconds=30))
+    now += 11
+    job.confirm_lease()
+    job._renew()
+    for stopped in (job.confirm_lease, job.heartbeat, lambda: job.advance(1)):
+        with pytest.raises(LostLease):
+            stopped()
