@@ -168,6 +168,7 @@ def test_what_an_upload_has_written_over_is_corrupt_once_the_upload_has_ended(ru
     _, digest = context.stores["dr"].write_object("releases", "app.tgz", io.BytesIO(b"release two"))
     artifacts.record("releases", "app.tgz", digest, {}, now, stores=["primary", "dr"], job="writer")
     assert [copy.verdict for copy in run(verify, DR).copies] == told
+    assert [each.kind for each in context.catalogue.findings.page()] == told, "no suspicion stays after a second read"
     if told:
         repair = ReplicateRequest(bucket="releases", key="app.tgz", to=("dr",))
         assert run(replicate, repair).copies[0].quarantined is not None, "the bytes of the upload are kept"
