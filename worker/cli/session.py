@@ -27,7 +27,10 @@ class _LogLines(logging.Handler):
     """Prints warnings of the code that workers share, such as of a store that does not answer, as a command does."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        complain(record.getMessage())
+        try:
+            complain(record.getMessage())
+        except (OSError, ValueError):  # standard error is full or closed: a warning must not end the command
+            self.handleError(record)
 
 
 @dataclass(frozen=True, slots=True)
