@@ -115,8 +115,9 @@ def hold_temporary_files() -> None:
     Servers and killed workers leave some. Those of tests stay where pytest has them, which keeps three runs.
     """
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
-    directory, first = tempfile.mkdtemp(prefix="zot-run-"), os.getpid()
-    os.environ["TMPDIR"] = tempfile.tempdir = directory
+    directory, first = Path(tempfile.mkdtemp(prefix="zot-run-")), os.getpid()
+    directory.chmod(0o711)  # some tests change their user
+    os.environ["TMPDIR"] = tempfile.tempdir = str(directory)
 
     @atexit.register  # before that of the fork servers: it is called after them
     def remove() -> None:
