@@ -72,6 +72,20 @@ def test_a_rotten_source_is_never_copied_and_the_next_one_is_tried(run, stored, 
 
 
 @pytest.mark.usefixtures("uploaded")
+def test_the_source_is_a_good_copy_and_rather_one_that_was_read(run, stored, context):
+    """Copies that a full read has verified come first, and those that were bad at their last read come last."""
+    primary = VerifyRequest(bucket="releases", key="app.tgz", stores=("primary",))
+    run(verify, primary)
+    assert run(replicate, request("cold")).copies[0].source == "primary"
+    rot(stored("primary"))
+    run(verify, primary)
+    stored("cold").unlink()
+    assert run(replicate, request("cold")).copies[0].source == "dr"
+    reads = [row["store"] for row in context.catalogue.verifications.of("releases", "app.tgz")]
+    assert reads.count("primary") == 2, "it was not read once more"
+
+
+@pytest.mark.usefixtures("uploaded")
 def test_without_a_good_source_nothing_is_written_and_each_copy_is_named(run, stored):
     """When every copy is bad the replication fails, says what is wrong with which, and leaves the target empty."""
     rot(stored("dr"))
@@ -103,14 +117,19 @@ def test_a_repair_keeps_the_bad_bytes_and_replaces_them_with_right_ones(run, sto
 
 
 @pytest.mark.usefixtures("uploaded")
-def test_a_repair_that_finds_no_good_copy_leaves_the_bad_one_in_place(run, stored):
-    """A corrupt copy is never deleted to make room for one that cannot be had."""
+def test_a_repair_that_finds_no_good_copy_leaves_the_bad_one_in_place(run, stored, context):
+    """A corrupt copy is never deleted to make room for one that cannot be had.
+
+    Neither that copy is a source, nor one that was never finished.
+    """
+    artifacts = context.catalogue.artifacts
+    artifacts.ensure_copy(context.catalogue.artifact("releases", "app.tgz"), "cold")
     rot(stored("dr"))
     rot(stored("primary"))
     bad = stored("dr").read_bytes()
     run(verify, VerifyRequest(bucket="releases", key="app.tgz"))
 
-    with pytest.raises(NoGoodSource):
+    with pytest.raises(NoGoodSource, match="no copy is right: primary: [^;]*$"):
         run(replicate, request("dr"))
     assert stored("dr").read_bytes() == bad
 
