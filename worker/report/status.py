@@ -445,12 +445,13 @@ def _disks(sources: Sources) -> tuple[dict[str, Check], dict[str, str]]:
         if isinstance(config, FilesystemConfig):
             fault = _refusal(sources, name)
             check = fault or _disk(f"disk {name}", config.root)
+            if fault:
+                wrong[name] = fault.detail
             if fault or check.outcome == "unknown":
-                wrong[name] = check.detail
                 since, good_at = _last_probes(sources, name)
                 if good_at:
                     check = replace(check, detail=f"its probe of {moment(good_at)} succeeded, now: {check.detail}")
-                elif since:
+                elif since and fault:  # one that is only mounted read-only here may fail its probes for another cause
                     told = f"its probes fail since {moment(since)}: {check.detail}"
                     check = replace(check, outcome="bad", detail=told)
             checks[name] = check

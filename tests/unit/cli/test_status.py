@@ -381,11 +381,16 @@ def test_a_store_that_is_not_trusted_is_open(catalogue: Catalogue, artifact: Art
 
 
 def test_a_store_that_failed_its_last_probe_is_open(
-    catalogue: Catalogue, zot: Zot, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    catalogue: Catalogue,
+    zot: Zot,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A store without its bucket opens no circuit breaker, and is told once; a later probe that succeeds closes it.
 
-    Since when the disk of a store is away is told from its probes, too.
+    Since when the disk of a store is away is told from its probes, too; a disk that is only mounted read-only here does
+    not hide what they found.
     """
     zot("doctor")  # it has seen the right disks
     first = clock.now() - timedelta(hours=2)
@@ -438,6 +443,11 @@ def test_a_store_that_failed_its_last_probe_is_open(
     [disk] = [each for each in zot("status")[1]["checks"] if each["name"] == "disk dr"]
     assert re.match(rf"its probes fail since {clock.now():%Y}\S+ \S+: its root \S+ does not exist", disk["detail"])
     assert disk["outcome"] == "bad"
+    away.rename(root)
+    found = os.statvfs("/")
+    read_only = os.statvfs_result((*found[:8], found.f_flag | os.ST_RDONLY, found.f_namemax))
+    monkeypatch.setattr(os, "statvfs", lambda _: read_only)
+    assert "other bytes" in probed("fourth", {"dr": "dr: reads other bytes"})["store dr"]["detail"]
 
 
 def test_jobs_that_a_store_refused_are_open_for_a_day(catalogue: Catalogue, zot: Zot, capsys) -> None:
