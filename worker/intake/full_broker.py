@@ -1,4 +1,4 @@
-"""Wait for a broker that is full: out of memory, or with a disk that takes no more of its append-only file."""
+"""Wait for a broker that takes no writes: its memory or its disk is full, or it is a replica after a failover."""
 
 import logging
 import time
@@ -7,8 +7,7 @@ from collections.abc import Callable
 import redis
 from celery.worker import state
 
-from zot_artifact_client.connection import is_write_refused
-from zot_artifact_client.text_escaping import bounded
+from zot_artifact_client.connection import first_line, is_write_refused, passing_fault
 
 logger = logging.getLogger(__name__)
 
@@ -16,7 +15,7 @@ _WAIT = 1.0
 
 
 def wait_for_room(write: Callable[[], None], what: str) -> None:
-    """Write, and try again while the broker is full, until the worker shuts down.
+    """Write, and try again while the broker takes no writes, until the worker shuts down.
 
     Raises:
         redis.RedisError: the write failed for another reason, or the worker shuts down.
@@ -30,12 +29,17 @@ def wait_for_room(write: Callable[[], None], what: str) -> None:
                 raise
             if not logged:
                 logged = True
-                logger.error("the broker is full: %s waits for room: %s", what, bounded(error, 200))  # noqa: TRY400
+                logger.error("the broker takes no writes now, and %s waits: %s", what, why_no_writes(error))  # noqa: TRY400
             pause(_WAIT)
         else:
             if logged:
-                logger.warning("the broker has room again: %s continues", what)
+                logger.warning("the broker takes writes again: %s continues", what)
             return
+
+
+def why_no_writes(error: BaseException) -> str:
+    """Return why Redis takes no writes, in one bounded line."""
+    return passing_fault(error) or first_line(error)
 
 
 def pause(seconds: float) -> None:

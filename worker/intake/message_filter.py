@@ -31,7 +31,7 @@ from worker import clock
 from worker.intake.celery_event_rules import CHANNEL, check_events
 from worker.intake.delayed import delay
 from worker.intake.deliveries_kept_on_disk import discard, keep
-from worker.intake.full_broker import pause, wait_for_room
+from worker.intake.full_broker import pause, wait_for_room, why_no_writes
 from worker.intake.message_rules import (
     InvalidMessage,
     Reason,
@@ -281,7 +281,7 @@ class _PatientQoS(kombu_redis.QoS):
                 pipe.zrem(self.unacked_index_key, *self._ended).hdel(self.unacked_key, *self._ended).execute()
         except (redis.RedisError, OSError) as error:
             why = (
-                "the broker is full"
+                "the broker takes no writes now"
                 if is_write_refused(error)
                 else f"the broker does not answer: {type(error).__name__}"
             )
@@ -427,7 +427,7 @@ class Consumer(CeleryConsumer):
         found = list(causes(error))
         rights = (each for each in found if isinstance(each, redis.exceptions.NoPermissionError))
         if is_write_refused(error):
-            logger.error("the broker is full: this worker waits for room")
+            logger.error("the broker takes no writes now, and this worker waits: %s", why_no_writes(error))
             pause(_FULL_WAIT)
         elif (missing := next(rights, None)) is not None:
             logger.error(

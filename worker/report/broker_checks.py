@@ -1,6 +1,7 @@
 """Ask the broker, the result backend, the workers of its queues and beat; read the open circuit breakers."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 import redis
 from celery import Celery
@@ -34,6 +35,7 @@ from zot_artifact_client.errors import BrokerUnavailable
 
 _BEAT_WITHIN = 90.0
 """Seconds since its last tick after which beat counts as stopped; it ticks every few seconds."""
+_NO_LIST = "zot-artifacts:no-list"
 
 
 def ask_broker(settings: Settings, url: str) -> Iterator[Check]:
@@ -57,7 +59,7 @@ def ask_broker(settings: Settings, url: str) -> Iterator[Check]:
 
 def _redis(url: str, name: str) -> Check:
     with redis_client(url, socket_timeout=3, socket_connect_timeout=3) as client:
-        client.ping()
+        _check_writes(client)
         try:
             policy = client.config_get("maxmemory-policy").get("maxmemory-policy")
         except redis.ResponseError:  # hosted servers forbid the command
@@ -65,6 +67,13 @@ def _redis(url: str, name: str) -> Check:
     if policy == "noeviction":
         return Check("broker", "good", f"{name} answers; maxmemory-policy is noeviction")
     return Check("broker", "bad", f"{name}: maxmemory-policy is {policy}", "set it to noeviction: else jobs are lost")
+
+
+def _check_writes(client: redis.Redis) -> None:
+    """Raise redis.RedisError unless the server answers and takes writes; PING alone is answered without any memory."""
+    client.ping()
+    with suppress(redis.exceptions.NoPermissionError):  # a user may have other rights
+        client.lpushx(_NO_LIST, "")  # appends to a list that is there, and writes nothing else
 
 
 def _rabbitmq(url: str, name: str) -> Check:
@@ -81,7 +90,7 @@ def _result_backend(url: str) -> Check:
     name = without_credentials(url)
     try:
         with redis_client(url, socket_timeout=3, socket_connect_timeout=3) as client:
-            client.ping()
+            _check_writes(client)
     except redis.RedisError as error:
         return _unreachable("result backend", url, error, "ZOT_RESULTS")
     return Check("result backend", "good", f"{name} answers")
@@ -92,12 +101,12 @@ def _unreachable(title: str, url: str, error: Exception, setting: str) -> Check:
     name = without_credentials(url)
     if passing := passing_fault(error):  # it names its own way out
         return Check(title, "unknown", f"{name}: {passing}")
+    if takes_no_writes(error):
+        return Check(title, "unknown", f"{name} {what_it_does(error, url)}", FULL_BROKER)
     if fault := broker_fault(error, url):
         has_way_out = "; " in fault or not setting  # such as an expired certificate, with a right setting
         return Check(title, "unknown", f"{name}: {fault}", None if has_way_out else f"correct {setting}")
     way_out = f"start it, or correct {setting}" if setting else "start `zot-artifacts up`"
-    if takes_no_writes(error):
-        way_out = FULL_BROKER
     return Check(title, "unknown", f"{name}: {first_line(error)}", way_out)
 
 
