@@ -115,7 +115,11 @@ def hold_temporary_files() -> None:
     Servers and killed workers leave some. Those of tests stay where pytest has them, which keeps three runs.
     """
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
-    directory, first = Path(tempfile.mkdtemp(prefix="zot-run-")), os.getpid()
+    for left in Path(tempfile.gettempdir()).glob("zot-run-*-*"):
+        if not Path("/proc", left.name.split("-")[2]).exists():  # that run was killed
+            shutil.rmtree(left, ignore_errors=True)
+    first = os.getpid()
+    directory = Path(tempfile.mkdtemp(prefix=f"zot-run-{first}-"))
     directory.chmod(0o711)  # some tests change their user
     os.environ["TMPDIR"] = tempfile.tempdir = str(directory)
 
