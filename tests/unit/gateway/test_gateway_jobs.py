@@ -59,6 +59,8 @@ def test_a_job_is_sent_shown_and_ends(gateway: Gateway) -> None:
     sent = client.post("/v1/jobs/verify", json=asked)
     assert (sent.status_code, sent.json()["state"]) == (202, "queued")
     place = sent.headers["Location"]
+    refused = {"type": "InvalidMessage", "message": "no"}
+    gateway.context.catalogue.ledger.reject(sent.json()["job"], "verify", {}, refused, clock.now())  # it had that id
     queued = client.get(place).json()
     assert queued["state"] == "queued"
     times = [datetime.fromisoformat(each["created_at"]) for each in (sent.json(), queued)]
@@ -214,18 +216,22 @@ def test_a_job_tells_no_key_that_the_token_is_not_for(gateway: Gateway) -> None:
     gateway.store("app/b.json", b"b")
     gateway.store("audit/a.tgz", b"a")
     assert some.get("/v1/artifacts/releases/app/b.json").json()["companion_of"] is None
-    failed = some.post("/v1/jobs/verify", json=asked).json()
-    begun = gateway.context.catalogue.ledger.acquire(
-        failed["job"], "verify", asked, owner="test", writes_to=None, parent=None, now=clock.now(),
-        lease=gateway.settings.jobs.lease,
-    )  # fmt: skip
-    assert isinstance(begun, Leased)
-    error = {"type": "NotFound", "message": "releases/app/a is not in the catalogue; did you mean releases/apple?"}
-    gateway.context.catalogue.ledger.finish(
-        failed["job"], begun.record.fence, JobState.FAILED, error=error, now=clock.now()
-    )
-    told = some.get(f"/v1/jobs/{failed['job']}").json()["error"]["message"]
-    assert told == "releases/app/a is not in the catalogue"
+    for type_, message, expected in (
+        ("NotFound", "releases/app/a is not in the catalogue; did you mean releases/apple?",
+         "releases/app/a is not in the catalogue"),
+        ("WrongCompanion", "app/a.json is a companion of audit/a", "it cannot be a companion of that artifact"),
+    ):  # fmt: skip
+        failed = some.post("/v1/jobs/verify", json=asked).json()
+        begun = gateway.context.catalogue.ledger.acquire(
+            failed["job"], "verify", asked, owner="test", writes_to=None, parent=None, now=clock.now(),
+            lease=gateway.settings.jobs.lease,
+        )  # fmt: skip
+        assert isinstance(begun, Leased)
+        gateway.context.catalogue.ledger.finish(
+            failed["job"], begun.record.fence, JobState.FAILED, error={"type": type_, "message": message},
+            now=clock.now(),
+        )  # fmt: skip
+        assert some.get(f"/v1/jobs/{failed['job']}").json()["error"]["message"] == expected
 
 
 def test_the_same_idempotency_key_is_the_same_job(gateway: Gateway) -> None:
@@ -236,6 +242,13 @@ def test_the_same_idempotency_key_is_the_same_job(gateway: Gateway) -> None:
     assert ids[0] == ids[1] != ids[2]
     other = one.post("/v1/jobs/verify", json={**asked, "key": "b"}, headers=headers)
     assert (other.status_code, other.json()["type"]) == (422, "urn:zot-artifacts:IdempotencyMismatch")
+    with redis_client(gateway.settings.broker_url) as redis:
+        redis.flushdb()  # as a broker that was replaced
+    work(gateway, {"job": ids[0], "kind": "verify"}, asked, {"copies": []})
+    other = one.post("/v1/jobs/verify", json={**asked, "key": "b"}, headers=headers)
+    assert (other.status_code, other.json()["type"]) == (422, "urn:zot-artifacts:IdempotencyMismatch")
+    again = one.post("/v1/jobs/verify", json=asked, headers=headers).json()
+    assert (again["job"], again["state"]) == (ids[0], "succeeded")
 
 
 def test_events_tell_progress_and_end(gateway: Gateway) -> None:
@@ -286,6 +299,8 @@ def test_a_reader_sees_a_job_and_does_not_cancel_it(gateway: Gateway) -> None:
     reader = gateway.client(verbs=(TokenVerb.READ,), name="reader")
     assert reader.get(f"/v1/jobs/{job['job']}").status_code == 200
     assert reader.delete(f"/v1/jobs/{job['job']}").status_code == 403
+    other = gateway.client(verbs=(TokenVerb.DELETE,), name="other")
+    assert other.get(f"/v1/jobs/{job['job']}").status_code == 404
 
 
 def test_a_delete_is_recorded_under_the_name_of_the_token(gateway: Gateway) -> None:

@@ -286,10 +286,13 @@ def test_a_size_beside_another_length_is_refused(gateway: Gateway) -> None:
 
 
 def test_an_empty_upload_is_complete_at_once(gateway: Gateway) -> None:
-    """No byte has to be sent for none."""
-    made = gateway.client().post("/v1/uploads", json=asked(b""))
+    """No byte has to be sent for none; a token that sends bytes sees the job, and one that names files does not."""
+    sender, importer = (gateway.client(verbs=(verb,), name=verb) for verb in (TokenVerb.UPLOAD, TokenVerb.IMPORT))
+    made = sender.post("/v1/uploads", json=asked(b""))
     assert made.json()["complete"]
     assert sent(gateway, made.headers["Zot-Job"]) is not None
+    answers = [client.get(f"/v1/jobs/{made.headers['Zot-Job']}").status_code for client in (sender, importer)]
+    assert answers == [200, 404]
 
 
 def test_an_upload_belongs_to_its_token(gateway: Gateway) -> None:
@@ -298,6 +301,9 @@ def test_an_upload_belongs_to_its_token(gateway: Gateway) -> None:
     reader = gateway.client(verbs=(TokenVerb.READ,), name="reader")
     below = gateway.client("releases/ci/", name="below")
     place = client.post("/v1/uploads", json=asked()).headers["Location"]
+    same = {"Idempotency-Key": uuid4().hex}
+    keyed = [each.post("/v1/uploads", json=asked(), headers=same).headers["Location"] for each in (client, other)]
+    assert keyed[0] != keyed[1]
     assert other.head(place).status_code == append(other, place, 0, b"x").status_code == 404
     assert other.delete(place).status_code == 404
     assert reader.post("/v1/uploads", json=asked()).status_code == 403
@@ -308,6 +314,9 @@ def test_an_upload_belongs_to_its_token(gateway: Gateway) -> None:
         assert gateway.client("*", name=uuid4().hex).post("/v1/uploads", json=asked(**wrong)).status_code == 400, wrong
     for bad in ("..", "..%2f..%2fcatalogue", "x" * 300, ".upload"):
         assert client.head(f"/v1/uploads/{bad}").status_code in {400, 404}
+    assert gateway.context.catalogue.access_tokens.revoke("one", clock.now()) == 1
+    less = gateway.client("releases/ci/", name="one")
+    assert less.head(place).status_code == append(less, place, 0, b"x").status_code == 403
 
 
 def test_an_upload_ends_by_delete_and_by_age(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
