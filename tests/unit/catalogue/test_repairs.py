@@ -58,27 +58,36 @@ def test_only_copies_of_the_current_version_are_claimed(catalogue, claim):
 
 
 def test_wrong_metadata_is_claimed_while_it_is_open_and_of_the_current_version(catalogue):
-    """A finding that was resolved, or is of another version, is no reason to write a good copy again."""
+    """A finding that was resolved, or is of another version, is no reason to write a good copy again.
+
+    Bytes that are bad are no source of themselves.
+    """
     now = clock.now()
-    found = {key: copied(catalogue, key, "dr") for key in ("open", "resolved", "older")}
+    found = {key: copied(catalogue, key, "dr") for key in ("open", "resolved", "older", "bad")}
+    judged(catalogue, found["bad"], "dr", "corrupt", now=now)
     versions = {key: artifact.version + (key == "older") for key, artifact in found.items()}
     wrong = [NewFinding(FindingKind.METADATA, "dr", "releases", key, version) for key, version in versions.items()]
     catalogue.findings.see(wrong, now=now)
     resolved = [row.id for row in catalogue.findings.page(limit=9) if row.key == "resolved"]
     catalogue.findings.resolve(resolved, "by an operator", now=now)
+    assert catalogue.repairs.count_wrong_metadata("dr") == 1
     asked = {"sources": ["dr"], "now": now, "until": now + HOUR, "limit": 10, "job": "page"}
     assert [artifact.key for artifact in catalogue.repairs.claim("dr", metadata=True, **asked)] == ["open"]
 
 
 def test_bad_copies_are_counted_once_each_and_by_their_time(catalogue):
-    """A copy that was found bad twice counts once, a repaired one counts, one from before the window does not."""
+    """A copy that was found bad twice counts once, a repaired one counts, one from before the window does not.
+
+    A copy of another store does not count either.
+    """
     now = clock.now()
-    twice, repaired, old = (copied(catalogue, key, "primary", "dr") for key in ("twice", "repaired", "old"))
+    keys = ("twice", "repaired", "old", "elsewhere")
+    twice, repaired, old, elsewhere = (copied(catalogue, key, "primary", "dr") for key in keys)
     judged(catalogue, old, "dr", "corrupt", now=now - 2 * HOUR)
     for artifact in (twice, twice, repaired):
         judged(catalogue, artifact, "dr", "corrupt", now=now)
     judged(catalogue, repaired, "dr", "verified", now=now)
-    judged(catalogue, repaired, "primary", "missing", now=now)
+    judged(catalogue, elsewhere, "primary", "missing", now=now)
     assert catalogue.repairs.count_bad("dr", since=now - HOUR, limit=10) == 2
     assert catalogue.repairs.count_bad("dr", since=now - HOUR, limit=1) == 1
     assert catalogue.repairs.count_bad("dr", since=now - 3 * HOUR, limit=10) == 3
