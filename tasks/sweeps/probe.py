@@ -1,12 +1,13 @@
 """Sweep probe: probe every store, so that a broken one is found before a job needs it."""
 
 import logging
+from contextlib import suppress
 
 from worker.artifacts.verification_log.kept_head import see_head
 from worker.artifacts.verification_log.signature import BadKeyFile, LogKeys
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
-from worker.storage.errors import StorageError
+from worker.storage.errors import OtherWriter, StorageError
 from worker.storage.probe import probe
 from zot_artifact_client.contract import SWEEP_PROBE, SweepProbeRequest, SweepProbeResult
 
@@ -35,6 +36,10 @@ def sweep_probe(request: SweepProbeRequest, job: RunningJob) -> SweepProbeResult
             fault = probe(store)
             job.stores.close_breaker(name)  # it answers, even if it cannot be relied on
             changed = None if fault else see_head(store, job.catalogue, keys)
+        except OtherWriter as error:
+            fault, changed = error.message, None
+            with suppress(StorageError, BadKeyFile):
+                see_head(store, job.catalogue, keys)
         except StorageError as error:
             fault, changed = error.message, None
         except BadKeyFile as error:

@@ -86,6 +86,7 @@ from worker.catalogue.store_records import StoreRecords
 from worker.catalogue.sweep_claims import AHEAD, GRACE, SHORTEST_HORIZON, NeededReads, Plan, SweepClaims
 from worker.catalogue.transfers import OpenTransfer, Transfers, UploadIntent
 from worker.catalogue.verifications import Verifications
+from worker.catalogue.writers import ALIVE, Writers
 from worker.storage.errors import NotFound
 from worker.storage.identity import KnownIdFiles
 
@@ -179,6 +180,7 @@ class Catalogue:
     sweep_claims = cached_property(lambda self: SweepClaims(self._database))
     transfers = cached_property(lambda self: Transfers(self._database))
     verifications = cached_property(lambda self: Verifications(self._database))
+    writers = cached_property(lambda self: Writers(self._database))
 
     def store_identities(self, names: Iterable[str], run: Path) -> StoreIdentities:
         """Return the recorded ids of these stores; `run` is the directory where earlier versions kept them in files."""

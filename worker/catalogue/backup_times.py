@@ -34,6 +34,15 @@ class BackupTimes(Queries):
         """Return when the backup was made that the catalogue was restored from, until `accept_restored`; or None."""
         return self._get(_RESTORED)
 
+    def unaccepted(self) -> str | None:
+        """Return a message that the catalogue was restored, and what to do; None once `log accept` has accepted it."""
+        if (at := self.restored()) is None:
+            return None
+        return (
+            f"the catalogue was restored from its backup of {at:%Y-%m-%d %H:%M:%S} UTC: record what was written since "
+            "with `zot-artifacts catalogue rebuild --newer-since MOMENT`, then run `zot-artifacts log accept --yes`"
+        )
+
     def accept_restored(self) -> None:
         """Record that what was lost with a restore is accepted: what the stores keep may be replaced from now on."""
         with self._database.write() as connection:

@@ -191,6 +191,12 @@ class Deletions(Queries):
             rows = connection.execute(_due(now).order_by(*order).limit(limit)).all()
         return [_tombstone_of(row) for row in rows]
 
+    def postpone(self, until: datetime) -> None:
+        """Purge nothing that was deleted so far before this moment: it may have been undone in another catalogue."""
+        with self._database.write() as connection:
+            earlier = sa.update(tombstones).where(tombstones.c.purge_after < until)
+            connection.execute(earlier.values(purge_after=until))
+
     def first_deleted_at(self) -> datetime | None:
         """Return when the artifact was deleted that waits longest for its purge, None if none waits."""
         row = tombstones.c

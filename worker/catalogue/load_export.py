@@ -21,6 +21,7 @@ from worker.catalogue.database import CatalogueError
 from worker.catalogue.export import FORMAT, KINDS, VERSION, ColumnKind, ExportSummary
 from worker.catalogue.records import OPEN_STATES, LogHead
 from worker.catalogue.tables import metadata
+from worker.catalogue.writers import forget_writers
 from zot_artifact_client.contract import JobState
 
 _LONGEST_LINE = 64 << 20
@@ -125,6 +126,7 @@ class _Load:
             _end_open_jobs(self._connection, header.exported_at)
             _restart_grace(self._connection, clock.now())
             record_restore(self._connection, header.exported_at)
+            forget_writers(self._connection)
         self._count_ids()
         return ExportSummary(header.identity, header.exported_at, self._rows, sha256, header.log_head)
 

@@ -6,7 +6,9 @@ import sqlalchemy as sa
 
 from worker.catalogue.database import Database
 from worker.catalogue.tables import store_identities
+from worker.catalogue.writers import Writers
 from worker.storage.identity import SHARED, KnownIdFiles, marker_of
+from worker.storage.writer_record import WriterRecord
 
 _ALL = sa.select(store_identities.c.store, store_identities.c.marker)
 
@@ -73,6 +75,13 @@ class StoreIdentities:
 
     def way_out(self, name: str) -> str:
         return f"`zot-artifacts stores accept {name}`"
+
+    @property
+    def catalogue(self) -> str:
+        return self._database.identity
+
+    def refusal(self, name: str, writer: WriterRecord | None) -> str | None:
+        return Writers(self._database).refusal(name, writer)
 
     def forget(self, name: str, place: str | None = None) -> str | None:
         """Remove the record of a store and return its id, or None if there is none: the next use records a new one.

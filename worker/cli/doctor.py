@@ -14,7 +14,7 @@ import typer
 from pydantic import SecretStr
 
 from worker.artifacts.store_holds import tries_to_delete_held
-from worker.artifacts.verification_log.kept_head import CheckedLog, WrittenLog, log_faults, unaccepted_restore
+from worker.artifacts.verification_log.kept_head import CheckedLog, WrittenLog, log_faults
 from worker.artifacts.verification_log.signature import BadKeyFile, LogKeys
 from worker.catalogue import CatalogueError, CatalogueUnavailable, NewerCatalogue, NoCatalogue
 from worker.cli.output import AsJson, out, print_json, printable
@@ -46,7 +46,7 @@ from worker.settings.private_data_directory import (
     way_out_of_home,
 )
 from worker.storage.config import FilesystemConfig, StoreConfig
-from worker.storage.errors import HoldNotOffered, OtherStore, SameStore, StorageError
+from worker.storage.errors import HoldNotOffered, OtherStore, OtherWriter, SameStore, StorageError
 from worker.storage.keys import PROBE_BUCKET
 from worker.storage.probe import PROBE, probe
 from worker.storage.same_place import indistinguishable
@@ -298,7 +298,7 @@ def _log(session: Session) -> Check:
         since = f" since row {checked.id}; `zot-artifacts log verify` reads all" if checked else ""
         detail = f"its tables are up to date, the chain of the verification log is whole{since}"
         return Check("catalogue", "good", detail)
-    if faults == [unaccepted_restore(session.catalogue)]:
+    if faults == [session.catalogue.backup_times.unaccepted()]:
         return Check("catalogue", "bad", faults[0])
     return Check("catalogue", "bad", "; ".join(faults), "compare it with a backup; later verdicts are no evidence")
 
@@ -311,7 +311,7 @@ def _store(session: Session, name: str, breaker: OpenBreaker | None) -> Check:
         store.check_identity("write")
         fault = probe(store)
         advice = [*store.advice(), *_open_root(session.settings, name)]
-    except (SameStore, OtherStore, CatalogueError) as error:
+    except (SameStore, OtherStore, OtherWriter, CatalogueError) as error:
         return _wrong_store(session, name, error)
     except StorageError as error:
         detail = error.message.removeprefix(f"{name}: ")
@@ -328,7 +328,7 @@ def _store(session: Session, name: str, breaker: OpenBreaker | None) -> Check:
     return Check(title, "good", detail, "; ".join(advice) or None)
 
 
-def _wrong_store(session: Session, name: str, error: SameStore | OtherStore | CatalogueError) -> Check:
+def _wrong_store(session: Session, name: str, error: SameStore | OtherStore | OtherWriter | CatalogueError) -> Check:
     """Tell what is there, and how many copies count twice: earlier versions recorded them in both names of a place.
 
     Or tell that the catalogue cannot record the id of the store, because its disk is full or it is read only.

@@ -1,5 +1,8 @@
 """The commands `log verify` and `log accept`."""
 
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
@@ -11,16 +14,17 @@ from worker.artifacts.verification_log.kept_head import (
     accept_head,
     log_faults,
     signed_head,
-    unaccepted_restore,
 )
 from worker.artifacts.verification_log.signature import LogKeys
-from worker.catalogue import FindingKind
+from worker.artifacts.verification_log.writer import is_refused, living_writer
+from worker.catalogue import ALIVE, Catalogue, FindingKind
 from worker.cli.errors import Failure
 from worker.cli.output import AsJson, complain, print_json, say
 from worker.cli.session import Session, opened
 from worker.counted import counted
 from worker.exit_status import Status
 from worker.readable import moment
+from worker.storage import Store
 from worker.storage.errors import StorageError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
@@ -61,7 +65,7 @@ def verify(
         stores = [session.stores[name] for name in session.settings.stores]
         written = _written(session).get()
         faults = log_faults(stores, session.catalogue, keys=keys, written=written, read_archives=archives)
-        restored = unaccepted_restore(session.catalogue)
+        restored = session.catalogue.backup_times.unaccepted()
         head, (_, archived) = signed_head(session.catalogue, keys), session.catalogue.log_archives.extent()
     if as_json:
         print_json({"good": not faults, "first_broken": broken, "faults": faults, "head": head, "archived": archived})
@@ -83,6 +87,12 @@ def verify(
 @app.command()
 def accept(
     yes: Annotated[bool, typer.Option("--yes", help="Accept that rows of the log are lost.")] = False,
+    take_over: Annotated[
+        bool,
+        typer.Option(
+            "--take-over", help="Also where another copy of the catalogue gave a sign in the last 15 minutes."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Record the present head of the log in every store, in place of the head that it keeps.
@@ -91,6 +101,9 @@ def accept(
     Until then the stores keep their lists of deletes and companions, which `catalogue rebuild` needs.
     `log verify` also reports heads that were written before `verification_log.signing_key` was set.
     The heads that are replaced stay in the stores beside the new ones.
+    Only this copy of the catalogue writes to the stores from then on: stop the programs of every other one before.
+    One that gave a sign in the last 15 minutes may still run, and is named; --take-over does not wait.
+    The grace period of each delete begins anew then, because the other copy may have undone it.
     Where the chain itself is broken, restore a backup that is whole.
     Without one, --yes records the head all the same: the broken chain stays a finding, and the exit status is 1.
 
@@ -109,13 +122,16 @@ def accept(
             raise Failure(f"{told}: restore it from a backup; if no whole one is left, add --yes")
         if faults and not yes:
             raise Failure(f"{'; '.join(faults)}: add --yes to accept that", Status.USAGE, type_="NotAccepted")
+        if not take_over and (living := _living(stores, catalogue)):
+            raise Failure(living, Status.BAD, type_="OtherWriter")
+        _postpone_purges(session, stores)
+        catalogue.backup_times.accept_restored()  # first: until then nothing can be written to a store
         kept, failed = {}, {}
         for store in stores:
             try:
                 kept[store.name] = accept_head(store, catalogue, keys)
             except StorageError as error:
                 failed[store.name] = error.message
-        catalogue.backup_times.accept_restored()
         CheckedLog(session.settings.run_dir, catalogue).forget()
         _written(session).forget()
     if as_json:
@@ -128,6 +144,34 @@ def accept(
         if broken is not None:
             complain(f"{_broken_at(broken)}: restore it from a backup; until then this is a finding")
     raise typer.Exit(Status.UNKNOWN if failed else Status.GOOD if broken is None else Status.BAD)
+
+
+def _postpone_purges(session: Session, stores: Sequence[Store]) -> None:
+    """Begin the grace periods anew if another copy of the catalogue wrote to a store: it may have undone deletes."""
+    for store in stores:
+        with suppress(StorageError):  # it is named as failed
+            if is_refused(store, session.catalogue):
+                session.catalogue.deletions.postpone(clock.now() + session.settings.delete.grace)
+                return
+
+
+def _living(stores: Sequence[Store], catalogue: Catalogue) -> str | None:
+    """Return that another copy of the catalogue may still write to stores; None if none does."""
+    found: dict[str, list[str]] = {}
+    last = datetime.min.replace(tzinfo=UTC)
+    for store in stores:
+        with suppress(StorageError):  # it is named as failed
+            if other := living_writer(store, catalogue):
+                found.setdefault(other.place, []).append(store.name)
+                last = max(last, other.at)
+    if not found:
+        return None
+    named = "; ".join(f"{place} uses {', '.join(names)}" for place, names in found.items())
+    return (
+        f"another copy of this catalogue may still run: {named}, the last sign of it is of {moment(last)}: stop its "
+        f"programs, and run this command again after {moment(last + ALIVE)}, or now with --take-over; for a drill use "
+        "copies of the stores"
+    )
 
 
 def _see_chain(session: Session) -> int | None:

@@ -33,6 +33,7 @@ from worker.storage.errors import (
     Archived,
     IntegrityError,
     NotFound,
+    OtherWriter,
     OutOfSpace,
     SameStore,
     StorageError,
@@ -47,6 +48,8 @@ _RESTARTED_WITHIN = 15.0
 """Seconds after which a job asks again for a worker with newer settings."""
 _ADMITTED_FOR = 1.0
 """Seconds for which a job that was admitted to a store is not checked again, unless the store fails it."""
+_OTHER_WRITER_FOR = 60.0
+"""Seconds after which a job asks again whether another copy of the catalogue still writes to the store."""
 REFUSED = 10
 """Requests of one verb that a store refuses a job before it may count as refusing all."""
 _READS = frozenset({"stat", "read", "verify"})
@@ -105,8 +108,8 @@ class LimitedStore:
       One that is the place of another store is not asked again after the first of them.
 
     Raises:
-        Snooze: from any method: the store is paused, its breaker is open, its slots are all taken, or it refuses all
-            that the job asks. The store was not asked. `store` names it.
+        Snooze: from any method: the store is paused, its breaker is open, its slots are all taken, it refuses all that
+            the job asks, or another copy of the catalogue writes to it. The store was not asked. `store` names it.
         Unavailable: in place of that, from the store of a command, which has waited.
     """
 
@@ -266,6 +269,8 @@ class LimitedStore:
             if len(failed) < len(written):
                 self._succeeded("write")
             for error in failed:
+                if isinstance(error, OtherWriter):
+                    raise error
                 self._blame(error, "write")
             return written
 
@@ -463,6 +468,10 @@ class LimitedStore:
         try:
             with tracing.span(f"store {verb}", store=self.name):
                 yield
+        except OtherWriter as error:
+            if self._wait is not None:
+                raise
+            raise StoreRefuses(error.message, _OTHER_WRITER_FOR, self.name) from error
         except StorageError as error:
             self._blame(error, verb)
             raise

@@ -17,9 +17,9 @@ from worker.artifacts.verification_log.kept_head import (
     WrittenLog,
     check_kept_head,
     check_noted_head,
-    unaccepted_restore,
 )
 from worker.artifacts.verification_log.signature import BadKeyFile, LogKeys
+from worker.artifacts.verification_log.writer import told_of_copies
 from worker.catalogue import (
     BAD,
     CANARY_TIMES,
@@ -126,6 +126,7 @@ def document_of(sources: Sources) -> dict[str, Any]:
             _disk("data directory", sources.settings.home),  # where queues, downloads and streams wait
             *(each for name, each in disks.items() if not (name in wrong and wrong[name] in str(broken.get(name)))),
             *_log(sources),
+            *_writers(sources),
             *(list(catalogue_writes(sources.settings, catalogue)) or catalogue_of_workers(sources.settings)),
             *owner_of_broker(sources.settings, catalogue),
         ]
@@ -434,8 +435,25 @@ def _log(sources: Sources) -> Iterator[Check]:
     except BadKeyFile as error:
         faults = [str(error)]
     if told := "; ".join(dict.fromkeys(fault for fault in faults if fault)):
-        way_out = None if told == unaccepted_restore(catalogue) else "compare it with a backup"
+        way_out = None if told == catalogue.backup_times.unaccepted() else "compare it with a backup"
         yield Check("verification log", "bad", told, way_out)
+
+
+def _writers(sources: Sources) -> Iterator[Check]:
+    """Tell that another copy of the catalogue uses stores on disks of this machine, or that it was accepted there.
+
+    The stores in clouds are asked by `sweep.verify`, which opens a finding.
+    """
+    if sources.catalogue.backup_times.restored():
+        return  # the check of the log tells
+    told: dict[str, list[str]] = {}
+    for name, config in sources.settings.stores.items():
+        if isinstance(config, FilesystemConfig):
+            with suppress(StorageError):  # the check of its disk tells
+                if fault := told_of_copies(sources.stores[name], sources.catalogue):
+                    told.setdefault(fault, []).append(name)
+    for fault, names in told.items():
+        yield Check("copy of the catalogue", "bad", f"{', '.join(names)}: {fault}")
 
 
 def _disks(sources: Sources) -> tuple[dict[str, Check], dict[str, str]]:

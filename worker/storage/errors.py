@@ -7,7 +7,8 @@ StorageError
 │   ├── Throttled             the store asks for fewer requests
 │   ├── Timeout               the store did not answer in time
 │   ├── Conflict              another program changes the object at this moment
-│   └── NotDeleted            the store accepted a delete and still has the object
+│   ├── NotDeleted            the store accepted a delete and still has the object
+│   └── OtherWriter           another copy of the catalogue writes to the store
 └── PermanentError            trying again changes nothing
     ├── NotFound              the object or bucket is not there (also a FileNotFoundError)
     │   └── UploadEnded       the multipart upload is not open, or has lost parts: a new one must begin
@@ -97,6 +98,15 @@ class Conflict(TransientError):
 
 class NotDeleted(TransientError):
     """The store accepted a delete and still has the object. It may only be slow to notice its own delete."""
+
+    of_store = False
+
+
+class OtherWriter(TransientError):
+    """Another copy of the catalogue writes to the store, so that this one must not, until an operator decides.
+
+    Reads go on: it does not count against the circuit breaker.
+    """
 
     of_store = False
 

@@ -29,6 +29,7 @@ from worker.storage.errors import (
     InvalidKey,
     NotFound,
     OtherStore,
+    OtherWriter,
     OutOfSpace,
     PermanentError,
     SameStore,
@@ -39,6 +40,7 @@ from worker.storage.errors import (
 from worker.storage.integrity.verifying_reader import VerifyingReader, read_up_to
 from worker.storage.keys import MARKER_BUCKET, RESERVED_PREFIX
 from worker.storage.same_place import is_within, location_of, may_share, mounts_here, names_bucket_of, server_of
+from worker.storage.writer_record import WriterRecord, read_writer
 
 MARKER_KEY = "identity"
 SHARED = "shared "
@@ -57,8 +59,12 @@ Purpose = Literal["read", "record", "write"]
 - `read`: a store without a marker is compared with no other store.
 - `record`: an object of it becomes a copy in the catalogue. A store without a marker gets one; one that takes none is
   accepted, because a store that is only read refuses writes, in any way.
-- `write`: it is about to be changed. A store without a marker gets one.
+- `write`: it is about to be changed. A store without a marker gets one. No other copy of the catalogue may write to it.
 """
+
+_FULFILLED: Mapping[Purpose, tuple[Purpose, ...]] = {
+    "read": ("read",), "record": ("read", "record"), "write": ("read", "record", "write")
+}  # fmt: skip
 
 _ID = re.compile(rb"zot-store ([0-9a-f]{32})\n")
 _MARKER_BYTES = 1024
@@ -109,6 +115,15 @@ class KnownIds(Protocol):
         """Return the command that accepts another store under this name, for messages."""
         ...
 
+    @property
+    def catalogue(self) -> str | None:
+        """Return the id of the catalogue that has the ids; None if none has them."""
+        ...
+
+    def refusal(self, name: str, writer: WriterRecord | None) -> str | None:
+        """Return why this copy of the catalogue must not write to a store that has this record; None if it may."""
+        ...
+
 
 class KnownIdFiles:
     """The ids as files of one directory, `identity-NAME`."""
@@ -142,6 +157,13 @@ class KnownIdFiles:
 
     def way_out(self, name: str) -> str:
         return f"`rm {quote(str(self._file(name)))}`"
+
+    @property
+    def catalogue(self) -> str | None:
+        return None
+
+    def refusal(self, _name: str, _writer: WriterRecord | None) -> str | None:
+        return None
 
     def forget(self, name: str) -> None:
         """Remove the record of a store, if there is one."""
@@ -195,6 +217,7 @@ class Identity:
         Raises:
             OtherStore: the marker is gone, or is that of another store.
             SameStore: another configured store has the same marker; not to read, unless `fresh`.
+            OtherWriter: another copy of the catalogue writes to the store; only to write.
             StorageError: the marker cannot be read or written.
         """
         mount = self._mount()
@@ -225,11 +248,18 @@ class Identity:
             self._refuse_one_server(marker)
             self._looked_below = True
         self._put_place(marker)
-        fulfilled: tuple[Purpose, ...] = ("read",) if purpose == "read" else ("read", "record", "write")
+        self._refuse_other_writer(purpose)
+        fulfilled: tuple[Purpose, ...] = _FULFILLED[purpose]
         seconds: float = RECHECK_SECONDS
         if purpose == "record" and marker is None:
             fulfilled, seconds = ("read", "record"), _UNMARKED_SECONDS
         self._checked |= dict.fromkeys(fulfilled, (mount, time.monotonic() + seconds))
+
+    def _refuse_other_writer(self, purpose: Purpose) -> None:
+        if purpose != "write" or (catalogue := self._known.catalogue) is None:
+            return
+        if told := self._known.refusal(self._driver.name, read_writer(self._driver, catalogue)):
+            raise OtherWriter(f"{self._driver.name}: {told}")
 
     def _refuse_renamed(self, any_id: str | None) -> None:
         """Raise if this store has no id, and one that is not configured any more was here: its disk is not mounted."""

@@ -68,6 +68,7 @@ from worker.storage.spooling import spooling_in
 from worker.storage.transfer.multipart import MEMORY, Checkpoint, MultipartWrite
 from worker.storage.transfer.resumable_read import ResumableReader, open_resumable
 from worker.storage.transfer.server_copy import Between, copy_server_side
+from worker.storage.writer_record import WriterRecord, read_writer, write_writer
 
 _MAX_OFFSET = 2**63 - 1
 
@@ -657,10 +658,21 @@ class Store:
 
         Raises:
             SameStore, OtherStore: it is not; says the way out.
+            OtherWriter: another copy of the catalogue writes to it; only to write.
             StorageError: the store does not answer.
         """
         if self._identity:
             self._identity.check(purpose, fresh=True)
+
+    def writer(self, catalogue: str) -> WriterRecord | None:
+        """Return which copy of this catalogue writes to the store, as far as the store has a record of that."""
+        self._check_identity("read")
+        return read_writer(self._driver, catalogue)
+
+    def set_writer(self, catalogue: str, record: WriterRecord) -> None:
+        """Replace that record, also where another copy of the catalogue writes to the store."""
+        self._check_identity("record")
+        write_writer(self._driver, catalogue, record)
 
     def refuses_reads(self) -> bool:
         """Return whether the store refuses to return its marker, which it has returned before: it refuses all reads."""

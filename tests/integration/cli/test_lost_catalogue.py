@@ -72,6 +72,7 @@ def test_a_lost_catalogue_comes_back_by_backup_and_by_rebuild(home, valkey, inco
     assert set(digests(home)) == {"a", "b"}
     assert cli.run(["catalogue", "rebuild", "--newer-since", since]) == 0
     assert digests(home) == before
+    assert cli.run(["log", "accept", "--yes"]) == 0, "without a question: the lost catalogue was at this place"
     goes_on(home, valkey, incoming, "after-restore")
 
     before = digests(home)

@@ -16,6 +16,7 @@ from typing import Any
 from worker import clock
 from worker.artifacts.verification_log.archive import archive_faults
 from worker.artifacts.verification_log.signature import LogKeys
+from worker.artifacts.verification_log.writer import accept_as_writer, see_writer, told_of_copies
 from worker.catalogue import Catalogue, FindingKind, LogHead
 from worker.storage import Store
 from worker.storage.errors import IntegrityError, NotFound, StorageError
@@ -47,8 +48,9 @@ def keep_head(store: Store, catalogue: Catalogue, keys: LogKeys = _NO_KEYS) -> s
     """Compare the log with the head that a store keeps, then keep the present head there.
 
     Return what is wrong with the log, or None. A head that does not fit the log is not changed, because it is the
-    evidence. A log that was restored fits none until `log accept`, also if no verdict was lost: what else the store
-    keeps may be later than the catalogue. A store without a bucket for the worker's own objects keeps no head.
+    evidence. Nothing is changed either where another copy of the catalogue writes to the store. A log that was restored
+    fits no head until `log accept`, also if no verdict was lost: what else the store keeps may be later. A store
+    without a bucket for the worker's own objects keeps no head.
 
     Raises:
         StorageError: the store cannot be reached, or does not allow it.
@@ -57,7 +59,7 @@ def keep_head(store: Store, catalogue: Catalogue, keys: LogKeys = _NO_KEYS) -> s
     if not store.capabilities.reserved_buckets:
         return None
     kept, fault = _compare(store, catalogue, keys)
-    fault = unaccepted_restore(catalogue) or fault
+    fault = see_writer(store, catalogue) or fault
     head = catalogue.verifications.durable_head()
     if fault or head is None or (kept is not None and kept.head == head):
         return fault
@@ -67,9 +69,10 @@ def keep_head(store: Store, catalogue: Catalogue, keys: LogKeys = _NO_KEYS) -> s
 
 
 def see_head(store: Store, catalogue: Catalogue, keys: LogKeys) -> str | None:
-    """Do as `keep_head`, and open or resolve the finding of the store."""
+    """Do as `keep_head`, and open or resolve the finding of the store, also about another copy of the catalogue."""
     fault = keep_head(store, catalogue, keys)
-    evidence = {"detail": fault} if fault else None
+    told = fault or told_of_copies(store, catalogue)
+    evidence = {"detail": told} if told else None
     catalogue.findings.see_store(FindingKind.LOG_CHANGED, store.name, evidence, now=clock.now())
     return fault
 
@@ -83,7 +86,7 @@ def check_kept_head(store: Store, catalogue: Catalogue, keys: LogKeys = _NO_KEYS
     """
     if not store.capabilities.reserved_buckets:
         return None
-    return unaccepted_restore(catalogue) or _compare(store, catalogue, keys)[1]
+    return catalogue.backup_times.unaccepted() or _compare(store, catalogue, keys)[1]
 
 
 def check_noted_head(catalogue: Catalogue, noted: LogHead | None) -> str | None:
@@ -103,7 +106,10 @@ def accept_head(store: Store, catalogue: Catalogue, keys: LogKeys = _NO_KEYS) ->
         BadKeyFile: a configured key cannot be read.
     """
     head = catalogue.verifications.durable_head()
-    if not store.capabilities.reserved_buckets or head is None:
+    if not store.capabilities.reserved_buckets:
+        return None
+    accept_as_writer(store, catalogue)
+    if head is None:
         return None
     store.create_bucket(PROBE_BUCKET)
     before, present = _body(store, catalogue), _counted(catalogue, head, None)
@@ -149,7 +155,7 @@ def log_faults(
     """
     cut = check_noted_head(catalogue, checked) or check_noted_head(catalogue, written)
     broken = None if cut else catalogue.verifications.first_broken(checked)
-    restored = unaccepted_restore(catalogue)
+    restored = catalogue.backup_times.unaccepted()
     faults = [fault for fault in (restored, cut) if fault]
     faults += [] if broken is None else [f"the verification log was changed at row {broken}"]
     faults += archive_faults(stores, catalogue, read=read_archives)
@@ -236,16 +242,6 @@ class WrittenLog(_HeadFile):
                 self.put(head)
         except OSError as error:
             logger.warning("the head of the verification log is not written to %s: %s", self._file, error.strerror)
-
-
-def unaccepted_restore(catalogue: Catalogue) -> str | None:
-    """Return a message that the catalogue was restored, and what to do; None once `log accept` has accepted that."""
-    if (at := catalogue.backup_times.restored()) is None:
-        return None
-    return (
-        f"the catalogue was restored from its backup of {at:%Y-%m-%d %H:%M:%S} UTC: record what was written since with "
-        "`zot-artifacts catalogue rebuild --newer-since MOMENT`, then run `zot-artifacts log accept --yes`"
-    )
 
 
 def _compare(store: Store, catalogue: Catalogue, keys: LogKeys) -> tuple[KeptHead | None, str | None]:

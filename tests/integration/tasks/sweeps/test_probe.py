@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
+import pytest
 import sqlalchemy as sa
 
 from tasks.delete import delete
@@ -19,11 +20,14 @@ from tasks.verify import verify
 from tests.conformance.targets import make_s3_bucket, s3_config
 from worker import clock
 from worker.artifacts.records_kept_in_stores import keep_records
+from worker.artifacts.verification_log.kept_head import accept_head
 from worker.catalogue import Catalogue, load_export, tables
 from worker.context import Context
 from worker.jobs.running_job import RunningJob
+from worker.limits.snooze import StoreRefuses
 from worker.settings.section_models import DeleteSettings
 from worker.storage import Stores
+from worker.storage.errors import OtherWriter
 from zot_artifact_client.contract import (
     DeleteRequest,
     SweepProbeRequest,
@@ -126,9 +130,10 @@ def test_a_log_that_was_cut_changes_no_list_that_a_store_keeps(run, context, set
     assert kept.read_bytes() != before
 
 
-def test_a_restored_catalogue_changes_no_list_that_a_store_keeps(run, context, settings, source, tmp_path):
-    """Until the restore is accepted, also where no verdict was lost: a rebuild does the later delete again."""
+def test_a_restored_catalogue_changes_nothing_that_another_one_keeps(run, context, settings, source, tmp_path):
+    """Until the restore is accepted, also where no verdict was lost; from then on the other one changes nothing."""
     run(upload, UploadRequest(bucket="releases", key="app.tgz", source=source(b"1")))
+    run(sweep_verify, SweepVerifyRequest())
     backup = io.BytesIO()
     context.catalogue.export(backup)
     now, of = clock.now(), context.catalogue.artifact("releases", "app.tgz")
@@ -140,9 +145,11 @@ def test_a_restored_catalogue_changes_no_list_that_a_store_keeps(run, context, s
     url = f"sqlite:///{tmp_path / 'restored.sqlite3'}"
     load_export(url, backup, restore=True)
     with contextlib.closing(Catalogue(url)) as restored:
+        ids = restored.store_identities(settings.stores, settings.run_dir)
+        stores = Stores(settings.stores, spool_dir=settings.spool_dir, known_ids=ids)
 
         def keep(_: SweepVerifyRequest, job: RunningJob) -> None:
-            job.catalogue = restored
+            job.catalogue, job.unlimited_stores = restored, stores
             keep_records(job, ["primary"])
 
         def sweep() -> list[str]:
@@ -151,6 +158,24 @@ def test_a_restored_catalogue_changes_no_list_that_a_store_keeps(run, context, s
 
         assert sweep() == ["log_changed"]
         assert kept.read_bytes() == before
+        with pytest.raises(OtherWriter, match="was restored from its backup"):
+            stores["primary"].delete_object("releases", "app.tgz")
         restored.backup_times.accept_restored()
+        assert sweep() == ["log_changed"], "the catalogue of the backup may still be in use"
+        with pytest.raises(OtherWriter, match=f"another copy of this catalogue, {settings.home}/catalogue.sqlite3 of "):
+            stores["primary"].delete_object("releases", "app.tgz")
+        accept_head(stores["primary"], restored)
         assert sweep() == []
         assert kept.read_bytes() != before
+
+    # The first catalogue is told, and changes nothing either: its jobs wait.
+    fresh = Stores(settings.stores, spool_dir=settings.spool_dir, known_ids=context.stores._known_ids)
+    context = dataclasses.replace(context, stores=fresh)
+    before = kept.read_bytes()
+    run(sweep_verify, SweepVerifyRequest(), context=context)
+    assert [(each.kind, each.store) for each in context.catalogue.findings.page()] == [("log_changed", "primary")]
+    assert kept.read_bytes() == before
+    with pytest.raises(StoreRefuses, match=f"{url.removeprefix('sqlite:///')} of .*stop the programs of this one"):
+        run(
+            upload, UploadRequest(bucket="releases", key="b", source=source(b"2"), stores=("primary",)), context=context
+        )

@@ -1,0 +1,140 @@
+"""The tokens that this catalogue has written into each store, and whether another copy of it writes there, too.
+
+See `worker.storage.writer_record`.
+"""
+
+import socket
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import uuid4
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from worker.catalogue.backup_times import BackupTimes
+from worker.catalogue.database import Queries
+from worker.catalogue.tables import sweep_cursors
+from worker.storage.writer_record import Sign, WriterRecord
+
+_WRITER = "writer "
+"""Before the store and the token in the name of a row."""
+_KEPT = timedelta(days=1)
+"""For so long each token is remembered, because a store may be rolled back, or a write of it may be late."""
+ALIVE = timedelta(minutes=15)
+"""A copy of the catalogue that gave a sign since then may still run: each gives one with every `sweep.verify`."""
+_MOST_REFUSED = 8
+
+
+class Writers(Queries):
+    """The tokens of this copy of the catalogue, for all its workers."""
+
+    def other(self, store: str, record: WriterRecord | None) -> Sign | None:
+        """Return the sign of another copy of the catalogue that writes to a store, or objects; None without one."""
+        tokens = self._tokens(store)
+        if record is None or _is_rolled_back(record, tokens):
+            return None
+        if record.writer.token not in tokens:
+            return record.writer
+        objection = record.objection
+        return objection if objection and objection.token not in tokens else None
+
+    def refusal(self, store: str, record: WriterRecord | None) -> str | None:
+        """Return why this copy of the catalogue must not write to a store, and the way out; None if it may."""
+        if restored := BackupTimes(self._database).unaccepted():
+            return restored
+        other, tokens = self.other(store, record), self._tokens(store)
+        if record is None or other is None or record.writer.token in tokens:
+            return None
+        named = f"another copy of this catalogue, {other.place}"
+        if not tokens.keys().isdisjoint(record.refused):
+            return f"{named}, was accepted as the one that writes to this store: stop the programs of this one"
+        return (
+            f"{named}, uses this store (at {other.at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC); nothing is written or "
+            "deleted here by this one: stop the programs of one of them, then run `zot-artifacts log accept --yes` "
+            "with the other one"
+        )
+
+    def rival(self, store: str, record: WriterRecord | None) -> str | None:
+        """Return that another copy of the catalogue objects, while this one writes to the store; None if none does."""
+        other = self.other(store, record)
+        if record is None or other is None or other == record.writer:
+            return None
+        return (
+            f"another copy of this catalogue, {other.place}, uses this store too (at "
+            f"{other.at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC), and writes nothing to it: stop its programs, or give "
+            "it copies of the stores"
+        )
+
+    def objection(self, store: str, record: WriterRecord, *, now: datetime) -> WriterRecord | None:
+        """Return the record with the objection of this copy, so that the other one is told; None if it has none.
+
+        A copy against which an operator has decided does not object. The token of an objection is a new one, because
+        the other copy may know the earlier ones.
+        """
+        tokens, before = self._tokens(store), record.objection
+        if record.writer.token in tokens or not tokens.keys().isdisjoint(record.refused):
+            return None
+        if before is None or now - before.at >= ALIVE:
+            token = self._add(store, now)
+        elif before.token in tokens:
+            token = before.token
+        else:
+            return None  # a third copy has told it
+        return WriterRecord(record.writer, Sign(token, self.place(), now), record.refused)
+
+    def renewed(self, store: str, record: WriterRecord | None, *, now: datetime, decided: bool) -> WriterRecord:
+        """Record a new token, and return the record with it: the store belongs to this copy of the catalogue then.
+
+        The token is durable before it can be in the store. `decided`: an operator has decided for this copy, against
+        the other one that the record names. Otherwise its objection stays until it is `ALIVE` old.
+        """
+        other, objection = self.other(store, record), record.objection if record else None
+        refused = record.refused if record else ()
+        if decided and other is not None:
+            refused = (*refused, other.token)[-_MOST_REFUSED:]
+        if objection and (decided or now - objection.at >= ALIVE):
+            objection = None
+        token = self._add(store, now, forget_all_but=record.writer.token if record else "")
+        return WriterRecord(Sign(token, self.place(), now), objection, refused)
+
+    def place(self) -> str:
+        """Return where this copy of the catalogue is, for messages."""
+        file, url = self._database.file, self._database.engine.url
+        where = Path(file.path).absolute() if file else f"{url.host or 'localhost'}/{url.database}"
+        return f"{where} of {socket.gethostname()}"
+
+    def _add(self, store: str, now: datetime, *, forget_all_but: str | None = None) -> str:
+        """Record a new token; with `forget_all_but` also forget the old ones except that one, which the store has."""
+        token, name = uuid4().hex, sweep_cursors.c.name
+        with self._database.write() as connection:
+            if forget_all_but is not None:
+                connection.execute(
+                    sa.delete(sweep_cursors).where(
+                        name.startswith(f"{_WRITER}{store} ", autoescape=True),
+                        name != f"{_WRITER}{store} {forget_all_but}",
+                        sweep_cursors.c.after < int((now - _KEPT).timestamp()),
+                    )
+                )
+            row = {"name": f"{_WRITER}{store} {token}", "after": int(now.timestamp())}
+            connection.execute(sa.insert(sweep_cursors), row)
+        self._database.flush()
+        return token
+
+    def _tokens(self, store: str) -> Mapping[str, datetime]:
+        prefix = f"{_WRITER}{store} "
+        found = sa.select(sweep_cursors).where(sweep_cursors.c.name.startswith(prefix, autoescape=True))
+        with self._database.read() as connection:
+            rows = connection.execute(found).all()
+        return {row.name.removeprefix(prefix): datetime.fromtimestamp(row.after, UTC) for row in rows}
+
+
+def forget_writers(connection: Connection) -> None:
+    """Forget all tokens: what the stores have is later than a catalogue that was restored, or of another copy."""
+    connection.execute(sa.delete(sweep_cursors).where(sweep_cursors.c.name.startswith(_WRITER, autoescape=True)))
+
+
+def _is_rolled_back(record: WriterRecord, tokens: Mapping[str, datetime]) -> bool:
+    """Return whether a record is older than the tokens that are remembered: the store itself was restored."""
+    last = max((sign.at for sign in (record.writer, record.objection) if sign), default=record.writer.at)
+    return bool(tokens) and last < max(tokens.values()) - _KEPT
