@@ -91,7 +91,8 @@ def _undelete_all(job: str, reason: str | None, by: str | None, *, dry_run: bool
     undone: dict[str, Artifact] = {}
     refused: list[str] = []
     with opened() as session:
-        deletions, id_, after = session.catalogue.deletions, session.job(job).id, ("", "")
+        deletions, after = session.catalogue.deletions, ("", "")
+        id_ = job if deletions.of_job(job, limit=1) else session.job(job).id  # a rebuilt catalogue has no jobs
         while some := deletions.of_job(id_, after, limit=_AT_ONCE):
             found, why_not = deletions.undo_all(
                 some, now=clock.now(), by=by or user_name(), reason=reason, dry_run=dry_run

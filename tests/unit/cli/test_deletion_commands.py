@@ -78,6 +78,8 @@ def test_all_deletes_of_a_batch_are_undone_at_once(
     assert zot("show", "releases/3")[0] == 0
     assert zot("undelete", "releases/4", "--job", batch)[0] == 2
     assert zot("undelete", "--job", "5f")[1]["undeleted"] == []
+    _, document = zot("undelete", "--job", "4")
+    assert [each["key"] for each in document["undeleted"]] == ["4"], "a rebuilt catalogue has its deletes, and no job"
 
 
 def test_a_suggested_name_is_like_the_one_that_was_typed(
