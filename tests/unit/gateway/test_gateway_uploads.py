@@ -91,6 +91,9 @@ def test_a_tus_upload_becomes_one_job(gateway: Gateway) -> None:
     assert (source.read_bytes(), source.parent) == (CONTENT, staging / job)
     assert disk.keeps(source)
     assert client.get(f"/v1/jobs/{job}").json()["state"] == "queued"
+    late = [client.delete(place), append(client, place, len(CONTENT), b"")]
+    assert [(answer.status_code, answer.json()["type"]) for answer in late] == [(409, "urn:zot-artifacts:JobSent")] * 2
+    assert source.read_bytes() == CONTENT
 
 
 def test_the_version_and_the_extensions_are_described(gateway: Gateway) -> None:
@@ -190,8 +193,8 @@ def test_a_disk_that_takes_no_more_is_told_in_the_middle(gateway: Gateway) -> No
     assert source.read_bytes() == CONTENT
 
 
-def test_an_object_that_cannot_be_taken_leaves_nothing(gateway: Gateway) -> None:
-    """A request that fails in the middle, and that no key names, leaves no bytes and no open upload."""
+def test_an_object_that_cannot_be_taken_leaves_nothing(gateway: Gateway, caplog: pytest.LogCaptureFixture) -> None:
+    """A request that fails in the middle, and that no key names, leaves no bytes; one with a key goes on with them."""
     client = gateway.client()
     digest = base64.b64encode(hashlib.sha256(CONTENT).digest()).decode()
     with limited(2_000_000):
@@ -200,6 +203,20 @@ def test_an_object_that_cannot_be_taken_leaves_nothing(gateway: Gateway) -> None
         )
     assert answer.status_code == 507
     assert list(gateway.settings.staging_dir.iterdir()) == []
+    headers = {"Repr-Digest": f"sha-256=:{digest}:", "Idempotency-Key": uuid4().hex}
+    host, _, port = gateway.url.removeprefix("http://").partition(":")
+    named = {**headers, "Host": "x", "Authorization": client.headers["Authorization"], "Content-Length": len(CONTENT)}
+    head = "PUT /v1/objects/releases/app.tgz HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in named.items())
+    with caplog.at_level(logging.INFO):
+        with socket.create_connection((host, int(port))) as line:
+            line.sendall(f"{head}\r\n".encode() + CONTENT[:1_000_000])
+        until(lambda: "PUT /v1/objects/releases/app.tgz 400" in caplog.text)
+    [state] = gateway.settings.staging_dir.glob("*.upload")
+    assert sent(gateway, state.stem) is None
+    [source] = gateway.settings.staging_dir.glob("*/source")
+    assert source.read_bytes() == CONTENT[:1_000_000]
+    assert client.put("/v1/objects/releases/app.tgz", content=CONTENT, headers=headers).status_code == 202
+    assert source.read_bytes() == CONTENT
 
 
 def test_a_new_upload_reads_no_ended_ones(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
