@@ -321,6 +321,7 @@ def test_an_upload_belongs_to_its_token(gateway: Gateway) -> None:
     same = {"Idempotency-Key": uuid4().hex}
     keyed = [each.post("/v1/uploads", json=asked(), headers=same).headers["Location"] for each in (client, other)]
     assert keyed[0] != keyed[1]
+    assert client.post("/v1/uploads", json=asked(size=5), headers=same).status_code == 422
     assert other.head(place).status_code == append(other, place, 0, b"x").status_code == 404
     assert other.delete(place).status_code == 404
     assert reader.post("/v1/uploads", json=asked()).status_code == 403
