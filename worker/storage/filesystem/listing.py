@@ -1,5 +1,6 @@
 """List the objects of a bucket in the order of their keys, with one directory's names in memory at a time."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -57,6 +58,10 @@ class Listing:
         foreign = self._foreign(path, files)
         keys = [_Entry(base + segment, name) for segment, name in objects_in(files, foreign).items()]
         below = [_Entry(f"{base}{name}/", name) for name in directories]
+        for entry in keys + below:
+            if not is_encodable(entry.name):
+                error = OSError(errno.EILSEQ, "its name is not UTF-8, as keys are: rename it")
+                self._tree.report((*path, entry.name), error)
         wanted = [entry for entry in keys + below if is_encodable(entry.key) and _is_wanted(entry.key, prefix, after)]
         wanted.sort(key=lambda entry: entry.key.encode())
         for start in range(0, len(wanted), _BATCH):

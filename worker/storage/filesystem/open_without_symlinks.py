@@ -167,12 +167,13 @@ class Tree:
 
     @property
     def unreadable(self) -> Mapping[tuple[str, ...], StorageError]:
-        """Return the directories and files that could not be read when they were last listed, each with its error."""
+        """Return the directories and files that listings have passed over, each with its error."""
         return dict(self._unreadable)
 
     def report(self, path: tuple[str, ...], error: OSError) -> None:
-        """Record and log a directory or a file that a listing skips because it cannot be read."""
-        problem = translate(error, f"{self._store}: {'/'.join(path)}", self.root)
+        """Record and log a directory or a file that a listing skips: it cannot be read, or its name is no key."""
+        shown = os.fsencode("/".join(path)).decode(errors="backslashreplace")
+        problem = translate(error, f"{self._store}: {shown}", self.root)
         if path not in self._unreadable:
             logger.warning("%s; listings pass over it", problem.message)
         if len(self._unreadable) < _MAX_UNREADABLE:

@@ -168,11 +168,13 @@ def test_an_unreadable_directory_does_not_end_a_listing(store: Store, bucket: Pa
         store.write_object("b", key, source(DATA))
     (bucket.parent / "teamx").mkdir()
     (bucket / "z2").write_bytes(b"of another program")
+    (bucket / os.fsdecode(b"caf\xe9")).write_bytes(b"with a name of Latin-1")
     refused |= {"private", "n", "teamx"}
     assert _keys(store) == ["a", "m/z", "z", "z2"]
     assert list(store.iter_stale_uploads()) == []
-    assert len(store.advice()) == 3
+    assert len(store.advice()) == 4
     assert any("b/m/private: Permission denied" in line for line in store.advice())
+    assert any(r"b/caf\xe9: its name is not UTF-8" in line for line in store.advice())
 
 
 def test_an_unreadable_sidecar_is_named(store: Store, bucket: Path, refused: set[str]) -> None:
