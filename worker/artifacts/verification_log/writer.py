@@ -9,8 +9,8 @@ from worker.storage import Store
 from worker.storage.errors import AccessDenied, InvalidKey
 from worker.storage.writer_record import Sign, WriterRecord
 
-_RENEWED = timedelta(seconds=10)
-"""A token that is younger than this is not renewed."""
+_RENEWED = timedelta(seconds=50)
+"""A token that is younger than this is not renewed, which waits for the disk several times."""
 
 
 def see_writer(store: Store, catalogue: Catalogue) -> str | None:
