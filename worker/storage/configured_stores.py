@@ -63,8 +63,8 @@ class Stores(Mapping[str, Store]):
             UnknownStore: naming the store that was asked for and those that there are.
         """
         if os.getpid() != self._process:  # SDK clients and their connections do not survive a fork
-            self._open, self._drivers, self._process = {}, {}, os.getpid()
             self._opening = threading.Lock()  # another thread may have had the old one
+            self._open, self._drivers, self._process = {}, {}, os.getpid()
         if name not in self._configs:
             raise UnknownStore(self._unknown(name))
         if name not in self._open:
