@@ -4,7 +4,8 @@ See `worker.storage.writer_record`.
 """
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -26,6 +27,18 @@ ALIVE = timedelta(minutes=15)
 _MOST_REFUSED = 8
 
 
+@dataclass(frozen=True, slots=True)
+class _Tokens:
+    """The tokens of this copy of the catalogue, and when it wrote the last one into a store.
+
+    They are of all stores: one that was renamed, or was begun as a copy of another one, has a token of that one. `last`
+    is None if there is no token at all, and of all stores if none is of this one.
+    """
+
+    own: frozenset[str]
+    last: datetime | None
+
+
 class Writers(Queries):
     """The tokens of this copy of the catalogue, for all its workers."""
 
@@ -34,25 +47,27 @@ class Writers(Queries):
         tokens = self._tokens(store)
         if record is None or _is_rolled_back(record, tokens):
             return None
-        if record.writer.token not in tokens:
+        if record.writer.token not in tokens.own:
             return record.writer
         objection = record.objection
-        return objection if objection and objection.token not in tokens else None
+        return objection if objection and objection.token not in tokens.own else None
 
     def refusal(self, store: str, record: WriterRecord | None) -> str | None:
         """Return why this copy of the catalogue must not write to a store, and the way out; None if it may."""
         if restored := BackupTimes(self._database).unaccepted():
             return restored
         other, tokens = self.other(store, record), self._tokens(store)
-        if record is None or other is None or record.writer.token in tokens:
+        if record is None or other is None or record.writer.token in tokens.own:
             return None
-        named = f"another copy of this catalogue, {other.place}"
-        if not tokens.keys().isdisjoint(record.refused):
+        what = "another copy" if other.place != self.place() else "a later state or another copy"
+        named = f"{what} of this catalogue, {other.place}"
+        if not tokens.own.isdisjoint(record.refused):
             return f"{named}, was accepted as the one that writes to this store: stop the programs of this one"
         return (
             f"{named}, uses this store (at {other.at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC); nothing is written or "
-            "deleted here by this one: stop the programs of one of them, then run `zot-artifacts log accept --yes` "
-            "with the other one"
+            "deleted here by this one: stop the programs of one of them; to go on with this one, then record what the "
+            "other one has written with `zot-artifacts catalogue rebuild --newer-since MOMENT`, and run `zot-artifacts "
+            "log accept --yes`"
         )
 
     def rival(self, store: str, record: WriterRecord | None) -> str | None:
@@ -73,11 +88,11 @@ class Writers(Queries):
         the other copy may know the earlier ones.
         """
         tokens, before = self._tokens(store), record.objection
-        if record.writer.token in tokens or not tokens.keys().isdisjoint(record.refused):
+        if record.writer.token in tokens.own or not tokens.own.isdisjoint(record.refused):
             return None
         if before is None or now - before.at >= ALIVE:
             token = self._add(store, now)
-        elif before.token in tokens:
+        elif before.token in tokens.own:
             token = before.token
         else:
             return None  # a third copy has told it
@@ -106,27 +121,40 @@ class Writers(Queries):
 
     def _add(self, store: str, now: datetime, *, forget_all_but: str | None = None) -> str:
         """Record a new token; with `forget_all_but` also forget the old ones except that one, which the store has."""
-        token, name = uuid4().hex, sweep_cursors.c.name
+        token, name, old = uuid4().hex, sweep_cursors.c.name, list[str]()
         with self._database.write() as connection:
             if forget_all_but is not None:
-                connection.execute(
-                    sa.delete(sweep_cursors).where(
-                        name.startswith(f"{_WRITER}{store} ", autoescape=True),
-                        name != f"{_WRITER}{store} {forget_all_but}",
-                        sweep_cursors.c.after < int((now - _KEPT).timestamp()),
-                    )
-                )
+                before = now.replace(microsecond=0) - _KEPT
+                mine = (each for each in _rows(connection) if each.store == store)
+                old = [each.name for each in mine if each.token != forget_all_but and each.at < before]
+            connection.execute(sa.delete(sweep_cursors).where(name.in_(old)))
             row = {"name": f"{_WRITER}{store} {token}", "after": int(now.timestamp())}
             connection.execute(sa.insert(sweep_cursors), row)
         self._database.flush()
         return token
 
-    def _tokens(self, store: str) -> Mapping[str, datetime]:
-        prefix = f"{_WRITER}{store} "
-        found = sa.select(sweep_cursors).where(sweep_cursors.c.name.startswith(prefix, autoescape=True))
+    def _tokens(self, store: str) -> _Tokens:
         with self._database.read() as connection:
-            rows = connection.execute(found).all()
-        return {row.name.removeprefix(prefix): datetime.fromtimestamp(row.after, UTC) for row in rows}
+            rows = list(_rows(connection))
+        last = max((each.at for each in rows if each.store == store), default=None)
+        last = last or max((each.at for each in rows), default=None)
+        return _Tokens(frozenset(each.token for each in rows), last)
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    name: str
+    store: str
+    token: str
+    at: datetime
+
+
+def _rows(connection: Connection) -> Iterator[_Row]:
+    """Yield all tokens. The name of a store may have spaces, and LIKE of SQLite takes `Dr` for `dr`."""
+    found = sa.select(sweep_cursors).where(sweep_cursors.c.name.startswith(_WRITER, autoescape=True))
+    for name, after in connection.execute(found).all():
+        store, _, token = name.removeprefix(_WRITER).rpartition(" ")
+        yield _Row(name, store, token, datetime.fromtimestamp(after, UTC))
 
 
 def forget_writers(connection: Connection) -> None:
@@ -134,7 +162,7 @@ def forget_writers(connection: Connection) -> None:
     connection.execute(sa.delete(sweep_cursors).where(sweep_cursors.c.name.startswith(_WRITER, autoescape=True)))
 
 
-def _is_rolled_back(record: WriterRecord, tokens: Mapping[str, datetime]) -> bool:
+def _is_rolled_back(record: WriterRecord, tokens: _Tokens) -> bool:
     """Return whether a record is older than the tokens that are remembered: the store itself was restored."""
     last = max((sign.at for sign in (record.writer, record.objection) if sign), default=record.writer.at)
-    return bool(tokens) and last < max(tokens.values()) - _KEPT
+    return tokens.last is not None and last < tokens.last - _KEPT

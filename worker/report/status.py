@@ -19,7 +19,7 @@ from worker.artifacts.verification_log.kept_head import (
     check_noted_head,
 )
 from worker.artifacts.verification_log.signature import BadKeyFile, LogKeys
-from worker.artifacts.verification_log.writer import told_of_copies
+from worker.artifacts.verification_log.writer import is_refused, told_of_copies
 from worker.catalogue import (
     BAD,
     CANARY_TIMES,
@@ -114,19 +114,20 @@ def document_of(sources: Sources) -> dict[str, Any]:
         runs = catalogue.coverage.last_runs(sweeps, now=now)
         broken = breakers.result()
         waiting = catalogue.coverage.waiting_jobs()
+        copies, refused = _writers(sources)
         for row in stores:
             row["waiting"] = _waiting_jobs(waiting.get(row["store"]), row, broken, now)
         checks = [
             *asked.result(),
             *(Check(f"store {name}", "bad", str(each), way_out_of_breaker(name)) for name, each in broken.items()),
-            *_probed(sources, runs.get(SWEEP_PROBE.kind), {*broken, *wrong}),
-            *_refusing(waiting),
+            *_probed(sources, runs.get(SWEEP_PROBE.kind), {*broken, *wrong, *refused}),
+            *_refusing({name: each for name, each in waiting.items() if name not in refused}),
             *_refused(failed),
             *_failing(sources, runs),
             _disk("data directory", sources.settings.home),  # where queues, downloads and streams wait
             *(each for name, each in disks.items() if not (name in wrong and wrong[name] in str(broken.get(name)))),
             *_log(sources),
-            *_writers(sources),
+            *copies,
             *(list(catalogue_writes(sources.settings, catalogue)) or catalogue_of_workers(sources.settings)),
             *owner_of_broker(sources.settings, catalogue),
         ]
@@ -439,21 +440,22 @@ def _log(sources: Sources) -> Iterator[Check]:
         yield Check("verification log", "bad", told, way_out)
 
 
-def _writers(sources: Sources) -> Iterator[Check]:
+def _writers(sources: Sources) -> tuple[list[Check], set[str]]:
     """Tell that another copy of the catalogue uses stores on disks of this machine, or that it was accepted there.
 
-    The stores in clouds are asked by `sweep.verify`, which opens a finding.
+    Return also the stores to which this copy must not write. The stores in clouds are asked by `sweep.verify`, which
+    opens a finding.
     """
+    told, refused = dict[str, list[str]](), set[str]()
     if sources.catalogue.backup_times.restored():
-        return  # the check of the log tells
-    told: dict[str, list[str]] = {}
+        return [], refused  # the check of the log tells
     for name, config in sources.settings.stores.items():
         if isinstance(config, FilesystemConfig):
             with suppress(StorageError):  # the check of its disk tells
                 if fault := told_of_copies(sources.stores[name], sources.catalogue):
                     told.setdefault(fault, []).append(name)
-    for fault, names in told.items():
-        yield Check("copy of the catalogue", "bad", f"{', '.join(names)}: {fault}")
+                    refused |= {name} if is_refused(sources.stores[name], sources.catalogue) else set()
+    return [Check("copy of the catalogue", "bad", f"{', '.join(of)}: {fault}") for fault, of in told.items()], refused
 
 
 def _disks(sources: Sources) -> tuple[dict[str, Check], dict[str, str]]:

@@ -22,7 +22,8 @@ from worker.limits.snooze import StoreRefuses
 from worker.metrics.catalogue_figures import LedgerFigures
 from worker.readable import moment
 from worker.settings import load_settings
-from worker.storage import Digest
+from worker.storage import Digest, Stores
+from worker.storage.writer_record import Sign, WriterRecord
 from zot_artifact_client.contract import JobState
 
 Zot = Callable[..., tuple[int, Any]]
@@ -448,6 +449,15 @@ def test_a_store_that_failed_its_last_probe_is_open(
     read_only = os.statvfs_result((*found[:8], found.f_flag | os.ST_RDONLY, found.f_namemax))
     monkeypatch.setattr(os, "statvfs", lambda _: read_only)
     assert "other bytes" in probed("fourth", {"dr": "dr: reads other bytes"})["store dr"]["detail"]
+    settings = load_settings()
+    record = WriterRecord(Sign("token of a copy", "/copy", clock.now()))
+    Stores(settings.stores, spool_dir=settings.spool_dir)["dr"].set_writer(catalogue.identity, record)
+    assert probed("fifth", {"dr": "dr: another copy of this catalogue, /copy, uses this store"}) == {}
+    [copy] = [each for each in zot("status")[1]["checks"] if each["name"] == "copy of the catalogue"]
+    assert (copy["outcome"], copy["detail"].partition(", uses")[0]) == (
+        "bad",
+        "dr: another copy of this catalogue, /copy",
+    )
 
 
 def test_jobs_that_a_store_refused_are_open_for_a_day(catalogue: Catalogue, zot: Zot, capsys) -> None:
