@@ -3,7 +3,7 @@
 import io
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from itertools import count
@@ -19,6 +19,7 @@ from worker.catalogue import Catalogue
 from worker.context import Context
 from worker.settings import load_settings
 from worker.storage import Store
+from worker.storage.errors import OutOfSpace
 from worker.storage.writer_record import Sign, WriterRecord
 
 
@@ -147,6 +148,18 @@ def test_a_store_that_was_restored_has_the_same_writer(store, first, monkeypatch
     store.write_object("zot-store", f"writer-{first.identity}", io.BytesIO(b'{"writer": 7}'))
     assert store.writer(first.identity) is None
     assert see_writer(store, first) is None
+    monkeypatch.setattr(clock, "now", lambda: ahead + timedelta(days=3))
+    monkeypatch.setattr(MemoryDriver, "put", raising(OutOfSpace("dr: the disk is full")))
+    assert see_writer(store, first) is None, "a full store keeps the record that it has, and the log is compared"
+    with pytest.raises(OutOfSpace):
+        accept_as_writer(store, first)
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
 
 
 @pytest.mark.parametrize("other", ["dr 2", "renamed", "copied"])

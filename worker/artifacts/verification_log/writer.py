@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from worker import clock
 from worker.catalogue import ALIVE, Catalogue
 from worker.storage import Store
-from worker.storage.errors import AccessDenied, InvalidKey
+from worker.storage.errors import AccessDenied, InvalidKey, OutOfSpace
 from worker.storage.writer_record import Sign, WriterRecord
 
 _RENEWED = timedelta(seconds=50)
@@ -77,5 +77,6 @@ def accept_as_writer(store: Store, catalogue: Catalogue) -> None:
 
 
 def _renew(store: Store, catalogue: Catalogue, record: WriterRecord | None, now: datetime, *, decided: bool) -> None:
-    with suppress(AccessDenied, InvalidKey):  # a store that refuses this key may take all other writes
+    # A store that refuses this key may take all other writes. A full one keeps the record that it has.
+    with suppress(AccessDenied, InvalidKey, *(() if decided else (OutOfSpace,))):
         store.set_writer(catalogue.identity, catalogue.writers.renewed(store.name, record, now=now, decided=decided))
