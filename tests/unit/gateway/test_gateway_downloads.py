@@ -291,14 +291,18 @@ def test_a_path_that_is_no_key_is_refused(gateway: Gateway) -> None:
 
 
 def test_a_slot_is_free_again_after_each_download(settings: Any, open_gateway: Callable[[Any], Any]) -> None:
-    """With room for one download, one after the other is served: also after one that the client broke off."""
+    """With room for one download, one after the other is served: also after one that broke off, or could not begin."""
     one = settings.model_copy(update={"gateway": settings.gateway.model_copy(update={"downloads": 1})})
     with open_gateway(one) as gateway:
         gateway.store("app.tgz", CONTENT)
+        gateway.store("lost.tgz", b"lost")
+        for store in one.stores:
+            gateway.path(store, "lost.tgz").unlink()
         client = gateway.client()
         with client.stream("GET", "/v1/objects/releases/app.tgz") as answer:
             next(answer.iter_raw())
         for _ in range(3):
+            assert client.get("/v1/objects/releases/lost.tgz").status_code >= HTTPStatus.INTERNAL_SERVER_ERROR
             assert client.get("/v1/objects/releases/app.tgz").content == CONTENT
 
 
