@@ -114,6 +114,7 @@ def document_of(sources: Sources) -> dict[str, Any]:
         runs = catalogue.coverage.last_runs(sweeps, now=now)
         broken = breakers.result()
         waiting = catalogue.coverage.waiting_jobs()
+        told_by_breaker = {name for name, fault in wrong.items() if name in broken and fault in str(broken[name])}
         copies, refused = _writers(sources)
         for row in stores:
             row["waiting"] = _waiting_jobs(waiting.get(row["store"]), row, broken, now)
@@ -125,7 +126,7 @@ def document_of(sources: Sources) -> dict[str, Any]:
             *_refused(failed),
             *_failing(sources, runs),
             _disk("data directory", sources.settings.home),  # where queues, downloads and streams wait
-            *(each for name, each in disks.items() if not (name in wrong and wrong[name] in str(broken.get(name)))),
+            *(each for name, each in disks.items() if name not in told_by_breaker),
             *_log(sources),
             *copies,
             *(list(catalogue_writes(sources.settings, catalogue)) or catalogue_of_workers(sources.settings)),

@@ -249,11 +249,8 @@ class Identity:
             self._looked_below = True
         self._put_place(marker)
         self._refuse_other_writer(purpose)
-        fulfilled: tuple[Purpose, ...] = _FULFILLED[purpose]
-        seconds: float = RECHECK_SECONDS
-        if purpose == "record" and marker is None:
-            fulfilled, seconds = ("read", "record"), _UNMARKED_SECONDS
-        self._checked |= dict.fromkeys(fulfilled, (mount, time.monotonic() + seconds))
+        seconds = _UNMARKED_SECONDS if purpose == "record" and marker is None else RECHECK_SECONDS
+        self._checked |= dict.fromkeys(_FULFILLED[purpose], (mount, time.monotonic() + seconds))
 
     def _refuse_other_writer(self, purpose: Purpose) -> None:
         if purpose != "write" or (catalogue := self._known.catalogue) is None:

@@ -58,11 +58,13 @@ class Listing:
         foreign = self._foreign(path, files)
         keys = [_Entry(base + segment, name) for segment, name in objects_in(files, foreign).items()]
         below = [_Entry(f"{base}{name}/", name) for name in directories]
+        wanted = list[_Entry]()
         for entry in keys + below:
-            if not is_encodable(entry.name):
+            if not is_encodable(entry.key):
                 error = OSError(errno.EILSEQ, "its name is not UTF-8, as keys are: rename it")
                 self._tree.report((*path, entry.name), error)
-        wanted = [entry for entry in keys + below if is_encodable(entry.key) and _is_wanted(entry.key, prefix, after)]
+            elif _is_wanted(entry.key, prefix, after):
+                wanted.append(entry)
         wanted.sort(key=lambda entry: entry.key.encode())
         for start in range(0, len(wanted), _BATCH):
             yield from self._rows(path, wanted[start : start + _BATCH])
