@@ -70,7 +70,7 @@ class Writers(Queries):
             "log accept --yes`"
         )
 
-    def rival(self, store: str, record: WriterRecord | None) -> str | None:
+    def told_objection(self, store: str, record: WriterRecord | None) -> str | None:
         """Return that another copy of the catalogue objects, while this one writes to the store; None if none does."""
         other = self.other(store, record)
         if record is None or other is None or other == record.writer:

@@ -16,7 +16,7 @@ from worker.artifacts.verification_log.kept_head import (
     signed_head,
 )
 from worker.artifacts.verification_log.signature import LogKeys
-from worker.artifacts.verification_log.writer import is_refused, living_writer
+from worker.artifacts.verification_log.writer import is_refused, running_copy
 from worker.catalogue import ALIVE, Catalogue, FindingKind
 from worker.cli.errors import Failure
 from worker.cli.output import AsJson, complain, print_json, say
@@ -122,8 +122,8 @@ def accept(
             raise Failure(f"{told}: restore it from a backup; if no whole one is left, add --yes")
         if faults and not yes:
             raise Failure(f"{'; '.join(faults)}: add --yes to accept that", Status.USAGE, type_="NotAccepted")
-        if not take_over and (living := _living(stores, catalogue)):
-            raise Failure(living, Status.BAD, type_="OtherWriter")
+        if not take_over and (running := _running_copies(stores, catalogue)):
+            raise Failure(running, Status.BAD, type_="OtherWriter")
         _postpone_purges(session, stores)
         catalogue.backup_times.accept_restored()  # first: until then nothing can be written to a store
         kept, failed = {}, {}
@@ -155,13 +155,13 @@ def _postpone_purges(session: Session, stores: Sequence[Store]) -> None:
                 return
 
 
-def _living(stores: Sequence[Store], catalogue: Catalogue) -> str | None:
+def _running_copies(stores: Sequence[Store], catalogue: Catalogue) -> str | None:
     """Return that another copy of the catalogue may still write to stores; None if none does."""
     found: dict[str, list[str]] = {}
     last = datetime.min.replace(tzinfo=UTC)
     for store in stores:
         with suppress(StorageError):  # it is named as failed
-            if other := living_writer(store, catalogue):
+            if other := running_copy(store, catalogue):
                 found.setdefault(other.place, []).append(store.name)
                 last = max(last, other.at)
     if not found:

@@ -14,7 +14,7 @@ import pytest
 from tests.memory_driver import MemoryDriver
 from tests.unit.catalogue.test_catalogue import stored
 from worker import cli, clock
-from worker.artifacts.verification_log.writer import accept_as_writer, living_writer, see_writer, told_of_copies
+from worker.artifacts.verification_log.writer import accept_as_writer, running_copy, see_writer, told_of_copies
 from worker.catalogue import Catalogue
 from worker.context import Context
 from worker.settings import load_settings
@@ -109,29 +109,29 @@ def test_an_operator_decides_between_two_copies(store, first, copy, winner):
     see_writer(store, first)
     see_writer(store, copy)
     wins, loses = (first, copy) if winner == "first" else (copy, first)
-    assert living_writer(store, wins).place == loses.writers.place()
+    assert running_copy(store, wins).place == loses.writers.place()
     accept_as_writer(store, wins)
     for _ in range(2):
         assert see_writer(store, wins) is None
         told = str(see_writer(store, loses))
         assert f"{wins.writers.place()}, was accepted" in told
         assert told.endswith("stop the programs of this one")
-    assert living_writer(store, wins) is None
+    assert running_copy(store, wins) is None
 
 
 def test_a_copy_that_is_gone_needs_no_question(store, first, copy):
     """It gave no sign for a quarter of an hour, or it was at the place of the catalogue that has replaced it."""
     see_writer(store, first)
-    assert living_writer(store, copy) is not None
+    assert running_copy(store, copy) is not None
     for _ in range(15):
-        gone = living_writer(store, copy)  # a minute passes
+        gone = running_copy(store, copy)  # a minute passes
     assert gone is None
     see_writer(store, first)
     record = store.writer(copy.identity)
     sign = Sign(record.writer.token, copy.writers.place(), record.writer.at)
     store.set_writer(copy.identity, WriterRecord(sign))
     assert str(told_of_copies(store, copy)).startswith(f"a later state or another copy of this catalogue, {sign.place}")
-    assert living_writer(store, copy) is None
+    assert running_copy(store, copy) is None
 
 
 def test_a_store_that_was_restored_has_the_same_writer(store, first, monkeypatch):

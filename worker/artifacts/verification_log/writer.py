@@ -40,7 +40,7 @@ def told_of_copies(store: Store, catalogue: Catalogue) -> str | None:
     if not store.capabilities.reserved_buckets:
         return None
     record = store.writer(catalogue.identity)
-    return catalogue.writers.refusal(store.name, record) or catalogue.writers.rival(store.name, record)
+    return catalogue.writers.refusal(store.name, record) or catalogue.writers.told_objection(store.name, record)
 
 
 def is_refused(store: Store, catalogue: Catalogue) -> bool:
@@ -52,7 +52,7 @@ def is_refused(store: Store, catalogue: Catalogue) -> bool:
     return catalogue.writers.refusal(store.name, store.writer(catalogue.identity)) is not None
 
 
-def living_writer(store: Store, catalogue: Catalogue) -> Sign | None:
+def running_copy(store: Store, catalogue: Catalogue) -> Sign | None:
     """Return the sign of another copy of the catalogue that may still run, and not at the place of this one.
 
     Raises:
