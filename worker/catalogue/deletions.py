@@ -87,9 +87,9 @@ class Deletions(Queries):
         return next(iter(self._some(*_at(bucket, key), limit=1)), None)
 
     def page(self, after: tuple[str, str] = ("", ""), *, limit: int = 1000) -> list[Tombstone]:
-        """Return tombstones by bucket and key, starting after the one given."""
+        """Return the deletes that can be undone, by bucket and key, starting after the one given."""
         behind = sa.tuple_(tombstones.c.bucket, tombstones.c.key) > sa.tuple_(*after)
-        return self._some(behind, limit=limit)
+        return self._some(behind, tombstones.c.purging_at.is_(None), ~_FOLLOWED, limit=limit)
 
     def of_job(self, job: str, after: tuple[str, str] = ("", ""), *, limit: int = 1000) -> list[Tombstone]:
         """Return the tombstones of a delete, or of all jobs of a batch, by bucket and key, after the one given."""
@@ -287,7 +287,7 @@ def _undo(connection: Connection, row: sa.Row[Any], undone: Mapping[str, Any]) -
         raise UndeleteRefused(f"{bucket}/{key}: job {writer} has begun to delete or replace it; wait for its end")
     here = sa.and_(artifacts.c.bucket == bucket, artifacts.c.key == key)
     versions = sa.select(artifacts).where(here)
-    newer = versions.where(artifacts.c.version > row.version).limit(1)
+    newer = versions.where(artifacts.c.version > row.version, artifacts.c.committed_at.is_not(None)).limit(1)
     if connection.execute(newer).one_or_none() is not None:
         raise UndeleteRefused(f"{bucket}/{key} was uploaded again since: delete that version first, or keep it")
     those = sa.update(artifacts).where(here, artifacts.c.tombstoned_at == row.deleted_at)

@@ -32,9 +32,13 @@ def test_a_delete_is_listed_and_undone(
     artifact: Artifact,  # noqa: F811
     zot: Zot,  # noqa: F811
 ) -> None:
-    """A deleted artifact says how it can be brought back, and is there again after `undelete`."""
-    now = clock.now()
-    catalogue.deletions.begin(artifact, now=now, until=now + timedelta(days=7), by="ana", reason="old", job="job-1")
+    """A deleted artifact says how it can be brought back, and is there again after `undelete`.
+
+    A delete that cannot be undone is not listed: its artifact was uploaded again, or its bytes are being purged. An
+    upload that failed takes nothing from the delete before it.
+    """
+    now, later = clock.now(), clock.now() + timedelta(days=7)
+    catalogue.deletions.begin(artifact, now=now, until=later, by="ana", reason="old", job="job-1")
     [listed] = zot("deleted")[1]["deleted"]
     assert (listed["key"], listed["by"], listed["reason"]) == ("app.tgz", "ana", "old")
     status, document = zot("show", "releases/app.tgz")
@@ -50,6 +54,16 @@ def test_a_delete_is_listed_and_undone(
         ("undeleted", None, {"by": "eva", "reason": "needed"}),
     ]
     assert cli.run(["undelete", "releases/app.tgz"]) == 2
+    gone = catalogue.deletions.begin(artifact, now=now, until=later, by="ana", reason=None, job="job-2")
+    assert catalogue.deletions.begin_purge(gone, now=later) is not None
+    again = catalogue.artifacts.record("releases", "again", Digest(1, "0" * 64), {}, now, stores=["dr"]).artifact
+    catalogue.deletions.begin(again, now=now, until=later, by="ana", reason=None, job="job-3")
+    newer = catalogue.artifacts.record("releases", "again", Digest(1, "1" * 64), {}, now, stores=["dr"]).artifact
+    assert [each["key"] for each in zot("deleted")[1]["deleted"]] == ["again"]
+    assert zot("undelete", "releases/again")[0] == 0, "the upload has failed"
+    catalogue.deletions.begin(again, now=now, until=later, by="ana", reason=None, job="job-4")
+    catalogue.artifacts.finish_copy(newer, "dr", tag="1", evidence={}, now=now)
+    assert zot("deleted")[1]["deleted"] == []
 
 
 def test_all_deletes_of_a_batch_are_undone_at_once(
@@ -68,13 +82,14 @@ def test_all_deletes_of_a_batch_are_undone_at_once(
         made = catalogue.artifacts.record("releases", key, digest, {}, now, stores=["dr"]).artifact
         catalogue.artifacts.finish_copy(made, "dr", tag="1", evidence={}, now=now)
         catalogue.deletions.begin(made, now=now, until=now + timedelta(days=7), by="ana", reason=None, job=job)
-    catalogue.artifacts.record("releases", "2", Digest(1, "1" * 64), {}, now, stores=["dr"])
+    newer = catalogue.artifacts.record("releases", "2", Digest(1, "1" * 64), {}, now, stores=["dr"]).artifact
+    catalogue.artifacts.finish_copy(newer, "dr", tag="2", evidence={}, now=now)
     for dry in (("--dry-run",), ()):
         status, document = zot("undelete", "--job", "5f0a1d0e", *dry)
         assert (status, document["job"], document["dry_run"]) == (1, batch, bool(dry))
         assert [each["key"] for each in document["undeleted"]] == ["1", "3"]
         assert ["releases/2 was uploaded again since" in each for each in document["refused"]] == [True]
-    assert [each["key"] for each in zot("deleted")[1]["deleted"]] == ["2", "4"]
+    assert [each["key"] for each in zot("deleted")[1]["deleted"]] == ["4"]
     assert zot("show", "releases/3")[0] == 0
     assert zot("undelete", "releases/4", "--job", batch)[0] == 2
     assert zot("undelete", "--job", "5f")[1]["undeleted"] == []
