@@ -64,7 +64,7 @@ class Sender:
             ) from None
 
     def send(self, spec: TaskSpec[Any, Any], job_id: str, request: Message) -> "Job[Any]":
-        """Send a job.
+        """Send a job, unless another user has sent the same request with the same idempotency key.
 
         Raises:
             BrokerUnavailable: nothing was sent; says the way out.
@@ -74,6 +74,10 @@ class Sender:
             if self.waiting.key is not None:  # `job_id` was made from it
                 return self.client.submit(spec, request, idempotency_key=self.waiting.key)
             return self.client.submit(spec, request, job_id=job_id)
+        except IdempotencyMismatch:
+            if self._is_of_another_user(spec, job_id, request):
+                return self.client.job(job_id, spec)
+            raise
         except BrokerUnavailable as error:
             from zot_artifact_client.connection import broker_fault, passing_fault  # it imports Celery
 
@@ -83,6 +87,16 @@ class Sender:
         except KeyboardInterrupt:
             note(f"job {job_id} may have been sent: `zot-artifacts jobs {job_id}` shows it")
             raise
+
+    def _is_of_another_user(self, spec: TaskSpec[Any, Any], job_id: str, request: Message) -> bool:
+        """Return whether the job under an id has the same request but for who asks, which its digest contains."""
+        from worker.cli.jobs_in_outbox import jobs_in_outbox
+        from worker.jobs.first_request import is_same  # it imports Celery
+
+        for waiting in jobs_in_outbox(self.session.settings, job_id, limit=1):
+            if waiting.id == job_id:
+                return waiting.kind == spec.kind and is_same(waiting.request, request.payload())
+        return self.known(spec, job_id, request)  # a worker may have taken it meanwhile
 
     def send_once(self, spec: TaskSpec[Any, Any], job_id: str, request: Message) -> "Job[Any]":
         """Return the job, which is sent unless the ledger has it.
