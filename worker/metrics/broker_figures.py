@@ -133,10 +133,11 @@ def _outbox(client: "Redis") -> Iterator[Metric]:
         "outbox_jobs", "Jobs in the outbox: no worker has taken them yet.", [((), float(client.hlen(MESSAGES)))]
     )
     now = time.time()
-    first = [client.zrange(ORDER.format(queue=queue.value), 0, 0, withscores=True) for queue in Queue]
-    oldest = min((float(entry[0][1]) for entry in first if entry), default=now)
-    about = "How long the oldest job in the outbox waits."
-    yield gauge("outbox_oldest_seconds", about, [((), max(0.0, now - oldest))])
+    ages: list[Sample] = []
+    for queue in Queue:
+        first: Any = client.zrange(ORDER.format(queue=queue.value), 0, 0, withscores=True)
+        ages.append(((queue.value,), max(0.0, now - float(first[0][1])) if first else 0.0))
+    yield gauge("outbox_oldest_seconds", "How long the oldest job of a queue waits in the outbox.", ages, ["queue"])
 
 
 def _id_of(message: bytes) -> str:

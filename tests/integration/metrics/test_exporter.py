@@ -69,9 +69,10 @@ def test_a_jammed_queue_still_reports(broker, tmp_path, monkeypatch):
         with redis.Redis.from_url(broker.url) as server:
             server.lpush("transfer", b"[" * 100_000)  # no message, and nested too deeply to be read
         until(lambda: scrape().get(("queue_messages", "interactive")) == 2)
-        until(lambda: scrape()["outbox_oldest_seconds",] > 0.5)
+        until(lambda: scrape()["outbox_oldest_seconds", "interactive"] > 0.5)
         found = scrape()
         assert found["outbox_jobs",] == 2
+        assert found["outbox_oldest_seconds", "transfer"] == 0
         assert found["queue_oldest_message_seconds", "interactive"] > 0.5
         assert ("beat_last_tick_seconds",) not in found
         assert found["figures_up", "ledger"] == 0  # there is no catalogue, and the exporter makes none

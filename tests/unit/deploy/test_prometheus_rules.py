@@ -40,11 +40,16 @@ GROUPING = re.compile(r"\b(?:by|on|ignoring|without)\s*\(([^)]*)\)")
 LABEL_IN_TEXT = re.compile(r"\$labels\.(\w+)|\{\{\s*(\w+)\s*\}\}")
 
 
+def scaling() -> Iterator[tuple[str, str]]:
+    """Yield the query by which KEDA scales each Deployment."""
+    scaled = yaml.safe_load_all((ROOT / "deploy/kubernetes/autoscaling/scaled-objects.yaml").read_text())
+    yield from ((each["metadata"]["name"], each["spec"]["triggers"][0]["metadata"]["query"]) for each in scaled)
+
+
 def queries() -> Iterator[tuple[str, str]]:
     """Yield every query, by the name of its alarm or panel, without the variables of Grafana."""
     yield from ((name, rule["expr"]) for name, rule in ALARMS.items())
-    scaled = yaml.safe_load_all((ROOT / "deploy/kubernetes/autoscaling/scaled-objects.yaml").read_text())
-    yield from ((each["metadata"]["name"], each["spec"]["triggers"][0]["metadata"]["query"]) for each in scaled)
+    yield from scaling()
     for title, panel in PANELS.items():
         for target in panel["targets"]:
             yield title, target["expr"].replace("$__rate_interval", "5m").replace("$store", ".*")
@@ -245,6 +250,13 @@ FIRES: dict[str, tuple[dict[str, str], str]] = {  # series from minute 0 on, and
         },
         "10m",
     ),
+    "ZotOutboxOld": (
+        {
+            'zot_artifacts_outbox_oldest_seconds{queue="transfer"}': "1801x60",
+            'zot_artifacts_queue_paused{queue="transfer"}': "0x60",
+        },
+        "10m",
+    ),
     "ZotBeatStopped": ({"unrelated": "1x60"}, "10m"),
     "ZotSweepLate": (
         {
@@ -270,6 +282,10 @@ SILENT: dict[str, dict[str, str]] = {  # what must raise no alarm of this name w
         'zot_artifacts_queue_oldest_message_seconds{queue="transfer"}': "9000x120",
         'zot_artifacts_queue_paused{queue="transfer"}': "1x120",
     },
+    "ZotOutboxOld": {
+        'zot_artifacts_outbox_oldest_seconds{queue="transfer"}': "9000x120",
+        'zot_artifacts_queue_paused{queue="transfer"}': "1x120",
+    },
     "ZotBrokerFull": {
         'zot_artifacts_broker_memory_bytes{kind="used"}': "81x120",
         'zot_artifacts_broker_memory_bytes{kind="limit"}': "0x120",
@@ -278,6 +294,16 @@ SILENT: dict[str, dict[str, str]] = {  # what must raise no alarm of this name w
     "ZotStoreBreakerOpen": {'zot_artifacts_store_breaker_open{store="dr"}': "0x9 1 0x110"},
     "ZotWorkersDie": {'zot_artifacts_lease_recoveries_total{kind="page"}': "0x9 3x110"},
 }
+PAUSED = 'zot_artifacts_queue_paused{{queue="{}"}}'
+WAITING = {
+    'zot_artifacts_outbox_oldest_seconds{queue="interactive"}': "60x60",
+    'zot_artifacts_outbox_oldest_seconds{queue="transfer"}': "900x60",
+    'zot_artifacts_outbox_oldest_seconds{queue="sweep"}': "9000x60",
+    'zot_artifacts_copies_overdue{store="primary"}': "7000x60",
+    'zot_artifacts_copies_overdue{store="dr"}': "5000x60",
+}
+SCALED: dict[str, tuple[float, float]] = {"zot-worker": (900, 60), "zot-sweeper": (12_000, 0)}
+"""What KEDA is told of `WAITING`, and what while the queues `transfer` and `sweep` are paused."""
 TOLD: dict[str, tuple[dict[str, str], dict[str, str], str]] = {  # series, labels and summary of the alarm
     "ZotRejectedMessages": (
         {'zot_artifacts_rejected_messages_total{reason="body"}': "0x9 1x60"},
@@ -300,7 +326,8 @@ TOLD: dict[str, tuple[dict[str, str], dict[str, str], str]] = {  # series, label
 def test_an_alarm_fires_for_what_it_is_about_and_for_nothing_else(tmp_path):
     """Prometheus' own test of rules raises each alarm for its figures, and none for those of a normal day.
 
-    What an alarm tells has whole numbers of things that can be counted, and names what is missing.
+    What an alarm tells has whole numbers of things that can be counted, and names what is missing. KEDA adds no worker
+    for a paused queue or for one that the worker does not serve, and is told nothing where the figures are missing.
     """
     promtool = shutil.which("promtool")
     if promtool is None:
@@ -340,6 +367,26 @@ def test_an_alarm_fires_for_what_it_is_about_and_for_nothing_else(tmp_path):
         }
         for alarm, (given, labels, summary) in TOLD.items()
     ]
+    tests += [
+        {
+            "interval": "1m",
+            "input_series": [{"series": series, "values": values} for series, values in given.items()],
+            "promql_expr_test": [
+                {
+                    "expr": query,
+                    "eval_time": "10m",
+                    "exp_samples": [] if value is None else [{"labels": "{}", "value": value}],
+                }
+            ],
+        }
+        for name, query in scaling()
+        for given, value in (
+            ({**WAITING, **dict.fromkeys(map(PAUSED.format, Queue), "0x60")}, SCALED[name][0]),
+            ({**WAITING, PAUSED.format(Queue.INTERACTIVE): "0x60",
+              **dict.fromkeys(map(PAUSED.format, (Queue.TRANSFER, Queue.SWEEP)), "1x60")}, SCALED[name][1]),
+            (dict.fromkeys(map(PAUSED.format, Queue), "0x60"), None),
+        )
+    ]  # fmt: skip
     file = tmp_path / "alarms.yaml"
     rules = str(ROOT / "deploy/prometheus/rules.yaml")
     file.write_text(yaml.safe_dump({"rule_files": [rules], "evaluation_interval": "1m", "tests": tests}))
