@@ -7,6 +7,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 from worker import clock
 from worker.catalogue import Artifact, Catalogue, CatalogueError
 from worker.jobs.running_job import Requeue
+from worker.limits.limited_store import SourceError
 from worker.limits.snooze import Snooze
 from worker.storage.errors import TransientError
 from worker.storage.transfer.multipart import Checkpoint, OpenUpload, SentPart
@@ -36,6 +37,10 @@ class CopyCheckpoint(Checkpoint):
         self.catalogue.transfers.end(self.artifact, self.store)
 
     def worth_keeping(self, error: BaseException) -> bool:
-        """Return whether there will be another attempt: after transient errors, time limits, shutdowns, lost leases."""
-        passing = isinstance(error, TransientError | CatalogueError | SoftTimeLimitExceeded | Requeue | Snooze)
-        return passing or not isinstance(error, Exception)
+        """Return whether there will be another attempt: after transient errors, time limits, shutdowns, lost leases.
+
+        A transient error of the source counts too.
+        """
+        cause = error.error if isinstance(error, SourceError) else error
+        passing = isinstance(cause, TransientError | CatalogueError | SoftTimeLimitExceeded | Requeue | Snooze)
+        return passing or not isinstance(cause, Exception)

@@ -251,7 +251,7 @@ class LimitedStore:
                     on_read_back=partial(self._meter, "verify", self._job.heartbeat),
                     **options,
                 )
-            except _SourceError as failure:
+            except SourceError as failure:
                 raise failure.error from failure.error.__cause__
             self._succeeded("write")
             return written
@@ -674,8 +674,11 @@ class LimitedStores(Mapping[str, LimitedStore]):
         return stores
 
 
-class _SourceError(Exception):
-    """A source failed. It is not a StorageError, because drivers would take that for an error of the target."""
+class SourceError(Exception):
+    """A source failed. It is not a StorageError, because drivers would take that for an error of the target.
+
+    Only `write_object` and the checkpoint of its upload see it.
+    """
 
     def __init__(self, error: StorageError) -> None:
         super().__init__(error)
@@ -696,7 +699,7 @@ class _Source:
         try:
             data = self._reader.read(size)
         except StorageError as error:
-            raise _SourceError(error) from error
+            raise SourceError(error) from error
         if not data:
             self._at_end()
         return data

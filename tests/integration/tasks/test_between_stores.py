@@ -14,6 +14,9 @@ from tests.conformance.bodies import some_bytes
 from worker.context import Context
 from worker.settings import Settings
 from worker.settings.section_models import ReplicationSettings, SourceSettings
+from worker.storage.errors import Unavailable
+from worker.storage.filesystem.reader import FilesystemReader
+from worker.storage.s3.driver import S3Driver
 from zot_artifact_client.contract import DeleteRequest, ReplicateRequest, UploadRequest, VerifyRequest
 
 KINDS = ("filesystem", "s3", "gcs", "azure")
@@ -54,3 +57,31 @@ def test_a_copy_goes_from_any_store_to_any_other(run, source, context: Context, 
         assert (b"".join(reader), reader.verified) == (content, True)
     assert {copy.store for copy in run(delete, DeleteRequest(**place)).copies} == {origin, target}
     assert not context.stores[target].object_exists("releases", key)
+
+
+def test_parts_that_were_confirmed_stay_where_the_source_fails_for_a_moment(run, source, context, monkeypatch):
+    """The next attempt continues the same multipart upload: a source that was away for a moment costs no part."""
+    place, content = {"bucket": "releases", "key": "away.tgz"}, some_bytes(4 * targets.PART)
+    run(upload, UploadRequest(**place, source=source(content), stores=("filesystem",)))
+    artifact, transfers = context.catalogue.artifact("releases", "away.tgz"), context.catalogue.transfers
+
+    begin_read, left = FilesystemReader.read, [3 * targets.PART]
+
+    def read(reader, size):
+        if left[0] <= 0:
+            raise Unavailable("filesystem: away")
+        data = begin_read(reader, size)
+        left[0] -= len(data)
+        return data
+
+    with monkeypatch.context() as away:
+        away.setattr(FilesystemReader, "read", read)
+        with pytest.raises(Unavailable, match="filesystem: away"):
+            run(replicate, ReplicateRequest(**place, to=("s3",)))
+    begun = transfers.find(artifact, "s3")
+    assert begun
+    assert begun.sent
+    with monkeypatch.context() as resumed:
+        resumed.delattr(S3Driver, "begin_upload")
+        run(replicate, ReplicateRequest(**place, to=("s3",)))
+    assert run(verify, VerifyRequest(**place)).good
