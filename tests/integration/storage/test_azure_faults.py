@@ -394,20 +394,28 @@ class TestListing:
 
 
 class TestCopies:
-    def test_pending_copy_is_no_copy(self, through: Callable[..., Line], monkeypatch: pytest.MonkeyPatch) -> None:
-        """A copy that the store does not end in time is called off and removed, and was never an object."""
+    @pytest.mark.parametrize("overtaken", [False, True])
+    def test_pending_copy_is_no_copy(
+        self, through: Callable[..., Line], monkeypatch: pytest.MonkeyPatch, overtaken: bool
+    ) -> None:
+        """A copy that the store does not end in time is called off and removed, and was never an object.
+
+        What another writer has written since is not removed.
+        """
         monkeypatch.setattr(azure_copy, "COPY_WITHIN", 0.0)
         monkeypatch.setattr(azure_copy, "COPY_POLL", 0.0)
-        pending = Pending()
-        line = through(pending)
+        line = through(Pending(overtaken=overtaken))
         line.direct.write_object(BUCKET, "app", source(b"x"))
         with pytest.raises(Timeout, match="did not end the copy"):
             line.faulty.quarantine_object(BUCKET, "app", "job-1")
+        ended = [request for request in line.proxy.requests if request.method in {"PUT", "DELETE"}]
+        if overtaken:
+            assert "comp=copy" in ended[-1].path
+            return
+        assert ["comp=copy" in ended[-2].path, ended[-1].method] == [True, "DELETE"]
+        assert ended[-1].headers["If-Match"] == '"0x1"'
         with pytest.raises(NotFound):
             line.faulty.stat_object("zot-quarantine", f"{BUCKET}/job-1/app")
-        ended = [request for request in line.proxy.requests if request.method in {"PUT", "DELETE"}][-2:]
-        assert ["comp=copy" in ended[0].path, ended[1].method] == [True, "DELETE"]
-        assert ended[1].headers["If-Match"] == '"0x1"'
 
     @pytest.mark.parametrize("overtaken", [False, True])
     def test_headers_of_a_copy_whose_answer_is_lost(self, through: Callable[..., Line], overtaken: bool) -> None:
@@ -453,10 +461,14 @@ class TestCopies:
 
 
 class Pending:
-    """Answers, after a copy was begun, as Azure does while it is under way."""
+    """Answers, after a copy was begun, as Azure does while it is under way.
 
-    def __init__(self) -> None:
+    `overtaken`: once it was called off, the blob is one of another writer.
+    """
+
+    def __init__(self, *, overtaken: bool) -> None:
         self.metadata: dict[str, str] = {}
+        self.overtaken = overtaken
 
     def __call__(self, request: Request) -> Fault:
         if "x-ms-copy-source" in request.headers:
@@ -465,6 +477,8 @@ class Pending:
         if "zot-quarantine" not in request.path or request.method == "DELETE":
             return None
         if "comp=copy" in request.path:
+            if self.overtaken:
+                self.metadata = {"x-ms-meta-zot_writer": "another"}
             return Say(204)
         facts = {
             "ETag": '"0x1"',

@@ -80,7 +80,7 @@ class Copy:
                     raise Timeout(f"{where}: the store did not end the copy within {COPY_WITHIN:.0f} s")
                 time.sleep(COPY_POLL)  # Azure sends no event at the end of a copy
             except BaseException:
-                self._abort_copy(found)
+                self._abort_copy(found, token)
                 raise
         if found.copy.status != "success":
             self._remove(found)
@@ -94,10 +94,10 @@ class Copy:
             raise Conflict(f"{self._origin.store}: {self._what}: another write was under way at the same time")
         return found
 
-    def _abort_copy(self, found: BlobProperties) -> None:
+    def _abort_copy(self, found: BlobProperties, token: str) -> None:
         with suppress(StorageError), translated(self._origin, self._what):
             self._blob.abort_copy(str(found.copy.id))
-            self._remove(self._blob.get_blob_properties())
+            self._remove(self._get_blob(token))
 
     def _remove(self, found: BlobProperties) -> None:
         """Delete the empty blob of a copy that failed: it counts as no object here, but other programs see one."""
