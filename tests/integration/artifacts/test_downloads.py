@@ -672,7 +672,7 @@ def test_the_next_attempt_goes_on_where_the_last_one_was_interrupted(host, setti
 
 
 def test_bytes_that_an_attempt_left_are_used_only_as_it_left_them(host, settings):
-    """What a crash has damaged, another job has left, or another URL is of, is downloaded anew."""
+    """What a crash has damaged, the disk does not give back, another job has left, or is of another URL comes anew."""
     half = len(DATA) // 2
 
     def interrupted(job):
@@ -685,12 +685,15 @@ def test_bytes_that_an_attempt_left_are_used_only_as_it_left_them(host, settings
     with damaged.open("r+b") as file:
         file.seek(1000)
         file.write(bytes(1000))
-    for job, path in (("job-1", "/app.tgz"), ("job-2", "/app.tgz"), ("job-3", "/other.tgz")):
+    unreadable = interrupted("job-4").with_name(".zot-download.json")
+    unreadable.unlink()
+    unreadable.symlink_to(unreadable)
+    for job, path in (("job-1", "/app.tgz"), ("job-2", "/app.tgz"), ("job-3", "/other.tgz"), ("job-4", "/app.tgz")):
         if job == "job-3":
             interrupted(job)
         host.answers = [whole(ETag='"v1"')]
         assert fetch(host, settings, path=path, job=job) == DATA
         assert host.header("Range") is None
-    interrupted("job-4")
-    remove_partial(settings, "job-4")
+    interrupted("job-5")
+    remove_partial(settings, "job-5")
     assert not list(settings.staging_dir.iterdir())

@@ -85,10 +85,12 @@ def partial_download(
         if file is None:  # another delivery of the job has the file
             yield partial
             return
-        with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+        try:
             with os.fdopen(open_own(directory, _STATE, os.O_RDONLY), "rb") as state:
                 kept = json.load(state)
             partial.resume(kept, url, heartbeat)
+        except (OSError, ValueError, KeyError, TypeError):  # there is none, or the disk does not give it back
+            partial.begin(None, None)
         try:
             yield partial
         except PermanentError:
