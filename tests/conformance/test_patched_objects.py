@@ -49,12 +49,13 @@ def repair(
     found: ObjectStat,
     *numbers: int,
     read: Callable[[Chunk], bytes] = right_bytes,
+    between: Callable[[], None] = lambda: None,
     on_read_back: OnBytes | None = None,
 ) -> ObjectStat | None:
     bad = [MANIFEST.chunk(number) for number in numbers]
     return bucket.store.patch_object(
         found, MANIFEST, digest_of(RIGHT), bad, read,
-        metadata={"origin": "here"}, properties=TAGGED, on_read_back=on_read_back,
+        metadata={"origin": "here"}, properties=TAGGED, between=between, on_read_back=on_read_back,
     )  # fmt: skip
 
 
@@ -136,14 +137,17 @@ def test_another_repair_changes_no_result_that_was_read(bucket: BucketUnderTest)
 
 @pytest.mark.unless("layout")
 def test_a_source_that_fails_leaves_the_object_and_nothing_else(bucket: BucketUnderTest) -> None:
-    """Its error is raised as it is."""
+    """Its error is raised as it is, and so is that of a job that has to stop."""
     bad = rotten([1])
+    found = bucket.write(KEY, bad)
 
-    def fail(_: Chunk) -> NoReturn:
+    def fail(*_: Chunk) -> NoReturn:
         raise LookupError("no such chunk")
 
     with pytest.raises(LookupError, match="no such chunk"):
-        repair(bucket, bucket.write(KEY, bad), 1, read=fail)
+        repair(bucket, found, 1, read=fail)
+    with pytest.raises(LookupError, match="no such chunk"):
+        repair(bucket, found, 1, between=fail)
     assert bucket.read(KEY) == bad
     assert_nothing_staged(bucket)
 

@@ -563,8 +563,13 @@ class TestNames:
     def test_metadata_that_is_too_large(self, through: Callable[..., tuple[Store, Store]]) -> None:
         """More metadata than the store keeps, encoded, is refused before anything is sent, with the limit."""
         direct, _ = through(lambda _: None)
+        large, metadata = some_bytes(2 * SMALL_PART), {"name": "é" * 5000}
+        body, digest = source(large), digest_of(large)
         with pytest.raises(InvalidMetadata, match="at most (2048|8192)"):
-            direct.write_object(BUCKET, "app", source(b"x"), metadata={"name": "é" * 5000})
+            direct.write_object(BUCKET, "app", source(b"x"), metadata=metadata)
+        with pytest.raises(InvalidMetadata, match="at most (2048|8192)"):
+            direct.write_object(BUCKET, "app", body, size=digest.size, sha256=digest.sha256, metadata=metadata)
+        assert body.tell() == 0, "no part may be sent first"
 
     @pytest.mark.usefixtures("both_paths", "sdks_retry_at_once")
     def test_endpoint_with_secrets(self, through: Callable[..., tuple[Store, Store]], cloud: str) -> None:

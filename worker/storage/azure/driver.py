@@ -344,7 +344,7 @@ class AzureDriver(WritesAhead, CloudDriver):
         source, target, token = self._target(found.bucket, found.key), self._target(bucket, key), new_token()
         if (there := self.stat(found.bucket, found.key)).version != found.version:
             raise other_version(f"{self._name}: {source.what}", Match(found.version), there.version)
-        blocks = self._parts.blocks_of(source, found.size, replaced)
+        blocks = self._parts.blocks_of(source, replaced)
         metadata = METADATA.encode(info, token, f"{self._name}: {target.what}")
         tier = tier_of(self._config, info.storage_class)
         copy = Copy(target.blob, self._origin, target.what, between)

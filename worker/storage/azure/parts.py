@@ -1,7 +1,7 @@
 """Multipart uploads: stage blocks, commit them, and clean up those that are not committed."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import accumulate
 from typing import Any
@@ -12,7 +12,7 @@ from azure.storage.blob import BlobBlock, BlobClient, BlobProperties
 
 from worker.storage.azure.block_names import CLOSED, MARK, OPEN, Block, new_block, new_token, ours, parts_of
 from worker.storage.azure.errors import code_of, translated
-from worker.storage.azure.object_stat import DROPPING, METADATA, conditions, is_object, version_of, writer_of
+from worker.storage.azure.object_stat import DROPPING, METADATA, conditions, version_of, writer_of
 from worker.storage.azure.upload import REFUSED, Upload
 from worker.storage.cloud.conditional_write import Write
 from worker.storage.cloud.error_mapping import Origin
@@ -85,7 +85,7 @@ class Parts:
         self, target: Target, token: str, parts: list[Part], info: WriteInfo, *, condition: Condition
     ) -> ObjectStat:
         write = self._write(target.bucket, target.key, info, token, condition)
-        upload = Upload(lambda: target.blob, self._origin, replace(write, size=sum(part.size for part in parts)))
+        upload = Upload(lambda: target.blob, self._origin, write)
         try:
             ids = self._ids(target, token, parts)
         except NotFound as gone:
@@ -94,7 +94,7 @@ class Parts:
         self._open.discard(token)
         return stat
 
-    def blocks_of(self, target: Target, size: int, replaced: Sequence[range]) -> dict[int, str]:
+    def blocks_of(self, target: Target, replaced: Sequence[range]) -> dict[int, str]:
         """Return the ids of the blocks of a blob by their offsets.
 
         Raises:
@@ -104,7 +104,7 @@ class Parts:
             blocks = target.blob.get_block_list("committed")[0]
         starts = list(accumulate((int(block.size) for block in blocks), initial=0))
         bounds = {bound for span in replaced for bound in (span.start, span.stop)}
-        if starts[-1] != size or not bounds <= set(starts):
+        if not bounds <= set(starts):
             raise PermanentError(f"{self._origin.store}: {target.what}: its blocks are other ranges than its chunks")
         return {at: str(block.id) for at, block in zip(starts, blocks, strict=False)}
 
@@ -143,7 +143,7 @@ class Parts:
         name = (str(row.container), str(row.name))
         if writer_of(row) == DROPPING:
             yield StaleUpload(f"ended upload of {target.what}", _modified(row), (*name, ""))
-        elif not row.size and "sha256" not in METADATA.stored(row.metadata) and is_object(row):
+        elif not (row.size or row.metadata):
             if self._is_committed(target):
                 return
             staged = self._staged(target)
