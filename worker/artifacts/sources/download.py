@@ -21,7 +21,6 @@ from typing import Any
 from urllib.parse import urljoin
 
 import urllib3
-from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from worker import clock
@@ -43,6 +42,7 @@ from worker.storage.errors import (
     Unavailable,
 )
 from worker.storage.filesystem.open_without_symlinks import translate
+from worker.watched_connections import watch_connections
 from zot_artifact_client.retry_after import read_retry_after
 
 logger = logging.getLogger(__name__)
@@ -377,8 +377,8 @@ class _Connections:
         self._pools.append(pool)
         # No classes made here: each would be a cycle, which only the garbage collector frees.
         pools: dict[str, Any] = {
-            "http": partial(self._made, HTTPConnectionPool, _Connection),
-            "https": partial(self._made, HTTPSConnectionPool, _SecureConnection),
+            "http": partial(self._made, HTTPConnectionPool),
+            "https": partial(self._made, HTTPSConnectionPool),
         }
         pool.pool_classes_by_scheme = pools
         return pool
@@ -389,29 +389,8 @@ class _Connections:
             self.shut_down()
         return made
 
-    def _made(
-        self, pool: type[HTTPConnectionPool], connection: "type[_Connection]", host: str, port: int, **options: Any
-    ) -> HTTPConnectionPool:
-        made = pool(host, port, **options)
-        made.ConnectionCls = partial(connection, keep=self._keep)  # type: ignore[assignment]
-        return made
-
-
-class _Connection(HTTPConnection):
-    """A connection whose socket can be shut down from outside. `keep` is given each one that is made."""
-
-    response_class = StrictResponse
-
-    def __init__(self, *args: Any, keep: Callable[[socket.socket], socket.socket], **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._keep = keep
-
-    def _new_conn(self) -> socket.socket:
-        return self._keep(super()._new_conn())
-
-
-class _SecureConnection(_Connection, HTTPSConnection):
-    """The same with TLS."""
+    def _made(self, pool: type[HTTPConnectionPool], host: str, port: int, **options: Any) -> HTTPConnectionPool:
+        return watch_connections(pool(host, port, **options), self._keep, StrictResponse)
 
 
 def _connection_error(name: str, error: urllib3.exceptions.HTTPError, seconds: float) -> StorageError:

@@ -1,0 +1,37 @@
+"""Connections of urllib3 that their owner can shut down from outside, and whose answers are never interim ones."""
+
+import socket
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+from zot_artifact_client.http_final_response import FinalResponse
+
+Watch = Callable[[socket.socket], socket.socket]
+"""Is given the socket of each connection that is made, and returns it."""
+
+
+class _Plain(HTTPConnection):
+    def __init__(self, *args: Any, watch: Watch, response: type[FinalResponse], **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._watch = watch
+        self.response_class = response
+
+    def _new_conn(self) -> socket.socket:
+        return self._watch(super()._new_conn())
+
+
+class _Secure(_Plain, HTTPSConnection):
+    """The same with TLS."""
+
+
+def watch_connections(
+    pool: HTTPConnectionPool, watch: Watch, response: type[FinalResponse] = FinalResponse
+) -> HTTPConnectionPool:
+    """Have the connections of a pool be watched and read their answers with this class; return the pool."""
+    made = _Secure if isinstance(pool, HTTPSConnectionPool) else _Plain
+    pool.ConnectionCls = partial(made, watch=watch, response=response)  # type: ignore[assignment]
+    return pool
