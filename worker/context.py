@@ -32,7 +32,7 @@ class Context:
         """
         settings.prepare()
         catalogue = Catalogue(settings.catalogue_url)
-        known_ids = catalogue.store_identities(settings.stores, settings.run_dir)
+        known_ids = catalogue.store_identities(settings.stores)
         stores = Stores(settings.stores, spool_dir=settings.spool_dir, known_ids=known_ids)
         pauses = PauseCheck(catalogue.pauses)
         admission = Admission(settings, lambda name: probe(stores[name]), shared, paused=pauses.of_store)

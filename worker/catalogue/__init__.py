@@ -88,7 +88,6 @@ from worker.catalogue.transfers import OpenTransfer, Transfers, UploadIntent
 from worker.catalogue.verifications import Verifications
 from worker.catalogue.writers import ALIVE, Writers
 from worker.storage.errors import NotFound
-from worker.storage.identity import KnownIdFiles
 
 
 class Catalogue:
@@ -182,10 +181,9 @@ class Catalogue:
     verifications = cached_property(lambda self: Verifications(self._database))
     writers = cached_property(lambda self: Writers(self._database))
 
-    def store_identities(self, names: Iterable[str], run: Path) -> StoreIdentities:
-        """Return the recorded ids of these stores; `run` is the directory where earlier versions kept them in files."""
-        known = tuple(names)
-        return StoreIdentities(self._database, known, KnownIdFiles(run, known))
+    def store_identities(self, names: Iterable[str]) -> StoreIdentities:
+        """Return the recorded ids of these stores."""
+        return StoreIdentities(self._database, names)
 
     def close(self) -> None:
         """Close the connections."""

@@ -7,25 +7,21 @@ import sqlalchemy as sa
 from worker.catalogue.database import Database
 from worker.catalogue.tables import store_identities
 from worker.catalogue.writers import Writers
-from worker.storage.identity import SHARED, KnownIdFiles, marker_of
+from worker.storage.identity import SHARED, marker_of
 from worker.storage.writer_record import WriterRecord
 
 _ALL = sa.select(store_identities.c.store, store_identities.c.marker)
 
 
 class StoreIdentities:
-    """The recorded ids of the configured stores (`KnownIds`).
+    """The recorded ids of the configured stores (`KnownIds`)."""
 
-    Earlier versions kept them in files of one machine: such a file counts where the catalogue has no id yet.
-    """
-
-    def __init__(self, database: Database, names: Iterable[str], files: KnownIdFiles) -> None:
+    def __init__(self, database: Database, names: Iterable[str]) -> None:
         self._database = database
         self._names = frozenset(names)
-        self._files = files
 
     def get(self, name: str) -> str | None:
-        return self._recorded().get(name) or self._files.get(name)
+        return self._recorded().get(name)
 
     def put(self, name: str, store_id: str) -> None:
         """Record the id of a store, unless another machine has recorded another one that no other store has."""
@@ -60,8 +56,7 @@ class StoreIdentities:
         return store_identities.c.place == place, store_identities.c.store.not_in(self._names)
 
     def others(self, name: str) -> Mapping[str, str]:
-        known = {**self._files.others(name), **self._recorded()}
-        return {other: marker for other, marker in known.items() if other != name and other in self._names}
+        return {other: marker for other, marker in self._recorded().items() if other != name and other in self._names}
 
     def renamed_to(self, name: str) -> str | None:
         """Return the configured store with the marker of `name`, which is no longer configured; None if none has it.
@@ -89,7 +84,6 @@ class StoreIdentities:
         With `place`, it also forgets that a store that is no longer in the settings was there.
         """
         before = self.get(name)
-        self._files.forget(name)
         with self._database.write() as connection:
             connection.execute(sa.delete(store_identities).where(store_identities.c.store == name))
             if place is not None:

@@ -162,7 +162,7 @@ def open_session(settings: Settings, *, create: bool = False) -> Session:
     logging.lastResort = _LogLines(logging.WARNING)  # for a command that does not log
     settings.prepare()
     catalogue = Catalogue(settings.catalogue_url, create=create, on_wait=_tell_wait)
-    known_ids = catalogue.store_identities(settings.stores, settings.run_dir)
+    known_ids = catalogue.store_identities(settings.stores)
     stores = Stores(settings.stores, spool_dir=settings.spool_dir, known_ids=known_ids)
     return Session(settings, catalogue, stores)
 

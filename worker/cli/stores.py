@@ -84,7 +84,7 @@ def forget(
             last = f", {found.last:,} of them the only good one of its artifact" if found.last and allow_last else ""
             confirm(f"forget {counted(found.forgotten, 'copy')} in {name}{last}?", yes=yes)
             found = records.forget(name, dry_run=False, force=allow_last)
-            session.catalogue.store_identities((), session.settings.run_dir).forget(name)
+            session.catalogue.store_identities(()).forget(name)
             if name not in unconfigured(session):
                 session.catalogue.findings.see_store(FindingKind.STORE_NOT_CONFIGURED, name, None, now=clock.now())
     kept = 0 if allow_last else found.last
@@ -121,7 +121,7 @@ def accept(
     with opened() as session:
         session.check_store(name)
         settings = session.settings
-        identities = session.catalogue.store_identities(settings.stores, settings.run_dir)
+        identities = session.catalogue.store_identities(settings.stores)
         before = identities.forget(name, place_of(settings.stores[name]))
     if as_json:
         print_json({"store": name, "before": before})

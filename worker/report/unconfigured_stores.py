@@ -17,7 +17,7 @@ def way_out_of_unconfigured(sources: Sources, name: str) -> str:
 def way_out_of_renamed(sources: Sources, name: str) -> str | None:
     """Return what to do about a store that is in the settings by another name; None if it is not."""
     settings = sources.settings
-    identities = sources.catalogue.store_identities(settings.stores, settings.run_dir)
+    identities = sources.catalogue.store_identities(settings.stores)
     if renamed := identities.renamed_to(name):
         same = f"`{renamed}` in the settings is this very store"
         others = [each for each in settings.stores if each != renamed]

@@ -19,6 +19,7 @@ from tests.integration.limits.limited_stores import (
     stat,
     write,
 )
+from tests.known_id_files import KnownIdFiles
 from tests.memory_driver import MemoryDriver
 from worker.catalogue import LostLease
 from worker.jobs.running_job import Cancelled
@@ -40,7 +41,7 @@ from worker.storage.errors import (
     Unavailable,
 )
 from worker.storage.filesystem.driver import FilesystemDriver
-from worker.storage.identity import MARKER_KEY, Identity, KnownIdFiles
+from worker.storage.identity import MARKER_KEY, Identity
 from worker.storage.integrity.manifest import Manifest
 
 

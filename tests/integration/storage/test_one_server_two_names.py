@@ -9,12 +9,12 @@ import pytest
 
 from tests.conformance.bodies import source
 from tests.conformance.targets import make_s3_bucket
+from tests.known_id_files import KnownIdFiles
 from tests.servers import Ministack
 from worker.catalogue import Catalogue
 from worker.settings import Settings
 from worker.storage import S3Config, Stores
 from worker.storage.errors import SameStore
-from worker.storage.identity import KnownIdFiles
 
 
 @pytest.fixture
@@ -38,13 +38,13 @@ def test_two_addresses_of_one_server_are_one_store(configs: dict[str, S3Config],
     settings = Settings(home=tmp_path / "home", stores=configs)  # the settings do not refuse them
     settings.prepare()
     catalogue = Catalogue(settings.catalogue_url)
-    stores = Stores(settings.stores, known_ids=catalogue.store_identities(settings.stores, tmp_path))
+    stores = Stores(settings.stores, known_ids=catalogue.store_identities(settings.stores))
     stores["numbers"].write_object("releases", "a", source(b"bytes"))
     with pytest.raises(SameStore, match="letters and numbers are one physical place"):
         stores["letters"].write_object("releases", "b", source(b"bytes"))
     with pytest.raises(SameStore, match="letters and numbers are one physical place"):
         stores["letters"].delete_object("releases", "a")
-    again = Stores(settings.stores, known_ids=catalogue.store_identities(settings.stores, tmp_path))
+    again = Stores(settings.stores, known_ids=catalogue.store_identities(settings.stores))
     with pytest.raises(SameStore, match="numbers and letters are one physical place"):
         again["numbers"].delete_object("releases", "a")
     catalogue.close()

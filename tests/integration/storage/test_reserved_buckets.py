@@ -8,6 +8,7 @@ import pytest
 
 from tests.conformance.bodies import source
 from tests.conformance.targets import NATIVE, make_s3_bucket, s3_client, s3_config
+from tests.known_id_files import KnownIdFiles
 from tests.servers import Ministack
 from tests.servers.proxy import FaultyProxy
 from worker.artifacts.catalogue_backup import back_up, backups
@@ -16,7 +17,6 @@ from worker.settings.section_models import BackupSweepSettings
 from worker.storage import S3Config, Store, StoreConfig, Stores
 from worker.storage.configured_stores import open_driver
 from worker.storage.errors import AccessDenied, PermanentError, StorageError, Unavailable
-from worker.storage.identity import KnownIdFiles
 from worker.storage.keys import QUARANTINE_BUCKET
 from worker.storage.probe import probe
 

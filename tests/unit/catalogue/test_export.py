@@ -150,7 +150,7 @@ def test_a_catalogue_without_rows_is_loaded_into(catalogue, catalogue_url, data,
     """What opening a catalogue and its stores records is no obstacle; a file's marker of another catalogue is one."""
     # A table has more rows than are written at a time.
     monkeypatch.setattr(sys.modules["worker.catalogue.load_export"], "_ROWS", 2)
-    catalogue.store_identities(["primary"], tmp_path).put("primary", "the id of a disk that is no longer used")
+    catalogue.store_identities(["primary"]).put("primary", "the id of a disk that is no longer used")
     catalogue.close()
     if catalogue_url.startswith("sqlite"):
         with pytest.raises(CatalogueError, match="was here before"):

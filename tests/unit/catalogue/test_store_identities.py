@@ -20,10 +20,9 @@ from worker.storage.keys import MARKER_BUCKET
 DATA = b"bytes"
 
 
-def _machine(catalogue: Catalogue, run: Path, **roots: Path) -> Stores:
-    run.mkdir(exist_ok=True)
+def _machine(catalogue: Catalogue, **roots: Path) -> Stores:
     configs = {name: FilesystemConfig(root=root) for name, root in roots.items()}
-    return Stores(configs, known_ids=catalogue.store_identities(configs, run))
+    return Stores(configs, known_ids=catalogue.store_identities(configs))
 
 
 @pytest.fixture
@@ -34,26 +33,26 @@ def disk(tmp_path: Path) -> Path:
 
 def test_a_new_machine_writes_nothing_into_an_unmounted_mount_point(catalogue, tmp_path, disk):
     """A store that one machine has used is refused on another whose disk is not mounted, and nothing is made there."""
-    _machine(catalogue, tmp_path / "first", disk=disk)["disk"].write_object("b", "k", source(DATA))
+    _machine(catalogue, disk=disk)["disk"].write_object("b", "k", source(DATA))
     empty = tmp_path / "mount-point"
     empty.mkdir()
-    store = _machine(catalogue, tmp_path / "second", disk=empty)["disk"]
+    store = _machine(catalogue, disk=empty)["disk"]
     with pytest.raises(OtherStore, match="its marker is gone.*stores accept disk"):
         store.write_object("b", "k", source(DATA))
     assert list(empty.iterdir()) == []
     (other := tmp_path / "other").mkdir()
-    _machine(catalogue, tmp_path / "first", disk=disk, other=other)["other"].write_object("b", "k", source(DATA))
+    _machine(catalogue, disk=disk, other=other)["other"].write_object("b", "k", source(DATA))
     with pytest.raises(OtherStore, match="it has the marker .*, which is that of the store other"):
-        _machine(catalogue, tmp_path / "second", disk=other)["disk"].write_object("b", "k", source(DATA))
+        _machine(catalogue, disk=other)["disk"].write_object("b", "k", source(DATA))
 
 
 def test_a_store_that_is_renamed_while_its_disk_is_away_is_no_new_one(catalogue, tmp_path, disk):
     """Its empty mount point gets no marker by the new name either, until the disk is back or a new one is accepted."""
-    run, away = tmp_path / "run", tmp_path / "away"
-    _machine(catalogue, run, old=disk)["old"].write_object("b", "k", source(DATA))
+    away = tmp_path / "away"
+    _machine(catalogue, old=disk)["old"].write_object("b", "k", source(DATA))
     disk.rename(away)
     disk.mkdir()
-    new = _machine(catalogue, tmp_path / "second", new=disk)["new"]
+    new = _machine(catalogue, new=disk)["new"]
     for use in (lambda: new.write_object("b", "k", source(DATA)), lambda: new.read_object("b", "k")):
         with pytest.raises(OtherStore, match="new: the store old was here .*its marker is gone.*stores accept new"):
             use()
@@ -63,8 +62,8 @@ def test_a_store_that_is_renamed_while_its_disk_is_away_is_no_new_one(catalogue,
     new.write_object("b", "k2", source(DATA))
     disk.unlink()
     disk.mkdir()
-    identities = catalogue.store_identities(["newest"], run)
-    newest = _machine(catalogue, run, newest=disk)["newest"]
+    identities = catalogue.store_identities(["newest"])
+    newest = _machine(catalogue, newest=disk)["newest"]
     with pytest.raises(OtherStore, match="its marker is gone"):
         newest.write_object("b", "k", source(DATA))
     identities.forget("newest", place_of(FilesystemConfig(root=disk)))
@@ -73,17 +72,16 @@ def test_a_store_that_is_renamed_while_its_disk_is_away_is_no_new_one(catalogue,
 
 def test_a_new_disk_that_a_running_worker_records_has_its_place(catalogue, tmp_path, disk):
     """A store whose new disk was accepted while a worker ran is no new one either when it is renamed without it."""
-    run = tmp_path / "run"
-    old = _machine(catalogue, run, old=disk)["old"]
+    old = _machine(catalogue, old=disk)["old"]
     old.write_object("b", "k", source(DATA))
     disk.rename(tmp_path / "broken")
     disk.mkdir()
-    catalogue.store_identities(["old"], run).forget("old", place_of(FilesystemConfig(root=disk)))
+    catalogue.store_identities(["old"]).forget("old", place_of(FilesystemConfig(root=disk)))
     old.write_object("b", "k", source(DATA))
     disk.rename(tmp_path / "away")
     disk.mkdir()
     with pytest.raises(OtherStore, match="its marker is gone.*stores accept new"):
-        _machine(catalogue, tmp_path / "second", new=disk)["new"].write_object("b", "k", source(DATA))
+        _machine(catalogue, new=disk)["new"].write_object("b", "k", source(DATA))
     assert list(disk.iterdir()) == []
 
 
@@ -91,12 +89,12 @@ def test_two_machines_that_begin_at_once_keep_one_of_two_disks(catalogue, tmp_pa
     """The first id that is recorded counts; a machine that made another one at the same moment is refused."""
     other = tmp_path / "other"
     other.mkdir()
-    known = catalogue.store_identities(["disk"], tmp_path)
+    known = catalogue.store_identities(["disk"])
     known.put("disk", "1" * 32)
     known.put("disk", "2" * 32)
     assert known.get("disk") == "1" * 32
     with pytest.raises(OtherStore):
-        _machine(catalogue, tmp_path / "run", disk=other)["disk"].write_object("b", "k", source(DATA))
+        _machine(catalogue, disk=other)["disk"].write_object("b", "k", source(DATA))
 
 
 class _Unconditional(MemoryDriver):
@@ -129,7 +127,7 @@ class _Unconditional(MemoryDriver):
 
 def test_processes_that_begin_at_once_agree_on_one_marker(catalogue, tmp_path):
     """Also where a store cannot refuse a second marker, the recorded id is that of its marker in the end."""
-    driver, known = _Unconditional(), catalogue.store_identities(["s3"], tmp_path)
+    driver, known = _Unconditional(), catalogue.store_identities(["s3"])
 
     def begin(key: str) -> None:
         Store(driver, identity=Identity(driver, known)).write_object("b", key, source(DATA))
@@ -142,7 +140,7 @@ def test_processes_that_begin_at_once_agree_on_one_marker(catalogue, tmp_path):
 
 def test_threads_that_begin_at_once_make_one_marker(catalogue, tmp_path):
     """Threads of one process that all miss the marker write it once, and none of them is refused."""
-    driver, known = _Unconditional(patience=0.3), catalogue.store_identities(["s3"], tmp_path)
+    driver, known = _Unconditional(patience=0.3), catalogue.store_identities(["s3"])
     store = Store(driver, identity=Identity(driver, known))
 
     def write(number: int) -> None:
@@ -155,43 +153,33 @@ def test_threads_that_begin_at_once_make_one_marker(catalogue, tmp_path):
     assert driver.marker() == known.get("s3")
 
 
-def test_the_files_of_a_version_before_still_count(catalogue, tmp_path, disk):
-    """An id that an earlier version kept in a file of this machine is known."""
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "identity-disk").write_text("1" * 32 + "\n")
-    store = _machine(catalogue, tmp_path / "run", disk=disk)["disk"]
-    with pytest.raises(OtherStore):
-        store.write_object("b", "k", source(DATA))
-
-
 def test_a_store_that_was_replaced_is_accepted_by_name(catalogue, tmp_path, disk):
     """After its record is forgotten the disk that is there is used, and recorded for every machine."""
-    _machine(catalogue, tmp_path / "first", disk=disk)["disk"].write_object("b", "k", source(DATA))
+    _machine(catalogue, disk=disk)["disk"].write_object("b", "k", source(DATA))
     new = tmp_path / "new"
     new.mkdir()
-    assert catalogue.store_identities(["disk"], tmp_path / "first").forget("disk")
-    store = _machine(catalogue, tmp_path / "first", disk=new)["disk"]
+    assert catalogue.store_identities(["disk"]).forget("disk")
+    store = _machine(catalogue, disk=new)["disk"]
     store.write_object("b", "k2", source(DATA))
     with pytest.raises(NotFound):
         store.read_object("b", "k")
     with pytest.raises(OtherStore, match="it has the marker"):
-        _machine(catalogue, tmp_path / "second", disk=disk)["disk"].write_object("b", "k", source(DATA))
+        _machine(catalogue, disk=disk)["disk"].write_object("b", "k", source(DATA))
 
 
 def test_a_name_that_takes_the_disk_of_a_store_makes_it_accept_no_other_one(catalogue, tmp_path, disk):
     """The store that was there first keeps its record: it is refused on another disk until that is accepted by name."""
     old = tmp_path / "old"
     old.mkdir()
-    run = tmp_path / "run"
-    _machine(catalogue, run, first=disk)["first"].write_object("b", "k", source(DATA))
-    _machine(catalogue, run, gone=old)["gone"].write_object("b", "k", source(DATA))
-    catalogue.store_identities(["gone"], run).forget("gone")
-    stores = _machine(catalogue, run, first=old, gone=disk)
+    _machine(catalogue, first=disk)["first"].write_object("b", "k", source(DATA))
+    _machine(catalogue, gone=old)["gone"].write_object("b", "k", source(DATA))
+    catalogue.store_identities(["gone"]).forget("gone")
+    stores = _machine(catalogue, first=old, gone=disk)
     assert stores["gone"].verify_object("b", "k").verdict == Verdict.VERIFIED
     with pytest.raises(SameStore):
         stores["gone"].write_object("b", "new", source(DATA))
     with pytest.raises(OtherStore, match="stores accept first"):
         stores["first"].delete_object("b", "k")
-    catalogue.store_identities(["first"], run).forget("first")
+    catalogue.store_identities(["first"]).forget("first")
     for store in (stores["first"], stores["gone"]):
         store.write_object("b", "new", source(DATA))

@@ -69,7 +69,7 @@ def test_a_store_that_was_renamed_is_told_by_its_new_name(
 ) -> None:
     """To forget it would forget copies that are there; where both names have copies, the old name would not help."""
     zot("doctor")  # records the id of each store
-    identities = catalogue.store_identities(("primary", "dr"), tmp_path / "home" / "run")
+    identities = catalogue.store_identities(("primary", "dr"))
     identities.put("old", str(identities.get(renamed)))
     identities.forget(renamed)  # no program has used it by the new name yet
     way_out = f"`{renamed}` in the settings is this very store{how}"
@@ -96,7 +96,7 @@ def test_copies_that_two_names_of_one_place_have_are_told(
     mounts = "worker.storage.same_place._roots_overlap"  # as if the share were mounted twice
     monkeypatch.setattr(mounts, lambda *_: None)
     (stores / "dr").symlink_to(stores / "primary")
-    catalogue.store_identities(("primary", "dr"), tmp_path / "home" / "run").forget("dr")
+    catalogue.store_identities(("primary", "dr")).forget("dr")
     checks = {each["name"]: each for each in zot("doctor")[1]["checks"]}
     for name in ("primary", "dr"):
         assert "copies of 1 artifact version are recorded in both" in checks[f"store {name}"]["detail"]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.conformance.bodies import source
+from tests.known_id_files import KnownIdFiles
 from tests.memory_driver import MemoryDriver, MemoryReader
 from tests.waiting import WITHIN
 from worker import clock
@@ -30,7 +31,7 @@ from worker.storage import (
 )
 from worker.storage.driver import WriteInfo
 from worker.storage.errors import OtherStore, SameStore, Timeout, Unavailable
-from worker.storage.identity import Identity, KnownIdFiles
+from worker.storage.identity import Identity
 from worker.storage.integrity.verifying_reader import VerifyingReader
 from worker.storage.same_place import Mount, overlapping
 

@@ -145,7 +145,7 @@ def test_a_restored_catalogue_changes_nothing_that_another_one_keeps(run, contex
     url = f"sqlite:///{tmp_path / 'restored.sqlite3'}"
     load_export(url, backup, restore=True)
     with contextlib.closing(Catalogue(url)) as restored:
-        ids = restored.store_identities(settings.stores, settings.run_dir)
+        ids = restored.store_identities(settings.stores)
         stores = Stores(settings.stores, spool_dir=settings.spool_dir, known_ids=ids)
 
         def keep(_: SweepVerifyRequest, job: RunningJob) -> None:

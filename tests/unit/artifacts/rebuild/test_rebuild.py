@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.known_id_files import KnownIdFiles
 from worker import clock
 from worker.artifacts.rebuild.kept_lists import KeptTombstones, keep_companions, keep_tombstones, restore_companions
 from worker.artifacts.rebuild.rebuild_catalogue import Rebuild, Tally
@@ -19,7 +20,7 @@ from worker.settings.section_models import PageSettings, StoreLimits
 from worker.storage import Store, Stores
 from worker.storage.config import FilesystemConfig
 from worker.storage.errors import Unavailable
-from worker.storage.identity import MARKER_KEY, KnownIdFiles
+from worker.storage.identity import MARKER_KEY
 from worker.storage.integrity.manifest import CHUNK_SIZE
 from worker.storage.keys import MARKER_BUCKET
 
@@ -309,7 +310,7 @@ def test_of_two_stores_that_are_one_place_one_is_read(catalogue, tmp_path, file,
     put(Stores(configs, known_ids=KnownIdFiles(tmp_path / "lost", NAMES)), "primary", b"bytes")
     if not marked:
         file("primary", MARKER_KEY, MARKER_BUCKET).unlink()
-    tally = rebuild(catalogue, Stores(configs, known_ids=catalogue.store_identities(NAMES, tmp_path)))
+    tally = rebuild(catalogue, Stores(configs, known_ids=catalogue.store_identities(NAMES)))
     assert outcomes(tally) == {"primary": {"verified": 1}, "dr": {}}
     assert "stores dr and primary are one physical place" in str(tally.stores["dr"].error)
     assert copies(catalogue) == {"primary": "verified"}
