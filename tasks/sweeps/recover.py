@@ -28,7 +28,7 @@ from worker.limits.shared_redis import redis_of_celery
 from worker.limits.snooze import LONGEST_PAUSE
 from worker.metric_counters import RESENT
 from worker.settings import Settings
-from zot_artifact_client.contract import SWEEP_RECOVER, SWEEP_WEBHOOKS, TASKS, SweepRecoverResult
+from zot_artifact_client.contract import KINDS, SWEEP_RECOVER, SWEEP_WEBHOOKS, SweepRecoverResult
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,6 @@ _AT_ONCE = 1000
 _WEBHOOKS_KEPT = timedelta(days=30)
 _WEBHOOK_RUNS_KEPT = timedelta(days=1)
 """How long runs of the sweep of webhooks stay in the ledger, which gets one each few seconds."""
-_SPECS = {spec.kind: spec for spec in TASKS.values()}
 
 
 def recover(context: Context, app: Celery) -> SweepRecoverResult:
@@ -156,7 +155,7 @@ def _longest_delay(settings: Settings) -> timedelta:
 
 
 def _send(app: Celery, job: JobRecord) -> int:
-    spec = _SPECS[job.kind]
+    spec = KINDS[job.kind]
     logger.warning("job %s: no heartbeat since it was due at %s: sent again", job.id, job.due_at)
     queue = job.queue or spec.queue.value
     options = {"ignore_result": True} if job.id.startswith(f"{job.parent}.") else {}  # a batch reads the ledger

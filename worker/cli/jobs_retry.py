@@ -11,10 +11,9 @@ from worker.catalogue.job_admin import REDRIVABLE
 from worker.cli.output import note
 from worker.cli.session import Session
 from worker.settings.model import NoBroker, Settings
-from zot_artifact_client.contract import BATCH, DELETE, TASKS, UPLOAD, is_batch_job
+from zot_artifact_client.contract import BATCH, DELETE, KINDS, UPLOAD, is_batch_job
 from zot_artifact_client.errors import BrokerUnavailable
 
-_SPECS = {spec.kind: spec for spec in TASKS.values()}
 _AT_ONCE = 500
 
 
@@ -24,7 +23,7 @@ def why_not(session: Session, record: JobRecord) -> str | None:
         return f"it has ended; `zot-artifacts jobs retry --all --parent {record.id}` sends its failed jobs again"
     if record.state not in REDRIVABLE:
         return f"it is {record.state}, only dead, failed and cancelled jobs can be retried"
-    if record.kind == BATCH.kind or record.kind not in _SPECS:
+    if record.kind == BATCH.kind or record.kind not in KINDS:
         return f"a {record.kind} cannot be retried: send a new one, which skips what is done already"
     if record.kind == DELETE.kind:
         return _why_not_delete(session, record)
@@ -153,7 +152,7 @@ def _send(settings: Settings, records: list[JobRecord]) -> None:
     from zot_artifact_client.publisher import Publisher
 
     def outgoing(record: JobRecord) -> Outgoing:
-        spec = _SPECS[record.kind]
+        spec = KINDS[record.kind]
         parent = record.parent if is_batch_job(record.id, record.parent) else None
         return Outgoing(spec.name, record.id, record.queue or spec.queue.value, dict(record.request), parent)
 

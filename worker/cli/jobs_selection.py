@@ -9,9 +9,7 @@ from worker.catalogue import Catalogue, JobRecord
 from worker.cli.errors import UsageError, suggestion
 from worker.cli.jobs_output import causes_of
 from worker.cli.output import complain
-from zot_artifact_client.contract import TASKS, JobState
-
-_KINDS = [spec.kind for spec in TASKS.values()]
+from zot_artifact_client.contract import KINDS, JobState
 
 State = Annotated[
     list[str] | None,
@@ -43,8 +41,8 @@ def chosen_states(given: list[str] | None, *, dead: bool = False, failed: bool =
 
 def check_kind(kind: str | None) -> None:
     """Reject what is no kind of job."""
-    if kind is not None and kind not in _KINDS:
-        message = f"--kind {kind!r} is no kind of job{suggestion(kind, _KINDS) or '.'} There are: {', '.join(_KINDS)}"
+    if kind is not None and kind not in KINDS:
+        message = f"--kind {kind!r} is no kind of job{suggestion(kind, KINDS) or '.'} There are: {', '.join(KINDS)}"
         raise UsageError(message)
 
 

@@ -21,14 +21,12 @@ from worker.cli.session import Session, opened
 from worker.cli.sweep_plans import PLANS, whole_pass
 from worker.counted import counted
 from worker.exit_status import Status
+from worker.schedule import sweep_name
 from zot_artifact_client.contract import (
+    KINDS,
     PAGE,
     SWEEP_ALARMS,
-    SWEEP_BACKUP,
-    SWEEP_CANARY,
     SWEEP_EVIDENCE,
-    SWEEP_LEFTOVERS,
-    SWEEP_PROBE,
     SWEEP_PURGE,
     SWEEP_RECONCILE,
     SWEEP_RECOVER,
@@ -47,22 +45,7 @@ _POLL = 0.5
 _PATIENCE = 60.0
 """Seconds for which a job that no worker has taken is waited for, when all others have ended."""
 _EXAMPLES = 20
-_SWEEPS: dict[str, TaskSpec[Any, Any]] = {
-    "verify": SWEEP_VERIFY,
-    "repair": SWEEP_REPAIR,
-    "replicate": SWEEP_REPLICATE,
-    "reconcile": SWEEP_RECONCILE,
-    "evidence": SWEEP_EVIDENCE,
-    "purge": SWEEP_PURGE,
-    "cleanup": SWEEP_LEFTOVERS,
-    "probe": SWEEP_PROBE,
-    "canary": SWEEP_CANARY,
-    "alarms": SWEEP_ALARMS,
-    "webhooks": SWEEP_WEBHOOKS,
-    "report": SWEEP_REPORT,
-    "recover": SWEEP_RECOVER,
-    "backup": SWEEP_BACKUP,
-}
+_SWEEPS = {sweep_name(kind): spec for kind, spec in KINDS.items() if kind.startswith("sweep.")}
 _LEAVES_OUT_PAUSED = {SWEEP_VERIFY, SWEEP_REPAIR, SWEEP_REPLICATE, SWEEP_RECONCILE, SWEEP_EVIDENCE}
 _WITH_PREFIX = {"repair", "replicate", "reconcile", "evidence"}
 _GOOD = {"verified", "superseded", "stored", "repaired", "already_there", "succeeded"}

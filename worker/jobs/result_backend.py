@@ -26,8 +26,8 @@ from zot_artifact_client.contract import (
     ANSWER_KEPT,
     BATCH_JOB_ID,
     CANCEL_KEY,
+    KINDS,
     QUERY_ID,
-    TASKS,
     JobError,
     JobState,
     is_batch_job,
@@ -50,7 +50,6 @@ _DIGEST = "_zot_request_sha256"
 """The same for the digest of the job's request."""
 _RESULT = "_zot_result"
 """The same for the result of the job; Celery gets only the part of it that an event shows."""
-_NAMES = {spec.kind: spec.name for spec in TASKS.values()}
 _BY_CELERY = {"expired", "revoked", "terminated"}
 """Celery's reasons for revoking a message by itself. It cannot know whether the message belongs to the job with this
 id.
@@ -116,7 +115,7 @@ def keep_result(request: Any, result: dict[str, Any]) -> None:
 
 def fenced_request(job: JobRecord) -> Context:
     """Return a request with which a state of a job is stored without a delivery."""
-    request = Context({"id": job.id, "task": _NAMES.get(job.kind)})
+    request = Context({"id": job.id, "task": KINDS[job.kind].name if job.kind in KINDS else None})
     fence_request(request, job)
     return request
 

@@ -20,11 +20,10 @@ from worker.catalogue import (
 from worker.metrics.family_builders import Histogram, Sample, counter, gauge, histogram
 from worker.schedule import beat_schedule, sweep_name
 from worker.settings import Settings
-from zot_artifact_client.contract import SWEEP_LEFTOVERS, TASKS, JobState, SweepLeftoversResult
+from zot_artifact_client.contract import KINDS, SWEEP_LEFTOVERS, JobState, SweepLeftoversResult
 
 EndedT = TypeVar("EndedT", EndedJob, ResolvedFinding)
 
-KINDS = tuple(spec.kind for spec in TASKS.values())
 _OTHER = "other"
 """The label of a kind that this version does not know: a label never takes what a message said."""
 _ACTIONS = ("none", "repair", "replicate", "verify", "adopt")

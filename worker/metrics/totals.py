@@ -12,7 +12,7 @@ from worker.metric_counters import LEASE_RECOVERIES, METERS, SEPARATOR, STORE_ER
 from worker.metrics.family_builders import Histogram, counter, histogram
 from worker.metrics.totals_sender import TOTALS
 from worker.storage.errors import REFUSALS
-from zot_artifact_client.contract import TASKS
+from zot_artifact_client.contract import KINDS
 
 _SUM = "sum"
 
@@ -44,7 +44,7 @@ def _watched(stores: Collection[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
 
     They begin at zero: Prometheus sees no increase to a first value.
     """
-    yield from ((LEASE_RECOVERIES.name, (spec.kind,)) for spec in TASKS.values())
+    yield from ((LEASE_RECOVERIES.name, (kind,)) for kind in KINDS)
     yield from ((STORE_ERRORS.name, (store, error.__name__)) for store in stores for error in REFUSALS)
 
 

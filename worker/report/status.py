@@ -56,7 +56,7 @@ from worker.schedule import beat_schedule, sweep_name
 from worker.storage.config import FilesystemConfig
 from worker.storage.durations_and_sizes import duration_text
 from worker.storage.errors import REFUSALS, OtherStore, OutOfSpace, SameStore, StorageError
-from zot_artifact_client.contract import SWEEP_PROBE, TASKS, JobState
+from zot_artifact_client.contract import KINDS, SWEEP_PROBE, JobState
 
 NAMED = 5
 """Findings of one kind in one store, and buckets of a store, that are named."""
@@ -110,7 +110,7 @@ def document_of(sources: Sources) -> dict[str, Any]:
         repairs, dead = catalogue.coverage.jobs()
         failed = failing.result()
         findings = sorted(_findings(sources, stores, now), key=lambda each: (_RANK.index(each.kind), each.store or ""))
-        sweeps = [spec.kind for spec in TASKS.values() if spec.kind.startswith("sweep.")]
+        sweeps = [kind for kind in KINDS if kind.startswith("sweep.")]
         runs = catalogue.coverage.last_runs(sweeps, now=now)
         broken = breakers.result()
         waiting = catalogue.coverage.waiting_jobs()

@@ -14,6 +14,7 @@ from zot_artifact_client.contract import (
     ADOPT,
     BATCH,
     DELETE,
+    KINDS,
     MAX_LISTED,
     MAX_MESSAGE,
     PROPERTIES,
@@ -454,10 +455,9 @@ def spec_of(kind: TaskSpec[Any, ResultT] | str | None) -> TaskSpec[Any, Any] | N
     """Return the task of a kind, `upload`, or of a task's name, `artifact.upload.v1`. Raise InvalidRequest."""
     if kind is None or isinstance(kind, TaskSpec):
         return kind
-    for spec in TASKS.values():
-        if kind in {spec.kind, spec.name}:
-            return spec
-    msg = f"kind: there are {', '.join(spec.kind for spec in TASKS.values())}"
+    if found := KINDS.get(kind) or TASKS.get(kind):
+        return found
+    msg = f"kind: there are {', '.join(KINDS)}"
     raise InvalidRequest(msg)
 
 

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from redis.exceptions import ResponseError
 
 from zot_artifact_client.contract import (
+    KINDS,
     PROGRESS_STATE,
     TASKS,
     JobState,
@@ -88,9 +89,6 @@ class JobStatus:
     error: JobNotDone | None = None
 
 
-_BY_KIND = {spec.kind: spec for spec in TASKS.values()}
-
-
 def status_of(job_id: str, found: Snapshot) -> JobStatus:
     """Return the status that the result backend has of a job. Raise ClientError: its result cannot be read."""
     spec = TASKS.get(found.task or "")
@@ -106,7 +104,7 @@ def recorded_status(answer: StatusResult) -> JobStatus:
 
 def recorded_snapshot(answer: StatusResult) -> Snapshot:
     """Return what the ledger has of a job, as the result backend would."""
-    state, spec = state_of(answer.state), _BY_KIND.get(answer.kind or "")
+    state, spec = state_of(answer.state), KINDS.get(answer.kind or "")
     error: JobNotDone | None = None
     if state is JobState.CANCELLED:
         error = JobCancelled(answer.error.message if answer.error else f"job {answer.job} was cancelled")
