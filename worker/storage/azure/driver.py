@@ -49,7 +49,7 @@ from worker.storage.azure.object_stat import (
     writer_of,
 )
 from worker.storage.azure.parts import MAX_PART, MAX_PARTS, Parts, Target, limits
-from worker.storage.azure.requests_without_sdk import headers_of, plain_reads, small_writes
+from worker.storage.azure.requests_without_sdk import headers_of, plain_reads, plain_writes
 from worker.storage.azure.sorted_listing import ByteOrder, safe_start
 from worker.storage.azure.upload import Upload
 from worker.storage.cloud.conditional_write import Write, check_copied, other_version
@@ -136,7 +136,7 @@ class AzureDriver(WritesAhead, CloudDriver):
         self._made: BlobServiceClient | None = None
         self._lock = threading.Lock()
         self._plain_reads = plain_reads(config, self._service)
-        self._small_writes = small_writes(config, self._origin, self._service)
+        self._plain_writes = plain_writes(config, self._origin, self._service)
 
     @cached_property
     def capabilities(self) -> Capabilities:
@@ -164,7 +164,7 @@ class AzureDriver(WritesAhead, CloudDriver):
 
     def begin_put(self, bucket: str, key: str, data: bytes, info: WriteInfo, condition: Condition) -> BegunPut:
         write, md5 = self._write(bucket, key, info, new_token(), condition), md5_of(data)
-        request = self._small_writes.begin(self._real_object(bucket, key), data, headers_of(write, md5))
+        request = self._plain_writes.begin(self._real_object(bucket, key), data, headers_of(write, md5))
         upload = Upload(lambda: self._blob(bucket, key), self._origin, write)
         return BegunPut(request, lambda: upload.whole(data, md5, request))
 
@@ -449,7 +449,7 @@ class AzureDriver(WritesAhead, CloudDriver):
 
     def close(self) -> None:
         self._plain_reads.close()
-        self._small_writes.close()
+        self._plain_writes.close()
         with self._lock:
             if self._made:
                 self._made.close()

@@ -18,7 +18,7 @@ from worker.storage.cloud.error_mapping import Origin
 from worker.storage.cloud.metadata import SHA256, moment_of
 from worker.storage.cloud.plain_requests import Answer, BucketEndpoint, Headers, PlainAnswer
 from worker.storage.cloud.small_reads import PlainReads, whole_object
-from worker.storage.cloud.small_writes import Provider, SmallWrites
+from worker.storage.cloud.small_writes import PlainWrites, Provider
 from worker.storage.config import AzureConfig
 from worker.storage.driver import Match, WholeObject
 
@@ -40,9 +40,9 @@ def _read_answer(answer: PlainAnswer) -> WholeObject | None:
     return whole_object(answer, _DIGEST, version_of(answer.headers.get("etag"))) if answer.body else None
 
 
-def small_writes(config: AzureConfig, origin: Origin, service: Callable[[], BlobServiceClient]) -> SmallWrites:
+def plain_writes(config: AzureConfig, origin: Origin, service: Callable[[], BlobServiceClient]) -> PlainWrites:
     """Return the small writes of a store."""
-    return SmallWrites(origin, Provider(locator(config, service), _reply, _refusal, SDK_ERRORS, translate))
+    return PlainWrites(origin, Provider(locator(config, service), _reply, _refusal, SDK_ERRORS, translate))
 
 
 def headers_of(write: Write, md5: bytes) -> Headers | None:

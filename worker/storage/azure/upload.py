@@ -13,7 +13,7 @@ from worker.storage.azure.errors import SDK_ERRORS, code_of, translate, translat
 from worker.storage.azure.object_stat import conditions, is_object, to_found, written_stat
 from worker.storage.cloud.conditional_write import Found, Write, as_found, settle
 from worker.storage.cloud.error_mapping import Origin
-from worker.storage.cloud.small_writes import SmallWrite
+from worker.storage.cloud.small_writes import SentWrite
 from worker.storage.driver import ObjectStat
 from worker.storage.errors import NotFound, StorageError, TransientError, Unavailable, UnexpectedAnswer
 
@@ -48,7 +48,7 @@ class Upload:
         self._origin = origin
         self._write = write
 
-    def whole(self, data: bytes, md5: bytes, small: SmallWrite) -> ObjectStat:
+    def whole(self, data: bytes, md5: bytes, small: SentWrite) -> ObjectStat:
         """Make an object by one request: `small`, or that of the SDK if it needs that."""
         return self._commit(
             lambda options: (

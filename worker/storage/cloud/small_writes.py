@@ -62,8 +62,8 @@ class Provider:
     translate: Translate
 
 
-class SmallWrites:
-    """Writes small objects to one store."""
+class PlainWrites:
+    """Writes small objects to one store, as `PlainReads` reads them."""
 
     def __init__(self, origin: Origin, provider: Provider) -> None:
         self._origin = origin
@@ -86,20 +86,20 @@ class SmallWrites:
 
     def begin(
         self, target: RealObject, data: bytes | bytearray, headers: Headers | None, *, part: str = ""
-    ) -> "SmallWrite":
+    ) -> "SentWrite":
         """Send what `put` sends; the `answer` of what is returned returns and raises what `put` does."""
         if headers is None or (len(data) > SMALL and not part) or not is_plain_name(target.name):
-            return SmallWrite(None)
+            return SentWrite(None)
         try:
             endpoint = self._endpoints.get(target.real)
             if endpoint is None:
-                return SmallWrite(None)
+                return SentWrite(None)
             url = endpoint.url_of(target.name) + (f"?{part}" if part else "")
             signed = endpoint.sign("PUT", url, {**headers, "Content-Length": str(len(data))})
             sent = endpoint.sent("PUT", url, signed, data, patience=_PATIENCE_OF_PART if part else _PATIENCE)
         except self._failures:
-            return SmallWrite(None)
-        return SmallWrite(partial(self._end, endpoint, sent, target, part))
+            return SentWrite(None)
+        return SentWrite(partial(self._end, endpoint, sent, target, part))
 
     def _end(
         self, endpoint: BucketEndpoint, sent: socket.socket, target: RealObject, part: str
@@ -123,8 +123,8 @@ class SmallWrites:
         self._endpoints.close()
 
 
-class SmallWrite:
-    """A small write that was begun.
+class SentWrite:
+    """A plain request that was sent.
 
     Attributes:
         needs_sdk: the SDK has to write: nothing could be sent, as through a proxy, or the `answer` was None.
@@ -145,7 +145,7 @@ class SmallWrite:
 class BegunPut:
     """An object of a group; `end` waits for the answer to `request`, or has the SDK write, and returns the stat."""
 
-    request: SmallWrite
+    request: SentWrite
     end: Callable[[], ObjectStat]
 
 
@@ -175,14 +175,13 @@ class WritesAhead(ABC):
             for put in puts:
                 since = time.monotonic()
                 ahead.append((put, self._begun(put)))
-                first, last = ahead[0], ahead[-1]
+                first, last = ahead[0][1], ahead[-1][1]
                 if len(ahead) == AHEAD:
                     written.append(self._ended(ahead.popleft()))
                 failed = (
                     written and isinstance(written[-1], StorageError) and not isinstance(written[-1], AlreadyExists)
                 )
-                needs_sdk = any(isinstance(begun, BegunPut) and begun.request.needs_sdk for _, begun in (first, last))
-                if failed or needs_sdk or time.monotonic() - since > _SLOW:
+                if failed or _needs_sdk(first) or _needs_sdk(last) or time.monotonic() - since > _SLOW:
                     break
         finally:
             with ThreadPoolExecutor(AHEAD, thread_name_prefix="ahead") as pool:  # each may have to wait for the SDK
@@ -202,3 +201,7 @@ class WritesAhead(ABC):
             return begun if isinstance(begun, StorageError) else self.end_put(put.bucket, put.key, begun)
         except StorageError as error:
             return error
+
+
+def _needs_sdk(begun: BegunPut | StorageError) -> bool:
+    return isinstance(begun, BegunPut) and begun.request.needs_sdk

@@ -61,7 +61,7 @@ from worker.storage.s3.providers import (
     profile_of,
     realm_of,
 )
-from worker.storage.s3.requests_without_sdk import DIGESTS, is_reachable, parse_head, plain_reads, small_writes
+from worker.storage.s3.requests_without_sdk import DIGESTS, is_reachable, parse_head, plain_reads, plain_writes
 from worker.storage.s3.upload import (
     COPY_PART,
     DAMAGED,
@@ -103,7 +103,7 @@ class S3Driver(WritesAhead, CloudDriver):
         self._clients: dict[float, S3Client] = {}
         self._lock = threading.Lock()
         self._plain_reads = plain_reads(config, self._client)
-        self._small_writes = small_writes(config, self._origin, self._client)
+        self._plain_writes = plain_writes(config, self._origin, self._client)
         self._part_tags = PartTags()
         self._free_keys = FreeKeys(self._first_page)
 
@@ -133,11 +133,11 @@ class S3Driver(WritesAhead, CloudDriver):
 
     def put(self, bucket: str, key: str, body: Body, info: WriteInfo, *, condition: Condition = None) -> ObjectStat:
         upload = self._conditional_upload(bucket, key, info, uuid.uuid4().hex, condition)
-        return upload.whole(body, self._small_writes)
+        return upload.whole(body, self._plain_writes)
 
     def begin_put(self, bucket: str, key: str, data: bytes, info: WriteInfo, condition: Condition) -> BegunPut:
         upload = self._conditional_upload(bucket, key, info, uuid.uuid4().hex, condition)
-        return upload.begin_whole(data, self._small_writes)
+        return upload.begin_whole(data, self._plain_writes)
 
     def expect_writes(self, paths: Iterable[tuple[str, str]]) -> None:
         if not self._profile.conditional_writes:
@@ -371,7 +371,7 @@ class S3Driver(WritesAhead, CloudDriver):
         sha256: str | None = None,
         md5: bytes | None = None,
     ) -> Part:
-        small = self._small_writes if sha256 is not None else None
+        small = self._plain_writes if sha256 is not None else None
         return self._upload(bucket, key, WriteInfo()).send_part(
             _upload_id(token), number, data, sha256, md5=md5, small=small
         )
@@ -436,7 +436,7 @@ class S3Driver(WritesAhead, CloudDriver):
 
     def close(self) -> None:
         self._plain_reads.close()
-        self._small_writes.close()
+        self._plain_writes.close()
         with self._lock:
             for client in self._clients.values():
                 client.close()

@@ -17,7 +17,7 @@ from worker.storage.cloud.error_mapping import Origin
 from worker.storage.cloud.metadata import SHA256
 from worker.storage.cloud.plain_requests import Answer, BucketEndpoint, Headers
 from worker.storage.cloud.small_reads import PlainReads, whole_object
-from worker.storage.cloud.small_writes import Provider, SmallWrites
+from worker.storage.cloud.small_writes import PlainWrites, Provider
 from worker.storage.config import S3Config
 from worker.storage.s3.errors import SDK_ERRORS, code_of, translate
 from worker.storage.s3.object_stat import version_of
@@ -84,9 +84,9 @@ def parse_head(answer: Answer, client: "S3Client") -> "HeadObjectOutputTypeDef |
     return found
 
 
-def small_writes(config: S3Config, origin: Origin, client: "Callable[[], S3Client]") -> SmallWrites:
+def plain_writes(config: S3Config, origin: Origin, client: "Callable[[], S3Client]") -> PlainWrites:
     """Return the small writes of a store."""
-    return SmallWrites(origin, Provider(_locator(config, client), _reply, _refusal, SDK_ERRORS, translate))
+    return PlainWrites(origin, Provider(_locator(config, client), _reply, _refusal, SDK_ERRORS, translate))
 
 
 def headers_of(write: Write, arguments: Mapping[str, Any]) -> Headers | None:

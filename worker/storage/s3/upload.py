@@ -14,7 +14,7 @@ from botocore.exceptions import ClientError
 from worker.storage.cloud.conditional_write import Found, Write, as_found, broken_condition, settle
 from worker.storage.cloud.error_mapping import Origin
 from worker.storage.cloud.plain_requests import RealObject
-from worker.storage.cloud.small_writes import BegunPut, SmallWrites
+from worker.storage.cloud.small_writes import BegunPut, PlainWrites
 from worker.storage.driver import Body, Match, ObjectStat, Part, PartData
 from worker.storage.errors import (
     NotFound,
@@ -120,13 +120,13 @@ class Upload:
         self._tags = tags
         self._options: Any = write.options  # its keys are the SDK's
 
-    def whole(self, body: Body, small: SmallWrites) -> ObjectStat:
+    def whole(self, body: Body, small: PlainWrites) -> ObjectStat:
         """Send an object in one request: that of `small`, unless it returns None."""
         data = whole_body(body, self._write.size)
         drain(body)  # a wrong body raises at its end
         return self.begin_whole(data, small).end()
 
-    def begin_whole(self, data: Any, small: SmallWrites) -> BegunPut:
+    def begin_whole(self, data: Any, small: PlainWrites) -> BegunPut:
         """Send an object as `whole` does, and return what ends that.
 
         `data`: bytes; the type stubs lack that the SDK accepts a bytearray.
@@ -176,7 +176,7 @@ class Upload:
         sha256: str | None = None,
         *,
         md5: bytes | None = None,
-        small: SmallWrites | None = None,
+        small: PlainWrites | None = None,
     ) -> Part:
         """Send one part and return it with the tag that `complete` needs.
 
@@ -216,7 +216,7 @@ class Upload:
         checksum: Mapping[str, Any],
         *,
         sha256: str | None,
-        small: SmallWrites | None,
+        small: PlainWrites | None,
     ) -> Part:
         body: Any = rewound(data)
         reply: Mapping[str, Any] | None = None

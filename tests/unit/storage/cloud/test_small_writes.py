@@ -11,7 +11,7 @@ from tests.waiting import WITHIN
 from worker.storage.cloud import plain_requests
 from worker.storage.cloud.error_mapping import Origin
 from worker.storage.cloud.plain_requests import Answer, BucketEndpoint, RealObject
-from worker.storage.cloud.small_writes import Provider, SmallWrites
+from worker.storage.cloud.small_writes import PlainWrites, Provider
 from worker.storage.errors import StorageError
 from worker.storage.transfer.send_in_slices import SLICE
 
@@ -31,7 +31,7 @@ def _url(listening: socket.socket) -> str:
     return f"http://127.0.0.1:{listening.getsockname()[1]}/bucket"
 
 
-def _writes(listening: socket.socket) -> SmallWrites:
+def _writes(listening: socket.socket) -> PlainWrites:
     """Return the small writes of a store whose answer gives its status alone."""
     provider = Provider(
         lambda _real: BucketEndpoint(_url(listening), lambda _method, _url, headers: headers),
@@ -40,7 +40,7 @@ def _writes(listening: socket.socket) -> SmallWrites:
         (),
         lambda _error, _origin, what: StorageError(what),
     )
-    return SmallWrites(Origin("far", _url(listening), None), provider)
+    return PlainWrites(Origin("far", _url(listening), None), provider)
 
 
 def _sent(endpoint: BucketEndpoint, name: str, method: str = "PUT") -> Answer:
