@@ -39,7 +39,7 @@ def verify_copy(
         Snooze: the store takes no job now; nothing is recorded.
     """
     if copy.store not in job.stores:
-        seen = Verification(Verdict.UNREADABLE, artifact.digest, detail=not_configured(copy.store))
+        seen = Verification(Verdict.UNREADABLE, detail=not_configured(copy.store))
         record_verdict(job, artifact, copy, seen)
         return seen
     store = job.stores[copy.store]

@@ -1,7 +1,6 @@
 """Repairs: copies that can be repaired, and the stores of which too many copies are bad to trust them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -16,15 +15,6 @@ from worker.catalogue.tables import BAD_VERDICT, CURRENT, artifacts, copies, fin
 from worker.storage.keys import CANARY_BUCKET
 
 _other = copies.alias("other")
-
-
-@dataclass(frozen=True, slots=True)
-class UntrustedStore:
-    """A store whose repairs stopped, since when and why."""
-
-    store: str
-    since: datetime
-    reason: str
 
 
 class Repairs(Queries):
@@ -103,12 +93,12 @@ class Repairs(Queries):
             )
             return connection.execute(sa.select(sa.func.count()).select_from(found)).scalar_one()
 
-    def untrusted(self) -> dict[str, UntrustedStore]:
-        """Return the stores whose repairs stopped, by name."""
+    def untrusted(self) -> dict[str, str]:
+        """Return the stores whose repairs stopped, and why."""
         query = sa.select(store_trust).where(store_trust.c.untrusted_since.is_not(None)).order_by(store_trust.c.store)
         with self._database.read() as connection:
             rows = connection.execute(query).all()
-        return {row.store: UntrustedStore(row.store, row.untrusted_since, row.reason) for row in rows}
+        return {row.store: row.reason for row in rows}
 
     def distrust(self, store: str, *, reason: str, now: datetime) -> None:
         """Stop the repairs of a store until `trust`."""

@@ -241,9 +241,9 @@ def _catalogue(session: Session) -> Iterator[Check]:
         detail = f"not configured, and the catalogue has copies in it: {copies}"
         yield Check(f"store {name}", "bad", detail, way_out_of_unconfigured(session, name))
     yield from _copies(session)
-    for stop in session.catalogue.repairs.untrusted().values():
-        way_out = f"find out what is wrong with it, then `zot-artifacts stores trust {stop.store}`"
-        yield Check(f"repairs {stop.store}", "bad", f"stopped: {stop.reason}", way_out)
+    for name, reason in session.catalogue.repairs.untrusted().items():
+        way_out = f"find out what is wrong with it, then `zot-artifacts stores trust {name}`"
+        yield Check(f"repairs {name}", "bad", f"stopped: {reason}", way_out)
     for pause in session.catalogue.pauses.all():
         way_out = f"`zot-artifacts resume {pause.scope} {pause.name}` ends it"
         detail = f"paused {describe_pause(pause.since, pause.reason)}"

@@ -55,7 +55,7 @@ def _repair(session: Session, store: str, prefix: str | None) -> dict[str, Any]:
     return {
         "repairable": count,
         "wrong_metadata": metadata,
-        "stopped": stopped.reason if stopped else "switched off" if off else None,
+        "stopped": stopped or ("switched off" if off else None),
     }
 
 

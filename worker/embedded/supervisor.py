@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import logging
 import os
 import socket
 import sys
@@ -27,8 +26,6 @@ from zot_artifact_client.connection import UNREACHABLE, broker_fault, unavailabl
 from zot_artifact_client.contract import Queue
 from zot_artifact_client.contract.queues import queues
 from zot_artifact_client.errors import BrokerUnavailable
-
-logger = logging.getLogger(__name__)
 
 FLOWER_USER = "zot"
 _READY_WITHIN = 120.0

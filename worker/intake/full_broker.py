@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 _WAIT = 1.0
 
 
-def wait_for_room(write: Callable[[], None], what: str) -> None:
+def wait_for_room(write: Callable[[], None]) -> None:
     """Write, and try again while the broker takes no writes, until the worker shuts down.
 
     Raises:
@@ -29,11 +29,11 @@ def wait_for_room(write: Callable[[], None], what: str) -> None:
                 raise
             if not logged:
                 logged = True
-                logger.error("the broker takes no writes now, and %s waits: %s", what, why_no_writes(error))  # noqa: TRY400
+                logger.error("the broker takes no writes now, and a delivered message waits: %s", why_no_writes(error))  # noqa: TRY400
             pause(_WAIT)
         else:
             if logged:
-                logger.warning("the broker takes writes again: %s continues", what)
+                logger.warning("the broker takes writes again: a delivered message continues")
             return
 
 

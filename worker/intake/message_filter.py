@@ -254,7 +254,7 @@ class _PatientQoS(kombu_redis.QoS):
             keep(message.delivery_info["routing_key"], message._raw)  # noqa: SLF001 - as it was delivered
             if not is_write_refused(error):
                 raise
-            wait_for_room(record, "a delivered message")
+            wait_for_room(record)
             discard()
 
     def _record(self, script: str, delivery_tag: str, entry: str) -> None:

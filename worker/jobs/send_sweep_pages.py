@@ -3,7 +3,6 @@
 A batch sends its jobs in the same way, step by step: see `tasks.batch`.
 """
 
-import logging
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, Protocol
@@ -13,8 +12,6 @@ from worker.catalogue import Artifact, Catalogue, Plan, PlannedPage
 from zot_artifact_client.connection import BROKER_ERRORS
 from zot_artifact_client.contract import PAGE, ClaimSelection, PageRequest, batch_stem
 from zot_artifact_client.outgoing_messages import Outgoing
-
-logger = logging.getLogger(__name__)
 
 UNSEEN = timedelta(hours=1)
 """The time after which a job is sent again where the broker cannot tell whether its message is lost."""

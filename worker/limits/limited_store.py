@@ -196,10 +196,6 @@ class LimitedStore:
         with self._request("abort"):
             return self._store.remove_stale_upload(stale)
 
-    def abort_upload(self, bucket: str, key: str, token: str) -> None:
-        with self._request("abort"):
-            self._store.abort_upload(bucket, key, token)
-
     def read_first_byte(self, bucket: str, key: str) -> None:
         """Raise unless the store returns the first byte of an object, or the object is empty."""
         with self._request("read"), self._store.read_object_range(bucket, key, 0, 1) as reader:
@@ -561,7 +557,6 @@ class LimitedReader(ObjectReader):
     """An object's bytes; see `VerifiedReader`. It has the store's concurrency slot until it is closed."""
 
     def __init__(self, store: LimitedStore, reader: VerifiedReader, held: ExitStack) -> None:
-        self.verified = reader.verified
         self._store = store
         self._reader = reader
         self._held = held

@@ -278,8 +278,7 @@ def _findings(sources: Sources, stores: list[dict[str, Any]], now: datetime) -> 
         some = sources.catalogue.findings.page(kind=kind, store=store or "", limit=NAMED)
         detail = None
         if kind is FindingKind.STORE_UNTRUSTED and store in untrusted:
-            reason = untrusted[store].reason
-            detail = f"{reason}; its repairs stopped: `zot-artifacts stores trust {store}`"
+            detail = f"{untrusted[store]}; its repairs stopped: `zot-artifacts stores trust {store}`"
         elif some and some[0].bucket is None:
             detail = str(some[0].evidence.get("detail") or some[0].subject).removeprefix(f"{store}: ")
         doing = _doing(sources, kind, store, stopped=store in untrusted)

@@ -380,9 +380,7 @@ class Store:
         for each, found in read_ahead(reads, wanted):
             if found is not None and (local or self._is_own(*each[:2])):
                 expected = each[2]
-                yield Verification(
-                    verified, expected, expected.size, expected.sha256, found.version, None, found.sha256
-                )
+                yield Verification(verified, expected.size, expected.sha256, found.version, None, found.sha256)
             else:  # a bad copy gets its verdict from a second read
                 yield self.verify_object(*each)
 

@@ -92,8 +92,6 @@ class InMemoryArtifactClient(Artifacts):
         """Let the next job end with this error instead of running."""
         self._jobs.next_end = error
 
-    end_next = fail_next  # the name before 1.0
-
     def content(self, bucket: str, key: str, store: str) -> bytes | None:
         """Return the bytes in a store, or None."""
         return self._worker.stores[store].get((bucket, key))
@@ -101,8 +99,6 @@ class InMemoryArtifactClient(Artifacts):
     def put_object(self, bucket: str, key: str, store: str, body: bytes, *, sha256: str | None = None) -> None:
         """Put an object into a store as another program does, with the digest that it keeps beside it, to adopt it."""
         self._worker.put(store, bucket, key, body, sha256)
-
-    lay = put_object  # the name before 1.0
 
     def corrupt(self, bucket: str, key: str, store: str) -> None:
         """Flip a bit of a copy, as a failing disk does."""

@@ -364,7 +364,7 @@ class TestOnlyS3:
         stat = faulty.stat_object(BUCKET, "app")
         assert stat.version == etag
         faulty.write_object(BUCKET, "app", source(b"two"), condition=Match(stat.version))
-        assert direct.verify_object(BUCKET, "app").expected == digest_of(b"two")
+        assert direct.verify_object(BUCKET, "app").sha256 == digest_of(b"two").sha256
 
     @pytest.mark.usefixtures("both_paths")
     def test_digest_of_the_store_itself(
@@ -627,7 +627,7 @@ class TestDamagedUploads:
             faulty.write_object(BUCKET, "app", source(some_bytes(size)), condition=Match(before.version))
         assert done[0]
         assert direct.stat_object(BUCKET, "app").version == before.version
-        assert direct.verify_object(BUCKET, "app").expected == digest_of(b"before")
+        assert direct.verify_object(BUCKET, "app").sha256 == digest_of(b"before").sha256
         assert list(direct.iter_stale_uploads()) == []
 
         damaging[0] = False
@@ -645,7 +645,7 @@ class TestDamagedUploads:
         found = direct.stat_object(BUCKET, "app")
         assert (found.version, found.metadata, found.properties) == (made.version, made.metadata, made.properties)
         assert (found.metadata, found.properties.content_type) == ({"name": "value"}, "text/plain")
-        assert direct.verify_object(BUCKET, "app").expected == digest_of(some_bytes(size))
+        assert direct.verify_object(BUCKET, "app").sha256 == digest_of(some_bytes(size)).sha256
         assert sum(counted) == size
         assert list(direct.iter_stale_uploads()) == []
 
@@ -679,7 +679,7 @@ class TestDamagedUploads:
         direct.write_object(BUCKET, "app", source(b"before"))
         with pytest.raises(PermanentError, match="delete it first, or write under another key"):
             direct.write_object(BUCKET, "app", source(b"after"))
-        assert direct.verify_object(BUCKET, "app").expected == digest_of(b"before")
+        assert direct.verify_object(BUCKET, "app").sha256 == digest_of(b"before").sha256
 
     def test_a_store_that_ignores_checksums_is_found_out(
         self, through: Callable[..., tuple[Store, Store]], cloud: str, monkeypatch: pytest.MonkeyPatch
@@ -740,7 +740,7 @@ class TestAcceptedAndNotDone:
         opened.append(direct)
         stat, _ = direct.write_object(BUCKET, "app", source(b"hello"))
         assert faulty.delete_object(BUCKET, "app", condition=Match(stat.version))
-        assert direct.verify_object(BUCKET, "app").expected == digest_of(b"newer")
+        assert direct.verify_object(BUCKET, "app").sha256 == digest_of(b"newer").sha256
 
     def test_delete_of_a_probe(self, through: Callable[..., tuple[Store, Store]], cloud: str) -> None:
         """A probe tells that the store does not delete."""
@@ -775,7 +775,7 @@ class TestAcceptedAndNotDone:
             faulty.write_object(BUCKET, "app", source(some_bytes(SMALL_PART + 1)))
         made, _ = faulty.write_object(BUCKET, "app", source(some_bytes(SMALL_PART + 1)))
         assert made.version != direct.stat_object(BUCKET, "app").version
-        assert direct.verify_object(BUCKET, "app").expected == digest_of(b"later")
+        assert direct.verify_object(BUCKET, "app").sha256 == digest_of(b"later").sha256
 
 
 def _lost_once(method: str, part_of_path: str = "") -> Callable[[Request], Fault]:
@@ -815,7 +815,7 @@ class TestLostAnswers:
         stat, _ = direct.write_object(BUCKET, "app", source(b"hello"))
         with pytest.raises(PreconditionFailed, match="far: releases/app was expected in version"):
             faulty.delete_object(BUCKET, "app", condition=Match(stat.version))
-        assert direct.verify_object(BUCKET, "app").expected == digest_of(b"newer")
+        assert direct.verify_object(BUCKET, "app").sha256 == digest_of(b"newer").sha256
 
     def test_a_stale_upload(self, through: Callable[..., tuple[Store, Store]], cloud: str) -> None:
         """Cleanup counts the upload that it has ended, and leaves nothing of it."""

@@ -150,7 +150,7 @@ def reread(context: Context) -> Context:
 @pytest.mark.usefixtures("uploaded")
 def test_a_replica_is_read_back_where_the_settings_ask_for_it(run, reread, monkeypatch):
     """With `proof: reread` the new copy has been verified by the time its job is done; one bad read says nothing."""
-    store, bad = reread.stores["cold"], [Verification(Verdict.CORRUPT, None, detail="once")]
+    store, bad = reread.stores["cold"], [Verification(Verdict.CORRUPT, detail="once")]
     verify_object = store.verify_object
     monkeypatch.setattr(store, "verify_object", lambda *of, **how: bad.pop() if bad else verify_object(*of, **how))
     run(replicate, request("cold"), context=reread)
@@ -181,7 +181,7 @@ def test_a_repair_that_cannot_be_read_back_now_is_read_at_the_next_attempt(run, 
     """A store that fails at the read has given no other bytes: the job is tried again, and then reads the new copy."""
     rot(stored("dr"))
     run(verify, VerifyRequest(bucket="releases", key="app.tgz"))
-    away = Verification(Verdict.UNREADABLE, None, detail="it is away")
+    away = Verification(Verdict.UNREADABLE, detail="it is away")
     with monkeypatch.context() as patched:
         patched.setattr(LimitedStore, "write_object", _then(LimitedStore.write_object, patched, away))
         with pytest.raises(Unavailable, match=r"dr: releases/app\.tgz was written and cannot be read back: it is away"):
@@ -315,7 +315,7 @@ def test_a_copy_that_was_cut_is_repaired_as_a_whole(run, stored, monkeypatch):
 def test_a_copy_that_cannot_be_read_again_is_not_replaced(run, distrustful, stored, monkeypatch):
     """It may be right: the job fails with a transient error, and leaves the copy as it is."""
     before = stored("dr").stat().st_ino
-    away = Verification(Verdict.UNREADABLE, None, detail="it is away")
+    away = Verification(Verdict.UNREADABLE, detail="it is away")
     monkeypatch.setattr(LimitedStore, "verify_object", lambda *_, **__: away)
     with pytest.raises(Unavailable, match=r"dr: what is at releases/app\.tgz cannot be read: it is away"):
         run(replicate, request("dr"), context=distrustful)

@@ -9,6 +9,7 @@ from typing import cast
 
 import pytest
 
+from tests.conformance.bodies import digest_of
 from worker.artifacts.stored_digests import RECORDED, stored_sha256_of
 from worker.catalogue import Artifact
 from worker.limits.limited_store import LimitedStores
@@ -39,8 +40,7 @@ def seen(stores: Stores) -> Verification:
 def stored(
     stores: Mapping[str, object], seen: Verification, found: str | None, evidence: Mapping[str, str] | None = None
 ) -> str | None:
-    assert seen.expected is not None
-    artifact = Artifact(1, "b", "app", 1, seen.expected, {}, datetime(2026, 1, 1, tzinfo=UTC))
+    artifact = Artifact(1, "b", "app", 1, digest_of(b"bytes"), {}, datetime(2026, 1, 1, tzinfo=UTC))
     limited = cast("LimitedStores", stores)
     return stored_sha256_of(limited, artifact, "nas", evidence or {}, seen._replace(stored_sha256=found))
 

@@ -167,7 +167,7 @@ def test_a_key_is_done_once(client: InMemoryArtifactClient) -> None:
 
 def test_a_test_decides_how_a_job_ends(client: InMemoryArtifactClient) -> None:
     """The next job ends as the test says, and only that one."""
-    client.end_next(JobFailed("dr did not answer", "Unavailable", "dead", 5))
+    client.fail_next(JobFailed("dr did not answer", "Unavailable", "dead", 5))
     job = client.upload("/in/app.tgz", "releases", "app.tgz")
     assert job.state is JobState.DEAD
     with pytest.raises(JobFailed, match="dr did not answer"):
@@ -199,20 +199,20 @@ def test_a_sweep_counts_what_it_would_read(uploaded: InMemoryArtifactClient) -> 
 
 def test_what_another_program_wrote_is_adopted(client: InMemoryArtifactClient) -> None:
     """An object with its digest becomes an artifact, is known the second time, and others of its bytes are copies."""
-    client.lay("releases", "old", "dr", APP, sha256=hashlib.sha256(APP).hexdigest())
+    client.put_object("releases", "old", "dr", APP, sha256=hashlib.sha256(APP).hexdigest())
     found = client.adopt("releases", "old", store="dr").wait()
     assert (found.version, found.evidence, found.unchanged) == (1, "sha256 kept by the store", False)
     assert client.adopt("releases", "old", store="dr").wait().unchanged
-    client.lay("releases", "old", "primary", APP)
+    client.put_object("releases", "old", "primary", APP)
     assert client.adopt("releases", "old", store="primary").wait().evidence == "sha256 in the catalogue"
     assert client.verify("releases", "old").wait().good
 
 
 def test_what_cannot_be_proved_is_not_adopted(uploaded: InMemoryArtifactClient) -> None:
     """Rot, bytes that nothing vouches for, and other bytes than the known ones each fail by name."""
-    uploaded.lay("releases", "rotten", "dr", b"rot", sha256="0" * 64)
-    uploaded.lay("releases", "bare", "dr", b"bare")
-    uploaded.lay("releases", "app.tgz", "dr", b"other")
+    uploaded.put_object("releases", "rotten", "dr", b"rot", sha256="0" * 64)
+    uploaded.put_object("releases", "bare", "dr", b"bare")
+    uploaded.put_object("releases", "app.tgz", "dr", b"other")
     for key, error in [("rotten", "DigestMismatch"), ("bare", "Unverifiable"), ("app.tgz", "OtherContent")]:
         with pytest.raises(JobFailed) as failed:
             uploaded.adopt("releases", key, store="dr").wait()

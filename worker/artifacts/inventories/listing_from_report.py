@@ -30,7 +30,6 @@ class InventoryListing:
 
     def __init__(self, name: str, report: Report, bucket: str | None, rows: DiskSort) -> None:
         self.name, self.at, self.bucket, self.computed = name, report.at, bucket, report.computed
-        self.place = ""
         self._rows = iter(rows)
         self._next = next(self._rows, None)
 
@@ -129,7 +128,6 @@ def open_inventory(
         if report.rows is not None and count != report.rows:
             raise BadInventory(f"{place}: its files have {counted(count, 'row')}, the manifest says {report.rows}")
         listing = InventoryListing(store, report, names.only, rows)
-        listing.place = place
         yield listing
 
 
@@ -139,7 +137,7 @@ class _Names:
     def __init__(self, place: str, store: str, config: StoreConfig, report: Report) -> None:
         if not isinstance(config, S3Config | GcsConfig | AzureConfig) or config.type != report.provider:
             raise BadInventory(f"{place}: it is an inventory of {report.provider}, the store {store} is {config.type}")
-        self._place, self._store, self._report = place, store, report
+        self._place, self._report = place, report
         self._prefixed = config.layout == "prefixed"
         self._real = config.real_bucket if self._prefixed else report.bucket
         self.only = None if self._prefixed else report.bucket

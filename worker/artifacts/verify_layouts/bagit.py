@@ -197,7 +197,7 @@ def _claims(bag: _Bag, rows: DiskSort, payload: list[str]) -> Iterator[Claim | F
             yield Fault(FaultKind.INVALID, key, f"{', '.join(lacking)} does not list it, {', '.join(names)} does")
         absent = f"{names[0]} names it and it was not fetched: {_WHERE_FROM} says from where" if fetched else ""
         digests = tuple(dict.fromkeys((row[2], row[3]) for row in listed))
-        yield Claim(key, digests, None, ", ".join(names), absent)
+        yield Claim(key, digests, ", ".join(names), absent)
 
 
 class _Counted:

@@ -286,7 +286,7 @@ def _claims_of(root: str, inventory: _Inventory, by: str) -> list[Claim | Fault]
         if version not in inventory.states or not rest.startswith(f"{inventory.content}/"):
             claims.append(Fault(FaultKind.INVALID, root + by, f"{path!r} is in no content directory of a version"))
             continue
-        claims.append(Claim(key, ((inventory.algorithm, digest), *fixity.get(path, ())), None, by))
+        claims.append(Claim(key, ((inventory.algorithm, digest), *fixity.get(path, ())), by))
     return claims
 
 
@@ -294,4 +294,4 @@ def _grouped(claims: Iterable[Claim]) -> Iterator[Claim]:
     for key, group in groupby(claims, lambda each: each.key):
         some = list(group)
         digests = tuple(dict.fromkeys(each for claim in some for each in claim.digests))
-        yield Claim(key, digests, None, ", ".join(dict.fromkeys(claim.by for claim in some)))
+        yield Claim(key, digests, ", ".join(dict.fromkeys(claim.by for claim in some)))

@@ -220,7 +220,7 @@ class _Sweep:
             if by is None and root not in self._unknown:
                 yield Fault(FaultKind.UNREFERENCED, key, "no manifest and no index names it")
             if not _is_shared(digest, root, there):
-                yield Claim(key, ((algorithm, hex_),), None, "its name"), size
+                yield Claim(key, ((algorithm, hex_),), "its name"), size
 
     # Internals
 

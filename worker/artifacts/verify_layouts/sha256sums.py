@@ -67,7 +67,7 @@ def verify_sha256sums(place: CheckedPrefix) -> Iterator[Fault]:
         if kept is None:
             yield Fault(FaultKind.UNREFERENCED, found.key, "no list names it")
         else:
-            yield Claim(found.key, (("sha256", kept),), None, "the store"), found.size
+            yield Claim(found.key, (("sha256", kept),), "the store"), found.size
 
     with place.sorter() as rows:
         yield from sort_lists(place, place.listed(), rows)
@@ -114,7 +114,7 @@ def claims_of(rows: DiskSort) -> Iterator[Claim]:
     for key, group in groupby(rows, itemgetter(0)):
         some = list(group)
         digests = tuple(dict.fromkeys((row[1], row[2]) for row in some))
-        yield Claim(key, digests, None, ", ".join(dict.fromkeys(row[3] for row in some)))
+        yield Claim(key, digests, ", ".join(dict.fromkeys(row[3] for row in some)))
 
 
 def _sort_list(place: CheckedPrefix, key: str, found: re.Match[str], rows: DiskSort) -> Iterator[Fault]:

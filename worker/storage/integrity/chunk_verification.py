@@ -210,8 +210,6 @@ class VerifiedRange(ObjectReader):
     Whole chunks are read, so up to one chunk more at either end of the range; one chunk is in memory at a time.
     """
 
-    verified = True
-
     def __init__(self, driver: Driver, stat: ObjectStat, manifest: Manifest, offset: int, length: int) -> None:
         self._driver = driver
         self._stat = stat

@@ -33,7 +33,6 @@ class Verification(NamedTuple):
     """The outcome of one full read: the verdict and what it is based on."""
 
     verdict: Verdict
-    expected: Digest | None = None
     size: int | None = None
     sha256: str | None = None
     version: str | None = None
@@ -63,13 +62,13 @@ def judge(reader: ObjectReader, expected: Digest | None, on_bytes: OnBytes | Non
     found = body.digest
     if found == expected:
         stored = stat.sha256 or ""
-        return Verification(Verdict.VERIFIED, expected, found.size, found.sha256, stat.version, stored_sha256=stored)
+        return Verification(Verdict.VERIFIED, found.size, found.sha256, stat.version, stored_sha256=stored)
     verdict = Verdict.SIZE_MISMATCH if found.size != expected.size else Verdict.CORRUPT
     detail = f"the bytes have SHA-256 {found.sha256}, not the recorded {expected.sha256}"
-    return Verification(verdict, expected, found.size, found.sha256, stat.version, detail)
+    return Verification(verdict, found.size, found.sha256, stat.version, detail)
 
 
 def size_mismatch(stat: ObjectStat, expected: Digest) -> Verification:
     """Return the verdict on an object whose size is not the recorded one, without reading it."""
     detail = f"the object has {stat.size} bytes, not the recorded {expected.size}"
-    return Verification(Verdict.SIZE_MISMATCH, expected, stat.size, None, stat.version, detail)
+    return Verification(Verdict.SIZE_MISMATCH, stat.size, None, stat.version, detail)

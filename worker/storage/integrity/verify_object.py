@@ -37,9 +37,7 @@ def verify(
     if expected and manifest and len(manifest) >= MIN_PARALLEL_CHUNKS:
         return _verify_chunks(driver, driver.stat(bucket, key), expected, manifest, on_bytes)
     if expected and (found := read_small(driver, bucket, key, expected, on_bytes)):
-        return Verification(
-            Verdict.VERIFIED, expected, expected.size, expected.sha256, found.version, stored_sha256=found.sha256
-        )
+        return Verification(Verdict.VERIFIED, expected.size, expected.sha256, found.version, stored_sha256=found.sha256)
     with open_resumable(driver, bucket, key, uncached=True) as reader:
         return judge(reader, expected or stored_digest(reader.stat), on_bytes)
 
@@ -48,18 +46,18 @@ def verdict_of(error: StorageError, driver: Driver, bucket: str, key: str, expec
     """Return the verdict on an object that cannot be read; the size of an archived one is compared all the same."""
     detail = _said(driver, error)
     if isinstance(error, NotFound):
-        return Verification(Verdict.MISSING, expected, detail=detail)
+        return Verification(Verdict.MISSING, detail=detail)
     if not isinstance(error, Archived):
-        return Verification(Verdict.UNREADABLE, expected, detail=detail, error=error)
+        return Verification(Verdict.UNREADABLE, detail=detail, error=error)
     try:
         stat = driver.stat(bucket, key)
     except NotFound as gone:
-        return Verification(Verdict.MISSING, expected, detail=_said(driver, gone))
+        return Verification(Verdict.MISSING, detail=_said(driver, gone))
     except StorageError:
-        return Verification(Verdict.ARCHIVED, expected, detail=detail, error=error)
+        return Verification(Verdict.ARCHIVED, detail=detail, error=error)
     if expected is not None and stat.size != expected.size:
         return size_mismatch(stat, expected)
-    return Verification(Verdict.ARCHIVED, expected, version=stat.version, detail=detail, error=error)
+    return Verification(Verdict.ARCHIVED, version=stat.version, detail=detail, error=error)
 
 
 def read_small(
@@ -97,11 +95,11 @@ def _verify_chunks(
     bad = bad_chunks(driver, stat, manifest, on_bytes, uncached=True)
     if not bad:
         stored = stat.sha256 or ""
-        return Verification(Verdict.VERIFIED, expected, stat.size, expected.sha256, stat.version, stored_sha256=stored)
+        return Verification(Verdict.VERIFIED, stat.size, expected.sha256, stat.version, stored_sha256=stored)
     detail = f"bytes {bad[0].offset} to {bad[0].offset + bad[0].size} are not those that were recorded"
     if len(bad) > 1:
         detail += f"; bad chunks: {len(bad)} of {len(manifest)}"
-    return Verification(Verdict.CORRUPT, expected, stat.size, None, stat.version, detail, bad=bad)
+    return Verification(Verdict.CORRUPT, stat.size, None, stat.version, detail, bad=bad)
 
 
 def _said(driver: Driver, error: StorageError) -> str:

@@ -95,11 +95,6 @@ class VerifyingReader:
         return data
 
     @property
-    def finished(self) -> bool:
-        """Return whether the end was reached and the bytes are right."""
-        return self._digest is not None
-
-    @property
     def digest(self) -> Digest:
         """Return size and SHA-256 of the bytes; call it only after the end was read."""
         if self._digest is None:

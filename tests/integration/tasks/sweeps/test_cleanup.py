@@ -402,7 +402,7 @@ def test_what_was_recorded_since_the_catalogue_was_asked_stays(run, context, sto
 def test_what_an_ended_job_wrote_stays_while_it_cannot_be_read(run, context, stored, monkeypatch, failure):
     """It may have the bytes of the version: the sweep fails at its end, unless only a restore could tell."""
     begun = begin_to_write(context, b"older", "ended")
-    unread = Verification(Verdict.UNREADABLE, None, error=failure)
+    unread = Verification(Verdict.UNREADABLE, error=failure)
     monkeypatch.setattr(Store, "verify_object", lambda *_of, **_how: unread)
     with pytest.raises(Unavailable) if isinstance(failure, Unavailable) else nullcontext():
         run(sweep_cleanup, EVERYTHING)

@@ -27,7 +27,6 @@ def test_right_bytes_pass_unchanged(content: bytes, piece: int) -> None:
     sha256 = hashlib.sha256(content).hexdigest()
     reader = VerifyingReader(io.BytesIO(content), size=len(content), sha256=sha256)
     assert read_all(reader, piece) == content
-    assert reader.finished
     assert reader.digest == Digest(len(content), sha256)
 
 
@@ -40,7 +39,8 @@ def test_one_flipped_bit_is_found(content: bytes, data: st.DataObject) -> None:
     reader = VerifyingReader(io.BytesIO(bytes(wrong)), size=len(content), sha256=sha256, what="main: b/k")
     with pytest.raises(DigestMismatch, match=f"main: b/k has SHA-256 .*, not the announced {sha256}"):
         drain(reader)
-    assert not reader.finished
+    with pytest.raises(RuntimeError, match="has not been read to its end"):
+        _ = reader.digest
 
 
 def test_too_many_bytes_are_found_before_they_are_passed_on() -> None:
@@ -104,7 +104,8 @@ def test_who_is_told_may_end_the_transfer() -> None:
     reader = VerifyingReader(io.BytesIO(CONTENT), on_bytes=cancel)
     with pytest.raises(InterruptedError, match="cancelled"):
         reader.read(5)
-    assert not reader.finished
+    with pytest.raises(RuntimeError, match="has not been read to its end"):
+        _ = reader.digest
 
 
 def test_no_bytes_are_bytes_too() -> None:

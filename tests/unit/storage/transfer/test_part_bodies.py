@@ -68,7 +68,7 @@ def test_parts_on_the_disk_follow_each_other(tmp_path: Path) -> None:
         with spool_part(source, 3 * MIB, tmp_path) as part:
             sizes.append(len(part))
     assert sizes == [3 * MIB, len(CONTENT) - 3 * MIB, 0]
-    assert source.finished
+    assert source.digest.size == len(CONTENT)
 
 
 def test_other_bytes_on_the_disk_are_not_sent(tmp_path: Path) -> None:
