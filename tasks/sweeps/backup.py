@@ -34,7 +34,7 @@ def sweep_backup(request: SweepBackupRequest, job: RunningJob) -> SweepBackupRes
     named = [request.store] if request.store else list(settings.stores)
     if not named:
         raise NoBackupStore("no store is configured for backups of the catalogue: set sweep.backup.stores to two")
-    stores = [job.stores[name] for name in named if job.pauses.of_store(name) is None]
+    stores = [job.stores[each] for name in named for each in job.swept_stores(name)]
     job.start(None, "exporting the catalogue")
     done = back_up(job.catalogue, stores, settings, job.settings.spool_dir, job=job.id, on_bytes=job.advance)
     for name, fault in done.faults.items():

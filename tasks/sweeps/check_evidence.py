@@ -59,7 +59,7 @@ def sweep_evidence(request: SweepEvidenceRequest, job: RunningJob) -> SweepEvide
                 findings.see_store(FindingKind.LISTING_SUSPECT, name, evidence, now=clock.now())
                 raise
 
-    names = job.unpaused_stores(request.store, off=settings.off)
+    names = job.swept_stores(request.store, off=settings.off)
     return SweepEvidenceResult(stores=tuple(for_each_store(names, compare)))
 
 

@@ -47,7 +47,7 @@ def sweep_cleanup(request: SweepLeftoversRequest, job: RunningJob) -> SweepLefto
             kept[name] = sum(each.size or 0 for each in store.list_objects(QUARANTINE_BUCKET))
         return name, removed
 
-    removed = for_each_store(job.unpaused_stores(request.store), clean)
+    removed = for_each_store(job.swept_stores(request.store), clean)
     staged = 0 if request.store else remove_unneeded_files(job, age)
     open_uploads = {name: count for name, count in foreign.items() if count}
     return SweepLeftoversResult(removed=dict(removed), staged=staged, foreign=open_uploads, quarantined=kept)

@@ -28,7 +28,7 @@ def sweep_canary(request: SweepCanaryRequest, job: RunningJob) -> SweepCanaryRes
         UnknownStore: naming the stores there are.
     """
     sweep, told = job.settings.sweep.canary, {}
-    for name in job.unpaused_stores(request.store):
+    for name in job.swept_stores(request.store):
         job.step(f"canary of {name}")
         job.check()
         if name in sweep.off:
@@ -111,7 +111,7 @@ class _Canary:
     def _partner(self) -> Store | None:
         """Return another store, from which a repair can copy."""
         job, off = self._job, self._job.settings.sweep.canary.off
-        for name in job.unpaused_stores(None):
+        for name in job.swept_stores(None):
             if name != self._name and name not in off:
                 with suppress(StorageError):
                     if (store := job.unlimited_stores[name]).capabilities.reserved_buckets:

@@ -67,6 +67,7 @@ class _Purge:
     def __init__(self, job: RunningJob, now: datetime) -> None:
         self._job = job
         self._now = now
+        self._own = {name for name in job.stores if job.is_own(name)}
         self.purged = 0
         self.copies: dict[str, int] = {}
         self.failures: list[StorageError | Snooze] = []
@@ -93,7 +94,7 @@ class _Purge:
         `newest` is the last version that was deleted.
         """
         job = self._job
-        if copy.store not in job.stores or job.pauses.of_store(copy.store) is not None:
+        if copy.store not in self._own or job.pauses.of_store(copy.store) is not None:
             return False
         store = job.stores[copy.store]
         try:

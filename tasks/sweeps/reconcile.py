@@ -61,7 +61,7 @@ def sweep_reconcile(request: SweepReconcileRequest, job: RunningJob) -> SweepRec
         with requested_inventory(request, name, job) as inventory:
             return _Reconciliation(job, job.stores[name], request, inventory).run()
 
-    names = job.unpaused_stores(request.store, off=settings.off)
+    names = job.swept_stores(request.store, off=settings.off)
     return SweepReconcileResult(stores=tuple(for_each_store(names, reconcile)))
 
 

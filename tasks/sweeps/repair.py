@@ -39,7 +39,7 @@ def sweep_repair(request: SweepRepairRequest, job: RunningJob) -> SweepRepairRes
         UnknownStore: naming the stores there are.
     """
     messages = Outbox(current_app)
-    stores, claimed = job.unpaused_stores(request.store), Counter[str]()
+    stores, claimed = job.swept_stores(request.store), Counter[str]()
     if planned := job.catalogue.pages.planned_by(job.id):  # at an attempt whose worker died
         resume(job.id, planned, messages)
     else:

@@ -27,7 +27,7 @@ def sweep_replicate(request: SweepReplicateRequest, job: RunningJob) -> SweepRep
         UnknownStore: naming the stores there are.
     """
     messages = Outbox(current_app)
-    stores = job.unpaused_stores(request.store)
+    stores = job.swept_stores(request.store)
     if planned := job.catalogue.pages.planned_by(job.id):  # at an attempt whose worker died
         resume(job.id, planned, messages)
         return SweepReplicateResult(claimed={})

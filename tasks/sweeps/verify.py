@@ -34,21 +34,21 @@ _OPEN = 4
 def sweep_verify(request: SweepVerifyRequest, job: RunningJob, messages: Messages | None = None) -> SweepVerifyResult:
     """Send pages for the copies of each store that are to be read until the next run; each claims its copies.
 
-    Stores that are paused are left out.
+    Stores that are paused are left out, and those to which another copy of the catalogue writes.
 
     Raises:
         UnknownStore: naming the stores there are.
     """
     messages = messages or Outbox(current_app)
     stores = job.unpaused_stores(request.store)
-    due = dict.fromkeys(stores, 0)
+    due = dict.fromkeys(filter(job.is_own, stores), 0)
     if planned := job.catalogue.pages.planned_by(job.id):  # by an attempt whose worker died
         resume(job.id, planned, messages)
         pages = [PageRequest.read(each.request) for each in planned]
     else:
         open_ = job.catalogue.pages.open_by_store(SWEEP_VERIFY.kind)
         pages = []
-        for store in stores:
+        for store in due:
             job.check()
             due[store], sizes = _next_pages(job, store, open_[store])
             claims = [ClaimSelection(store=store, most=copies) for copies in sizes]

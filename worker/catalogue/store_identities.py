@@ -76,7 +76,10 @@ class StoreIdentities:
         return self._database.identity
 
     def refusal(self, name: str, writer: WriterRecord | None) -> str | None:
-        return Writers(self._database).refusal(name, writer)
+        return Writers(self._database).see(name, writer)
+
+    def was_refused(self, name: str) -> bool:
+        return Writers(self._database).was_refused(name)
 
     def forget(self, name: str, place: str | None = None) -> str | None:
         """Remove the record of a store and return its id, or None if there is none: the next use records a new one.

@@ -8,34 +8,44 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from shlex import quote
 from uuid import uuid4
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from worker import clock
 from worker.catalogue.backup_times import BackupTimes
+from worker.catalogue.compiled_statements import Prepared
 from worker.catalogue.database import Queries
 from worker.catalogue.tables import sweep_cursors
 from worker.storage.writer_record import Sign, WriterRecord
 
 _WRITER = "writer "
 """Before the store and the token in the name of a row."""
+_REFUSED = "other writer "
+"""Before the store in the name of a row: this copy must not write to it, as the last process found."""
 _KEPT = timedelta(days=1)
 """For so long each token is remembered, because a store may be rolled back, or a write of it may be late."""
+_NOTED = Prepared(sa.select(sweep_cursors.c.after).where(sweep_cursors.c.name == sa.bindparam("called")))
 ALIVE = timedelta(minutes=15)
 """A copy of the catalogue that gave a sign since then may still run: each gives one with every `sweep.verify`."""
 _MOST_REFUSED = 8
+_NO_WRITE = datetime.fromtimestamp(0, UTC)
+"""The time of a token that is in an objection."""
+_LOCAL_HOSTS = {None, "", "localhost", "127.0.0.1", "::1"}
 
 
 @dataclass(frozen=True, slots=True)
 class _Tokens:
     """The tokens of this copy of the catalogue, and when it wrote the last one into a store.
 
-    They are of all stores: one that was renamed, or was begun as a copy of another one, has a token of that one. `last`
-    is None if there is no token at all, and of all stores if none is of this one.
+    They are of all stores: one that was renamed, or was begun as a copy of another one, has a token of that one. `here`
+    is the time of the last one of this store, `last` that of all stores if none is of this one; None without any.
     """
 
     own: frozenset[str]
+    here: datetime | None
     last: datetime | None
 
 
@@ -63,12 +73,29 @@ class Writers(Queries):
         named = f"{what} of this catalogue, {other.place}"
         if not tokens.own.isdisjoint(record.refused):
             return f"{named}, was accepted as the one that writes to this store: stop the programs of this one"
+        since = f"{tokens.here:%Y-%m-%dT%H:%M:%SZ}" if tokens.here else "MOMENT"
         return (
-            f"{named}, uses this store (at {other.at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC); nothing is written or "
-            "deleted here by this one: stop the programs of one of them; to go on with this one, then record what the "
-            "other one has written with `zot-artifacts catalogue rebuild --newer-since MOMENT`, and run `zot-artifacts "
-            "log accept --yes`"
+            f"{named}, uses this store (at {other.at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC); this one writes, deletes "
+            "and verifies nothing here: stop the programs of one of them; to go on with this one, then record what the "
+            "other one has written with `zot-artifacts catalogue rebuild --newer-since "
+            f"{quote(since)}`, and run `zot-artifacts log accept --yes`"
         )
+
+    def see(self, store: str, record: WriterRecord | None) -> str | None:
+        """Return what `refusal` does, and note it for all workers."""
+        told = self.refusal(store, record)
+        if self.was_refused(store) != (told is not None):
+            with self._database.write() as connection:
+                connection.execute(_noted(store))
+                if told:
+                    row = {"name": f"{_REFUSED}{store}", "after": int(clock.now().timestamp())}
+                    connection.execute(sa.insert(sweep_cursors), row)
+        return told
+
+    def was_refused(self, store: str) -> bool:
+        """Return whether this copy of the catalogue had to leave a store to another one when a worker last asked."""
+        with self._database.read() as connection:
+            return _NOTED.first(connection, called=f"{_REFUSED}{store}") is not None
 
     def told_objection(self, store: str, record: WriterRecord | None) -> str | None:
         """Return that another copy of the catalogue objects, while this one writes to the store; None if none does."""
@@ -91,14 +118,14 @@ class Writers(Queries):
         if record.writer.token in tokens.own or not tokens.own.isdisjoint(record.refused):
             return None
         if before is None or now - before.at >= ALIVE:
-            token = self._add(store, now)
+            token = self._add(store, _NO_WRITE)
         elif before.token in tokens.own:
             token = before.token
         else:
             return None  # a third copy has told it
         return WriterRecord(record.writer, Sign(token, self.place(), now), record.refused)
 
-    def renewed(self, store: str, record: WriterRecord | None, *, now: datetime, decided: bool) -> WriterRecord:
+    def renewed(self, store: str, record: WriterRecord | None, *, now: datetime, decided: bool = False) -> WriterRecord:
         """Record a new token, and return the record with it: the store belongs to this copy of the catalogue then.
 
         The token is durable before it can be in the store. `decided`: an operator has decided for this copy, against
@@ -116,6 +143,8 @@ class Writers(Queries):
     def place(self) -> str:
         """Return where this copy of the catalogue is, for messages."""
         file, url = self._database.file, self._database.engine.url
+        if file is None and url.host not in _LOCAL_HOSTS:
+            return f"{url.host}/{url.database}"  # of whichever machine: all its workers are one writer
         where = Path(file.path).absolute() if file else f"{url.host or 'localhost'}/{url.database}"
         return f"{where} of {socket.gethostname()}"
 
@@ -127,6 +156,7 @@ class Writers(Queries):
                 before = now.replace(microsecond=0) - _KEPT
                 mine = (each for each in _rows(connection) if each.store == store)
                 old = [each.name for each in mine if each.token != forget_all_but and each.at < before]
+                connection.execute(_noted(store))
             connection.execute(sa.delete(sweep_cursors).where(name.in_(old)))
             row = {"name": f"{_WRITER}{store} {token}", "after": int(now.timestamp())}
             connection.execute(sa.insert(sweep_cursors), row)
@@ -136,9 +166,14 @@ class Writers(Queries):
     def _tokens(self, store: str) -> _Tokens:
         with self._database.read() as connection:
             rows = list(_rows(connection))
-        last = max((each.at for each in rows if each.store == store), default=None)
-        last = last or max((each.at for each in rows), default=None)
-        return _Tokens(frozenset(each.token for each in rows), last)
+        written = [each for each in rows if each.at > _NO_WRITE]
+        here = max((each.at for each in written if each.store == store), default=None)
+        last = here or max((each.at for each in written), default=None)
+        return _Tokens(frozenset(each.token for each in rows), here, last)
+
+
+def _noted(store: str) -> sa.Delete:
+    return sa.delete(sweep_cursors).where(sweep_cursors.c.name == f"{_REFUSED}{store}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,9 @@ from zot_artifact_client.contract import (
     KINDS,
     PAGE,
     SWEEP_ALARMS,
+    SWEEP_BACKUP,
     SWEEP_EVIDENCE,
+    SWEEP_LEFTOVERS,
     SWEEP_PURGE,
     SWEEP_RECONCILE,
     SWEEP_RECOVER,
@@ -46,7 +48,9 @@ _PATIENCE = 60.0
 """Seconds for which a job that no worker has taken is waited for, when all others have ended."""
 _EXAMPLES = 20
 _SWEEPS = {sweep_name(kind): spec for kind, spec in KINDS.items() if kind.startswith("sweep.")}
-_LEAVES_OUT_PAUSED = {SWEEP_VERIFY, SWEEP_REPAIR, SWEEP_REPLICATE, SWEEP_RECONCILE, SWEEP_EVIDENCE}
+_LEAVES_OUT = {
+    SWEEP_VERIFY, SWEEP_REPAIR, SWEEP_REPLICATE, SWEEP_RECONCILE, SWEEP_EVIDENCE, SWEEP_LEFTOVERS, SWEEP_BACKUP,
+}  # fmt: skip
 _WITH_PREFIX = {"repair", "replicate", "reconcile", "evidence"}
 _GOOD = {"verified", "superseded", "stored", "repaired", "already_there", "succeeded"}
 
@@ -151,22 +155,33 @@ def sweep(
             outcome = way.wait(job)
             jobs = _Jobs.none()
             with continuing(f"sweep {name}", f"`zot-artifacts jobs --parent {job_id}` lists its jobs"):
-                left_out = _paused(session, store) if spec in _LEAVES_OUT_PAUSED else []
+                left_out = _left_out(session, spec, store) if spec in _LEAVES_OUT else {}
                 if outcome.state == JobState.SUCCEEDED:
                     jobs = _await_jobs(way, session, outcome, deadline)
-    _note_paused(left_out, "was left out")
+    _note_left_out(left_out, "was left out")
     _print(outcome, jobs, as_json=as_json)
 
 
-def _paused(session: Session, store: str | None) -> list[str]:
-    """Return the paused stores among those of a sweep, in the order of the settings."""
+def _left_out(session: Session, spec: TaskSpec[Any, Any], store: str | None) -> dict[str, bool]:
+    """Return the stores that a sweep leaves out, in the order of the settings, and whether they are paused.
+
+    The others are left to another copy of the catalogue.
+    """
     paused = {each.name for each in session.catalogue.pauses.all() if each.scope == Scope.STORE}
-    return [each for each in ([store] if store else session.settings.stores) if each in paused]
+    settings, writers = session.settings, session.catalogue.writers
+    names = [store] if store else settings.sweep.backup.stores if spec is SWEEP_BACKUP else settings.stores
+    return {each: each in paused for each in names if each in paused or writers.was_refused(each)}
 
 
-def _note_paused(names: list[str], what: str) -> None:
-    for name in names:
-        note(f"{name} is paused and {what}; `zot-artifacts resume store {name}` ends the pause")
+def _note_left_out(stores: Mapping[str, bool], what: str) -> None:
+    for name, paused in stores.items():
+        if paused:
+            note(f"{name} is paused and {what}; `zot-artifacts resume store {name}` ends the pause")
+        else:
+            note(
+                f"{name} {what}, because another copy of the catalogue writes to it: `zot-artifacts status` names that "
+                "copy and the way out"
+            )
 
 
 def _spec(name: str, store: str | None, prefix: str | None) -> TaskSpec[Any, Any]:
@@ -207,8 +222,9 @@ def _dry_run(session: Session, name: str, store: str | None, prefix: str | None,
         raise typer.Exit(Status.GOOD)
     if name not in PLANS:
         raise UsageError(f"the sweep {name} has no dry run")
-    paused = _paused(session, store)
-    names = [each for each in ([store] if store else session.settings.stores) if each not in paused]
+    left_out = _left_out(session, _SWEEPS[name], store)
+    paused = [each for each, is_paused in left_out.items() if is_paused]
+    names = [each for each in ([store] if store else session.settings.stores) if each not in left_out]
     rows = [{"store": each, **PLANS[name](session, each, prefix)} for each in names]
     passes = [found for each in names if name == "verify" and (found := whole_pass(session, each)) is not None]
     if as_json:
@@ -216,8 +232,8 @@ def _dry_run(session: Session, name: str, store: str | None, prefix: str | None,
         print_json({"sweep": name, "dry_run": True, "stores": rows, "paused": paused, **more})
     else:
         columns = list(rows[0]) if rows else ["store"]
-        print_table(columns, [list(row.values()) for row in rows], empty="every store is paused")
-        _note_paused(paused, "would be left out")
+        print_table(columns, [list(row.values()) for row in rows], empty="every store is left out")
+        _note_left_out(left_out, "would be left out")
         for each in passes:
             say(each["warning"] or each["summary"])
     raise typer.Exit(Status.GOOD)

@@ -1,5 +1,6 @@
 """A running job: what its task works with, its progress, its lease, and whether it has to stop."""
 
+import logging
 import threading
 import time
 import weakref
@@ -17,6 +18,8 @@ from worker.jobs.interrupt_signal import Interrupted, Interrupter
 from worker.limits.limited_store import LimitedStores
 from worker.storage.errors import Timeout
 from zot_artifact_client.contract import Progress
+
+logger = logging.getLogger(__name__)
 
 _STUCK_AFTER = 2.0
 """Seconds without progress after which a job that is to stop is interrupted in its call."""
@@ -125,6 +128,20 @@ class RunningJob:
         """
         names = [name for name in self.stores if name not in off] if store is None else [self.stores[store].name]
         return [name for name in names if self.pauses.of_store(name) is None]
+
+    def swept_stores(self, store: str | None, *, off: Collection[str] = ()) -> list[str]:
+        """Return what `unpaused_stores` does, without the stores to which another copy of the catalogue writes.
+
+        What such a store has, this copy does not know: a sweep would take it for wrong.
+        """
+        return [name for name in self.unpaused_stores(store, off=off) if self.is_own(name)]
+
+    def is_own(self, store: str) -> bool:
+        """Return whether this copy of the catalogue is the one that writes to a store, as far as a worker has found."""
+        if not self.catalogue.writers.was_refused(store):
+            return True
+        logger.warning("%s: left out, because another copy of the catalogue writes to it: see `status`", store)
+        return False
 
     def start(self, total: int | None, step: str) -> None:
         """Set the first step, and how many bytes the job moves in all."""

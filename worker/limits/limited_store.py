@@ -296,6 +296,7 @@ class LimitedStore:
         on_bytes: OnBytes | None = None,
     ) -> Verification:
         with self._transfer("verify", on_bytes) as metered:
+            self._store.check_writer()
             seen = self._store.verify_object(bucket, key, expected, manifest=manifest, on_bytes=metered)
             if seen.error is None:
                 self._succeeded("verify")
@@ -390,6 +391,8 @@ class LimitedStore:
             for each in wanted:
                 self.admit()
                 self._check_slot()
+                if verb == "verify":
+                    self._check_writer()
                 if limit is not None:
                     self._admission.take_bandwidth(self.name, each[2].size, limit, self._job.heartbeat)
                 objects, size = objects + 1, size + each[2].size
@@ -465,9 +468,7 @@ class LimitedStore:
             with tracing.span(f"store {verb}", store=self.name):
                 yield
         except OtherWriter as error:
-            if self._wait is not None:
-                raise
-            raise StoreRefuses(error.message, _OTHER_WRITER_FOR, self.name) from error
+            raise self._refused(error) from error
         except StorageError as error:
             self._blame(error, verb)
             raise
@@ -475,6 +476,16 @@ class LimitedStore:
             self._answered()
         finally:
             STORE_SECONDS.observe(self.name, verb, value=time.monotonic() - began)
+
+    def _check_writer(self) -> None:
+        try:
+            self._store.check_writer()
+        except OtherWriter as error:
+            raise self._refused(error) from error
+
+    def _refused(self, error: OtherWriter) -> OtherWriter | StoreRefuses:
+        """Return what a job gets, which waits, and a command, which does not."""
+        return error if self._wait is not None else StoreRefuses(error.message, _OTHER_WRITER_FOR, self.name)
 
     def _answered(self) -> None:
         """End the wait of a command: its next one may take as long again."""

@@ -19,7 +19,6 @@ from worker.artifacts.verification_log.kept_head import (
     check_noted_head,
 )
 from worker.artifacts.verification_log.signature import BadKeyFile, LogKeys
-from worker.artifacts.verification_log.writer import is_refused, told_of_copies
 from worker.catalogue import (
     BAD,
     CANARY_TIMES,
@@ -115,7 +114,7 @@ def document_of(sources: Sources) -> dict[str, Any]:
         broken = breakers.result()
         waiting = catalogue.coverage.waiting_jobs()
         told_by_breaker = {name for name, fault in wrong.items() if name in broken and fault in str(broken[name])}
-        copies, refused = _writers(sources)
+        refused = _left_to_another_copy(sources, findings)
         for row in stores:
             row["waiting"] = _waiting_jobs(waiting.get(row["store"]), row, broken, now)
         checks = [
@@ -128,7 +127,6 @@ def document_of(sources: Sources) -> dict[str, Any]:
             _disk("data directory", sources.settings.home),  # where queues, downloads and streams wait
             *(each for name, each in disks.items() if name not in told_by_breaker),
             *_log(sources),
-            *copies,
             *(list(catalogue_writes(sources.settings, catalogue)) or catalogue_of_workers(sources.settings)),
             *owner_of_broker(sources.settings, catalogue),
         ]
@@ -440,22 +438,10 @@ def _log(sources: Sources) -> Iterator[Check]:
         yield Check("verification log", "bad", told, way_out)
 
 
-def _writers(sources: Sources) -> tuple[list[Check], set[str]]:
-    """Tell that another copy of the catalogue uses stores on disks of this machine, or that it was accepted there.
-
-    Return also the stores to which this copy must not write. The stores in clouds are asked by `sweep.verify`, which
-    opens a finding.
-    """
-    told, refused = dict[str, list[str]](), set[str]()
-    if sources.catalogue.backup_times.restored():
-        return [], refused  # the check of the log tells
-    for name, config in sources.settings.stores.items():
-        if isinstance(config, FilesystemConfig):
-            with suppress(StorageError):  # the check of its disk tells
-                if fault := told_of_copies(sources.stores[name], sources.catalogue):
-                    told.setdefault(fault, []).append(name)
-                    refused |= {name} if is_refused(sources.stores[name], sources.catalogue) else set()
-    return [Check("copy of the catalogue", "bad", f"{', '.join(of)}: {fault}") for fault, of in told.items()], refused
+def _left_to_another_copy(sources: Sources, findings: Iterable[Open]) -> set[str]:
+    """Return the stores to which another copy of the catalogue writes, and whose finding tells that."""
+    told = {each.store for each in findings if each.kind is FindingKind.LOG_CHANGED}
+    return {name for name in sources.settings.stores if name in told and sources.catalogue.writers.was_refused(name)}
 
 
 def _disks(sources: Sources) -> tuple[dict[str, Check], dict[str, str]]:

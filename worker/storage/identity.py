@@ -49,6 +49,8 @@ After the id is the hash of its place, so that the place is known again where it
 """
 RECHECK_SECONDS = 600
 """A store whose identity was checked longer ago is checked again at its next use."""
+_NOTED_SECONDS = 1.0
+"""So long after it was asked, the catalogue is asked again whether another process was refused."""
 _UNMARKED_SECONDS = 5.0
 """So long after a read found no marker, another read does not look for it; a write does."""
 
@@ -120,7 +122,14 @@ class KnownIds(Protocol):
         ...
 
     def refusal(self, name: str, writer: WriterRecord | None) -> str | None:
-        """Return why this copy of the catalogue must not write to a store that has this record; None if it may."""
+        """Return why this copy of the catalogue must not write to a store that has this record; None if it may.
+
+        That is noted for `was_refused`.
+        """
+        ...
+
+    def was_refused(self, name: str) -> bool:
+        """Return whether this copy of the catalogue was refused, by the last process that has read the record."""
         ...
 
 
@@ -154,6 +163,8 @@ class Identity:
         self._checked: dict[Purpose, tuple[object, float]] = {}
         """The mount that was checked, and until when that counts."""
         self._unmarked_until = 0.0
+        self._writes_until = self._asked_until = 0.0
+        """Until when this copy of the catalogue counts as the writer, and when its notes are asked about that again."""
         self._looked_below = False
         self._own_buckets: set[str] = set()
         self._first_use = threading.Lock()
@@ -171,6 +182,11 @@ class Identity:
             OtherWriter: another copy of the catalogue writes to the store; only to write.
             StorageError: the marker cannot be read or written.
         """
+        self._check_place(purpose, fresh=fresh)
+        if purpose == "write":
+            self.check_writer(fresh=fresh)
+
+    def _check_place(self, purpose: Purpose, *, fresh: bool) -> None:
         mount = self._mount()
         checked, until = self._checked.get(purpose) or (None, 0.0)
         if not fresh and mount == checked and time.monotonic() < until:
@@ -181,6 +197,7 @@ class Identity:
         if not self._driver.capabilities.reserved_buckets:
             return  # the store has no bucket for a marker
         self._checked.clear()
+        self._writes_until = 0.0
         known, here = self._recorded()
         marker = self._read(here)
         self._refuse_renamed(known or here or marker)
@@ -199,15 +216,37 @@ class Identity:
             self._refuse_one_server(marker)
             self._looked_below = True
         self._put_place(marker)
-        self._refuse_other_writer(purpose)
         seconds = _UNMARKED_SECONDS if purpose == "record" and marker is None else RECHECK_SECONDS
         self._checked |= dict.fromkeys(_FULFILLED[purpose], (mount, time.monotonic() + seconds))
 
-    def _refuse_other_writer(self, purpose: Purpose) -> None:
-        if purpose != "write" or (catalogue := self._known.catalogue) is None:
+    def check_writer(self, *, fresh: bool = False) -> None:
+        """Raise if another copy of the catalogue writes to the store; the result is reused like that of `check`.
+
+        Where any process of this catalogue was refused, it is not reused.
+
+        Raises:
+            OtherWriter: it does.
+            StorageError: the record cannot be read.
+        """
+        catalogue, now = self._known.catalogue, time.monotonic()
+        if catalogue is None or not self._driver.capabilities.reserved_buckets:
             return
-        if told := self._known.refusal(self._driver.name, read_writer(self._driver, catalogue)):
-            raise OtherWriter(f"{self._driver.name}: {told}")
+        if not fresh and now < self._writes_until:
+            if now < self._asked_until:
+                return
+            self._asked_until = now + _NOTED_SECONDS
+            if not self._known.was_refused(self._driver.name):
+                return
+        self._writes_until = 0.0
+        try:
+            record = read_writer(self._driver, catalogue)
+        except AccessDenied:  # a store that refuses this key may take all other writes
+            if self._known.was_refused(self._driver.name):
+                raise
+        else:
+            if told := self._known.refusal(self._driver.name, record):
+                raise OtherWriter(f"{self._driver.name}: {told}")
+        self._writes_until = now + RECHECK_SECONDS
 
     def _refuse_renamed(self, any_id: str | None) -> None:
         """Raise if this store has no id, and one that is not configured any more was here: its disk is not mounted."""

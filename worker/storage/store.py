@@ -36,6 +36,7 @@ from worker.storage.errors import (
     InvalidRange,
     NotDeleted,
     NotFound,
+    OtherWriter,
     PermanentError,
     PreconditionFailed,
     SizeMismatch,
@@ -662,15 +663,28 @@ class Store:
         if self._identity:
             self._identity.check(purpose, fresh=True)
 
+    def check_writer(self) -> None:
+        """Raise OtherWriter if another copy of the catalogue writes to the store: what it has is not of this catalogue.
+
+        A store that does not answer is found by what is asked next.
+        """
+        if self._identity:
+            try:
+                self._identity.check_writer()
+            except OtherWriter:
+                raise
+            except StorageError:
+                return
+
     def writer(self, catalogue: str) -> WriterRecord | None:
         """Return which copy of this catalogue writes to the store, as far as the store has a record of that."""
         self._check_identity("read")
         return read_writer(self._driver, catalogue)
 
-    def set_writer(self, catalogue: str, record: WriterRecord) -> None:
+    def set_writer(self, catalogue: str, record: WriterRecord, *, condition: Condition = None) -> None:
         """Replace that record, also where another copy of the catalogue writes to the store."""
         self._check_identity("record")
-        write_writer(self._driver, catalogue, record)
+        write_writer(self._driver, catalogue, record, condition=condition)
 
     def refuses_reads(self) -> bool:
         """Return whether the store refuses to return its marker, which it has returned before: it refuses all reads."""

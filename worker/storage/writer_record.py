@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from worker.storage.driver import Driver, WriteInfo
-from worker.storage.errors import AccessDenied, NotFound
+from worker.storage.driver import Condition, Driver, WriteInfo
+from worker.storage.errors import NotFound
 from worker.storage.integrity.verifying_reader import VerifyingReader, read_up_to
 from worker.storage.keys import MARKER_BUCKET
 
@@ -51,12 +51,13 @@ def read_writer(driver: Driver, catalogue: str) -> WriterRecord | None:
     """Return which copy of this catalogue writes to a store; None if there is no record, or it cannot be understood.
 
     Raises:
+        AccessDenied: the store refuses the record; without the right to list, S3 says so too where there is none.
         StorageError: the store cannot be reached.
     """
     try:
         with driver.open(MARKER_BUCKET, _key(catalogue)) as reader:
             body = read_up_to(reader, _LARGEST)
-    except (NotFound, AccessDenied):  # a store that is only read may refuse the marker's key
+    except NotFound:
         return None
     with suppress(*_NO_RECORD):
         found = json.loads(body)
@@ -66,8 +67,8 @@ def read_writer(driver: Driver, catalogue: str) -> WriterRecord | None:
     return None
 
 
-def write_writer(driver: Driver, catalogue: str, record: WriterRecord) -> None:
-    """Replace the record of which copy of this catalogue writes to a store.
+def write_writer(driver: Driver, catalogue: str, record: WriterRecord, *, condition: Condition = None) -> None:
+    """Replace the record of which copy of this catalogue writes to a store, or only create it.
 
     Raises:
         StorageError: the store cannot be reached, or does not allow it.
@@ -75,7 +76,7 @@ def write_writer(driver: Driver, catalogue: str, record: WriterRecord) -> None:
     content = json.dumps(asdict(record), default=datetime.isoformat).encode()
     info = WriteInfo(len(content), hashlib.sha256(content).hexdigest())
     body = VerifyingReader(io.BytesIO(content))
-    driver.put(MARKER_BUCKET, _key(catalogue), body, info, condition=None)
+    driver.put(MARKER_BUCKET, _key(catalogue), body, info, condition=condition)
 
 
 def _key(catalogue: str) -> str:

@@ -19,7 +19,7 @@ from worker.catalogue import Catalogue
 from worker.context import Context
 from worker.settings import load_settings
 from worker.storage import Store
-from worker.storage.errors import OutOfSpace
+from worker.storage.errors import AccessDenied, OutOfSpace
 from worker.storage.writer_record import Sign, WriterRecord
 
 
@@ -81,8 +81,13 @@ def test_a_copy_that_is_behind_may_not_write_and_both_are_told(store, first, cop
     """The first one goes on, and knows of the copy for as long as that gives signs."""
     assert see_writer(store, first) is None
     record = store.writer(first.identity)
+    before = copy.writers._tokens("dr").here
     told = str(see_writer(store, copy))
     assert "another copy of this catalogue, " in told
+    for _ in range(2):  # its objections are no later moment
+        assert f"--newer-since {before:%Y-%m-%dT%H:%M:%SZ}`" in str(see_writer(store, copy))
+    assert copy.writers.was_refused("dr")
+    assert not first.writers.was_refused("dr")
     assert f"{first.writers.place()}, uses this store" in told
     assert told_of_copies(store, copy) == told
     assert store.writer(first.identity).writer == record.writer
@@ -203,3 +208,26 @@ def test_log_accept_asks_while_the_other_copy_runs_and_purges_nothing_of_it(tmp_
     assert first.catalogue.deletions.due(now=clock.now(), limit=10) != []
     assert "was accepted" in str(see_writer(first.stores["dr"], first.catalogue))
     first.close()
+
+
+def test_a_store_that_refuses_the_record_for_a_moment_has_the_same_writer(store, first, copy, monkeypatch):
+    """A copy that could not read the record does not replace it, and one that may only read is refused all the same."""
+    assert see_writer(store, first) is None
+    record = store.writer(first.identity)
+    with monkeypatch.context() as denied:
+        denied.setattr(MemoryDriver, "open", raising(AccessDenied("dr: expired")))
+        assert see_writer(store, copy) is None
+        assert told_of_copies(store, copy) is None
+    assert store.writer(first.identity) == record
+    with monkeypatch.context() as denied:
+        denied.setattr(MemoryDriver, "put", raising(AccessDenied("dr: read only")))
+        assert "uses this store" in str(see_writer(store, copy))
+    with monkeypatch.context() as denied:
+        denied.setattr(MemoryDriver, "open", raising(AccessDenied("dr: expired")))
+        with pytest.raises(AccessDenied):
+            see_writer(store, copy)
+    assert copy.writers.was_refused("dr")
+    assert store.writer(first.identity) == record
+    store.delete_object("zot-store", f"writer-{first.identity}")
+    assert see_writer(store, copy) is None
+    assert not copy.writers.was_refused("dr")

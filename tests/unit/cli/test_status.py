@@ -16,6 +16,8 @@ import pytest
 import sqlalchemy as sa
 
 from worker import cli, clock
+from worker.artifacts.verification_log.kept_head import see_head
+from worker.artifacts.verification_log.signature import LogKeys
 from worker.catalogue import Artifact, Catalogue, Leased, VerdictRow, sqlite
 from worker.cli.job_outcome import outcome_of, print_outcome
 from worker.limits.snooze import StoreRefuses
@@ -452,12 +454,12 @@ def test_a_store_that_failed_its_last_probe_is_open(
     settings = load_settings()
     record = WriterRecord(Sign("token of a copy", "/copy", clock.now()))
     Stores(settings.stores, spool_dir=settings.spool_dir)["dr"].set_writer(catalogue.identity, record)
+    see_head(Stores(settings.stores, spool_dir=settings.spool_dir)["dr"], catalogue, LogKeys())
     assert probed("fifth", {"dr": "dr: another copy of this catalogue, /copy, uses this store"}) == {}
-    [copy] = [each for each in zot("status")[1]["checks"] if each["name"] == "copy of the catalogue"]
-    assert (copy["outcome"], copy["detail"].partition(", uses")[0]) == (
-        "bad",
-        "dr: another copy of this catalogue, /copy",
-    )
+    [copy] = zot("status")[1]["findings"]
+    assert (copy["kind"], copy["store"], copy["detail"].partition(", uses")[0]) == (
+        "log_changed", "dr", "another copy of this catalogue, /copy",
+    )  # fmt: skip
 
 
 def test_jobs_that_a_store_refused_are_open_for_a_day(catalogue: Catalogue, zot: Zot, capsys) -> None:

@@ -12,6 +12,7 @@ from tests.unit.cli.test_status import Zot, artifact, catalogue, judge, zot  # n
 from worker import cli, clock
 from worker.catalogue import Artifact, Catalogue, tables
 from worker.storage import Digest
+from worker.storage.writer_record import Sign, WriterRecord
 
 
 def rows(zot: Zot, *arguments: str) -> dict[str, dict[str, Any]]:  # noqa: F811
@@ -45,6 +46,9 @@ def test_a_dry_run_counts_what_is_due_and_what_can_be_repaired(
     assert set(rows(zot, "repair")) == {"dr"}
     assert cli.run(["sweep", "repair", "--store", "primary", "--dry-run"]) == 0
     assert "primary is paused and would be left out" in capsys.readouterr().err
+    catalogue.writers.see("dr", WriterRecord(Sign("token of a copy", "/copy", clock.now())))
+    assert cli.run(["sweep", "repair", "--dry-run"]) == 0
+    assert "dr would be left out, because another copy of the catalogue writes" in capsys.readouterr().err
 
 
 def test_a_dry_run_lists_and_compares(

@@ -1,12 +1,13 @@
 """Keep in each store which copy of the catalogue writes to it, and find out that another copy does."""
 
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from worker import clock
 from worker.catalogue import ALIVE, Catalogue
 from worker.storage import Store
-from worker.storage.errors import AccessDenied, InvalidKey, OutOfSpace
+from worker.storage.driver import Condition
+from worker.storage.errors import AccessDenied, AlreadyExists, InvalidKey, OutOfSpace, StorageError
 from worker.storage.writer_record import Sign, WriterRecord
 
 _RENEWED = timedelta(seconds=50)
@@ -21,13 +22,16 @@ def see_writer(store: Store, catalogue: Catalogue) -> str | None:
     Raises:
         StorageError: the store cannot be reached, or does not allow it.
     """
-    now, record = clock.now(), store.writer(catalogue.identity)
-    fault = catalogue.writers.refusal(store.name, record)
+    now = clock.now()
+    record, condition = _record(store, catalogue)
+    fault = catalogue.writers.see(store.name, record)
     if fault is None:
         if record is None or not timedelta() <= now - record.writer.at < _RENEWED:
-            _renew(store, catalogue, record, now, decided=False)
+            with suppress(OutOfSpace):  # a full store keeps the record that it has
+                _write(store, catalogue, catalogue.writers.renewed(store.name, record, now=now), condition)
     elif record is not None and (objected := catalogue.writers.objection(store.name, record, now=now)):
-        store.set_writer(catalogue.identity, objected)
+        with suppress(StorageError):  # such as of credentials that may only read
+            store.set_writer(catalogue.identity, objected)
     return fault
 
 
@@ -39,7 +43,7 @@ def told_of_copies(store: Store, catalogue: Catalogue) -> str | None:
     """
     if not store.capabilities.reserved_buckets:
         return None
-    record = store.writer(catalogue.identity)
+    record, _ = _record(store, catalogue)
     return catalogue.writers.refusal(store.name, record) or catalogue.writers.told_objection(store.name, record)
 
 
@@ -73,10 +77,25 @@ def accept_as_writer(store: Store, catalogue: Catalogue) -> None:
         StorageError: the store cannot be reached, or does not allow it.
     """
     if store.capabilities.reserved_buckets:
-        _renew(store, catalogue, store.writer(catalogue.identity), clock.now(), decided=True)
+        record, condition = _record(store, catalogue)
+        accepted = catalogue.writers.renewed(store.name, record, now=clock.now(), decided=True)
+        _write(store, catalogue, accepted, condition)
 
 
-def _renew(store: Store, catalogue: Catalogue, record: WriterRecord | None, now: datetime, *, decided: bool) -> None:
-    # A store that refuses this key may take all other writes. A full one keeps the record that it has.
-    with suppress(AccessDenied, InvalidKey, *(() if decided else (OutOfSpace,))):
-        store.set_writer(catalogue.identity, catalogue.writers.renewed(store.name, record, now=now, decided=decided))
+def _record(store: Store, catalogue: Catalogue) -> tuple[WriterRecord | None, Condition]:
+    """Return the record of a store, or None, and the condition to replace it.
+
+    A record that the store refuses to return, perhaps only for a moment, may be of another copy: it is not replaced.
+    """
+    try:
+        return store.writer(catalogue.identity), None
+    except AccessDenied:
+        if catalogue.writers.was_refused(store.name):
+            raise
+        return None, "create_only"
+
+
+def _write(store: Store, catalogue: Catalogue, record: WriterRecord, condition: Condition) -> None:
+    if condition is None or store.capabilities.conditional_writes:
+        with suppress(AccessDenied, InvalidKey, AlreadyExists):  # a store without this record may take all other writes
+            store.set_writer(catalogue.identity, record, condition=condition)

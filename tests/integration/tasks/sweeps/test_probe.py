@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import logging
 import os
@@ -13,7 +14,10 @@ import pytest
 import sqlalchemy as sa
 
 from tasks.delete import delete
+from tasks.sweeps.backup import sweep_backup
 from tasks.sweeps.probe import sweep_probe
+from tasks.sweeps.purge import sweep_purge
+from tasks.sweeps.reconcile import sweep_reconcile
 from tasks.sweeps.verify import sweep_verify
 from tasks.upload import upload
 from tasks.verify import verify
@@ -25,12 +29,15 @@ from worker.catalogue import Catalogue, load_export, tables
 from worker.context import Context
 from worker.jobs.running_job import RunningJob
 from worker.limits.snooze import StoreRefuses
-from worker.settings.section_models import DeleteSettings
-from worker.storage import Stores
+from worker.settings.section_models import BackupSweepSettings, DeleteSettings
+from worker.storage import Digest, Stores
 from worker.storage.errors import OtherWriter
 from zot_artifact_client.contract import (
     DeleteRequest,
+    SweepBackupRequest,
     SweepProbeRequest,
+    SweepPurgeRequest,
+    SweepReconcileRequest,
     SweepVerifyRequest,
     UploadRequest,
     VerifyRequest,
@@ -130,9 +137,13 @@ def test_a_log_that_was_cut_changes_no_list_that_a_store_keeps(run, context, set
     assert kept.read_bytes() != before
 
 
-def test_a_restored_catalogue_changes_nothing_that_another_one_keeps(run, context, settings, source, tmp_path):
+def test_a_restored_catalogue_changes_nothing_that_another_one_keeps(
+    run, context, settings, source, tmp_path, monkeypatch
+):
     """Until the restore is accepted, also where no verdict was lost; from then on the other one changes nothing."""
-    run(upload, UploadRequest(bucket="releases", key="app.tgz", source=source(b"1")))
+    monkeypatch.setattr("worker.storage.identity._NOTED_SECONDS", 0.0)
+    for key in ("app.tgz", "kept.tgz"):
+        run(upload, UploadRequest(bucket="releases", key=key, source=source(b"1")))
     run(sweep_verify, SweepVerifyRequest())
     backup = io.BytesIO()
     context.catalogue.export(backup)
@@ -168,14 +179,34 @@ def test_a_restored_catalogue_changes_nothing_that_another_one_keeps(run, contex
         assert sweep() == []
         assert kept.read_bytes() != before
 
-    # The first catalogue is told, and changes nothing either: its jobs wait.
-    fresh = Stores(settings.stores, spool_dir=settings.spool_dir, known_ids=context.stores._known_ids)
-    context = dataclasses.replace(context, stores=fresh)
+        stores["primary"].write_object("releases", "kept.tgz", io.BytesIO(b"2"))
+
+    # The first catalogue is told, and changes nothing either: its jobs wait, also in a process that has written before.
     before = kept.read_bytes()
-    run(sweep_verify, SweepVerifyRequest(), context=context)
+    run(sweep_verify, SweepVerifyRequest())
     assert [(each.kind, each.store) for each in context.catalogue.findings.page()] == [("log_changed", "primary")]
     assert kept.read_bytes() == before
-    with pytest.raises(StoreRefuses, match=f"{url.removeprefix('sqlite:///')} of .*stop the programs of this one"):
-        run(
-            upload, UploadRequest(bucket="releases", key="b", source=source(b"2"), stores=("primary",)), context=context
+    backup_to = settings.sweep.model_copy(update={"backup": BackupSweepSettings(stores=("primary",))})
+    context = dataclasses.replace(context, settings=settings.model_copy(update={"sweep": backup_to}))
+
+    def verify_small(_: SweepVerifyRequest, job: RunningJob) -> None:
+        list(
+            job.stores["primary"].verify_objects(
+                [("releases", "kept.tgz", Digest(1, hashlib.sha256(b"1").hexdigest()))]
+            )
         )
+
+    for work, request in (
+        (verify_small, SweepVerifyRequest()),
+        (upload, UploadRequest(bucket="releases", key="b", source=source(b"2"), stores=("primary",))),
+        (verify, VerifyRequest(bucket="releases", key="kept.tgz", stores=("primary",))),
+    ):
+        with pytest.raises(StoreRefuses, match=f"{url.removeprefix('sqlite:///')} of .*stop the programs of this one"):
+            run(work, request, context=context)
+    for sweep_, asked in (
+        (sweep_verify, SweepVerifyRequest(store="primary")), (sweep_reconcile, SweepReconcileRequest(store="primary")),
+        (sweep_backup, SweepBackupRequest()), (sweep_purge, SweepPurgeRequest()),
+    ):  # fmt: skip
+        assert "primary" not in str(run(sweep_, asked, context=context))
+    found = [(each.kind, each.store) for each in context.catalogue.findings.page()]
+    assert found == [("log_changed", "primary")], "what the other copy has written is no finding of this one"
