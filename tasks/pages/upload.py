@@ -26,7 +26,8 @@ from worker.catalogue import Artifact, FinishedCopy, Group, NewVersion, Page, Pa
 from worker.counted import counted
 from worker.jobs.running_job import RunningJob
 from worker.jobs.upload_checkpoint import CopyCheckpoint
-from worker.limits.limited_store import REFUSED, LimitedStore
+from worker.limits.limited_store import LimitedStore
+from worker.limits.refusals import REFUSED
 from worker.limits.snooze import Snooze
 from worker.storage import ObjectStat
 from worker.storage.driver import HashedBytes, SmallPut

@@ -3,7 +3,6 @@
 import socket
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Protocol, Unpack
 from worker import tracing
 from worker.limits.admission import Admission
 from worker.limits.concurrency import Slot
+from worker.limits.refusals import Refusals
 from worker.limits.snooze import Snooze, StoreRefuses
 from worker.limits.store_wait import StoreWait
 from worker.metric_counters import STORE_BYTES, STORE_ERRORS, STORE_OBJECTS, STORE_SECONDS
@@ -29,19 +29,12 @@ from worker.storage import (
 from worker.storage.configured_stores import Stores, UnknownStore
 from worker.storage.driver import BUFFER_SIZE, HashedBytes, ObjectReader, SmallPut
 from worker.storage.errors import (
-    REFUSALS,
-    Archived,
-    IntegrityError,
-    NotFound,
     OtherWriter,
-    OutOfSpace,
-    SameStore,
     StorageError,
 )
 from worker.storage.identity import Purpose
 from worker.storage.integrity.manifest import Chunk, Manifest
 from worker.storage.integrity.verifying_reader import OnBytes, Readable, VerifiedReader
-from worker.storage.probe import probe
 from worker.storage.store import BesideBytes, CopyOptions, WriteOptions
 
 _RESTARTED_WITHIN = 15.0
@@ -50,11 +43,6 @@ _ADMITTED_FOR = 1.0
 """Seconds for which a job that was admitted to a store is not checked again, unless the store fails it."""
 _OTHER_WRITER_FOR = 60.0
 """Seconds after which a job asks again whether another copy of the catalogue still writes to the store."""
-REFUSED = 10
-"""Requests of one verb that a store refuses a job before it may count as refusing all."""
-_READS = frozenset({"stat", "read", "verify"})
-_ANSWERS = (NotFound, Archived, IntegrityError)
-"""Errors that show that the job may read objects: without that right, S3 answers 403 also for a missing object."""
 
 
 class Job(Protocol):
@@ -133,13 +121,7 @@ class LimitedStore:
         self._failing = False
         """Failures of the store are being counted, so a success has to be recorded."""
         self._wait = wait
-        self._refused_for = refused_for
-        self._refusals = Counter[str]()
-        """By verb, how often the store has refused the job."""
-        self._served: set[str] = set()
-        """The verbs that the store has served for the job: if it refuses one, the refusal may be about one object."""
-        self._refusal: tuple[str, str | None] | None = None
-        """Why the store refuses all that the job asks; and the verb that, once served, takes that back, or None."""
+        self._refusals = Refusals(store, refused_for)
         self._slot: Slot | None = None
         self._transfers = 0
 
@@ -148,13 +130,13 @@ class LimitedStore:
     def stat_object(self, bucket: str, key: str, *, as_copy: bool = False) -> ObjectStat:
         with self._request("stat"):
             found = self._store.stat_object(bucket, key, as_copy=as_copy)
-            self._served.add("stat")
+            self._refusals.served("stat")
             return found
 
     def get_object_version(self, bucket: str, key: str) -> str:
         with self._request("stat"):
             found = self._store.get_object_version(bucket, key)
-            self._served.add("stat")
+            self._refusals.served("stat")
             return found
 
     def delete_object(self, bucket: str, key: str, *, condition: Match | None = None) -> bool:
@@ -326,7 +308,7 @@ class LimitedStore:
         with self._transfer("quarantine", None) as metered:
             self._job.confirm_lease()  # under this label are the bytes that another attempt has kept
             kept = self._store.quarantine_object(bucket, key, label, on_bytes=metered)
-            self._served.add("quarantine")
+            self._refusals.served("quarantine")
             return kept
 
     def copy_object(
@@ -353,7 +335,7 @@ class LimitedStore:
             except StorageError as error:
                 error.store = error.store or self.name  # an error that names a store is not counted
                 raise
-            self._served.add("write")
+            self._refusals.served("write")
             return made
 
     def patch_object(
@@ -403,10 +385,7 @@ class LimitedStore:
 
     def admit(self) -> None:
         """Raise Snooze if the store is paused, its circuit breaker is open, or it refuses all that the job asks."""
-        refusal = self._refusal
-        if refusal is not None and refusal[1] not in self._served and self._refused_for is not None:
-            told = f"{self.name}: it refuses all that a page asks: {refusal[0]}"
-            raise StoreRefuses(told, self._refused_for, self.name)
+        self._refusals.check()
         if time.monotonic() >= self._admitted_until:
             self._until_taken(self._check_admission)
 
@@ -527,38 +506,11 @@ class LimitedStore:
         if error.of_store:
             self._admitted_until = 0.0
             self._admission.record_failure(self.name, error.message)
-        if isinstance(error, REFUSALS) and self._refused_for is not None and verb != "tags":  # that right is optional
-            self._refusals[verb] += 1
-            if isinstance(error, SameStore) and self._refusals[verb] % REFUSED == 1 and self._is_place_of_another():
-                self._refusal = error.message.removeprefix(f"{self.name}: "), None
-            elif self._refusals[verb] % REFUSED == 0:
-                full, unserved = isinstance(error, OutOfSpace), verb not in self._served
-                if full or unserved or self._refuses_probe(verb):
-                    until = verb if unserved and not full else None
-                    self._refusal = error.message.removeprefix(f"{self.name}: "), until
-        elif isinstance(error, _ANSWERS) and verb in _READS:
-            self._served.add(verb)
-
-    def _is_place_of_another(self) -> bool:
-        """Return whether the whole store, and not only a bucket of it, is the same place as another store."""
-        try:
-            self._store.check_identity("record")
-        except StorageError as answer:
-            return isinstance(answer, SameStore)
-        return False
-
-    def _refuses_probe(self, verb: str) -> bool:
-        if verb in _READS:  # a probe writes: where it is refused, reads may still be served
-            return self._store.refuses_reads()
-        try:
-            probe(self._store)
-        except StorageError as answer:
-            return isinstance(answer, REFUSALS)
-        return False
+        self._refusals.count(error, verb)
 
     def _succeeded(self, verb: str) -> None:
         """Reset the store's failures, after bytes were moved: a stat may work while nothing else does."""
-        self._served.add(verb)
+        self._refusals.served(verb)
         if self._failing:
             self._failing = False
             self._admission.breaker(self.name).record_success()

@@ -23,7 +23,8 @@ from tests.known_id_files import KnownIdFiles
 from tests.memory_driver import MemoryDriver
 from worker.catalogue import LostLease
 from worker.jobs.running_job import Cancelled
-from worker.limits.limited_store import REFUSED, LimitedStore, LimitedStores
+from worker.limits.limited_store import LimitedStore, LimitedStores
+from worker.limits.refusals import REFUSED
 from worker.limits.snooze import Snooze, StoreRefuses
 from worker.settings.section_models import StoreLimits
 from worker.storage import Digest, Store, Stores
@@ -286,7 +287,7 @@ def test_a_store_that_answers_about_one_object_does_not_refuse_all(shared, admis
 
     def made() -> Any:
         store = limited(admission(shared))
-        store._refused_for = 1.0
+        store._refusals.refused_for = 1.0
 
         def deny(key: str) -> None:
             if key == "denied":
@@ -333,7 +334,7 @@ def test_a_store_that_answers_about_one_object_does_not_refuse_all(shared, admis
 def test_a_store_that_refuses_its_marker_refuses_all_reads(shared, admission, tmp_path):
     """It has served some reads, and may refuse only some objects; the marker is what it has returned before."""
     store = limited(admission(shared))
-    store._refused_for = 1.0
+    store._refusals.refused_for = 1.0
     store._store._identity = Identity(store.driver, KnownIdFiles(tmp_path, ["a"]))
     write(store)  # makes the marker
     open_, denied = store.driver.open, {"denied"}
