@@ -80,6 +80,14 @@ def no_stream(name: str) -> Path:
     return local_path(name)
 
 
+def new_directory(name: str) -> Path:
+    """Return the path of a directory to make; one that is there must be empty, because its files may be in use."""
+    path = no_stream(name)
+    if path.is_dir() and any(path.iterdir()):
+        raise typer.BadParameter(f"{path} is not empty: name a new directory")
+    return path
+
+
 def _check_not_empty(name: str) -> None:
     if not name:
         raise typer.BadParameter("it is empty, and would be the current directory; write . for that")

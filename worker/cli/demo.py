@@ -11,8 +11,8 @@ import yaml
 from rich.console import Console
 
 from worker.cli import demo_steps as steps
-from worker.cli.arguments import no_stream
-from worker.cli.errors import Failure, UsageError
+from worker.cli.arguments import new_directory
+from worker.cli.errors import Failure
 from worker.cli.output import AsJson, print_json
 from worker.embedded.up_subprocess import UpFailed, running, still_there
 from worker.exit_status import Status
@@ -34,7 +34,9 @@ delete: {grace: 0s}
 def demo(
     home: Annotated[
         Path | None,
-        typer.Option(parser=no_stream, metavar="DIR", help="A new data directory to keep; a temporary one by default."),
+        typer.Option(
+            parser=new_directory, metavar="DIR", help="A new data directory to keep; a temporary one by default."
+        ),
     ] = None,
     s3_endpoint: Annotated[
         str | None,
@@ -98,8 +100,6 @@ def _play(console: Console, home: Path, endpoint: str | None, bucket: str) -> No
 
 def _configure(home: Path, endpoint: str | None, bucket: str) -> None:
     """Write a configuration, and make it the only one for this process and its children."""
-    if (home / "catalogue.sqlite3").exists():
-        raise UsageError(f"{home} is a data directory in use: name one for the demo alone")
     home.mkdir(parents=True, exist_ok=True)
     cloud = {"cloud": {"type": "s3", "endpoint": endpoint, "bucket": bucket}}
     written = f"  {yaml.safe_dump(cloud, default_flow_style=True, width=1000).strip()[1:-1]}\n" if endpoint else ""

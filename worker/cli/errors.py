@@ -63,6 +63,7 @@ def _failure_of(error: Exception) -> Failure | None:
         return error
     if isinstance(error, typer.TyperException):
         told = error.format_message().replace("Value error, ", "")  # Typer quotes pydantic
+        told = told.replace("\n\t", " ")  # it lists the choices of a missing argument below each other
         return UsageError(told)
     if isinstance(error, UnicodeEncodeError):  # Python keeps such bytes of the command line as lone surrogates
         return UsageError(f"{error.object} is not UTF-8")

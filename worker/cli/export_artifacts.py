@@ -13,7 +13,7 @@ import typer
 from worker import clock
 from worker.artifacts.premis import premis
 from worker.catalogue import Artifact
-from worker.cli.arguments import ArtifactPath, no_stream
+from worker.cli.arguments import ArtifactPath, new_directory
 from worker.cli.atomic_file import complete_file
 from worker.cli.errors import Failure, UsageError
 from worker.cli.fetch_artifact import fetch
@@ -36,7 +36,7 @@ def export(
     ] = False,
     bagit: Annotated[
         Path | None,
-        typer.Option("--bagit", parser=no_stream, metavar="DIR", help="Write a BagIt bag into a new directory."),
+        typer.Option("--bagit", parser=new_directory, metavar="DIR", help="Write a BagIt bag into a new directory."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -105,6 +105,18 @@ def list_(
         zot-artifacts jobs 5f0a1d0e --wait
         zot-artifacts jobs --dead --store dr --error Unavailable
     """
+    filters = {"--dead": dead, "--failed": failed, "--state": state, "--store": store, "--error": error, "--kind": kind}
+    if rejected:
+        refuse("does not go with --rejected", {"ID": job, "--parent": parent, **filters})
+    if job is not None:
+        refuse("does not go with an ID", {"--parent": parent, "--after": after, **filters})
+        refuse("goes with --wait", {"--timeout": None if wait else timeout})
+    else:
+        refuse("goes with an ID", {"--wait": wait, "--timeout": timeout, "--traceback": traceback})
+    if parent is None:
+        refuse("goes with --parent", {"--after": after})
+    else:
+        refuse("does not go with --parent", {**filters, "--failed": False})
     if rejected:
         from worker.cli.jobs_rejected import list_rejected
 

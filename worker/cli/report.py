@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from worker.cli.arguments import STREAM, output_file, seconds
+from worker.cli.arguments import STREAM, duration, output_file
 from worker.cli.atomic_file import complete_file
 from worker.cli.errors import UsageError
 from worker.cli.output import AsJson, print_json, say
@@ -26,8 +26,8 @@ def report(
         ),
     ] = None,
     since: Annotated[
-        float | None,
-        typer.Option(parser=seconds, metavar="TIME", help="How far back findings are counted; 30d by default."),
+        timedelta | None,
+        typer.Option(parser=duration, metavar="TIME", help="How far back findings are counted; 30d by default."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -47,7 +47,7 @@ def report(
     if to_stdout and as_json:
         raise UsageError("--json and --html `-` would both write to standard output: leave one out")
     with opened() as session:
-        document = report_of(session, timedelta(seconds=SINCE if since is None else since), session.stores)
+        document = report_of(session, timedelta(seconds=SINCE) if since is None else since, session.stores)
         if html is not None:
             with complete_file(html, session.settings.spool_dir) as file:
                 file.write(page_of(document).encode())

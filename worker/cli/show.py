@@ -38,7 +38,7 @@ def show(
     Each copy has its state, its last verification and its last attempt.
     Metadata, headers and tags are those that the catalogue keeps with the bytes.
     With --proof its history is listed, also of an artifact that was deleted: `read` means that all bytes were read.
-    An undelete and a hold that has ended leave no record.
+    A hold that has ended leaves no record.
     Each read is a row of the verification log; `zot-artifacts log verify` checks the whole log.
 
     Examples:

@@ -24,15 +24,34 @@ from worker.settings import load_settings
         (["catalogue", "backup", "--store", ""], "the name of a store is empty"),
         (["catalogue", "rebuild", "--store", ""], "the name of a store is empty"),
         (["tokens", "add", "ci", "--bucket", "a", "--verb", "read", "--expires", "0"], "invalid at once"),
-        (["report", "--json", "--since", "9" * 12], "too long"),
+        (["report", "--json", "--since", "9" * 12 + "d"], "too long"),
+        (["report", "--json", "--since", "30"], "'30' is not a duration: write a number with a unit"),
         (["report", "--json", "--since", "\N{SUPERSCRIPT TWO}"], "is not a duration"),
+        (["pause"], "Missing argument 'store|queue|job'. Choose from: store, queue, job"),
+        (["jobs", "--wait"], "--wait goes with an ID"),
+        (["jobs", "--traceback"], "--traceback goes with an ID"),
+        (["jobs", "5f0a1d0e", "--timeout", "5s"], "--timeout goes with --wait"),
+        (["jobs", "--after", "5f0a1d0e"], "--after goes with --parent"),
+        (["jobs", "5f0a1d0e", "--dead"], "--dead does not go with an ID"),
+        (["jobs", "5f0a1d0e", "--parent", "7c2e9f41"], "--parent does not go with an ID"),
+        (["jobs", "--parent", "7c2e9f41", "--store", "dr"], "--store does not go with --parent"),
+        (["jobs", "--rejected", "--failed"], "--failed does not go with --rejected"),
+        (["demo", "--home", "used"], "is not empty: name a new directory"),
+        (["export", "releases/app.tgz", "--bagit", "used"], "is not empty: name a new directory"),
     ],
 )
-@pytest.mark.usefixtures("catalogue")
+@pytest.mark.usefixtures("artifact")
 def test_an_argument_that_means_nothing_is_refused(
-    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """An empty name, as of a variable that is not set, meant all stores, and no time meant no end."""
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "zot.yaml").touch()
+    monkeypatch.chdir(tmp_path)
     assert cli.run(arguments) == Status.USAGE
     assert words in capsys.readouterr().err
 
