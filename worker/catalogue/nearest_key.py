@@ -13,10 +13,9 @@ def nearest(artifacts: Artifacts, bucket: str, key: str) -> str:
     if artifacts.page(bucket, f"{key.rstrip('/')}/", limit=1):
         below = f"{bucket}/{key.rstrip('/')}/"
         return f"{HINT}the artifacts below {below!r}? `get` takes them with -r, other commands with --all"
-    keys = {each.key for each in [*artifacts.page(bucket, key[:3]), *artifacts.page(bucket)]}
-    # Keys of one bucket are compared without it, which would make any two alike.
-    close = [f"{bucket}/{near}" for near in difflib.get_close_matches(key, keys, n=1)]
-    if not close:
-        others = {each.path for each in artifacts.page(None) if each.bucket != bucket}
-        close = difflib.get_close_matches(f"{bucket}/{key}", others, n=1)
-    return f"{HINT}{close[0]!r}?" if close else ""
+    found = [*artifacts.page(bucket, key[:3]), *artifacts.page(bucket)] or artifacts.page(None)
+    # Bucket and key are compared apart: one that is the same would make any two paths alike.
+    for near in difflib.get_close_matches(bucket, {each.bucket for each in found}):
+        if keys := difflib.get_close_matches(key, {each.key for each in found if each.bucket == near}, n=1):
+            return f"{HINT}{f'{near}/{keys[0]}'!r}?"
+    return ""

@@ -43,9 +43,11 @@ Ids = Annotated[
 
 
 class _ListByDefault(TyperGroup):
-    """Reads `jobs`, `jobs ID` and `jobs --dead` as `jobs list …`."""
+    """Reads `jobs`, `jobs ID` and `jobs --dead` as `jobs list …`, and the names of other groups, `ls` and `show`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] in {"ls", "show"}:
+            args = ["list", *args[1:]]
         if not args or args[0] not in {*self.commands, *ctx.help_option_names}:
             args = ["list", *args]
         return super().parse_args(ctx, args)

@@ -29,7 +29,7 @@ def print_status(document: Mapping[str, Any], repair_every: timedelta) -> None:
     for row in document["stores"]:
         lines = (
             row["too_slow"], _first_reads_line(row), _budget_line(row), _archived_line(row), _unwritten_line(row),
-            _size_line(row), _buckets_line(row), _waiting_line(row),
+            _size_line(row), _buckets_line(row, now), _waiting_line(row),
         )  # fmt: skip
         for line in filter(None, lines):
             say(line)
@@ -140,12 +140,14 @@ def _size_line(row: Mapping[str, Any]) -> str | None:
     return f"{row['store']}: the next `zot-artifacts sweep verify` counts its bytes"
 
 
-def _buckets_line(row: Mapping[str, Any]) -> str | None:
-    """Return what the largest buckets of a store use."""
+def _buckets_line(row: Mapping[str, Any], now: datetime) -> str | None:
+    """Return what the largest buckets of a store use, and how long ago that was counted."""
     buckets = list(row["buckets"].items())
     told = [f"{bucket} {size(used['bytes'])} in {counted(used['copies'], 'copy')}" for bucket, used in buckets[:NAMED]]
     more = [counted(len(buckets) - NAMED, "more bucket")] if len(buckets) > NAMED else []
-    return f"{row['store']}: {', '.join([*told, *more])}" if told else None
+    since = row["bytes_counted_at"]
+    past = [f"counted {age(since, now)} ago"] if since is not None and since < now else []
+    return f"{row['store']}: {', '.join([*told, *more, *past])}" if told else None
 
 
 def _budget_line(row: Mapping[str, Any]) -> str | None:

@@ -152,8 +152,9 @@ def hold(artifact: ArtifactArgument, reason: Reason, by: By = None, as_json: AsJ
     with opened() as session:
         if session.catalogue.deletions.get(at.bucket, at.key) is None:
             session.catalogue.artifact(at.bucket, at.key)  # a misspelt key would hold nothing
-        who = by or user_name()
-        made = session.catalogue.holds.place(at.bucket, at.key, by=who, reason=reason, now=clock.now())
+        who, now = by or user_name(), clock.now()
+        made = session.catalogue.holds.place(at.bucket, at.key, by=who, reason=reason, now=now)
+        how = "is held" if made.held_at == now else "was held already,"
         said: dict[str, str] = {}
         together = session.catalogue.holds.of_companions(made)
         for each in together:
@@ -164,7 +165,7 @@ def hold(artifact: ArtifactArgument, reason: Reason, by: By = None, as_json: AsJ
     if as_json:
         print_json(asdict(made))
     else:
-        say(f"{at} is held by {made.by}{_with(at.bucket, [each.key for each in together[1:]])}: {made.reason}")
+        say(f"{at} {how} by {made.by}{_with(at.bucket, [each.key for each in together[1:]])}: {made.reason}")
         for store, word in said.items():
             if is_held(word):
                 say(f"{store}: the store holds its copy itself too")

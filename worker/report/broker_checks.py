@@ -16,7 +16,7 @@ from worker.limits.circuit_breaker import CircuitBreaker, OpenBreaker
 from worker.limits.expiring_counters import Counters
 from worker.limits.shared_redis import SharedRedis, redis_of_results
 from worker.readable import moment
-from worker.report.check import FULL_BROKER, Check
+from worker.report.check import FULL_BROKER, RESTART_UP, Check
 from worker.settings.model import NoBroker, Settings
 from worker.storage.durations_and_sizes import duration_text
 from zot_artifact_client.broker_urls import parse_url, redis_client
@@ -53,7 +53,7 @@ def ask_broker(settings: Settings, url: str) -> Iterator[Check]:
         return
     yield _queues(url)
     yield from _rejected(settings)
-    yield _workers(url, _paused_queues(settings))
+    yield _workers(settings, url, _paused_queues(settings))
     yield beat_check(settings)
 
 
@@ -106,7 +106,7 @@ def _unreachable(title: str, url: str, error: Exception, setting: str) -> Check:
     if fault := broker_fault(error, url):
         has_way_out = "; " in fault or not setting  # such as an expired certificate, with a right setting
         return Check(title, "unknown", f"{name}: {fault}", None if has_way_out else f"correct {setting}")
-    way_out = f"start it, or correct {setting}" if setting else "start `zot-artifacts up`"
+    way_out = f"start it, or correct {setting}" if setting else RESTART_UP
     return Check(title, "unknown", f"{name}: {first_line(error)}", way_out)
 
 
@@ -148,7 +148,11 @@ def _paused_queues(settings: Settings) -> set[str]:
         return set()
 
 
-def _workers(url: str, paused: set[str]) -> Check:
+def _start(settings: Settings) -> str:
+    return "start `zot-artifacts up`" if settings.broker else RESTART_UP
+
+
+def _workers(settings: Settings, url: str, paused: set[str]) -> Check:
     """Check that every queue that is not paused has a worker: jobs of a queue that is not served wait for ever."""
     server = parse_url(url, "broker")
     app = Celery("zot-artifacts-doctor", set_as_current=False)
@@ -159,7 +163,7 @@ def _workers(url: str, paused: set[str]) -> Check:
         return Check("workers", "unknown", f"the broker {what_it_does(error, url)}")
     finally:
         app.close()
-    start = "start `zot-artifacts up`, or `celery -A worker.app worker"
+    start = f"{_start(settings)}, or start `celery -A worker.app worker"
     if not answers:
         return Check("workers", "bad", "none answers", f"{start}`")
     served = {queue["name"] for queues in answers.values() for queue in queues or ()}
@@ -175,7 +179,7 @@ def _workers(url: str, paused: set[str]) -> Check:
 
 def beat_check(settings: Settings) -> Check:
     """Check that beat ticks: without it no copy is verified again, and no lost job is recovered."""
-    way_out = "start `zot-artifacts up`, or one `celery -A worker.app beat`"
+    way_out = f"{_start(settings)}, or start one `celery -A worker.app beat`"
     try:
         client = redis_of_results(settings.results_url)
         passed = None if client is None else last_tick(client)

@@ -1,5 +1,6 @@
 """`doctor` reports workers, beat, circuit breakers and the data directory, with real processes."""
 
+import fcntl
 import json
 import re
 import shutil
@@ -58,11 +59,11 @@ class _Interactive(Worker):
 
 
 def test_a_queue_without_a_worker_is_bad(
-    doctor: Doctor, broker: Valkey, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    doctor: Doctor, broker: Valkey, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without any worker, and with one that serves other queues only, the line names what is missing; no paused one.
 
-    What no worker has taken is counted.
+    What no worker has taken is counted. Where `up` runs, to start it is no way out: it has to be stopped first.
     """
     with ArtifactClient(broker.url) as client:
         client.replicate("releases", "app.tgz", to="dr")
@@ -72,6 +73,16 @@ def test_a_queue_without_a_worker_is_bad(
         f"no worker has taken 1 message in transfer, the oldest job of a client since {clock.now():%Y-%m-%d}"
     )
     assert (unserved["outcome"], unserved["detail"]) == ("bad", "none answers")
+    assert {checks[name]["way_out"].partition(",")[0] for name in ("workers", "beat")} == {"start `zot-artifacts up`"}
+    settings = load_settings()
+    with monkeypatch.context() as patch, settings.up_lock.open("w") as lock:
+        patch.delenv("ZOT_BROKER")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        restart = "stop `zot-artifacts up` and start it again"
+        for url, names in ((broker.url, ("workers", "beat")), ("redis://127.0.0.1:1", ("broker",))):
+            settings.broker_file.write_text(url)
+            checks = doctor()
+            assert {checks[name]["way_out"].partition(",")[0] for name in names} == {restart}
     with _Interactive(tmp_path, broker.url, concurrency=1):
         found = doctor()["workers"]
         assert [cli.run(["pause", "queue", queue]) for queue in ("transfer", "sweep")] == [0, 0]

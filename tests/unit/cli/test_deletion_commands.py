@@ -14,10 +14,13 @@ def test_a_hold_is_listed_and_shown_until_it_is_released(
     catalogue: Catalogue,  # noqa: F811
     artifact: Artifact,  # noqa: F811
     zot: Zot,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The first hold counts; releasing what is not held ends with 1, and so does holding what is not there."""
     assert zot("hold", "releases/app.tgz", "--reason", "case 4711", "--by", "ana")[0] == 0
     assert zot("hold", "releases/app.tgz", "--reason", "another", "--by", "eva")[1]["by"] == "ana"
+    assert cli.run(["hold", "releases/app.tgz", "--reason", "another"]) == 0
+    assert "releases/app.tgz was held already, by ana: case 4711" in capsys.readouterr().out
     [listed] = zot("holds")[1]["holds"]
     assert (listed["by"], listed["reason"]) == ("ana", "case 4711")
     assert zot("show", "releases/app.tgz")[1]["hold"]["reason"] == "case 4711"
@@ -105,7 +108,10 @@ def test_a_suggested_name_is_like_the_one_that_was_typed(
     """A typing error in the bucket or in the key gets a suggestion; a key that only shares the bucket is none."""
     for typed in ("releases/ap.tgz", "relases/app.tgz"):
         assert "did you mean 'releases/app.tgz'?" in zot("delete", typed)[1]["error"]["message"]
-    assert "did you mean" not in zot("delete", "releases/zz")[1]["error"]["message"]
+    digest = Digest(1, "0" * 64)
+    catalogue.artifacts.record("Rel_eases", "x", digest, {}, clock.now(), stores=["dr"])
+    for typed in ("releases/zz", "releases/nope", "release/nope"):
+        assert "did you mean" not in zot("delete", typed)[1]["error"]["message"]
 
 
 @pytest.mark.parametrize("command", ["show", "delete"])

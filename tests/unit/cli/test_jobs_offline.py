@@ -108,6 +108,8 @@ def test_a_job_tells_every_cause_with_its_traceback(zot, end):
     """One job shows its tracebacks when asked to, and as JSON always."""
     end("snoozed", error=SNOOZED)
     assert "Traceback" not in zot("jobs", "snoozed")[1]
+    assert zot("jobs", "show", "snoozed") == zot("jobs", "list", "snoozed") == zot("jobs", "snoozed")
+    assert zot("jobs", "ls", "--dead") == zot("jobs", "--dead")
     shown = zot("jobs", "snoozed", "--traceback")[1]
     assert shown.index("of the last") < shown.index("of the first")
     assert zot("jobs", "snoozed", "--json")[1]["error"] == SNOOZED

@@ -100,9 +100,11 @@ def test_the_bytes_of_many_copies_are_those_that_a_sweep_has_counted(
 ) -> None:
     """To count the bytes of a large catalogue takes seconds, so `status` says what counts them."""
     monkeypatch.setattr("worker.report.status._COUNTED_AT_ONCE", len(catalogue.artifacts.copies(artifact)) - 1)
-    catalogue.budgets.usage("dr", now=clock.now())  # as `sweep.verify` does
+    catalogue.budgets.usage("dr", now=clock.now() - timedelta(hours=3))  # as `sweep.verify` does
     cli.run(["status"])
-    assert re.findall(r"(\S+): the next `zot-artifacts sweep verify`", capsys.readouterr().out) == ["primary"]
+    told = capsys.readouterr().out
+    assert re.findall(r"(\S+): the next `zot-artifacts sweep verify`", told) == ["primary"]
+    assert "dr: releases 1 B in 1 copy, counted 3h ago" in told
     assert {each["store"]: each["bytes"] for each in zot("status")[1]["stores"]} == {"primary": None, "dr": 1}
 
 
