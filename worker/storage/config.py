@@ -2,8 +2,7 @@
 
 import base64
 import re
-from abc import ABC, abstractmethod
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -127,8 +126,11 @@ class FilesystemConfig(_StoreConfig):
     """Whether small files may be verified from the page cache, which is faster and does not find what the disk lost."""
 
 
-class CloudConfig(_StoreConfig, ABC):
+class CloudConfig(_StoreConfig):
     """The settings that all clouds share."""
+
+    word: ClassVar[Literal["bucket", "container"]] = "bucket"
+    """What the provider calls a bucket, and the setting that names the real one."""
 
     layout: Literal["prefixed", "native"] = "prefixed"
     """`native`: every logical bucket is a real bucket of the same name."""
@@ -146,16 +148,20 @@ class CloudConfig(_StoreConfig, ABC):
     """Smallest part of a multipart upload; parts grow so that as many as the store allows hold the object."""
 
     @property
-    @abstractmethod
     def real_bucket(self) -> str | None:
         """Return the real bucket of the layout `prefixed`."""
+        found: str | None = getattr(self, self.word)
+        return found
 
     @model_validator(mode="after")
-    def _native_only(self) -> Self:
+    def _fits_layout(self) -> Self:
         if self.layout == "prefixed" and (self.buckets or self.reserved_bucket):
             msg = (
                 "`buckets` and `reserved_bucket` are for the layout 'native': 'prefixed' has one bucket for everything"
             )
+            raise ValueError(msg)
+        if self.layout == "prefixed" and not self.real_bucket:
+            msg = f"the layout 'prefixed' needs `{self.word}`"
             raise ValueError(msg)
         return self
 
@@ -194,10 +200,6 @@ class S3Config(CloudConfig):
     kms_key_id: Text | None = None
     """The key for `aws:kms`; the account's default key if left out."""
 
-    @property
-    def real_bucket(self) -> str | None:
-        return self.bucket
-
     @field_validator("endpoint")
     @classmethod
     def _endpoint(cls, url: str | None, info: ValidationInfo) -> str | None:
@@ -221,9 +223,6 @@ class S3Config(CloudConfig):
 
     @model_validator(mode="after")
     def _complete(self) -> "S3Config":
-        if self.layout == "prefixed" and not self.bucket:
-            msg = "an s3 store with the layout 'prefixed' needs `bucket`"
-            raise ValueError(msg)
         if (self.access_key_id is None) != (self.secret_access_key is None):
             msg = "access_key_id and secret_access_key come together, or not at all"
             raise ValueError(msg)
@@ -267,10 +266,6 @@ class GcsConfig(CloudConfig):
     Each part object is charged for when it is made and when it is composed; Google's own tools begin at 150 MiB.
     """
 
-    @property
-    def real_bucket(self) -> str | None:
-        return self.bucket
-
     @field_validator("endpoint")
     @classmethod
     def _endpoint(cls, url: str | None, info: ValidationInfo) -> str | None:
@@ -283,9 +278,6 @@ class GcsConfig(CloudConfig):
 
     @model_validator(mode="after")
     def _complete(self) -> "GcsConfig":
-        if self.layout == "prefixed" and not self.bucket:
-            msg = "a gcs store with the layout 'prefixed' needs `bucket`"
-            raise ValueError(msg)
         if self.anonymous and not self.endpoint:
             msg = "`anonymous` is for emulators: it needs an explicit `endpoint`"
             raise ValueError(msg)
@@ -302,6 +294,7 @@ class AzureConfig(CloudConfig):
     managed identity, the tools a developer is signed in to.
     """
 
+    word = "container"
     type: Literal["azure"] = "azure"
     container: RealName = None
     """The real container; logical buckets are the first path segment of the names in it. Required for `prefixed`.
@@ -319,10 +312,6 @@ class AzureConfig(CloudConfig):
     encryption_scope: Text | None = None
     access_tier: Literal["hot", "cool", "cold"] | None = None
     """The account's default tier if left out. Archived objects cannot be read, so they cannot be verified."""
-
-    @property
-    def real_bucket(self) -> str | None:
-        return self.container
 
     @field_validator("account_url")
     @classmethod
@@ -355,9 +344,6 @@ class AzureConfig(CloudConfig):
 
     @model_validator(mode="after")
     def _complete(self) -> "AzureConfig":
-        if self.layout == "prefixed" and not self.container:
-            msg = "an azure store with the layout 'prefixed' needs `container`"
-            raise ValueError(msg)
         if (self.account_url is None) == (self.connection_string is None):
             msg = "an azure store needs either `account_url` or `connection_string`"
             raise ValueError(msg)

@@ -201,7 +201,7 @@ def test_a_setting_under_its_old_and_its_new_name_is_refused(config):
         ("store_limits: {dr: {concurrency: 0}}", "store_limits.dr.concurrency: Input should be greater than or equal"),
         ("store_limits: {dr: {bytes_per_second: 5 MB/s}}", "bytes_per_second: '5 MB/s' is not a size"),
         ("breaker: {failure: 3}", "breaker.failure is not a setting; did you mean 'failures'?"),
-        ("stores: {a: {type: s3}}", "stores.a: an s3 store with the layout 'prefixed' needs `bucket`"),
+        ("stores: {a: {type: s3}}", "stores.a: the layout 'prefixed' needs `bucket`"),
         (
             "verification_log: {keep: 365d}\nsweep: {backup: {stores: [dr]}}",
             "verification_log.keep needs two stores in sweep.backup.stores",

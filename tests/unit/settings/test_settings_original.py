@@ -173,7 +173,7 @@ def test_our_own_settings_may_be_beside_it(load):
         ("storage: {rootDirectroy: /a}", "storage.rootDirectroy is not a setting of the original; did you mean 'rootd"),
         ("storage: {type: s3, s3: {bukcet: b}}", "storage.s3.bukcet is not a setting of the original; did you mean 'b"),
         ("storage: {type: s4}", "storage.type: 's4' is no backend of the original: it had filesystem, s3, gcs, azure"),
-        ("storage: {type: s3}", "storage.s3: an s3 store with the layout 'prefixed' needs `bucket`"),
+        ("storage: {type: s3}", "storage.s3: the layout 'prefixed' needs `bucket`"),
         ("storage: {type: s3, s3: {bucket: b, accessKeyID: a}}", "storage.s3: access_key_id and secret_access_key"),
         ("storage: {type: s3, s3: {bucket: [b]}}", "storage.s3.bucket: Input should be a valid string"),
         ("storage: {type: s3, s3: {bucket: b, useSSL: 'yes'}}", "storage.s3.useSSL: true or false is expected"),

@@ -126,7 +126,7 @@ class AzureDriver(WritesAhead, CloudDriver):
     """
 
     def __init__(self, name: str, config: AzureConfig) -> None:
-        super().__init__(name, config, endpoint_of(config), word="container")
+        super().__init__(name, config, endpoint_of(config))
         self._config = config
         self._scope = scope_of(config)
         self._parts = Parts(self._origin, self._scope, self._write)

@@ -25,11 +25,11 @@ class CloudDriver(ABC):
     kept under RESERVED_PREFIX in the bucket of the setting `reserved_bucket`.
     """
 
-    def __init__(self, name: str, config: CloudConfig, endpoint: str, *, word: str = "bucket") -> None:
+    def __init__(self, name: str, config: CloudConfig, endpoint: str) -> None:
         self._name = name
         self._layout = config
         self._prefixed = config.layout == "prefixed"
-        self._origin = Origin(name, endpoint, config.real_bucket if self._prefixed else None, word)
+        self._origin = Origin(name, endpoint, config.real_bucket if self._prefixed else None, config.word)
 
     @property
     def name(self) -> str:
