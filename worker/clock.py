@@ -97,7 +97,7 @@ def not_ahead(kept: Path, hold: timedelta, *, first: datetime | None = None) -> 
 
     The clock may be ahead when it gained more than the machine has run: it was set, or the machine was off. What it has
     gained is believed after the machine has run for `hold` with it. So what is removed when it is older than `hold` is
-    never removed early, and on a machine that is often off at the latest when that has run for twice `hold` after it.
+    never removed early. On a machine that is often off, it is removed after twice `hold` of running time at the latest.
 
     Args:
         kept: the file in which one kind of removal keeps what it has seen last.

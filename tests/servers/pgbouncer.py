@@ -8,7 +8,7 @@ from tests.servers.postgres import Postgres
 from tests.servers.process import Server
 
 _UNPRIVILEGED = "nobody"
-"""The user of the system that owns no files and has no rights of root."""
+"""PgBouncer refuses to run as root, and runs as this user of the system instead."""
 
 
 class PgBouncer(Server):
@@ -37,4 +37,4 @@ class PgBouncer(Server):
         )
         if os.geteuid() != 0:
             return ("pgbouncer", str(config))
-        return ("pgbouncer", "--user", _UNPRIVILEGED, str(config))  # it refuses to run as root
+        return ("pgbouncer", "--user", _UNPRIVILEGED, str(config))

@@ -1,7 +1,7 @@
 """Lists of what a batch works on: the files that it uploads, or the objects that it adopts, one on each line.
 
-A line is one JSON object. Of a file it has `bucket`, `key`, `path`, and the `size` in bytes and `mtime_ns` that the
-file had when it was listed, so that a file that changes before it is read is found. Of an object to adopt it has
+A line is one JSON object. For a file it has `bucket`, `key`, `path`, `size` in bytes and `mtime_ns`. The last two are
+of the moment of the listing: they show whether the file has changed before it is read. For an object to adopt it has
 `bucket`, `key`, and `size` and `sha256` if they are known; the bare `bucket/key` of a key list is also allowed.
 A command writes a list into a file; a batch that lists a directory or a store itself keeps the list in the catalogue,
 where the workers of every machine find it.

@@ -1,8 +1,8 @@
 """Archives of the verification log: whole months as JSON lines, whose rows are then removed from the catalogue.
 
 The first line has the format, the month, the names of the values in a row, and the hash of the row before the first.
-Then each row is a line. Rows have no hash: each follows from its values and the hash before it, and the last line has
-the hash of the last row, so that what is read back is either the whole log or shows that it is not.
+Then each row is a line, and the last line has the hash of the last row. The rows have no hashes, because each follows
+from its values and the hash before it. So the last line shows whether all rows were read back unchanged.
 """
 
 import json

@@ -159,7 +159,7 @@ class Reconciliations(Queries):
     def settled(self, run: ReconcileRun, bucket: str | None, prefix: str, *, after: int = 0) -> list[SettledFinding]:
         """Return some open findings that the listing of this run no longer shows, within its scope, by id.
 
-        A copy that a verdict has found bad stays a finding until another verdict or a write, and so does what was seen
+        A copy that a verdict has found bad stays a finding until another verdict or a write. So does what was seen
         after the run began, or after the inventory report that it has read.
         """
         row, seen = findings.c, reconcile_sightings.c

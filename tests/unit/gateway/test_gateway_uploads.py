@@ -193,8 +193,8 @@ def test_a_disk_that_takes_no_more_is_told_in_the_middle(gateway: Gateway) -> No
     assert source.read_bytes() == CONTENT
 
 
-def test_an_object_that_cannot_be_taken_leaves_nothing(gateway: Gateway, caplog: pytest.LogCaptureFixture) -> None:
-    """A request that fails in the middle, and that no key names, leaves no bytes; one with a key goes on with them."""
+def test_a_failed_put_leaves_nothing_without_a_key(gateway: Gateway, caplog: pytest.LogCaptureFixture) -> None:
+    """A PUT that fails in the middle leaves no bytes. With an idempotency key they stay, and a second PUT resumes."""
     client = gateway.client()
     digest = base64.b64encode(hashlib.sha256(CONTENT).digest()).decode()
     with limited(2_000_000):

@@ -1,7 +1,7 @@
 """Write small objects with one plain request, at about a fifth of the SDK's processor time.
 
-It is sent once. Where there is no answer, or one that may pass, the SDK sends it again, under the same token of the
-write, as it would after an answer of its own that got lost.
+It is sent once. After no answer, or a transient error, the SDK sends it again, under the same token of the write: as it
+would after an answer of its own that got lost.
 """
 
 import socket
@@ -76,9 +76,9 @@ class PlainWrites:
     ) -> Mapping[str, Any] | None:
         """Write an object, or the part of one that the query `part` names; return what the SDK would return.
 
-        Returns None if the SDK has to write it: without headers, for larger objects, without an answer, after one that
-        asks for another try, for names that an HTTP library changes, and where the environment names a proxy or a
-        directory of certificates.
+        Returns None if the SDK has to write it. That is so without headers, for larger objects, and for names that an
+        HTTP library changes; without an answer, or after one that asks for another try; and where the environment names
+        a proxy or a directory of certificates.
 
         Raises: the SDK's error, if the store refuses the write.
         """

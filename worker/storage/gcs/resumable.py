@@ -1,7 +1,7 @@
 """Send one large object in one resumable upload: chunk after chunk, resumed after a broken connection.
 
-The library cannot do it: it commits before the body was read to its end, sends the checksum only together with a
-deletion that names no generation, and does not end the session of an upload that failed.
+The library cannot do it. It commits before the body was read to its end, and leaves the session of a failed upload
+open. It sends the checksum only together with a deletion that names no generation.
 """
 
 from collections.abc import Mapping
