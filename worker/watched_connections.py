@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,34 @@ from zot_artifact_client.http_final_response import FinalResponse
 
 Watch = Callable[[socket.socket], socket.socket]
 """Is given the socket of each connection that is made, and returns it."""
+
+
+class WatchedSockets:
+    """The sockets of connections that another thread may shut down."""
+
+    def __init__(self) -> None:
+        self.is_over = False
+        """They are shut down, and so is each that is made from now on."""
+        self._sockets: list[socket.socket] = []
+
+    def watch(self, made: socket.socket) -> socket.socket:
+        """Return a new socket, which is shut down with the others."""
+        self._sockets.append(made.dup())  # a duplicate: TLS detaches the original
+        if self.is_over:
+            self.shut_down()
+        return made
+
+    def shut_down(self) -> None:
+        """End every read and write that waits, also those of later connections."""
+        self.is_over = True
+        while self._sockets:
+            with suppress(OSError), self._sockets.pop() as own:
+                own.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Watch no more."""
+        while self._sockets:
+            self._sockets.pop().close()
 
 
 class _Plain(HTTPConnection):

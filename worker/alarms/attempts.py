@@ -1,11 +1,11 @@
 """An attempt to deliver an alarm: its failure, its time limit, and the delay before the next one."""
 
 import random
-import socket
 import threading
-from contextlib import suppress
 from datetime import timedelta
 from typing import Self
+
+from worker.watched_connections import WatchedSockets
 
 _LONGEST = 3600.0
 _MOST_DOUBLINGS = 20
@@ -15,7 +15,7 @@ class AlarmUndelivered(Exception):
     """A channel did not accept a digest. The message holds no secret."""
 
 
-class AttemptTime:
+class AttemptTime(WatchedSockets):
     """Shuts the connections of an attempt down once it has taken too long; a context manager.
 
     The timeout of a socket is for each single read: a receiver that sends a byte now and then would hold the attempt,
@@ -23,17 +23,9 @@ class AttemptTime:
     """
 
     def __init__(self, seconds: float) -> None:
-        self.is_over = False
-        self._sockets: list[socket.socket] = []
-        self._timer = threading.Timer(seconds, self._end)
+        super().__init__()
+        self._timer = threading.Timer(seconds, self.shut_down)
         self._timer.daemon = True
-
-    def watch(self, made: socket.socket) -> socket.socket:
-        """Return a new connection, which ends with the time of the attempt."""
-        self._sockets.append(made.dup())  # a duplicate: TLS detaches the original
-        if self.is_over:
-            self._end()
-        return made
 
     def __enter__(self) -> Self:
         self._timer.start()
@@ -41,14 +33,7 @@ class AttemptTime:
 
     def __exit__(self, *_: object) -> None:
         self._timer.cancel()
-        for each in self._sockets:
-            each.close()
-
-    def _end(self) -> None:
-        self.is_over = True
-        for each in self._sockets:
-            with suppress(OSError):  # closed meanwhile
-                each.shutdown(socket.SHUT_RDWR)
+        self.close()
 
 
 def backoff(attempts: int, first: float) -> timedelta:

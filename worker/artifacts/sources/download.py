@@ -8,12 +8,11 @@ rate, and shuts the connection down if the job has to end.
 import logging
 import os
 import re
-import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -42,7 +41,7 @@ from worker.storage.errors import (
     Unavailable,
 )
 from worker.storage.filesystem.open_without_symlinks import translate
-from worker.watched_connections import watch_connections
+from worker.watched_connections import WatchedSockets, watch_connections
 from zot_artifact_client.retry_after import read_retry_after
 
 logger = logging.getLogger(__name__)
@@ -345,8 +344,7 @@ class _Connections:
     def __init__(self, seconds: float) -> None:
         self._timeout = urllib3.Timeout(connect=min(seconds, _CONNECT_SECONDS), read=seconds)
         self._pools: list[urllib3.PoolManager] = []
-        self._sockets: list[socket.socket] = []
-        self._closed = False
+        self._sockets = WatchedSockets()
 
     def get(self, url: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
         return self._pool(url).request(
@@ -355,10 +353,7 @@ class _Connections:
 
     def shut_down(self) -> None:
         """End every read and write that waits, also those of later connections."""
-        self._closed = True
-        while self._sockets:
-            with suppress(OSError), self._sockets.pop() as own:
-                own.shutdown(socket.SHUT_RDWR)
+        self._sockets.shut_down()
         while self._pools:
             self._pools.pop().clear()
 
@@ -383,14 +378,8 @@ class _Connections:
         pool.pool_classes_by_scheme = pools
         return pool
 
-    def _keep(self, made: socket.socket) -> socket.socket:
-        self._sockets.append(made.dup())  # a duplicate: TLS detaches the original
-        if self._closed:
-            self.shut_down()
-        return made
-
     def _made(self, pool: type[HTTPConnectionPool], host: str, port: int, **options: Any) -> HTTPConnectionPool:
-        return watch_connections(pool(host, port, **options), self._keep, StrictResponse)
+        return watch_connections(pool(host, port, **options), self._sockets.watch, StrictResponse)
 
 
 def _connection_error(name: str, error: urllib3.exceptions.HTTPError, seconds: float) -> StorageError:
