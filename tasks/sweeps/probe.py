@@ -8,7 +8,7 @@ from worker.artifacts.verification_log.signature import BadKeyFile, LogKeys
 from worker.jobs.running_job import RunningJob
 from worker.jobs.task import artifact_task
 from worker.storage.errors import OtherWriter, StorageError
-from worker.storage.probe import probe
+from worker.storage.probe import has_little_room, probe
 from zot_artifact_client.contract import SWEEP_PROBE, SweepProbeRequest, SweepProbeResult
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ def sweep_probe(request: SweepProbeRequest, job: RunningJob) -> SweepProbeResult
     names = job.unpaused_stores(request.store)
     if head := job.catalogue.verifications.durable_head():
         logger.info("the verification log ends with row %d of %s: %s", head.id, head.at, head.hash)
-    faults, keys = {}, LogKeys.of(job.settings.verification_log)
+    faults, little_room, keys = dict[str, str](), list[str](), LogKeys.of(job.settings.verification_log)
     for name in names:
         job.step(f"probing {name}")
         job.check()
@@ -44,6 +44,8 @@ def sweep_probe(request: SweepProbeRequest, job: RunningJob) -> SweepProbeResult
             fault, changed = error.message, None
         except BadKeyFile as error:
             changed = str(error)
+        if has_little_room(job.settings.stores.get(name)):
+            little_room.append(name)
         fault = fault or changed
         if fault:
             logger.error("store %s cannot be relied on: %s", name, fault)
@@ -52,7 +54,7 @@ def sweep_probe(request: SweepProbeRequest, job: RunningJob) -> SweepProbeResult
             logger.warning(
                 "store %s does not decide conditions itself: only our own lease keeps two writers apart", name
             )
-    return SweepProbeResult(probed=tuple(names), faults=faults)
+    return SweepProbeResult(probed=tuple(names), faults=faults, little_room=tuple(little_room))
 
 
 sweep_probe_task = artifact_task(SWEEP_PROBE, writes=False)(sweep_probe)

@@ -48,12 +48,11 @@ from worker.settings.private_data_directory import (
 from worker.storage.config import FilesystemConfig, StoreConfig
 from worker.storage.errors import HoldNotOffered, OtherStore, OtherWriter, SameStore, StorageError
 from worker.storage.keys import PROBE_BUCKET
-from worker.storage.probe import PROBE, probe
+from worker.storage.probe import LEAST_FREE, PROBE, probe
 from worker.storage.same_place import indistinguishable
 from zot_artifact_client import ArtifactClient, ClientError, JobFailed
 from zot_artifact_client.contract import SWEEP_LEFTOVERS, JobState
 
-_LEAST_FREE = 1024**3
 _ANSWER_WITHIN = 5.0
 """Seconds that a worker has to answer a query."""
 
@@ -186,7 +185,7 @@ def _home(settings: Settings) -> Check:
         return Check(name, "bad", f"other users can read {_with_modes(open_paths)}", _way_to_close(open_paths))
     free = shutil.disk_usage(settings.home).free
     detail = f"{settings.home}: writable, {size(free)} free"
-    if free < _LEAST_FREE:
+    if free < LEAST_FREE:
         return Check(name, "bad", detail, "make room: downloads and staged files wait there")
     if volumes:
         advice = f"other users of this machine can use {_with_modes(volumes)}: right in a container without other users"

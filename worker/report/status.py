@@ -55,6 +55,7 @@ from worker.schedule import beat_schedule, sweep_name
 from worker.storage.config import FilesystemConfig
 from worker.storage.durations_and_sizes import duration_text
 from worker.storage.errors import REFUSALS, OtherStore, OutOfSpace, SameStore, StorageError
+from worker.storage.probe import LEAST_FREE
 from zot_artifact_client.contract import KINDS, SWEEP_PROBE, JobState
 
 NAMED = 5
@@ -67,7 +68,6 @@ _MOST_DUE = 1_000_000
 """Due copies that are counted at most."""
 _COUNTED_AT_ONCE = 10_000
 """Copies of all stores up to which their bytes are counted here; `sweep.verify` counts those of a larger catalogue."""
-_LEAST_FREE = 1024**3
 _OF_OPERATORS = {each.__name__ for each in REFUSALS}
 _FOR_JOBS = ("traceback", "previous")
 """Parts of a job's error that `jobs JOB --traceback` shows, and no report."""
@@ -356,12 +356,15 @@ def _probed(sources: Sources, run: LastRun | None, told: Collection[str]) -> Ite
                 yield Check(f"store {name}", "bad", detail, way_out)
 
 
-def _last_probes(sources: Sources, store: str) -> tuple[datetime | None, datetime | None]:
-    """Return since when the probes of a store fail, or when the last one was sent if that succeeded."""
+def _last_probes(sources: Sources, store: str, *, told: str = "faults") -> tuple[datetime | None, datetime | None]:
+    """Return since when the probes of a store fail, or when the last one was sent if that succeeded.
+
+    `told`: the part of their results that names a store whose probe has failed.
+    """
     since = None
     for job in sources.catalogue.job_admin.find([JobState.SUCCEEDED], kind=SWEEP_PROBE.kind, limit=_PROBES):
         result = job.result or {}
-        if store in result.get("faults", ()):
+        if store in result.get(told, ()):
             since = job.created_at
         elif store in result.get("probed", ()):
             return since, None if since else job.created_at
@@ -460,6 +463,8 @@ def _disks(sources: Sources) -> tuple[dict[str, Check], dict[str, str]]:
                 elif since and fault:  # one that is only mounted read-only here may fail its probes for another cause
                     told = f"its probes fail since {moment(since)}: {check.detail}"
                     check = replace(check, outcome="bad", detail=told)
+            elif check.outcome == "bad" and (since := _last_probes(sources, name, told="little_room")[0]):
+                check = replace(check, detail=f"{check.detail} since {moment(since)}")
             checks[name] = check
     return checks, wrong
 
@@ -485,9 +490,9 @@ def _disk(name: str, directory: Path) -> Check:
     if read_only:
         told = "this machine has mounted it read-only, as systems do after errors of the disk"
         return Check(name, "unknown", told, f"make {directory} writable")
-    if free >= _LEAST_FREE:
+    if free >= LEAST_FREE:
         return Check(name, "good", f"{size(free)} free")
-    return Check(name, "bad", f"{size(free)} free, less than {size(_LEAST_FREE)}", f"make room in {directory}")
+    return Check(name, "bad", f"{size(free)} free, less than {size(LEAST_FREE)}", f"make room in {directory}")
 
 
 def _status(findings: list[Open], dead: int, checks: list[Check]) -> Status:

@@ -2,11 +2,16 @@
 
 import io
 import secrets
+import shutil
+from contextlib import suppress
 
 from worker.storage import Store, Verdict
+from worker.storage.config import FilesystemConfig, StoreConfig
 from worker.storage.errors import AlreadyExists, NotDeleted
 from worker.storage.keys import PROBE_BUCKET
 
+LEAST_FREE = 1024**3
+"""Bytes: a disk with less free is nearly full."""
 PROBE = b"zot-artifacts wrote this and takes it away again\n"
 
 
@@ -38,6 +43,14 @@ def probe(store: Store) -> str | None:
     finally:
         kept = _delete(store, key)
     return kept
+
+
+def has_little_room(config: StoreConfig | None) -> bool:
+    """Return whether the disk of a store is nearly full; that of a cloud, or of a directory that is away, is not."""
+    if isinstance(config, FilesystemConfig):
+        with suppress(OSError):
+            return shutil.disk_usage(config.root).free < LEAST_FREE
+    return False
 
 
 def _delete(store: Store, key: str) -> str | None:

@@ -349,15 +349,28 @@ def test_a_disk_that_is_mounted_read_only_is_named(zot: Zot, monkeypatch: pytest
     assert (checks["disk dr"]["outcome"], "read-only" in checks["disk dr"]["detail"]) == ("unknown", True)
 
 
-@pytest.mark.usefixtures("catalogue")
-def test_a_disk_that_is_nearly_full_is_named(zot: Zot, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check names the least room, and the directory of the store, or of the worker, in which to make some."""
+def test_a_disk_that_is_nearly_full_is_named(catalogue: Catalogue, zot: Zot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check names the least room, and the directory of the store, or of the worker, in which to make some.
+
+    Since when a store has so little is told from its probes.
+    """
     usage = shutil.disk_usage("/")._replace(free=5 << 20)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     checks = {each["name"]: each for each in zot("status")[1]["checks"]}
     for name in ("disk dr", "data directory"):
         assert checks[name]["detail"] == "5.0 MiB free, less than 1.0 GiB"
         assert checks[name]["way_out"].startswith("make room in /")
+    first = clock.now() - timedelta(hours=2)
+    for job, full, at in (("a", ["dr"], -2), ("b", [], -1), ("c", ["dr"], 0), ("d", ["dr", "primary"], 1)):
+        begun = catalogue.ledger.acquire(
+            job, "sweep.probe", {}, owner="here", writes_to=None, parent=None, now=first + timedelta(minutes=at),
+            lease=timedelta(seconds=30), queue="sweep",
+        )  # fmt: skip
+        assert isinstance(begun, Leased)
+        result = {"probed": ["primary", "dr"], "faults": {}, "little_room": full}
+        catalogue.ledger.finish(job, begun.record.fence, JobState.SUCCEEDED, now=clock.now(), result=result)
+    checks = {each["name"]: each for each in zot("status")[1]["checks"]}
+    assert checks["disk dr"]["detail"] == f"5.0 MiB free, less than 1.0 GiB since {first:%Y-%m-%d %H:%M:%SZ}"
 
 
 def test_the_screen_fits_eighty_columns(

@@ -126,7 +126,7 @@ def volume(tmp_path: Path) -> Iterator[Path]:
 
 def test_the_volume_of_a_pod_is_good(volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What Kubernetes mounts cannot be closed by the worker: doctor says what it has to be, and is not bad for it."""
-    monkeypatch.setattr("worker.cli.doctor._LEAST_FREE", 0)
+    monkeypatch.setattr("worker.cli.doctor.LEAST_FREE", 0)
     settings = Settings(home=volume)
     settings.prepare()
     found = _home(settings)

@@ -238,6 +238,8 @@ class SweepProbeResult(Result):
 
     probed: tuple[str, ...]
     faults: dict[str, str]
+    little_room: tuple[str, ...] = ()
+    """The stores in directories whose disks are nearly full."""
 
 
 class ReconciledStore(Result):

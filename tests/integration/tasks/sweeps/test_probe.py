@@ -6,6 +6,7 @@ import hashlib
 import io
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -44,11 +45,15 @@ from zot_artifact_client.contract import (
 )
 
 
-def test_stores_that_work_have_no_fault_and_keep_nothing_of_the_probe(run, settings):
-    """A probe of good stores finds nothing wrong and leaves no object behind."""
+def test_stores_that_work_have_no_fault_and_keep_nothing_of_the_probe(run, settings, monkeypatch):
+    """A probe of good stores finds nothing wrong and leaves no object behind; it notes disks with little room."""
     result = run(sweep_probe, SweepProbeRequest())
-    assert (set(result.probed), result.faults) == ({"primary", "dr", "cold"}, {})
+    assert (set(result.probed), result.faults, result.little_room) == ({"primary", "dr", "cold"}, {}, ())
     assert not list(settings.stores["dr"].root.glob("zot-probe/*"))
+    usage, full = shutil.disk_usage("/"), settings.stores["dr"].root
+    monkeypatch.setattr(shutil, "disk_usage", lambda of: usage._replace(free=5 << 20 if of == full else 1 << 40))
+    result = run(sweep_probe, SweepProbeRequest())
+    assert (result.faults, result.little_room) == ({}, ("dr",))
 
 
 def test_a_store_that_is_away_is_named_and_the_others_are_probed(run, settings):
