@@ -251,7 +251,8 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _stores_are_apart(self) -> "Settings":
         for one, two, reason in overlapping(self.stores):
-            msg = f"stores {one} and {two} are one physical place ({reason}): a copy in each would be one copy"
+            why = f"are one physical place ({reason}), where a copy in each would be one copy"
+            msg = f"stores {one} and {two} {why}: remove one of them, or point it to another place"
             raise ValueError(msg)
         return self
 
