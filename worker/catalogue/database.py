@@ -72,6 +72,11 @@ class FileIdentity:
     opened: tuple[int, int] | None
 
 
+_PHYSICAL = (
+    "SELECT concat_ws('.', system_identifier, (SELECT oid FROM pg_database WHERE datname = current_database()), "
+    "'catalogue_identity'::regclass::oid) FROM pg_control_system()"
+)
+"""In PostgreSQL: the cluster, the database in it, and the schema, of which the table has another number."""
 _MOST_IDLE = 8
 """Connections of a process that stay open between transactions, where that is safe."""
 TOLD_AFTER = 2.0
@@ -317,6 +322,14 @@ class Database:
     def file(self) -> FileIdentity | None:
         """Return the file of the catalogue as it was opened; None if it has none, as one in a server."""
         return self._file
+
+    def physical_id(self) -> str:
+        """Return what a copy of this database has another one of, unless a whole disk was copied; "" if unknown."""
+        if self._file is not None:
+            return str(self._file.opened[1]) if self._file.opened else ""
+        with suppress(CatalogueError), self.read() as connection:  # the server may not tell
+            return str(connection.execute(sa.text(_PHYSICAL)).scalar())
+        return ""
 
     @property
     def revision(self) -> str:

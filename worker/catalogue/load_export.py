@@ -21,7 +21,7 @@ from worker.catalogue.database import CatalogueError
 from worker.catalogue.export import FORMAT, KINDS, VERSION, ColumnKind, ExportSummary
 from worker.catalogue.records import OPEN_STATES, LogHead
 from worker.catalogue.tables import metadata
-from worker.catalogue.writers import forget_writers
+from worker.catalogue.writers import forget_writers, leave_databases
 from zot_artifact_client.contract import JobState
 
 _LONGEST_LINE = 64 << 20
@@ -127,6 +127,8 @@ class _Load:
             _restart_grace(self._connection, clock.now())
             record_restore(self._connection, header.exported_at)
             forget_writers(self._connection)
+        else:
+            leave_databases(self._connection)
         self._count_ids()
         return ExportSummary(header.identity, header.exported_at, self._rows, sha256, header.log_head)
 

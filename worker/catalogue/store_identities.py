@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 
 import sqlalchemy as sa
 
+from worker import clock
 from worker.catalogue.database import Database
 from worker.catalogue.tables import store_identities
 from worker.catalogue.writers import Writers
@@ -76,7 +77,7 @@ class StoreIdentities:
         return self._database.identity
 
     def refusal(self, name: str, writer: WriterRecord | None) -> str | None:
-        return Writers(self._database).see(name, writer)
+        return Writers(self._database).see(name, writer, now=clock.now())
 
     def was_refused(self, name: str) -> bool:
         return Writers(self._database).was_refused(name)

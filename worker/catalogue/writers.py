@@ -14,7 +14,6 @@ from uuid import uuid4
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from worker import clock
 from worker.catalogue.backup_times import BackupTimes
 from worker.catalogue.compiled_statements import Prepared
 from worker.catalogue.database import Queries
@@ -27,6 +26,8 @@ _REFUSED = "other writer "
 """Before the store in the name of a row: this copy must not write to it, as the last process found."""
 _KEPT = timedelta(days=1)
 """For so long each token is remembered, because a store may be rolled back, or a write of it may be late."""
+_LEFT = "left database "
+"""Before a database that this catalogue was imported from, in the name of a row."""
 _NOTED = Prepared(sa.select(sweep_cursors.c.after).where(sweep_cursors.c.name == sa.bindparam("called")))
 ALIVE = timedelta(minutes=15)
 """A copy of the catalogue that gave a sign since then may still run: each gives one with every `sweep.verify`."""
@@ -42,9 +43,11 @@ class _Tokens:
 
     They are of all stores: one that was renamed, or was begun as a copy of another one, has a token of that one. `here`
     is the time of the last one of this store, `last` that of all stores if none is of this one; None without any.
+    `databases` are where this catalogue is, and those that it was imported from.
     """
 
     own: frozenset[str]
+    databases: frozenset[str]
     here: datetime | None
     last: datetime | None
 
@@ -52,26 +55,33 @@ class _Tokens:
 class Writers(Queries):
     """The tokens of this copy of the catalogue, for all its workers."""
 
-    def other(self, store: str, record: WriterRecord | None) -> Sign | None:
+    def other(self, store: str, record: WriterRecord | None, *, now: datetime) -> Sign | None:
         """Return the sign of another copy of the catalogue that writes to a store, or objects; None without one."""
         tokens = self._tokens(store)
         if record is None or _is_rolled_back(record, tokens):
             return None
-        if record.writer.token not in tokens.own:
+        if record.writer.token not in tokens.own or self._may_run_elsewhere(record.writer, tokens, now):
             return record.writer
         objection = record.objection
         return objection if objection and objection.token not in tokens.own else None
 
-    def refusal(self, store: str, record: WriterRecord | None) -> str | None:
+    def refusal(self, store: str, record: WriterRecord | None, *, now: datetime) -> str | None:
         """Return why this copy of the catalogue must not write to a store, and the way out; None if it may."""
         if restored := BackupTimes(self._database).unaccepted():
             return restored
-        other, tokens = self.other(store, record), self._tokens(store)
-        if record is None or other is None or record.writer.token in tokens.own:
+        other, tokens = self.other(store, record, now=now), self._tokens(store)
+        if record is None or other is None or other is not record.writer:
             return None
+        if other.token in tokens.own:
+            return (
+                f"this catalogue was copied or moved from {other.place}, which gave a sign at "
+                f"{other.at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC: it writes, deletes and verifies here from "
+                f"{(other.at + ALIVE).astimezone(UTC):%H:%M:%S} on if that one gives no other sign; "
+                "if it was moved, `zot-artifacts log accept --yes --take-over` ends that now"
+            )
         what = "another copy" if other.place != self.place() else "a later state or another copy"
         named = f"{what} of this catalogue, {other.place}"
-        if not tokens.own.isdisjoint(record.refused):
+        if any(each in tokens.own and not _is_of_another(each, tokens) for each in record.refused):
             return f"{named}, was accepted as the one that writes to this store: stop the programs of this one"
         since = f"{tokens.here:%Y-%m-%dT%H:%M:%SZ}" if tokens.here else "MOMENT"
         return (
@@ -81,14 +91,14 @@ class Writers(Queries):
             f"{quote(since)}`, and run `zot-artifacts log accept --yes`"
         )
 
-    def see(self, store: str, record: WriterRecord | None) -> str | None:
+    def see(self, store: str, record: WriterRecord | None, *, now: datetime) -> str | None:
         """Return what `refusal` does, and note it for all workers."""
-        told = self.refusal(store, record)
+        told = self.refusal(store, record, now=now)
         if self.was_refused(store) != (told is not None):
             with self._database.write() as connection:
                 connection.execute(_noted(store))
                 if told:
-                    row = {"name": f"{_REFUSED}{store}", "after": int(clock.now().timestamp())}
+                    row = {"name": f"{_REFUSED}{store}", "after": int(now.timestamp())}
                     connection.execute(sa.insert(sweep_cursors), row)
         return told
 
@@ -97,9 +107,9 @@ class Writers(Queries):
         with self._database.read() as connection:
             return _NOTED.first(connection, called=f"{_REFUSED}{store}") is not None
 
-    def told_objection(self, store: str, record: WriterRecord | None) -> str | None:
+    def told_objection(self, store: str, record: WriterRecord | None, *, now: datetime) -> str | None:
         """Return that another copy of the catalogue objects, while this one writes to the store; None if none does."""
-        other = self.other(store, record)
+        other = self.other(store, record, now=now)
         if record is None or other is None or other == record.writer:
             return None
         return (
@@ -131,7 +141,7 @@ class Writers(Queries):
         The token is durable before it can be in the store. `decided`: an operator has decided for this copy, against
         the other one that the record names. Otherwise its objection stays until it is `ALIVE` old.
         """
-        other, objection = self.other(store, record), record.objection if record else None
+        other, objection = self.other(store, record, now=now), record.objection if record else None
         refused = record.refused if record else ()
         if decided and other is not None:
             refused = (*refused, other.token)[-_MOST_REFUSED:]
@@ -139,6 +149,11 @@ class Writers(Queries):
             objection = None
         token = self._add(store, now, forget_all_but=record.writer.token if record else "")
         return WriterRecord(Sign(token, self.place(), now), objection, refused)
+
+    def _may_run_elsewhere(self, sign: Sign, tokens: _Tokens, now: datetime) -> bool:
+        """Return whether this database was copied from the one that gave a sign, or moved, so short a time ago."""
+        recent = abs(now - sign.at) < ALIVE
+        return recent and sign.place != self.place() and _is_of_another(sign.token, tokens)
 
     def place(self) -> str:
         """Return where this copy of the catalogue is, for messages."""
@@ -150,7 +165,7 @@ class Writers(Queries):
 
     def _add(self, store: str, now: datetime, *, forget_all_but: str | None = None) -> str:
         """Record a new token; with `forget_all_but` also forget the old ones except that one, which the store has."""
-        token, name, old = uuid4().hex, sweep_cursors.c.name, list[str]()
+        token, name, old = f"{uuid4().hex}-{self._database.physical_id()}", sweep_cursors.c.name, list[str]()
         with self._database.write() as connection:
             if forget_all_but is not None:
                 before = now.replace(microsecond=0) - _KEPT
@@ -166,10 +181,13 @@ class Writers(Queries):
     def _tokens(self, store: str) -> _Tokens:
         with self._database.read() as connection:
             rows = list(_rows(connection))
+            found = sa.select(sweep_cursors.c.name).where(sweep_cursors.c.name.startswith(_LEFT, autoescape=True))
+            left = [name.removeprefix(_LEFT) for name in connection.execute(found).scalars()]
         written = [each for each in rows if each.at > _NO_WRITE]
         here = max((each.at for each in written if each.store == store), default=None)
         last = here or max((each.at for each in written), default=None)
-        return _Tokens(frozenset(each.token for each in rows), here, last)
+        databases = frozenset([self._database.physical_id(), *left])
+        return _Tokens(frozenset(each.token for each in rows), databases, here, last)
 
 
 def _noted(store: str) -> sa.Delete:
@@ -195,6 +213,21 @@ def _rows(connection: Connection) -> Iterator[_Row]:
 def forget_writers(connection: Connection) -> None:
     """Forget all tokens: what the stores have is later than a catalogue that was restored, or of another copy."""
     connection.execute(sa.delete(sweep_cursors).where(sweep_cursors.c.name.startswith(_WRITER, autoescape=True)))
+
+
+def leave_databases(connection: Connection) -> None:
+    """Record that a catalogue was imported: its tokens are of a database that it does not use any more."""
+    left = {each.token.partition("-")[2] for each in _rows(connection)} - {""}
+    known = sa.select(sweep_cursors.c.name).where(sweep_cursors.c.name.startswith(_LEFT, autoescape=True))
+    names = {f"{_LEFT}{each}" for each in left} - set(connection.execute(known).scalars())
+    for name in names:
+        connection.execute(sa.insert(sweep_cursors), {"name": name, "after": 0})
+
+
+def _is_of_another(token: str, tokens: _Tokens) -> bool:
+    """Return whether a token was recorded in a database that this catalogue has not left."""
+    database = token.partition("-")[2]
+    return bool(database) and "" not in tokens.databases and database not in tokens.databases
 
 
 def _is_rolled_back(record: WriterRecord, tokens: _Tokens) -> bool:

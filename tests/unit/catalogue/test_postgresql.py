@@ -6,7 +6,7 @@ import signal
 import socket
 import threading
 import time
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from datetime import UTC, datetime, timedelta
 
 import psycopg
@@ -132,6 +132,14 @@ def test_a_database_that_cannot_hold_every_key_is_refused(postgres):
         with pytest.raises(CatalogueError, match="its encoding is LATIN1: make a database with the encoding UTF8"):
             Catalogue(postgres.url("latin"))
         shell.execute("DROP DATABASE latin")
+
+
+def test_a_copy_of_a_database_is_told_from_it(postgres, url, catalogue):
+    """By `CREATE DATABASE ... TEMPLATE`, with the id of the catalogue; each has the same number for all workers."""
+    with postgres.database() as copied, closing(Catalogue(copied)) as copy, closing(Catalogue(url)) as again:
+        numbers = [each._database.physical_id() for each in (catalogue, again, copy)]
+    assert (copy.identity, numbers[0], bool(numbers[0])) == (catalogue.identity, numbers[1], True)
+    assert numbers[2] != numbers[0]
 
 
 @pytest.mark.parametrize("state", ["40001", "40P01", "53300", "57014", "57P01", "25006", "25P04", "55P03"])

@@ -15,7 +15,7 @@ from tests.memory_driver import MemoryDriver
 from tests.unit.catalogue.test_catalogue import stored
 from worker import cli, clock
 from worker.artifacts.verification_log.writer import accept_as_writer, running_copy, see_writer, told_of_copies
-from worker.catalogue import Catalogue
+from worker.catalogue import Catalogue, load_export
 from worker.context import Context
 from worker.settings import load_settings
 from worker.storage import Store
@@ -101,11 +101,34 @@ def test_a_copy_that_is_behind_may_not_write_and_both_are_told(store, first, cop
     assert see_writer(store, copy) is not None
 
 
-def test_a_copy_that_writes_first_is_found_by_the_first_catalogue(store, first, copy):
-    """It cannot be known which of them is right: one goes on, and both are told."""
-    assert see_writer(store, copy) is None
-    assert f"{copy.writers.place()}, uses this store" in str(see_writer(store, first))
-    assert f"{first.writers.place()}, uses this store too" in str(told_of_copies(store, copy))
+def test_a_copy_waits_for_the_catalogue_that_it_was_made_of(store, first, copy, path):
+    """It has the newest token, too, but in another file; after a quarter of an hour that one does not run any more.
+
+    Which of them is right cannot be known then: one goes on, and both are told.
+    """
+    told = str(see_writer(store, copy))
+    assert f"was copied or moved from {first.writers.place()}, which gave a sign" in told
+    assert running_copy(store, copy) is not None
+    assert see_writer(store, first) is None
+    assert "another copy of this catalogue, " in str(see_writer(store, copy)), "the first one has gone on meanwhile"
+    shutil.copytree(path.parent, path.parents[1] / "third")
+    with opened(path.parents[1] / "third" / path.name) as third:
+        for _ in range(30):
+            told = see_writer(store, third)
+        assert told is None
+        assert f"{third.writers.place()}, uses this store" in str(see_writer(store, first))
+        assert f"{first.writers.place()}, uses this store too" in str(told_of_copies(store, third))
+
+
+def test_a_catalogue_that_was_imported_goes_on_at_once(store, first, path, tmp_path):
+    """Its tokens are of the database that the export is of, and an operator has moved it."""
+    export = io.BytesIO()
+    first.export(export)
+    export.seek(0)
+    load_export(f"sqlite:///{tmp_path / 'imported.sqlite3'}", export)
+    with opened(tmp_path / "imported.sqlite3") as imported:
+        assert see_writer(store, imported) is None
+    assert "another copy of this catalogue, " in str(see_writer(store, first))
 
 
 @pytest.mark.parametrize("winner", ["first", "copy"])

@@ -46,7 +46,8 @@ def test_a_dry_run_counts_what_is_due_and_what_can_be_repaired(
     assert set(rows(zot, "repair")) == {"dr"}
     assert cli.run(["sweep", "repair", "--store", "primary", "--dry-run"]) == 0
     assert "primary is paused and would be left out" in capsys.readouterr().err
-    catalogue.writers.see("dr", WriterRecord(Sign("token of a copy", "/copy", clock.now())))
+    now = clock.now()
+    catalogue.writers.see("dr", WriterRecord(Sign("token of a copy", "/copy", now)), now=now)
     assert cli.run(["sweep", "repair", "--dry-run"]) == 0
     assert "dr would be left out, because another copy of the catalogue writes" in capsys.readouterr().err
 

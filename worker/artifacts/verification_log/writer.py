@@ -24,7 +24,7 @@ def see_writer(store: Store, catalogue: Catalogue) -> str | None:
     """
     now = clock.now()
     record, condition = _record(store, catalogue)
-    fault = catalogue.writers.see(store.name, record)
+    fault = catalogue.writers.see(store.name, record, now=now)
     if fault is None:
         if record is None or not timedelta() <= now - record.writer.at < _RENEWED:
             with suppress(OutOfSpace):  # a full store keeps the record that it has
@@ -43,8 +43,9 @@ def told_of_copies(store: Store, catalogue: Catalogue) -> str | None:
     """
     if not store.capabilities.reserved_buckets:
         return None
-    record, _ = _record(store, catalogue)
-    return catalogue.writers.refusal(store.name, record) or catalogue.writers.told_objection(store.name, record)
+    now, (record, _) = clock.now(), _record(store, catalogue)
+    refused = catalogue.writers.refusal(store.name, record, now=now)
+    return refused or catalogue.writers.told_objection(store.name, record, now=now)
 
 
 def is_refused(store: Store, catalogue: Catalogue) -> bool:
@@ -53,7 +54,7 @@ def is_refused(store: Store, catalogue: Catalogue) -> bool:
     Raises:
         StorageError: the store cannot be reached.
     """
-    return catalogue.writers.refusal(store.name, store.writer(catalogue.identity)) is not None
+    return catalogue.writers.refusal(store.name, store.writer(catalogue.identity), now=clock.now()) is not None
 
 
 def running_copy(store: Store, catalogue: Catalogue) -> Sign | None:
@@ -64,8 +65,9 @@ def running_copy(store: Store, catalogue: Catalogue) -> Sign | None:
     """
     if not store.capabilities.reserved_buckets:
         return None
-    other = catalogue.writers.other(store.name, store.writer(catalogue.identity))
-    if other is None or other.place == catalogue.writers.place() or clock.now() - other.at >= ALIVE:
+    now = clock.now()
+    other = catalogue.writers.other(store.name, store.writer(catalogue.identity), now=now)
+    if other is None or other.place == catalogue.writers.place() or now - other.at >= ALIVE:
         return None
     return other
 
