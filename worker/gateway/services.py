@@ -18,6 +18,7 @@ from worker.artifacts.reading_order import AvoidedStores
 from worker.catalogue import Artifact
 from worker.context import Context
 from worker.gateway.problems import Problem
+from worker.gateway.staging import Staging
 from worker.jobs.outbox import Outbox
 from worker.limits.shared_redis import SharedRedis, redis_of_results
 from worker.settings import Settings
@@ -52,6 +53,7 @@ class Services:
         self.settings = settings
         self.context = Context.open(settings, SharedRedis(self._shared_redis))
         self.avoided = AvoidedStores()
+        self.staging = Staging(settings)
         self._reads = anyio.CapacityLimiter(_READS)
         self._fetches = anyio.CapacityLimiter(settings.gateway.downloads)
         self._slots = anyio.CapacityLimiter(settings.gateway.downloads)

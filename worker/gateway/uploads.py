@@ -3,6 +3,7 @@
 import base64
 import binascii
 import logging
+import os
 import re
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -33,10 +34,9 @@ from worker.gateway.request_authorization import (
     services_of,
 )
 from worker.gateway.services import Services
-from worker.gateway.staging import StagedUpload, Staging, disk_errors, gone, request_of
+from worker.gateway.staging import StagedUpload, disk_errors, gone, request_of
 from worker.gateway.unique_names import UniqueNamesRoute
 from worker.jobs.first_request import first_request, is_same
-from worker.storage.configured_stores import Stores
 from worker.storage.errors import PermanentError
 from worker.storage.keys import check_bucket, check_key
 from zot_artifact_client.contract import (
@@ -189,7 +189,7 @@ async def sign_parts(request: Request, upload_id: str) -> Response:
     services, upload = services_of(request), await _find(request, upload_id)
     if upload.store is None:
         raise Problem(HTTPStatus.CONFLICT, "NotDirect", f"upload {upload.id} is not direct: send its bytes with PATCH")
-    await services.fetch(Staging(services.settings).touch, upload)
+    await services.fetch(services.staging.touch, upload)
     missing = [] if upload.sent else await services.fetch(_missing, services, upload)
     if not missing:
         await services.read(_finish, services, upload)
@@ -209,10 +209,9 @@ async def terminate(request: Request, upload_id: str, tus: Tus = None) -> Respon
     if upload.sent:
         raise Problem(HTTPStatus.CONFLICT, "JobSent", f"its job was sent: cancel it with DELETE /v1/jobs/{upload.id}")
     if upload.store is not None:
-        await services.fetch(
-            partial(remove_parts, source_of(upload.store, upload.id, upload.size), _stores(services), job=upload.id)
-        )
-    await services.fetch(Staging(services.settings).remove, upload)
+        parts = source_of(upload.store, upload.id, upload.size)
+        await services.fetch(partial(remove_parts, parts, services.context.stores, job=upload.id))
+    await services.fetch(services.staging.remove, upload)
     return Response(status_code=HTTPStatus.NO_CONTENT, headers=_tus({}))
 
 
@@ -246,16 +245,15 @@ async def upload_object(  # noqa: PLR0917 - the framework passes parameters by n
     fields |= {"bucket": at[0], "key": at[1], "sha256": sha256}
     upload = await _create(request, _new(fields), idempotency_key)
     services = services_of(request)
-    staging = Staging(services.settings)
     if not upload.sent:
-        there = await services.fetch(staging.offset, upload)
+        there = await services.fetch(services.staging.offset, upload)
         try:
             await _append(request, upload, there or 0, again=True)
-            if await services.fetch(staging.offset, upload) != upload.size:  # the client went away
+            if await services.fetch(services.staging.offset, upload) != upload.size:  # the client went away
                 raise Problem(HTTPStatus.BAD_REQUEST, "Incomplete", f"the body ended before its {upload.size} bytes")
         except Exception:
             if idempotency_key is None:  # no later request can name it
-                await services.fetch(staging.remove, upload)
+                await services.fetch(services.staging.remove, upload)
             raise
     return await services.read(_finish, services, upload)
 
@@ -346,20 +344,19 @@ async def _create(
         own = f"{caller.name}:upload:{idempotency_key}"
         id_ = services.id_of(UPLOAD, own)
     fields = {name: value for name, value in new.payload().items() if name != "size"}
-    staging = Staging(services.settings)
     store = await services.fetch(_store_for, services, id_, new) if direct else None
     upload = StagedUpload(id_, caller.name, new.size, fields, store=store)
     if idempotency_key is not None:
         sent = await services.read(_sent_before, services, upload)
         if sent is not None:
             return sent
-    return await services.fetch(staging.create, upload)
+    return await services.fetch(services.staging.create, upload)
 
 
 async def _find(request: Request, upload_id: str) -> StagedUpload:
     """Return an upload of the caller's token. Raise a Problem: there is none, or the token does not allow it now."""
     services, caller = services_of(request), caller_of_request(request)
-    upload = await services.fetch(Staging(services.settings).find, check_id(upload_id))
+    upload = await services.fetch(services.staging.find, check_id(upload_id))
     if upload is None or upload.token != caller.name:
         raise gone(upload_id)
     check_may(caller, TokenVerb.UPLOAD, upload.request["bucket"], upload.request["key"])
@@ -372,19 +369,18 @@ def _sent_before(services: Services, upload: StagedUpload) -> StagedUpload | Non
     Such a job may have read and removed the bytes already, or wait with bytes whose upload has expired since. Raise
     IdempotencyMismatch: it is the job of another request.
     """
-    staging = Staging(services.settings)
-    kept = staging.find(upload.id)
+    kept = services.staging.find(upload.id)
     if kept is not None and kept.sent:
         return None  # it says so itself
     wanted = kept or upload
-    asked = request_of(wanted, staging.source(wanted)).payload()
+    asked = request_of(wanted, services.staging.source(wanted)).payload()
     if first_request(services.context.catalogue.ledger, upload.id, UPLOAD.kind, asked) is None:
-        waiting = services.waiting_job(upload.id) if kept is None and staging.has_bytes(upload) else None
+        waiting = services.waiting_job(upload.id) if kept is None and services.staging.has_bytes(upload) else None
         if waiting is None:
             return None
         if not is_same(waiting.payload, asked):
             raise idempotency_mismatch([upload.id])
-    staging.mark_sent(wanted)
+    services.staging.mark_sent(wanted)
     return replace(wanted, sent=True)
 
 
@@ -395,7 +391,7 @@ async def _append(request: Request, upload: StagedUpload, offset: int, *, again:
         Problem: the offset is not the one that is there, the body has too many bytes or is too slow. What came before
             that stays.
     """
-    services, staging = services_of(request), Staging(services_of(request).settings)
+    services = services_of(request)
     if upload.sent:
         raise Problem(HTTPStatus.CONFLICT, "JobSent", f"upload {upload.id} is complete, its job was sent")
     if upload.store is not None:
@@ -403,8 +399,8 @@ async def _append(request: Request, upload: StagedUpload, offset: int, *, again:
             HTTPStatus.CONFLICT, "Direct", f"upload {upload.id} is direct: POST /v1/uploads/{upload.id}/parts"
         )
     with ExitStack() as held:
-        file = await services.fetch(held.enter_context, staging.appending(upload))
-        there = await services.fetch(_end, file)
+        file = await services.fetch(held.enter_context, services.staging.appending(upload))
+        there = await services.fetch(file.seek, 0, os.SEEK_END)
         if there != offset:
             detail = f"upload {upload.id} has {there} bytes, these begin at {offset}: send what follows"
             raise Problem(HTTPStatus.CONFLICT, "WrongOffset", detail, headers={"Upload-Offset": str(there)})
@@ -459,23 +455,18 @@ class _Body:
                 left = left[self._file.write(left) :]
 
 
-def _end(file: BinaryIO) -> int:
-    return file.seek(0, 2)
-
-
 async def _answer(request: Request, upload: StagedUpload, status: HTTPStatus) -> Response:
     """Answer with the offset of an upload; send its job if all bytes are there."""
     services = services_of(request)
-    staging = Staging(services.settings)
     there: int | None
     if upload.store is not None and not upload.sent:
         there = upload.size - sum(part.size for part in await services.fetch(_missing, services, upload))
     else:
-        there = await services.fetch(staging.offset, upload)
+        there = await services.fetch(services.staging.offset, upload)
         if there is None or there == upload.size:
             await services.read(_finish, services, upload)
             there = upload.size
-    expires = await services.fetch(staging.expires_at, upload.id)
+    expires = await services.fetch(services.staging.expires_at, upload.id)
     headers = {
         "Location": f"/v1/uploads/{upload.id}",
         "Upload-Offset": str(there),
@@ -501,16 +492,15 @@ def _finish(services: Services, upload: StagedUpload) -> StatusResult:
         Problem: its bytes are gone, and there is no job.
         BrokerUnavailable: the bytes stay; ask for the offset again later.
     """
-    staging = Staging(services.settings)
     queued = StatusResult(job=upload.id, kind=UPLOAD.kind, state=JobState.QUEUED)
     if upload.sent:
         return queued
-    source = staging.source(upload)
+    source = services.staging.source(upload)
     if upload.store is not None or source.exists():
         services.client.submit(UPLOAD, request_of(upload, source), job_id=upload.id)
     elif services.context.catalogue.ledger.get(upload.id) is None:
         raise gone(upload.id)
-    staging.mark_sent(upload)
+    services.staging.mark_sent(upload)
     return queued
 
 
@@ -529,21 +519,17 @@ def _store_for(services: Services, id_: str, new: NewUpload) -> str | None:
 
 
 def _missing(services: Services, upload: StagedUpload) -> list[PartRange]:
-    return StagedParts(upload.id, upload.size).missing(_stores(services)[str(upload.store)])
+    return StagedParts(upload.id, upload.size).missing(services.context.stores[str(upload.store)])
 
 
 def _signed(services: Services, upload: StagedUpload, missing: list[PartRange]) -> list[PartToSend]:
-    store, parts, found = _stores(services)[str(upload.store)], StagedParts(upload.id, upload.size), []
+    store, parts, found = services.context.stores[str(upload.store)], StagedParts(upload.id, upload.size), []
     for part in missing:
         put = parts.sign(store, part, _seconds(services))
         found.append(
             PartToSend(number=part.number, offset=part.offset, size=part.size, url=put.url, headers=dict(put.headers))
         )
     return found
-
-
-def _stores(services: Services) -> Stores:
-    return services.context.stores
 
 
 def _seconds(services: Services) -> int:
