@@ -320,8 +320,8 @@ class S3Driver(WritesAhead, CloudDriver):
 
     def delete_held(self, bucket: str, key: str) -> bool:
         """Delete the version itself: without its id the bucket hides it behind a delete marker, held or not."""
+        version = self._head_in_any_bucket(bucket, key).get("VersionId")
         with self._errors(f"{bucket}/{key}"):
-            version = self._client().head_object(**self._address(bucket, key)).get("VersionId")
             if version is None:
                 raise UnexpectedAnswer(f"{self._name}: {bucket}/{key}: the bucket has Object Lock and no versions")
             try:
@@ -453,9 +453,11 @@ class S3Driver(WritesAhead, CloudDriver):
             try:
                 self._client().head_bucket(**self._owned(real))
             except ClientError as error:
-                if not is_missing(error):
-                    raise
-                return False
+                if is_missing(error):
+                    return False
+                if code_of(error) == "400":  # the answer to a HEAD has no body with the reason; that to a GET has one
+                    self._client().list_objects_v2(**self._owned(real), MaxKeys=1)
+                raise
         return True
 
     def _create_real_bucket(self, real: str) -> bool:

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from pathlib import Path
 from typing import Any
 
 import botocore.exceptions as sdk
@@ -11,9 +12,11 @@ from botocore.exceptions import ClientError
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import IncompleteRead, ProtocolError, ReadTimeoutError
 
+from tests.servers.proxy import FaultyProxy, Say
 from tests.unit.storage.retry_after import with_retry_after
-from worker.storage import errors
+from worker.storage import S3Config, Store, errors
 from worker.storage.cloud.error_mapping import Origin
+from worker.storage.configured_stores import open_driver
 from worker.storage.s3.errors import CLASSES, CODES, SDK_ERRORS, translate
 
 ORIGIN = Origin("primary", "https://s3.example.com", "artifacts")
@@ -51,6 +54,24 @@ def test_every_class_of_the_sdk_is_mapped() -> None:
 def test_every_documented_code_is_mapped() -> None:
     """Every error code that the SDK documents for S3 has a meaning."""
     assert documented_codes() - CODES.keys() == set()
+
+
+def test_the_reason_is_asked_for_where_the_answer_to_head_has_none(tmp_path: Path) -> None:
+    """Amazon answers 400 for an expired token, and to HEAD without a body, which a request with a body tells."""
+    body = b"<?xml version='1.0'?><Error><Code>ExpiredToken</Code><Message>no</Message></Error>"
+    with FaultyProxy(1, lambda request: Say(400, b"" if request.method == "HEAD" else body)) as proxy:
+        keys = {"endpoint": proxy.endpoint, "access_key_id": "a", "secret_access_key": "b"}
+        config = S3Config.model_validate({**keys, "layout": "native", "buckets": ["*"], "reserved_bucket": "r"})
+        store = Store(open_driver("dr", config), spool_dir=tmp_path)
+        for ask in (
+            lambda: store.stat_object("releases", "app"),
+            lambda: store.bucket_exists("releases"),
+            lambda: store.create_bucket("releases"),
+            lambda: store.delete_held("releases", "app"),
+        ):
+            with pytest.raises(errors.AccessDenied, match="the credentials have expired"):
+                ask()
+        store.close()
 
 
 @pytest.mark.parametrize(
