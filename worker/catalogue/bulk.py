@@ -55,6 +55,15 @@ def insert(table: Table, values: Mapping[str, ColumnElement[Any]]) -> Insert:
     return sa.insert(table).from_select(list(values), sa.select(*values.values()))
 
 
+def update(table: Table) -> Update:
+    """Return an UPDATE of many rows; if it fails, SQLite undoes the whole transaction and not the statement alone.
+
+    To be able to undo the statement, it would copy each page that it changes to a temporary file. A transaction never
+    goes on after an error here, so that nothing needs the copies.
+    """
+    return sa.update(table).prefix_with("OR ROLLBACK", dialect="sqlite")
+
+
 def constant(value: str | int) -> ColumnElement[Any]:
     """Return a word or number of ours as a part of the text of a statement.
 

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from worker import clock
 from worker.catalogue.artifacts import FIRST_READS, READ_ONCE, SPREADS
-from worker.catalogue.bulk import one_of
+from worker.catalogue.bulk import one_of, update
 from worker.catalogue.companion_keys import PLACED_AS, with_owners
 from worker.catalogue.compiled_statements import Prepared
 from worker.catalogue.database import Queries
@@ -420,7 +420,7 @@ def claim_copies(
     work and ended the claim.
     """
     claim = (
-        sa.update(copies)
+        update(copies)
         .where(one_of(copies.c.id, sa.bindparam("ids")), _unclaimed(sa.literal(now), sa.literal(_far(until))), still)
         .values(claimed_until=until)
         .returning(copies.c.id)
@@ -494,7 +494,7 @@ def _claim_due() -> sa.Update:
     by_period = sa.and_(retry.is_(None), sa.or_(read <= earliest, read > sa.bindparam("latest_read")))
     still = sa.or_(by_period, retry <= sa.bindparam("now"), retry > sa.bindparam("latest_retry"))
     of = one_of(copies.c.id, sa.bindparam("ids"))
-    claim = sa.update(copies).where(of, _unclaimed(sa.bindparam("now"), sa.bindparam("claimed_far")), still)
+    claim = update(copies).where(of, _unclaimed(sa.bindparam("now"), sa.bindparam("claimed_far")), still)
     return claim.values(claimed_until=sa.bindparam("until")).returning(copies.c.id)
 
 

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from worker.catalogue import Catalogue, CatalogueError
-from worker.catalogue.bulk import BulkStatement, insert
+from worker.catalogue.bulk import BulkStatement, insert, update
 from worker.catalogue.compiled_statements import Prepared, in_one_request
 from worker.catalogue.tables import jobs
 
@@ -21,6 +21,7 @@ FIND = Prepared(sa.select(jobs).where(jobs.c.id == sa.bindparam("of")))
 BEGIN_AGAIN = Prepared(
     sa.update(jobs).where(jobs.c.kind == sa.bindparam("of")).values(state="queued", fence=jobs.c.fence + 1)
 )
+EMPTY_KINDS = Prepared(update(jobs).values(kind=None))
 
 
 def test_values_are_bound_and_read_back_as_sqlalchemy_does(catalogue: Catalogue) -> None:
@@ -82,11 +83,17 @@ def test_an_error_of_the_database_undoes_the_transaction(
             for _ in range(2):
                 INSERT.run(connection, id="same-id", request={}, created_at=NOW, **ROW)
 
-    with pytest.raises(CatalogueError, match="(?i)unique|duplicate") as failure:
-        insert_twice()
-    assert isinstance(failure.value.__cause__, IntegrityError)
-    with catalogue._database.read() as connection:
-        assert FIND.first(connection, of="same-id") is None
+    def empty_kinds() -> None:
+        with catalogue._database.write() as connection, together(connection):
+            INSERT.run(connection, id="same-id", request={}, created_at=NOW, **ROW)
+            EMPTY_KINDS.ask(connection)
+
+    for change, why in ((insert_twice, "(?i)unique|duplicate"), (empty_kinds, "(?i)not.null")):
+        with pytest.raises(CatalogueError, match=why) as failure:
+            change()
+        assert isinstance(failure.value.__cause__, IntegrityError)
+        with catalogue._database.read() as connection:
+            assert FIND.first(connection, of="same-id") is None
 
 
 def test_rows_that_share_values_are_inserted_as_they_are(catalogue: Catalogue) -> None:
