@@ -79,16 +79,25 @@ class Writers(Queries):
                 f"{(other.at + ALIVE).astimezone(UTC):%H:%M:%S} on if that one gives no other sign; "
                 "if it was moved, `zot-artifacts log accept --yes --take-over` ends that now"
             )
-        what = "another copy" if other.place != self.place() else "a later state or another copy"
-        named = f"{what} of this catalogue, {other.place}"
         if any(each in tokens.own and not _is_of_another(each, tokens) for each in record.refused):
-            return f"{named}, was accepted as the one that writes to this store: stop the programs of this one"
+            return (
+                f"another copy of this catalogue, {other.place}, was accepted as the one that writes to this store: "
+                "stop the programs of this one"
+            )
+        at = f"{other.at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+        told = (
+            f"another copy of this catalogue, {other.place}, uses this store (at {at}); this one writes, deletes and "
+            "verifies nothing here: stop the programs of one of them; to go on with this one, then"
+        )
+        if other.place == self.place():
+            told = (
+                f"{other.place} used this store at {at} in a later state: it was set back, or a copy of it runs; it "
+                "writes, deletes and verifies nothing here: stop the programs of such a copy, then"
+            )
         since = f"{tokens.here:%Y-%m-%dT%H:%M:%SZ}" if tokens.here else "MOMENT"
         return (
-            f"{named}, uses this store (at {other.at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC); this one writes, deletes "
-            "and verifies nothing here: stop the programs of one of them; to go on with this one, then record what the "
-            "other one has written with `zot-artifacts catalogue rebuild --newer-since "
-            f"{quote(since)}`, and run `zot-artifacts log accept --yes`"
+            f"{told} record what was written since with `zot-artifacts catalogue rebuild --newer-since {quote(since)}` "
+            "and run `zot-artifacts log accept --yes`"
         )
 
     def see(self, store: str, record: WriterRecord | None, *, now: datetime) -> str | None:
