@@ -67,7 +67,9 @@ def follow(shared: datetime, *, asked_at: float) -> None:
     if abs(shared - now()) > _AGREE:
         ahead = (host_time() - shared).total_seconds()
         logger.warning(
-            "this machine's clock is %+.0f s off; leases and due times go by that of the catalogue's server", ahead
+            "this machine's clock differs by %+.0f s from that of the catalogue's server: set the one that is wrong; "
+            "leases and due times go by the server's",
+            ahead,
         )
     _checked_at = uptime()
     _shared_start = shared.astimezone(UTC) - timedelta(seconds=_checked_at)  # a server may tell it in its own zone

@@ -117,9 +117,12 @@ def test_a_damaged_record_is_written_anew(tmp_path: Path, content: str) -> None:
 
 
 def test_an_answer_of_the_server_that_came_late_tells_no_time(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It says the moment at which it was made. The next transaction asks again."""
+    """It says the moment at which it was made. The next transaction asks again.
+
+    Where the two clocks differ, either may be the wrong one.
+    """
     monkeypatch.setattr(clock, "now", real_now)
     monkeypatch.setattr(clock, "host_time", lambda: machine.now)
     monkeypatch.setattr(clock, "_shared_start", None)
@@ -129,3 +132,4 @@ def test_an_answer_of_the_server_that_came_late_tells_no_time(
     assert (clock.now(), clock.is_unchecked()) == (machine.now, True)
     clock.follow(BEGIN, asked_at=108.5)
     assert (clock.now(), clock.is_unchecked()) == (BEGIN, False)
+    assert "differs by +9 s from that of the catalogue's server: set the one that is wrong" in caplog.text
