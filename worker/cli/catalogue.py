@@ -157,7 +157,7 @@ def backup(store: StoreNames = None, as_json: AsJson = False) -> None:
             tried = ", restored as a rehearsal" if name in done.rehearsed and name not in done.faults else ""
             say(f"{name}: {BACKUP_BUCKET}/{key}, written and read back{tried}")
         for name, fault in done.faults.items():
-            complain(f"{name}: {fault}")
+            complain(f"{name}: " + fault.removeprefix(f"{name}: "))
     raise typer.Exit(Status.BAD if done.faults else Status.GOOD)
 
 

@@ -8,6 +8,7 @@ import pytest
 from tests.unit.catalogue.test_export import content, exported, fill
 from worker import cli
 from worker.catalogue import Catalogue
+from worker.settings import load_settings
 
 
 @pytest.fixture
@@ -78,3 +79,8 @@ def test_a_backup_goes_to_every_store_that_is_named(home, capsys):
     capsys.readouterr()
     assert cli.run(["catalogue", "backups", "--json"]) == 0
     assert {each["store"] for each in json.loads(capsys.readouterr().out)["backups"]} == {"primary", "dr"}
+    stores = load_settings().stores
+    stores["dr"].root.rename(stores["dr"].root.with_name("unplugged"))
+    assert cli.run(command) == 1
+    told = capsys.readouterr().err
+    assert ("zot-artifacts: dr: its root " in told, "dr: dr: " in told) == (True, False)
