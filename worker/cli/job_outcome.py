@@ -83,7 +83,9 @@ def print_outcome(outcome: Outcome) -> None:
         _PRINT.get(outcome.kind, _print_fields)(outcome.result)
         print_unnamed_failures(outcome.job, outcome.result)
     elif outcome.ended:
-        complain(f"{outcome.kind} {outcome.state}: {(outcome.error or {}).get('message', 'no cause was recorded')}")
+        told = f"{outcome.kind} {outcome.state}: {(outcome.error or {}).get('message', 'no cause was recorded')}"
+        retry = f"; once that is repaired, `zot-artifacts jobs retry {outcome.job}` sends the job again"
+        complain(f"{told}{retry if outcome.state == JobState.DEAD else ''}")
     else:
         why = "it waits" if outcome.state == JobState.QUEUED else "its last attempt failed"  # queued: it was snoozed
         cause = f", {why}: {outcome.error['message']}" if outcome.error else ""

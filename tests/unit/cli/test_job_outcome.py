@@ -56,3 +56,19 @@ def test_a_sweep_says_what_its_counts_are_of(
     """Each count has its unit, and a sweep that found nothing to do says so."""
     print_outcome(Outcome("a", kind, JobState.SUCCEEDED, 1, None, result))
     assert capsys.readouterr().out == out
+
+
+@pytest.mark.parametrize(
+    ("state", "told"),
+    [
+        (
+            JobState.DEAD,
+            "upload dead: dr: away; once that is repaired, `zot-artifacts jobs retry 5f0a` sends the job again",
+        ),
+        (JobState.FAILED, "upload failed: dr: away"),
+    ],
+)
+def test_a_dead_letter_names_its_way_out(capsys: pytest.CaptureFixture[str], state: JobState, told: str) -> None:
+    """`upload dead` alone did not say that the job can be redriven, nor its id."""
+    print_outcome(Outcome("5f0a", "upload", state, 3, {"type": "Unavailable", "message": "dr: away"}, None))
+    assert capsys.readouterr().err == f"zot-artifacts: {told}\n"
