@@ -110,6 +110,20 @@ def test_a_worker_that_was_stopped_past_its_lease_commits_nothing(valkey, minist
     assert done.fence == 2
 
 
+def test_a_running_job_outlives_a_catalogue_that_has_lost_its_row(valkey, ministack, tmp_path):
+    """A standby that was behind has taken over, or an old backup was restored: the job is recorded and done again."""
+    with fleet_of(valkey, ministack, tmp_path, at=4) as fleet, fleet.worker("only") as only:
+        job = fleet.client.upload(fleet.source(), "releases", "large.bin")
+        assert fleet.gate.reached.wait(WITHIN)
+        with closing(sqlite3.connect(tmp_path / "catalogue.sqlite3", isolation_level=None)) as ours:
+            ours.execute("DELETE FROM jobs")
+        fleet.gate.open.set()
+        assert job.wait(WITHIN).size == PARTS * 5 * MIB
+        assert "the catalogue has no record of it any more" in only.log
+        assert fleet.client.verify("releases", "large.bin").wait(WITHIN).good
+    assert fleet.record(job).state == "succeeded"
+
+
 def test_a_worker_outlives_its_broker(ministack, tmp_path):
     """The broker is killed under a job at work, and again while the worker looks for it; the worker is the same one."""
     with (

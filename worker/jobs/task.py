@@ -13,7 +13,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from functools import partial
 from secrets import token_hex
@@ -234,8 +234,7 @@ class Delivery(Generic[RequestT, ResultT]):
             logger.warning("job %s waits: %s", self._id, error)
             raise sent_again(self._task, self._backoff(self._task.request.retries), error, has_due=False) from error
         except LostLease as error:  # also where the end of an attempt was to be recorded
-            logger.warning("%s; this worker stops working on it", error)
-            raise Ignore from error
+            raise self._leave(error) from error
         except OtherRequest as error:
             logger.error("job %s: rejected: %s", self._id, error)  # noqa: TRY400 - its line names the cause
             try:
@@ -246,6 +245,19 @@ class Delivery(Generic[RequestT, ResultT]):
                 delay = self._backoff(self._task.request.retries)
                 raise sent_again(self._task, delay, failed, has_due=False) from failed
             raise Ignore from error  # keeps the result of the first request
+
+    def _leave(self, error: LostLease) -> Exception:
+        """Return the exception that ends this delivery: another worker has the job, or the catalogue has lost it.
+
+        That is so where a standby that was behind has taken over, or an old backup was restored. Then the job is sent
+        again, because nothing else has it.
+        """
+        with suppress(CatalogueUnavailable):
+            if self._ledger.get(self._id) is not None:
+                logger.warning("%s; this worker stops working on it", error)
+                return Ignore()
+        logger.warning("job %s: the catalogue has no record of it any more; it is sent again", self._id)
+        return sent_again(self._task, self._backoff(self._task.request.retries), error, has_due=False)
 
     def _lease_and_attempt(
         self, work: Work[RequestT, ResultT], args: tuple[object, ...], kwargs: Mapping[str, object]
