@@ -257,7 +257,8 @@ class Delivery(Generic[RequestT, ResultT]):
                 logger.warning("%s; this worker stops working on it", error)
                 return Ignore()
         logger.warning("job %s: the catalogue has no record of it any more; it is sent again", self._id)
-        return sent_again(self._task, self._backoff(self._task.request.retries), error, has_due=False)
+        again: Exception = sent_again(self._task, self._backoff(self._task.request.retries), error, has_due=False)
+        return again
 
     def _lease_and_attempt(
         self, work: Work[RequestT, ResultT], args: tuple[object, ...], kwargs: Mapping[str, object]
