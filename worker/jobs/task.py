@@ -255,7 +255,8 @@ class Delivery(Generic[RequestT, ResultT]):
         with suppress(CatalogueUnavailable):
             if self._ledger.get(self._id) is not None:
                 logger.warning("%s; this worker stops working on it", error)
-                return Ignore()
+                left: Exception = Ignore()
+                return left
         logger.warning("job %s: the catalogue has no record of it any more; it is sent again", self._id)
         again: Exception = sent_again(self._task, self._backoff(self._task.request.retries), error, has_due=False)
         return again
