@@ -258,8 +258,7 @@ class Delivery(Generic[RequestT, ResultT]):
                 left: Exception = Ignore()
                 return left
         logger.warning("job %s: the catalogue has no record of it any more; it is sent again", self._id)
-        again: Exception = sent_again(self._task, self._backoff(self._task.request.retries), error, has_due=False)
-        return again
+        return sent_again(self._task, self._backoff(self._task.request.retries), error, has_due=False)
 
     def _lease_and_attempt(
         self, work: Work[RequestT, ResultT], args: tuple[object, ...], kwargs: Mapping[str, object]
