@@ -360,6 +360,7 @@ class TestOthersBlobs:
     def test_blocks_of_another_program(self, azurite: Azurite, service: BlobServiceClient) -> None:
         """Blocks that another program has staged with other ids are named as what is in the way, and never dropped."""
         opened = store(azurite, service)
+        service.get_blob_client(container_of(opened), f"{BUCKET}/log").create_append_blob()  # has no blocks
         service.get_blob_client(container_of(opened), f"{BUCKET}/app").stage_block("theirs", b"x")
         with pytest.raises(Conflict, match="blocks of another program"):
             opened.write_object(BUCKET, "app", source(some_bytes(SMALL_PART + 1)))
