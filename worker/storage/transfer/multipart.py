@@ -225,7 +225,7 @@ class MultipartWrite:
                     _take_finished(under_way, parts)
             except BaseException:
                 self._stopped = True
-                pool.shutdown(wait=True, cancel_futures=True)
+                pool.shutdown()  # those in flight end, the others see that it is stopped
                 for left in (data, *under_way.values()):
                     _close_part(left)
                 raise
@@ -283,8 +283,7 @@ class MultipartWrite:
 def _take_finished(under_way: dict[Future[Part], PartData], parts: list[Part]) -> list[bytearray]:
     """Wait until a part was sent, move all sent parts to `parts`, and return their memory, which is used again."""
     spare: list[bytearray] = []
-    done = wait(under_way, return_when=FIRST_COMPLETED).done
-    for future in [each for each in under_way if each in done]:  # of two errors, that of the first part is raised
+    for future in wait(under_way, return_when=FIRST_COMPLETED).done:
         data = under_way.pop(future)
         try:
             parts.append(future.result())

@@ -3,13 +3,15 @@
 import hashlib
 import io
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from threading import Barrier, Lock
+from threading import Barrier, Event, Lock
 
 import pytest
 
 from tests.memory_driver import MemoryDriver
 from tests.open_files import open_below
+from tests.waiting import WITHIN
 from worker.jobs.interrupt_signal import Interrupted
 from worker.storage.driver import Capabilities, Digest, ObjectStat, Part, PartLimits, WriteInfo
 from worker.storage.errors import (
@@ -327,7 +329,8 @@ def test_two_parts_are_in_flight_and_a_third_is_ready(driver, monkeypatch):
     A fourth is being read meanwhile, and no more memory is taken: later parts are written over earlier ones.
     """
     both, lock, in_flight, most, memory = Barrier(2, timeout=60), Lock(), [0], [0], dict[int, bytearray]()
-    upload_part = driver.upload_part
+    upload_part, notes = driver.upload_part, Notes()
+    record = notes.sent
 
     def together(*args, **kwargs) -> Part:
         memory[id(args[-1])] = args[-1]
@@ -335,19 +338,50 @@ def test_two_parts_are_in_flight_and_a_third_is_ready(driver, monkeypatch):
             in_flight[0] += 1
             most[0] = max(most[0], in_flight[0])
         both.wait()
-        part = upload_part(*args, **kwargs)
+        return upload_part(*args, **kwargs)
+
+    def recorded(part: SentPart) -> None:
+        record(part)
         both.wait()
         with lock:
             in_flight[0] -= 1
-        return part
 
     monkeypatch.setattr(driver, "upload_part", together)
+    monkeypatch.setattr(notes, "sent", recorded)
     content = CONTENT[: 8 * PART]
     digest = Digest(len(content), hashlib.sha256(content).hexdigest())
     body = VerifyingReader(io.BytesIO(content), size=digest.size, sha256=digest.sha256)
-    MultipartWrite(driver, "releases", "app.tgz", WriteInfo(digest.size, digest.sha256), Notes()).run(body, None)
+    MultipartWrite(driver, "releases", "app.tgz", WriteInfo(digest.size, digest.sha256), notes).run(body, None)
     assert stored(driver) == content
     assert (most, len(memory)) == ([2], 4)
+
+
+def test_no_part_is_sent_after_an_error(driver, monkeypatch):
+    """A part that is ready when the source fails is not sent; those in flight are recorded."""
+    stopping, upload_part = Event(), driver.upload_part
+
+    def wait(*args, **kwargs) -> Part:
+        assert stopping.wait(WITHIN)
+        return upload_part(*args, **kwargs)
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, **options) -> None:
+            stopping.set()
+            super().shutdown(**options)
+
+    class Source(io.BytesIO):
+        def read(self, size=-1) -> bytes:
+            if self.tell() == 3 * PART:
+                raise Unavailable("memory: the source is away")
+            return super().read(size)
+
+    monkeypatch.setattr(driver, "upload_part", wait)
+    monkeypatch.setattr(multipart, "ThreadPoolExecutor", Pool)
+    info, notes = WriteInfo(len(CONTENT), hashlib.sha256(CONTENT).hexdigest()), Notes()
+    body = VerifyingReader(Source(CONTENT), size=info.size, sha256=info.sha256)
+    with pytest.raises(Unavailable, match="the source is away"):
+        MultipartWrite(driver, "releases", "app.tgz", info, notes).run(body, None)
+    assert sorted(driver.sent) == sorted(notes.kept.sent) == [1, 2]
 
 
 def test_parts_of_another_size_than_chunks_are_hashed_as_a_whole(driver):
