@@ -13,7 +13,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import partial
 from secrets import token_hex
@@ -221,6 +221,7 @@ class Delivery(Generic[RequestT, ResultT]):
         self._parent = None if task.request.parent_id == self._id else task.request.parent_id
         self._queue: str | None = (task.request.delivery_info or {}).get("routing_key")
         self._ledger = context.catalogue.ledger
+        self._since = clock.now()
 
     def handle(
         self, work: Work[RequestT, ResultT], args: tuple[object, ...], kwargs: Mapping[str, object]
@@ -249,15 +250,19 @@ class Delivery(Generic[RequestT, ResultT]):
     def _leave(self, error: LostLease) -> Exception:
         """Return the exception that ends this delivery: another worker has the job, or the catalogue has lost it.
 
-        That is so where a standby that was behind has taken over, or an old backup was restored. Then the job is sent
-        again, because nothing else has it.
+        That is so where a standby that was behind has taken over, or an old backup was restored. Then the job is
+        sent again, because nothing else has it. After `jobs.keep` it may have ended elsewhere long ago, and is left:
+        a delete that is done again would delete what was uploaded since.
         """
-        with suppress(CatalogueUnavailable):
-            if self._ledger.get(self._id) is not None:
+        keep = self._context.settings.jobs.keep
+        try:
+            if self._ledger.get(self._id) is not None or (keep is not None and clock.now() - self._since >= keep):
                 logger.warning("%s; this worker stops working on it", error)
                 left: Exception = Ignore()
                 return left
-        logger.warning("job %s: the catalogue has no record of it any more; it is sent again", self._id)
+            logger.warning("job %s: the catalogue has no record of it any more; it is sent again", self._id)
+        except CatalogueUnavailable as away:
+            logger.warning("job %s waits: %s", self._id, away)
         return sent_again(self._task, self._backoff(self._task.request.retries), error, has_due=False)
 
     def _lease_and_attempt(

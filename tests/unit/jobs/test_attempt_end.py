@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from kombu.exceptions import OperationalError
 import tasks.record_rejected
 import tasks.sweeps.recover
 import tasks.verify  # noqa: F401 - it registers the task
+from worker import clock
 from worker.catalogue import CatalogueUnavailable, Ledger
 from worker.context import Context
 from worker.intake.message_filter import RECORD_TASK
@@ -30,6 +32,7 @@ from worker.jobs.running_job import Cancelled, Requeue, RunningJob
 from worker.jobs.task import Delivery
 from worker.limits.snooze import Snooze
 from worker.settings import Settings
+from worker.settings.section_models import JobSettings
 from worker.storage.errors import PermanentError, Unavailable
 from zot_artifact_client.contract import SWEEP_RECOVER, VERIFY, JobState, VerifyRequest, VerifyResult
 from zot_artifact_client.errors import JobFailed
@@ -254,6 +257,22 @@ def test_a_job_that_lost_its_lease_tells_no_end(context, task, error):
     with pytest.raises(Ignore):
         Delivery(task, VERIFY, context, writes=False).handle(thaw, (), FIELDS)
     assert context.catalogue.ledger.get("job-1").state == JobState.RUNNING
+
+
+@pytest.mark.parametrize(("slept", "ends"), [(timedelta(0), Retry), (timedelta(days=2), Ignore)])
+def test_a_job_whose_row_is_gone_is_done_again_unless_it_may_have_ended(context, task, monkeypatch, slept, ends):
+    """The catalogue has lost its row; but after `jobs.keep` the row of a job that another worker ended is removed."""
+    settings = context.settings.model_copy(update={"jobs": JobSettings(keep=timedelta(days=1))})
+
+    def lose(request: VerifyRequest, job: RunningJob) -> VerifyResult:
+        with context.catalogue.ledger._database.write() as connection:
+            connection.exec_driver_sql("DELETE FROM jobs")
+        woken = clock.now() + slept
+        monkeypatch.setattr(clock, "now", lambda: woken)
+        return work(request, job)
+
+    with pytest.raises(ends):
+        Delivery(task, VERIFY, dataclasses.replace(context, settings=settings), writes=False).handle(lose, (), FIELDS)
 
 
 def test_a_job_succeeds_although_its_cleanup_fails(context, task):
