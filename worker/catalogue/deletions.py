@@ -14,9 +14,10 @@ from worker.catalogue.companion_keys import companion_keys
 from worker.catalogue.database import CatalogueError, Queries
 from worker.catalogue.findings import see_lost_among
 from worker.catalogue.holds import OnHold, begun_writer, check_hold
-from worker.catalogue.records import GONE, Artifact, Copy, artifact_of, copy_of
+from worker.catalogue.record_versions import written_by
+from worker.catalogue.records import GONE, OPEN_STATES, Artifact, Copy, artifact_of, copy_of
 from worker.catalogue.rows_fingerprint import fingerprint_of
-from worker.catalogue.tables import artifacts, copies, holds, tombstones, undeletes
+from worker.catalogue.tables import artifacts, copies, holds, jobs, tombstones, undeletes
 from worker.catalogue.types import UtcDateTime, without_nul
 
 _TEXT = 500
@@ -287,9 +288,11 @@ def _undo(connection: Connection, row: sa.Row[Any], undone: Mapping[str, Any]) -
         raise UndeleteRefused(f"{bucket}/{key}: job {writer} has begun to delete or replace it; wait for its end")
     here = sa.and_(artifacts.c.bucket == bucket, artifacts.c.key == key)
     versions = sa.select(artifacts).where(here)
-    newer = versions.where(artifacts.c.version > row.version, artifacts.c.committed_at.is_not(None)).limit(1)
-    if connection.execute(newer).one_or_none() is not None:
+    newer = connection.execute(versions.where(artifacts.c.version > row.version)).all()
+    if any(each.committed_at is not None for each in newer):
         raise UndeleteRefused(f"{bucket}/{key} was uploaded again since: delete that version first, or keep it")
+    if uploaded := written_by(connection, newer, jobs.c.state.in_(OPEN_STATES)):  # by a page, between two attempts
+        raise UndeleteRefused(f"{bucket}/{key}: job {uploaded[-1].job} has begun to replace it; wait for its end")
     those = sa.update(artifacts).where(here, artifacts.c.tombstoned_at == row.deleted_at)
     connection.execute(those.values(tombstoned_at=None))
     connection.execute(sa.delete(tombstones).where(*_at(bucket, key)))

@@ -6,8 +6,9 @@ import pytest
 
 from tests.unit.cli.test_status import Zot, artifact, catalogue, zot  # noqa: F401 - fixtures
 from worker import cli, clock
-from worker.catalogue import Artifact, Catalogue
+from worker.catalogue import Artifact, Catalogue, Leased
 from worker.storage import Digest
+from zot_artifact_client.contract import PAGE, JobState
 
 
 def test_a_hold_is_listed_and_shown_until_it_is_released(
@@ -34,11 +35,12 @@ def test_a_delete_is_listed_and_undone(
     catalogue: Catalogue,  # noqa: F811
     artifact: Artifact,  # noqa: F811
     zot: Zot,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A deleted artifact says how it can be brought back, and is there again after `undelete`.
 
     A delete that cannot be undone is not listed: its artifact was uploaded again, or its bytes are being purged. An
-    upload that failed takes nothing from the delete before it.
+    upload that failed takes nothing from the delete before it, and one that goes on has to end first.
     """
     now, later = clock.now(), clock.now() + timedelta(days=7)
     catalogue.deletions.begin(artifact, now=now, until=later, by="ana", reason="old", job="job-1")
@@ -61,8 +63,17 @@ def test_a_delete_is_listed_and_undone(
     assert catalogue.deletions.begin_purge(gone, now=later) is not None
     again = catalogue.artifacts.record("releases", "again", Digest(1, "0" * 64), {}, now, stores=["dr"]).artifact
     catalogue.deletions.begin(again, now=now, until=later, by="ana", reason=None, job="job-3")
-    newer = catalogue.artifacts.record("releases", "again", Digest(1, "1" * 64), {}, now, stores=["dr"]).artifact
+    page = "5f0a1d0e-0000-5000-8000-000000000000.00000001"
+    lease = catalogue.ledger.acquire(
+        page, PAGE.kind, {}, owner="here", writes_to=None, parent=None, now=now, lease=timedelta(seconds=30)
+    )
+    assert isinstance(lease, Leased)
+    bytes_ = Digest(1, "1" * 64)
+    newer = catalogue.artifacts.record("releases", "again", bytes_, {}, now, stores=["dr"], job=page).artifact
     assert [each["key"] for each in zot("deleted")[1]["deleted"]] == ["again"]
+    assert cli.run(["undelete", "releases/again"]) == 2, "the page goes on with the upload"
+    assert f"job {page} has begun to replace it" in capsys.readouterr().err
+    catalogue.ledger.finish(page, lease.record.fence, JobState.FAILED, now=now)
     assert zot("undelete", "releases/again")[0] == 0, "the upload has failed"
     catalogue.deletions.begin(again, now=now, until=later, by="ana", reason=None, job="job-4")
     catalogue.artifacts.finish_copy(newer, "dr", tag="1", evidence={}, now=now)
