@@ -1,15 +1,17 @@
 """Connections of urllib3 that their owner can shut down from outside, and whose answers are never interim ones."""
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from zot_artifact_client.http_final_response import FinalResponse
+
+_T = TypeVar("_T")
 
 Watch = Callable[[socket.socket], socket.socket]
 """Is given the socket of each connection that is made, and returns it."""
@@ -33,14 +35,24 @@ class WatchedSockets:
     def shut_down(self) -> None:
         """End every read and write that waits, also those of later connections."""
         self.is_over = True
-        while self._sockets:
-            with suppress(OSError), self._sockets.pop() as own:
+        for own in take_all(self._sockets):
+            with suppress(OSError), own:
                 own.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Watch no more."""
-        while self._sockets:
-            self._sockets.pop().close()
+        for own in take_all(self._sockets):
+            own.close()
+
+
+def take_all(items: list[_T]) -> Iterator[_T]:
+    """Yield the items of a list and remove them, each once, also while another thread takes them."""
+    while True:
+        try:
+            taken = items.pop()
+        except IndexError:
+            return
+        yield taken
 
 
 class _Plain(HTTPConnection):

@@ -41,7 +41,7 @@ from worker.storage.errors import (
     Unavailable,
 )
 from worker.storage.filesystem.open_without_symlinks import translate
-from worker.watched_connections import WatchedSockets, watch_connections
+from worker.watched_connections import WatchedSockets, take_all, watch_connections
 from zot_artifact_client.retry_after import read_retry_after
 
 logger = logging.getLogger(__name__)
@@ -354,8 +354,8 @@ class _Connections:
     def shut_down(self) -> None:
         """End every read and write that waits, also those of later connections."""
         self._sockets.shut_down()
-        while self._pools:
-            self._pools.pop().clear()
+        for pool in take_all(self._pools):
+            pool.clear()
 
     def _pool(self, url: str) -> urllib3.PoolManager:
         bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")  # SSL_CERT_FILE: by OpenSSL
