@@ -13,7 +13,7 @@ def nearest(artifacts: Artifacts, bucket: str, key: str) -> str:
     if artifacts.page(bucket, f"{key.rstrip('/')}/", limit=1):
         below = f"{bucket}/{key.rstrip('/')}/"
         return f"{HINT}the artifacts below {below!r}? `get` takes them with -r, other commands with --all"
-    found = [*artifacts.page(bucket, key[:3]), *artifacts.page(bucket)] or artifacts.page(None)
+    found = [*artifacts.page(bucket, key[:3]), *artifacts.page(bucket), *artifacts.page(None)]
     # Bucket and key are compared apart: one that is the same would make any two paths alike.
     for near in difflib.get_close_matches(bucket, {each.bucket for each in found}):
         if keys := difflib.get_close_matches(key, {each.key for each in found if each.bucket == near}, n=1):

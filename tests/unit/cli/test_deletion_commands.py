@@ -123,6 +123,10 @@ def test_a_suggested_name_is_like_the_one_that_was_typed(
     catalogue.artifacts.record("Rel_eases", "x", digest, {}, clock.now(), stores=["dr"])
     for typed in ("releases/zz", "releases/nope", "release/nope"):
         assert "did you mean" not in zot("delete", typed)[1]["error"]["message"]
+    other = catalogue.artifacts.record("relases", "x", digest, {}, clock.now(), stores=["dr"]).artifact
+    catalogue.artifacts.finish_copy(other, "dr", tag="1", evidence={}, now=clock.now())
+    told = zot("delete", "relases/app.tgz")[1]["error"]["message"]
+    assert "did you mean 'releases/app.tgz'?" in told, "there is also a bucket of the name that was typed"
 
 
 @pytest.mark.parametrize("command", ["show", "delete"])
