@@ -235,7 +235,7 @@ class Delivery(Generic[RequestT, ResultT]):
             logger.warning("job %s waits: %s", self._id, error)
             raise sent_again(self._task, self._backoff(self._task.request.retries), error, has_due=False) from error
         except LostLease as error:  # also where the end of an attempt was to be recorded
-            raise self._leave(error) from error
+            self._leave(error)
         except OtherRequest as error:
             logger.error("job %s: rejected: %s", self._id, error)  # noqa: TRY400 - its line names the cause
             try:
@@ -247,8 +247,8 @@ class Delivery(Generic[RequestT, ResultT]):
                 raise sent_again(self._task, delay, failed, has_due=False) from failed
             raise Ignore from error  # keeps the result of the first request
 
-    def _leave(self, error: LostLease) -> Exception:
-        """Return the exception that ends this delivery: another worker has the job, or the catalogue has lost it.
+    def _leave(self, error: LostLease) -> NoReturn:
+        """End this delivery: another worker has the job, or the catalogue has lost it.
 
         That is so where a standby that was behind has taken over, or an old backup was restored. Then the job is
         sent again, because nothing else has it. After `jobs.keep` it may have ended elsewhere long ago, and is left:
@@ -256,14 +256,15 @@ class Delivery(Generic[RequestT, ResultT]):
         """
         keep = self._context.settings.jobs.keep
         try:
-            if self._ledger.get(self._id) is not None or (keep is not None and clock.now() - self._since >= keep):
-                logger.warning("%s; this worker stops working on it", error)
-                left: Exception = Ignore()
-                return left
-            logger.warning("job %s: the catalogue has no record of it any more; it is sent again", self._id)
+            is_left = self._ledger.get(self._id) is not None or (keep is not None and clock.now() - self._since >= keep)
         except CatalogueUnavailable as away:
             logger.warning("job %s waits: %s", self._id, away)
-        return sent_again(self._task, self._backoff(self._task.request.retries), error, has_due=False)
+        else:
+            if is_left:
+                logger.warning("%s; this worker stops working on it", error)
+                raise Ignore from error
+            logger.warning("job %s: the catalogue has no record of it any more; it is sent again", self._id)
+        raise sent_again(self._task, self._backoff(self._task.request.retries), error, has_due=False) from error
 
     def _lease_and_attempt(
         self, work: Work[RequestT, ResultT], args: tuple[object, ...], kwargs: Mapping[str, object]

@@ -40,7 +40,7 @@ def test_a_delete_is_listed_and_undone(
     """A deleted artifact says how it can be brought back, and is there again after `undelete`.
 
     A delete that cannot be undone is not listed: its artifact was uploaded again, or its bytes are being purged. An
-    upload that failed takes nothing from the delete before it, and one that goes on has to end first.
+    upload that failed takes nothing from the delete before it, and one that is still open refuses the undelete.
     """
     now, later = clock.now(), clock.now() + timedelta(days=7)
     catalogue.deletions.begin(artifact, now=now, until=later, by="ana", reason="old", job="job-1")
@@ -71,7 +71,7 @@ def test_a_delete_is_listed_and_undone(
     bytes_ = Digest(1, "1" * 64)
     newer = catalogue.artifacts.record("releases", "again", bytes_, {}, now, stores=["dr"], job=page).artifact
     assert [each["key"] for each in zot("deleted")[1]["deleted"]] == ["again"]
-    assert cli.run(["undelete", "releases/again"]) == 2, "the page goes on with the upload"
+    assert cli.run(["undelete", "releases/again"]) == 2, "the page has another attempt"
     assert f"job {page} has begun to replace it" in capsys.readouterr().err
     catalogue.ledger.finish(page, lease.record.fence, JobState.FAILED, now=now)
     assert zot("undelete", "releases/again")[0] == 0, "the upload has failed"
